@@ -1,0 +1,1 @@
+"""The network: positions, embedders, attention, block, transformer."""

@@ -1,0 +1,97 @@
+"""Self-attention over image tokens and cross-attention from image tokens to text.
+
+Shapes: B batch, N image tokens, L text tokens, D width. Attention itself comes in as `attend`, so that a host can
+bring its own kernels.
+"""
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import KVCompression, PixArtConfig
+
+Options = Mapping[str, Any] | None
+# q (B, N, D), k and v (B, M, D), heads, mask (B, M) bool with True = keep, options -> (B, N, D)
+Attend = Callable[[Tensor, Tensor, Tensor, int, Tensor | None, Options], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Options) -> Tensor:
+    """Attention with torch's own kernel; `options` is for hosts and has no effect here."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    if mask is not None:
+        mask = mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def thin_out(tokens: Tensor, grid: tuple[int, int], mode: str, factor: int) -> Tensor:
+    """(B, h * w, D) -> fewer tokens without weights: the modes "ave", "uniform" and "uniform_every".
+
+    "ave" is nearest-neighbour in the official code despite its name, and floors odd grids; the other two are
+    undefined on grids they do not divide.
+    """
+    h, w = grid
+    if mode == "ave":
+        return tokens.unflatten(1, grid)[:, :h - h % factor:factor, :w - w % factor:factor].flatten(1, 2)
+    if mode == "uniform":
+        if h % factor or w % factor:
+            raise ValueError(f"key/value compression 'uniform' by {factor} needs token rows and columns divisible by "
+                             f"{factor}; this picture has {h} x {w}. Choose a size divisible by {16 * factor} pixels.")
+        return tokens.unflatten(1, grid)[:, ::factor, ::factor].flatten(1, 2)
+    if tokens.shape[1] % factor:
+        raise ValueError(f"key/value compression 'uniform_every' by {factor} needs a number of tokens divisible by "
+                         f"{factor}; this picture has {h} x {w} = {h * w}. Choose another size.")
+    return tokens[:, ::factor]
+
+
+class SelfAttention(nn.Module):
+    """Attention among image tokens, with Sigma's optional query/key norm and key/value compression."""
+
+    def __init__(self, config: PixArtConfig, compression: KVCompression | None, ops, attend: Attend,
+                 **factory) -> None:
+        super().__init__()
+        width = config.hidden
+        self.heads, self.attend, self.compression = config.heads, attend, compression
+        self.qkv = ops.Linear(width, 3 * width, **factory)
+        self.proj = ops.Linear(width, width, **factory)
+        if config.qk_norm:
+            self.q_norm = ops.LayerNorm(width, eps=1e-5, **factory)
+            self.k_norm = ops.LayerNorm(width, eps=1e-5, **factory)
+        self.qk_norm = config.qk_norm
+        if compression is not None and compression.mode == "conv":
+            self.sr = ops.Conv2d(width, width, kernel_size=compression.factor, stride=compression.factor,
+                                 groups=width, **factory)
+            self.norm = ops.LayerNorm(width, eps=1e-5, **factory)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], options: Options) -> Tensor:
+        """x (B, N, D) on a grid of (h, w) tokens -> (B, N, D)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.compression is not None:
+            k, v = self.compress(k, grid), self.compress(v, grid)
+        return self.proj(self.attend(q, k, v, self.heads, None, options))
+
+    def compress(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, D) -> (B, about N / factor^2, D); one convolution and norm serve keys and values (P-Sigma 3.3)."""
+        if self.compression.mode != "conv":
+            return thin_out(tokens, grid, self.compression.mode, self.compression.factor)
+        picture = tokens.transpose(1, 2).unflatten(2, grid)
+        return self.norm(self.sr(picture).flatten(2).transpose(1, 2))
+
+
+class CrossAttention(nn.Module):
+    """Attention from image tokens to text tokens. The query is the residual stream as it is: no norm, no gate."""
+
+    def __init__(self, config: PixArtConfig, ops, attend: Attend, **factory) -> None:
+        super().__init__()
+        width = config.hidden
+        self.heads, self.attend = config.heads, attend
+        self.q_linear = ops.Linear(width, width, **factory)
+        self.kv_linear = ops.Linear(width, 2 * width, **factory)
+        self.proj = ops.Linear(width, width, **factory)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None, options: Options) -> Tensor:
+        """x (B, N, D), text (B, L, D), mask (B, L) bool with at least one True a row, or None -> (B, N, D)."""
+        k, v = self.kv_linear(text).chunk(2, dim=-1)
+        return self.proj(self.attend(self.q_linear(x), k, v, self.heads, mask, options))

@@ -1,0 +1,88 @@
+"""One PixArt block, and the layer after the last one: both modulated by adaLN-single.
+
+Shapes: B batch, N image tokens, L text tokens, D width.
+"""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import PixArtConfig
+from .attention import Attend, CrossAttention, Options, SelfAttention
+from .embedders import Mlp
+from .policy import Compute
+
+Branch = Callable[[str, Compute], Tensor]
+
+
+def compute_branch(name: str, compute: Compute) -> Tensor:
+    """The branch of a block that no policy looks at."""
+    return compute()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without parameters, then x * (1 + scale) + shift; shift and scale (B, 1, D)."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+class ScaleShiftTable(nn.Module):
+    """Learned offsets (rows, D) of the shared modulation.
+
+    A module of its own, because a host patches and moves weights leaf module by leaf module; a bare parameter on
+    the block would be skipped without a word. Stays float32: it is small and precision is free.
+    """
+
+    def __init__(self, rows: int, width: int, device=None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, width, device=device, dtype=torch.float32) / width ** 0.5)
+
+    def forward(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        """modulation (B, rows, D) or (B, 1, D) -> rows tensors (B, 1, D) in its dtype."""
+        weight = self.weight.to(device=modulation.device)
+        return (weight + modulation).to(modulation.dtype).chunk(weight.shape[0], dim=1)
+
+
+def accept_reference_table_name(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Load hook: published files call the table `scale_shift_table`, without `.weight`."""
+    name = prefix + "scale_shift_table"
+    if name in state_dict:
+        state_dict[name + ".weight"] = state_dict.pop(name)
+
+
+class PixArtBlock(nn.Module):
+    """Self-attention, cross-attention to text, MLP (PixArt-alpha section 2.3)."""
+
+    def __init__(self, config: PixArtConfig, index: int, ops, attend: Attend, **factory) -> None:
+        super().__init__()
+        width, compression = config.hidden, config.kv_compression
+        if compression is not None and index not in compression.layers:
+            compression = None
+        self.scale_shift_table = ScaleShiftTable(6, width, factory.get("device"))
+        self.attn = SelfAttention(config, compression, ops, attend, **factory)
+        self.cross_attn = CrossAttention(config, ops, attend, **factory)
+        self.mlp = Mlp(width, 4 * width, width, ops, **factory)
+        self.register_load_state_dict_pre_hook(accept_reference_table_name)
+
+    def forward(self, x: Tensor, text: Tensor, modulation: Tensor, grid: tuple[int, int],
+                mask: Tensor | None = None, options: Options = None, branch: Branch = compute_branch) -> Tensor:
+        """x (B, N, D), text (B, L, D), modulation (B, 6, D), mask (B, L) bool -> (B, N, D)."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.scale_shift_table(modulation)
+        x = torch.addcmul(x, gate_a, branch("attn", lambda: self.attn(modulate(x, shift_a, scale_a), grid, options)))
+        x = x + branch("cross_attn", lambda: self.cross_attn(x, text, mask, options))
+        return torch.addcmul(x, gate_m, branch("mlp", lambda: self.mlp(modulate(x, shift_m, scale_m))))
+
+
+class FinalLayer(nn.Module):
+    """Tokens -> patches of output channels. Its modulation is the time embedding before `t_block`."""
+
+    def __init__(self, config: PixArtConfig, ops, **factory) -> None:
+        super().__init__()
+        self.scale_shift_table = ScaleShiftTable(2, config.hidden, factory.get("device"))
+        self.linear = ops.Linear(config.hidden, config.patch ** 2 * config.out_channels, **factory)
+        self.register_load_state_dict_pre_hook(accept_reference_table_name)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (B, N, D), time (B, D) -> (B, N, patch * patch * out channels), channel fastest."""
+        shift, scale = self.scale_shift_table(time[:, None])
+        return self.linear(modulate(x, shift, scale))

@@ -1,0 +1,132 @@
+"""The PixArt transformer: latent, timestep and caption in, predicted noise out.
+
+Shapes: B batch, H x W latent pixels, h x w tokens (N = h * w), D width, L caption tokens, C caption width.
+Submodule names equal the names in the published .pth files, so these load with strict=True.
+"""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..config import PixArtConfig
+from .attention import Attend, Options, sdpa
+from .block import FinalLayer, PixArtBlock, compute_branch
+from .embedders import CaptionEmbed, PatchEmbed, ScalarEmbed
+from .policy import Policy
+from .positions import position_table
+
+
+class PixArtTransformer(nn.Module):
+    """PixArt-alpha, -delta and -Sigma of any depth and width.
+
+    `ops` supplies Linear, Conv2d and LayerNorm (torch.nn by default), `attend` the attention kernel; a host passes
+    its own. The dtype of the latent is the dtype of the computation; timesteps, sizes and positions are embedded
+    in float32 whatever that is.
+    """
+
+    def __init__(self, config: PixArtConfig, ops=nn, attend: Attend = sdpa,
+                 dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.recompute = False      # training: trade a second forward of each block for its activations
+        width, factory = config.hidden, {"dtype": dtype, "device": device}
+        self.x_embedder = PatchEmbed(config.channels, width, config.patch, ops, **factory)
+        self.t_embedder = ScalarEmbed(width, ops, **factory)
+        if config.micro_conditioning:
+            self.csize_embedder = ScalarEmbed(width // 3, ops, **factory)
+            self.ar_embedder = ScalarEmbed(width // 3, ops, **factory)
+        self.t_block = nn.Sequential(nn.SiLU(), ops.Linear(width, 6 * width, **factory))
+        self.y_embedder = CaptionEmbed(config.caption_width, width, config.caption_tokens, ops, **factory)
+        self.blocks = nn.ModuleList(PixArtBlock(config, i, ops, attend, **factory) for i in range(config.depth))
+        self.final_layer = FinalLayer(config, ops, **factory)
+
+    def forward(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None = None,
+                size: Tensor | None = None, aspect: Tensor | None = None,
+                control: Sequence[Tensor | None] | None = None, policy: Policy | None = None,
+                options: Options = None, learned_variance: bool = False) -> Tensor:
+        """Predict the noise in a latent.
+
+        latent (B, channels, H, W), scaled by `config.latent_scale`, any H, W >= 2; odd sides are padded by
+        repeating the border and cropped from the result. timestep (B,) 0..999, fractions allowed. context (B, L, C)
+        from the text encoder, mask (B, L) bool with True = a real token, or None for all. size (B, 2) height and
+        width in pixels and aspect (B,) height / width matter with micro-conditioning only; by default those of the
+        latent. control: entry i is added to the input of block i, (B, N, D) or None. options goes to `attend`.
+        Returns the noise (B, channels, H, W), or (B, 2 * channels, H, W) with the variance logits behind it.
+        """
+        self.check(latent, timestep, context, mask, control)
+        height, width = latent.shape[-2:]
+        tokens, grid = self.embed_latent(latent)
+        time = self.embed_time(timestep, latent, size, aspect)
+        modulation = self.t_block(time).unflatten(1, (6, -1))
+        text = self.y_embedder(context.to(latent.dtype))
+        tokens = self.run_blocks(tokens, text, modulation, grid, mask, control, policy, options)
+        output = self.unpatchify(self.final_layer(tokens, time), grid)[:, :, :height, :width]
+        return output if learned_variance else output[:, :self.config.channels]
+
+    def check(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None,
+              control: Sequence[Tensor | None] | None) -> None:
+        """Refuse what cannot be meant, naming both sides of the mismatch."""
+        config, batch = self.config, latent.shape[0]
+        if latent.ndim != 4 or latent.shape[1] != config.channels or min(latent.shape[-2:]) < 2:
+            raise ValueError(f"latent has shape {tuple(latent.shape)}; this PixArt model takes "
+                             f"(batch, {config.channels}, height >= 2, width >= 2)")
+        if context.ndim != 3 or context.shape[2] != config.caption_width:
+            raise ValueError(f"text features have shape {tuple(context.shape)}; this PixArt model takes (batch, tokens, "
+                             f"{config.caption_width}). Use the text encoder that belongs to it.")
+        if timestep.shape != (batch,) or context.shape[0] != batch:
+            raise ValueError(f"batch sizes differ: latent {batch}, timestep {tuple(timestep.shape)}, "
+                             f"text {context.shape[0]}")
+        if mask is not None and (mask.shape != context.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(context.shape[:2])} bool")
+        if control is not None and len(control) > config.depth:
+            raise ValueError(f"control has {len(control)} residuals, this model {config.depth} blocks")
+
+    def embed_latent(self, latent: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, channels, H, W) -> tokens with positions (B, N, D) and their grid (h, w)."""
+        config = self.config
+        bottom, right = (-side % config.patch for side in latent.shape[-2:])
+        if bottom or right:
+            latent = F.pad(latent, (0, right, 0, bottom), mode="replicate")
+        grid = (latent.shape[-2] // config.patch, latent.shape[-1] // config.patch)
+        positions = position_table(*grid, config.hidden, config.base_size, config.position_scale,
+                                   latent.device, latent.dtype)
+        return self.x_embedder(latent) + positions, grid
+
+    def embed_time(self, timestep: Tensor, latent: Tensor, size: Tensor | None, aspect: Tensor | None) -> Tensor:
+        """Timestep, and picture size and ratio where the model knows them, -> (B, D)."""
+        time = self.t_embedder(timestep, latent.dtype)
+        if not self.config.micro_conditioning:
+            return time
+        batch, _, height, width = latent.shape
+        if size is None:
+            size = torch.tensor([[8.0 * height, 8.0 * width]], device=latent.device).expand(batch, 2)
+        if aspect is None:
+            aspect = torch.full((batch,), height / width, device=latent.device)
+        sides = self.csize_embedder(size.reshape(-1), latent.dtype).unflatten(0, (batch, 2)).flatten(1)
+        return time + torch.cat([sides, self.ar_embedder(aspect, latent.dtype)], dim=1)
+
+    def run_blocks(self, tokens: Tensor, text: Tensor, modulation: Tensor, grid: tuple[int, int],
+                   mask: Tensor | None, control: Sequence[Tensor | None] | None, policy: Policy | None,
+                   options: Options) -> Tensor:
+        """(B, N, D) through all blocks, in the order and to the extent the policy wants."""
+        def run(index: int, x: Tensor) -> Tensor:
+            if control is not None and index < len(control) and control[index] is not None:
+                x = x + control[index].to(x.dtype)
+            branch = compute_branch
+            if policy is not None:
+                def branch(name, compute):
+                    return policy.branch(index, name, compute)
+            arguments = (x, text, modulation, grid, mask, options, branch)
+            if self.recompute and torch.is_grad_enabled():
+                return checkpoint(self.blocks[index], *arguments, use_reentrant=False)
+            return self.blocks[index](*arguments)
+
+        return (policy or Policy()).span(tokens, run, self.config.depth)
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, patch * patch * channels), channel fastest, -> (B, channels, h * patch, w * patch)."""
+        p = self.config.patch
+        picture = patches.unflatten(2, (p, p, -1)).unflatten(1, grid)              # (B, h, w, p, p, c)
+        return picture.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
