@@ -1,0 +1,124 @@
+"""Run the tests in tiers (core, host, browser), one summary line each; `python quickstart.py test` calls this."""
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+PYTEST_FOR_HOSTS = "pytest>=8.0"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of one tier gave. `reason` is set when it did not run or broke down."""
+
+    tier: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.failed:
+            return "FAILED"
+        return "PASSED" if self.passed else "NOT RUN"
+
+    def __str__(self) -> str:
+        counts = f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped in {self.seconds:.0f} s"
+        told = counts if self.passed + self.failed else ""
+        return f"{self.tier:<16} {self.verdict:<8} {' - '.join(part for part in (told, self.reason) if part)}"
+
+
+def run_pytest(tier: str, python: str, marks: str, environment: dict[str, str] | None = None) -> Result:
+    """One pytest process over all tests with these marks, its output shown as it comes."""
+    print(f"\n==== {tier}", flush=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pixart-tests-") as folder:
+        report = Path(folder) / "report.xml"
+        command = [python, "-m", "pytest", str(TESTS), "-q", "-m", marks, f"--junitxml={report}",
+                   "-p", "no:cacheprovider"]
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
+        code = subprocess.run(command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL).returncode
+        seconds = time.monotonic() - started
+        if code == 5:
+            return Result(tier, reason="no test carries its mark", seconds=seconds)
+        if code not in (0, 1) or not report.is_file():
+            return Result(tier, failed=1, seconds=seconds, reason=f"pytest broke off with exit code {code}")
+        return counted(tier, report, seconds)
+
+
+def counted(tier: str, report: Path, seconds: float) -> Result:
+    """Read pytest's counts; errors in set-up count as failures."""
+    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    total, failures, errors, skipped = (int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
+    failed = failures + errors
+    reason = "" if total > skipped else "every test was skipped"
+    return Result(tier, max(total - failed - skipped, 0), failed, skipped, seconds, reason)
+
+
+def pytest_for(host_python: str) -> dict[str, str]:
+    """Variables that give a host's Python pytest without installing anything into the host."""
+    if subprocess.run([host_python, "-c", "import pytest"], capture_output=True).returncode == 0:
+        return {}
+    place = ROOT / ".venv" / "pytest-for-hosts"
+    if not (place / "pytest").is_dir():
+        subprocess.run([host_python, "-m", "pip", "install", "--quiet", "--target", str(place), PYTEST_FOR_HOSTS],
+                       check=True, stdin=subprocess.DEVNULL)
+    return {"PYTHONPATH": str(place)}
+
+
+def host_results(hosts: Sequence, marks: str) -> Iterator[Result]:
+    """The host tier once on every ComfyUI, run by that host's own Python."""
+    if not hosts:
+        yield Result("host", reason="no ComfyUI found (--comfyui, $COMFYUI_PATH, ~/comfy/ComfyUI)")
+    for host in hosts:
+        tier = f"host {host.version}"
+        if host.missing:
+            yield Result(tier, reason=host.remedy)
+            continue
+        try:
+            variables = pytest_for(host.python)
+        except subprocess.CalledProcessError:
+            yield Result(tier, reason=f"pytest could not be fetched for {host.python}")
+            continue
+        yield run_pytest(tier, host.python, marks, {**variables, "COMFYUI_PATH": str(host.path)})
+
+
+def browser_result(python: Path, hosts: Sequence, browser: str | None, marks: str) -> Result:
+    """The page in a real browser, on the first usable ComfyUI."""
+    usable = [host for host in hosts if not host.missing]
+    if not usable or not browser:
+        lacking = "usable ComfyUI" if not usable else "Chromium or Chrome ($CHROMIUM names one)"
+        return Result("browser", reason=f"no {lacking} found")
+    variables = {"COMFYUI_PATH": str(usable[0].path), "COMFYUI_PYTHON": usable[0].python, "CHROMIUM": browser}
+    return run_pytest("browser", str(python), marks, variables)
+
+
+def run_tiers(python: Path, hosts: Sequence, browser: str | None, only: list[str] | None, slow: bool) -> int:
+    """Run the tiers asked for (all by default), print the summary, return the exit code.
+
+    `hosts` are ComfyUI installations with path, python, version, missing and remedy.
+    """
+    rest = "" if slow else " and not slow"
+    results: list[Result] = []
+    if not only or "core" in only:
+        results.append(run_pytest("core", str(python), "not host and not browser" + rest))
+    if not only or "host" in only:
+        results.extend(host_results(hosts, "host and not browser" + rest))
+    if not only or "browser" in only:
+        results.append(browser_result(python, hosts, browser, "browser" + rest))
+    print("\n==== summary")
+    print("\n".join(map(str, results)))
+    passed, failed, skipped = (sum(getattr(result, key) for result in results)
+                               for key in ("passed", "failed", "skipped"))
+    print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
+    return 1 if failed or not passed else 0
