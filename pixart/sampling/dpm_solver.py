@@ -1,0 +1,75 @@
+"""DPM-Solver++ (2M): multistep second-order sampling in data prediction (Lu et al. 2022, algorithm 2).
+
+The official PixArt code and diffusers run the same update over different nodes, so their pictures differ:
+"official" spaces fractional timesteps evenly and ends at t = 0; "diffusers" rounds them and ends at zero noise.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .schedule import STEPS, Callback, Model, alphas_cumprod, batch_of
+
+RULES = ("official", "diffusers")
+
+
+class Node(NamedTuple):
+    """A point of the schedule: model time and the two scales of x = alpha x0 + sigma noise."""
+
+    time: float
+    alpha: float
+    sigma: float
+
+    @property
+    def half_log_snr(self) -> float:
+        alpha, sigma = torch.tensor([self.alpha, self.sigma], dtype=torch.float64).log().tolist()
+        return alpha - sigma
+
+
+def node_at(time: float) -> Node:
+    """Node at a fractional timestep; log alpha is interpolated linearly between its neighbours."""
+    log_alpha = 0.5 * alphas_cumprod().log()
+    low = min(int(time), STEPS - 2)
+    value = torch.lerp(log_alpha[low], log_alpha[low + 1], time - low)
+    return Node(time, value.exp().item(), (1 - (2 * value).exp()).sqrt().item())
+
+
+def nodes(steps: int, rule: str = "official") -> list[Node]:
+    """The steps + 1 nodes to pass, from noise to picture."""
+    if rule not in RULES:
+        raise ValueError(f"unknown DPM-Solver rule {rule!r}; use {' or '.join(RULES)}")
+    if not 1 <= steps < STEPS:
+        raise ValueError(f"{steps} steps asked for; between 1 and {STEPS - 1} are possible")
+    last = STEPS - 1
+    if rule == "official":
+        return [node_at(last * (1 - i / steps)) for i in range(steps + 1)]
+    times = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().flip(0)[:-1].tolist()
+    return [node_at(t) for t in times] + [Node(0.0, 1.0, 0.0)]
+
+
+def advance(x: Tensor, here: Node, there: Node, x0: Tensor, before: tuple[Node, Tensor] | None) -> Tensor:
+    """From node `here` to `there`; second order where the previous node and its x0 are given."""
+    if there.sigma == 0:
+        return x0
+    h = there.half_log_snr - here.half_log_snr
+    if before is not None:
+        node, previous = before
+        ratio = (here.half_log_snr - node.half_log_snr) / h
+        x0 = x0 + (x0 - previous) / (2 * ratio)
+    return (there.sigma / here.sigma) * x - there.alpha * torch.expm1(torch.tensor(-h)).item() * x0
+
+
+def dpm_solver_pp(model: Model, noise: Tensor, steps: int = 20, rule: str = "official",
+                  callback: Callback | None = None) -> Tensor:
+    """Unit Gaussian noise (B, C, H, W) -> clean latent. Guidance belongs into `model`.
+
+    With fewer than 10 official steps the last one is first order, for stability.
+    """
+    path, x, before = nodes(steps, rule), noise, None
+    for step, (here, there) in enumerate(zip(path, path[1:])):
+        x0 = (x - here.sigma * model(x, batch_of(here.time, x))) / here.alpha
+        if callback is not None:
+            callback(step, x, x0)
+        first_order = rule == "official" and steps < 10 and step == steps - 1
+        x, before = advance(x, here, there, x0, None if first_order else before), (here, x0)
+    return x

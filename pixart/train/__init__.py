@@ -1,0 +1,1 @@
+"""Trainers: diffusion and latent-consistency distillation, the loop they share, and the data they read."""

@@ -1,0 +1,28 @@
+"""Starting weights of a PixArt transformer that is trained from nothing."""
+import torch
+from torch import nn
+
+from ..model.transformer import PixArtTransformer
+
+
+@torch.no_grad()
+def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
+    """Xavier for the blocks, N(0, 0.02) for the conditioning MLPs, zero for what should start silent. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), generator=generator)
+            nn.init.zeros_(module.bias)
+    conditioning = [model.t_embedder, model.t_block, model.y_embedder.y_proj]
+    if model.config.micro_conditioning:
+        conditioning += [model.csize_embedder, model.ar_embedder]
+    for part in conditioning:
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+    for block in model.blocks:
+        nn.init.zeros_(block.cross_attn.proj.weight)
+        nn.init.normal_(block.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)
+    nn.init.normal_(model.final_layer.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)
+    nn.init.zeros_(model.final_layer.linear.weight)
+    return model

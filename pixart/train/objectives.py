@@ -1,0 +1,57 @@
+"""What a trainer minimises, for a transformer and a prepared batch: diffusion or latent consistency."""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..sampling.schedule import STEPS, add_noise
+from .consistency import GRID_SIZE, consistency_loss
+from .data import Batch, PreparedFolder
+from .diffusion import diffusion_loss
+
+# objective(model in training, its moving average, batch, generator) -> scalar loss
+Objective = Callable[[nn.Module, nn.Module, Batch, torch.Generator], Tensor]
+
+
+def draw_noise(batch: Batch, generator: torch.Generator) -> Tensor:
+    """Unit Gaussian noise like the batch's latents, drawn on the CPU so that every device trains alike."""
+    return torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Noise prediction with learned variance; a share of captions is dropped so that guidance can be used."""
+
+    data: PreparedFolder
+    caption_dropout: float = 0.1
+
+    def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        count = len(batch.latents)
+        t = torch.randint(STEPS, (count,), generator=generator).to(batch.latents.device)
+        dropped = torch.rand(count, generator=generator).to(batch.latents.device) < self.caption_dropout
+        noise, batch = draw_noise(batch, generator), self.data.without_caption(batch, dropped)
+        noisy = add_noise(batch.latents, noise, t)
+        output = model(noisy, t.float(), **batch.conditions(), learned_variance=True)
+        return diffusion_loss(output.float(), batch.latents, noise, t).mean()
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Latent consistency distillation from a frozen teacher (PixArt-delta section 3)."""
+
+    data: PreparedFolder
+    teacher: nn.Module
+    guidance: float = 4.5
+    huber_c: float = 0.001
+
+    def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        index = torch.randint(GRID_SIZE, (len(batch.latents),), generator=generator).to(batch.latents.device)
+        given, silent = batch.conditions(), self.data.without_caption(batch).conditions()
+        both = {name: torch.cat([given[name], silent[name]]) for name in given}
+
+        def teach(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return self.teacher(torch.cat([x, x]), torch.cat([t, t]), **both).float().chunk(2)
+
+        return consistency_loss(lambda x, t: model(x, t, **given).float(), lambda x, t: average(x, t, **given).float(),
+                                teach, batch.latents, draw_noise(batch, generator), index, self.guidance, self.huber_c)
