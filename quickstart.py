@@ -92,7 +92,7 @@ def works(python: Path | str, code: str) -> bool:
 
 def pip_install(python: Path, *arguments: str) -> None:
     """Install and show pip's own progress, in full only where somebody watches."""
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    quiet = [] if sys.stdout.isatty() else ["-qq"]
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet, *arguments]
     if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
         raise Problem("pip could not install everything (its message is above). Run the same command again: "
@@ -261,6 +261,8 @@ def running(host: Host, base: Path) -> Iterator[str]:
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_up(address, process, log)
+            if not ask(f"{address}/object_info/PixArtLoader"):
+                raise Problem(f"ComfyUI {host.version} did not load this extension. Its log:\n{tail(log)}")
             yield address
         finally:
             stop(process)
@@ -275,8 +277,11 @@ def wait_until_up(address: str, process: subprocess.Popen, log: Path, seconds: f
         time.sleep(0.3)
     code = process.poll()
     why = f"gave no answer in {seconds:.0f} s" if code is None else f"ended with exit code {code}"
-    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
-    raise Problem(f"ComfyUI {why}. The end of its log:\n{tail}")
+    raise Problem(f"ComfyUI {why}. The end of its log:\n{tail(log)}")
+
+
+def tail(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
 def render(address: str, graph: dict) -> Path:
@@ -315,8 +320,8 @@ def fill(graph: dict, options: argparse.Namespace) -> dict:
     """Put the user's choices into the API workflow, node by node."""
     width, height = options.size
     for key, node in graph.items():
-        if node["class_type"] == "PixArtTextEncode" and options.prompt:
-            node["inputs"]["text"] = options.prompt
+        if node["class_type"] == "PixArtTextEncode":
+            node["inputs"].update(text=options.prompt or node["inputs"]["text"], width=width, height=height)
         if node["class_type"] == "PixArtLCMSampler":
             node["inputs"].update(steps=options.steps, seed=options.seed)
         if node["class_type"] == "PixArtEmptyLatent":

@@ -1,0 +1,82 @@
+"""A running ComfyUI with this extension, and its page in a headless Chromium."""
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from quickstart import inspect_host, running
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+READY = "() => window.app && window.app.graph && Object.keys(window.LiteGraph.registered_node_types).length > 100"
+ARTEFACTS = Path(os.environ.get("PIXART_ARTEFACTS", Path(tempfile.gettempdir()) / "pixart-artefacts"))
+
+
+@dataclass
+class Screen:
+    """A page of ComfyUI. `errors` collects what the browser's console reported about this server."""
+
+    page: object                 # playwright.sync_api.Page
+    address: str
+    errors: list[str] = field(default_factory=list)
+
+    def watch(self) -> None:
+        self.page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+        self.page.on("console", self._hear)
+
+    def _hear(self, message) -> None:
+        source = (message.location or {}).get("url", "")
+        if message.type == "error" and (source.startswith(self.address) or "pixart" in message.text.lower()):
+            self.errors.append(f"{message.text} ({source})")
+
+    def shoot(self, name: str) -> Path:
+        """Keep a screenshot for a person to look at."""
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
+        place = ARTEFACTS / f"{name}.png"
+        self.page.screenshot(path=str(place))
+        return place
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """Address of a headless ComfyUI that has only this extension."""
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        pytest.skip("no ComfyUI named: set COMFYUI_PATH, or run `python quickstart.py test --tier browser`")
+    host = inspect_host(Path(path))
+    if host.missing:
+        pytest.skip(host.remedy)
+    with tempfile.TemporaryDirectory(prefix="pixart-page-") as base, running(host, Path(base).resolve()) as where:
+        yield where
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    program = os.environ.get("CHROMIUM")
+    if not program:
+        pytest.skip("no browser named: set CHROMIUM, or run `python quickstart.py test --tier browser`")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def screen(address: str, browser) -> Iterator[Screen]:
+    """The page as a new user sees it after closing the start dialogs. Nothing outside this machine is reached."""
+    context = browser.new_context(viewport={"width": 1760, "height": 900})
+    context.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_function(READY, timeout=60_000)
+    page.wait_for_timeout(1500)          # start dialogs open a moment after the graph is ready
+    for _ in range(3):
+        page.keyboard.press("Escape")
+    shown = Screen(page, address)
+    shown.watch()
+    yield shown
+    context.close()

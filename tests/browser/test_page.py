@@ -1,0 +1,84 @@
+"""What a user does on ComfyUI's page: drop a workflow, press Run, see the picture."""
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+MINI = "mini-lcm-4-steps"
+PICTURE_SECONDS = 90
+
+DROP = """([name, text]) => {
+    const carried = new DataTransfer();
+    carried.items.add(new File([text], name, { type: "application/json" }));
+    const target = document.querySelector("#graph-canvas") ?? document.body;
+    for (const kind of ["dragenter", "dragover", "drop"])
+        target.dispatchEvent(new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer: carried }));
+}"""
+TYPES = "() => window.app.graph._nodes.map(node => node.type)"
+UNKNOWN = """() => window.app.graph._nodes.map(node => node.type)
+    .filter(type => !["MarkdownNote", "Note"].includes(type) && !(type in LiteGraph.registered_node_types))"""
+AS_API = "async () => (await window.app.graphToPrompt()).output"
+HISTORY = "async () => await (await fetch('/history')).json()"
+SHOWN = """() => {
+    const node = window.app.graph._nodes.find(node => node.type === "SaveImage");
+    return (node.imgs ?? []).map(image => [image.naturalWidth, image.naturalHeight]);
+}"""
+
+
+def drop(screen, name: str) -> None:
+    """Drop a workflow file on the canvas and wait until the page shows its nodes."""
+    text = (WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")
+    wanted = sorted(node["type"] for node in json.loads(text)["nodes"])
+    screen.page.evaluate(DROP, [f"{name}.json", text])
+    screen.page.wait_for_function(f"wanted => JSON.stringify(({TYPES})().sort()) === wanted",
+                                  arg=json.dumps(wanted, separators=(",", ":")), timeout=15_000)
+
+
+def plain(graph: dict) -> dict:
+    """An API graph without titles and with whole floats as integers (JavaScript knows one kind of number)."""
+    def value(v):
+        return int(v) if isinstance(v, float) and v.is_integer() else v
+    return {key: (node["class_type"], {name: value(v) for name, v in node["inputs"].items()})
+            for key, node in graph.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropped_workflow_has_no_missing_node_and_equals_its_api_file(screen, name):
+    screen.errors.clear()
+    drop(screen, name)
+    screen.page.wait_for_timeout(300)
+    screen.shoot(f"page-{name}")
+    assert screen.page.evaluate(UNKNOWN) == []
+    made = screen.page.evaluate(AS_API)
+    committed = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    assert plain(made) == plain(committed)
+    assert screen.errors == []
+
+
+def test_mini_workflow_dropped_and_run_shows_its_picture(screen):
+    screen.page.evaluate("() => window.app.graph.clear()")
+    screen.errors.clear()
+    drop(screen, MINI)
+    screen.page.get_by_test_id("queue-button").first.click()
+    screen.page.wait_for_function(f"() => ({SHOWN})().length > 0 && ({SHOWN})()[0][0] > 0",
+                                  timeout=PICTURE_SECONDS * 1000)
+    screen.page.wait_for_timeout(1000)
+    screen.shoot("page-picture")
+    assert screen.page.evaluate(SHOWN) == [[128, 128]]
+    (entry,) = screen.page.evaluate(HISTORY).values()
+    assert entry["status"]["status_str"] == "success"
+    assert screen.errors == []
+
+
+def test_template_browser_finds_every_workflow_with_its_thumbnail(screen):
+    listed = screen.page.evaluate("async () => await (await fetch('/api/workflow_templates')).json()")
+    assert sorted(listed["pixart-delta"]) == NAMES
+    for name in NAMES:
+        for ending in ("json", "jpg"):
+            status = screen.page.evaluate("async url => (await fetch(url)).status",
+                                          f"/api/workflow_templates/pixart-delta/{name}.{ending}")
+            assert status == 200, f"{name}.{ending}"

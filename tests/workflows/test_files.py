@@ -1,0 +1,132 @@
+"""The workflow files: page form and API form of each say the same, with links, notes and thumbnails in order."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+NOTES = {"MarkdownNote", "Note"}
+STOCK = {"KSampler", "VAELoader", "VAEDecode", "SaveImage", "LoadImage"}
+AFTER_A_SEED = {"fixed", "randomize", "increment", "decrement"}
+
+
+def page_form(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def api_form(name: str) -> dict:
+    return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def real_nodes(page: dict) -> list[dict]:
+    return [node for node in page["nodes"] if node["type"] not in NOTES]
+
+
+def as_api(page: dict, order: dict[str, list[str]]) -> dict:
+    """The page form read as the page reads it; `order` names the inputs of each node id in their declared order."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in page["links"]}
+    graph = {}
+    for node in real_nodes(page):
+        slots = {slot["name"]: slot for slot in node["inputs"]}
+        values, inputs = iter(node["widgets_values"]), {}
+        for name in order[str(node["id"])]:
+            slot = slots.get(name)
+            if slot is None or "widget" in slot:
+                inputs[name] = next(values)
+            if name in ("seed", "noise_seed"):
+                assert next(values) in AFTER_A_SEED
+            if slot is not None and slot["link"] is not None:
+                inputs[name] = sources[slot["link"]]
+        assert list(values) == [], f"{node['type']} has more widget values than inputs"
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return graph
+
+
+def without_titles(api: dict) -> dict:
+    return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in api.items()}
+
+
+def test_there_are_workflows_and_every_one_has_its_api_form():
+    assert NAMES
+    assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_page_and_api_say_the_same(name):
+    api = api_form(name)
+    order = {key: list(node["inputs"]) for key, node in api.items()}
+    assert as_api(page_form(name), order) == without_titles(api)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_agree_at_both_ends(name):
+    page = page_form(name)
+    nodes = {node["id"]: node for node in page["nodes"]}
+    assert len(nodes) == len(page["nodes"])
+    ids = [link[0] for link in page["links"]]
+    assert len(set(ids)) == len(ids) and max(ids) <= page["last_link_id"]
+    assert max(nodes) <= page["last_node_id"]
+    for number, source, out, target, into, kind in page["links"]:
+        assert number in nodes[source]["outputs"][out]["links"]
+        assert nodes[source]["outputs"][out]["type"] == kind
+        assert nodes[target]["inputs"][into]["link"] == number
+        assert nodes[target]["inputs"][into]["type"] == kind
+    assert sorted(ids) == sorted(n for node in page["nodes"] for out in node["outputs"] for n in out["links"] or [])
+    assert sorted(ids) == sorted(slot["link"] for node in page["nodes"] for slot in node["inputs"] if slot["link"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_own_and_stock_nodes_with_inputs_that_exist(name, extension):
+    for node in api_form(name).values():
+        kind, given = node["class_type"], node["inputs"]
+        if kind not in extension.NODE_CLASS_MAPPINGS:
+            assert kind in STOCK
+            continue
+        declared = extension.NODE_CLASS_MAPPINGS[kind].INPUT_TYPES()
+        known = [*declared.get("required", {}), *declared.get("optional", {})]
+        assert list(given) == [each for each in known if each in given], f"{kind}: unknown input or other order"
+        assert set(declared["required"]) <= set(given)
+        assert set(extension.NODE_CLASS_MAPPINGS) >= {kind}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_those_the_nodes_declare(name, extension):
+    for node in real_nodes(page_form(name)):
+        owner = extension.NODE_CLASS_MAPPINGS.get(node["type"])
+        if owner:
+            assert [out["type"] for out in node["outputs"]] == list(owner.RETURN_TYPES)
+            assert [out["name"] for out in node["outputs"]] == list(owner.RETURN_NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_note_names_every_file_the_workflow_loads_and_its_folder(name):
+    (note,) = [node["widgets_values"][0] for node in page_form(name)["nodes"] if node["type"] in NOTES]
+    loaded = [value for node in api_form(name).values() for key, value in node["inputs"].items()
+              if key in ("file", "vae_name")]
+    assert len(loaded) == 3
+    rows = [line for line in note.splitlines() if line.startswith("| `")]
+    for file in loaded:
+        (row,) = [line for line in rows if f"`{file}`" in line]
+        assert re.search(r"\| (`models/\w+`|in the extension) \|$", row), row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_stand_left_to_right_inside_the_groups(name):
+    page = page_form(name)
+    nodes = {node["id"]: node for node in page["nodes"]}
+    for link in page["links"]:
+        assert nodes[link[1]]["pos"][0] <= nodes[link[3]]["pos"][0]
+    for node in real_nodes(page):
+        (x, y), (width, height) = node["pos"], node["size"]
+        assert any(left <= x and top <= y and x + width <= left + wide and y + height <= top + high
+                   for left, top, wide, high in (group["bounding"] for group in page["groups"])), node["type"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thumbnail_is_a_small_jpeg(name):
+    """The page's template browser looks for a .jpg of the workflow's name."""
+    data = (FOLDER / f"{name}.jpg").read_bytes()
+    assert data[:3] == b"\xff\xd8\xff"
+    assert len(data) < 100_000
