@@ -1,0 +1,199 @@
+"""From facts to a configuration: what weights tell, what config.json and the user say, and an honest guess."""
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from ..config import VARIANTS, KVCompression, PixArtConfig
+from .detect import Facts
+from .errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+TRAINED_TOKENS = {120: "sd", 300: "sdxl"}       # longest caption of alpha and of Sigma -> latent space
+HEAD_WIDTH = 72
+NO_HEADS = "Pass a PixArtConfig as variant, or write the file with pixart.save_checkpoint, which stores it."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A complete configuration; `guessed` when part of it rests on the file's name or on habit."""
+
+    config: PixArtConfig
+    guessed: bool
+
+
+def configure(facts: Facts, variant: str | PixArtConfig, header: PixArtConfig | None, settings: Mapping[str, object],
+              path: Path) -> Choice:
+    """Combine all sources; weights win, contradictions raise CheckpointError naming both sides.
+
+    variant: "auto", a key of VARIANTS, or a PixArtConfig. header: what our own files carry. settings: config.json.
+    """
+    if isinstance(variant, PixArtConfig):
+        return Choice(_agree(variant, facts, "the given configuration", path), False)
+    if variant != "auto" and variant not in VARIANTS:
+        raise CheckpointError(path, f"unknown variant {variant!r}", f"auto, {', '.join(VARIANTS)}")
+    if header is not None:
+        if variant != "auto":
+            _refuse_header_mismatch(variant, header, path)
+        return Choice(_agree(header, facts, "the configuration in its header", path), False)
+    if variant != "auto":
+        _refuse_mismatch(variant, facts, path)
+        return Choice(_complete(VARIANTS[variant], facts, settings, path), False)
+    return _choose(facts, settings, path)
+
+
+def _agree(config: PixArtConfig, facts: Facts, source: str, path: Path) -> PixArtConfig:
+    """A configuration given from outside, unless the weights contradict it."""
+    for entry in fields(facts):
+        weights, given = getattr(facts, entry.name), getattr(config, entry.name)
+        if weights != given and not (weights is None and _leaves_no_trace(given)):
+            raise CheckpointError(path, f"{entry.name} is {weights} by its weights, but {given} by {source}",
+                                  "both to agree", "Choose the configuration that belongs to this file.")
+    return config
+
+
+def _leaves_no_trace(value: object) -> bool:
+    """Whether a setting may be right although the weights do not show it; key/value compression shows in one mode."""
+    return not (isinstance(value, KVCompression) and value.mode == "conv")
+
+
+def _refuse_header_mismatch(variant: str, header: PixArtConfig, path: Path) -> None:
+    for name in ("micro_conditioning", "latent_space", "base_size", "position_scale"):
+        asked, stored = getattr(VARIANTS[variant], name), getattr(header, name)
+        if asked != stored:
+            raise CheckpointError(path, f"variant {variant} was chosen, which has {name} {asked}, but the file's "
+                                  f"header says {stored}", "both to agree", "Choose variant auto.")
+
+
+def contradiction(variant: str, facts: Facts) -> str | None:
+    """What in the weights rules a variant out, in words; None if nothing does."""
+    config = VARIANTS[variant]
+    if facts.micro_conditioning != config.micro_conditioning:
+        has = "has" if facts.micro_conditioning else "has no"
+        return f"the file {has} size conditioning (ar_embedder)"
+    if facts.caption_tokens in TRAINED_TOKENS and facts.caption_tokens != config.caption_tokens:
+        return f"the file's y_embedding has {facts.caption_tokens} tokens, not {config.caption_tokens}"
+    if facts.base_size is not None and facts.base_size != config.base_size:
+        return (f"the file's pos_embed is of a {facts.base_size * facts.patch * 8} px model, "
+                f"not of {config.resolution} px")
+    if facts.position_scale is not None and facts.position_scale != config.position_scale:
+        return f"the file's pos_embed has scale {facts.position_scale:g}, not {config.position_scale:g}"
+    return None
+
+
+def _refuse_mismatch(variant: str, facts: Facts, path: Path) -> None:
+    reason = contradiction(variant, facts)
+    if reason is not None:
+        fitting = [name for name in VARIANTS if contradiction(name, facts) is None]
+        raise CheckpointError(path, f"variant {variant} was chosen, but {reason}",
+                              f"variant {' or '.join(['auto', *fitting])}")
+
+
+def _complete(base: PixArtConfig, facts: Facts, settings: Mapping[str, object], path: Path) -> PixArtConfig:
+    """A variant with everything the weights tell put in place."""
+    known = {entry.name: getattr(facts, entry.name) for entry in fields(facts)
+             if getattr(facts, entry.name) is not None}
+    try:
+        return replace(base, heads=_heads(facts.hidden, settings, path), **known)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(path, str(error), "the sizes of a PixArt model") from error
+
+
+def _heads(hidden: int, settings: Mapping[str, object], path: Path) -> int:
+    """Number of attention heads, which no shape shows: from config.json, else by the head width of all releases."""
+    heads = settings.get("num_attention_heads")
+    if isinstance(heads, int) and heads > 0:
+        return heads
+    if hidden % HEAD_WIDTH:
+        raise CheckpointError(path, f"width {hidden} and no word about attention heads",
+                              f"a width divisible by {HEAD_WIDTH}, or a configuration", NO_HEADS)
+    if hidden != 1152:
+        logger.warning("%s: took %d attention heads of %d for width %d; files cannot tell", path.name,
+                       hidden // HEAD_WIDTH, HEAD_WIDTH, hidden)
+    return hidden // HEAD_WIDTH
+
+
+def _choose(facts: Facts, settings: Mapping[str, object], path: Path) -> Choice:
+    """The variant that weights and config.json determine, completed by a guess where they do not."""
+    space = _latent_space(facts, settings)
+    base, scale = facts.base_size, facts.position_scale
+    if base is None:
+        base, scale = _size_from_settings(facts, settings)
+    if base is None and facts.micro_conditioning:
+        base, scale = VARIANTS["alpha-1024"].base_size, VARIANTS["alpha-1024"].position_scale
+    guessed = None in (space, base)
+    variant = guess_variant(facts, space, base, scale, path)
+    choice = VARIANTS[variant]
+    if guessed:
+        logger.warning("%s: taken for %s, which its weights cannot tell; choose variant if that is wrong (%s)",
+                       path.name, variant, ", ".join(VARIANTS))
+    config = replace(choice, latent_space=space or choice.latent_space, base_size=base or choice.base_size,
+                     position_scale=scale or choice.position_scale)
+    if settings.get("tokens") in TRAINED_TOKENS:
+        config = replace(config, caption_tokens=settings["tokens"])
+    return Choice(_complete(config, facts, settings, path), guessed)
+
+
+def _latent_space(facts: Facts, settings: Mapping[str, object]) -> str | None:
+    """"sd" for alpha and delta, "sdxl" for Sigma, None where neither weights nor the pipeline say."""
+    if facts.micro_conditioning:
+        return "sd"
+    factor = settings.get("vae_scaling_factor")
+    if isinstance(factor, (int, float)):
+        return "sd" if factor > 0.15 else "sdxl"
+    pipeline = str(settings.get("pipeline_class", ""))
+    if "PixArt" in pipeline:
+        return "sdxl" if "Sigma" in pipeline else "sd"
+    return TRAINED_TOKENS.get(facts.caption_tokens) or TRAINED_TOKENS.get(settings.get("tokens"))
+
+
+def _size_from_settings(facts: Facts, settings: Mapping[str, object]) -> tuple[int | None, float | None]:
+    """Base size and position scale of a diffusers config.json, with the class's own default for the scale."""
+    side = settings.get("sample_size")
+    if not isinstance(side, int) or side < facts.patch:
+        return None, None
+    scale = settings.get("interpolation_scale")
+    return side // facts.patch, float(scale) if scale else float(max(side // 64, 1))
+
+
+def guess_variant(facts: Facts, space: str | None, base: int | None, scale: float | None, path: Path) -> str:
+    """The variant nearest to what is known, with hints from file and folder names for the rest."""
+    if facts.micro_conditioning:
+        return "alpha-1024"
+    family, side = name_hints(path)
+    if facts.depth == 42 and family is None:
+        family, side = "sigma", side or 1024                 # the 900M models
+    if space is not None:
+        family = "alpha" if space == "sd" else "sigma"
+    if base is not None:
+        side = base * facts.patch * 8
+    if family is None:
+        family = "alpha" if side in (256, 512) and scale != 0.5 else "sigma"
+    side = side or (512 if family == "alpha" else 1024)
+    if family == "alpha" and side > 512:                     # without size conditioning it is not alpha-1024
+        family, side = ("alpha", 512) if space == "sd" else ("sigma", side)
+    sides = [256, 512] if family == "alpha" else [256, 512, 1024, 2048]
+    nearest = min(sides, key=lambda known: abs(known - side))
+    return f"{family}-{'2k' if nearest == 2048 else nearest}"
+
+
+def name_hints(path: Path) -> tuple[str | None, int | None]:
+    """Family and training side that the name of the file, or of the nearest folder named after PixArt, suggests."""
+    folders = [part for part in reversed(path.parts[:-1]) if "pixart" in part.lower()]
+    family, side = None, None
+    for name in (path.name, *folders[:1]):
+        text = name.lower().replace("pixart-alpha--", "")    # the publisher's name, also of Sigma files in a cache
+        if family is None and ("sigma" in text or "900m" in text):
+            family = "sigma"
+        elif family is None and re.search(r"alpha|delta|lcm|dmd|pixart-xl|\bsam\b", text):
+            family = "alpha"
+        found = re.search(r"(?<!\d)(256|512|1024|2048|2k)(?!\d)", text)
+        if side is None and found:
+            side = 2048 if found[1] == "2k" else int(found[1])
+        elif side is None and ("dmd" in text or "900m" in text):
+            side = 512 if "dmd" in text else 1024
+    return family, side

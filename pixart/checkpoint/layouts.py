@@ -1,0 +1,175 @@
+"""Names and shapes of PixArt's tensors: the reference layout, the diffusers layout, and the way between them.
+
+There is no transposing anywhere: diffusers keeps query, key and value apart where the reference stacks their rows.
+"""
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..config import PixArtConfig
+
+NULL_CAPTION = "y_embedder.y_embedding"
+DIFFUSERS_NULL_CAPTION = "caption_projection.y_embedding"       # only in community conversions
+POSITIONS = "pos_embed"                                         # a computed table; never loaded, tells the base size
+
+OUTER = {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+    "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
+    "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
+    "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
+    "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
+    "t_block.1": "adaln_single.linear",
+    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+    "final_layer.linear": "proj_out",
+}
+INNER = {
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn.proj": ("attn1.to_out.0",),
+    "attn.q_norm": ("attn1.q_norm",),
+    "attn.k_norm": ("attn1.k_norm",),
+    "cross_attn.q_linear": ("attn2.to_q",),
+    "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+    "cross_attn.proj": ("attn2.to_out.0",),
+    "mlp.fc1": ("ff.net.0.proj",),
+    "mlp.fc2": ("ff.net.2",),
+}
+OUTER_BACK = {theirs: ours for ours, theirs in OUTER.items()}
+INNER_BACK = {theirs: (ours, part, len(parts)) for ours, parts in INNER.items() for part, theirs in enumerate(parts)}
+BLOCK = re.compile(r"(transformer_blocks|blocks)\.(\d+)\.(.+)")
+
+
+def reference_module(diffusers_module: str) -> tuple[str, int, int] | None:
+    """Where a diffusers module lies in the reference layout: (module, part, parts), None for an unknown name.
+
+    "transformer_blocks.3.attn1.to_k" is ("blocks.3.attn.qkv", 1, 3): the second third of its rows. LoRA keys
+    are mapped by it too.
+    """
+    if diffusers_module in OUTER_BACK:
+        return OUTER_BACK[diffusers_module], 0, 1
+    match = BLOCK.fullmatch(diffusers_module)
+    if match is None or match[1] != "transformer_blocks" or match[3] not in INNER_BACK:
+        return None
+    ours, part, parts = INNER_BACK[match[3]]
+    return f"blocks.{match[2]}.{ours}", part, parts
+
+
+def reference_name(diffusers_name: str) -> tuple[str, int, int] | None:
+    """The same for a tensor name with its .weight or .bias; also tables and the community's null caption."""
+    if diffusers_name == DIFFUSERS_NULL_CAPTION:
+        return NULL_CAPTION, 0, 1
+    if diffusers_name == "scale_shift_table":
+        return "final_layer.scale_shift_table", 0, 1
+    match = BLOCK.fullmatch(diffusers_name)
+    if match and match[1] == "transformer_blocks" and match[3] == "scale_shift_table":
+        return f"blocks.{match[2]}.scale_shift_table", 0, 1
+    module, _, kind = diffusers_name.rpartition(".")
+    place = reference_module(module) if kind in ("weight", "bias") else None
+    return place and (f"{place[0]}.{kind}", place[1], place[2])
+
+
+def diffusers_names(name: str) -> tuple[str, ...] | None:
+    """The diffusers tensors whose rows make up a reference tensor, in order; None where there is no such thing."""
+    if name == NULL_CAPTION:
+        return (DIFFUSERS_NULL_CAPTION,)
+    if name == "final_layer.scale_shift_table":
+        return ("scale_shift_table",)
+    match = BLOCK.fullmatch(name)
+    if match and match[3] == "scale_shift_table":
+        return (f"transformer_blocks.{match[2]}.scale_shift_table",)
+    module, _, kind = name.rpartition(".")
+    if match:
+        inner = match[3].rpartition(".")[0]
+        return tuple(f"transformer_blocks.{match[2]}.{part}.{kind}" for part in INNER.get(inner, ())) or None
+    return (f"{OUTER[module]}.{kind}",) if module in OUTER else None
+
+
+def plan_reference(names: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+    """Reference name -> diffusers names that make it up. Names nobody knows stay, as themselves."""
+    plan: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        place = reference_name(name)
+        if place is None:
+            plan[name] = (name,)
+        else:
+            plan[place[0]] = diffusers_names(place[0])
+    return {name: parts for name, parts in plan.items() if name != POSITIONS}
+
+
+def to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Diffusers names to reference names; stacked tensors are new, the others the same objects.
+
+    Raises KeyError with the first unknown or missing name.
+    """
+    unknown = [name for name in state_dict if reference_name(name) is None and name != POSITIONS]
+    if unknown:
+        raise KeyError(f"{len(unknown)} names are not of a diffusers PixArt, the first is {unknown[0]}")
+    return {name: state_dict[parts[0]] if len(parts) == 1 else torch.cat([state_dict[part] for part in parts])
+            for name, parts in plan_reference(state_dict).items()}
+
+
+def to_diffusers(state_dict: Mapping[str, Tensor], null_caption: bool = False) -> dict[str, Tensor]:
+    """Reference names (with or without `.weight` behind tables) to diffusers names; all results are views.
+
+    The position table is left out, and the null caption too unless asked for, because the diffusers class has no
+    place for it. Raises KeyError for tensors diffusers cannot hold (key/value compression).
+    """
+    result = {}
+    for name, tensor in state_dict.items():
+        name = file_name(name)
+        if name == POSITIONS or (name == NULL_CAPTION and not null_caption):
+            continue
+        parts = diffusers_names(name)
+        if parts is None:
+            raise KeyError(f"{name} has no place in the diffusers layout")
+        result.update(zip(parts, tensor.chunk(len(parts)), strict=True))
+    return result
+
+
+def file_name(parameter: str) -> str:
+    """Name in files of a parameter of PixArtTransformer: its tables live in a sub-module, files know only the table."""
+    return parameter.removesuffix(".weight") if parameter.endswith("scale_shift_table.weight") else parameter
+
+
+def expected_shapes(config: PixArtConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model with this configuration, in reference names."""
+    width, hidden_text = config.hidden, config.caption_width
+    shapes = {"x_embedder.proj.weight": (width, config.channels, config.patch, config.patch),
+              "x_embedder.proj.bias": (width,)}
+    shapes |= _linear("t_embedder.mlp.0", width, 256) | _linear("t_embedder.mlp.2", width, width)
+    if config.micro_conditioning:
+        for name in ("csize_embedder", "ar_embedder"):
+            shapes |= _linear(f"{name}.mlp.0", width // 3, 256) | _linear(f"{name}.mlp.2", width // 3, width // 3)
+    shapes |= _linear("t_block.1", 6 * width, width)
+    shapes |= _linear("y_embedder.y_proj.fc1", width, hidden_text) | _linear("y_embedder.y_proj.fc2", width, width)
+    shapes[NULL_CAPTION] = (config.caption_tokens, hidden_text)
+    for index in range(config.depth):
+        shapes |= _block_shapes(config, index)
+    shapes["final_layer.scale_shift_table"] = (2, width)
+    return shapes | _linear("final_layer.linear", config.patch ** 2 * config.out_channels, width)
+
+
+def _block_shapes(config: PixArtConfig, index: int) -> dict[str, tuple[int, ...]]:
+    width, prefix, compression = config.hidden, f"blocks.{index}", config.kv_compression
+    shapes = {f"{prefix}.scale_shift_table": (6, width)}
+    for name, rows, columns in (("attn.qkv", 3 * width, width), ("attn.proj", width, width),
+                                ("cross_attn.q_linear", width, width), ("cross_attn.kv_linear", 2 * width, width),
+                                ("cross_attn.proj", width, width), ("mlp.fc1", 4 * width, width),
+                                ("mlp.fc2", width, 4 * width)):
+        shapes |= _linear(f"{prefix}.{name}", rows, columns)
+    norms = ["q_norm", "k_norm"] if config.qk_norm else []
+    if compression is not None and compression.mode == "conv" and index in compression.layers:
+        factor = compression.factor
+        shapes |= {f"{prefix}.attn.sr.weight": (width, 1, factor, factor), f"{prefix}.attn.sr.bias": (width,)}
+        norms.append("norm")
+    for norm in norms:
+        shapes |= {f"{prefix}.attn.{norm}.weight": (width,), f"{prefix}.attn.{norm}.bias": (width,)}
+    return shapes
+
+
+def _linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}

@@ -1,0 +1,162 @@
+"""Open any published PixArt file or folder: checked, described in one line, memory-mapped, ready for a model."""
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..config import VARIANTS, PixArtConfig
+from .configure import configure
+from .detect import Layout, find_layout, measure, reference_shapes
+from .errors import CheckpointError
+from .header import from_header
+from .layouts import NULL_CAPTION, expected_shapes
+from .read import ShortLived, Weights, open_weights
+
+if TYPE_CHECKING:
+    from ..model.attention import Attend
+    from ..model.transformer import PixArtTransformer
+
+logger = logging.getLogger(__name__)
+
+DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
+               torch.float8_e4m3fn: "fp8 e4m3", torch.float8_e5m2: "fp8 e5m2"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of one PixArt transformer, and all that is known about them.
+
+    `state_dict` has reference names (tables without `.weight`), no position table, and always a `y_embedding`;
+    where the file has none, it is zero and `has_null_caption` is False: no training without captions then.
+    """
+
+    config: PixArtConfig
+    state_dict: dict[str, Tensor]
+    description: str             # one line for people
+    guessed: bool                # part of the configuration rests on the file's name; say so to the user
+    has_null_caption: bool
+    path: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the large matrices."""
+        return self.state_dict["blocks.0.attn.qkv.weight"].dtype
+
+
+def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
+                    device: torch.device | str = "cpu", ema: bool = False) -> Checkpoint:
+    """Read a PixArt transformer in any layout.
+
+    path: .pth, .safetensors, an index of shards, a diffusers pipeline or its transformer folder. variant: "auto", a
+    key of VARIANTS for what the weights cannot tell, or a whole PixArtConfig. dtype: convert while reading (scale-shift
+    tables become float32). Without dtype, on the CPU, tensors stay views of the file, except those that diffusers
+    keeps in parts. ema: take averaged weights where a training checkpoint has both. Logs one line about what was
+    found. Raises CheckpointError (a ValueError), also FileNotFoundError where nothing lies there.
+    """
+    weights = open_weights(path, ema)
+    layout = find_layout(weights.tensors, weights.path)
+    shapes = reference_shapes(layout, weights.tensors, weights.path)
+    positions = weights.tensors[layout.positions] if layout.positions else None
+    facts = measure(shapes, positions, weights.path)
+    choice = configure(facts, variant, from_header(weights.metadata, weights.path), weights.settings, weights.path)
+    compare_shapes(shapes, choice.config, weights.path)
+    state_dict = _gather(weights, layout.plan, dtype, torch.device(device))
+    has_null_caption = NULL_CAPTION in state_dict
+    if not has_null_caption:
+        like = state_dict["y_embedder.y_proj.fc1.bias"]
+        state_dict[NULL_CAPTION] = like.new_zeros(choice.config.caption_tokens, choice.config.caption_width)
+    description = describe(choice.config, choice.guessed, _dtype_name(weights, layout), layout.name)
+    logger.info("%s: %s", weights.path.name, description)
+    _log_ignored(layout, weights.path)
+    return Checkpoint(choice.config, state_dict, description, choice.guessed, has_null_caption, weights.path)
+
+
+def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
+         device: torch.device | str = "cpu", ops: object = None, attend: "Attend | None" = None) -> "PixArtTransformer":
+    """Open a checkpoint as a model, in evaluation mode; arguments as in `read_checkpoint`.
+
+    The model is built without memory and takes over the tensors as they were read, so a file needs its own size at
+    most. `ops` supplies the layers (default torch.nn), `attend` the attention.
+    """
+    from ..model.attention import sdpa
+    from ..model.transformer import PixArtTransformer
+    checkpoint = read_checkpoint(path, variant, dtype, device)
+    model = PixArtTransformer(checkpoint.config, ops=ops or nn, attend=attend or sdpa, dtype=checkpoint.dtype,
+                              device="meta")
+    model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
+    return model.eval()
+
+
+def compare_shapes(shapes: Mapping[str, tuple[int, ...]], config: PixArtConfig, path: Path | str) -> None:
+    """Refuse weights that do not fit the configuration, with counts and the first example. Null caption optional."""
+    expected = expected_shapes(config)
+    missing = [name for name in expected if name not in shapes and name != NULL_CAPTION]
+    surplus = [name for name in shapes if name not in expected]
+    wrong = [name for name in shapes if name in expected and shapes[name] != expected[name]]
+    problems = []
+    if wrong:
+        problems.append(f"{len(wrong)} tensors have another shape, the first is {wrong[0]} with {shapes[wrong[0]]} "
+                        f"instead of {expected[wrong[0]]}")
+    if missing:
+        problems.append(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+    if surplus:
+        problems.append(f"{len(surplus)} tensors are unknown, the first is {surplus[0]}")
+    if problems:
+        raise CheckpointError(path, "; ".join(problems), f"the {len(expected)} tensors of a PixArt model with "
+                              f"{config.depth} blocks of width {config.hidden}",
+                              "The file is incomplete, changed or of another model.")
+
+
+def _gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None,
+            device: torch.device) -> dict[str, Tensor]:
+    """Every tensor under its reference name: a view of the file where possible, else copied one by one."""
+    source, result = ShortLived(weights), {}
+    for name, parts in plan.items():
+        tensor = weights.tensors[parts[0]]
+        target = tensor.dtype
+        if dtype is not None and tensor.is_floating_point():
+            target = torch.float32 if name.endswith("scale_shift_table") else dtype
+        if len(parts) > 1:
+            tensor = torch.cat([source[part].to(target) for part in parts]).to(device)
+        elif target != tensor.dtype or device.type != "cpu":
+            tensor = source[parts[0]].to(device=device, dtype=target)
+        result[name] = tensor
+    return result
+
+
+def describe(config: PixArtConfig, guessed: bool, dtype_name: str, layout: str) -> str:
+    """One line such as "PixArt-alpha 1024, 28 blocks, 120 tokens, SD latents (0.18215), fp32, diffusers layout"."""
+    family = "PixArt-alpha" if config.latent_space == "sd" else "PixArt-Sigma"
+    words = [f"{family} {config.resolution}", f"{config.depth} blocks"]
+    if config.hidden != PixArtConfig.hidden:
+        words.append(f"width {config.hidden}")
+    words += [f"{config.caption_tokens} tokens", f"{config.latent_space.upper()} latents ({config.latent_scale})"]
+    if config.qk_norm:
+        words.append("query/key norm")
+    if config.kv_compression is not None:
+        mode, factor, layers = config.kv_compression.mode, config.kv_compression.factor, config.kv_compression.layers
+        words.append(f"key/value compression {mode} x{factor} in {len(layers)} blocks")
+    words += [dtype_name, f"{layout} layout"]
+    if guessed:
+        words.append(f"guessed; choose variant to override ({', '.join(VARIANTS)})")
+    return ", ".join(words)
+
+
+def _dtype_name(weights: Weights, layout: Layout) -> str:
+    dtype = weights.tensors[layout.plan["blocks.0.attn.proj.weight"][0]].dtype
+    return DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def _log_ignored(layout: Layout, path: Path) -> None:
+    control = sum(".copied_block." in name or name.startswith("controlnet") for name in layout.ignored)
+    if control:
+        logger.info("%s: left out %d control tensors; load the same file with the ControlNet loader for them",
+                    path.name, control)
+    if len(layout.ignored) > control:
+        logger.info("%s: left out %d tensors beside the transformer, such as %s", path.name,
+                    len(layout.ignored) - control, layout.ignored[0])
