@@ -1,0 +1,160 @@
+"""The command line: python -m pixart generate | encode | mini."""
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from .config import VARIANTS
+from .mini import WEIGHTS
+
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """"1024x768" -> (width, height)."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()) or not int(width) or not int(height):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 1024x768")
+    return int(width), int(height)
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m pixart", description="PixArt-alpha, -delta and -Sigma.")
+    main.add_argument("--verbose", action="store_true", help="say more about what is loaded")
+    commands = main.add_subparsers(dest="command", required=True)
+    generate = commands.add_parser("generate", help="draw a picture from a prompt")
+    generate.add_argument("prompt", help="what to draw")
+    generate.add_argument("--model", type=Path, help="transformer file or folder (default: the embedded PixArt-mini)")
+    generate.add_argument("--vae", type=Path, help="VAE file or diffusers folder (default: that of PixArt-mini)")
+    text = generate.add_mutually_exclusive_group()
+    text.add_argument("--t5", type=Path, help="T5 encoder file or folder (default: that of PixArt-mini)")
+    text.add_argument("--embeddings", type=Path, help="prompt encoded by `encode`, instead of a T5 encoder")
+    generate.add_argument("--negative", default="", help="what to avoid; only with --sampler dpm")
+    generate.add_argument("--sampler", choices=("lcm", "dpm", "dmd"), default="lcm")
+    generate.add_argument("--steps", type=int, help="default: lcm 4, dpm 20, dmd 1")
+    generate.add_argument("--guidance", type=float, default=4.5, help="guidance scale of --sampler dpm")
+    generate.add_argument("--rule", choices=("official", "diffusers"), default="official", help="timestep rule")
+    generate.add_argument("--size", type=size_of, help="WIDTHxHEIGHT in pixels (default: what the model was trained on)")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--count", type=int, default=1, help="pictures, with seeds following --seed")
+    generate.add_argument("--variant", choices=("auto", *VARIANTS), default="auto")
+    generate.add_argument("--out", type=Path, default=Path("pixart.png"))
+    encode = commands.add_parser("encode", help="save an encoded prompt, for machines too small for T5")
+    encode.add_argument("prompt")
+    encode.add_argument("--t5", type=Path, required=True)
+    encode.add_argument("--max-tokens", type=int, default=120, help="120 for alpha and delta, 300 for Sigma")
+    encode.add_argument("--clean", action="store_true", help="clean the caption as in alpha's training")
+    encode.add_argument("--out", type=Path, default=Path("prompt.safetensors"))
+    for command in (generate, encode):
+        command.add_argument("--bits", type=int, choices=(16, 8, 4), default=8, help="precision of T5")
+        command.add_argument("--device", default=None, help="cpu, cuda, mps (default: the best there is)")
+    generate.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer")
+    mini = commands.add_parser("mini", help="rebuild or measure PixArt-mini").add_subparsers(dest="task", required=True)
+    build = mini.add_parser("build", help="train every part from nothing; goes on where it was stopped")
+    build.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
+    build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
+    measure = mini.add_parser("evaluate", help="print the table and draw the contact sheet")
+    measure.add_argument("--weights", type=Path, default=WEIGHTS)
+    measure.add_argument("--count", type=int, default=1000, help="held-out prompts")
+    measure.add_argument("--seed", type=int, default=7)
+    measure.add_argument("--sheet", type=Path, help="PNG to draw")
+    return main
+
+
+def best_device() -> str:
+    import torch
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(name: str, device: str):
+    """The asked-for dtype, or the faster one on this machine."""
+    import torch
+
+    from .model.dtype_probe import faster_dtype
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return named[name] if name in named else faster_dtype(device)
+
+
+def show(stage: str, done: int, total: int) -> None:
+    """One line that is overwritten while a stage runs."""
+    end = "\n" if done == total else ""
+    print(f"\r{stage}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    from PIL import Image
+
+    from .checkpoint import read_config
+    from .pipeline import Request, generate
+    from .text.encoded import load_embeddings
+
+    model = args.model or WEIGHTS / "transformer-lcm.safetensors"
+    for name, needed in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
+        if args.model and not needed:
+            raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
+    if args.count < 1:
+        raise ValueError(f"--count is {args.count}; at least 1 picture can be drawn")
+    if args.sampler != "dpm" and args.negative:
+        raise ValueError(f"--negative has no effect with --sampler {args.sampler}, which works without guidance")
+    side = read_config(model, args.variant).resolution
+    width, height = args.size or (side, side)
+    steps = args.steps if args.steps is not None else {"lcm": 4, "dpm": 20, "dmd": 1}[args.sampler]
+    request = Request((args.prompt,) * args.count, args.negative, height, width, args.sampler, steps, args.guidance,
+                      args.rule, args.seed)
+    device = args.device or best_device()
+    text = args.t5 or WEIGHTS / "t5"
+    if args.embeddings:
+        if request.guided:
+            raise ValueError("--embeddings holds no negative prompt; use --sampler lcm or dmd, or --guidance 1")
+        caption = load_embeddings(args.embeddings)
+        text = (caption.repeat(args.count), caption)
+    pictures, reports = generate(model, args.vae or WEIGHTS / "vae.safetensors", request, text, args.variant, args.bits,
+                                 choose_dtype(args.dtype, device), device, show)
+    print(reports[0].summary)
+    for number, picture in enumerate(pictures):
+        path = args.out if number == 0 else args.out.with_stem(f"{args.out.stem}-{number}")
+        Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
+        print(path)
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    from .text.encoded import save_embeddings
+    from .text.t5 import T5Encoder
+    encoded = T5Encoder(args.t5, args.bits, args.device or best_device()).encode([args.prompt], args.max_tokens, args.clean)
+    save_embeddings(args.out, encoded)
+    print(encoded.reports[0].summary)
+    print(args.out)
+
+
+def run_mini(args: argparse.Namespace) -> None:
+    if args.task == "build":
+        from .mini.recipe import build
+        build(args.work, args.weights, device=best_device())
+        return
+    from .mini.evaluate import contact_sheet, evaluate, table
+    results, pictures, prompts = evaluate(args.count, args.seed, args.weights)
+    print(table(results))
+    if args.sheet:
+        contact_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)
+
+
+def main() -> int:
+    args = parser().parse_args()
+    chatty = args.verbose or args.command == "mini"
+    logging.basicConfig(level=logging.INFO if chatty else logging.WARNING, format="%(message)s")
+    run = {"generate": run_generate, "encode": run_encode, "mini": run_mini}[args.command]
+    try:
+        run(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What the transformer promises whatever the weights: exactness, any size, clear refusals."""
+import pytest
+import torch
+
+from pixart.config import PixArtConfig
+from pixart.model.policy import Policy
+from pixart.model.positions import position_table
+from pixart.model.transformer import PixArtTransformer
+
+TINY = PixArtConfig(depth=3, hidden=48, heads=4, caption_width=10, caption_tokens=8, base_size=8, position_scale=1.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> PixArtTransformer:
+    torch.manual_seed(0)
+    model = PixArtTransformer(TINY).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def inputs(batch: int = 2, h: int = 8, w: int = 12, tokens: int = 5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return {"latent": torch.randn(batch, 4, h, w, generator=generator),
+            "timestep": torch.linspace(900, 100, batch), "context": torch.randn(batch, tokens, 10, generator=generator)}
+
+
+def test_masked_padding_equals_no_padding(model):
+    given = inputs()
+    padded = dict(given, context=torch.cat([given["context"], 50 * torch.randn(2, 3, 10)], 1),
+                  mask=torch.tensor([[True] * 5 + [False] * 3] * 2))
+    torch.testing.assert_close(model(**padded), model(**given), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_equals_single_pictures(model):
+    """Different lengths in one batch give what each picture gives alone."""
+    given = inputs(batch=3)
+    mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [True] + [False] * 4])
+    together = model(**given, mask=mask)
+    for row, length in enumerate((5, 2, 1)):
+        alone = {name: value[row:row + 1] for name, value in given.items()}
+        alone["context"] = alone["context"][:, :length]
+        torch.testing.assert_close(together[row:row + 1], model(**alone), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("h, w", [(2, 2), (3, 3), (7, 10), (9, 5), (135, 3), (2, 64)])
+def test_any_latent_size_comes_back_in_its_size(model, h, w):
+    output = model(**inputs(h=h, w=w))
+    assert output.shape == (2, 4, h, w) and output.isfinite().all()
+
+
+def test_odd_size_is_border_repetition_then_crop(model):
+    given = inputs(h=7, w=9)
+    padded = torch.nn.functional.pad(given["latent"], (0, 1, 0, 1), mode="replicate")
+    extra = {"size": torch.tensor([[56.0, 72.0]] * 2), "aspect": torch.tensor([7 / 9] * 2)}
+    want = model(padded, given["timestep"], given["context"], **extra)[:, :, :7, :9]
+    assert torch.equal(model(**given), want)
+
+
+def test_all_compute_policy_is_bit_identical(model):
+    assert torch.equal(model(**inputs(), policy=Policy()), model(**inputs()))
+
+
+def test_policy_sees_every_branch_of_every_block(model):
+    class Recorder(Policy):
+        def __init__(self):
+            self.seen = []
+
+        def branch(self, block, name, compute):
+            self.seen.append((block, name))
+            return compute()
+
+    recorder = Recorder()
+    model(**inputs(), policy=recorder)
+    assert recorder.seen == [(i, name) for i in range(3) for name in ("attn", "cross_attn", "mlp")]
+
+
+def test_skipped_branch_changes_the_result_and_is_not_computed(model):
+    class NoMlp(Policy):
+        def branch(self, block, name, compute):
+            return torch.zeros(()) if name == "mlp" else compute()
+
+    assert not torch.allclose(model(**inputs(), policy=NoMlp()), model(**inputs()))
+
+
+def test_control_enters_before_its_block(model):
+    """A residual at block 2 equals a policy that adds it to that block's input; None and missing entries do nothing."""
+    residual = torch.randn(2, 24, 48)
+
+    class AddBeforeLast(Policy):
+        def span(self, x, run, depth):
+            for index in range(depth):
+                x = run(index, x + residual if index == 2 else x)
+            return x
+
+    assert torch.equal(model(**inputs(), control=[None, None, residual]), model(**inputs(), policy=AddBeforeLast()))
+    assert torch.equal(model(**inputs(), control=[None]), model(**inputs()))
+
+
+def test_size_defaults_to_the_latent(model):
+    given = inputs()
+    explicit = model(**given, size=torch.tensor([[64.0, 96.0]] * 2), aspect=torch.tensor([8 / 12] * 2))
+    assert torch.equal(model(**given), explicit)
+    assert not torch.allclose(explicit, model(**given, size=torch.tensor([[640.0, 96.0]] * 2)))
+
+
+def test_bf16_sees_exact_timesteps():
+    """999 and 1000 are one number in bf16; the embedding must still tell them apart."""
+    model = PixArtTransformer(TINY, dtype=torch.bfloat16).eval()
+    given = {name: value.bfloat16() if name != "timestep" else value for name, value in inputs(batch=1).items()}
+    a, b = (model.embed_time(torch.tensor([t]), given["latent"], None, None) for t in (999.0, 1000.0))
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("h, w, base, scale, row, want", [
+    (32, 32, 32, 1.0, 34, {0: 0.909297, 288: -0.416147, 576: 0.841471, 864: 0.540302}),
+    (48, 84, 64, 2.0, 86, {0: 0.690301, 576: 0.618370}),
+    (16, 16, 16, 1.0, 1, {0: 0.841471}), (16, 16, 16, 0.5, 1, {0: 0.909297}),
+    (64, 64, 64, 2.0, 1, {0: 0.479426}), (128, 128, 128, 4.0, 1, {0: 0.247404}),
+])
+def test_position_table_values(h, w, base, scale, row, want):
+    """Row (1, 2) of two grids, and sin(1 / scale) of every published variant."""
+    table = position_table(h, w, 1152, base, scale)
+    for channel, value in want.items():
+        assert table[row, channel].item() == pytest.approx(value, abs=1e-6)
+
+
+def test_gradient_recomputation_changes_nothing():
+    torch.manual_seed(0)
+    model = PixArtTransformer(TINY)
+    grads = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        model.zero_grad()
+        model(**inputs(), learned_variance=True).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+def test_reference_table_names_load_strictly(model):
+    state = {name.replace("scale_shift_table.weight", "scale_shift_table"): value
+             for name, value in model.state_dict().items()}
+    assert "blocks.0.scale_shift_table" in state
+    fresh = PixArtTransformer(TINY)
+    fresh.load_state_dict(state, strict=True)
+    assert torch.equal(fresh.eval()(**inputs()), model(**inputs()))
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"context": torch.zeros(2, 5, 11)}, "width|10"),
+    ({"latent": torch.zeros(2, 8, 8, 8)}, "4"),
+    ({"latent": torch.zeros(2, 4, 1, 8)}, "height >= 2"),
+    ({"timestep": torch.zeros(3)}, "batch sizes differ"),
+    ({"mask": torch.ones(2, 5)}, "bool"),
+    ({"control": [None] * 4}, "4 residuals"),
+])
+def test_wrong_shapes_are_named(model, change, words):
+    with pytest.raises(ValueError, match=words):
+        model(**(inputs() | change))
+
+
+def test_unknown_argument_fails(model):
+    with pytest.raises(TypeError):
+        model(**inputs(), strength=1.0)
+
+
+@pytest.mark.parametrize("fields, words", [
+    ({"hidden": 50, "heads": 4}, "50.*4 heads"), ({"latent_space": "flux"}, "flux"), ({"depth": 0}, "positive"),
+])
+def test_impossible_configurations_are_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        PixArtConfig(**fields)
