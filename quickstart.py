@@ -320,8 +320,8 @@ def fill(graph: dict, options: argparse.Namespace) -> dict:
     """Put the user's choices into the API workflow, node by node."""
     width, height = options.size
     for key, node in graph.items():
-        if node["class_type"] == "PixArtTextEncode":
-            node["inputs"].update(text=options.prompt or node["inputs"]["text"], width=width, height=height)
+        if node["class_type"] == "PixArtTextEncode" and options.prompt:
+            node["inputs"]["text"] = options.prompt
         if node["class_type"] == "PixArtLCMSampler":
             node["inputs"].update(steps=options.steps, seed=options.seed)
         if node["class_type"] == "PixArtEmptyLatent":
