@@ -1,0 +1,8 @@
+"""ComfyUI entry point: which nodes exist and where their help pages lie."""
+from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from .nodes.host.folders import register_bundled
+
+register_bundled()
+
+WEB_DIRECTORY = "./web"
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -1,0 +1,19 @@
+"""The menu: every node, in the order of a workflow."""
+from .latent import PixArtEmptyLatent
+from .loaders import PixArtLoader, PixArtT5Loader
+from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas
+from .text import PixArtTextEncode
+
+# Ids are saved in people's workflows: they never change.
+TITLES = {
+    PixArtLoader: "Load PixArt",
+    PixArtT5Loader: "Load T5 (8-bit)",
+    PixArtTextEncode: "PixArt Text Encode",
+    PixArtEmptyLatent: "PixArt Empty Latent",
+    PixArtLCMSampler: "PixArt LCM Sampler",
+    PixArtLCMSigmas: "PixArt LCM Schedule",
+    PixArtDMDSampler: "PixArt One-Step (DMD)",
+}
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in TITLES}
+NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for node, title in TITLES.items()}

@@ -1,0 +1,86 @@
+"""Where model files lie: the host's folders, with the bundled PixArt-mini among them."""
+import importlib.util
+from pathlib import Path
+
+# Bundled files in the folders of the host's own layout: <category>/pixart-mini/<file>, so that their names in every
+# list of the host begin with pixart-mini/.
+BUNDLED = Path(__file__).resolve().parents[2] / "pixart" / "mini" / "weights"
+MODEL_FOLDERS = ("diffusion_models", "checkpoints")
+TEXT_FOLDERS = ("text_encoders",)
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
+NONE_FOUND = "no file found"
+
+
+def register_bundled(root: Path = BUNDLED) -> None:
+    """Add the bundled models to the host's lists, behind every folder that is there already."""
+    if importlib.util.find_spec("folder_paths") is None:     # imported without a host
+        return
+    import folder_paths
+    for folder in sorted(path for path in root.glob("*") if (path / "pixart-mini").is_dir()):
+        if folder.name in folder_paths.folder_names_and_paths:
+            folder_paths.add_model_folder_path(folder.name, str(folder))
+
+
+def model_files() -> list[str]:
+    """Names that may be PixArt checkpoints, for a combo."""
+    return _listed(MODEL_FOLDERS)
+
+
+def text_encoders() -> list[str]:
+    """Names of text encoder files, and of folders with a Hugging Face text encoder, which have a config.json."""
+    return _listed(TEXT_FOLDERS, with_folders=True)
+
+
+def model_path(name: str) -> Path:
+    """Raises FileNotFoundError naming file and folders."""
+    return _resolve(name, MODEL_FOLDERS)
+
+
+def text_encoder_path(name: str) -> Path:
+    """File or folder. Raises FileNotFoundError naming file and folders."""
+    return _resolve(name, TEXT_FOLDERS)
+
+
+def tokenizer_folder() -> Path | None:
+    """The T5 tokenizer that comes with the host, for encoder files that lie without one."""
+    from comfy import sd1_clip
+    folder = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer"
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when the file does; cheap enough to ask before every run."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return ";".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+
+
+def _listed(categories: tuple[str, ...], with_folders: bool = False) -> list[str]:
+    import folder_paths
+    names: dict[str, None] = {}
+    for category in categories:
+        files = [name for name in folder_paths.get_filename_list(category) if name.endswith(WEIGHT_FILES)]
+        if with_folders:
+            names.update(dict.fromkeys(_hugging_face_folders(category, files)))
+        names.update(dict.fromkeys(files))
+    return list(names) or [NONE_FOUND]
+
+
+def _hugging_face_folders(category: str, files: list[str]) -> list[str]:
+    """Folders of weight files that have a config.json beside these, by the names the host would give them."""
+    import folder_paths
+    folders = dict.fromkeys(Path(name).parent for name in files if Path(name).parent != Path("."))
+    roots = [Path(root) for root in folder_paths.get_folder_paths(category)]
+    return [str(folder) for folder in folders if any((root / folder / "config.json").is_file() for root in roots)]
+
+
+def _resolve(name: str, categories: tuple[str, ...]) -> Path:
+    import folder_paths
+    roots = [Path(root) for category in categories for root in folder_paths.get_folder_paths(category)]
+    relative = Path(name)
+    if name == NONE_FOUND or relative.is_absolute() or ".." in relative.parts:
+        relative = Path("?")
+    found = next((root / relative for root in roots if (root / relative).exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"no file {name!r} in {' or '.join(map(str, roots))}. Put it there and press R on the "
+                                "page to refresh the lists.")
+    return found

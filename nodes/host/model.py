@@ -1,0 +1,137 @@
+"""A checkpoint of the family as a MODEL of the host: its model class, its config, its data types."""
+import functools
+import logging
+from typing import Any
+
+import torch
+
+from ...pixart.checkpoint import Checkpoint, read_checkpoint
+from ...pixart.config import PixArtConfig
+from ...pixart.model.dtype_probe import faster_dtype
+from .conditioning import text_conds
+from .transformer import builder
+
+logger = logging.getLogger(__name__)
+
+WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
+    "auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,
+}
+TABLE = "scale_shift_table"
+
+
+class _PixArt:
+    """What differs from the host's own PixArt model class."""
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, object]:
+        """Conditioning -> inputs of the transformer. Text is packed so that all conditions fit one pass."""
+        from comfy.conds import CONDRegular
+        out = super().extra_conds(**kwargs)
+        context = kwargs.get("cross_attn")
+        if context is not None:
+            check_text(context, self.model_config.pixart)
+            out.update(text_conds(context, kwargs.get("attention_mask")))
+        height, width = kwargs.get("height"), kwargs.get("width")
+        if height and width:
+            aspect = torch.tensor([[kwargs.get("aspect_ratio", height / width)]], dtype=torch.float32)
+            out["c_size"] = CONDRegular(torch.tensor([[height, width]], dtype=torch.int32))
+            out["c_ar"] = CONDRegular(aspect.view(torch.int32))     # integers pass the host's casts unrounded
+        return out
+
+
+def check_text(context: torch.Tensor, config: PixArtConfig) -> None:
+    if context.ndim != 3 or context.shape[2] != config.caption_width:
+        raise ValueError(f"the prompt was encoded to {context.shape[-1]} numbers per token, this PixArt model takes "
+                         f"{config.caption_width}. Load its own text encoder: T5-XXL (t5-v1_1-xxl) for published "
+                         "weights, pixart-mini/t5 for PixArt-mini.")
+
+
+@functools.cache
+def model_class() -> type:
+    """Subclass of the host's PixArt, which is what its LoRA key map looks for."""
+    from comfy import model_base
+
+    class PixArtDelta(_PixArt, model_base.PixArt):
+        def __init__(self, model_config: Any, device: Any = None) -> None:
+            model_base.BaseModel.__init__(self, model_config, model_base.ModelType.EPS, device=device,
+                                          unet_model=builder(model_config.pixart))
+    return PixArtDelta
+
+
+@functools.cache
+def config_class(latent_space: str) -> type:
+    """The host's description of the model; it fixes latent format and previews."""
+    from comfy import supported_models
+    base = {"sd": supported_models.PixArtAlpha, "sdxl": supported_models.PixArtSigma}[latent_space]
+
+    class PixArtHostConfig(base):
+        def __init__(self, config: PixArtConfig) -> None:
+            super().__init__({**base.unet_config, "depth": config.depth, "hidden_size": config.hidden,
+                              "num_heads": config.heads, "patch_size": config.patch, "in_channels": config.channels})
+            self.pixart = config
+
+        def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> torch.nn.Module:
+            return model_class()(self, device).eval()
+
+        def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+            names = {key: key.replace(f"{TABLE}.weight", TABLE) for key in state_dict}
+            return super().process_unet_state_dict_for_saving({names[key]: value for key, value in state_dict.items()})
+    return PixArtHostConfig
+
+
+def choose_dtypes(weight_dtype: str, stored: torch.dtype, config: PixArtConfig, parameters: int,
+                  device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+    """How weights are kept, and what they are cast to for computing (None: as kept).
+
+    "auto" is the host's choice on a GPU. On a CPU the host would always say float32; there a quick trial decides,
+    because bfloat16 is four times faster on some processors and slower on others.
+    """
+    from comfy import model_management as host
+    from comfy.cli_args import args
+    if weight_dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"unknown weight_dtype {weight_dtype!r}; use {', '.join(WEIGHT_DTYPES)}")
+    usable = [torch.float16, torch.bfloat16, torch.float32]
+    kept = WEIGHT_DTYPES[weight_dtype]
+    automatic = kept is None
+    if automatic:
+        kept = host.unet_dtype(model_params=parameters, supported_dtypes=usable, weight_dtype=stored)
+    if device.type != "cpu":
+        return kept, host.unet_manual_cast(kept, device, usable)
+    forced = getattr(args, "fp32_unet", False) or getattr(args, "force_fp32", False)
+    if automatic and kept == torch.float32 and not forced:
+        return faster_dtype(config.hidden), None
+    if kept in (torch.float32, torch.bfloat16):
+        return kept, None
+    return kept, torch.float32 if forced else faster_dtype(config.hidden)
+
+
+def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
+               disable_dynamic: bool = False) -> Any:
+    """Read a checkpoint and hand it to the host's memory management; returns a ModelPatcher.
+
+    Raises what `read_checkpoint` raises for files that are not PixArt, and ValueError for an unknown option.
+    """
+    from comfy import model_management, model_patcher
+    checkpoint = read_checkpoint(path, variant)
+    device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
+    model = build_model(checkpoint, weight_dtype, device).to(offload)
+    model.diffusion_model.load_state_dict(checkpoint.state_dict, strict=True)
+    patcher = getattr(model_patcher, "CoreModelPatcher", model_patcher.ModelPatcher)
+    patcher = (model_patcher.ModelPatcher if disable_dynamic else patcher)(model, load_device=device,
+                                                                          offload_device=offload)
+    if hasattr(patcher, "cached_patcher_init"):     # newer hosts reload a model with it for another device
+        patcher.cached_patcher_init = (load_model, (path, variant, weight_dtype))
+    return patcher
+
+
+def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device) -> torch.nn.Module:
+    """The host's model object for a checkpoint, weights not filled in yet."""
+    config, state = checkpoint.config, checkpoint.state_dict
+    parameters = sum(tensor.numel() for tensor in state.values())
+    kept, cast = choose_dtypes(weight_dtype, checkpoint.dtype, config, parameters, device)
+    host_config = config_class(config.latent_space)(config)
+    host_config.has_null_caption = checkpoint.has_null_caption
+    host_config.description = checkpoint.description
+    host_config.set_inference_dtype(kept, cast)
+    logger.info("%s: weights kept in %s, computing in %s", checkpoint.path.name, kept, cast or kept)
+    return host_config.get_model({})

@@ -1,0 +1,114 @@
+"""PixArtTransformer with the forward that the host calls, its wrappers, block patches and attention."""
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...pixart.config import PixArtConfig
+from ...pixart.model.policy import Policy, RunBlock
+from ...pixart.model.transformer import PixArtTransformer
+from .conditioning import mask_of
+
+BLOCK = "double_block"       # the host's name for a transformer block
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Mapping | None) -> Tensor:
+    """The host's attention, as chosen by its start options and overridden by patches; (B, N, D) in and out."""
+    from comfy.ldm.modules import attention
+    if q.device.type == "cpu":      # the host's choice for CPU is three times slower than torch's own kernel
+        kernel = attention.attention_pytorch
+    else:
+        kernel = attention.optimized_attention if mask is None else attention.optimized_attention_masked
+    if mask is not None:            # additive and of full shape: the one form that every backend understands
+        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, torch.finfo(q.dtype).min)
+        mask = bias[:, None, None, :].expand(-1, 1, q.shape[1], -1)
+    return kernel(q, k, v, heads, mask=mask, transformer_options=options)
+
+
+class BlockPatches(Policy):
+    """Runs what `patches_replace["dit"]` and `patches["double_block"]` of the host hang onto blocks."""
+
+    def __init__(self, options: Mapping, text: Tensor, modulation: Tensor) -> None:
+        self.options, self.text, self.modulation = options, text, modulation
+        self.replace = options.get("patches_replace", {}).get("dit", {})
+        self.after = options.get("patches", {}).get(BLOCK, [])
+
+    def __bool__(self) -> bool:
+        return bool(self.after) or any(name[0] == BLOCK for name in self.replace)
+
+    def span(self, x: Tensor, run: RunBlock, depth: int) -> Tensor:
+        for index in range(depth):
+            x = self.block(index, x, run)
+            for patch in self.after:
+                x = patch({"img": x, "txt": self.text, "x": x, "block_index": index,
+                           "transformer_options": self.options})["img"]
+        return x
+
+    def block(self, index: int, x: Tensor, run: RunBlock) -> Tensor:
+        replacement = self.replace.get((BLOCK, index))
+        if replacement is None:
+            return run(index, x)
+        state = {"img": x, "txt": self.text, "vec": self.modulation, "pe": None, "transformer_options": self.options}
+        return replacement(state, {"original_block": lambda given: {**given, "img": run(index, given["img"])}})["img"]
+
+
+class HostTransformer(PixArtTransformer):
+    """The model inside the host's model object. Submodules, and so the names of all weights, are inherited."""
+
+    def __init__(self, config: PixArtConfig, ops: Any, dtype: torch.dtype | None, device: Any) -> None:
+        super().__init__(config, ops=ops, attend=attend, dtype=dtype, device=device)
+        self.y_embedder.y_embedding = self.y_embedder.y_embedding.float()   # small, and never stored as fp8
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Mapping | None = None,
+                transformer_options: Mapping | None = None, c_size: Tensor | None = None, c_ar: Tensor | None = None,
+                text_lengths: Sequence[int] | None = None, **_: object) -> Tensor:
+        """x (B, 4, H, W) scaled, timesteps (B,) 0..999, context (B, L, C) -> noise (B, 4, H, W).
+
+        c_size (B, 2) height and width in pixels; c_ar (B, 1) height / width, float32 bits in int32 so that the host
+        does not round it; text_lengths: real tokens per row. Whatever else wrappers of other packs pass has no use
+        here. transformer_options stays the last positional argument: that is where the host's caches look for it.
+        """
+        from comfy import patcher_extension as host
+        options = {} if transformer_options is None else transformer_options
+        wrappers = host.get_all_wrappers(host.WrappersMP.DIFFUSION_MODEL, options)
+        executor = host.WrapperExecutor.new_class_executor(self.predict, self, wrappers)
+        return executor.execute(x, timesteps, context, control, options,
+                                c_size=c_size, c_ar=c_ar, text_lengths=text_lengths)
+
+    def predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Mapping | None,
+                transformer_options: Mapping, c_size: Tensor | None = None, c_ar: Tensor | None = None,
+                text_lengths: Sequence[int] | None = None) -> Tensor:
+        """What `forward` does when all wrappers are through."""
+        aspect = None if c_ar is None else c_ar.view(torch.float32).flatten()
+        size = None if c_size is None else c_size.float()
+        return super().forward(x, timesteps, context, mask_of(text_lengths, context), size, aspect,
+                               residuals(control), None, transformer_options)
+
+    def run_blocks(self, tokens: Tensor, text: Tensor, modulation: Tensor, grid: tuple[int, int],
+                   mask: Tensor | None, control: Sequence[Tensor | None] | None, policy: Policy | None,
+                   options: Mapping | None) -> Tensor:
+        if policy is None:
+            policy = BlockPatches(options or {}, text, modulation) or None
+        return super().run_blocks(tokens, text, modulation, grid, mask, control, policy, options)
+
+
+def residuals(control: Mapping | None) -> list[Tensor | None] | None:
+    """The host's control dict -> one residual (B, N, D) or None per block; entry i belongs to block i."""
+    if control is None:
+        return None
+    lists = {name: entries for name, entries in control.items() if any(entry is not None for entry in entries)}
+    if not lists:
+        return None
+    if set(lists) != {"output"} or any(entry is not None and entry.ndim != 3 for entry in lists["output"]):
+        raise ValueError("this ControlNet was made for another kind of model (its residuals are "
+                         f"{', '.join(sorted(lists))}); load a PixArt ControlNet.")
+    return list(lists["output"])
+
+
+def builder(config: PixArtConfig) -> Callable[..., HostTransformer]:
+    """What the host calls to make the network, with its own keyword arguments."""
+    def build(dtype: torch.dtype | None = None, device: Any = None, operations: Any = None,
+              **_: object) -> HostTransformer:
+        return HostTransformer(config, operations, dtype, device)
+    return build

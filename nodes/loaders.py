@@ -1,0 +1,75 @@
+"""Nodes that load the transformer and the text encoder."""
+from typing import Any
+
+from ..pixart.config import VARIANTS
+from .host import folders
+
+WEIGHT_DTYPES = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
+
+
+class PixArtLoader:
+    DESCRIPTION = ("Loads any checkpoint of the PixArt family: alpha, delta (LCM), DMD, Sigma, 900M; official .pth, "
+                   "diffusers or ComfyUI layout. The MODEL works with KSampler, LoRA loaders and all other stock nodes.")
+    CATEGORY = "PixArt"
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", "STRING")
+    RETURN_NAMES = ("MODEL", "report")
+    OUTPUT_TOOLTIPS = ("The diffusion model.", "What was found in the file, in one line.")
+    SEARCH_ALIASES = ["pixart", "pixart sigma", "pixart alpha", "pixart delta", "lcm", "load diffusion model"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "file": (folders.model_files(), {
+                "tooltip": "Checkpoint in models/diffusion_models or models/checkpoints. pixart-mini/... comes with the "
+                           "extension. For a diffusers folder choose its transformer file, with config.json beside it."}),
+            "variant": (["auto", *VARIANTS], {"default": "auto", "tooltip":
+                        "What the checkpoint was trained as. auto reads it from the weights where these can tell, else "
+                        "from the file's name; choose it yourself when the report says it was guessed."}),
+            "weight_dtype": (list(WEIGHT_DTYPES), {"default": "auto", "tooltip":
+                             "How weights are kept. auto: as the host does it on a GPU; on a CPU whichever of fp32 and "
+                             "bf16 a half-second trial finds faster. fp8 halves the memory of bf16 and costs quality."}),
+        }}
+
+    @classmethod
+    def IS_CHANGED(cls, file: str, **_: object) -> str:
+        return folders.fingerprint(folders.model_path(file))
+
+    def load(self, file: str, variant: str, weight_dtype: str) -> tuple[Any, str]:
+        from .host.model import load_model
+        model = load_model(str(folders.model_path(file)), variant, weight_dtype)
+        return model, model.model.model_config.description
+
+
+class PixArtT5Loader:
+    DESCRIPTION = ("Loads the T5-XXL text encoder of PixArt in 8, 4 or 16 bits. 8 bits: about 6 GB instead of 9.5, with "
+                   "practically the same pictures. The CLIP works with the stock CLIP Text Encode too; weights such as "
+                   "(word:1.2) have no effect with this encoder.")
+    CATEGORY = "PixArt"
+    FUNCTION = "load"
+    RETURN_TYPES = ("CLIP",)
+    RETURN_NAMES = ("CLIP",)
+    OUTPUT_TOOLTIPS = ("The text encoder.",)
+    SEARCH_ALIASES = ["t5", "t5xxl", "text encoder", "8-bit", "bitsandbytes", "load clip"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "file": (folders.text_encoders(), {
+                "tooltip": "T5 v1.1 XXL encoder in models/text_encoders: one file, or a Hugging Face folder with its "
+                           "config.json. pixart-mini/t5 comes with the extension."}),
+            "bits": (["8", "4", "16"], {"default": "8", "tooltip":
+                     "8: LLM.int8, the paper's choice, about 6 GB. 4: NF4, about 4 GB, slightly different pictures. "
+                     "16: bfloat16, 9.5 GB."}),
+            "device": (["auto", "cpu"], {"default": "auto", "tooltip":
+                       "auto: where the host runs text encoders, the GPU if it has room. cpu: keep the GPU for the "
+                       "picture; a prompt then takes seconds instead of a moment."}),
+        }}
+
+    @classmethod
+    def IS_CHANGED(cls, file: str, **_: object) -> str:
+        return folders.fingerprint(folders.text_encoder_path(file))
+
+    def load(self, file: str, bits: str, device: str) -> tuple[Any]:
+        from .host.text import load_clip
+        return (load_clip(folders.text_encoder_path(file), int(bits), device),)

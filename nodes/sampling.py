@@ -1,0 +1,92 @@
+"""Nodes that sample few-step PixArt models."""
+from typing import Any
+
+from ..pixart.sampling.lcm import RULES
+
+SEED = ("INT", {"default": 0, "min": 0, "max": 0xffffffffffffffff, "control_after_generate": True,
+                "tooltip": "Chooses the noise. The same seed gives the same picture on one machine."})
+STEPS = ("INT", {"default": 4, "min": 1, "max": 8, "tooltip":
+                 "Passes through the model. 4 is the usual choice, 2 is nearly as good, 1 is a sketch."})
+RULE = (list(RULES), {"default": "official", "tooltip":
+                      "Which timesteps are visited: as in PixArt's own code (4 steps: 999, 759, 519, 279) or as in "
+                      "diffusers (999, 759, 499, 259)."})
+DENOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip":
+                     "1: from pure noise. Below 1: picture to picture, keeping the more the lower it is; 0 returns the "
+                     "latent unchanged."})
+
+
+class PixArtLCMSampler:
+    DESCRIPTION = ("Samples PixArt-delta (LCM) and PixArt LCM LoRAs in 1 to 8 steps, with live preview, masks and "
+                   "picture to picture.")
+    CATEGORY = "PixArt"
+    FUNCTION = "sample"
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("For VAE Decode.",)
+    SEARCH_ALIASES = ["lcm", "ksampler", "few steps", "delta", "turbo"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "model": ("MODEL", {"tooltip": "A PixArt LCM checkpoint, or a PixArt model with an LCM LoRA."}),
+            "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
+            "latent": ("LATENT", {"tooltip": "An empty latent, or an encoded picture with denoise below 1."}),
+            "seed": SEED, "steps": STEPS, "rule": RULE, "denoise": DENOISE,
+        }, "optional": {
+            "negative": ("CONDITIONING", {"tooltip": "Only used when cfg is not 1."}),
+            "cfg": ("FLOAT", {"default": 1.0, "min": 1.0, "max": 5.0, "step": 0.1, "round": 0.01, "tooltip":
+                              "Leave at 1: guidance is built into few-step models. Slightly more, such as 1.3, sharpens "
+                              "at twice the time and needs a negative prompt."}),
+        }}
+
+    def sample(self, model: Any, positive: list, latent: dict, seed: int, steps: int, rule: str, denoise: float,
+               negative: list | None = None, cfg: float = 1.0) -> tuple[dict]:
+        from .host.sampling import run_lcm
+        return (run_lcm(model, positive, negative, latent, seed, steps, rule, denoise, cfg),)
+
+
+class PixArtLCMSigmas:
+    DESCRIPTION = ("The parts of PixArt's LCM sampling for the stock SamplerCustom nodes: a model that predicts as a "
+                   "consistency model, the sampler, and its steps. Use all three together.")
+    CATEGORY = "PixArt"
+    FUNCTION = "make"
+    RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS")
+    RETURN_NAMES = ("MODEL", "SAMPLER", "SIGMAS")
+    OUTPUT_TOOLTIPS = ("The model with LCM prediction.", "The LCM sampler.", "The steps to visit.")
+    SEARCH_ALIASES = ["lcm", "sigmas", "scheduler", "custom sampling"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "model": ("MODEL", {"tooltip": "A PixArt LCM checkpoint, or a PixArt model with an LCM LoRA."}),
+            "steps": STEPS, "rule": RULE, "denoise": DENOISE,
+        }}
+
+    def make(self, model: Any, steps: int, rule: str, denoise: float) -> tuple[Any, Any, Any]:
+        from .host.sampling import lcm_sampler, lcm_schedule
+        patched, sigmas = lcm_schedule(model, steps, rule, denoise)
+        return patched, lcm_sampler(), sigmas
+
+
+class PixArtDMDSampler:
+    DESCRIPTION = ("Makes a picture in a single pass with PixArt-alpha DMD (512 px). Only for DMD checkpoints: others "
+                   "give blurs.")
+    CATEGORY = "PixArt"
+    FUNCTION = "sample"
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("For VAE Decode.",)
+    SEARCH_ALIASES = ["dmd", "one step", "single step", "turbo"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "model": ("MODEL", {"tooltip": "PixArt-Alpha-DMD-XL-2-512x512; set the loader's variant to alpha-512."}),
+            "positive": ("CONDITIONING", {"tooltip": "The prompt. There is no negative prompt in one step."}),
+            "latent": ("LATENT", {"tooltip": "An empty latent; it gives size and number of pictures."}),
+            "seed": SEED,
+        }}
+
+    def sample(self, model: Any, positive: list, latent: dict, seed: int) -> tuple[dict]:
+        from .host.sampling import run_dmd
+        return (run_dmd(model, positive, latent, seed),)

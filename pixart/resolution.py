@@ -1,0 +1,75 @@
+"""The picture sizes PixArt was trained on: pairs of height and width, chosen by aspect ratio.
+
+An aspect ratio is height / width, as in training: below 1 is landscape. Widths and heights are pixels.
+"""
+from fractions import Fraction
+
+# ratio -> (height, width) of the 1024 px class (PixArt-alpha section 2.4); the other classes are these times
+# 1/4, 1/2 and 2. The key, not the exact quotient, is what training showed the model as aspect ratio.
+_RATIOS_1024: dict[float, tuple[int, int]] = {
+    0.25: (512, 2048), 0.26: (512, 1984), 0.27: (512, 1920), 0.28: (512, 1856), 0.32: (576, 1792),
+    0.33: (576, 1728), 0.35: (576, 1664), 0.4: (640, 1600), 0.42: (640, 1536), 0.48: (704, 1472),
+    0.5: (704, 1408), 0.52: (704, 1344), 0.57: (768, 1344), 0.6: (768, 1280), 0.68: (832, 1216),
+    0.72: (832, 1152), 0.78: (896, 1152), 0.82: (896, 1088), 0.88: (960, 1088), 0.94: (960, 1024),
+    1.0: (1024, 1024), 1.07: (1024, 960), 1.13: (1088, 960), 1.21: (1088, 896), 1.29: (1152, 896),
+    1.38: (1152, 832), 1.46: (1216, 832), 1.67: (1280, 768), 1.75: (1344, 768), 2.0: (1408, 704),
+    2.09: (1472, 704), 2.4: (1536, 640), 2.5: (1600, 640), 2.89: (1664, 576), 3.0: (1728, 576),
+    3.11: (1792, 576), 3.62: (1856, 512), 3.75: (1920, 512), 3.88: (1984, 512), 4.0: (2048, 512),
+}
+
+
+def _class_of(side: int) -> dict[float, tuple[int, int]]:
+    return {ratio: (h * side // 1024, w * side // 1024) for ratio, (h, w) in _RATIOS_1024.items()}
+
+
+# Side in pixels of the square -> ratio -> (height, width). 128 is PixArt-mini.
+CLASSES: dict[int, dict[float, tuple[int, int]]] = {
+    128: {0.6: (96, 160), 0.78: (112, 144), 1.0: (128, 128), 1.29: (144, 112), 1.67: (160, 96)},
+    256: _class_of(256),
+    512: _class_of(512),
+    1024: _class_of(1024),
+    2048: _class_of(2048),
+}
+RATIOS = tuple(_RATIOS_1024)
+
+
+def nearest_ratio(height: float, width: float, side: int) -> float:
+    """The trained ratio of class `side` that is nearest to height / width."""
+    if height <= 0 or width <= 0:
+        raise ValueError(f"a picture of {width} x {height} pixels has no aspect ratio; both sides must be positive")
+    return min(table(side), key=lambda ratio: abs(ratio - height / width))
+
+
+def nearest_size(height: float, width: float, side: int) -> tuple[int, int]:
+    """(height, width) of the trained size of class `side` whose shape is nearest."""
+    return table(side)[nearest_ratio(height, width, side)]
+
+
+def nearest_class(height: int, width: int) -> int:
+    """The class whose area is nearest, by ratio of areas."""
+    if height < 1 or width < 1:
+        raise ValueError(f"a picture of {width} x {height} pixels has no area; both sides must be positive")
+    area = height * width
+    return min(CLASSES, key=lambda side: max(area / side ** 2, side ** 2 / area))
+
+
+def table(side: int) -> dict[float, tuple[int, int]]:
+    """Trained ratios of one class, each with its (height, width)."""
+    if side not in CLASSES:
+        raise ValueError(f"no sizes are known for {side} px; use one of {', '.join(map(str, CLASSES))}")
+    return CLASSES[side]
+
+# What people call some of the ratios, width : height.
+_KNOWN_AS = {0.42: "21:9", 0.57: "16:9", 0.68: "3:2", 0.78: "4:3", 1.29: "3:4", 1.46: "2:3", 1.75: "9:16"}
+
+
+def _label(ratio: float) -> str:
+    """Width : height of a ratio in lowest terms, as people read it, e.g. "1:1" or "7:4 (16:9)"."""
+    height, width = _RATIOS_1024[ratio]
+    exact = Fraction(width, height)
+    known = f" ({_KNOWN_AS[ratio]})" if ratio in _KNOWN_AS else ""
+    return f"{exact.numerator}:{exact.denominator}{known}"
+
+
+# Label -> ratio (height / width), widest first.
+LABELS: dict[str, float] = {_label(ratio): ratio for ratio in RATIOS}

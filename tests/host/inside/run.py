@@ -1,0 +1,71 @@
+"""Runs inside a host's Python: loads the pack as the host does, runs every test function here, prints JSON.
+
+    python run.py <host> <folder with models> <out.json>
+"""
+import asyncio
+import importlib
+import importlib.util
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+HEAVY = ("transformers", "diffusers", "bitsandbytes", "accelerate", "ftfy", "bs4")
+
+
+def start_host(host: str, base: str) -> None:
+    """Everything the host's own main does before nodes are imported, without a server."""
+    sys.path[:0] = [host]
+    sys.path += [str(ROOT), str(ROOT / "tests"), str(HERE)]
+    import comfy.options
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+    args.cpu, args.base_directory = True, base
+    import nodes
+    loading = nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False)
+    if asyncio.iscoroutine(loading):
+        asyncio.run(loading)
+
+
+def load_pack(folder: Path) -> float:
+    """Import as the host imports custom nodes; returns seconds."""
+    name = str(folder).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = sys.modules["pack"] = module
+    started = time.perf_counter()
+    spec.loader.exec_module(module)
+    return time.perf_counter() - started
+
+
+def run_all(results: dict) -> None:
+    import torch
+    for file in sorted(HERE.glob("facts_*.py")):
+        facts = importlib.import_module(file.stem)
+        for name in [name for name in vars(facts) if name.startswith("test_")]:
+            started, report = time.perf_counter(), ""
+            try:
+                with torch.inference_mode():
+                    getattr(facts, name)()
+            except BaseException:
+                report = traceback.format_exc()
+            results[f"{file.stem}.{name}"] = {"error": report, "seconds": time.perf_counter() - started}
+
+
+def main() -> None:
+    host, base, out = sys.argv[1:]
+    start_host(host, base)
+    before = set(sys.modules)
+    (folder,) = Path(base, "custom_nodes").iterdir()
+    seconds = load_pack(folder)
+    heavy = [name for name in HEAVY if name in sys.modules and name not in before]
+    results: dict = {"import": {"seconds": seconds, "heavy": heavy}}
+    run_all(results)
+    Path(out).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

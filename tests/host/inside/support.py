@@ -1,0 +1,82 @@
+"""What the facts share: the pack's modules, tiny models as the host holds them, and its sampling."""
+import functools
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import comfy.model_management
+import comfy.sample
+import folder_paths
+import torch
+from host import tiny
+from torch import Tensor
+
+MODELS = Path(folder_paths.models_dir)
+WIDTH = tiny.WIDTH
+
+
+def pack(name: str = "") -> ModuleType:
+    """A module of the pack, e.g. "nodes.host.model", as the host imported it."""
+    root = sys.modules["pack"].__name__
+    return importlib.import_module(f"{root}.{name}" if name else root)
+
+
+@functools.cache
+def node(name: str) -> type:
+    return pack().NODE_CLASS_MAPPINGS[name]
+
+
+def load(name: str, weight_dtype: str = "fp32", variant: str = "auto"):
+    """A MODEL from one of the tiny files."""
+    path = MODELS / "diffusion_models" / f"{name}.safetensors"
+    return pack("nodes.host.model").load_model(str(path), variant, weight_dtype)
+
+
+def network(model):
+    """The transformer inside a MODEL, loaded."""
+    comfy.model_management.load_models_gpu([model])
+    return model.model.diffusion_model
+
+
+def text(tokens: int, seed: int = 0, width: int = WIDTH) -> Tensor:
+    """(1, tokens, width)"""
+    return torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(seed))
+
+
+def condition(context: Tensor, **extra: object) -> list:
+    return [[context, {"pooled_output": None, **extra}]]
+
+
+def latent(height: int, width: int, pictures: int = 1) -> dict:
+    """Empty, for a picture of this many pixels."""
+    return {"samples": torch.zeros(pictures, 4, height // 8, width // 8)}
+
+
+def picture(height: int, width: int, pictures: int = 1, seed: int = 5) -> dict:
+    """A latent that is not empty."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"samples": torch.randn(pictures, 4, height // 8, width // 8, generator=generator)}
+
+
+def sample(model, positive: list, negative: list, given: dict, steps: int = 2, cfg: float = 1.0, seed: int = 1,
+           sampler: str = "euler", callback=None) -> Tensor:
+    """What the stock KSampler does."""
+    samples = given["samples"]
+    noise = comfy.sample.prepare_noise(samples, seed)
+    return comfy.sample.sample(model, noise, steps, cfg, sampler, "normal", positive, negative, samples,
+                               noise_mask=given.get("noise_mask"), callback=callback, disable_pbar=True, seed=seed)
+
+
+def off(got: Tensor, want: Tensor) -> float:
+    """Largest difference as a share of the largest value."""
+    return ((got.double() - want.double()).abs().max() / want.double().abs().max()).item()
+
+
+def refusal(function, *arguments: object, **named: object) -> str:
+    """The message of the ValueError that must come."""
+    try:
+        function(*arguments, **named)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    raise AssertionError("it was not refused")

@@ -1,0 +1,123 @@
+"""Writes the smallest models of every kind that the host tier needs, with random weights."""
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pixart.checkpoint import save_checkpoint
+from pixart.config import VARIANTS, PixArtConfig
+from pixart.model.transformer import PixArtTransformer
+
+WIDTH = 32                       # of the text features
+SHAPE = {"depth": 2, "hidden": 48, "heads": 4, "caption_width": WIDTH}
+
+
+def tiny(variant: str, **changes: object) -> PixArtConfig:
+    return replace(VARIANTS[variant], **{**SHAPE, **changes})
+
+
+CONFIGS = {
+    "alpha-1024": tiny("alpha-1024"),
+    "alpha-512": tiny("alpha-512"),
+    "alpha-256": tiny("alpha-256"),
+    "sigma-1024": tiny("sigma-1024"),
+    "sigma-2k": tiny("sigma-2k"),
+}
+
+
+def random_model(config: PixArtConfig, seed: int = 0) -> PixArtTransformer:
+    """Every weight random, so that nothing is multiplied away."""
+    torch.manual_seed(seed)
+    model = PixArtTransformer(config).eval().requires_grad_(False)
+    for name, tensor in model.state_dict().items():
+        fan_in = tensor[0].numel() if tensor.ndim > 1 and "table" not in name else 12
+        tensor.copy_(torch.randn_like(tensor) / fan_in ** 0.5)
+    return model
+
+
+def write_transformer(folder: Path, name: str) -> Path:
+    return save_checkpoint(folder / f"{name}.safetensors", random_model(CONFIGS[name]))
+
+
+def write_t5(folder: Path, tokenizer: Path, width: int = WIDTH) -> Path:
+    """A Hugging Face folder; `tokenizer` is the host's tokenizer.json of T5."""
+    from transformers import T5Config, T5EncoderModel
+    torch.manual_seed(1)
+    model = T5EncoderModel(T5Config(vocab_size=32128, d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+                                    feed_forward_proj="gated-gelu", dropout_rate=0.0))
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder, safe_serialization=True)
+    shutil.copy(tokenizer, folder / "tokenizer.json")
+    return folder
+
+
+def taesd_layers() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the host's small autoencoder (Tiny AutoEncoder for Stable Diffusion)."""
+    def block(prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for index in (0, 2, 4):
+            yield f"{prefix}.conv.{index}.weight", (64, 64, 3, 3)
+            yield f"{prefix}.conv.{index}.bias", (64,)
+
+    def conv(prefix: str, out: int, into: int, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield f"{prefix}.weight", (out, into, 3, 3)
+        if bias:
+            yield f"{prefix}.bias", (out,)
+
+    yield from conv("taesd_encoder.0", 64, 3)
+    yield from block("taesd_encoder.1")
+    for start in (2, 6, 10):
+        yield from conv(f"taesd_encoder.{start}", 64, 64, bias=False)
+        for index in range(start + 1, start + 4):
+            yield from block(f"taesd_encoder.{index}")
+    yield from conv("taesd_encoder.14", 4, 64)
+    yield from conv("taesd_decoder.1", 64, 4)
+    for start in (3, 8, 13):
+        for index in range(start, start + 3):
+            yield from block(f"taesd_decoder.{index}")
+        yield from conv(f"taesd_decoder.{start + 4}", 64, 64, bias=False)
+    yield from block("taesd_decoder.18")
+    yield from conv("taesd_decoder.19", 3, 64)
+
+
+def write_vae(path: Path) -> Path:
+    torch.manual_seed(2)
+    state = {name: torch.randn(shape) / (torch.Size(shape[1:]).numel() * 2) ** 0.5 for name, shape in taesd_layers()}
+    state.update(vae_scale=torch.tensor(0.18215), vae_shift=torch.tensor(0.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path)
+    return path
+
+
+def write_lora(path: Path) -> Path:
+    """The layout of diffusers PixArt LoRAs: parts of fused weights, and a Linear outside of the blocks."""
+    torch.manual_seed(3)
+    modules = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "transformer_blocks.0.ff.net.2")
+    state = {}
+    for module in modules:
+        into = 4 * SHAPE["hidden"] if module.endswith("net.2") else SHAPE["hidden"]
+        state[f"transformer.{module}.lora_A.weight"] = torch.randn(4, into)
+        state[f"transformer.{module}.lora_B.weight"] = torch.randn(SHAPE["hidden"], 4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path)
+    return path
+
+
+def write_models(models: Path, host: Path) -> None:
+    """A `models` folder of the host with one of everything, wrong files included."""
+    diffusion = models / "diffusion_models"
+    for name in CONFIGS:
+        write_transformer(diffusion, name)
+    whole = (diffusion / "alpha-1024.safetensors").read_bytes()
+    (diffusion / "truncated.safetensors").write_bytes(whole[:len(whole) // 2])
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(9, 3), "img_in.weight": torch.zeros(3, 3)},
+              diffusion / "flux.safetensors")
+    tokenizer = host / "comfy" / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
+    write_t5(models / "text_encoders" / "tiny-t5", tokenizer)
+    write_t5(models / "text_encoders" / "wide-t5", tokenizer, 2 * WIDTH)
+    write_vae(models / "vae" / "tiny-vae.safetensors")
+    write_lora(models / "loras" / "tiny-lora.safetensors")
+    (models / "notes.json").write_text(json.dumps({"made by": "tests/host/tiny.py"}))

@@ -1,0 +1,56 @@
+"""The trained picture sizes."""
+import pytest
+
+from pixart import resolution
+
+
+@pytest.mark.parametrize("side", [256, 512, 2048])
+def test_other_classes_are_the_1024_table_scaled(side):
+    for ratio, (height, width) in resolution.CLASSES[1024].items():
+        assert resolution.CLASSES[side][ratio] == (height * side / 1024, width * side / 1024)
+
+
+@pytest.mark.parametrize("side", [256, 512, 1024, 2048])
+def test_a_class_has_forty_sizes_of_about_one_area(side):
+    sizes = resolution.CLASSES[side].values()
+    assert len(sizes) == 40
+    assert all(0.89 < height * width / side ** 2 <= 1.01 for height, width in sizes)
+
+
+@pytest.mark.parametrize("side", [256, 512, 1024, 2048])
+def test_keys_are_height_over_width(side):
+    for ratio, (height, width) in resolution.CLASSES[side].items():
+        assert abs(height / width - ratio) < 0.011
+
+
+@pytest.mark.parametrize("side", list(resolution.CLASSES))
+def test_sides_fit_patches_of_two_latent_pixels(side):
+    assert all(h % 16 == 0 and w % 16 == 0 for h, w in resolution.CLASSES[side].values())
+
+
+def test_landscape_is_wider_than_high():
+    assert resolution.nearest_size(1080, 1920, 1024) == (768, 1344)
+    assert resolution.nearest_size(1920, 1080, 1024) == (1344, 768)
+
+
+def test_the_nearest_class_of_a_known_size_is_its_own():
+    for side, sizes in resolution.CLASSES.items():
+        assert all(resolution.nearest_class(*size) == side for size in sizes.values())
+
+
+@pytest.mark.parametrize("height, width", [(0, 512), (-512, 512)])
+def test_impossible_sizes_are_refused(height, width):
+    with pytest.raises(ValueError, match="positive"):
+        resolution.nearest_ratio(height, width, 512)
+
+
+def test_an_unknown_class_names_the_known_ones():
+    with pytest.raises(ValueError, match="300 px.*128, 256, 512, 1024, 2048"):
+        resolution.table(300)
+
+
+def test_labels_name_width_before_height_and_every_ratio_once():
+    assert len(resolution.LABELS) == 40
+    assert resolution.LABELS["1:1"] == 1.0
+    assert resolution.LABELS["7:4 (16:9)"] == 0.57
+    assert resolution.LABELS["4:7 (9:16)"] == 1.75
