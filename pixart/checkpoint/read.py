@@ -83,6 +83,8 @@ def _open_file(path: Path, ema: bool) -> tuple[dict[str, Tensor], dict[str, str]
         _check_safetensors(path)
         tensors, metadata = _map_safetensors(path)
         return tensors, metadata, lambda: _map_safetensors(path)[0]
+    if path.suffix == ".safetensors":       # torch goes by the name and would take it for safetensors
+        raise CheckpointError(path, "a torch file under the name .safetensors", todo="Rename it to .pth.")
     tensors = _unwrap(_load_torch(path, mapped=kind == "zip"), path, ema)
     if kind == "zip":
         return tensors, {}, lambda: _unwrap(_load_torch(path, mapped=True), path, ema)

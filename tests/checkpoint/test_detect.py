@@ -1,0 +1,198 @@
+"""Which model a file holds: every released one, what cannot be told, and what a user may say about it."""
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import golden_cases
+import pytest
+import torch
+from checkpoint.samples import full, position_table
+
+from pixart.checkpoint import CheckpointError
+from pixart.checkpoint.configure import configure, name_hints
+from pixart.checkpoint.detect import Facts, find_layout, measure, measure_positions, reference_shapes
+from pixart.config import VARIANTS, KVCompression, PixArtConfig
+
+REFERENCE = {
+    "PixArt-XL-2-SAM-256x256.pth": "alpha-256",
+    "PixArt-XL-2-256x256.pth": "alpha-256",
+    "PixArt-XL-2-512x512.pth": "alpha-512",
+    "PixArt-XL-2-1024-MS.pth": "alpha-1024",
+    "PixArt-Sigma-XL-2-256x256.pth": "sigma-256",
+    "PixArt-Sigma-XL-2-512-MS.pth": "sigma-512",
+    "PixArt-Sigma-XL-2-1024-MS.pth": "sigma-1024",
+    "PixArt-Sigma-XL-2-2K-MS.pth": "sigma-2k",
+}
+DIFFUSERS_NAMES = {
+    "PixArt-XL-2-SAM-256x256/transformer": "alpha-256",
+    "PixArt-XL-2-512x512/transformer": "alpha-512",
+    "PixArt-Alpha-DMD-XL-2-512x512/transformer": "alpha-512",
+    "models--PixArt-alpha--PixArt-Sigma-XL-2-512-MS/snapshots/abc256def/transformer": "sigma-512",
+    "PixArt-Sigma-XL-2-2K-MS.safetensors": "sigma-2k",
+    "pixart_sigma_256.safetensors": "sigma-256",
+    "my-finetune.safetensors": "sigma-1024",
+}
+# sample_size, interpolation_scale, class of the pipeline around it
+CONFIG_JSON = {
+    "alpha-256": (32, None, "PixArtAlphaPipeline"),
+    "alpha-512": (64, None, "PixArtAlphaPipeline"),
+    "alpha-1024": (128, None, "PixArtAlphaPipeline"),
+    "sigma-256": (32, 0.5, "PixArtSigmaPipeline"),
+    "sigma-512": (64, 1, "PixArtSigmaPipeline"),
+    "sigma-1024": (128, 2, "PixArtSigmaPipeline"),
+    "sigma-2k": (256, 4, "PixArtSigmaPipeline"),
+}
+
+
+def facts_of(tensors: dict, path: Path = Path("file")) -> Facts:
+    layout = find_layout(tensors, path)
+    positions = tensors[layout.positions] if layout.positions else None
+    return measure(reference_shapes(layout, tensors, path), positions, path)
+
+
+def detect(tensors: dict, name: str = "file", variant: str | PixArtConfig = "auto", settings: dict | None = None):
+    return configure(facts_of(tensors), variant, None, settings or {}, Path(name))
+
+
+@pytest.mark.parametrize("name, variant", REFERENCE.items())
+def test_reference_files_say_everything(name, variant):
+    choice = detect(full(variant), "renamed by the user.pth")
+    assert choice.config == VARIANTS[variant] and not choice.guessed
+
+
+@pytest.mark.parametrize("name, variant", DIFFUSERS_NAMES.items())
+def test_diffusers_files_alone_are_guessed_by_name(name, variant, caplog):
+    with caplog.at_level(logging.WARNING):
+        choice = detect(full(variant, diffusers=True), name)
+    assert choice.config == VARIANTS[variant] and choice.guessed
+    assert "choose variant" in caplog.text and variant in caplog.text
+
+
+@pytest.mark.parametrize("variant", CONFIG_JSON)
+def test_diffusers_pipelines_say_everything(variant, caplog):
+    side, scale, pipeline = CONFIG_JSON[variant]
+    settings = {"sample_size": side, "interpolation_scale": scale, "num_attention_heads": 16,
+                "pipeline_class": pipeline}
+    choice = detect(full(variant, diffusers=True), "x", settings=settings)
+    assert choice.config == VARIANTS[variant] and not choice.guessed and not caplog.records
+
+
+@pytest.mark.parametrize("factor, variant", [(0.18215, "alpha-512"), (0.13025, "sigma-512")])
+def test_scaling_factor_of_the_vae_beside_it_decides_the_latent_space(factor, variant):
+    choice = detect(full(variant, diffusers=True), settings={"sample_size": 64, "vae_scaling_factor": factor})
+    assert choice.config == VARIANTS[variant] and not choice.guessed
+
+
+def test_transformer_folder_without_pipeline_is_guessed():
+    choice = detect(full("sigma-512", diffusers=True), "PixArt-Sigma/transformer", settings={"sample_size": 64})
+    assert choice.config == VARIANTS["sigma-512"] and choice.guessed
+
+
+def test_lcm_in_diffusers_layout_is_alpha_1024_without_guessing():
+    choice = detect(full("alpha-1024", diffusers=True), "PixArt-LCM-XL-2-1024-MS.safetensors")
+    assert choice.config == VARIANTS["alpha-1024"] and not choice.guessed
+
+
+def test_900m_has_42_blocks_and_is_taken_for_sigma_1024():
+    choice = detect(full("sigma-1024", diffusers=True, depth=42), "model.safetensors")
+    assert choice.config == replace(VARIANTS["sigma-1024"], depth=42)
+
+
+def test_alpha_512_is_not_taken_for_sigma():
+    """Hosts look at ar_embedder only and give alpha 256 and 512 the latents of SDXL."""
+    assert detect(full("alpha-512")).config.latent_scale == 0.18215
+    without_positions = {name: value for name, value in full("alpha-512").items() if name != "pos_embed"}
+    assert detect(without_positions).config.latent_scale == 0.18215
+
+
+@pytest.mark.parametrize("stored, variant", [(1.0, "alpha-256"), (0.5, "sigma-256")])
+def test_256_px_scale_is_read_from_the_stored_table(stored, variant):
+    config = replace(VARIANTS["alpha-256"], position_scale=stored)
+    tensors = full("alpha-256") | {"pos_embed": position_table(config)}
+    assert detect(tensors).config == config
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1.0, 1.37, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [32, 72, 1152])
+def test_scale_is_unambiguous_in_every_dtype_and_width(scale, dtype, hidden):
+    config = PixArtConfig(hidden=hidden, heads=1, base_size=4, position_scale=scale, micro_conditioning=False)
+    base, found = measure_positions(position_table(config).to(dtype), hidden, Path("file"))
+    assert base == 4 and math.isclose(found, scale, rel_tol=1e-2)
+
+
+@pytest.mark.parametrize("name", golden_cases.names("0[1-4]*"))
+def test_facts_of_models_built_by_the_official_code(name):
+    golden = golden_cases.load(name)
+    config, facts = golden.meta["config"], facts_of(golden.weights)
+    assert (facts.depth, facts.hidden, facts.caption_width) == (
+        config["depth"], config["hidden_size"], config["caption_channels"])
+    assert facts.caption_tokens == config["model_max_length"]
+    assert facts.micro_conditioning == config["micro_conditioning"] and facts.learned_variance
+    assert facts.qk_norm == config.get("qk_norm", False)
+    compression = config.get("kv_compress_config") or {"sampling": None}
+    assert (facts.kv_compression is not None) == (compression["sampling"] == "conv")
+    if any(key.endswith("pos_embed") for key in golden.weights):
+        assert facts.base_size == config["input_size"] // 2
+        assert facts.position_scale == config.get("lewei_scale", config.get("pe_interpolation"))
+
+
+def test_compression_and_norm_are_seen():
+    compression = KVCompression("conv", 2, (14, 15, 27))
+    config = detect(full("sigma-1024", kv_compression=compression, qk_norm=True)).config
+    assert config.kv_compression == compression and config.qk_norm
+
+
+@pytest.mark.parametrize("changes", [{"depth": 7}, {"hidden": 576, "heads": 8}, {"channels": 16},
+                                     {"learned_variance": False}, {"caption_width": 2048}, {"patch": 4}])
+def test_sizes_come_from_the_weights(changes):
+    choice = detect(full("alpha-1024", **changes))
+    assert choice.config == replace(VARIANTS["alpha-1024"], **changes)
+
+
+def test_heads_of_an_odd_width_are_asked_for():
+    tensors = full("alpha-512", hidden=96, heads=4)
+    with pytest.raises(CheckpointError, match="width 96.*attention heads.*PixArtConfig"):
+        detect(tensors)
+    assert detect(tensors, settings={"num_attention_heads": 4}).config.heads == 4
+    config = replace(VARIANTS["alpha-512"], hidden=96, heads=6)
+    assert detect(tensors, variant=config).config is config
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "alpha-1024"])
+def test_variant_overrides_what_diffusers_names_cannot_tell(variant):
+    choice = detect(full("sigma-1024", diffusers=True), "PixArt-Sigma-1024.safetensors", variant)
+    assert choice.config == VARIANTS[variant] and not choice.guessed
+
+
+@pytest.mark.parametrize("held, asked, reason", [
+    ("alpha-1024", "alpha-512", "has size conditioning"),
+    ("alpha-512", "alpha-1024", "has no size conditioning"),
+    ("alpha-512", "sigma-512", "120 tokens, not 300"),
+    ("sigma-512", "sigma-2k", "512 px model, not of 2048 px"),
+])
+def test_variant_against_the_weights_is_refused_naming_both(held, asked, reason):
+    with pytest.raises(CheckpointError, match=f"variant {asked}.*{reason}.*auto or {held}"):
+        detect(full(held), variant=asked)
+
+
+def test_unknown_variant_lists_the_known_ones():
+    with pytest.raises(CheckpointError, match="unknown variant 'sigma'.*sigma-2k"):
+        detect(full("alpha-512"), variant="sigma")
+
+
+def test_configuration_against_the_weights_is_refused():
+    with pytest.raises(CheckpointError, match="depth is 28 by its weights, but 27"):
+        detect(full("alpha-512"), variant=replace(VARIANTS["alpha-512"], depth=27))
+
+
+@pytest.mark.parametrize("name, hints", [
+    ("PixArt-alpha--PixArt-Sigma-XL-2-1024-MS.pth", ("sigma", 1024)),
+    ("dmd.safetensors", ("alpha", 512)),
+    ("900M-base.safetensors", ("sigma", 1024)),
+    ("step_15120.safetensors", (None, None)),
+    ("pixart 2K.safetensors", (None, 2048)),
+])
+def test_hints_in_names(name, hints):
+    assert name_hints(Path(name)) == hints
