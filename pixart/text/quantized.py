@@ -1,0 +1,68 @@
+"""Linear layers in 8 and 4 bits by bitsandbytes, and quiet about their conversions."""
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+OUTLIER_THRESHOLD = 6.0        # LLM.int8(): columns of the input with a larger value are multiplied in 16 bits
+_CAST_MESSAGE = "MatMul8bitLt: inputs will be cast"
+_CAST_LOGGER = "bitsandbytes.autograd._functions"
+
+
+def require_bitsandbytes(bits: int) -> None:
+    """Raises ValueError that says what to install, or to use 16 bits."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except (ImportError, RuntimeError, OSError) as error:
+        raise ValueError(f"T5 in {bits} bits needs bitsandbytes, which cannot be imported ({error}). "
+                         "Install it with: pip install -U bitsandbytes   or load T5 in 16 bits") from error
+
+
+def quantized_linear(weight: Tensor, bits: int, device: torch.device) -> nn.Module:
+    """A linear layer without bias, of `weight` (out, in) float on the CPU: LLM.int8 for 8 bits, NF4 for 4."""
+    layer = _int8(weight, device) if bits == 8 else _nf4(weight, device)
+    if layer.weight.is_floating_point():
+        raise ValueError(f"this version of bitsandbytes does not quantise on {device.type}; update it with "
+                         "pip install -U bitsandbytes, choose another device, or load T5 in 16 bits")
+    return layer
+
+
+def _int8(weight: Tensor, device: torch.device) -> nn.Module:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    layer = Linear8bitLt(weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False,
+                         threshold=OUTLIER_THRESHOLD, device="meta")
+    layer.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
+    return layer.eval()
+
+
+def _nf4(weight: Tensor, device: torch.device) -> nn.Module:
+    """NF4 in blocks of 64 with scales that are quantised too: 4.13 bits a weight."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    layer = Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16,
+                       compress_statistics=True, quant_type="nf4", device="meta")
+    layer.weight = Params4bit(weight.to(torch.bfloat16), requires_grad=False, compress_statistics=True,
+                              quant_type="nf4", module=layer).to(device)
+    return layer.eval()
+
+
+class _DropCastMessage(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_CAST_MESSAGE)
+
+
+@contextmanager
+def quiet_casts() -> Iterator[None]:
+    """Drops the line bitsandbytes writes at every 8-bit product about casting its input, and nothing else."""
+    logger, quiet = logging.getLogger(_CAST_LOGGER), _DropCastMessage()
+    logger.addFilter(quiet)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=_CAST_MESSAGE)
+            yield
+    finally:
+        logger.removeFilter(quiet)

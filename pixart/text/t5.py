@@ -1,0 +1,196 @@
+"""The T5 text encoder of PixArt in 16, 8 or 4 bits."""
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .cleaning import clean_caption, cleaning_notes
+from .encoded import Encoded, join
+from .files import EMBEDDING, FIRST_QUERY, T5Files, files_identity
+from .quantized import quantized_linear, quiet_casts, require_bitsandbytes
+from .tokens import PromptReport, PromptTokenizer, check_request, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import T5Config
+
+logger = logging.getLogger(__name__)
+
+MULTILINGUAL_VOCABULARY = 250_000      # mT5 and UMT5 have 250,112 ids or more, T5 has 32,128
+_BLOCK = "encoder.block.{}.layer.{}.{}.weight"
+
+
+class T5Encoder:
+    """T5 v1.1 encoder, pinned to one device, in one of three precisions.
+
+    bits 16: bfloat16. 8: LLM.int8 of bitsandbytes. 4: NF4 of bitsandbytes. In 8 and 4 bits the layers `wo` stay
+    bfloat16, as in the published 8-bit recipe: their inputs have extreme values. Nothing is ever cast to float16 as a
+    whole. Weights are read one at a time and quantised at once, so loading needs little more memory than the result.
+
+    `path`: safetensors or PyTorch file (any prefix in front of the encoder's names), a shard, an index, or a Hugging
+    Face folder. `tokenizer`: folder or file for when there is no tokenizer beside the weights.
+    `progress(done, total)`, counted in tensors, may raise to stop loading.
+    Raises FileNotFoundError and ValueError that name the file and what to do.
+    """
+
+    def __init__(self, path: str | Path, bits: int = 8, device: str | torch.device = "cpu",
+                 tokenizer: str | Path | None = None, progress: Callable[[int, int], None] | None = None) -> None:
+        self.device = _checked_device(bits, device)
+        files = T5Files(path)
+        config = _config(files)
+        self.path = Path(path)
+        self.bits = bits
+        self.width: int = config.d_model                   # C of the context: 4096 for T5-XXL
+        self.tokenizer: PromptTokenizer = load_tokenizer(_own_folder(files), tokenizer)
+        if self.tokenizer.size > config.vocab_size:
+            raise ValueError(f"the tokenizer {self.tokenizer.source} has {self.tokenizer.size} ids, but the T5 in "
+                             f"{path} only {config.vocab_size}; they do not belong together")
+        self.identity = _identity(files.files, self.tokenizer.source)
+        self.model: nn.Module | None = _load(files, config, bits, self.device, progress)
+        self.parameters: int = sum(torch.Size(shape).numel() for shape in files.shapes.values() if len(shape))
+        logger.info("T5 encoder %s: %d layers, width %d, %d-bit on %s",
+                    path, config.num_layers, self.width, bits, device)
+
+    def encode(self, prompts: list[str], max_tokens: int, clean: bool = False, batch: int = 1) -> Encoded:
+        """Features (B, L, C) float32 and mask (B, L) of `prompts`, on the CPU, padded to the longest of them.
+
+        `max_tokens`: 120 for alpha and delta, 300 for Sigma; longer prompts are cut and reported. `clean`: clean the
+        captions first, as for alpha and delta. `batch`: prompts in one pass; with 1 a result does not depend on
+        the other prompts at all, with more it is faster and differs by rounding (by outlier columns in 8 bits).
+        """
+        check_request(prompts, max_tokens)
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        if self.model is None:
+            raise ValueError(f"the T5 encoder {self.path} was closed; load it again to encode")
+        tokens = [self._tokens(prompt, max_tokens, clean) for prompt in prompts]
+        return join([self._run(tokens[at:at + batch]) for at in range(0, len(tokens), batch)])
+
+    def close(self) -> None:
+        """Free the weights; encoding afterwards is an error."""
+        self.model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _tokens(self, prompt: str, limit: int, clean: bool) -> tuple[list[int], PromptReport]:
+        if not clean:
+            return self.tokenizer.encode(prompt, limit)
+        text = clean_caption(prompt)
+        notes = tuple(cleaning_notes(prompt))
+        if prompt.strip() and not text:
+            notes += ("cleaning left nothing of this prompt, as in training on English captions",)
+        return self.tokenizer.encode(prompt, limit, text, notes)
+
+    def _run(self, tokens: list[tuple[list[int], PromptReport]]) -> Encoded:
+        lengths = torch.tensor([len(ids) for ids, _ in tokens])
+        longest = int(lengths.max())
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in tokens])
+        mask = torch.arange(longest)[None] < lengths[:, None]
+        with torch.no_grad(), quiet_casts():
+            hidden = self.model(input_ids=ids.to(self.device),
+                                attention_mask=mask.to(self.device, torch.long)).last_hidden_state
+        context = hidden.float().cpu() * mask[..., None]
+        if not torch.isfinite(context).all():
+            raise ValueError(f"the T5 encoder {self.path} gives values that are not finite; its weights are damaged")
+        return Encoded(context, mask, [report for _, report in tokens], f"{self.path.name} {self.bits}-bit")
+
+
+def encoder_identity(path: str | Path, tokenizer: str | Path | None = None) -> str:
+    """`T5Encoder.identity` without loading anything but the tokenizer, to ask a cache first."""
+    files = T5Files(path)
+    return _identity(files.files, load_tokenizer(_own_folder(files), tokenizer).source)
+
+
+def _identity(files: list[Path], tokenizer: Path) -> str:
+    return files_identity([*files, tokenizer])
+
+
+def _own_folder(files: T5Files) -> Path | None:
+    """Where the tokenizer of these weights is; None for a single file among files of other models."""
+    return files.folder if files.config or files.path.is_dir() or len(files.files) > 1 else None
+
+
+def _checked_device(bits: int, device: str | torch.device) -> torch.device:
+    if bits not in (16, 8, 4):
+        raise ValueError(f"T5 can be loaded in 16, 8 or 4 bits, not {bits!r}")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{device!r} is not a device; use 'cpu', 'cuda' or 'cuda:1'") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but this torch sees no CUDA GPU; use 'cpu'")
+    if bits < 16:
+        require_bitsandbytes(bits)
+    return chosen
+
+
+def _config(files: T5Files) -> "T5Config":
+    """Sizes from the shapes of the weights; what shapes cannot tell from config.json, else as in T5 v1.1."""
+    from transformers import T5Config
+
+    missing = [name for name in (EMBEDDING, FIRST_QUERY) if name not in files.shapes]
+    bias = _BLOCK.format(0, 0, "SelfAttention.relative_attention_bias")
+    missing += [bias] if bias not in files.shapes else []
+    if missing:
+        raise ValueError(f"{files.path} lacks {missing[0]}; it is not a complete T5 encoder")
+    vocabulary, width = files.shapes[EMBEDDING]
+    if vocabulary >= MULTILINGUAL_VOCABULARY:
+        raise ValueError(f"{files.path} looks like a multilingual T5 (mT5, {vocabulary} ids). PixArt needs T5 v1.1 XXL")
+    buckets, heads = files.shapes[bias]
+    layers = 1 + max(int(name.split(".")[2]) for name in files.shapes if name.startswith("encoder.block."))
+    keep: dict[str, Any] = {"relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
+                            "feed_forward_proj": "gated-gelu"}
+    keep = {name: files.config.get(name, default) for name, default in keep.items()}
+    return T5Config(vocab_size=vocabulary, d_model=width, num_layers=layers, num_heads=heads,
+                    d_kv=files.shapes[FIRST_QUERY][0] // heads,
+                    d_ff=files.shapes[_BLOCK.format(0, 1, "DenseReluDense.wi_0")][0],
+                    relative_attention_num_buckets=buckets, dropout_rate=0.0, **keep)
+
+
+def _load(files: T5Files, config: "T5Config", bits: int, device: torch.device,
+          progress: Callable[[int, int], None] | None) -> nn.Module:
+    from transformers import T5EncoderModel
+
+    with torch.device("meta"):
+        model = T5EncoderModel(config)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if name != "encoder.embed_tokens.weight"}
+    _check_complete(files, wanted)
+    block = ""
+    for done, name in enumerate(sorted(wanted, key=_block_of)):
+        if _block_of(name) != block:
+            block = _block_of(name)
+            files.release()                     # pages of the block before need not stay in memory
+        _install(model, name, files.read(name), bits, device)
+        if progress:
+            progress(done + 1, len(wanted))
+    files.release()
+    model.set_input_embeddings(model.shared)
+    return model.eval().requires_grad_(False)
+
+
+def _block_of(name: str) -> str:
+    return ".".join(name.split(".")[:3])
+
+
+def _check_complete(files: T5Files, wanted: dict[str, tuple[int, ...]]) -> None:
+    missing = [name for name in wanted if name not in files.shapes]
+    if missing:
+        raise ValueError(f"{files.path} lacks {len(missing)} of the {len(wanted)} tensors of this T5 encoder, "
+                         f"the first is {missing[0]}; the file is not complete")
+    wrong = [name for name, shape in wanted.items() if files.shapes[name] != shape]
+    if wrong:
+        raise ValueError(f"{files.path}: {len(wrong)} tensors have the wrong shape, the first is {wrong[0]} with "
+                         f"{files.shapes[wrong[0]]}, expected {wanted[wrong[0]]}")
+
+
+def _install(model: nn.Module, name: str, weight: Tensor, bits: int, device: torch.device) -> None:
+    """Put one weight into its place, quantised where `bits` asks for it and the layer is not `wo`."""
+    module_name, _, parameter = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    if bits < 16 and isinstance(module, nn.Linear) and not module_name.endswith(".wo"):
+        parent, _, child = module_name.rpartition(".")
+        setattr(model.get_submodule(parent), child, quantized_linear(weight, bits, device))
+    else:
+        setattr(module, parameter, nn.Parameter(weight.to(device, torch.bfloat16), requires_grad=False))

@@ -1,0 +1,104 @@
+"""Tokens are counted, and what does not fit is named."""
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pixart.text.tokens import load_tokenizer
+
+from .conftest import WORDS, write_tokenizer
+
+
+def test_a_prompt_that_fits_says_how_many_tokens_it_has(t5_folder: Path) -> None:
+    ids, report = load_tokenizer(t5_folder).encode("a red cat on the house", 120)
+    assert len(ids) == report.tokens == report.needed == 7
+    assert report.summary == "7 of 120 tokens" and report.cut == "" and report.cut_words == []
+
+
+def test_a_prompt_that_is_too_long_ends_with_the_end_token_and_names_the_cut_words(t5_folder: Path) -> None:
+    ids, report = load_tokenizer(t5_folder).encode("one two three four  five six", 5)
+    assert len(ids) == 5 and ids[-1] == 1
+    assert report.cut_words == ["five", "six"]
+    assert report.summary == "5 of 5 tokens, the prompt needs 7; 2 words cut: five six"
+
+
+def test_exactly_as_many_tokens_as_allowed_cuts_nothing(t5_folder: Path) -> None:
+    assert load_tokenizer(t5_folder).encode("one two three four", 5)[1].summary == "5 of 5 tokens"
+
+
+def test_two_thousand_words_are_cut_with_a_short_notice(t5_folder: Path) -> None:
+    ids, report = load_tokenizer(t5_folder).encode("word " * 2000, 120)
+    assert len(ids) == 120 and len(report.cut_words) == 2000 - 119 and len(report.summary) < 120
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t"])
+def test_an_empty_prompt_is_one_end_token(t5_folder: Path, text: str) -> None:
+    tokenizer = load_tokenizer(t5_folder)
+    assert tokenizer.encode(text, 120)[0] == [1] and tokenizer.count(text) == 1
+
+
+def test_what_the_vocabulary_cannot_spell_is_named(t5_folder: Path) -> None:
+    report = load_tokenizer(t5_folder).encode("a 🐱 and 猫", 120)[1]
+    assert report.tokens == 5 and "🐱 猫" in report.notes[0]
+
+
+def spiece_model(folder: Path) -> Path:
+    """A real SentencePiece model, with T5's order of special pieces."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = folder / "corpus.txt"
+    text.write_text("\n".join(" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))) + "\n½ ﬁne Ａ café")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=60, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+    return folder / "spiece.model"
+
+
+def test_a_sentencepiece_file_gives_the_ids_of_sentencepiece(tmp_path: Path) -> None:
+    path = spiece_model(tmp_path)
+    import sentencepiece
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    tokenizer = load_tokenizer(tmp_path)
+    for text in ("a red cat", "  two  blanks  ", "", " ", "½ ﬁne Ａ café", "猫 cat 🐱", "x" * 50, "a\tcat\non a house"):
+        assert tokenizer.encode(text, 500)[0] == reference.encode(text) + [1], text
+    assert tokenizer.size == reference.get_piece_size() + 100     # <extra_id_N>
+
+
+def test_a_long_word_cut_in_the_middle_is_named_whole(tmp_path: Path) -> None:
+    spiece_model(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    limit = tokenizer.count("a cat") + 2
+    assert tokenizer.encode("a cat paintingpaintingpainting dog", limit)[1].cut_words == \
+        ["paintingpaintingpainting", "dog"]
+
+
+def test_a_truncated_sentencepiece_file_is_an_error_with_its_name(tmp_path: Path) -> None:
+    path = spiece_model(tmp_path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"spiece\.model is not a SentencePiece model file or is damaged"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_tokenizer_of_a_diffusers_pipeline_lies_beside_the_encoder(t5_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "tokenizer").mkdir()
+    shutil.copy(t5_folder / "tokenizer.json", tmp_path / "tokenizer")
+    assert load_tokenizer(tmp_path / "text_encoder").source == tmp_path / "tokenizer" / "tokenizer.json"
+
+
+def test_own_tokenizer_wins_over_the_one_passed(t5_folder: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, WORDS[:5])
+    assert load_tokenizer(t5_folder, tmp_path).source.parent == t5_folder
+    assert load_tokenizer(None, tmp_path).source.parent == tmp_path
+
+
+def test_no_tokenizer_is_an_error_that_says_where_to_put_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json.*t5_tokenizer"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        load_tokenizer(None, tmp_path)
+
+
+def test_a_damaged_tokenizer_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer file or is damaged"):
+        load_tokenizer(tmp_path)
