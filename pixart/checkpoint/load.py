@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import VARIANTS, PixArtConfig
-from .configure import configure
+from .configure import Choice, configure
 from .detect import Layout, find_layout, measure, reference_shapes
 from .errors import CheckpointError
 from .header import from_header
@@ -60,11 +60,7 @@ def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
     """
     weights = open_weights(path, ema)
     layout = find_layout(weights.tensors, weights.path)
-    shapes = reference_shapes(layout, weights.tensors, weights.path)
-    positions = weights.tensors[layout.positions] if layout.positions else None
-    facts = measure(shapes, positions, weights.path)
-    choice = configure(facts, variant, from_header(weights.metadata, weights.path), weights.settings, weights.path)
-    compare_shapes(shapes, choice.config, weights.path)
+    choice = _recognise(weights, layout, variant)
     state_dict = _gather(weights, layout.plan, dtype, torch.device(device))
     has_null_caption = NULL_CAPTION in state_dict
     if not has_null_caption:
@@ -74,6 +70,12 @@ def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
     logger.info("%s: %s", weights.path.name, description)
     _log_ignored(layout, weights.path)
     return Checkpoint(choice.config, state_dict, description, choice.guessed, has_null_caption, weights.path)
+
+
+def read_config(path: str | os.PathLike, variant: str | PixArtConfig = "auto") -> PixArtConfig:
+    """The configuration `read_checkpoint` would find, checked against all shapes, without reading the weights."""
+    weights = open_weights(path)
+    return _recognise(weights, find_layout(weights.tensors, weights.path), variant).config
 
 
 def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
@@ -90,6 +92,16 @@ def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: t
                               device="meta")
     model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
     return model.eval()
+
+
+def _recognise(weights: Weights, layout: Layout, variant: str | PixArtConfig) -> Choice:
+    """Which model these tensors are, from their shapes and all that is said about them; wrong shapes are refused."""
+    shapes = reference_shapes(layout, weights.tensors, weights.path)
+    positions = weights.tensors[layout.positions] if layout.positions else None
+    facts = measure(shapes, positions, weights.path)
+    choice = configure(facts, variant, from_header(weights.metadata, weights.path), weights.settings, weights.path)
+    compare_shapes(shapes, choice.config, weights.path)
+    return choice
 
 
 def compare_shapes(shapes: Mapping[str, tuple[int, ...]], config: PixArtConfig, path: Path | str) -> None:
