@@ -24,6 +24,19 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, optio
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Options) -> Tensor:
+    """The same attention as two matrix products, for training short sequences on a CPU.
+
+    The fused kernel saves memory that small pictures do not need, and its backward pass takes several times as long
+    there: a training step of PixArt-mini (64 tokens, batch 64, 2 cores) went from 1.0 s to 0.6 s.
+    """
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
 def thin_out(tokens: Tensor, grid: tuple[int, int], mode: str, factor: int) -> Tensor:
     """(B, h * w, D) -> fewer tokens without weights: the modes "ave", "uniform" and "uniform_every".
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from pixart.config import PixArtConfig
+from pixart.model.attention import matmul_attention, sdpa
 from pixart.model.policy import Policy
 from pixart.model.positions import position_table
 from pixart.model.transformer import PixArtTransformer
@@ -123,6 +124,12 @@ def test_position_table_values(h, w, base, scale, row, want):
     table = position_table(h, w, 1152, base, scale)
     for channel, value in want.items():
         assert table[row, channel].item() == pytest.approx(value, abs=1e-6)
+
+
+def test_both_attentions_agree():
+    q, k, v = torch.randn(3, 2, 6, 48).unbind()
+    for mask in (None, torch.tensor([[True] * 6, [True] * 2 + [False] * 4])):
+        torch.testing.assert_close(matmul_attention(q, k, v, 4, mask, None), sdpa(q, k, v, 4, mask, None))
 
 
 def test_gradient_recomputation_changes_nothing():
