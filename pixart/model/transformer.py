@@ -6,6 +6,7 @@ Submodule names equal the names in the published .pth files, so these load with 
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -128,5 +129,4 @@ class PixArtTransformer(nn.Module):
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, patch * patch * channels), channel fastest, -> (B, channels, h * patch, w * patch)."""
         p = self.config.patch
-        picture = patches.unflatten(2, (p, p, -1)).unflatten(1, grid)              # (B, h, w, p, p, c)
-        return picture.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=p, q=p)
