@@ -1,0 +1,192 @@
+"""The small autoencoder of PixArt-mini, stored in the single-file layout of a width-64 TAESD.
+
+It has the structure of TAESD with fewer channels and blocks where pictures are large. Missing channels and blocks are
+zeros in the file, which computes the same function, so that every reader of TAESD files can open it.
+"""
+import json
+import os
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .grammar import sample
+from .pictures import BUCKETS, draw
+from .resume import Progress
+
+LATENT_SCALE = 0.18215         # raw TAESD latents = this times the latents that a Stable Diffusion VAE would give
+_FILE_WIDTH = 64
+_ENCODER, _DECODER = "taesd_encoder", "taesd_decoder"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Channels and blocks by resolution, from full size down to an eighth."""
+
+    widths: tuple[int, int, int, int] = (16, 32, 48, 64)
+    encoder_blocks: tuple[int, int, int, int] = (0, 1, 2, 3)      # TAESD has 1, 3, 3, 3
+    decoder_blocks: tuple[int, int, int, int] = (1, 2, 3, 3)
+
+
+class Clamp(nn.Module):
+    """Keeps latents within about plus and minus three."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class Block(nn.Module):
+    """Three convolutions beside a skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x) + x)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
+
+
+def _blocks(width: int, present: int, places: int = 3) -> list[nn.Module]:
+    """`places` modules, so that the indices stay those of TAESD. A block of zeros is a ReLU."""
+    return [Block(width) for _ in range(present)] + [nn.ReLU() for _ in range(places - present)]
+
+
+def _encoder(plan: Plan) -> nn.Sequential:
+    a, b, c, d = plan.widths
+    w, x, y, z = plan.encoder_blocks
+    return nn.Sequential(_conv(3, a), *_blocks(a, w, 1), _conv(a, b, 2, False), *_blocks(b, x),
+                         _conv(b, c, 2, False), *_blocks(c, y), _conv(c, d, 2, False), *_blocks(d, z), _conv(d, 4))
+
+
+def _decoder(plan: Plan) -> nn.Sequential:
+    a, b, c, d = plan.widths
+    w, x, y, z = plan.decoder_blocks
+    up = nn.Upsample(scale_factor=2)
+    return nn.Sequential(Clamp(), _conv(4, d), nn.ReLU(), *_blocks(d, z), up, _conv(d, c, 1, False), *_blocks(c, y),
+                         up, _conv(c, b, 1, False), *_blocks(b, x), up, _conv(b, a, 1, False), *_blocks(a, w, 1),
+                         _conv(a, 3))
+
+
+class Autoencoder(nn.Module):
+    """Pictures (B, 3, H, W) in 0..1 to raw latents (B, 4, H/8, W/8) of about unit variance, and back."""
+
+    def __init__(self, plan: Plan = Plan()) -> None:
+        super().__init__()
+        self.plan = plan
+        self.taesd_encoder = _encoder(plan)
+        self.taesd_decoder = _decoder(plan)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return self.taesd_encoder(pictures)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.taesd_decoder(latents)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+def padded_state(model: Autoencoder) -> dict[str, Tensor]:
+    """The same function as the state dict of a width-64 TAESD: absent channels and blocks are zeros."""
+    full = Autoencoder(Plan((_FILE_WIDTH,) * 4, (1, 3, 3, 3), (1, 3, 3, 3))).state_dict()
+    kept = model.state_dict()
+    padded = {}
+    for name, value in full.items():
+        padded[name] = torch.zeros_like(value)
+        if name in kept:
+            padded[name][tuple(slice(side) for side in kept[name].shape)] = kept[name]
+    return padded
+
+
+def save_autoencoder(model: Autoencoder, path: Path) -> None:
+    """Writes the TAESD single-file layout in fp16; the plan is kept in the header to undo the padding."""
+    state = {name: value.half().contiguous() for name, value in padded_state(model).items()}
+    state |= {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    save_file(state, beside, metadata={"format": "pt", "plan": json.dumps(asdict(model.plan))})
+    os.replace(beside, path)
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """Reads what `save_autoencoder` wrote, without the padding, in fp32."""
+    with safe_open(str(path), "pt") as file:
+        header = file.metadata() or {}
+        if "plan" not in header:
+            raise ValueError(f"{path} has no plan in its header; it was not written by save_autoencoder")
+        plan = {name: tuple(value) for name, value in json.loads(header["plan"]).items()}
+        model = Autoencoder(Plan(**plan))
+        state = {name: file.get_tensor(name)[tuple(slice(side) for side in value.shape)].float()
+                 for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+def train_autoencoder(path: Path, steps: int = 3000, batch: int = 32, seed: int = 0, state: Path | None = None,
+                      pool: int = 10000, rate: float = 2e-3, device: str = "cpu", plan: Plan = Plan(),
+                      autocast: bool = False) -> Autoencoder:
+    """Trains on crops of 64 px, in the last fifth on whole pictures, and writes `path` every 500 steps."""
+    torch.manual_seed(seed)
+    model = Autoencoder(plan).to(device, memory_format=torch.channels_last).train()
+    progress = Progress("autoencoder", model, rate, steps, state, seed)
+    pictures = _pool(pool, seed)
+    for step in progress:
+        rng = random.Random(f"autoencoder {seed} {step}")
+        whole = step > 0.8 * steps
+        sample_of = _whole(pictures, batch // 4, rng) if whole else _crops(pictures, batch, rng)
+        sample_of = sample_of.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            loss = autoencoder_loss(model, sample_of)
+        progress.advance(loss)
+        if progress.step % 500 == 0:
+            save_autoencoder(model, path)
+    save_autoencoder(model, path)
+    return load_autoencoder(path)
+
+
+def autoencoder_loss(model: Autoencoder, pictures: Tensor, noise: float = 0.1) -> Tensor:
+    """L1, squared and gradient error of pictures decoded from slightly noisy latents, plus unit variance of these."""
+    latents = model.encode(pictures)
+    decoded = model.decode(latents + noise * torch.randn_like(latents)).float()
+    error = decoded - pictures
+    edges = sum(torch.diff(error, dim=side).abs().mean() for side in (2, 3))
+    flat = latents.float().transpose(0, 1).flatten(1)
+    spread = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
+    excess = F.relu(flat.abs() - 3).square().mean()
+    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 0.02 * spread + 0.1 * excess
+
+
+def _pool(count: int, seed: int) -> list[Tensor]:
+    """Training pictures, uint8 (3, H, W), all buckets in turn."""
+    pictures = []
+    for index in range(count):
+        height, width = BUCKETS[index % len(BUCKETS)]
+        array = draw(sample(index, seed), height, width, random.Random(f"autoencoder {seed} picture {index}"))
+        pictures.append(torch.from_numpy(array).permute(2, 0, 1).contiguous())
+    return pictures
+
+
+def _crops(pictures: list[Tensor], batch: int, rng: random.Random, side: int = 64) -> Tensor:
+    """Crops (batch, 3, side, side) in 0..1 that hold something: the best of two places each."""
+    crops = []
+    for picture in rng.sample(pictures, batch):
+        places = [(rng.randint(0, picture.shape[1] - side), rng.randint(0, picture.shape[2] - side)) for _ in range(2)]
+        cuts = [picture[:, y:y + side, x:x + side] for y, x in places]
+        crops.append(max(cuts, key=lambda cut: cut.float().var()))
+    return torch.stack(crops).float() / 255
+
+
+def _whole(pictures: list[Tensor], batch: int, rng: random.Random) -> Tensor:
+    """Whole pictures of one bucket, (batch, 3, H, W) in 0..1."""
+    bucket = rng.randrange(len(BUCKETS))
+    return torch.stack(rng.sample(pictures[bucket::len(BUCKETS)], batch)).float() / 255

@@ -1,0 +1,165 @@
+"""A small network that reads the attributes of a picture, to measure what models draw."""
+import json
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .grammar import ATTRIBUTES, Scene, facts, labels, sample
+from .pictures import BUCKETS, draw
+from .resume import Progress
+
+logger = logging.getLogger(__name__)
+
+FEATURES = 192                 # width of the features for the Frechet distance
+
+
+class Judge(nn.Module):
+    """Reads pictures (B, 3, H, W) in 0..1 of any bucket; one linear head per attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (5, 24, 48, 96, 128)
+        steps = [_stage(a, b, 2) for a, b in zip(widths, widths[1:])]
+        self.body = nn.Sequential(*steps, _stage(128, 128, 1), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                                  nn.Linear(128 * 16, FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU())
+        self.head = nn.Linear(FEATURES, sum(map(len, ATTRIBUTES.values())))
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the heads read, (B, FEATURES), not negative."""
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise ValueError(f"pictures have shape {tuple(pictures.shape)}; the judge reads (B, 3, H, W) in 0..1")
+        batch, _, height, width = pictures.shape
+        y = torch.linspace(-1, 1, height, device=pictures.device).view(1, 1, -1, 1).expand(batch, 1, height, width)
+        x = torch.linspace(-1, 1, width, device=pictures.device).view(1, 1, 1, -1).expand(batch, 1, height, width)
+        return self.body(torch.cat([pictures * 2 - 1, y.to(pictures), x.to(pictures)], 1))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """Logits (B, answers) for every attribute, in the order of `ATTRIBUTES`."""
+        logits = self.head(self.features(pictures))
+        return logits.split([len(answers) for answers in ATTRIBUTES.values()], 1)
+
+    @torch.no_grad()
+    def attributes(self, pictures: Tensor) -> list[dict[str, str]]:
+        """The most likely answer to every attribute of every picture."""
+        choices = [logits.argmax(1).tolist() for logits in self(pictures)]
+        return [{name: answers[choice[row]] for (name, answers), choice in zip(ATTRIBUTES.items(), choices)}
+                for row in range(len(pictures))]
+
+
+def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def score(scene: Scene, read: dict[str, str]) -> dict[str, bool]:
+    """For every attribute that a caption of `scene` states: did the judge read the same?"""
+    return {name: read[name] == answer for name, answer in facts(scene).items()}
+
+
+def accuracy(scores: Iterable[dict[str, bool]]) -> dict[str, float]:
+    """Shares of right answers by attribute, and under "all" over all answers, under "pictures" wholly right ones."""
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for answers in scores:
+        for name, good in answers.items():
+            right.update({name: good, "all": good})
+            asked.update((name, "all"))
+        right["pictures"] += all(answers.values())
+        asked["pictures"] += 1
+    return {name: right[name] / asked[name] for name in (*ATTRIBUTES, "all", "pictures") if asked[name]}
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+def save_judge(model: Judge, path: Path, measured: dict[str, float]) -> None:
+    """fp16 safetensors with the judge's own accuracy on fresh pictures in the header."""
+    state = {name: (value.half() if value.is_floating_point() else value).contiguous()
+             for name, value in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    save_file(state, beside, metadata={"format": "pt", "accuracy": json.dumps(measured)})
+    os.replace(beside, path)
+
+
+def load_judge(path: Path) -> Judge:
+    """Reads what `save_judge` wrote, in fp32, ready to read pictures."""
+    model = Judge()
+    with safe_open(str(path), "pt") as file:
+        state = {name: file.get_tensor(name).to(value.dtype) for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def own_accuracy(path: Path) -> dict[str, float]:
+    """The judge's accuracy on real pictures, as measured when it was trained."""
+    with safe_open(str(path), "pt") as file:
+        return json.loads(file.metadata()["accuracy"])
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+def train_judge(path: Path, steps: int = 2000, batch: int = 64, seed: int = 0, state: Path | None = None,
+                rate: float = 2e-3, device: str = "cpu", autocast: bool = False) -> Judge:
+    """Trains on fresh pictures of both splits, noisy, blurred and relit, and writes `path` with its own accuracy."""
+    torch.manual_seed(seed)
+    model = Judge().to(device, memory_format=torch.channels_last).train()
+    progress = Progress("judge", model, rate, steps, state, seed)
+    for step in progress:
+        scenes, pictures = fresh(step, batch, f"judge {seed}")
+        wanted = torch.tensor([labels(scene) for scene in scenes], device=device)
+        pictures = worsen(pictures.to(device), random.Random(f"judge {seed} {step}"))
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            logits = model(pictures.contiguous(memory_format=torch.channels_last))
+        progress.advance(_loss(logits, wanted))
+    model.eval()
+    save_judge(model, path, {})
+    model = load_judge(path).to(device)
+    measured = measure(model, 2000, device)
+    logger.info("judge: %s", measured)
+    save_judge(model, path, measured)
+    return model
+
+
+def _loss(logits: tuple[Tensor, ...], wanted: Tensor) -> Tensor:
+    """Mean cross entropy over the stated attributes; a column without any adds nothing."""
+    losses = [F.cross_entropy(given.float(), column, reduction="sum", label_smoothing=0.01)
+              for given, column in zip(logits, wanted.T)]
+    return torch.stack(losses).sum() / (wanted >= 0).sum()
+
+
+def fresh(step: int, batch: int, seed: str) -> tuple[list[Scene], Tensor]:
+    """Batch number `step` of an endless row: scenes, a quarter held out, and pictures (batch, 3, H, W) in 0..1."""
+    rng = random.Random(f"{seed} {step}")
+    height, width = BUCKETS[step % len(BUCKETS)]
+    scenes = [sample(rng.getrandbits(40), 1, "held-out" if k % 4 == 0 else "train") for k in range(batch)]
+    arrays = [torch.from_numpy(draw(scene, height, width, rng)) for scene in scenes]
+    return scenes, torch.stack(arrays).permute(0, 3, 1, 2).float() / 255
+
+
+def worsen(pictures: Tensor, rng: random.Random) -> Tensor:
+    """What generated pictures suffer from: blur, noise, wrong brightness and tint. (B, 3, H, W) in 0..1."""
+    batch, _, height, width = pictures.shape
+    if rng.random() < 0.4:
+        small = F.interpolate(pictures, scale_factor=rng.choice((0.5, 0.625, 0.75)), mode="area")
+        pictures = F.interpolate(small, (height, width), mode="bilinear")
+    tint = 1 + 0.08 * torch.randn(batch, 3, 1, 1, device=pictures.device)
+    shift = 0.03 * torch.randn(batch, 3, 1, 1, device=pictures.device)
+    noise = rng.uniform(0, 0.08) * torch.randn_like(pictures)
+    return (pictures * tint + shift + noise).clamp(0, 1)
+
+
+def measure(model: Judge, count: int = 2000, device: str = "cpu") -> dict[str, float]:
+    """The judge's own accuracy on `count` fresh, clean pictures that no training saw."""
+    scores: list[dict[str, bool]] = []
+    for step in range(count // 50):
+        scenes, pictures = fresh(step, 50, "judge measured")
+        scores += [score(scene, read) for scene, read in zip(scenes, model.attributes(pictures.to(device)))]
+    return accuracy(scores)

@@ -1,0 +1,103 @@
+"""Turns scenes into what the trainers read: latents and text features in one file per bucket."""
+import logging
+import os
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import WEIGHTS
+from .autoencoder import Autoencoder, load_autoencoder
+from .grammar import Scene, caption, sample
+from .pictures import BUCKETS, draw
+from .text_encoder import encode, load_text_encoder
+
+logger = logging.getLogger(__name__)
+
+CAPTION_TOKENS = 24            # the longest caption of the grammar has 21
+
+
+def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", weights: Path = WEIGHTS,
+            device: str = "cpu", autocast: bool = False) -> None:
+    """Writes `count` examples into `folder`: half of them square, the others shared out over the other buckets.
+
+    Each `bucket-{h}x{w}.safetensors` (sides of the latents) holds latents (n, 4, h, w) fp16, raw and thereby scaled;
+    features (n, L, C) fp16; mask (n, L) uint8; size (n, 2) fp32, height and width in pixels; aspect (n,) fp32,
+    height / width. `null.safetensors` holds features (1, C) and mask (1,) of the empty caption.
+    """
+    if count < len(BUCKETS):
+        raise ValueError(f"{count} examples were asked for; the {len(BUCKETS)} buckets need at least one each")
+    vae = load_autoencoder(weights / "vae.safetensors").to(device, memory_format=torch.channels_last)
+    tokenizer, encoder = load_text_encoder(weights / "t5")
+    encoder.to(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    features, mask = encode(tokenizer, encoder, [""])
+    _write(folder / "null.safetensors", {"features": features[0].half(), "mask": mask[0].to(torch.uint8)})
+    start = 0
+    for (height, width), share in zip(BUCKETS, _shares(count)):
+        indices = range(start, start + share)
+        start += share
+        features, mask = _texts(indices, seed, split, tokenizer, encoder)
+        latents = _latents(indices, seed, split, (height, width), vae, autocast)
+        _write(folder / f"bucket-{height // 8}x{width // 8}.safetensors", {
+            "latents": latents.half(), "features": features.half(), "mask": mask.to(torch.uint8),
+            "size": torch.tensor([[height, width]], dtype=torch.float32).repeat(share, 1),
+            "aspect": torch.full((share,), height / width)})
+        logger.info("prepared %d pictures of %d x %d", share, height, width)
+
+
+def _shares(count: int) -> list[int]:
+    other = max(1, count // 2 // (len(BUCKETS) - 1))
+    return [count - other * (len(BUCKETS) - 1)] + [other] * (len(BUCKETS) - 1)
+
+
+def _texts(indices: range, seed: int, split: str, tokenizer: object, encoder: torch.nn.Module,
+           batch: int = 250) -> tuple[Tensor, Tensor]:
+    """Features (n, CAPTION_TOKENS, C), zero at padding, and mask (n, CAPTION_TOKENS) of the captions."""
+    parts = []
+    for at in range(0, len(indices), batch):
+        texts = [caption_of(index, seed, split)[1] for index in indices[at:at + batch]]
+        features, mask = encode(tokenizer, encoder, texts, fixed=True)
+        if mask[:, CAPTION_TOKENS:].any():
+            raise ValueError(f"a caption is longer than {CAPTION_TOKENS} tokens; raise CAPTION_TOKENS")
+        parts.append(((features * mask[..., None])[:, :CAPTION_TOKENS].half(), mask[:, :CAPTION_TOKENS]))
+    return torch.cat([features for features, _ in parts]), torch.cat([mask for _, mask in parts])
+
+
+@torch.no_grad()
+def _latents(indices: range, seed: int, split: str, size: tuple[int, int], vae: Autoencoder, autocast: bool,
+             batch: int = 50) -> Tensor:
+    """Raw latents (n, 4, h, w) of the pictures of these scenes."""
+    device = next(vae.parameters()).device
+    parts = []
+    for at in range(0, len(indices), batch):
+        arrays = [picture_of(index, seed, split, size) for index in indices[at:at + batch]]
+        pictures = torch.stack(arrays).to(device).float().div(255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            parts.append(vae.encode(pictures).float().cpu().contiguous())
+    return torch.cat(parts)
+
+
+def caption_of(index: int, seed: int, split: str = "train") -> tuple[Scene, str]:
+    """Scene and caption of an example."""
+    scene = sample(index, seed, split)
+    return scene, caption(scene, random.Random(f"caption {seed} {split} {index}"))
+
+
+def picture_of(index: int, seed: int, split: str, size: tuple[int, int]) -> Tensor:
+    """The picture of an example, uint8 (3, H, W), at `size` (height, width)."""
+    array = draw(sample(index, seed, split), *size, random.Random(f"picture {seed} {split} {index}"))
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def held_out(count: int, seed: int = 0) -> list[tuple[Scene, str]]:
+    """Scenes and captions for evaluation, of combinations that were never trained on."""
+    return [caption_of(index, seed, "held-out") for index in range(count)]
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    beside = path.with_suffix(".part")
+    save_file(tensors, beside)
+    os.replace(beside, path)

@@ -1,0 +1,73 @@
+"""Keeps the state of a small training in one file, so that it can stop and go on."""
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Learning rate, state file and log of one training with AdamW: warm-up, then a cosine down to a hundredth."""
+
+    every = 100                # steps between two lines of the log, and two states on disk
+
+    def __init__(self, name: str, model: nn.Module, rate: float, steps: int, state: Path | None,
+                 seed: int = 0, decay: float = 0.01) -> None:
+        """`state` is written every `every` steps and read when it exists; None keeps nothing."""
+        self.name, self.model, self.steps, self.state, self.step, self.seed = name, model, steps, state, 0, seed
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=decay)
+        self.rate = rate
+        self._since = time.monotonic()
+        if state is not None and state.exists():
+            self._load()
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers of the steps that are left. Each starts torch's noise anew, so that going on changes nothing."""
+        while self.step < self.steps:
+            torch.manual_seed(self.seed * 1_000_003 + self.step)
+            yield self.step
+
+    def advance(self, loss: torch.Tensor, clip: float = 1.0) -> None:
+        """One optimiser step on `loss`, then the log and the state file when it is time."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * self._share()
+        self.optimiser.step()
+        self.step += 1
+        if self.step % self.every == 0 or self.step == self.steps:
+            seconds = (time.monotonic() - self._since) / self.every
+            logger.info("%s: step %d of %d, loss %.4f, %.3f s a step", self.name, self.step, self.steps,
+                        loss.item(), seconds)
+            self._since = time.monotonic()
+            self._save()
+
+    def _share(self) -> float:
+        """The share of the full learning rate at this step."""
+        warm = min(100, self.steps // 10 + 1)
+        if self.step < warm:
+            return (self.step + 1) / warm
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.steps - warm))) / 2
+
+    def _save(self) -> None:
+        if self.state is None:
+            return
+        self.state.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.state.with_suffix(".part")
+        torch.save({"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step},
+                   beside)
+        os.replace(beside, self.state)
+
+    def _load(self) -> None:
+        kept = torch.load(self.state, weights_only=True)
+        self.model.load_state_dict(kept["model"])
+        self.optimiser.load_state_dict(kept["optimiser"])
+        self.step = kept["step"]
+        logger.info("%s: goes on at step %d from %s", self.name, self.step, self.state)

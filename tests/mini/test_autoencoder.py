@@ -1,0 +1,103 @@
+"""The autoencoder's file computes the same function in every reader of TAESD files."""
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pixart.mini import WEIGHTS
+from pixart.mini.autoencoder import (
+    LATENT_SCALE,
+    Autoencoder,
+    Plan,
+    autoencoder_loss,
+    load_autoencoder,
+    padded_state,
+    save_autoencoder,
+    train_autoencoder,
+)
+from pixart.mini.judge import fresh
+
+SMALL = Plan((4, 6, 8, 8), (0, 1, 2, 3), (1, 1, 2, 3))
+
+
+@pytest.fixture
+def model() -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(SMALL).eval()
+
+
+def in_diffusers(state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """diffusers' AutoencoderTiny with the weights of a TAESD single file."""
+    from diffusers import AutoencoderTiny
+
+    other = AutoencoderTiny().eval()
+    renamed = {}
+    for name, value in state.items():
+        part, index, rest = name.split(".", 2)
+        half, shift = ("encoder", 0) if part == "taesd_encoder" else ("decoder", -1)    # its clamp is no layer
+        renamed[f"{half}.layers.{int(index) + shift}.{rest}"] = value
+    other.load_state_dict(renamed, strict=True)
+    return other
+
+
+@torch.no_grad()
+def test_padding_to_width_64_computes_the_same_as_diffusers(model: Autoencoder) -> None:
+    other = in_diffusers(padded_state(model))
+    pictures = torch.rand(2, 3, 64, 48)
+    latents = model.encode(pictures)
+    assert torch.allclose(other.encode(pictures * 2 - 1).latents, latents, atol=1e-5)
+    assert torch.allclose(other.decode(latents).sample / 2 + 0.5, model.decode(latents), atol=1e-5)
+
+
+def test_a_written_file_reads_back_without_padding(model: Autoencoder, tmp_path: Path) -> None:
+    save_autoencoder(model, tmp_path / "vae.safetensors")
+    again = load_autoencoder(tmp_path / "vae.safetensors")
+    assert again.plan == SMALL
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value.half().float()), name
+
+
+def test_the_file_tells_hosts_the_scale(model: Autoencoder, tmp_path: Path) -> None:
+    save_autoencoder(model, tmp_path / "vae.safetensors")
+    state = load_file(tmp_path / "vae.safetensors")
+    assert state.pop("vae_scale").item() == pytest.approx(LATENT_SCALE)
+    assert state.pop("vae_shift").item() == 0
+    assert state["taesd_decoder.1.weight"].shape == (64, 4, 3, 3)
+    assert {name.split(".")[0] for name in state} == {"taesd_encoder", "taesd_decoder"}
+
+
+def test_a_foreign_taesd_file_is_refused(tmp_path: Path) -> None:
+    save_file({"taesd_decoder.1.weight": torch.zeros(64, 4, 3, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="has no plan"):
+        load_autoencoder(tmp_path / "other.safetensors")
+
+
+def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -> None:
+    def loss(model: Autoencoder) -> float:
+        torch.manual_seed(0)
+        return autoencoder_loss(model, fresh(0, 4, "loss")[1]).item()
+
+    settings = {"steps": 12, "batch": 4, "pool": 20, "plan": SMALL}
+    torch.manual_seed(0)
+    before = loss(Autoencoder(SMALL))
+    straight = train_autoencoder(tmp_path / "a.safetensors", **settings)
+    assert loss(straight) < before
+    stop_and_go = train_autoencoder(tmp_path / "b.safetensors", state=tmp_path / "state.pt", **settings)
+    finished = train_autoencoder(tmp_path / "c.safetensors", state=tmp_path / "state.pt", **settings)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(stop_and_go.state_dict()[name], value), name
+        assert torch.equal(finished.state_dict()[name], value), name
+
+
+@pytest.mark.skipif(not (WEIGHTS / "vae.safetensors").exists(), reason="the autoencoder is not trained yet")
+@torch.no_grad()
+def test_the_shipped_autoencoder_keeps_pictures_and_unit_latents() -> None:
+    model = load_autoencoder(WEIGHTS / "vae.safetensors")
+    pictures = torch.cat([fresh(step, 20, "shipped")[1].flatten(2) for step in (0, 5)])
+    pictures = pictures.view(-1, 3, 128, 128)
+    latents = model.encode(pictures)
+    error = (model.decode(latents).clamp(0, 1) - pictures).square().mean()
+    assert -10 * error.log10() > 26, "peak signal to noise ratio in dB"
+    flat = latents.transpose(0, 1).flatten(1)
+    assert flat.mean(1).abs().max() < 0.6 and 0.5 < flat.std(1).min() < flat.std(1).max() < 1.5
