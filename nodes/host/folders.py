@@ -1,5 +1,6 @@
 """Where model files lie: the host's folders, with the bundled PixArt-mini among them."""
 import importlib.util
+import sys
 from pathlib import Path
 
 # Bundled files in the folders of the host's own layout: <category>/pixart-mini/<file>, so that their names in every
@@ -13,12 +14,17 @@ NONE_FOUND = "no file found"
 
 def register_bundled(root: Path = BUNDLED) -> None:
     """Add the bundled models to the host's lists, behind every folder that is there already."""
-    if importlib.util.find_spec("folder_paths") is None:     # imported without a host
+    if not hosted():
         return
     import folder_paths
     for folder in sorted(path for path in root.glob("*") if (path / "pixart-mini").is_dir()):
         if folder.name in folder_paths.folder_names_and_paths:
             folder_paths.add_model_folder_path(folder.name, str(folder))
+
+
+def hosted() -> bool:
+    """Whether this runs inside ComfyUI; the nodes can be imported and looked at without."""
+    return "folder_paths" in sys.modules or importlib.util.find_spec("folder_paths") is not None
 
 
 def model_files() -> list[str]:
@@ -55,6 +61,8 @@ def fingerprint(path: Path) -> str:
 
 
 def _listed(categories: tuple[str, ...], with_folders: bool = False) -> list[str]:
+    if not hosted():
+        return [NONE_FOUND]
     import folder_paths
     names: dict[str, None] = {}
     for category in categories:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...pixart.config import PixArtConfig
+from ...pixart.model.block import ScaleShiftTable
 from ...pixart.model.policy import Policy, RunBlock
 from ...pixart.model.transformer import PixArtTransformer
 from .conditioning import mask_of
@@ -53,12 +54,33 @@ class BlockPatches(Policy):
         return replacement(state, {"original_block": lambda given: {**given, "img": run(index, given["img"])}})["img"]
 
 
+class _Table:
+    """ScaleShiftTable on the host's Embedding, whose `weight` the host moves, casts and patches like that of any layer.
+
+    As a plain module it would lose its patches whenever the host keeps part of a model out of GPU memory.
+    """
+
+    def forward(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        """modulation (B, rows, D) or (B, 1, D) -> rows tensors (B, 1, D) in its dtype."""
+        rows = torch.arange(self.num_embeddings, device=modulation.device)
+        weight = super().forward(rows, out_dtype=torch.float32)
+        return (weight + modulation).to(modulation.dtype).chunk(len(rows), dim=1)
+
+
+def host_table(table: ScaleShiftTable, ops: Any) -> torch.nn.Module:
+    rows, width = table.weight.shape
+    return type("HostScaleShiftTable", (_Table, ops.Embedding), {})(rows, width, dtype=torch.float32,
+                                                                    device=table.weight.device)
+
+
 class HostTransformer(PixArtTransformer):
     """The model inside the host's model object. Submodules, and so the names of all weights, are inherited."""
 
     def __init__(self, config: PixArtConfig, ops: Any, dtype: torch.dtype | None, device: Any) -> None:
         super().__init__(config, ops=ops, attend=attend, dtype=dtype, device=device)
         self.y_embedder.y_embedding = self.y_embedder.y_embedding.float()   # small, and never stored as fp8
+        for owner in (*self.blocks, self.final_layer):
+            owner.scale_shift_table = host_table(owner.scale_shift_table, ops)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Mapping | None = None,
                 transformer_options: Mapping | None = None, c_size: Tensor | None = None, c_ar: Tensor | None = None,

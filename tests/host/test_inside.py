@@ -19,7 +19,7 @@ def fact_names() -> list[str]:
 @pytest.fixture(scope="session")
 def facts(host, base, tmp_path_factory) -> dict:
     out = tmp_path_factory.mktemp("facts") / "facts.json"
-    done = subprocess.run([host.python, str(INSIDE / "run.py"), str(host.path), str(base), str(out)], timeout=300,
+    done = subprocess.run([host.python, str(INSIDE / "run.py"), str(host.path), str(base), str(out)], timeout=900,
                           cwd=host.path, env=host.environment, stdin=subprocess.DEVNULL, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert out.is_file(), f"ended with {done.returncode} before the end:\n{done.stdout[-4000:]}"

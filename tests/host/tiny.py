@@ -12,7 +12,7 @@ from pixart.checkpoint import save_checkpoint
 from pixart.config import VARIANTS, PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 
-WIDTH = 32                       # of the text features
+WIDTH = 64                       # of the text features; 4-bit layers need multiples of 64
 SHAPE = {"depth": 2, "hidden": 48, "heads": 4, "caption_width": WIDTH}
 
 
@@ -44,13 +44,22 @@ def write_transformer(folder: Path, name: str) -> Path:
 
 
 def write_t5(folder: Path, tokenizer: Path, width: int = WIDTH) -> Path:
-    """A Hugging Face folder; `tokenizer` is the host's tokenizer.json of T5."""
-    from transformers import T5Config, T5EncoderModel
+    """A Hugging Face folder of two layers; `tokenizer` is the host's tokenizer.json of T5."""
     torch.manual_seed(1)
-    model = T5EncoderModel(T5Config(vocab_size=32128, d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-                                    feed_forward_proj="gated-gelu", dropout_rate=0.0))
+    square, block = (width, width), "encoder.block.{}.layer.{}.{}.weight"
+    shapes = {"shared.weight": (32128, width), "encoder.final_layer_norm.weight": (width,),
+              block.format(0, 0, "SelfAttention.relative_attention_bias"): (32, 4)}
+    for index in range(2):
+        shapes.update({block.format(index, 0, f"SelfAttention.{leaf}"): square for leaf in "qkvo"})
+        shapes.update({block.format(index, 1, f"DenseReluDense.{leaf}"): square for leaf in ("wi_0", "wi_1", "wo")})
+        shapes.update({block.format(index, layer, "layer_norm"): (width,) for layer in (0, 1)})
+    state = {name: torch.ones(shape) if "norm" in name else torch.randn(shape) / shape[-1] ** 0.5
+             for name, shape in shapes.items()}
     folder.mkdir(parents=True)
-    model.save_pretrained(folder, safe_serialization=True)
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "t5", "architectures": ["T5EncoderModel"], "d_model": width, "d_kv": width // 4, "d_ff": width,
+        "num_heads": 4, "num_layers": 2, "vocab_size": 32128, "feed_forward_proj": "gated-gelu"}))
     shutil.copy(tokenizer, folder / "tokenizer.json")
     return folder
 

@@ -9,7 +9,7 @@ from support import MODELS, condition, latent, load, network, off, pack, refusal
 
 
 def native_network(config, state: dict):
-    """The host's own PixArt network of any width, where it can be used: diffusers layout, no table in the file."""
+    """The host's own PixArt network of any width, where it can be used: no table in the file, trained size."""
     from comfy import ops
     from comfy.ldm.pixart.pixartms import PixArtMS
     native = PixArtMS(input_size=2 * config.base_size, patch_size=config.patch, in_channels=4,
@@ -22,11 +22,13 @@ def native_network(config, state: dict):
 
 
 def test_equals_the_hosts_own_network_where_that_is_right():
-    config = tiny.CONFIGS["alpha-1024"]
-    ours = network(load("alpha-1024"))
+    from comfy import ops
+    config = tiny.tiny("alpha-512", micro_conditioning=True)
+    ours = pack("nodes.host.transformer").HostTransformer(config, ops.disable_weight_init, torch.float32, "cpu")
+    ours.load_state_dict(tiny.random_model(config).state_dict(), strict=True)
     native = native_network(config, ours.state_dict())
-    x, t, context = torch.randn(2, 4, 128, 128), torch.tensor([999.0, 37.0]), text(5).expand(2, -1, -1)
-    size, aspect = torch.tensor([[1024.0, 1024.0]] * 2), torch.ones(2, 1)
+    x, t, context = torch.randn(2, 4, 64, 64), torch.tensor([999.0, 37.0]), text(5).expand(2, -1, -1)
+    size, aspect = torch.tensor([[512.0, 500.0]] * 2), torch.full((2, 1), 1.024)
     want = native(x, t, context, c_size=size, c_ar=aspect, transformer_options={})
     got = ours(x, t, context, c_size=size.int(), c_ar=aspect.view(torch.int32))
     assert off(got, want) < 1e-5

@@ -7,7 +7,7 @@ from support import MODELS, condition, latent, load, network, off, pack, sample,
 
 
 def finite_at(model, height: int, width: int) -> None:
-    result = sample(model, condition(text(4)), condition(text(2)), latent(height, width))
+    result = sample(model, condition(text(4)), condition(text(2)), latent(height, width), steps=1)
     assert result.shape[-2:] == (height // 8, width // 8)
     assert torch.isfinite(result).all()
 

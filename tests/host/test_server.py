@@ -1,0 +1,251 @@
+"""Every node over HTTP and websocket, alone and mixed with stock nodes, and what users read when something is wrong."""
+import asyncio
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from host import harness
+
+WORKFLOWS = harness.ROOT / "workflows" / "api"
+BUNDLED = harness.ROOT / "pixart" / "mini" / "weights"
+NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtLCMSampler",
+         "PixArtLCMSigmas", "PixArtDMDSampler")
+
+
+def node(kind: str, **inputs: object) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def start(file: str = "alpha-1024.safetensors", t5: str = "tiny-t5", bits: str = "16") -> dict[str, dict]:
+    """Loaders, prompt, empty latent and decoding, for a sampler with id "sampler" in between."""
+    return {
+        "model": node("PixArtLoader", file=file, variant="auto", weight_dtype="fp32"),
+        "clip": node("PixArtT5Loader", file=t5, bits=bits, device="auto"),
+        "vae": node("VAELoader", vae_name="tiny-vae.safetensors"),
+        "empty": node("PixArtEmptyLatent", resolution="128", ratio="1:1", batch_size=1),
+        "positive": node("PixArtTextEncode", clip=["clip", 0], text="a cat", family="auto", width=["empty", 1],
+                         height=["empty", 2], model=["model", 0]),
+        "decode": node("VAEDecode", samples=["sampler", 0], vae=["vae", 0]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="test"),
+    }
+
+
+def lcm(seed: int = 1, **changed: object) -> dict[str, dict]:
+    inputs = {"model": ["model", 0], "positive": ["positive", 0], "latent": ["empty", 0], "seed": seed, "steps": 4,
+              "rule": "official", "denoise": 1.0}
+    return {**start(), "sampler": node("PixArtLCMSampler", **{**inputs, **changed})}
+
+
+def ksampler(steps: int = 3, **changed: object) -> dict[str, dict]:
+    inputs = {"model": ["model", 0], "seed": 1, "steps": steps, "cfg": 4.5, "sampler_name": "euler",
+              "scheduler": "normal", "positive": ["positive", 0], "negative": ["negative", 0],
+              "latent_image": ["empty", 0], "denoise": 1.0}
+    return {**start(), "negative": node("CLIPTextEncode", clip=["clip", 0], text="a much longer prompt to avoid"),
+            "sampler": node("KSampler", **{**inputs, **changed})}
+
+
+def run(server: harness.Server, *prompts: dict, on_message: Callable[[str, dict], Any] | None = None
+        ) -> list[harness.Outcome]:
+    """Queue all prompts at once, then follow each to its end."""
+    async def talk() -> list[harness.Outcome]:
+        async with harness.Session(server) as session:
+            queued = [session.queue(prompt) for prompt in prompts]
+            return [await session.follow(prompt_id, on_message) for prompt_id in queued]
+    return asyncio.run(talk())
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    assert data.startswith(b"\x89PNG")
+    return struct.unpack(">II", data[16:24])
+
+
+def picture(server: harness.Server, outcome: harness.Outcome, name: str = "save") -> bytes:
+    assert outcome.end == "execution_success", f"{outcome.messages[-1]}\n{server.log[-3000:]}"
+    (entry,) = outcome.pictures(name)
+    return server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
+
+
+def test_the_pack_is_imported_without_complaint(server):
+    assert "IMPORT FAILED" not in server.log
+    assert harness.PACK in server.log
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_every_node_is_offered_with_its_help(server, kind):
+    info = server.get(f"/object_info/{kind}")[kind]
+    assert info["category"] == "PixArt" and info["description"]
+    assert len(info["output_name"]) == len(info["output"]) == len(info["output_tooltips"])
+    assert len(server.get(f"/extensions/{harness.PACK}/docs/{kind}.md")) > 200
+
+
+def test_combos_list_the_files(server):
+    files = server.get("/object_info/PixArtLoader")["PixArtLoader"]["input"]["required"]["file"][0]
+    assert {"alpha-1024.safetensors", "sigma-1024.safetensors"} <= set(files)
+    encoders = server.get("/object_info/PixArtT5Loader")["PixArtT5Loader"]["input"]["required"]["file"][0]
+    assert {"tiny-t5", "wide-t5"} <= set(encoders)
+
+
+def test_text_to_picture_in_four_steps_with_previews(server):
+    (outcome,) = run(server, {**lcm(), **{"clip": start(bits="8")["clip"]}})
+    assert png_size(picture(server, outcome)) == (128, 128)
+    steps = [data["value"] for kind, data in outcome.messages if kind == "progress" and data["node"] == "sampler"]
+    assert steps == [1, 2, 3, 4]
+    assert len(outcome.previews) >= 4 and any(b"\xff\xd8\xff" in frame[:200] for frame in outcome.previews)
+
+
+def test_schedule_node_with_stock_custom_sampler(server):
+    graph = {**start(), "schedule": node("PixArtLCMSigmas", model=["model", 0], steps=4, rule="official", denoise=1.0),
+             "sampler": node("SamplerCustom", model=["schedule", 0], add_noise=True, noise_seed=1, cfg=1.0,
+                             positive=["positive", 0], negative=["positive", 0], sampler=["schedule", 1],
+                             sigmas=["schedule", 2], latent_image=["empty", 0])}
+    custom, own = run(server, graph, lcm())
+    assert picture(server, custom) == picture(server, own)
+
+
+def test_one_step_dmd(server):
+    graph = {**start("alpha-512.safetensors"), "sampler": node(
+        "PixArtDMDSampler", model=["model", 0], positive=["positive", 0], latent=["empty", 0], seed=3)}
+    (outcome,) = run(server, graph)
+    assert png_size(picture(server, outcome)) == (128, 128)
+
+
+def test_stock_sampler_and_prompt_nodes(server):
+    (outcome,) = run(server, ksampler())
+    assert png_size(picture(server, outcome)) == (128, 128)
+
+
+def test_stock_lora_loader_changes_the_picture(server):
+    graph = ksampler(model=["lora", 0])
+    graph["lora"] = node("LoraLoader", model=["model", 0], clip=["clip", 0], lora_name="tiny-lora.safetensors",
+                         strength_model=1.0, strength_clip=1.0)
+    with_lora, without = run(server, graph, ksampler())
+    assert picture(server, with_lora) != picture(server, without)
+    assert "lora key not loaded" not in server.log
+
+
+def test_stock_easycache_skips_steps(server):
+    graph = ksampler(steps=12, model=["cache", 0])
+    graph["cache"] = node("EasyCache", model=["model", 0], reuse_threshold=3.0, start_percent=0.0, end_percent=1.0,
+                          verbose=False)
+    (outcome,) = run(server, graph)
+    picture(server, outcome)
+    (line,) = [line for line in server.log.splitlines() if "EasyCache - skipped" in line]
+    assert int(line.split("skipped ")[1].split("/")[0]) > 0
+
+
+def test_picture_to_picture_with_a_mask(server):
+    graph = lcm(latent=["masked", 0], denoise=0.6)
+    graph.update(colour=node("EmptyImage", width=128, height=128, batch_size=1, color=0xff8000),
+                 encode=node("VAEEncode", pixels=["colour", 0], vae=["vae", 0]),
+                 mask=node("SolidMask", value=1.0, width=128, height=64),
+                 masked=node("SetLatentNoiseMask", samples=["encode", 0], mask=["mask", 0]))
+    (outcome,) = run(server, graph)
+    assert png_size(picture(server, outcome)) == (128, 128)
+
+
+def test_two_prompts_queued_give_two_pictures_in_order(server):
+    first, second = run(server, lcm(seed=21), lcm(seed=22))
+    assert picture(server, first) != picture(server, second)
+    names = [outcome.pictures("save")[0]["filename"] for outcome in (first, second)]
+    assert names == sorted(names)
+
+
+def test_a_run_can_be_interrupted_and_the_next_one_works(server):
+    posted = []
+
+    def stop(kind: str, data: dict) -> None:
+        if kind == "progress" and not posted:
+            posted.append(server.post("/interrupt", {}))
+
+    (outcome,) = run(server, ksampler(steps=4000), on_message=stop)
+    assert outcome.end == "execution_interrupted"
+    (outcome,) = run(server, lcm(seed=31))
+    picture(server, outcome)
+
+
+def refused(server: harness.Server, graph: dict) -> dict[str, list[dict]]:
+    """Errors by node id of a prompt that validation must refuse."""
+    status, answer = server.post("/prompt", {"prompt": graph})
+    assert status == 400, answer
+    return {name: entry["errors"] for name, entry in answer["node_errors"].items()}
+
+
+def test_a_missing_file_is_refused_before_it_runs(server):
+    (error,) = refused(server, {**lcm(), **{"model": start("gone.safetensors")["model"]}})["model"]
+    assert error["type"] == "value_not_in_list" and "gone.safetensors" in error["details"]
+
+
+@pytest.mark.parametrize("value, kind", [(-3, "value_smaller_than_min"), (0, "value_smaller_than_min"),
+                                         (99, "value_bigger_than_max"), ("many", "invalid_input_type")])
+def test_impossible_steps_are_refused_before_it_runs(server, value, kind):
+    (error,) = refused(server, lcm(steps=value))["sampler"]
+    assert error["type"] == kind and "steps" in error["details"]
+
+
+def test_a_wrong_wire_is_refused_before_it_runs(server):
+    (error,) = refused(server, lcm(model=["empty", 0]))["sampler"]
+    assert error["type"] == "return_type_mismatch" and "LATENT" in error["details"]
+
+
+def failed(server: harness.Server, graph: dict) -> str:
+    (outcome,) = run(server, graph)
+    assert outcome.end == "execution_error", outcome.messages[-1]
+    return outcome.error
+
+
+def test_a_truncated_file_is_named(server):
+    assert "truncated.safetensors" in failed(server, {**lcm(), **{"model": start("truncated.safetensors")["model"]}})
+
+
+def test_a_file_of_another_family_is_named(server):
+    assert "Flux" in failed(server, {**lcm(), **{"model": start("flux.safetensors")["model"]}})
+
+
+def test_a_text_encoder_of_another_width_is_one_clear_error(server):
+    message = failed(server, {**lcm(), **{"clip": start(t5="wide-t5")["clip"]}})
+    assert "128" in message and "64" in message and "text encoder" in message
+
+
+def test_too_many_steps_for_the_strength_are_explained(server):
+    graph = lcm(latent=["encode", 0], denoise=0.03)
+    graph.update(colour=node("EmptyImage", width=128, height=128, batch_size=1, color=255),
+                 encode=node("VAEEncode", pixels=["colour", 0], vae=["vae", 0]))
+    assert "4 LCM steps" in failed(server, graph)
+
+
+def small(graph: dict) -> dict:
+    """A shipped workflow on tiny models: same nodes and links, other files, fewer pixels."""
+    for entry in graph.values():
+        inputs = entry["inputs"]
+        if entry["class_type"] == "PixArtLoader":
+            sigma = "sigma" in inputs["file"].lower()
+            name = "sigma-1024" if sigma else "alpha-512" if "512" in inputs["file"] else "alpha-1024"
+            inputs.update(file=f"{name}.safetensors", variant="auto")
+        elif entry["class_type"] == "PixArtT5Loader":
+            inputs.update(file="tiny-t5")
+        elif entry["class_type"] == "VAELoader":
+            inputs.update(vae_name="tiny-vae.safetensors")
+        elif entry["class_type"] == "PixArtEmptyLatent":
+            inputs.update(resolution="128")
+    return graph
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.glob("*.json")))
+def test_shipped_workflow_runs(server, name):
+    graph = small(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
+    (saver,) = [key for key, entry in graph.items() if entry["class_type"] == "SaveImage"]
+    (outcome,) = run(server, graph)
+    assert png_size(picture(server, outcome, saver)) == (128, 128)
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("mini-*.json")), ids=lambda path: path.stem)
+def test_bundled_workflow_runs_as_it_is(server, path: Path):
+    if not list(BUNDLED.glob("*/pixart-mini")):
+        pytest.skip(f"no bundled weights at {BUNDLED}/<category>/pixart-mini")
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    (saver,) = [key for key, entry in graph.items() if entry["class_type"] == "SaveImage"]
+    (outcome,) = run(server, graph)
+    assert png_size(picture(server, outcome, saver)) == (128, 128)

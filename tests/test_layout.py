@@ -1,0 +1,71 @@
+"""What may import what, and how cheaply."""
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = {"comfy", "comfy_extras", "comfy_api", "comfy_execution", "folder_paths", "nodes", "server", "execution",
+        "latent_preview", "node_helpers"}
+SLOW = {"transformers", "bitsandbytes", "diffusers", "accelerate", "ftfy", "bs4", "torchvision"}
+LIBRARY = sorted((ROOT / "pixart").rglob("*.py"))
+NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
+ADAPTERS = sorted((ROOT / "nodes" / "host").rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
+    """(top-level module, relative, inside a function) of every import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [item for item in ast.walk(tree) if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    inner = {id(item) for function in functions for item in ast.walk(function)}
+    for item in ast.walk(tree):
+        if isinstance(item, ast.Import):
+            yield from ((alias.name.split(".")[0], False, id(item) in inner) for alias in item.names)
+        elif isinstance(item, ast.ImportFrom):
+            yield (item.module or "").split(".")[0], item.level > 0, id(item) in inner
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_the_library_knows_no_host(path):
+    assert not [module for module, relative, _ in imports(path) if not relative and module in HOST]
+
+
+@pytest.mark.parametrize("path", NODE_FILES, ids=name_of)
+def test_only_adapters_touch_the_host(path):
+    assert not [module for module, relative, _ in imports(path) if not relative and module in HOST]
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=name_of)
+def test_adapters_import_the_host_inside_functions(path):
+    assert not [module for module, relative, inside in imports(path)
+                if not relative and module in HOST and not inside]
+
+
+@pytest.mark.parametrize("path", LIBRARY + NODE_FILES + ADAPTERS, ids=name_of)
+def test_inside_the_package_imports_are_relative(path):
+    assert not [module for module, relative, _ in imports(path) if not relative and module == "pixart"]
+
+
+@pytest.mark.parametrize("path", NODE_FILES + ADAPTERS, ids=name_of)
+def test_slow_packages_are_imported_inside_functions(path):
+    assert not [module for module, _, inside in imports(path) if module in SLOW and not inside]
+
+
+def test_importing_the_pack_loads_nothing_slow():
+    """Measured in a process of its own, with torch there already as in the host."""
+    program = (
+        "import sys, time, importlib.util as u, torch, safetensors.torch\n"
+        f"s = u.spec_from_file_location('p', {str(ROOT / '__init__.py')!r}, submodule_search_locations=[{str(ROOT)!r}])\n"
+        "m = sys.modules['p'] = u.module_from_spec(s)\n"
+        "before = set(sys.modules); t = time.process_time(); s.loader.exec_module(m); t = time.process_time() - t\n"
+        f"print(t, *({{n.split('.')[0] for n in set(sys.modules) - before}} & {SLOW!r}))")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    seconds, *slow = done.stdout.split()
+    assert slow == [] and float(seconds) < 0.2

@@ -1,0 +1,95 @@
+"""What every node promises to people and to saved workflows; needs no host."""
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Saved workflows depend on ids, on the order of widgets and on output slots: this table only ever grows.
+PROMISED = {
+    "PixArtLoader": (["file", "variant", "weight_dtype"], ["MODEL", "STRING"]),
+    "PixArtT5Loader": (["file", "bits", "device"], ["CLIP"]),
+    "PixArtTextEncode": (["clip", "text", "family", "width", "height", "model", "null_caption"],
+                         ["CONDITIONING", "STRING"]),
+    "PixArtEmptyLatent": (["resolution", "ratio", "batch_size"], ["LATENT", "INT", "INT"]),
+    "PixArtLCMSampler": (["model", "positive", "latent", "seed", "steps", "rule", "denoise", "negative", "cfg"],
+                         ["LATENT"]),
+    "PixArtLCMSigmas": (["model", "steps", "rule", "denoise"], ["MODEL", "SAMPLER", "SIGMAS"]),
+    "PixArtDMDSampler": (["model", "positive", "latent", "seed"], ["LATENT"]),
+}
+# Ids of the host and of an older extension, which a second owner would break.
+TAKEN = {"PixArtCheckpointLoader", "PixArtCheckpointLoaderSimple", "PixArtResolutionSelect", "PixArtT5TextEncode",
+         "PixArtResolutionCond", "PixArtControlNetCond", "PixArtT5FromSD3CLIP", "CLIPTextEncodePixArtAlpha"}
+
+
+@pytest.fixture(params=sorted(PROMISED))
+def node(request, extension) -> type:
+    return extension.NODE_CLASS_MAPPINGS[request.param]
+
+
+def inputs(node: type) -> dict[str, tuple]:
+    groups = node.INPUT_TYPES()
+    return {**groups["required"], **groups.get("optional", {})}
+
+
+def test_ids_are_ours_and_titled(extension):
+    ids = set(extension.NODE_CLASS_MAPPINGS)
+    assert set(PROMISED) <= ids and not ids & TAKEN
+    assert all(name.startswith("PixArt") for name in ids)
+    titles = extension.NODE_DISPLAY_NAME_MAPPINGS
+    assert set(titles) == ids and len(set(titles.values())) == len(titles)
+
+
+def test_inputs_and_outputs_are_as_promised(node):
+    names, outputs = PROMISED[node.__name__]
+    assert list(inputs(node))[:len(names)] == names
+    assert list(node.RETURN_TYPES)[:len(outputs)] == outputs
+
+
+def test_every_input_has_a_tooltip(node):
+    for name, (_, *options) in inputs(node).items():
+        assert options and len(options[0]["tooltip"]) > 8, name
+
+
+def test_every_output_has_name_and_tooltip(node):
+    assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
+    assert all(node.OUTPUT_TOOLTIPS)
+
+
+def test_nodes_are_described_and_filed_together(node):
+    assert len(node.DESCRIPTION) > 40 and node.CATEGORY == "PixArt"
+
+
+def test_numbers_have_ranges_and_defaults_inside(node):
+    for name, (kind, *options) in inputs(node).items():
+        if kind in ("INT", "FLOAT"):
+            assert options[0]["min"] <= options[0]["default"] <= options[0]["max"], name
+
+
+def test_combos_are_lists_with_their_default_inside(node):
+    for name, (kind, *options) in inputs(node).items():
+        if isinstance(kind, (list, tuple)):
+            assert isinstance(kind, list) and kind, name
+            assert options[0].get("default", kind[0]) in kind, name
+
+
+def test_the_method_takes_exactly_the_inputs(node):
+    parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
+    assert list(parameters)[1:] == list(inputs(node))
+    optional = node.INPUT_TYPES().get("optional", {})
+    assert all((parameters[name].default is not inspect.Parameter.empty) == (name in optional) for name in inputs(node))
+
+
+def test_nodes_keep_no_state(node):
+    assert "__init__" not in vars(node)
+
+
+def test_every_node_has_a_help_page_that_names_its_inputs(node):
+    page = (ROOT / "web" / "docs" / f"{node.__name__}.md").read_text(encoding="utf-8")
+    assert [name for name in inputs(node) if not re.search(rf"`{name}`", page)] == []
+
+
+def test_weight_dtypes_of_node_and_adapter_agree(extension):
+    from pixart_extension.nodes.host.model import WEIGHT_DTYPES
+    assert list(WEIGHT_DTYPES) == inputs(extension.NODE_CLASS_MAPPINGS["PixArtLoader"])["weight_dtype"][0]
