@@ -268,7 +268,7 @@ def running(host: Host, base: Path) -> Iterator[str]:
             stop(process)
 
 
-def wait_until_up(address: str, process: subprocess.Popen, log: Path, seconds: float = 240) -> None:
+def wait_until_up(address: str, process: subprocess.Popen, log: Path, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError, ValueError):

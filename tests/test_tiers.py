@@ -39,5 +39,5 @@ def test_host_without_our_requirements_is_not_run_and_names_the_remedy():
     class Lacking:
         version, missing, remedy, python, path = "9.8.7", ("bitsandbytes",), "pip install it", "python", Path()
 
-    (result,) = tiers.host_results([Lacking()], "host")
+    (result,) = tiers.host_results(Path(sys.executable), [Lacking()], "host")
     assert (result.verdict, result.reason) == ("NOT RUN", "pip install it")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-PYTEST_FOR_HOSTS = "pytest>=8.0"
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,8 @@ def counted(tier: str, report: Path, seconds: float) -> Result:
     return Result(tier, max(total - failed - skipped, 0), failed, skipped, seconds, reason)
 
 
-def pytest_for(host_python: str) -> dict[str, str]:
-    """Variables that give a host's Python pytest without installing anything into the host."""
-    if subprocess.run([host_python, "-c", "import pytest"], capture_output=True).returncode == 0:
-        return {}
-    place = ROOT / ".venv" / "pytest-for-hosts"
-    if not (place / "pytest").is_dir():
-        subprocess.run([host_python, "-m", "pip", "install", "--quiet", "--target", str(place), PYTEST_FOR_HOSTS],
-                       check=True, stdin=subprocess.DEVNULL)
-    return {"PYTHONPATH": str(place)}
-
-
-def host_results(hosts: Sequence, marks: str) -> Iterator[Result]:
-    """The host tier once on every ComfyUI, run by that host's own Python."""
+def host_results(python: Path, hosts: Sequence, marks: str) -> Iterator[Result]:
+    """The host tier once on every ComfyUI. What runs inside a host is run by that host's own Python."""
     if not hosts:
         yield Result("host", reason="no ComfyUI found (--comfyui, $COMFYUI_PATH, ~/comfy/ComfyUI)")
     for host in hosts:
@@ -85,12 +73,12 @@ def host_results(hosts: Sequence, marks: str) -> Iterator[Result]:
         if host.missing:
             yield Result(tier, reason=host.remedy)
             continue
-        try:
-            variables = pytest_for(host.python)
-        except subprocess.CalledProcessError:
-            yield Result(tier, reason=f"pytest could not be fetched for {host.python}")
-            continue
-        yield run_pytest(tier, host.python, marks, {**variables, "COMFYUI_PATH": str(host.path)})
+        yield run_pytest(tier, str(python), marks, variables_of(host))
+
+
+def variables_of(host: object) -> dict[str, str]:
+    """Environment that names one host to the tests."""
+    return {"COMFYUI_PATH": str(host.path), "COMFYUI_PYTHON": host.python}
 
 
 def browser_result(python: Path, hosts: Sequence, browser: str | None, marks: str) -> Result:
@@ -99,8 +87,7 @@ def browser_result(python: Path, hosts: Sequence, browser: str | None, marks: st
     if not usable or not browser:
         lacking = "usable ComfyUI" if not usable else "Chromium or Chrome ($CHROMIUM names one)"
         return Result("browser", reason=f"no {lacking} found")
-    variables = {"COMFYUI_PATH": str(usable[0].path), "COMFYUI_PYTHON": usable[0].python, "CHROMIUM": browser}
-    return run_pytest("browser", str(python), marks, variables)
+    return run_pytest("browser", str(python), marks, {**variables_of(usable[0]), "CHROMIUM": browser})
 
 
 def run_tiers(python: Path, hosts: Sequence, browser: str | None, only: list[str] | None, slow: bool) -> int:
@@ -113,7 +100,7 @@ def run_tiers(python: Path, hosts: Sequence, browser: str | None, only: list[str
     if not only or "core" in only:
         results.append(run_pytest("core", str(python), "not host and not browser" + rest))
     if not only or "host" in only:
-        results.extend(host_results(hosts, "host and not browser" + rest))
+        results.extend(host_results(python, hosts, "host and not browser" + rest))
     if not only or "browser" in only:
         results.append(browser_result(python, hosts, browser, "browser" + rest))
     print("\n==== summary")
