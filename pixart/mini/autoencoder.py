@@ -143,15 +143,33 @@ def train_autoencoder(path: Path, steps: int = 3000, batch: int = 32, seed: int 
     for step in progress:
         rng = random.Random(f"autoencoder {seed} {step}")
         whole = step > 0.8 * steps
-        sample_of = _whole(pictures, batch // 4, rng) if whole else _crops(pictures, batch, rng)
-        sample_of = sample_of.to(device, memory_format=torch.channels_last)
+        examples = _whole(pictures, batch // 4, rng) if whole else _crops(pictures, batch, rng)
+        examples = examples.to(device, memory_format=torch.channels_last)
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            loss = autoencoder_loss(model, sample_of)
+            loss = autoencoder_loss(model, examples)
         progress.advance(loss)
         if progress.step % 500 == 0:
             save_autoencoder(model, path)
     save_autoencoder(model, path)
     return load_autoencoder(path)
+
+
+def refine_decoder(path: Path, into: Path, steps: int = 2000, batch: int = 16, seed: int = 1,
+                   state: Path | None = None, pool: int = 10000, rate: float = 1e-3, device: str = "cpu",
+                   autocast: bool = False) -> Autoencoder:
+    """Trains the decoder of `path` further and writes `into`. The encoder stays as it is, and so do all latents."""
+    model = load_autoencoder(path).to(device, memory_format=torch.channels_last).train()
+    model.taesd_encoder.requires_grad_(False)
+    progress = Progress("decoder", model.taesd_decoder, rate, steps, state, seed)
+    pictures = _pool(pool, seed)
+    for step in progress:
+        rng = random.Random(f"decoder {seed} {step}")
+        examples = _whole(pictures, batch // 4, rng) if step % 4 == 0 else _crops(pictures, batch, rng)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            loss = autoencoder_loss(model, examples.to(device, memory_format=torch.channels_last))
+        progress.advance(loss)
+    save_autoencoder(model, into)
+    return load_autoencoder(into)
 
 
 def autoencoder_loss(model: Autoencoder, pictures: Tensor, noise: float = 0.1) -> Tensor:

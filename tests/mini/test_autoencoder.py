@@ -13,6 +13,7 @@ from pixart.mini.autoencoder import (
     autoencoder_loss,
     load_autoencoder,
     padded_state,
+    refine_decoder,
     save_autoencoder,
     train_autoencoder,
 )
@@ -88,6 +89,16 @@ def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -
     for name, value in straight.state_dict().items():
         assert torch.equal(stop_and_go.state_dict()[name], value), name
         assert torch.equal(finished.state_dict()[name], value), name
+
+
+def test_refining_the_decoder_leaves_every_latent_as_it_was(model: Autoencoder, tmp_path: Path) -> None:
+    save_autoencoder(model, tmp_path / "old.safetensors")
+    old = load_autoencoder(tmp_path / "old.safetensors")
+    new = refine_decoder(tmp_path / "old.safetensors", tmp_path / "new.safetensors", steps=4, batch=4, pool=20)
+    pictures = fresh(0, 2, "refined")[1]
+    with torch.no_grad():
+        assert torch.equal(new.encode(pictures), old.encode(pictures))
+        assert not torch.equal(new.decode(new.encode(pictures)), old.decode(old.encode(pictures)))
 
 
 @pytest.mark.skipif(not (WEIGHTS / "vae.safetensors").exists(), reason="the autoencoder is not trained yet")
