@@ -338,7 +338,6 @@ def picture_with_host(host: Host, options: argparse.Namespace) -> str:
         base = Path(folder).resolve()
         with running(host, base) as address:
             made = base / "output" / render(address, graph)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(made, options.output)
     return f"workflow {WORKFLOW.name} in ComfyUI {host.version}"
 
@@ -376,7 +375,7 @@ def usable_host(options: argparse.Namespace) -> Host | None:
 
 
 def make_picture(options: argparse.Namespace) -> int:
-    options.output = options.output.expanduser().resolve()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     host = usable_host(options)
     ran = picture_with_host(host, options) if host else picture_standalone(options)
     say(f"picture: {options.output}")
@@ -413,6 +412,14 @@ def size(text: str) -> tuple[int, int]:
     return sides
 
 
+def png(text: str) -> Path:
+    """An absolute path that ends in .png."""
+    path = Path(text).expanduser().resolve()
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a file name that ends in .png")
+    return path
+
+
 def natural(low: int, high: int) -> Callable[[str], int]:
     """A whole number from low to high."""
     def parse(text: str) -> int:
@@ -435,7 +442,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=natural(1, 8), default=4, help="1 to 8, default 4")
     parser.add_argument("--seed", type=natural(0, 2**64 - 1), default=1, help="same seed, same picture; default 1")
     parser.add_argument("--size", type=size, default=(128, 128), help="WIDTHxHEIGHT in pixels, default 128x128")
-    parser.add_argument("--output", type=Path, default=Path("pixart.png"), help="default pixart.png")
+    parser.add_argument("--output", type=png, default=png("pixart.png"), help="default pixart.png")
     parser.add_argument("--standalone", action="store_true", help="do not use ComfyUI")
     parser.set_defaults(job=make_picture)
     return parser.parse_args(argv)

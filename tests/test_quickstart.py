@@ -68,6 +68,13 @@ def test_bad_steps_are_refused_with_their_range(steps, capsys):
     assert "from 1 to 8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["picture.jpg", "folder/", "png"])
+def test_output_that_is_no_png_is_refused(name, capsys):
+    with pytest.raises(SystemExit):
+        arguments(f"--output={name}")
+    assert "ends in .png" in capsys.readouterr().err
+
+
 def test_choices_reach_the_nodes_of_the_workflow():
     graph = json.loads(quickstart.WORKFLOW.read_text(encoding="utf-8"))
     filled = quickstart.fill(graph, arguments("a red ring", "--steps", "2", "--seed", "7", "--size", "160x96"))
