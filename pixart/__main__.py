@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import VARIANTS
-from .mini import WEIGHTS
+from .mini import SHIPPED, Files
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
     build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
     measure = mini.add_parser("evaluate", help="print the table and draw the contact sheet")
-    measure.add_argument("--weights", type=Path, default=WEIGHTS)
+    measure.add_argument("--weights", type=Path, default=SHIPPED.root)
     measure.add_argument("--count", type=int, default=1000, help="held-out prompts")
     measure.add_argument("--seed", type=int, default=7)
     measure.add_argument("--sheet", type=Path, help="PNG to draw")
@@ -95,7 +95,7 @@ def run_generate(args: argparse.Namespace) -> None:
     from .pipeline import Request, generate
     from .text.encoded import join, load_embeddings
 
-    model = args.model or WEIGHTS / "transformer-lcm.safetensors"
+    model = args.model or SHIPPED.student
     for name, needed in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
         if args.model and not needed:
             raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
@@ -109,13 +109,13 @@ def run_generate(args: argparse.Namespace) -> None:
     request = Request((args.prompt,) * args.count, args.negative, height, width, args.sampler, steps, args.guidance,
                       args.rule, args.seed)
     device = args.device or best_device()
-    text = args.t5 or WEIGHTS / "t5"
+    text = args.t5 or SHIPPED.t5
     if args.embeddings:
         if request.guided:
             raise ValueError("--embeddings holds no negative prompt; use --sampler lcm or dmd, or --guidance 1")
         caption = load_embeddings(args.embeddings)
         text = (join([caption] * args.count), caption)
-    pictures, reports = generate(model, args.vae or WEIGHTS / "vae.safetensors", request, text, args.variant, args.bits,
+    pictures, reports = generate(model, args.vae or SHIPPED.vae, request, text, args.variant, args.bits,
                                  choose_dtype(args.dtype, device, config.hidden), device, show)
     print(reports[0].summary)
     for number, picture in enumerate(pictures):
@@ -136,10 +136,10 @@ def run_encode(args: argparse.Namespace) -> None:
 def run_mini(args: argparse.Namespace) -> None:
     if args.task == "build":
         from .mini.recipe import build
-        build(args.work, args.weights, device=best_device())
+        build(args.work, Files(args.weights), device=best_device())
         return
     from .mini.evaluate import contact_sheet, evaluate, table
-    results, pictures, prompts = evaluate(args.count, args.seed, args.weights)
+    results, pictures, prompts = evaluate(args.count, args.seed, Files(args.weights))
     print(table(results))
     if args.sheet:
         contact_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)

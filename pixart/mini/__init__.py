@@ -1,4 +1,37 @@
 """PixArt-mini: procedural pictures, their captions, and the small networks that are trained on them."""
+from dataclasses import dataclass
 from pathlib import Path
 
-WEIGHTS = Path(__file__).parent / "weights"
+
+@dataclass(frozen=True)
+class Files:
+    """The files of PixArt-mini below one folder, which is laid out like the host's model folders.
+
+    A host that adds this folder to its own lists them as `pixart-mini/...`.
+    """
+
+    root: Path = Path(__file__).parent / "weights"
+
+    @property
+    def teacher(self) -> Path:
+        return self.root / "diffusion_models" / "pixart-mini" / "teacher.safetensors"
+
+    @property
+    def student(self) -> Path:
+        return self.root / "diffusion_models" / "pixart-mini" / "lcm.safetensors"
+
+    @property
+    def vae(self) -> Path:
+        return self.root / "vae" / "pixart-mini" / "vae.safetensors"
+
+    @property
+    def t5(self) -> Path:
+        return self.root / "text_encoders" / "pixart-mini" / "t5"
+
+    @property
+    def judge(self) -> Path:
+        """Only for measuring: not in any of the host's lists."""
+        return self.root / "judge.safetensors"
+
+
+SHIPPED = Files()

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import WEIGHTS
+from . import SHIPPED, Files
 from .autoencoder import Autoencoder, load_autoencoder
 from .grammar import Scene, caption, sample
 from .pictures import BUCKETS, draw
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 CAPTION_TOKENS = 24            # the longest caption of the grammar has 21
 
 
-def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", weights: Path = WEIGHTS,
+def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", files: Files = SHIPPED,
             device: str = "cpu", autocast: bool = False) -> None:
     """Writes `count` examples into `folder`: half of them square, the others shared out over the other buckets.
 
@@ -29,8 +29,8 @@ def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", weigh
     """
     if count < len(BUCKETS):
         raise ValueError(f"{count} examples were asked for; the {len(BUCKETS)} buckets need at least one each")
-    vae = load_autoencoder(weights / "vae.safetensors").to(device, memory_format=torch.channels_last)
-    tokenizer, encoder = load_text_encoder(weights / "t5")
+    vae = load_autoencoder(files.vae).to(device, memory_format=torch.channels_last)
+    tokenizer, encoder = load_text_encoder(files.t5)
     encoder.to(device)
     folder.mkdir(parents=True, exist_ok=True)
     features, mask = encode(tokenizer, encoder, [""])

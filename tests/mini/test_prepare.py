@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pixart.mini import Files
 from pixart.mini.autoencoder import Autoencoder, Plan, load_autoencoder, save_autoencoder
 from pixart.mini.grammar import split
 from pixart.mini.pictures import BUCKETS
@@ -13,19 +14,19 @@ from pixart.mini.text_encoder import WIDTH, build_encoder, build_tokenizer, enco
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("weights")
-    save_autoencoder(Autoencoder(Plan((4, 4, 4, 4))), folder / "vae.safetensors")
+    files = Files(tmp_path_factory.mktemp("weights"))
+    save_autoencoder(Autoencoder(Plan((4, 4, 4, 4))), files.vae)
     tokenizer = build_tokenizer()
-    save_text_encoder(folder / "t5", tokenizer, build_encoder(len(tokenizer)))
-    return folder
+    save_text_encoder(files.t5, tokenizer, build_encoder(len(tokenizer)))
+    return files
 
 
 @pytest.fixture(scope="module")
-def prepared(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    prepare(folder, 24, seed=3, weights=weights)
+    prepare(folder, 24, seed=3, files=files)
     return folder
 
 
@@ -46,12 +47,12 @@ def test_shapes_types_and_sizes_are_those_the_trainer_reads(prepared: Path, size
     assert torch.allclose(data["aspect"], torch.tensor(height / width))
 
 
-def test_an_example_holds_its_own_picture_and_caption(prepared: Path, weights: Path) -> None:
+def test_an_example_holds_its_own_picture_and_caption(prepared: Path, files: Files) -> None:
     data = load_file(prepared / "bucket-16x16.safetensors")
     scene, text = caption_of(5, 3)
-    latents = load_autoencoder(weights / "vae.safetensors").encode(picture_of(5, 3, "train", (128, 128))[None] / 255)
+    latents = load_autoencoder(files.vae).encode(picture_of(5, 3, "train", (128, 128))[None] / 255)
     assert torch.allclose(data["latents"][5].float(), latents[0], atol=2e-3)
-    features, _ = encode(*load_text_encoder(weights / "t5"), [text])
+    features, _ = encode(*load_text_encoder(files.t5), [text])
     kept = data["mask"][5].bool()
     assert kept.sum() == features.shape[1] and split(scene) == "train"
     assert torch.allclose(data["features"][5][kept].float(), features[0], atol=5e-3)

@@ -1,0 +1,90 @@
+"""The recipe of PixArt-mini: one command that rebuilds every weight from nothing, stage by stage, resumable.
+
+The transformer stages use the trainers of `pixart.train` as any user would; only pictures, judge, autoencoder and
+text encoder are particular to this small world.
+"""
+import copy
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import load, save_checkpoint
+from ..config import PixArtConfig
+from ..model.attention import matmul_attention
+from ..model.transformer import PixArtTransformer
+from ..train.data import PreparedFolder
+from ..train.initialize import initialize
+from ..train.loop import LoopConfig, train
+from ..train.objectives import Consistency, Diffusion
+from . import Files
+from .autoencoder import train_autoencoder
+from .judge import train_judge
+from .pictures import BUCKETS
+from .prepare import prepare
+from .text_encoder import TOKENS, WIDTH, train_text_encoder
+
+logger = logging.getLogger(__name__)
+
+MINI = PixArtConfig(depth=8, hidden=192, heads=4, caption_width=WIDTH, caption_tokens=TOKENS, base_size=8,
+                    position_scale=1.0, micro_conditioning=True)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes of all stages; the defaults made the weights in the repository."""
+
+    seed: int = 0
+    pictures: int = 30_000
+    judge_steps: int = 1200
+    autoencoder_steps: int = 3000
+    text_steps: int = 1200
+    teacher: LoopConfig = field(default_factory=lambda: LoopConfig(
+        steps=6000, batch=64, learning_rate=1e-3, warmup=200, cooldown=1500, optimizer="muon", ema=0.998,
+        betas=(0.9, 0.98), precision="bf16"))
+    student: LoopConfig = field(default_factory=lambda: LoopConfig(
+        steps=1500, batch=64, learning_rate=2e-4, warmup=100, cooldown=300, ema=0.95, precision="bf16"))
+    guidance: float = 3.5        # w of the distillation; 3.5 is a scale of 4.5, with which the teacher is measured
+
+
+def with_null_caption(model: PixArtTransformer, data: PreparedFolder) -> PixArtTransformer:
+    """Store the null caption as `y_embedding`, in place. Every row is the same: attention to n copies is attention to one."""
+    model.y_embedder.y_embedding.copy_(data.null_context[:1].expand_as(model.y_embedder.y_embedding))
+    return model
+
+
+def train_teacher(recipe: Recipe, data: PreparedFolder, work: Path, files: Files) -> None:
+    """Diffusion training from nothing."""
+    model = with_null_caption(initialize(PixArtTransformer(MINI, attend=matmul_attention), recipe.seed), data)
+    average = train(model, Diffusion(data), data, recipe.teacher, work / "teacher")
+    files.teacher.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(files.teacher, average, MINI, torch.float16)
+
+
+def train_student(recipe: Recipe, data: PreparedFolder, work: Path, files: Files) -> None:
+    """Latent consistency distillation of the teacher."""
+    teacher = load(files.teacher, dtype=torch.float32, attend=matmul_attention).requires_grad_(False)
+    objective = Consistency(data, teacher, recipe.guidance)
+    average = train(copy.deepcopy(teacher).requires_grad_(True), objective, data, recipe.student, work / "student")
+    save_checkpoint(files.student, average, MINI, torch.float16)
+
+
+def build(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> None:
+    """Run every stage whose result is not there yet. `work` keeps states and prepared data, `files` says where they go."""
+    state, seed = work / "state", recipe.seed
+    if not (state / "vae.done").exists():
+        train_autoencoder(files.vae, recipe.autoencoder_steps, batch=16, seed=seed, state=state / "vae.pt",
+                          device=device, autocast=True)
+        (state / "vae.done").touch()         # the file itself is also written on the way
+    if not files.t5.exists():
+        train_text_encoder(files.t5, recipe.text_steps, batch=64, seed=seed, state=state / "t5.pt", device=device)
+    if not files.judge.exists():
+        train_judge(files.judge, recipe.judge_steps, seed=seed, state=state / "judge.pt", device=device, autocast=True)
+    if len(list((work / "data").glob("*.safetensors"))) <= len(BUCKETS):
+        prepare(work / "data", recipe.pictures, seed, files=files, device=device, autocast=True)
+    data = PreparedFolder(work / "data")
+    if not files.teacher.exists():
+        train_teacher(recipe, data, work, files)
+    if not files.student.exists():
+        train_student(recipe, data, work, files)
