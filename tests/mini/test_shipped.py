@@ -1,0 +1,73 @@
+"""The embedded model itself: what is in the repository draws what the sentence says."""
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from pixart.checkpoint import load, read_config
+from pixart.mini import SHIPPED, Files, evaluate, recipe
+from pixart.mini.prepare import prepare
+from pixart.train.data import PreparedFolder
+from pixart.train.loop import LoopConfig
+
+SMALL = LoopConfig(steps=2, batch=4, learning_rate=1e-4, save_every=1, log_every=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_all_weights_together_stay_under_the_budget():
+    """40 MB for everything, 1 MB at least: the files are there and not pointers to somewhere else."""
+    sizes = [path.stat().st_size for path in SHIPPED.root.rglob("*") if path.is_file()]
+    assert 10e6 < sum(sizes) < 40e6
+
+
+@pytest.mark.parametrize("path", [SHIPPED.teacher, SHIPPED.student])
+def test_shipped_files_say_what_they_are(path):
+    assert read_config(path) == recipe.MINI
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["pixart_config"])["hidden"] == 192
+
+
+def test_null_caption_is_the_encoded_empty_prompt():
+    from pixart.text.t5 import T5Encoder
+    want = T5Encoder(SHIPPED.t5, bits=16).encode([""], 40).context[0, 0]
+    stored = load(SHIPPED.teacher, dtype=torch.float32).y_embedder.y_embedding
+    for row in stored:
+        torch.testing.assert_close(row, want, rtol=0.02, atol=0.02)
+
+
+def test_four_steps_draw_held_out_sentences():
+    """On 60 sentences never seen in training; the README has the figures of the full measurement."""
+    results, _, _ = evaluate.evaluate(60, seed=11, methods=evaluate.METHODS[1:2])
+    real, student = (result.accuracy for result in results)
+    assert real["all"] > 0.97
+    assert student["all"] > 0.75 and student["background"] > 0.9
+
+
+def test_recipe_trains_and_distils_with_the_public_trainers(tmp_path):
+    """Two steps each, from the shipped autoencoder and text encoder to loadable weights; then nothing is left to do."""
+    files = Files(tmp_path / "weights")
+    for source, target in ((SHIPPED.vae, files.vae), (SHIPPED.judge, files.judge)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    shutil.copytree(SHIPPED.t5, files.t5)
+    prepare(tmp_path / "data", 20, files=files)
+    plan = replace(recipe.Recipe(), teacher=SMALL, student=SMALL)
+    data = PreparedFolder(tmp_path / "data")
+    recipe.train_teacher(plan, data, tmp_path, files)
+    recipe.train_student(plan, data, tmp_path, files)
+    assert load(files.student).config == load(files.teacher).config == recipe.MINI
+    stamps = [path.stat().st_mtime_ns for path in (files.teacher, files.student)]
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "vae.done").touch()
+    recipe.build(tmp_path, files, plan)
+    assert stamps == [path.stat().st_mtime_ns for path in (files.teacher, files.student)]
