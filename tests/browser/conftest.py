@@ -1,5 +1,6 @@
 """A running ComfyUI with this extension, and its page in a headless Chromium."""
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def address() -> Iterator[str]:
     host = inspect_host(Path(path))
     if host.missing:
         pytest.skip(host.remedy)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)     # a stopped test run stops its server
     with tempfile.TemporaryDirectory(prefix="pixart-page-") as base, running(host, Path(base).resolve()) as where:
         yield where
 
