@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pixart.text import T5Encoder, encoder_identity
 
 PROMPTS = ["a red cat on the house", "one two three", "", "a photo of the small blue circle under a large green square"]
-# Measured on the random model of this file (relative to float32): 0.0095 in 16, 0.0197 in 8, 0.157 in 4 bits.
-BOUNDS = {16: 0.013, 8: 0.03, 4: 0.22}
+# Measured: 0.009 in 16, 0.021 in 8, 0.20 in 4 bits on random weights, which are harder to quantise than trained ones.
+BOUNDS = {16: 0.013, 8: 0.03, 4: 0.28}
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
@@ -75,7 +75,11 @@ def test_prompts_in_one_pass_equal_single_ones_up_to_rounding(t5_folder: Path, b
     if bits < 16:
         pytest.importorskip("bitsandbytes")
     encoder = T5Encoder(t5_folder, bits)
-    single, batched = encoder.encode(PROMPTS, 120), encoder.encode(PROMPTS, 120, batch=3)
+    single = encoder.encode(PROMPTS, 120)
+    passes: list[int] = []
+    encoder.model.register_forward_hook(lambda *_: passes.append(1))
+    batched = encoder.encode(PROMPTS, 120, batch=3)
+    assert len(passes) == 2
     assert torch.equal(single.mask, batched.mask)
     assert relative(batched.context, single.context) < bound
 

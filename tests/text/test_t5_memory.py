@@ -1,5 +1,6 @@
 """Loading quantises tensor by tensor, so that peak memory stays near the size of the result."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,17 +59,20 @@ def big_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs the resource module")
+@pytest.mark.skipif(sys.platform != "linux", reason="measures with the allocator of Linux")
 @pytest.mark.parametrize("bits", [8, 4])
 def test_peak_memory_stays_near_the_quantised_size(bits: int, t5_folder: Path, big_folder: Path) -> None:
-    """Measured: see the assertion's figures; the file is 167 MB, the result 52 MB in 8 bits and 37 MB in 4."""
+    """Measured: 65 MiB in 8 bits and 50 MiB in 4, of which the result is 50 and 36 and one mapped block 16; the files
+    have 160 MiB. A fixed threshold makes the allocator return freed buffers, as it does at the sizes of T5-XXL.
+    """
     pytest.importorskip("bitsandbytes")
     run = subprocess.run([sys.executable, "-c", MEASURE, str(t5_folder), str(big_folder), str(bits)],
-                         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+                         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
+                         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
     assert run.returncode == 0, run.stderr
     growth = json.loads(run.stdout)["growth"]
     on_disk = sum(file.stat().st_size for file in big_folder.glob("*.safetensors"))
     linear = LAYERS * (4 * WIDTH * WIDTH + 2 * INNER * WIDTH)
     result = linear * bits / 8 + LAYERS * INNER * WIDTH * 2
     one_block = 4 * (4 * WIDTH * WIDTH + 3 * INNER * WIDTH)
-    assert growth < result + 2 * one_block + 24 * MIB < on_disk, f"{growth / MIB:.0f} MiB, result {result / MIB:.0f}"
+    assert growth < result + 2 * one_block < on_disk, f"{growth / MIB:.0f} MiB, result {result / MIB:.0f}"
