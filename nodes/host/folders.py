@@ -66,7 +66,8 @@ def _listed(categories: tuple[str, ...], with_folders: bool = False) -> list[str
     import folder_paths
     names: dict[str, None] = {}
     for category in categories:
-        files = [name for name in folder_paths.get_filename_list(category) if name.endswith(WEIGHT_FILES)]
+        files = [Path(name).as_posix() for name in folder_paths.get_filename_list(category)
+                 if name.endswith(WEIGHT_FILES)]       # with / on Windows too, so that workflows travel
         if with_folders:
             names.update(dict.fromkeys(_hugging_face_folders(category, files)))
         names.update(dict.fromkeys(files))
@@ -78,7 +79,7 @@ def _hugging_face_folders(category: str, files: list[str]) -> list[str]:
     import folder_paths
     folders = dict.fromkeys(Path(name).parent for name in files if Path(name).parent != Path("."))
     roots = [Path(root) for root in folder_paths.get_folder_paths(category)]
-    return [str(folder) for folder in folders if any((root / folder / "config.json").is_file() for root in roots)]
+    return [folder.as_posix() for folder in folders if any((root / folder / "config.json").is_file() for root in roots)]
 
 
 def _resolve(name: str, categories: tuple[str, ...]) -> Path:
