@@ -88,6 +88,12 @@ def show(stage: str, done: int, total: int) -> None:
     print(f"\r{stage}: {done} of {total}", end=end, file=sys.stderr, flush=True)
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a place that cannot be written to before any work is done for it."""
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out {path}: the folder {path.absolute().parent} does not exist; create it first")
+
+
 def run_generate(args: argparse.Namespace) -> None:
     from PIL import Image
 
@@ -95,6 +101,7 @@ def run_generate(args: argparse.Namespace) -> None:
     from .pipeline import Request, generate
     from .text.encoded import join, load_embeddings
 
+    require_folder(args.out)
     model = args.model or SHIPPED.student
     for name, needed in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
         if args.model and not needed:
@@ -127,6 +134,7 @@ def run_generate(args: argparse.Namespace) -> None:
 def run_encode(args: argparse.Namespace) -> None:
     from .text.encoded import save_embeddings
     from .text.t5 import T5Encoder
+    require_folder(args.out)
     encoded = T5Encoder(args.t5, args.bits, args.device or best_device()).encode([args.prompt], args.max_tokens, args.clean)
     save_embeddings(args.out, encoded)
     print(encoded.reports[0].summary)

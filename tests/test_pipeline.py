@@ -184,6 +184,7 @@ def test_saved_embeddings_give_the_same_picture(parts, tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "nowhere.safetensors", "--t5", "t5", "--vae", "vae"), "nowhere.safetensors"),
     (("--model", "x.safetensors"), "--vae"), (("--negative", "dog"), "no effect"), (("--count", "0"), "at least 1"),
+    (("--out", "no/such/folder/x.png"), "create it first"),
 ])
 def test_command_line_errors_are_one_line(arguments, words, monkeypatch, capsys):
     assert run(monkeypatch, "generate", "a cat", *arguments) == 1
