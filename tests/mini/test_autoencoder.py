@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pixart.mini import WEIGHTS
+from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import (
     LATENT_SCALE,
     Autoencoder,
@@ -17,7 +17,7 @@ from pixart.mini.autoencoder import (
     save_autoencoder,
     train_autoencoder,
 )
-from pixart.mini.judge import fresh
+from pixart.mini.judge import accuracy, fresh, load_judge, score
 
 SMALL = Plan((4, 6, 8, 8), (0, 1, 2, 3), (1, 1, 2, 3))
 
@@ -101,14 +101,23 @@ def test_refining_the_decoder_leaves_every_latent_as_it_was(model: Autoencoder, 
         assert not torch.equal(new.decode(new.encode(pictures)), old.decode(old.encode(pictures)))
 
 
-@pytest.mark.skipif(not (WEIGHTS / "vae.safetensors").exists(), reason="the autoencoder is not trained yet")
 @torch.no_grad()
 def test_the_shipped_autoencoder_keeps_pictures_and_unit_latents() -> None:
-    model = load_autoencoder(WEIGHTS / "vae.safetensors")
-    pictures = torch.cat([fresh(step, 20, "shipped")[1].flatten(2) for step in (0, 5)])
-    pictures = pictures.view(-1, 3, 128, 128)
+    model = load_autoencoder(SHIPPED.vae)
+    pictures = fresh(0, 40, "shipped")[1]
     latents = model.encode(pictures)
     error = (model.decode(latents).clamp(0, 1) - pictures).square().mean()
     assert -10 * error.log10() > 26, "peak signal to noise ratio in dB"
     flat = latents.transpose(0, 1).flatten(1)
     assert flat.mean(1).abs().max() < 0.6 and 0.5 < flat.std(1).min() < flat.std(1).max() < 1.5
+
+
+@torch.no_grad()
+def test_the_judge_reads_the_shipped_autoencoders_pictures_as_well_as_the_originals() -> None:
+    model, judge = load_autoencoder(SHIPPED.vae), load_judge(SHIPPED.judge)
+    scores: list[dict[str, bool]] = []
+    for step in range(5):
+        scenes, pictures = fresh(step, 20, "decoded")
+        reads = judge.attributes(model.decode(model.encode(pictures)).clamp(0, 1))
+        scores += [score(scene, read) for scene, read in zip(scenes, reads)]
+    assert accuracy(scores)["all"] > 0.985
