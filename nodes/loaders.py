@@ -9,7 +9,7 @@ WEIGHT_DTYPES = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
 
 class PixArtLoader:
     DESCRIPTION = ("Loads any checkpoint of the PixArt family: alpha, delta (LCM), DMD, Sigma, 900M; official .pth, "
-                   "diffusers or ComfyUI layout. The MODEL works with KSampler, LoRA loaders and all other stock nodes.")
+                   "diffusers or ComfyUI layout. The MODEL works with KSampler, LoRA loaders and other stock nodes.")
     CATEGORY = "PixArt"
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "STRING")
@@ -21,14 +21,15 @@ class PixArtLoader:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (folders.model_files(), {
-                "tooltip": "Checkpoint in models/diffusion_models or models/checkpoints. pixart-mini/... comes with the "
-                           "extension. For a diffusers folder choose its transformer file, with config.json beside it."}),
+                "tooltip": "Checkpoint in models/diffusion_models or models/checkpoints. pixart-mini/... comes with "
+                           "the extension. Of a diffusers folder choose the transformer file, with config.json "
+                           "beside it."}),
             "variant": (["auto", *VARIANTS], {"default": "auto", "tooltip":
                         "What the checkpoint was trained as. auto reads it from the weights where these can tell, else "
                         "from the file's name; choose it yourself when the report says it was guessed."}),
             "weight_dtype": (list(WEIGHT_DTYPES), {"default": "auto", "tooltip":
                              "How weights are kept. auto: as the host does it on a GPU; on a CPU whichever of fp32 and "
-                             "bf16 a half-second trial finds faster. fp8 halves the memory of bf16 and costs quality."}),
+                             "bf16 a half-second trial finds faster. fp8: half the memory of bf16, less quality."}),
         }}
 
     @classmethod
@@ -43,8 +44,8 @@ class PixArtLoader:
 
 class PixArtT5Loader:
     DESCRIPTION = ("Loads the T5-XXL text encoder of PixArt in 8, 4 or 16 bits. 8 bits: about 6 GB instead of 9.5, with "
-                   "practically the same pictures. The CLIP works with the stock CLIP Text Encode too; weights such as "
-                   "(word:1.2) have no effect with this encoder.")
+                   "practically the same pictures. The CLIP works with the stock CLIP Text Encode too; weights such "
+                   "as (word:1.2) have no effect with this encoder.")
     CATEGORY = "PixArt"
     FUNCTION = "load"
     RETURN_TYPES = ("CLIP",)

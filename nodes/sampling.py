@@ -35,7 +35,7 @@ class PixArtLCMSampler:
         }, "optional": {
             "negative": ("CONDITIONING", {"tooltip": "Only used when cfg is not 1."}),
             "cfg": ("FLOAT", {"default": 1.0, "min": 1.0, "max": 5.0, "step": 0.1, "round": 0.01, "tooltip":
-                              "Leave at 1: guidance is built into few-step models. Slightly more, such as 1.3, sharpens "
+                              "Leave at 1: guidance is built into few-step models. A little more, as 1.3, sharpens "
                               "at twice the time and needs a negative prompt."}),
         }}
 

@@ -4,8 +4,8 @@ from typing import Any
 
 class PixArtTextEncode:
     DESCRIPTION = ("Encodes a prompt as in PixArt's training: cleaned and cut at 120 tokens for alpha and delta, as "
-                   "written and cut at 300 for Sigma. Reports the tokens used and every word that was cut. Takes the CLIP "
-                   "of Load T5 (8-bit) or of the stock CLIPLoader (type pixart).")
+                   "written and cut at 300 for Sigma. Reports the tokens used and the words that were cut. Takes the "
+                   "CLIP of Load T5 (8-bit) or of the stock CLIPLoader (type pixart).")
     CATEGORY = "PixArt"
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "STRING")

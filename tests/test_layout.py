@@ -62,7 +62,8 @@ def test_importing_the_pack_loads_nothing_slow():
     """Measured in a process of its own, with torch there already as in the host."""
     program = (
         "import sys, time, importlib.util as u, torch, safetensors.torch\n"
-        f"s = u.spec_from_file_location('p', {str(ROOT / '__init__.py')!r}, submodule_search_locations=[{str(ROOT)!r}])\n"
+        f"s = u.spec_from_file_location('p', {str(ROOT / '__init__.py')!r}, "
+        f"submodule_search_locations=[{str(ROOT)!r}])\n"
         "m = sys.modules['p'] = u.module_from_spec(s)\n"
         "before = set(sys.modules); t = time.process_time(); s.loader.exec_module(m); t = time.process_time() - t\n"
         f"print(t, *({{n.split('.')[0] for n in set(sys.modules) - before}} & {SLOW!r}))")

@@ -43,7 +43,8 @@ class _PureNoise:
 @functools.cache
 def _schedule_class(behaviour: type) -> type:
     from comfy import model_sampling
-    return type(f"PixArt{behaviour.__name__}", (behaviour, model_sampling.EPS, model_sampling.ModelSamplingDiscrete), {})
+    bases = (behaviour, model_sampling.EPS, model_sampling.ModelSamplingDiscrete)
+    return type(f"PixArt{behaviour.__name__}", bases, {})
 
 
 def with_schedule(model: Any, behaviour: type) -> tuple[Any, Any]:

@@ -81,7 +81,8 @@ class Server:
             self.port = probe.getsockname()[1]
         self.host, self.folder, self.log_path = host, folder, folder / "server.log"
         self.command = [host.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
-                        "--base-directory", str(folder), "--disable-api-nodes", "--disable-metadata", "--preview-method", "latent2rgb",
+                        "--base-directory", str(folder), "--disable-api-nodes", "--disable-metadata",
+                        "--preview-method", "latent2rgb",
                         "--database-url", "sqlite:///:memory:", *options]
 
     @property

@@ -222,8 +222,7 @@ def test_layer_by_layer_offload_with_lora_gives_the_same():
 
 def test_saved_under_the_names_of_published_files():
     model = load("alpha-1024")
-    state = {key: value for key, value in network(model).state_dict().items()}
-    saved = model.model.model_config.process_unet_state_dict_for_saving(state)
+    saved = model.model.model_config.process_unet_state_dict_for_saving(network(model).state_dict())
     assert "model.diffusion_model.blocks.0.scale_shift_table" in saved
     assert not any(key.endswith("scale_shift_table.weight") for key in saved)
     path = MODELS / "saved.safetensors"
