@@ -41,7 +41,7 @@ class Method:
 
 
 METHODS = (
-    Method("teacher, 20 steps, guidance 4.5", "teacher", "dpm", 20, 4.5),
+    Method("teacher, 20 steps, guidance 2.5", "teacher", "dpm", 20, 2.5),
     Method("LCM, 4 steps", "student", "lcm", 4),
     Method("LCM, 2 steps", "student", "lcm", 2),
     Method("LCM, 1 step", "student", "lcm", 1),
