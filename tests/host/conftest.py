@@ -29,5 +29,10 @@ def base(host: harness.Host, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def server(host: harness.Host, base):
     """The host, started once and stopped at the end."""
-    with harness.Server(host, base) as running:
-        yield running
+    running = harness.Server(host, base)
+    try:
+        running.__enter__()
+    except RuntimeError as error:
+        pytest.fail(str(error), pytrace=False)
+    yield running
+    running.stop()

@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "pixart.delta-pack"          # a folder name with a dot and a dash, which the host mangles into a module name
-START_SECONDS, PROMPT_SECONDS = 300, 300      # generous: a busy machine is no failure
+START_SECONDS, PROMPT_SECONDS = 900, 600      # generous: a busy machine is no failure
 
 
 @dataclass(frozen=True)
