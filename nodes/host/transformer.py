@@ -17,7 +17,7 @@ BLOCK = "double_block"       # the host's name for a transformer block
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Mapping | None) -> Tensor:
     """The host's attention, as chosen by its start options and overridden by patches; (B, N, D) in and out."""
     from comfy.ldm.modules import attention
-    if q.device.type == "cpu":      # the host's choice for CPU is three times slower than torch's own kernel
+    if q.device.type == "cpu":      # the host's choice for a CPU takes up to three times as long
         kernel = attention.attention_pytorch
     else:
         kernel = attention.optimized_attention if mask is None else attention.optimized_attention_masked
