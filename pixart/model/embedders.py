@@ -5,6 +5,7 @@ Shapes: B batch, D token width, N image tokens, L caption tokens, C caption widt
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +28,8 @@ class PatchEmbed(nn.Module):
         self.proj = ops.Conv2d(channels, width, kernel_size=patch, stride=patch, **factory)
 
     def forward(self, latent: Tensor) -> Tensor:
-        return self.proj(latent).flatten(2).transpose(1, 2)
+        # Contiguous, or the whole residual stream would inherit the transposed layout and every block be slower.
+        return rearrange(self.proj(latent), "b d h w -> b (h w) d").contiguous()
 
 
 class ScalarEmbed(nn.Module):
