@@ -38,8 +38,6 @@ def test_sixteen_bits_equal_transformers_in_bfloat16_exactly(t5_folder: Path) ->
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_error_against_float32_is_bounded(t5_folder: Path, bits: int) -> None:
-    if bits < 16:
-        pytest.importorskip("bitsandbytes")
     encoder, model = T5Encoder(t5_folder, bits), reference(t5_folder, torch.float32)
     encoded = encoder.encode(PROMPTS, 120)
     got = torch.cat([encoded.one(row).context[0] for row in range(len(PROMPTS))])
@@ -61,8 +59,6 @@ def test_result_has_the_promised_shapes_and_types(t5_folder: Path) -> None:
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_a_prompt_does_not_depend_on_its_neighbours(t5_folder: Path, bits: int) -> None:
-    if bits < 16:
-        pytest.importorskip("bitsandbytes")
     encoder = T5Encoder(t5_folder, bits)
     together = encoder.encode(PROMPTS, 120)
     for row, prompt in enumerate(PROMPTS):
@@ -72,8 +68,6 @@ def test_a_prompt_does_not_depend_on_its_neighbours(t5_folder: Path, bits: int) 
 @pytest.mark.parametrize(("bits", "bound"), [(16, 0.01), (8, 0.02), (4, 0.01)])
 def test_prompts_in_one_pass_equal_single_ones_up_to_rounding(t5_folder: Path, bits: int, bound: float) -> None:
     """Measured: 0.003 (bfloat16), 0.006 (8 bits: one set of outlier columns for all rows), 0.003 (4 bits)."""
-    if bits < 16:
-        pytest.importorskip("bitsandbytes")
     encoder = T5Encoder(t5_folder, bits)
     single = encoder.encode(PROMPTS, 120)
     passes: list[int] = []
@@ -94,7 +88,6 @@ def test_padding_would_change_the_features_if_it_were_not_masked(t5_folder: Path
 
 @pytest.mark.parametrize(("bits", "kind"), [(8, "Linear8bitLt"), (4, "Linear4bit")])
 def test_every_linear_layer_but_wo_is_quantised(t5_folder: Path, bits: int, kind: str) -> None:
-    pytest.importorskip("bitsandbytes")
     model = T5Encoder(t5_folder, bits).model
     kinds = {name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert {kinds[name] for name in kinds if name.endswith(".wo")} == {"Linear"}
@@ -105,7 +98,6 @@ def test_every_linear_layer_but_wo_is_quantised(t5_folder: Path, bits: int, kind
 
 
 def test_it_works_in_inference_mode_as_the_host_runs_nodes(t5_folder: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     plain = T5Encoder(t5_folder, 8).encode(PROMPTS, 120)
     with torch.inference_mode():
         assert torch.equal(T5Encoder(t5_folder, 8).encode(PROMPTS, 120).context, plain.context)
@@ -120,7 +112,6 @@ def test_cleaning_is_used_only_when_asked_for(t5_folder: Path) -> None:
 
 
 def test_eight_bits_write_no_line_about_casts(t5_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("bitsandbytes")
     encoder = T5Encoder(t5_folder, bits=8)
     with caplog.at_level(logging.DEBUG):
         encoder.encode(PROMPTS, 120)

@@ -104,7 +104,6 @@ def test_every_layout_gives_the_same_features(layout: str, t5_folder: Path, t5_w
 @pytest.mark.parametrize("bits", [8, 4])
 def test_shards_and_single_file_quantise_the_same(t5_folder: Path, t5_weights: Weights, tmp_path: Path,
                                                   bits: int) -> None:
-    pytest.importorskip("bitsandbytes")
     copy_config(t5_folder, tmp_path)
     a, b = T5Encoder(t5_folder, bits), T5Encoder(shards(t5_weights, tmp_path, "bin"), bits)
     assert torch.equal(a.encode(PROMPTS, 120).context, b.encode(PROMPTS, 120).context)

@@ -65,7 +65,6 @@ def test_peak_memory_stays_near_the_quantised_size(bits: int, t5_folder: Path, b
     """Measured: 65 MiB in 8 bits and 50 MiB in 4, of which the result is 50 and 36 and one mapped block 16; the files
     have 160 MiB. A fixed threshold makes the allocator return freed buffers, as it does at the sizes of T5-XXL.
     """
-    pytest.importorskip("bitsandbytes")
     run = subprocess.run([sys.executable, "-c", MEASURE, str(t5_folder), str(big_folder), str(bits)],
                          cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
                          env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
