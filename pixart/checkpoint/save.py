@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..config import PixArtConfig
 from .header import to_header
 from .layouts import POSITIONS, file_name, to_reference
@@ -31,12 +32,8 @@ def save_checkpoint(path: str | os.PathLike, weights: nn.Module | Mapping[str, T
     tensors = {name: _plain(tensor, dtype) for name, tensor in tensors.items()}
     header = {"format": "pt", **(metadata or {}), **to_header(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as beside:
         save_file(tensors, beside, header)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 

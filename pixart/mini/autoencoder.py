@@ -4,7 +4,6 @@ It has the structure of TAESD with fewer channels and blocks where pictures are 
 zeros in the file, which computes the same function, so that every reader of TAESD files can open it.
 """
 import json
-import os
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from .grammar import sample
 from .pictures import BUCKETS, draw
 from .resume import Progress
@@ -111,9 +111,8 @@ def save_autoencoder(model: Autoencoder, path: Path) -> None:
     state = {name: value.half().contiguous() for name, value in padded_state(model).items()}
     state |= {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    save_file(state, beside, metadata={"format": "pt", "plan": json.dumps(asdict(model.plan))})
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        save_file(state, beside, metadata={"format": "pt", "plan": json.dumps(asdict(model.plan))})
 
 
 def load_autoencoder(path: Path) -> Autoencoder:

@@ -1,7 +1,6 @@
 """A small network that reads the attributes of a picture, to measure what models draw."""
 import json
 import logging
-import os
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from .grammar import ATTRIBUTES, Scene, facts, labels, sample
 from .pictures import BUCKETS, draw
 from .resume import Progress
@@ -84,9 +84,8 @@ def save_judge(model: Judge, path: Path, measured: dict[str, float]) -> None:
     state = {name: (value.half() if value.is_floating_point() else value).contiguous()
              for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    save_file(state, beside, metadata={"format": "pt", "accuracy": json.dumps(measured)})
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        save_file(state, beside, metadata={"format": "pt", "accuracy": json.dumps(measured)})
 
 
 def load_judge(path: Path) -> Judge:

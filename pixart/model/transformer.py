@@ -4,6 +4,7 @@ Shapes: B batch, H x W latent pixels, h x w tokens (N = h * w), D width, L capti
 Submodule names equal the names in the published .pth files, so these load with strict=True.
 """
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,6 +18,16 @@ from .block import FinalLayer, PixArtBlock, compute_branch
 from .embedders import CaptionEmbed, PatchEmbed, ScalarEmbed
 from .policy import Policy
 from .positions import position_table
+
+
+class BlockInputs(NamedTuple):
+    """What latent, timestep and caption have become when the first block starts."""
+
+    tokens: Tensor               # (B, N, D), positions added
+    text: Tensor                 # (B, L, D)
+    time: Tensor                 # (B, D), modulates the final layer
+    modulation: Tensor           # (B, 6, D), shared by all blocks
+    grid: tuple[int, int]        # (h, w) in tokens, N = h * w
 
 
 class PixArtTransformer(nn.Module):
@@ -58,12 +69,10 @@ class PixArtTransformer(nn.Module):
         """
         self.check(latent, timestep, context, mask, control)
         height, width = latent.shape[-2:]
-        tokens, grid = self.embed_latent(latent)
-        time = self.embed_time(timestep, latent, size, aspect)
-        modulation = self.t_block(time).unflatten(1, (6, -1))
-        text = self.y_embedder(context.to(latent.dtype))
-        tokens = self.run_blocks(tokens, text, modulation, grid, mask, control, policy, options)
-        output = self.unpatchify(self.final_layer(tokens, time), grid)[:, :, :height, :width]
+        inputs = self.embed(latent, timestep, context, size, aspect)
+        tokens = self.run_blocks(inputs.tokens, inputs.text, inputs.modulation, inputs.grid, mask, control, policy,
+                                 options)
+        output = self.unpatchify(self.final_layer(tokens, inputs.time), inputs.grid)[:, :, :height, :width]
         return output if learned_variance else output[:, :self.config.channels]
 
     def check(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None,
@@ -74,8 +83,8 @@ class PixArtTransformer(nn.Module):
             raise ValueError(f"latent has shape {tuple(latent.shape)}; this PixArt model takes "
                              f"(batch, {config.channels}, height >= 2, width >= 2)")
         if context.ndim != 3 or context.shape[2] != config.caption_width:
-            raise ValueError(f"text features have shape {tuple(context.shape)}; this PixArt model takes (batch, tokens, "
-                             f"{config.caption_width}). Use the text encoder that belongs to it.")
+            raise ValueError(f"text features have shape {tuple(context.shape)}; this PixArt model takes (batch, "
+                             f"tokens, {config.caption_width}). Use the text encoder that belongs to it.")
         if timestep.shape != (batch,) or context.shape[0] != batch:
             raise ValueError(f"batch sizes differ: latent {batch}, timestep {tuple(timestep.shape)}, "
                              f"text {context.shape[0]}")
@@ -83,6 +92,14 @@ class PixArtTransformer(nn.Module):
             raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(context.shape[:2])} bool")
         if control is not None and len(control) > config.depth:
             raise ValueError(f"control has {len(control)} residuals, this model {config.depth} blocks")
+
+    def embed(self, latent: Tensor, timestep: Tensor, context: Tensor, size: Tensor | None,
+              aspect: Tensor | None) -> BlockInputs:
+        """Everything the blocks work on; arguments as in `forward`."""
+        tokens, grid = self.embed_latent(latent)
+        time = self.embed_time(timestep, latent, size, aspect)
+        modulation = self.t_block(time).unflatten(1, (6, -1))
+        return BlockInputs(tokens, self.y_embedder(context.to(latent.dtype)), time, modulation, grid)
 
     def embed_latent(self, latent: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, channels, H, W) -> tokens with positions (B, N, D) and their grid (h, w)."""

@@ -1,7 +1,5 @@
 """Encoded prompts: the features a transformer reads, their masks, and files of them for machines too small for T5."""
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..atomic import replacing
 from .tokens import PromptReport
 
 FORMAT = "pixart-embeddings-1"
@@ -62,13 +61,8 @@ def save_embeddings(path: str | Path, encoded: Encoded) -> None:
     metadata = {"format": FORMAT, "encoder": encoded.encoder,
                 "reports": json.dumps([asdict(report) for report in encoded.reports])}
     tensors = {"context": encoded.context.float().contiguous().cpu(), "mask": encoded.mask.contiguous().cpu()}
-    handle, beside = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as beside:
         save_file(tensors, beside, metadata=metadata)
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
 
 
 def load_embeddings(path: str | Path) -> Encoded:
