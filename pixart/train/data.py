@@ -1,8 +1,8 @@
 """Training data that was encoded beforehand: latents, text features and sizes in one safetensors file a bucket.
 
 A folder holds `bucket-{h}x{w}.safetensors` (h, w latent sides) with `latents` (n, C, h, w) already scaled,
-`features` (n, L, width), `mask` (n, L), `size` (n, 2) pixels and `aspect` (n,), and `null.safetensors` with the
-`features` (l, width) and `mask` (l,) that stand for "no caption".
+`features` (n, L, width), `mask` (n, L), `size` (n, 2) pixels and `aspect` (n,), where edges were prepared too `hints`
+like `latents`, and `null.safetensors` with the `features` (l, width) and `mask` (l,) that stand for "no caption".
 """
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +15,24 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one size: latents (B, C, h, w), context (B, L, width), mask (B, L) bool, size (B, 2), aspect (B,)."""
+    """Pictures of one size: latents (B, C, h, w), context (B, L, width), mask (B, L) bool, size (B, 2), aspect (B,).
+
+    hint (B, C, h, w) is the latent of the pictures' edge maps, None where the folder has none.
+    """
 
     latents: Tensor
     context: Tensor
     mask: Tensor
     size: Tensor
     aspect: Tensor
+    hint: Tensor | None = None
 
     def conditions(self) -> dict[str, Tensor]:
         """What the transformer wants to know beside latent and timestep, under its argument names."""
         return {"context": self.context, "mask": self.mask, "size": self.size, "aspect": self.aspect}
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        return Batch(**{name: value if value is None else value.to(device) for name, value in vars(self).items()})
 
 
 class PreparedFolder:
@@ -57,7 +61,8 @@ class PreparedFolder:
         bucket = self.buckets[int(torch.multinomial(counts, 1, generator=generator))]
         rows = torch.randint(len(bucket["latents"]), (size,), generator=generator)
         return Batch(bucket["latents"][rows].float(), bucket["features"][rows].float(), bucket["mask"][rows].bool(),
-                     bucket["size"][rows].float(), bucket["aspect"][rows].float())
+                     bucket["size"][rows].float(), bucket["aspect"][rows].float(),
+                     bucket["hints"][rows].float() if "hints" in bucket else None)
 
     def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
         """The batch with the null caption in the given rows (B,) bool, or in all of them."""

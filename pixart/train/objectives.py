@@ -1,4 +1,4 @@
-"""What a trainer minimises, for a transformer and a prepared batch: diffusion or latent consistency."""
+"""What a trainer minimises, for a network and a prepared batch: diffusion, with control, or latent consistency."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +19,18 @@ def draw_noise(batch: Batch, generator: torch.Generator) -> Tensor:
     return torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
 
 
+def noise_prediction_loss(model: nn.Module, batch: Batch, generator: torch.Generator, data: PreparedFolder,
+                          caption_dropout: float, **further: Tensor) -> Tensor:
+    """Scalar diffusion loss at random timesteps; `further` goes to the model beside its usual conditions."""
+    count = len(batch.latents)
+    t = torch.randint(STEPS, (count,), generator=generator).to(batch.latents.device)
+    dropped = torch.rand(count, generator=generator).to(batch.latents.device) < caption_dropout
+    noise, batch = draw_noise(batch, generator), data.without_caption(batch, dropped)
+    noisy = add_noise(batch.latents, noise, t)
+    output = model(noisy, t.float(), **batch.conditions(), **further, learned_variance=True)
+    return diffusion_loss(output.float(), batch.latents, noise, t).mean()
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """Noise prediction with learned variance; a share of captions is dropped so that guidance can be used."""
@@ -27,13 +39,20 @@ class Diffusion:
     caption_dropout: float = 0.1
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        count = len(batch.latents)
-        t = torch.randint(STEPS, (count,), generator=generator).to(batch.latents.device)
-        dropped = torch.rand(count, generator=generator).to(batch.latents.device) < self.caption_dropout
-        noise, batch = draw_noise(batch, generator), self.data.without_caption(batch, dropped)
-        noisy = add_noise(batch.latents, noise, t)
-        output = model(noisy, t.float(), **batch.conditions(), learned_variance=True)
-        return diffusion_loss(output.float(), batch.latents, noise, t).mean()
+        return noise_prediction_loss(model, batch, generator, self.data, self.caption_dropout)
+
+
+@dataclass(frozen=True)
+class Control:
+    """The same loss for a `Controlled` network whose base is frozen: the hint is all there is to learn (6.4)."""
+
+    data: PreparedFolder
+    caption_dropout: float = 0.1
+
+    def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        if batch.hint is None:
+            raise ValueError("this training data has no edge maps (`hints`); prepare it again with edges")
+        return noise_prediction_loss(model, batch, generator, self.data, self.caption_dropout, hint=batch.hint)
 
 
 @dataclass(frozen=True)
