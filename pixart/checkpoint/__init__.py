@@ -1,8 +1,10 @@
 """Reading and writing of checkpoints in every published layout."""
+from .control import ControlCheckpoint, load_control, read_control, save_control
 from .errors import CheckpointError, CheckpointNotFound
 from .layouts import expected_shapes, reference_module, to_diffusers, to_reference
 from .load import Checkpoint, load, read_checkpoint, read_config
 from .save import reference_state_dict, save_checkpoint
 
-__all__ = ["Checkpoint", "CheckpointError", "CheckpointNotFound", "expected_shapes", "load", "read_checkpoint", "read_config",
-           "reference_module", "reference_state_dict", "save_checkpoint", "to_diffusers", "to_reference"]
+__all__ = ["Checkpoint", "CheckpointError", "CheckpointNotFound", "ControlCheckpoint", "expected_shapes", "load",
+           "load_control", "read_checkpoint", "read_config", "read_control", "reference_module",
+           "reference_state_dict", "save_checkpoint", "save_control", "to_diffusers", "to_reference"]

@@ -96,14 +96,14 @@ def _complete(base: PixArtConfig, facts: Facts, settings: Mapping[str, object], 
     known = {entry.name: getattr(facts, entry.name) for entry in fields(facts)
              if getattr(facts, entry.name) is not None}
     try:
-        return replace(base, heads=_heads(facts.hidden, settings, path), **known)
+        return replace(base, heads=heads_of(facts.hidden, settings, path), **known)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(path, str(error), "the sizes of a PixArt model") from error
 
 
-def _heads(hidden: int, settings: Mapping[str, object], path: Path) -> int:
+def heads_of(hidden: int, settings: Mapping[str, object], path: Path) -> int:
     """Number of attention heads, which no shape shows: from config.json, else by the head width of all releases."""
     heads = settings.get("num_attention_heads")
     if isinstance(heads, int) and heads > 0:

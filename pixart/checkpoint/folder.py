@@ -27,25 +27,25 @@ class Location:
     settings: dict = field(default_factory=dict)
 
 
-def locate(path: Path) -> Location:
-    """Find the weights at a path: a file, an index of shards, or a folder."""
+def locate(path: Path, classes: tuple[str, ...] = TRANSFORMER_CLASSES) -> Location:
+    """Find the weights at a path: a file, an index of shards, or a folder. `classes` may stand in its config.json."""
     if not path.exists():
         raise CheckpointNotFound(path, "no such file or folder", todo="Check the path.")
     if path.is_dir():
-        return _locate_folder(path)
+        return _locate_folder(path, classes)
     if path.name.endswith(".index.json"):
-        return Location(path, _shards(path), _settings(path.parent))
+        return Location(path, _shards(path), _settings(path.parent, classes))
     belongs = path.name.startswith(STEM)      # config.json beside any other name need not speak of this file
-    return Location(path, (path,), _settings(path.parent) if belongs else {})
+    return Location(path, (path,), _settings(path.parent, classes) if belongs else {})
 
 
-def _locate_folder(path: Path) -> Location:
+def _locate_folder(path: Path, classes: tuple[str, ...]) -> Location:
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     if folder == path and (path / "unet").is_dir():
         raise CheckpointError(path, "a Stable Diffusion pipeline (it has a unet folder)")
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(path, "a LoRA (adapter_config.json)", todo="Use the LoRA loader with a base model.")
-    settings = _settings(folder)
+    settings = _settings(folder, classes)
     for name in INDEX[:2]:
         if (folder / name).is_file():
             return Location(path, _shards(folder / name), settings)
@@ -76,14 +76,14 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def _settings(folder: Path) -> dict:
-    """config.json of a transformer, with what the pipeline around it tells; {} where there is none."""
+def _settings(folder: Path, classes: tuple[str, ...]) -> dict:
+    """config.json of a network, with what the pipeline around it tells; {} where there is none."""
     if not (folder / "config.json").is_file():
         return {}
     settings = _json(folder / "config.json")
-    name = settings.get("_class_name", TRANSFORMER_CLASSES[0])
-    if name not in TRANSFORMER_CLASSES:
-        raise CheckpointError(folder, f"a {name} by its config.json", " or ".join(TRANSFORMER_CLASSES))
+    name = settings.get("_class_name", classes[0])
+    if name not in classes:
+        raise CheckpointError(folder, f"a {name} by its config.json", " or ".join(classes))
     parts = {"pipeline_class": ("model_index.json", "_class_name"),
              "vae_scaling_factor": ("vae/config.json", "scaling_factor"),
              "tokens": ("tokenizer/tokenizer_config.json", "model_max_length")}

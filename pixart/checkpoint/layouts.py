@@ -140,27 +140,27 @@ def expected_shapes(config: PixArtConfig) -> dict[str, tuple[int, ...]]:
     width, hidden_text = config.hidden, config.caption_width
     shapes = {"x_embedder.proj.weight": (width, config.channels, config.patch, config.patch),
               "x_embedder.proj.bias": (width,)}
-    shapes |= _linear("t_embedder.mlp.0", width, 256) | _linear("t_embedder.mlp.2", width, width)
+    shapes |= linear("t_embedder.mlp.0", width, 256) | linear("t_embedder.mlp.2", width, width)
     if config.micro_conditioning:
         for name in ("csize_embedder", "ar_embedder"):
-            shapes |= _linear(f"{name}.mlp.0", width // 3, 256) | _linear(f"{name}.mlp.2", width // 3, width // 3)
-    shapes |= _linear("t_block.1", 6 * width, width)
-    shapes |= _linear("y_embedder.y_proj.fc1", width, hidden_text) | _linear("y_embedder.y_proj.fc2", width, width)
+            shapes |= linear(f"{name}.mlp.0", width // 3, 256) | linear(f"{name}.mlp.2", width // 3, width // 3)
+    shapes |= linear("t_block.1", 6 * width, width)
+    shapes |= linear("y_embedder.y_proj.fc1", width, hidden_text) | linear("y_embedder.y_proj.fc2", width, width)
     shapes[NULL_CAPTION] = (config.caption_tokens, hidden_text)
     for index in range(config.depth):
-        shapes |= _block_shapes(config, index)
+        shapes |= block_shapes(config, index)
     shapes["final_layer.scale_shift_table"] = (2, width)
-    return shapes | _linear("final_layer.linear", config.patch ** 2 * config.out_channels, width)
+    return shapes | linear("final_layer.linear", config.patch ** 2 * config.out_channels, width)
 
 
-def _block_shapes(config: PixArtConfig, index: int) -> dict[str, tuple[int, ...]]:
+def block_shapes(config: PixArtConfig, index: int) -> dict[str, tuple[int, ...]]:
     width, prefix, compression = config.hidden, f"blocks.{index}", config.kv_compression
     shapes = {f"{prefix}.scale_shift_table": (6, width)}
     for name, rows, columns in (("attn.qkv", 3 * width, width), ("attn.proj", width, width),
                                 ("cross_attn.q_linear", width, width), ("cross_attn.kv_linear", 2 * width, width),
                                 ("cross_attn.proj", width, width), ("mlp.fc1", 4 * width, width),
                                 ("mlp.fc2", width, 4 * width)):
-        shapes |= _linear(f"{prefix}.{name}", rows, columns)
+        shapes |= linear(f"{prefix}.{name}", rows, columns)
     norms = ["q_norm", "k_norm"] if config.qk_norm else []
     if compression is not None and compression.mode == "conv" and index in compression.layers:
         factor = compression.factor
@@ -171,5 +171,5 @@ def _block_shapes(config: PixArtConfig, index: int) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def _linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
                torch.float8_e4m3fn: "fp8 e4m3", torch.float8_e5m2: "fp8 e5m2"}
+SAMPLE = "blocks.0.attn.proj.weight"      # one of the large matrices, for the data type of the file
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
     weights = open_weights(path, ema)
     layout = find_layout(weights.tensors, weights.path)
     choice = _recognise(weights, layout, variant)
-    state_dict = _gather(weights, layout.plan, dtype, torch.device(device))
+    state_dict = gather(weights, layout.plan, dtype, torch.device(device))
     has_null_caption = NULL_CAPTION in state_dict
     if not has_null_caption:
         like = state_dict["y_embedder.y_proj.fc1.bias"]
         state_dict[NULL_CAPTION] = like.new_zeros(choice.config.caption_tokens, choice.config.caption_width)
-    description = describe(choice.config, choice.guessed, _dtype_name(weights, layout), layout.name)
+    kept = dtype_name(weights.tensors[layout.plan[SAMPLE][0]])
+    description = describe(choice.config, choice.guessed, kept, layout.name)
     logger.info("%s: %s", weights.path.name, description)
     _log_ignored(layout, weights.path)
     return Checkpoint(choice.config, state_dict, description, choice.guessed, has_null_caption, weights.path)
@@ -105,9 +107,15 @@ def _recognise(weights: Weights, layout: Layout, variant: str | PixArtConfig) ->
 
 
 def compare_shapes(shapes: Mapping[str, tuple[int, ...]], config: PixArtConfig, path: Path | str) -> None:
-    """Refuse weights that do not fit the configuration, with counts and the first example. Null caption optional."""
-    expected = expected_shapes(config)
-    missing = [name for name in expected if name not in shapes and name != NULL_CAPTION]
+    """Refuse weights that do not fit the configuration. The null caption is optional."""
+    refuse_differences(shapes, expected_shapes(config), f"a PixArt model with {config.depth} blocks of width "
+                       f"{config.hidden}", path, optional=(NULL_CAPTION,))
+
+
+def refuse_differences(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str,
+                       path: Path | str, optional: tuple[str, ...] = ()) -> None:
+    """CheckpointError with counts and the first example where names or shapes are not those expected of `what`."""
+    missing = [name for name in expected if name not in shapes and name not in optional]
     surplus = [name for name in shapes if name not in expected]
     wrong = [name for name in shapes if name in expected and shapes[name] != expected[name]]
     problems = []
@@ -119,12 +127,11 @@ def compare_shapes(shapes: Mapping[str, tuple[int, ...]], config: PixArtConfig, 
     if surplus:
         problems.append(f"{len(surplus)} tensors are unknown, the first is {surplus[0]}")
     if problems:
-        raise CheckpointError(path, "; ".join(problems), f"the {len(expected)} tensors of a PixArt model with "
-                              f"{config.depth} blocks of width {config.hidden}",
+        raise CheckpointError(path, "; ".join(problems), f"the {len(expected)} tensors of {what}",
                               "The file is incomplete, changed or of another model.")
 
 
-def _gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None,
+def gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None,
             device: torch.device) -> dict[str, Tensor]:
     """Every tensor under its reference name: a view of the file where possible, else copied one by one."""
     source, result = ShortLived(weights), {}
@@ -141,7 +148,7 @@ def _gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.
     return result
 
 
-def describe(config: PixArtConfig, guessed: bool, dtype_name: str, layout: str) -> str:
+def describe(config: PixArtConfig, guessed: bool, dtype: str, layout: str) -> str:
     """One line such as "PixArt-alpha 1024, 28 blocks, 120 tokens, SD latents (0.18215), fp32, diffusers layout"."""
     family = "PixArt-alpha" if config.latent_space == "sd" else "PixArt-Sigma"
     words = [f"{family} {config.resolution}", f"{config.depth} blocks"]
@@ -153,15 +160,14 @@ def describe(config: PixArtConfig, guessed: bool, dtype_name: str, layout: str) 
     if config.kv_compression is not None:
         mode, factor, layers = config.kv_compression.mode, config.kv_compression.factor, config.kv_compression.layers
         words.append(f"key/value compression {mode} x{factor} in {len(layers)} blocks")
-    words += [dtype_name, f"{layout} layout"]
+    words += [dtype, f"{layout} layout"]
     if guessed:
         words.append(f"guessed; choose variant to override ({', '.join(VARIANTS)})")
     return ", ".join(words)
 
 
-def _dtype_name(weights: Weights, layout: Layout) -> str:
-    dtype = weights.tensors[layout.plan["blocks.0.attn.proj.weight"][0]].dtype
-    return DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+def dtype_name(tensor: Tensor) -> str:
+    return DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
 
 
 def _log_ignored(layout: Layout, path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError
-from .folder import locate
+from .folder import TRANSFORMER_CLASSES, locate
 
 # Bytes that may be copied out of a mapping before it is dropped. Pages that were read count as memory of this
 # process for as long as the mapping lives.
@@ -57,13 +57,14 @@ class ShortLived:
         return tensor
 
 
-def open_weights(path: str | os.PathLike, ema: bool = False) -> Weights:
-    """Map a weight file, the shards of an index, or the transformer of a diffusers folder.
+def open_weights(path: str | os.PathLike, ema: bool = False,
+                 classes: tuple[str, ...] = TRANSFORMER_CLASSES) -> Weights:
+    """Map a weight file, the shards of an index, or the network of a diffusers folder whose class is one of `classes`.
 
     `ema` takes the averaged weights out of a training checkpoint that holds both. Raises CheckpointError, or its
     subclass CheckpointNotFound.
     """
-    location = locate(Path(path).expanduser())
+    location = locate(Path(path).expanduser(), classes)
     mapped = [_open_file(file, ema) for file in location.files]
     if not any(tensors for tensors, _, _ in mapped):
         raise CheckpointError(location.path, "no tensor in it")

@@ -1,0 +1,204 @@
+"""ControlNet weights in files: bundled with their base, alone, or in the layout of diffusers' research project."""
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..atomic import replacing
+from ..config import KVCompression, PixArtConfig
+from .configure import heads_of
+from .detect import MARKS, Shapes
+from .errors import CheckpointError
+from .families import is_lora, recognise
+from .header import from_header, to_header
+from .layouts import block_shapes, diffusers_names, file_name, linear, reference_name
+from .load import dtype_name, gather, read_config, refuse_differences
+from .read import Weights, open_weights
+
+if TYPE_CHECKING:
+    from ..model.attention import Attend
+    from ..model.controlnet import PixArtControlNet
+
+CONTROL_FILE = "a PixArt ControlNet (bundled with its base model, alone, or in diffusers layout)"
+CLASSES = ("PixArtControlNetAdapterModel", "PixArtControlNetTransformerModel", "PixArtTransformer2DModel")
+FORMAT = "pixart-controlnet"
+OURS = re.compile(r"controlnet\.(\d+)\.(copied_block\.(.+)|after_proj\..+|before_proj\..+)")
+THEIRS = re.compile(r"controlnet_blocks\.(\d+)\.(transformer_block\.(.+)|after_proj\..+|before_proj\..+)")
+MARK = re.compile(r"(.*?)(controlnet|controlnet_blocks)\.0\.before_proj\.weight")
+SAMPLE = "controlnet.0.copied_block.attn.proj.weight"
+
+
+@dataclass(frozen=True)
+class ControlCheckpoint:
+    """Weights of one ControlNet. `state_dict` has reference names, tables without `.weight`.
+
+    `config` is that of its base model where the file tells it (`knows_base`); otherwise width, heads and block
+    options are right and the rest stands at its defaults.
+    """
+
+    config: PixArtConfig
+    blocks: int
+    state_dict: dict[str, Tensor]
+    knows_base: bool
+    description: str
+    path: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the large matrices."""
+        return self.state_dict[SAMPLE].dtype
+
+
+def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
+                 device: torch.device | str = "cpu") -> ControlCheckpoint:
+    """Read a ControlNet in any layout; dtype and device as in `read_checkpoint`.
+
+    Raises CheckpointError for another model, missing parts and wrong shapes; it is a FileNotFoundError too where
+    nothing lies there.
+    """
+    weights = open_weights(path, classes=CLASSES)
+    layout, plan = find_control(weights)
+    shapes = {name: _stacked([tuple(weights.tensors[part].shape) for part in parts]) for name, parts in plan.items()}
+    blocks = 1 + max(int(OURS.fullmatch(name)[1]) for name in shapes)
+    config, knows_base = _configure(weights, layout, shapes, blocks)
+    refuse_differences(shapes, control_shapes(config, blocks), f"a ControlNet with {blocks} blocks of width "
+                       f"{config.hidden}", weights.path)
+    state_dict = gather(weights, plan, dtype, torch.device(device))
+    description = describe(config, blocks, knows_base, dtype_name(weights.tensors[plan[SAMPLE][0]]), layout)
+    return ControlCheckpoint(config, blocks, state_dict, knows_base, description, weights.path)
+
+
+def load_control(path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
+                 ops: object = None, attend: "Attend | None" = None) -> "PixArtControlNet":
+    """Open a ControlNet as a model, in evaluation mode, without memory beyond its weights."""
+    from ..model.attention import sdpa
+    from ..model.controlnet import PixArtControlNet
+    checkpoint = read_control(path, dtype, device)
+    control = PixArtControlNet(checkpoint.config, checkpoint.blocks, ops=ops or nn, attend=attend or sdpa,
+                               dtype=checkpoint.dtype, device="meta")
+    control.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
+    return control.eval()
+
+
+def save_control(path: str | os.PathLike, control: "PixArtControlNet", dtype: torch.dtype | None = None,
+                 metadata: Mapping[str, str] | None = None) -> Path:
+    """Save a ControlNet alone as safetensors, with the configuration of its base in the header.
+
+    dtype: convert floating-point tensors. metadata: further header entries.
+    """
+    path = Path(path)
+    tensors = {file_name(name): tensor.detach().to("cpu", dtype).contiguous()
+               for name, tensor in control.state_dict().items()}
+    header = {"format": "pt", **(metadata or {}), "kind": FORMAT, **to_header(control.config)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        save_file(tensors, beside, header)
+    return path
+
+
+def find_control(weights: Weights) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """Layout ("bundle", "control-only" or "diffusers"), and reference name -> names in the file that make it up."""
+    mark = next((match for name in weights.tensors if (match := MARK.fullmatch(name))), None)
+    if mark is None:
+        raise CheckpointError(weights.path, _found_instead(weights.tensors), CONTROL_FILE)
+    prefix, kind = mark[1], mark[2]
+    names = [name[len(prefix):] for name in weights.tensors if name.startswith(f"{prefix}{kind}.")]
+    plan = _plan_ours(names, weights.path) if kind == "controlnet" else _plan_theirs(names, weights.path)
+    plan = {ours: tuple(prefix + part for part in parts) for ours, parts in plan.items()}
+    absent = [part for parts in plan.values() for part in parts if part not in weights.tensors]
+    if absent:
+        raise CheckpointError(weights.path, f"{len(absent)} tensors are missing, the first is {absent[0]}",
+                              todo="The file is incomplete; download it again.")
+    bundled = any(name.endswith(mark) for mark in MARKS.values() for name in weights.tensors)
+    return "diffusers" if kind == "controlnet_blocks" else "bundle" if bundled else "control-only", plan
+
+
+def _found_instead(names: Mapping[str, object]) -> str:
+    if is_lora(names):
+        return "a LoRA"
+    if any(name.endswith(mark) for mark in MARKS.values() for name in names):
+        return "a PixArt model without a ControlNet in it"
+    family = recognise(names)
+    return f"it looks like {family.name}" if family else f"{len(names)} tensors, none of them of a PixArt ControlNet"
+
+
+def _plan_ours(names: list[str], path: Path) -> dict[str, tuple[str, ...]]:
+    _refuse_unknown([name for name in names if not OURS.fullmatch(name)], path)
+    return {file_name(name): (name,) for name in names}
+
+
+def _plan_theirs(names: list[str], path: Path) -> dict[str, tuple[str, ...]]:
+    """The blocks are those of a diffusers PixArt: its mapping holds inside."""
+    plan, unknown = {}, []
+    for name in names:
+        match = THEIRS.fullmatch(name)
+        place = match and match[3] and reference_name(f"transformer_blocks.0.{match[3]}")
+        if match and match[3] is None:
+            plan[f"controlnet.{match[1]}.{match[2]}"] = (name,)
+        elif place:
+            parts = diffusers_names(place[0])
+            stem = f"controlnet_blocks.{match[1]}.transformer_block."
+            inner = place[0].removeprefix("blocks.0.")
+            plan[f"controlnet.{match[1]}.copied_block.{inner}"] = tuple(
+                stem + part.removeprefix("transformer_blocks.0.") for part in parts)
+        else:
+            unknown.append(name)
+    _refuse_unknown(unknown, path)
+    return plan
+
+
+def _refuse_unknown(names: list[str], path: Path) -> None:
+    if names:
+        raise CheckpointError(path, f"{len(names)} tensors of an unknown kind of ControlNet, the first is {names[0]}",
+                              CONTROL_FILE)
+
+
+def _stacked(pieces: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return (sum(piece[0] for piece in pieces), *pieces[0][1:]) if pieces[0] else pieces[0]
+
+
+def _configure(weights: Weights, layout: str, shapes: Shapes, blocks: int) -> tuple[PixArtConfig, bool]:
+    """The base's configuration from the header or the bundled base; else what the blocks themselves show."""
+    header = from_header(weights.metadata, weights.path)
+    if header is not None or layout == "bundle":
+        config = header or read_config(weights.path)
+        if blocks >= config.depth:
+            raise CheckpointError(weights.path, f"{blocks} control blocks for a base of {config.depth} blocks",
+                                  "fewer control blocks than base blocks")
+        return config, True
+    if SAMPLE not in shapes:
+        raise CheckpointError(weights.path, f"a ControlNet without {SAMPLE}", todo="The file is incomplete.")
+    hidden = shapes[SAMPLE][0]
+    layers = {int(OURS.fullmatch(name)[1]): shape[-1] for name, shape in shapes.items()
+              if name.endswith(".copied_block.attn.sr.weight")}
+    compression = KVCompression("conv", next(iter(layers.values())), tuple(sorted(layers))) if layers else None
+    config = PixArtConfig(depth=max(PixArtConfig.depth, blocks + 1), hidden=hidden, micro_conditioning=False,
+                          heads=heads_of(hidden, weights.settings, weights.path), kv_compression=compression,
+                          qk_norm="controlnet.0.copied_block.attn.q_norm.weight" in shapes)
+    return config, False
+
+
+def control_shapes(config: PixArtConfig, blocks: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a ControlNet with this many copies, in reference names."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(blocks):
+        inner = block_shapes(config, i)
+        shapes |= {f"controlnet.{i}.copied_block.{name.removeprefix(f'blocks.{i}.')}": inner[name] for name in inner}
+        for name in ("before_proj", "after_proj") if i == 0 else ("after_proj",):
+            shapes |= linear(f"controlnet.{i}.{name}", config.hidden, config.hidden)
+    return shapes
+
+
+def describe(config: PixArtConfig, blocks: int, knows_base: bool, dtype: str, layout: str) -> str:
+    """One line such as "ControlNet of 13 blocks, width 1152, for PixArt-alpha 1024 with 28 blocks, fp32, bundle"."""
+    words = [f"ControlNet of {blocks} blocks", f"width {config.hidden}"]
+    if knows_base:
+        family = "PixArt-alpha" if config.latent_space == "sd" else "PixArt-Sigma"
+        words.append(f"for {family} {config.resolution} with {config.depth} blocks")
+    return ", ".join([*words, dtype, f"{layout} layout"])
