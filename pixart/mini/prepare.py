@@ -1,13 +1,12 @@
 """Turns scenes into what the trainers read: latents and text features in one file per bucket."""
 import logging
-import os
 import random
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..prepare.shards import write_shard, write_tensors
 from . import SHIPPED, Files
 from .autoencoder import Autoencoder, load_autoencoder
 from .grammar import Scene, caption, sample
@@ -34,17 +33,18 @@ def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", files
     encoder.to(device)
     folder.mkdir(parents=True, exist_ok=True)
     features, mask = encode(tokenizer, encoder, [""])
-    _write(folder / "null.safetensors", {"features": features[0].half(), "mask": mask[0].to(torch.uint8)})
+    write_tensors(folder / "null.safetensors", {"features": features[0].half(), "mask": mask[0].to(torch.uint8)})
     start = 0
     for (height, width), share in zip(BUCKETS, _shares(count)):
         indices = range(start, start + share)
         start += share
         features, mask = _texts(indices, seed, split, tokenizer, encoder)
         latents = _latents(indices, seed, split, (height, width), vae, autocast)
-        _write(folder / f"bucket-{height // 8}x{width // 8}.safetensors", {
+        write_shard(folder / f"bucket-{height // 8}x{width // 8}.safetensors", {
             "latents": latents.half(), "features": features.half(), "mask": mask.to(torch.uint8),
             "size": torch.tensor([[height, width]], dtype=torch.float32).repeat(share, 1),
-            "aspect": torch.full((share,), height / width)})
+            "aspect": torch.full((share,), height / width)},
+            {"latent_space": "sd", "caption_tokens": str(CAPTION_TOKENS), "edges": "none"})
         logger.info("prepared %d pictures of %d x %d", share, height, width)
 
 
@@ -95,9 +95,3 @@ def picture_of(index: int, seed: int, split: str, size: tuple[int, int]) -> Tens
 def held_out(count: int, seed: int = 0) -> list[tuple[Scene, str]]:
     """Scenes and captions for evaluation, of combinations that were never trained on."""
     return [caption_of(index, seed, "held-out") for index in range(count)]
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    beside = path.with_suffix(".part")
-    save_file(tensors, beside)
-    os.replace(beside, path)

@@ -1,16 +1,16 @@
-"""Training data that was encoded beforehand: latents, text features and sizes in one safetensors file a bucket.
+"""Training data that was encoded beforehand, read row by row: a prepared folder may be larger than memory.
 
-A folder holds `bucket-{h}x{w}.safetensors` (h, w latent sides) with `latents` (n, C, h, w) already scaled,
-`features` (n, L, width), `mask` (n, L), `size` (n, 2) pixels and `aspect` (n,), where edges were prepared too `hints`
-like `latents`, and `null.safetensors` with the `features` (l, width) and `mask` (l,) that stand for "no caption".
+A folder holds shards `bucket-{h}x{w}-{number}.safetensors` (h, w latent sides) and `null.safetensors`; what is in them
+is said in `pixart.prepare`, which writes them.
 """
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..prepare.shards import Shard, load_null, shard_paths
 
 
 @dataclass(frozen=True)
@@ -36,33 +36,72 @@ class Batch:
 
 
 class PreparedFolder:
-    """Random batches from a prepared folder, each picked by (seed, step) alone: any step can be drawn again."""
+    """Random batches from a prepared folder, each picked by (seed, step) alone: any step can be drawn again.
 
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        paths = sorted(folder.glob("bucket-*.safetensors"))
+    Shards are mapped into memory, so opening reads their headers only. `need_hints`: refuse a folder without edge maps.
+    Raises FileNotFoundError for a folder without data, ValueError that names the file for damaged shards and for
+    shards that do not belong together.
+    """
+
+    def __init__(self, folder: str | Path, need_hints: bool = False) -> None:
+        self.folder = folder = Path(folder)
+        paths = shard_paths(folder)
         if not paths or not (folder / "null.safetensors").exists():
             raise FileNotFoundError(f"{folder} holds no prepared training data: expected bucket-*.safetensors and "
-                                    "null.safetensors. Prepare the pictures first.")
-        self.buckets = [load_file(path) for path in paths]
-        for path, bucket in zip(paths, self.buckets):
-            missing = {"latents", "features", "mask", "size", "aspect"} - bucket.keys()
-            if missing:
-                raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; prepare it again")
-        null = load_file(folder / "null.safetensors")
-        self.null_context, self.null_mask = null["features"].float(), null["mask"].bool()
+                                    "null.safetensors. Prepare the pictures first: python -m pixart prepare")
+        shards = [Shard(path) for path in paths]
+        check_alike(shards)
+        if need_hints and "hints" not in shards[0].tensors:
+            raise ValueError(f"{folder} holds no edge maps (`hints` in {paths[0].name}), which training a ControlNet "
+                             "needs; prepare the pictures with --edges canny, soft or hed")
+        self.null_context, self.null_mask = load_null(folder)
+        self.caption_width = shards[0].tensors["features"].shape[2]
+        if self.null_context.shape[1] != self.caption_width:
+            raise ValueError(f"{folder / 'null.safetensors'} has features of width {self.null_context.shape[1]}, the "
+                             f"shards of width {self.caption_width}; both must come from the same text encoder")
+        self.caption_tokens = max(len(self.null_mask), *(shard.caption_tokens for shard in shards))
+        self.latent_space = shards[0].metadata.get("latent_space")
+        self.edges = shards[0].metadata.get("edges", "none")
+        self.buckets: dict[str, list[Shard]] = {}
+        for shard in shards:
+            if len(shard):
+                self.buckets.setdefault(shard.bucket, []).append(shard)
+        if not self.buckets:
+            raise ValueError(f"all shards in {folder} are empty; prepare pictures into it")
 
     def __len__(self) -> int:
-        return sum(len(bucket["latents"]) for bucket in self.buckets)
+        return sum(len(shard) for shards in self.buckets.values() for shard in shards)
 
     def batch(self, generator: torch.Generator, size: int) -> Batch:
-        """`size` pictures of one bucket; buckets come up as often as they hold pictures."""
-        counts = torch.tensor([float(len(bucket["latents"])) for bucket in self.buckets])
-        bucket = self.buckets[int(torch.multinomial(counts, 1, generator=generator))]
-        rows = torch.randint(len(bucket["latents"]), (size,), generator=generator)
-        return Batch(bucket["latents"][rows].float(), bucket["features"][rows].float(), bucket["mask"][rows].bool(),
-                     bucket["size"][rows].float(), bucket["aspect"][rows].float(),
-                     bucket["hints"][rows].float() if "hints" in bucket else None)
+        """`size` pictures of one bucket; buckets come up as often as they hold pictures.
+
+        Where the spread of the latents was kept, each is a fresh draw: mean + spread * noise.
+        """
+        buckets = list(self.buckets.values())
+        counts = torch.tensor([float(sum(map(len, shards))) for shards in buckets])
+        shards = buckets[int(torch.multinomial(counts, 1, generator=generator))]
+        rows = torch.randint(sum(map(len, shards)), (size,), generator=generator)
+        names = shards[0].tensors.keys()
+        found = {name: self._gather(shards, name, rows) for name in names if name not in ("features", "mask")}
+        context, mask = (self._gather(shards, name, rows, self.caption_tokens) for name in ("features", "mask"))
+        return Batch(_draw(found, "latents", "spread", generator), context.float(), mask.bool(),
+                     found["size"].float(), found["aspect"].float(),
+                     _draw(found, "hints", "hints_spread", generator) if "hints" in found else None)
+
+    def _gather(self, shards: list[Shard], name: str, rows: Tensor, tokens: int | None = None) -> Tensor:
+        """Rows of a bucket, numbered over all its shards; with `tokens`, dimension 1 is padded with zeros to it."""
+        ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
+        owners = torch.searchsorted(ends, rows, right=True)
+        result = None
+        for owner in owners.unique().tolist():
+            here = owners == owner
+            part = shards[owner].rows(name, rows[here] - (ends[owner] - len(shards[owner])))
+            if tokens is not None:
+                part = F.pad(part, (*[0] * (2 * part.ndim - 4), 0, tokens - part.shape[1]))
+            if result is None:
+                result = part.new_empty((len(rows), *part.shape[1:]))
+            result[here] = part
+        return result
 
     def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
         """The batch with the null caption in the given rows (B,) bool, or in all of them."""
@@ -74,3 +113,22 @@ class PreparedFolder:
             rows = torch.ones(len(batch.mask), dtype=torch.bool, device=batch.mask.device)
         return replace(batch, context=torch.where(rows[:, None, None], context, batch.context),
                        mask=torch.where(rows[:, None], mask, batch.mask))
+
+
+def _draw(found: dict[str, Tensor], mean: str, spread: str, generator: torch.Generator) -> Tensor:
+    """A sample of the autoencoder's posterior, or its mean where no spread was kept."""
+    value = found[mean].float()
+    if spread not in found:
+        return value
+    return value + found[spread].float() * torch.randn(value.shape, generator=generator)
+
+
+def check_alike(shards: list[Shard]) -> None:
+    """Refuse shards that were prepared for different models."""
+    first = shards[0]
+    for shard in shards[1:]:
+        for what, value in shard.kind.items():
+            if value != first.kind[what]:
+                raise ValueError(f"{shard.path.name} and {first.path.name} in {first.path.parent} do not belong "
+                                 f"together: {what} is {value} in one and {first.kind[what]} in the other. Prepare "
+                                 "each kind into a folder of its own")

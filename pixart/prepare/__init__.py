@@ -1,0 +1,22 @@
+"""Any picture collection to the folder that the trainers read.
+
+The prepared folder, format "pixart-prepared-1"
+-----------------------------------------------
+`bucket-{h}x{w}-{number:05d}.safetensors`, h and w the sides of the latents, n examples each, any number a bucket:
+
+| tensor         | shape, type          | what                                                                        |
+|----------------|----------------------|-----------------------------------------------------------------------------|
+| `latents`      | (n, C, h, w) fp16    | mean of the autoencoder's posterior, already times the family's latent scale |
+| `spread`       | (n, C, h, w) fp16    | its standard deviation, same scale; absent for an autoencoder without one   |
+| `features`     | (n, L, width) fp16   | text features, zero at padding                                              |
+| `mask`         | (n, L) uint8         | 1 for a real token                                                          |
+| `size`         | (n, 2) fp32          | height and width in pixels that the model is told                           |
+| `aspect`       | (n,) fp32            | height / width that the model is told                                       |
+| `hints`        | (n, C, h, w) fp16    | latent of the edge map like `latents`; only where edges were prepared       |
+| `hints_spread` | (n, C, h, w) fp16    | like `spread`                                                               |
+
+An example is drawn as latents + spread * noise. A file may keep fewer columns L than `caption_tokens` in its header
+says: readers pad to that. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, `edges` (none, canny, soft,
+hed) and `keys`, a JSON list that names the source of every example. All files of a folder agree in these but `keys`.
+`null.safetensors`: `features` (l, width) and `mask` (l,) that stand for "no caption".
+"""

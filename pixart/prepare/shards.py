@@ -1,0 +1,125 @@
+"""The shard: one safetensors file with prepared examples of one picture size, as written and as read."""
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..atomic import replacing
+
+FORMAT = "pixart-prepared-1"
+NEEDED = ("latents", "features", "mask", "size", "aspect")
+OPTIONAL = ("spread", "hints", "hints_spread")
+_NAME = re.compile(r"(bucket-(\d+)x(\d+))(?:-(\d{5,}))?\.safetensors")
+
+
+def shard_path(folder: Path, sides: tuple[int, int], number: int) -> Path:
+    """Where shard `number` of the bucket with these latent sides (h, w) lies."""
+    return folder / f"bucket-{sides[0]}x{sides[1]}-{number:05d}.safetensors"
+
+
+def shard_number(path: Path) -> int:
+    """The number in a shard's name; -1 for a bucket that is one file without a number."""
+    number = _NAME.fullmatch(path.name)[4]
+    return -1 if number is None else int(number)
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """All shards of a folder: bucket by bucket in the order of their names, and by number within a bucket."""
+    found = [path for path in folder.glob("bucket-*.safetensors") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (_NAME.fullmatch(path.name)[1], shard_number(path)))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that is whole or not there. OSError, naming the file, where that fails."""
+    try:
+        with replacing(path) as beside:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, beside, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"cannot write {path}: {error}. Free disk space or choose another folder; what was prepared so "
+                      "far is kept") from error
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
+                keys: Sequence[str] = ()) -> None:
+    """Write one shard, see `pixart.prepare` for its tensors; `keys` names the source of every example."""
+    write_tensors(path, tensors, {"format": FORMAT, **metadata, "keys": json.dumps(list(keys))})
+
+
+class Shard:
+    """An open shard. Its tensors are mapped, not read: only the rows that are asked for come into memory.
+
+    ValueError, naming the file, for one that is damaged, cut off, of another format or lacks something.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bucket, height, width = _NAME.fullmatch(path.name).group(1, 2, 3)
+        self.sides = int(height), int(width)
+        try:
+            with safe_open(path, "pt") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                self.tensors = {name: file.get_tensor(name) for name in file.keys()}      # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged or cut off ({error}); delete it and run prepare again") from error
+        self._check()
+
+    def _check(self) -> None:
+        if self.metadata.get("format", FORMAT) != FORMAT:
+            raise ValueError(f"{self.path} is of format {self.metadata['format']!r}, expected {FORMAT!r}; prepare the "
+                             "pictures again with this version")
+        missing = [name for name in NEEDED if name not in self.tensors]
+        if missing:
+            raise ValueError(f"{self.path} lacks {', '.join(missing)}; delete it and prepare it again")
+        shapes = {name: tuple(self.tensors[name].shape) for name in (*NEEDED, *OPTIONAL) if name in self.tensors}
+        count, like = len(self), shapes["latents"]
+        right = {"latents": (*like[:2], *self.sides), "size": (count, 2), "aspect": (count,),
+                 "features": (*shapes["mask"], shapes["features"][-1]), "mask": (count, *shapes["mask"][1:]),
+                 **{name: like for name in OPTIONAL if name in shapes}}
+        for name, shape in right.items():
+            if shapes[name] != shape:
+                raise ValueError(f"{self.path}: {name} has shape {shapes[name]}, expected {shape}; delete the file and "
+                                 "prepare it again")
+
+    def __len__(self) -> int:
+        return len(self.tensors["latents"])
+
+    @property
+    def keys(self) -> list[str]:
+        """The source of every example, as the preparing command names it; empty where that was not kept."""
+        return json.loads(self.metadata.get("keys", "[]"))
+
+    @property
+    def kind(self) -> dict[str, object]:
+        """What has to be the same in all shards that are used together."""
+        return {"latent space": self.metadata.get("latent_space"), "edge maps": self.metadata.get("edges"),
+                "latent channels": self.tensors["latents"].shape[1],
+                "text feature width": self.tensors["features"].shape[2],
+                "tensors": ", ".join(name for name in (*NEEDED, *OPTIONAL) if name in self.tensors)}
+
+    @property
+    def caption_tokens(self) -> int:
+        """Length to which captions are padded in batches; the file may keep fewer columns."""
+        return max(int(self.metadata.get("caption_tokens", 0)), self.tensors["mask"].shape[1])
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """The given rows (k,) of a tensor, copied."""
+        return self.tensors[name][rows]
+
+
+def load_null(folder: Path) -> tuple[Tensor, Tensor]:
+    """Features (l, width) float32 and mask (l,) bool that stand for "no caption"."""
+    path = folder / "null.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            features, mask = file.get_tensor("features").float(), file.get_tensor("mask").bool()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run prepare again") from error
+    if features.ndim != 2 or mask.shape != features.shape[:1] or not torch.isfinite(features).all():
+        raise ValueError(f"{path} holds features {tuple(features.shape)} and mask {tuple(mask.shape)}, expected "
+                         "(l, width) and (l,) of finite numbers; delete it and run prepare again")
+    return features, mask
