@@ -1,0 +1,95 @@
+"""Edge maps without weights: Canny lines, soft edges, and drawings taken as they are.
+
+All maps are white on black, as the ControlNet was trained on. Pictures: (B, 1, 3 or 4, H, W) in 0..1, any size, on any
+device. Maps: (B, 1, H, W) float32 in 0..1 on the same device. The filters are those of kornia.
+"""
+import math
+from types import ModuleType
+
+from torch import Tensor
+
+from .pictures import BLACK, GREY, WHITE, each, grey, opaque, with_room
+
+# What is transparent lies on the colour that means "nothing here" for the method.
+METHODS = {"canny": GREY, "soft": GREY, "none": BLACK, "invert": WHITE}
+
+
+def edge_maps(pictures: Tensor, method: str, low: float = 0.4, high: float = 0.8, blur: float = 1.0,
+              strength: float = 2.0) -> Tensor:
+    """Maps by the name of the method: canny, soft, none (a white on black drawing), invert (a black on white one)."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; use {', '.join(METHODS)}")
+    if method == "canny":
+        return canny(pictures, low, high, blur)
+    if method == "soft":
+        return soft_edges(pictures, blur, strength)
+    return drawing(pictures, dark_on_light=method == "invert")
+
+
+def canny(pictures: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1.0) -> Tensor:
+    """Lines one pixel wide, 0 or 1.
+
+    A line starts where the slope of brightness exceeds `high` and goes on while it exceeds `low`. In these units a
+    step from black to white has 4 without blur and 2.6 with blur 1. `blur`: standard deviation in pixels of the
+    Gaussian before, 0 for none. Raises ValueError for values out of order, ImportError without kornia.
+    """
+    if not 0 < low <= high:
+        raise ValueError(f"thresholds low {low} and high {high}; expected 0 < low <= high")
+    filters, kernel, sigma = _kornia(), _kernel(blur), max(blur, 1e-3)
+
+    def find(picture: Tensor) -> Tensor:
+        height, width = picture.shape[-2:]
+        roomy = with_room(picture, kernel // 2 + 1)
+        return filters.canny(roomy, low, high, (kernel, kernel), (sigma, sigma))[1][..., :height, :width]
+    return each(grey(opaque(pictures)), find)
+
+
+def soft_edges(pictures: Tensor, blur: float = 1.0, strength: float = 2.0) -> Tensor:
+    """Soft lines as bright as the step they stand for, in the colour channel where it is steepest.
+
+    Sobel slope after a Gaussian of standard deviation `blur` pixels (0 for none), scaled so that a straight step from
+    black to white gives `strength`; cut at 1. Raises ValueError for negative values, ImportError without kornia.
+    """
+    if not strength >= 0:
+        raise ValueError(f"strength {strength}; expected 0 or more")
+    filters, kernel, sigma = _kornia(), _kernel(blur), max(blur, 1e-3)
+    gain = strength / _step_response(blur)
+
+    def find(picture: Tensor) -> Tensor:
+        height, width = picture.shape[-2:]
+        smooth = with_room(picture, kernel // 2 + 1)
+        if blur:
+            smooth = filters.gaussian_blur2d(smooth, (kernel, kernel), (sigma, sigma))
+        slope = filters.spatial_gradient(smooth).square().sum(2).sqrt().amax(1, keepdim=True)
+        return (slope[..., :height, :width] * gain).clamp(0, 1)
+    return each(opaque(pictures), find)
+
+
+def drawing(pictures: Tensor, dark_on_light: bool = False) -> Tensor:
+    """A drawn edge map, unchanged but for its colours, which become grey; a dark drawing on light is turned over."""
+    lines = grey(opaque(pictures, WHITE if dark_on_light else BLACK))
+    return 1 - lines if dark_on_light else lines
+
+
+def _kernel(blur: float) -> int:
+    """Pixels across a Gaussian that reaches two standard deviations."""
+    if not 0 <= blur <= 100:
+        raise ValueError(f"blur {blur}; expected 0 to 100 pixels")
+    return 2 * math.ceil(2 * blur) + 1
+
+
+def _step_response(blur: float) -> float:
+    """Largest Sobel slope, in units per pixel, of a straight step from 0 to 1 after the blur."""
+    reach = _kernel(blur) // 2
+    weights = [math.exp(-0.5 * (x / blur) ** 2) if x else 1.0 for x in range(reach + 1)]
+    neighbour = weights[1] if reach else 0.0
+    return 0.5 * (weights[0] + neighbour) / (2 * sum(weights) - weights[0])
+
+
+def _kornia() -> ModuleType:
+    try:
+        from kornia import filters
+    except ImportError as error:
+        raise ImportError("edge maps without weights are made with the package kornia, which ComfyUI brings along; "
+                          "elsewhere: pip install \"kornia>=0.7.1\"") from error
+    return filters

@@ -1,0 +1,110 @@
+"""HED, the edge network whose maps PixArt-delta's ControlNet was trained on (learned norm, mean of five logits).
+
+Holistically-nested edge detection on a VGG-16 trunk, in the variant that takes RGB and has no fusion layer.
+"""
+import os
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool2d, relu
+
+from ..checkpoint.errors import PIXART_FILE, CheckpointError
+from ..checkpoint.read import open_weights
+from .pictures import Progress, each, opaque, with_room
+
+FILE = "ControlNetHED.pth"
+HED_FILE = f"the edge network {FILE} (37 tensors such as block1.convs.0.weight), as .pth or .safetensors"
+BLOCKS = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))      # channels in, out, convolutions
+LEAST = 16                           # pixels; the last of four halvings must leave one
+BYTES_PER_PIXEL = 768                # largest demand while a map is made: three activations of 64 channels
+OTHER_PORT = ("moduleVgg", "netVgg", "moduleScore", "netScore", "moduleCombine", "netCombine")
+
+
+class Block(nn.Module):
+    """Convolutions at one scale, and their view of the edges."""
+
+    def __init__(self, into: int, out: int, count: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(out if j else into, out, 3, padding=1) for j in range(count))
+        self.projection = nn.Conv2d(out, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = relu(conv(x), inplace=True)
+        return x
+
+
+class HED(nn.Module):
+    """The network; parameter names are those of ControlNetHED.pth. 14,716,168 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Parameter(torch.zeros(1, 3, 1, 1))
+        for index, sizes in enumerate(BLOCKS, 1):
+            setattr(self, f"block{index}", Block(*sizes))
+
+    def sides(self, pictures: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) RGB in 0..255, sides of at least 16 -> five logits (B, 1, h, w), each half the size before."""
+        x, sides = pictures - self.norm.to(pictures.device), []
+        for index in range(1, len(BLOCKS) + 1):
+            block = getattr(self, f"block{index}")
+            x = block(max_pool2d(x, 2) if sides else x)
+            sides.append(block.projection(x))
+        return sides
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in 0..255 -> edges (B, 1, H, W) in 0..1, white on black."""
+        size = pictures.shape[-2:]
+        return sum(interpolate(side, size, mode="bilinear") for side in self.sides(pictures)).div(5).sigmoid()
+
+
+def load_hed(path: str | os.PathLike, device: torch.device | str = "cpu") -> HED:
+    """The network from ControlNetHED.pth or the same weights as safetensors, in float32 whatever the file keeps.
+
+    Raises CheckpointError, or its subclass CheckpointNotFound, for every other file.
+    """
+    try:
+        weights = open_weights(path)
+    except CheckpointError as error:
+        expected = HED_FILE if error.expected == PIXART_FILE else error.expected
+        raise type(error)(error.path, error.found, expected, error.todo) from error
+    with torch.device("meta"):
+        network = HED()
+    check(path, dict(weights.tensors), network.state_dict())
+    network.load_state_dict({name: tensor.to(device, torch.float32, copy=True)
+                             for name, tensor in weights.tensors.items()}, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def check(path: str | os.PathLike, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Raises CheckpointError unless `found` has exactly the names and shapes of `wanted`."""
+    if any(name.startswith(OTHER_PORT) for name in found):
+        raise CheckpointError(path, "another HED network, network-bsds500 of pytorch-hed, which takes BGR pictures and "
+                              "draws thinner lines", HED_FILE, f"Get {FILE} of lllyasviel/Annotators.")
+    if set(found) != set(wanted):
+        strange, lacking = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
+        details = "; ".join(f"{len(names)} {what}, the first is {names[0]}"
+                            for names, what in ((lacking, "tensors missing"), (strange, "not known")) if names)
+        raise CheckpointError(path, f"not the HED network ({details})", HED_FILE)
+    shapes = [name for name in wanted if found[name].shape != wanted[name].shape]
+    if shapes:
+        first = shapes[0]
+        raise CheckpointError(path, f"{len(shapes)} tensors of another shape, the first is {first} with "
+                              f"{tuple(found[first].shape)} instead of {tuple(wanted[first].shape)}", HED_FILE)
+
+
+@torch.no_grad()
+def hed_edges(network: HED, pictures: Tensor, progress: Progress | None = None) -> Tensor:
+    """(B, 1, 3 or 4, H, W) in 0..1, any size -> edge maps (B, 1, H, W) float32 in 0..1, at the pictures' own size.
+
+    Computed one picture at a time on the network's device, so 16 pictures of 1024 pixels take the memory of one
+    (BYTES_PER_PIXEL: 0.8 GB); the maps lie where the pictures lie. Sides below 16 pixels are continued by their last
+    pixel for the network. `progress(done, total)` is told after each picture.
+    """
+    device = network.block1.projection.weight.device
+
+    def find(picture: Tensor) -> Tensor:
+        height, width = picture.shape[-2:]
+        roomy = with_room(picture.to(device).expand(-1, 3, -1, -1), LEAST)
+        return network(roomy * 255)[..., :height, :width].to(picture.device)
+    return each(opaque(pictures), find, progress)

@@ -1,0 +1,186 @@
+"""Edge maps without weights, by properties that follow from what an edge is."""
+import builtins
+
+import pytest
+import torch
+from torch.nn.functional import max_pool2d
+
+from pixart.control import METHODS, canny, drawing, edge_maps, soft_edges
+
+FINDERS = {"canny": canny, "soft": soft_edges}
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def square(side: int = 64, first: int = 20, last: int = 43) -> torch.Tensor:
+    """White on black; the pixels `first` to `last` in both directions."""
+    picture = torch.zeros(1, 3, side, side)
+    picture[..., first:last + 1, first:last + 1] = 1
+    return picture
+
+
+def enclosed_by(lines: torch.Tensor) -> torch.Tensor:
+    """Pixels that a walk in four directions from the corner does not reach without crossing a line."""
+    reached = torch.zeros_like(lines)
+    reached[..., 0, 0] = 1
+    while True:
+        grown = torch.maximum(max_pool2d(reached, (3, 1), 1, (1, 0)), max_pool2d(reached, (1, 3), 1, (0, 1)))
+        grown = grown * (lines == 0)
+        if torch.equal(grown, reached):
+            return (reached == 0) & (lines == 0)
+        reached = grown
+
+
+@pytest.mark.parametrize("blur", (1.0, 2.0))
+def test_canny_outlines_a_square_with_one_thin_closed_line(blur):
+    lines = canny(square(), blur=blur)
+    assert set(lines.unique().tolist()) == {0.0, 1.0}
+    near = torch.ones(64, 64)                   # what is not within a pixel of the square's border
+    near[18:46, 18:46] = 0
+    near[22:42, 22:42] = 1
+    assert not lines[0, 0][near == 1].any()
+    inside = enclosed_by(lines)
+    assert inside[0, 0, 32, 32] and not inside[0, 0, 5, 5]
+    assert 4 * 20 <= lines.sum() <= 4 * 26      # one pixel wide
+
+
+def test_canny_thresholds_mean_what_is_documented():
+    step = torch.zeros(1, 1, 32, 32)
+    step[..., 16:] = 1
+    assert canny(step, 3.9, 3.9, blur=0).any() and not canny(step, 4.1, 4.1, blur=0).any()
+    assert canny(step, 2.5, 2.5, blur=1).any() and not canny(step, 2.7, 2.7, blur=1).any()
+
+
+def test_a_faint_line_needs_a_strong_part():
+    """What lies between low and high counts only where it is joined to something above high."""
+    faint = torch.zeros(1, 1, 32, 64)
+    faint[..., 16:, :] = 0.3
+    assert not canny(faint, 0.4, 1.0).any()
+    joined = faint.clone()
+    joined[..., 16:, 32:] = torch.linspace(0.3, 1, 32)      # 2.6 * 0.3 is below high, 2.6 * 1 above
+    assert canny(joined, 0.4, 1.0)[..., 15:17, :30].sum() == 30
+
+
+@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize("value", (0.0, 0.37, 1.0))
+def test_nothing_is_found_in_a_flat_picture(finder, value):
+    assert FINDERS[finder](torch.full((1, 3, 33, 47), value)).max() <= 1e-6
+
+
+@pytest.mark.parametrize("blur", (0.0, 0.5, 1.0, 3.0))
+def test_a_step_from_black_to_white_has_the_given_strength(blur):
+    step = torch.zeros(1, 1, 40, 40)
+    step[..., 20:] = 1
+    edges = soft_edges(step, blur, strength=0.8)
+    assert edges.max().item() == pytest.approx(0.8, abs=1e-5)
+    assert edges[0, 0, 10].argmax().item() in (19, 20)
+
+
+def test_soft_edges_turn_with_the_picture():
+    picture = noise(1, 3, 31, 44)
+    turned = soft_edges(picture.rot90(1, (2, 3)))
+    torch.testing.assert_close(turned, soft_edges(picture).rot90(1, (2, 3)), atol=2e-6, rtol=0)
+    assert (turned - turned.rot90(2, (2, 3))).abs().max() > 0.1
+
+
+def test_soft_edges_see_colours_of_equal_brightness():
+    picture = torch.zeros(1, 3, 24, 24)
+    picture[:, 0, :, :12], picture[:, 1, :, 12:] = 0.587, 0.299
+    assert soft_edges(picture)[..., 12].min() > 0.9 and not canny(picture).any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", ((1, 1), (1, 9), (2, 3), (3, 2), (5, 5), (17, 31)))
+def test_any_size_and_any_channels(method, size):
+    for channels in (1, 3, 4):
+        maps = edge_maps(noise(2, channels, *size), method)
+        assert maps.shape == (2, 1, *size) and maps.dtype == torch.float32
+        assert maps.min() >= 0 and maps.max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_map_does_not_depend_on_its_batch(method):
+    pictures = noise(3, 3, 37, 53)
+    together = edge_maps(pictures, method)
+    assert torch.equal(together, torch.cat([edge_maps(picture[None], method) for picture in pictures]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_grey_pictures_and_opaque_ones_give_the_same_map_as_rgb(method):
+    grey = noise(1, 1, 29, 33)
+    rgb = grey.expand(-1, 3, -1, -1)
+    opaque = torch.cat([rgb, torch.ones_like(grey)], 1)
+    want = edge_maps(grey, method)
+    assert want.max() > 0.1
+    assert torch.equal(edge_maps(rgb, method), want)
+    torch.testing.assert_close(edge_maps(opaque, method), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize("shade", (0.0, 1.0))
+def test_a_shape_on_a_transparent_ground_has_an_outline(finder, shade):
+    """Whatever colour is hidden under the transparent part."""
+    shape = square()[:, :1]
+    hidden = noise(1, 3, 64, 64)
+    picture = torch.cat([torch.where(shape == 1, torch.tensor(shade), hidden), shape], 1)
+    edges = FINDERS[finder](picture)
+    assert enclosed_by((edges > 0.5).float())[0, 0, 32, 32]
+    assert edges[..., :16, :].max() < 1e-6
+
+
+def test_a_drawing_is_used_unchanged():
+    lines = noise(2, 1, 19, 23)
+    assert torch.equal(drawing(lines), lines)
+    assert torch.equal(drawing(lines.expand(-1, 3, -1, -1)), lines)
+    assert torch.equal(drawing(lines, dark_on_light=True), 1 - lines)
+
+
+@pytest.mark.parametrize("ink, method", ((1.0, "none"), (0.0, "invert")))
+def test_ink_on_a_transparent_sheet_becomes_white_on_black(ink, method):
+    shape = square()[:, :1]
+    picture = torch.cat([torch.full((1, 3, 64, 64), ink), shape], 1)
+    assert torch.equal(edge_maps(picture, method), shape)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_given_pictures_stay_as_they_were(method):
+    for channels in (1, 3, 4):
+        pictures = noise(2, channels, 20, 20)
+        before = pictures.clone()
+        edge_maps(pictures, method).add_(1)
+        assert torch.equal(pictures, before)
+
+
+@pytest.mark.parametrize("options, words", (
+    ({"method": "canny", "low": 0.9, "high": 0.2}, "low <= high"),
+    ({"method": "canny", "low": 0.0}, "0 < low"),
+    ({"method": "soft", "blur": -1.0}, "blur -1"),
+    ({"method": "soft", "blur": float("nan")}, "blur nan"),
+    ({"method": "soft", "strength": -2.0}, "strength -2"),
+    ({"method": "sobel"}, "canny, soft, none, invert"),
+))
+def test_values_out_of_range_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        edge_maps(noise(1, 3, 8, 8), **options)
+
+
+@pytest.mark.parametrize("shape", ((3, 8, 8), (1, 2, 8, 8), (1, 3, 0, 8), (0, 3, 8, 8)))
+def test_what_is_no_batch_of_pictures_is_refused(shape):
+    with pytest.raises(ValueError, match="expected .pictures, channels, height, width"):
+        canny(torch.zeros(shape))
+
+
+def test_without_kornia_the_error_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def absent(name, *rest, **named):
+        if name.startswith("kornia"):
+            raise ImportError(name)
+        return real(name, *rest, **named)
+    monkeypatch.setattr(builtins, "__import__", absent)
+    for finder in FINDERS.values():
+        with pytest.raises(ImportError, match="pip install \"kornia"):
+            finder(torch.zeros(1, 3, 8, 8))
+    assert not drawing(torch.zeros(1, 3, 8, 8)).any()
