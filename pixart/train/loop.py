@@ -1,22 +1,38 @@
 """The training loop every trainer shares: steps, moving average, checkpoints that survive a kill, resuming.
 
-Whatever a step draws at random follows from (seed, step) alone, so a resumed run repeats the uninterrupted one.
+Whatever a step draws at random follows from (seed, step) alone, so a resumed run repeats the uninterrupted one, and
+however a step's pictures are split (processes, accumulation) the same ones are drawn with the same noise.
 """
-import copy
 import logging
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
-from .data import PreparedFolder
+from .average import averaged_copy, update_average
+from .data import Batch, PreparedFolder
+from .draws import generator_for
 from .objectives import Objective
+from .optimizers import OPTIMIZERS, optimizers
+from .report import Pace, Record
+from .state import check_same, read_state, restore, trainable, write_state
+from .stopping import StopRequest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+STATE = "state.pt"
+PRECISIONS = ("no", "bf16", "fp16")
+# Fields that may change between a run and the one that goes on from it.
+FREE = ("steps", "save_every", "log_every", "accumulation", "recompute")
+Watch = Callable[[Record, nn.Module], None]      # (what a step did, moving average), on the main process only
 
 
 @dataclass(frozen=True)
@@ -24,29 +40,40 @@ class LoopConfig:
     """How long and how fast to train."""
 
     steps: int
-    batch: int
+    batch: int                    # pictures at a time on each process
     learning_rate: float
     warmup: int = 100             # steps over which the learning rate rises from zero
     cooldown: int = 0             # last steps over which it falls to zero
-    optimizer: str = "adamw"      # or "muon": orthogonalised momentum for the matrices of the blocks
+    optimizer: str = "adamw"      # or "adamw8bit", or "muon": orthogonalised momentum for the matrices of the blocks
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     clip: float = 1.0             # largest gradient norm
-    ema: float = 0.95             # decay of the moving average of the weights
+    ema: float = 0.95             # decay of the moving average of the weights; 0: no averaging
     precision: str = "no"         # "bf16" or "fp16" autocast, or "no"
     seed: int = 0
     save_every: int = 500
     log_every: int = 50
+    accumulation: int = 1         # batches whose gradients make one step
+    recompute: bool = False       # forget activations inside blocks and compute them again: less memory, 1/3 more time
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1 or self.learning_rate <= 0:
             raise ValueError(f"steps {self.steps}, batch {self.batch} and learning rate {self.learning_rate} "
                              "must be positive")
+        for name in ("accumulation", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"moving average decay is {self.ema}; it must be at least 0 and below 1")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; use adamw or muon")
+        if self.clip <= 0:
+            raise ValueError(f"clip is {self.clip}; the largest gradient norm must be positive")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; use {', '.join(OPTIMIZERS)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}; use {', '.join(PRECISIONS)}")
+        if self.optimizer == "muon" and self.precision == "fp16":
+            raise ValueError("muon works with precision bf16 or no: fp16 scales one optimizer's gradients only")
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, 0 .. steps - 1."""
@@ -55,110 +82,225 @@ class LoopConfig:
         return self.learning_rate * min(rise, fall)
 
 
-def generator_for(seed: int, step: int) -> torch.Generator:
-    """The one source of randomness of a training step."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+class Outcome(NamedTuple):
+    """Of one step: mean loss over all processes, and the gradient norm before clipping."""
+
+    loss: float
+    norm: float
 
 
-def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if config.optimizer == "muon" and name.startswith("blocks.")
-                and p.ndim == 2 and "table" not in name]
-    chosen = {id(p) for p in matrices}
-    result = [torch.optim.AdamW([p for _, p in named if id(p) not in chosen], lr=config.learning_rate,
-                                betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)]
-    if matrices:
-        result.append(torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay,
-                                       adjust_lr_fn="match_rms_adamw"))
-    return result
+class Training:
+    """A model, its average and its optimizers, spread by accelerate over whatever was launched."""
 
+    def __init__(self, model: nn.Module, objective: Objective, data: PreparedFolder, config: LoopConfig,
+                 settings: Mapping[str, object] | None = None) -> None:
+        """Prepares everything, writes nothing. Arguments as for `train`."""
+        check_precision(model, config)
+        self.model, self.objective, self.data, self.config = model, objective, data, config
+        self.accelerator = accelerator_for(config)
+        self.average = averaged_copy(model).to(self.accelerator.device)
+        set_recompute(model.train(), config.recompute)
+        self.prepared, *self.steppers = self.accelerator.prepare(model, *optimizers(model, config))
+        place(objective, self.accelerator.device)
+        self.settings = {**fingerprint(config, objective, self.total), **(settings or {})}
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, parameters only."""
-    torch._foreach_lerp_([*average.parameters()], [p.detach() for p in model.parameters()], 1 - decay)
+    @property
+    def total(self) -> int:
+        """Pictures of one step, all processes together."""
+        return self.config.batch * self.config.accumulation * self.accelerator.num_processes
 
+    def step(self, number: int) -> Outcome:
+        """One update of the weights and of their average. Raises FloatingPointError before a NaN reaches them."""
+        loss = self.gradients(number)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss became {loss} at step {number}; this step changed nothing. Lower the "
+                                     "learning rate or use bf16 instead of fp16, and go on from the last state")
+        norm = float(self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.clip))
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise FloatingPointError(f"the gradient became {norm} at step {number}; this step changed nothing. "
+                                     "Lower the learning rate and go on from the last state")
+        for stepper in self.steppers:
+            for group in stepper.param_groups:
+                group["lr"] = self.config.rate_at(number)
+            stepper.step()
+            stepper.zero_grad()
+        update_average(self.average, self.model, self.config.ema)
+        return Outcome(loss, norm)
 
-def save_state(path: Path, state: dict) -> None:
-    """Write beside and rename: a kill at any moment leaves the old file or the new one."""
-    beside = path.with_suffix(".partial")
-    torch.save(state, beside)
-    os.replace(beside, path)
+    def gradients(self, number: int) -> float:
+        """Leave the step's gradients in the parameters; the mean loss."""
+        config, accelerator = self.config, self.accelerator
+        generator = generator_for(config.seed, number)
+        pictures = self.data.batch(generator, self.total)
+        drawn, generator.total = generator.get_state(), self.total
+        losses = []
+        for part in range(config.accumulation):
+            first = (part * accelerator.num_processes + accelerator.process_index) * config.batch
+            generator.set_state(drawn)
+            generator.rows = slice(first, first + config.batch)
+            batch = rows_of(pictures, generator.rows).to(accelerator.device)
+            with accelerator.accumulate(self.prepared):
+                with accelerator.autocast():
+                    loss = self.objective(self.prepared, self.average, batch, generator)
+                accelerator.backward(loss)
+            losses.append(loss.detach())
+        return accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+
+    def save(self, path: Path, step: int) -> None:
+        """Write everything `resume` needs; by the main process, while the others wait."""
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            write_state(path, {"step": step, "settings": self.settings, "model": trainable(self.model),
+                               "average": trainable(self.average, like=self.model),
+                               "optimizers": [stepper.state_dict() for stepper in self.steppers],
+                               "scaler": scaler.state_dict() if scaler is not None else None})
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, path: Path) -> int:
+        """Take over the state at `path` if there is one; the step to go on from."""
+        step = self.load(read_state(path), path) if path.exists() else 0
+        if any_process(self.accelerator, step != main_step(self.accelerator, step)):
+            raise ValueError(f"the processes find different states at {path}; every machine must see the same folder")
+        if step:
+            logger.info("going on from step %d of %s", step, path)
+        return step
+
+    def load(self, state: dict, path: Path) -> int:
+        if "settings" in state:
+            check_same(state["settings"], self.settings, path)
+        restore(trainable(self.model), state["model"], path)
+        restore(trainable(self.average, like=self.model), state["average"], path)
+        for stepper, saved in zip(self.steppers, state["optimizers"], strict=True):
+            stepper.load_state_dict(saved)
+        if self.accelerator.scaler is not None and state.get("scaler") is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return state["step"]
+
+    def finish(self) -> None:
+        """Leave the model as it came, with its new weights."""
+        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        set_recompute(self.model, False)
 
 
 def train(model: nn.Module, objective: Objective, data: PreparedFolder, config: LoopConfig, folder: str | Path,
-          report: Callable[[int, float], None] | None = None) -> nn.Module:
-    """Train `model` in place, from the last checkpoint in `folder` if there is one; returns the moving average.
+          report: Callable[[int, float], None] | None = None, watch: Sequence[Watch] = (),
+          settings: Mapping[str, object] | None = None) -> nn.Module:
+    """Train `model` in place, from the state in `folder` if there is one; returns the moving average.
 
-    report(step, mean loss since the last report) is called every `log_every` steps. Ctrl-C saves, then raises.
+    What requires a gradient is trained; that must be float32. report(step, mean loss since the last report) is called
+    every `log_every` steps, each of `watch` after every step. A KeyboardInterrupt in either, Ctrl-C and SIGTERM end
+    the step, save, then raise KeyboardInterrupt; other exceptions leave the last state. settings: further facts that
+    must not change when the training goes on. Raises OSError when `folder` cannot be written to, ValueError for a
+    state that is damaged or of another training, FloatingPointError when the loss is no number any more.
     """
-    from accelerate import Accelerator
-
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision=config.precision)
-    average = copy.deepcopy(model).requires_grad_(False).eval().to(accelerator.device)
-    model.train()
-    steppers = optimizers(model, config)
-    prepared = accelerator.prepare(model)
-    start = resume(folder / "state.pt", model, average, steppers)
-    losses, began = [], time.perf_counter()
-
-    def save(step: int) -> None:
-        save_state(folder / "state.pt", {"step": step, "model": model.state_dict(), "average": average.state_dict(),
-                                         "optimizers": [s.state_dict() for s in steppers]})
-
-    step = start
+    require_writable(folder)
+    training = Training(model, objective, data, config, settings)
+    start = training.resume(folder / STATE)
+    pace = Pace(config, start)
     try:
-        for step in range(start, config.steps):
-            losses.append(take_step(step, prepared, average, objective, data, config, accelerator, steppers))
-            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                mean, pace = sum(losses) / len(losses), (time.perf_counter() - began) / (step + 1 - start)
-                logger.info("step %d of %d, loss %.4f, %.2f s a step, %.0f min left", step + 1, config.steps, mean,
-                            pace, pace * (config.steps - step - 1) / 60)
-                if report is not None:
-                    report(step + 1, mean)
-                losses = []
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                save(step + 1)
+        with StopRequest() as stop:
+            for step in range(start, config.steps):
+                outcome = training.step(step)
+                if training.accelerator.is_main_process:
+                    record = pace.record(step + 1, outcome.loss, outcome.norm)
+                    stop.asked |= tell(record, pace, training, report, watch)
+                stopping = any_process(training.accelerator, stop.asked)
+                if stopping or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                    training.save(folder / STATE, step + 1)
+                if stopping and step + 1 < config.steps:
+                    logger.info("stopped at step %d; the next run goes on from there", step + 1)
+                    raise KeyboardInterrupt
+    finally:
+        training.finish()
+    return training.average
+
+
+def tell(record: Record, pace: Pace, training: Training, report: Callable[[int, float], None] | None,
+         watch: Sequence[Watch]) -> bool:
+    """Let everyone know what a step did; True when one of them wants to stop."""
+    try:
+        with training.accelerator.autocast():
+            for watcher in watch:
+                watcher(record, training.average)
+        if record.step % training.config.log_every == 0 or record.step == training.config.steps:
+            mean = pace.line(record)
+            if report is not None:
+                report(record.step, mean)
     except KeyboardInterrupt:
-        save(step)
-        logger.info("stopped at step %d; the next run goes on from there", step)
-        raise
-    return average
+        return True
+    return False
 
 
-def resume(path: Path, model: nn.Module, average: nn.Module, steppers: list[torch.optim.Optimizer]) -> int:
-    """Load the checkpoint if there is one and return the step to go on from."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    for stepper, saved in zip(steppers, state["optimizers"], strict=True):
-        stepper.load_state_dict(saved)
-    logger.info("going on from step %d of %s", state["step"], path)
-    return state["step"]
+def accelerator_for(config: LoopConfig) -> "Accelerator":
+    """accelerate's view of how this process was launched. It keeps one precision a process unless told to forget it."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.accumulation)
 
 
-def take_step(step: int, model: nn.Module, average: nn.Module, objective: Objective, data: PreparedFolder,
-              config: LoopConfig, accelerator, steppers: list[torch.optim.Optimizer]) -> float:
-    """One update of the weights and of their moving average; returns the loss."""
-    generator = generator_for(config.seed, step)
-    batch = data.batch(generator, config.batch).to(accelerator.device)
-    with accelerator.autocast():
-        loss = objective(model, average, batch, generator)
-    accelerator.backward(loss)
-    accelerator.clip_grad_norm_(model.parameters(), config.clip)
-    for stepper in steppers:
-        for group in stepper.param_groups:
-            group["lr"] = config.rate_at(step)
-        stepper.step()
-        stepper.zero_grad()
-    update_average(average, accelerator.unwrap_model(model), config.ema)
-    value = loss.item()
-    if value != value:
-        raise FloatingPointError(f"the loss became NaN at step {step}; lower the learning rate or use bf16 "
-                                 "instead of fp16")
-    return value
+def check_precision(model: nn.Module, config: LoopConfig) -> None:
+    """Refuse weights that would lose small updates, or that cannot be mixed."""
+    half = (torch.float16, torch.bfloat16)
+    lossy = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype in half]
+    if lossy:
+        raise ValueError(f"{len(lossy)} trained tensors are 16-bit, the first is {lossy[0]}; load what is trained in "
+                         "float32 and set precision to bf16 or fp16")
+    if config.precision == "no" and any(p.dtype in half for p in model.parameters()):
+        raise ValueError("precision is \"no\" but the frozen weights are 16-bit; use precision bf16 or fp16, or load "
+                         "them in float32")
+
+
+def set_recompute(model: nn.Module, recompute: bool) -> None:
+    for module in model.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = recompute
+
+
+def place(objective: Objective, device: torch.device) -> None:
+    """Move the networks an objective holds, such as a teacher, to where the training runs."""
+    if is_dataclass(objective):
+        for field in fields(objective):
+            part = getattr(objective, field.name)
+            if isinstance(part, nn.Module):
+                part.to(device)
+
+
+def fingerprint(config: LoopConfig, objective: Objective, total: int) -> dict[str, object]:
+    """What decides the course of a training, as plain values by name."""
+    facts = {name: value for name, value in asdict(config).items() if name not in FREE}
+    facts["batch"] = total
+    if is_dataclass(objective):
+        facts["objective"] = type(objective).__name__
+        facts |= {field.name: getattr(objective, field.name) for field in fields(objective)
+                  if isinstance(getattr(objective, field.name), (int, float, str))}
+    return facts
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    return type(batch)(**{name: value if value is None else value[rows] for name, value in vars(batch).items()})
+
+
+def any_process(accelerator: "Accelerator", flag: bool) -> bool:
+    """Whether the flag is set on any process; all of them get the same answer."""
+    if accelerator.num_processes == 1:
+        return flag
+    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
+
+
+def main_step(accelerator: "Accelerator", step: int) -> int:
+    """The main process's value, on all of them."""
+    from accelerate.utils import broadcast_object_list
+    return broadcast_object_list([step])[0] if accelerator.num_processes > 1 else step
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot hold the state before any work is done for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}. Choose another folder for the training") from error

@@ -1,6 +1,7 @@
 """What a trainer minimises, for a network and a prepared batch: diffusion, with control, or latent consistency."""
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,22 +10,23 @@ from ..sampling.schedule import STEPS, add_noise
 from .consistency import GRID_SIZE, consistency_loss
 from .data import Batch, PreparedFolder
 from .diffusion import diffusion_loss
+from .draws import draw
 
 # objective(model in training, its moving average, batch, generator) -> scalar loss
 Objective = Callable[[nn.Module, nn.Module, Batch, torch.Generator], Tensor]
 
 
 def draw_noise(batch: Batch, generator: torch.Generator) -> Tensor:
-    """Unit Gaussian noise like the batch's latents, drawn on the CPU so that every device trains alike."""
-    return torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
+    """Unit Gaussian noise like the batch's latents."""
+    return draw(torch.randn, batch.latents.shape, generator).to(batch.latents)
 
 
 def noise_prediction_loss(model: nn.Module, batch: Batch, generator: torch.Generator, data: PreparedFolder,
                           caption_dropout: float, **further: Tensor) -> Tensor:
     """Scalar diffusion loss at random timesteps; `further` goes to the model beside its usual conditions."""
     count = len(batch.latents)
-    t = torch.randint(STEPS, (count,), generator=generator).to(batch.latents.device)
-    dropped = torch.rand(count, generator=generator).to(batch.latents.device) < caption_dropout
+    t = draw(partial(torch.randint, STEPS), (count,), generator).to(batch.latents.device)
+    dropped = draw(torch.rand, (count,), generator).to(batch.latents.device) < caption_dropout
     noise, batch = draw_noise(batch, generator), data.without_caption(batch, dropped)
     noisy = add_noise(batch.latents, noise, t)
     output = model(noisy, t.float(), **batch.conditions(), **further, learned_variance=True)
@@ -65,7 +67,7 @@ class Consistency:
     huber_c: float = 0.001
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        index = torch.randint(GRID_SIZE, (len(batch.latents),), generator=generator).to(batch.latents.device)
+        index = draw(partial(torch.randint, GRID_SIZE), (len(batch.latents),), generator).to(batch.latents.device)
         given, silent = batch.conditions(), self.data.without_caption(batch).conditions()
         both = {name: torch.cat([given[name], silent[name]]) for name in given}
 

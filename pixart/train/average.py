@@ -1,0 +1,24 @@
+"""The exponential moving average of the weights that are trained; frozen weights are shared, not copied."""
+import copy
+
+import torch
+from torch import nn
+
+
+def copy_sharing_frozen(model: nn.Module) -> nn.Module:
+    """A copy with trainable parameters of its own; what does not require a gradient is the very same tensor."""
+    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, frozen)
+
+
+def averaged_copy(model: nn.Module) -> nn.Module:
+    """Where the average starts: equal to the model, in evaluation mode, without gradients."""
+    return copy_sharing_frozen(model).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model, trainable parameters only. decay 0 copies to the bit."""
+    pairs = [(mean, p.detach()) for mean, p in zip(average.parameters(), model.parameters()) if p.requires_grad]
+    means, values = zip(*pairs)
+    torch._foreach_lerp_(means, values, 1 - decay)

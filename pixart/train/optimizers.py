@@ -1,0 +1,41 @@
+"""What moves the weights: AdamW, AdamW with 8-bit moments, or Muon for the matrices of the blocks."""
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from .loop import LoopConfig
+
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
+
+
+def optimizers(model: nn.Module, config: "LoopConfig") -> list[torch.optim.Optimizer]:
+    """One for all trainable parameters; for "muon" Muon for the matrices inside the blocks and AdamW for the rest.
+
+    Raises ValueError when nothing is trainable, ImportError without bitsandbytes where it is needed.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("no parameter is trainable: every requires_grad is False")
+    matrices = [p for name, p in named if config.optimizer == "muon" and name.startswith("blocks.")
+                and p.ndim == 2 and "table" not in name]
+    chosen = {id(p) for p in matrices}
+    result = [adamw(config)([p for _, p in named if id(p) not in chosen], lr=config.learning_rate,
+                            betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)]
+    if matrices:
+        result.append(torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay,
+                                       adjust_lr_fn="match_rms_adamw"))
+    return result
+
+
+def adamw(config: "LoopConfig") -> type[torch.optim.Optimizer]:
+    """The class that keeps the moments as precisely as asked."""
+    if config.optimizer != "adamw8bit":
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError("the optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes; or use "
+                          "optimizer = \"adamw\"") from error
+    return AdamW8bit

@@ -1,0 +1,79 @@
+"""What a training tells while it runs: a line with the time left, and scalars for TensorBoard."""
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from .loop import LoopConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step that was made."""
+
+    step: int                 # steps made so far, 1 .. steps
+    steps: int
+    loss: float
+    norm: float               # of the gradient, before clipping
+    rate: float               # learning rate
+    seconds: float            # that this step took
+    left: float               # seconds until the last step, at the mean pace so far
+
+
+class Pace:
+    """The clock of one run, and the losses since the last line."""
+
+    def __init__(self, config: "LoopConfig", start: int) -> None:
+        self.config, self.start = config, start
+        self.began = self.last = time.perf_counter()
+        self.losses: list[float] = []
+
+    def record(self, step: int, loss: float, norm: float) -> Record:
+        """To be called once after every step."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        self.losses.append(loss)
+        left = (now - self.began) / (step - self.start) * (self.config.steps - step)
+        return Record(step, self.config.steps, loss, norm, self.config.rate_at(step - 1), seconds, left)
+
+    def line(self, record: Record) -> float:
+        """Log the progress; the mean loss since the last line."""
+        mean = sum(self.losses) / len(self.losses)
+        self.losses = []
+        logger.info("step %d of %d, loss %.4f, gradient %.3g, %.2f s a step, %s left", record.step, record.steps, mean,
+                    record.norm, (self.last - self.began) / (record.step - self.start), duration(record.left))
+        return mean
+
+
+def duration(seconds: float) -> str:
+    """"45 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class TensorBoard:
+    """Writes loss, gradient norm, learning rate and seconds of every step to event files below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ImportError where tensorboard is not installed."""
+        from torch.utils.tensorboard import SummaryWriter
+        self._open, self.folder, self.writer = SummaryWriter, folder, None
+
+    def __call__(self, record: Record, average: nn.Module) -> None:
+        if self.writer is None:          # what an interrupted run wrote beyond its last state is dropped
+            self.writer = self._open(str(self.folder), purge_step=record.step)
+        for name, value in (("loss", record.loss), ("gradient norm", record.norm), ("learning rate", record.rate),
+                            ("seconds a step", record.seconds)):
+            self.writer.add_scalar(name, value, record.step)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
