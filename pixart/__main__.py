@@ -11,7 +11,10 @@ from .mini import SHIPPED, Files
 if TYPE_CHECKING:
     import torch
 
+    from .pipeline import Guide
+
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+EDGES = ("canny", "soft", "hed", "none", "invert")
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -42,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--count", type=int, default=1, help="pictures, with seeds following --seed")
     generate.add_argument("--variant", choices=("auto", *VARIANTS), default="auto")
+    generate.add_argument("--control", type=Path, help="picture whose edges the new one shall follow")
+    generate.add_argument("--edges", choices=EDGES, default="canny", help="how they are found; none: the picture is "
+                          "an edge map already, white on black; invert: black on white (default: canny)")
+    generate.add_argument("--controlnet", type=Path, help="ControlNet file or folder (default: that of PixArt-mini)")
+    generate.add_argument("--hed", type=Path, help="ControlNetHED.pth, for --edges hed")
+    generate.add_argument("--strength", type=float, default=1.0, help="of the control, 0 for none (default: 1)")
     generate.add_argument("--out", type=Path, default=Path("pixart.png"))
     encode = commands.add_parser("encode", help="save an encoded prompt, for machines too small for T5")
     encode.add_argument("prompt")
@@ -94,6 +103,33 @@ def require_folder(path: Path) -> None:
         raise FileNotFoundError(f"--out {path}: the folder {path.absolute().parent} does not exist; create it first")
 
 
+def read_guide(args: argparse.Namespace, width: int, height: int) -> "tuple[Path, Guide] | None":
+    """ControlNet file and edge map that the options ask for, the map found at the size of the new picture."""
+    if args.control is None:
+        return None
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from .control.edges import edge_maps
+    from .control.hed import hed_edges, load_hed
+    from .control.pictures import fit
+    from .mini.pictures import CANNY
+    from .pipeline import Guide
+    if args.model and not args.controlnet:
+        raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
+    with Image.open(args.control) as file:
+        pixels = torch.from_numpy(np.array(file.convert("RGBA"))).permute(2, 0, 1)[None] / 255
+    picture = fit(pixels, width, height)
+    if args.edges == "hed":
+        if not args.hed:
+            raise ValueError("--edges hed needs --hed, the file ControlNetHED.pth")
+        found = hed_edges(load_hed(args.hed), picture)
+    else:
+        found = edge_maps(picture, args.edges, **(CANNY if args.edges == "canny" and not args.model else {}))
+    return args.controlnet or SHIPPED.control, Guide(found.repeat(1, 3, 1, 1), args.strength)
+
+
 def run_generate(args: argparse.Namespace) -> None:
     from PIL import Image
 
@@ -123,7 +159,8 @@ def run_generate(args: argparse.Namespace) -> None:
         caption = load_embeddings(args.embeddings)
         text = (join([caption] * args.count), caption)
     pictures, reports = generate(model, args.vae or SHIPPED.vae, request, text, args.variant, args.bits,
-                                 choose_dtype(args.dtype, device, config.hidden), device, show)
+                                 choose_dtype(args.dtype, device, config.hidden), device, show,
+                                 read_guide(args, width, height))
     print(reports[0].summary)
     for number, picture in enumerate(pictures):
         path = args.out if number == 0 else args.out.with_stem(f"{args.out.stem}-{number}")

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import PixArtConfig
+from .control.pictures import fit
+from .model.controlnet import PixArtControlNet
 from .model.transformer import PixArtTransformer
 from .sampling.dmd import dmd
 from .sampling.dpm_solver import dpm_solver_pp
 from .sampling.guidance import guided
 from .sampling.lcm import lcm, lcm_timesteps
 from .sampling.noise import PictureNoise
-from .sampling.schedule import Callback
+from .sampling.schedule import STEPS, Callback
 from .text.encoded import Encoded
 from .text.tokens import PromptReport
 
@@ -62,6 +64,48 @@ class Request:
         return -(-self.height // 8), -(-self.width // 8)
 
 
+@dataclass(frozen=True)
+class Guide:
+    """An edge map for the picture to follow: white lines on black, (1 or B, 3, H, W) in 0..1, and how closely.
+
+    It is scaled and cut to the size of the picture. start and end: from which to which share of the timesteps it is
+    in force, 0 the noise, 1 the finished picture.
+    """
+
+    edges: Tensor
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.edges.ndim != 4 or self.edges.shape[1] != 3:
+            raise ValueError(f"the edge map has shape {tuple(self.edges.shape)}; expected (pictures, 3, height, width)")
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"control from {self.start} to {self.end}; expected 0 <= start <= end <= 1")
+
+    def in_force(self, timestep: Tensor) -> bool:
+        share = 1 - timestep.flatten()[0].item() / (STEPS - 1)
+        return self.strength != 0 and self.start <= share <= self.end
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet, what it follows, and that as a latent (B, C, h, w) scaled like the picture's."""
+
+    network: PixArtControlNet
+    guide: Guide
+    hint: Tensor
+
+    def residuals(self, base: PixArtTransformer, x: Tensor, t: Tensor,
+                  *conditions: Tensor) -> list[Tensor | None] | None:
+        """For `control` of the base's forward; conditions are its context, mask, size and aspect."""
+        if not self.guide.in_force(t):
+            return None
+        hint = self.hint.to(x).repeat(len(x) // len(self.hint), 1, 1, 1)
+        found = self.network(base, hint, x, t, *conditions)
+        return [None if residual is None else residual * self.guide.strength for residual in found]
+
+
 def encode(t5: str | Path, request: Request, max_tokens: int, clean: bool, bits: int = 8,
            device: torch.device | str = "cpu") -> tuple[Encoded, Encoded]:
     """Text features of the prompts and of the negative prompt; the encoder is freed before returning."""
@@ -96,7 +140,7 @@ def stack_captions(null: Encoded, caption: Encoded) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: Encoded,
-           callback: Callback | None = None) -> Tensor:
+           callback: Callback | None = None, control: Control | None = None) -> Tensor:
     """Latents (B, 4, H / 8, W / 8), scaled as the transformer sees them, on the model's device."""
     weight = model.x_embedder.proj.weight
     count, (h, w) = len(request.prompts), request.latent_shape
@@ -105,7 +149,9 @@ def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: E
     size = torch.tensor([[request.height, request.width]] * len(mask), dtype=torch.float32, device=weight.device)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        return model(x.to(weight.dtype), t, context, mask, size, size[:, 0] / size[:, 1]).float()
+        x, aspect = x.to(weight.dtype), size[:, 0] / size[:, 1]
+        residuals = control and control.residuals(model, x, t, context, mask, size, aspect)
+        return model(x, t, context, mask, size, aspect, control=residuals).float()
 
     noise = PictureNoise([request.seed + i for i in range(count)], (model.config.channels, h, w), weight.device)
     if request.sampler == "dmd":
@@ -116,14 +162,26 @@ def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: E
                          request.rule, callback)
 
 
+def load_guide(path: str | Path, guide: Guide, vae: nn.Module, model: PixArtTransformer, request: Request) -> Control:
+    """The ControlNet of a file, on device and in dtype of its base, with the edge map encoded at the picture's size."""
+    from .checkpoint import load_control
+    from .vae import encode as encode_pictures
+    weight = model.x_embedder.proj.weight
+    network = load_control(path, weight.dtype, weight.device)
+    height, width = (8 * side for side in request.latent_shape)
+    edges = fit(guide.edges, width, height)
+    return Control(network, guide, encode_pictures(vae, edges, model.config.latent_scale)[0])
+
+
 def generate(model_path: str | Path, vae_path: str | Path, request: Request, text: str | Path | tuple[Encoded, Encoded],
              variant: str = "auto", bits: int = 8, dtype: torch.dtype | None = None,
-             device: torch.device | str = "cpu", progress: Progress | None = None) -> tuple[Tensor, list[PromptReport]]:
+             device: torch.device | str = "cpu", progress: Progress | None = None,
+             control: tuple[str | Path, Guide] | None = None) -> tuple[Tensor, list[PromptReport]]:
     """Pictures (B, 3, height, width) in 0..1, and a report a prompt on its tokens.
 
-    text: the T5 encoder's file or folder, or the features of the prompts and of the negative prompt, encoded
-    before. Encode, free T5, load the transformer, sample, free it, decode. Errors of every stage name the file and
-    what to do.
+    text: the T5 encoder's file or folder, or the features of the prompts and of the negative prompt, encoded before.
+    control: the file of a ControlNet, and what it shall follow. Encode, free T5, load the transformer, sample, free
+    it, decode. Errors of every stage name the file and what to do.
     """
     from .checkpoint import load, read_config
     from .vae import decode, load_vae
@@ -141,8 +199,10 @@ def generate(model_path: str | Path, vae_path: str | Path, request: Request, tex
         tell("text", 1, 1)
     check_captions(caption, request, config)
     model = load(model_path, variant, dtype=dtype, device=device)
-    latents = sample(model, request, caption, null, lambda step, x, x0: tell("sampling", step + 1, request.steps))
-    del model
+    follow = control and load_guide(*control, load_vae(vae_path, device), model, request)
+    latents = sample(model, request, caption, null, lambda step, x, x0: tell("sampling", step + 1, request.steps),
+                     follow)
+    del model, follow
     tell("decoding", 0, 1)
     pictures = decode(load_vae(vae_path, device), latents, config.latent_scale)
     tell("decoding", 1, 1)

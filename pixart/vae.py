@@ -1,4 +1,4 @@
-"""Latents to pictures with the autoencoders of the diffusers library, an optional extra of this package."""
+"""Latents to pictures and back with the autoencoders of the diffusers library, an optional extra of this package."""
 import json
 import logging
 import tempfile
@@ -66,6 +66,26 @@ def load_tiny(path: Path) -> nn.Module:
                 state[f"decoder.layers.{int(index) - 1}.{leaf}"] = file.get_tensor(name).float()
     model.load_state_dict(state, strict=True)
     return model
+
+
+@torch.inference_mode()
+def encode(vae: nn.Module, pictures: Tensor, latent_scale: float, batch: int = 4) -> tuple[Tensor, Tensor | None]:
+    """Pictures (B, 3, H, W) in 0..1, sides multiples of 8 -> mean and standard deviation of their latents on the CPU.
+
+    Both (B, 4, H / 8, W / 8) and scaled as the transformer sees them; a draw is mean + deviation * noise. A tiny
+    autoencoder knows no deviation: None.
+    """
+    tiny = type(vae).__name__ == "AutoencoderTiny"
+    weight = next(vae.parameters())
+    means, deviations = [], []
+    for part in pictures.split(batch):
+        encoded = vae.encode((part * 2 - 1).to(weight.device, weight.dtype))
+        if tiny:
+            means.append(encoded.latents.float().cpu())
+            continue
+        means.append(encoded.latent_dist.mean.float().cpu() * latent_scale)
+        deviations.append(encoded.latent_dist.std.float().cpu() * latent_scale)
+    return torch.cat(means), torch.cat(deviations) if deviations else None
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from pixart import __main__ as command_line
 from pixart.checkpoint import save_checkpoint
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Request, encode, generate, sample
+from pixart.pipeline import Guide, Request, encode, generate, sample
 from pixart.vae import decode, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
@@ -215,3 +215,57 @@ def test_sampling_in_bf16_stays_near_fp32(parts):
     exact, rough = (sample(load(parts / "model.safetensors", dtype=dtype), request, caption, null)
                     for dtype in (torch.float32, torch.bfloat16))
     assert ((exact - rough).norm() / exact.norm()).item() < 0.05
+
+
+@pytest.fixture(scope="module")
+def control(parts) -> Path:
+    from pixart.checkpoint import save_control
+    from pixart.model.controlnet import PixArtControlNet
+    torch.manual_seed(4)
+    network = PixArtControlNet(CONFIG, 1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return save_control(parts / "control.safetensors", network)
+
+
+def guided(parts: Path, control: Path, edges: torch.Tensor, strength: float = 1.0, start: float = 0.0, end: float = 1.0,
+           **changes: object) -> torch.Tensor:
+    request = Request(**({"prompts": ("a red circle",), "height": 64, "width": 64, "steps": 2} | changes))
+    return generate(parts / "model.safetensors", parts / "vae.safetensors", request, parts / "t5", bits=16,
+                    control=(control, Guide(edges, strength, start, end)))[0]
+
+
+def edge_picture(height: int = 64, width: int = 64) -> torch.Tensor:
+    map_ = torch.zeros(1, 3, height, width)
+    map_[:, :, height // 4:height // 4 + 2] = 1
+    return map_
+
+
+def test_control_changes_the_picture_and_strength_0_does_not(parts, control):
+    plain = draw(parts)
+    assert torch.equal(guided(parts, control, edge_picture(), strength=0.0), plain)
+    assert not torch.equal(guided(parts, control, edge_picture()), plain)
+    assert not torch.equal(guided(parts, control, edge_picture()), guided(parts, control, edge_picture().flip(2)))
+
+
+def test_control_is_in_force_for_its_share_of_the_steps(parts, control):
+    """Steps of LCM 2: timesteps 999 and 499, shares 0 and 0.5."""
+    plain, always = draw(parts), guided(parts, control, edge_picture())
+    assert torch.equal(guided(parts, control, edge_picture(), start=0.6, end=1.0), plain)
+    assert torch.equal(guided(parts, control, edge_picture(), start=0.0, end=0.6), always)
+    first, second = (guided(parts, control, edge_picture(), start=a, end=b) for a, b in ((0, 0.2), (0.4, 1)))
+    assert not torch.equal(first, second) and not torch.equal(first, always) and not torch.equal(second, plain)
+
+
+@pytest.mark.parametrize("changes", [{"sampler": "dpm", "steps": 3}, {"prompts": ("a red circle", "")},
+                                     {"height": 50, "width": 91}])
+def test_control_works_with_guidance_batches_and_any_size(parts, control, changes):
+    pictures = guided(parts, control, edge_picture(90, 40), **changes)
+    assert pictures.isfinite().all() and not torch.equal(pictures, draw(parts, **changes))
+
+
+def test_bad_guides_are_refused():
+    with pytest.raises(ValueError, match="start <= end"):
+        Guide(edge_picture(), start=0.5, end=0.2)
+    with pytest.raises(ValueError, match=r"\(pictures, 3, height, width\)"):
+        Guide(edge_picture()[0])

@@ -21,6 +21,10 @@ class Files:
         return self.root / "diffusion_models" / "pixart-mini" / "lcm.safetensors"
 
     @property
+    def control(self) -> Path:
+        return self.root / "controlnet" / "pixart-mini" / "edges.safetensors"
+
+    @property
     def vae(self) -> Path:
         return self.root / "vae" / "pixart-mini" / "vae.safetensors"
 

@@ -15,6 +15,9 @@ BACKGROUND_RGB = {"black": (12, 12, 12), "white": (244, 244, 244), "grey": (128,
 COLOUR_RGB = {"red": (222, 32, 38), "orange": (250, 136, 16), "yellow": (250, 226, 20), "green": (28, 156, 60),
               "cyan": (40, 214, 224), "blue": (40, 100, 248), "purple": (136, 44, 190), "pink": (255, 128, 196)}
 
+# How the edge maps of these pictures are found: thresholds low enough for purple on navy.
+CANNY = {"low": 0.1, "high": 0.2}
+
 _RADIUS = {"small": 24.0, "large": 40.0, "medium": 26.0}     # pixels in a 128 x 128 picture
 _OVERSAMPLE = 3
 _STRIPE, _DOT, _SPACING = 7.0, 4.6, 14.0                     # stripe width, dot radius, grid of dots, in pixels
