@@ -4,6 +4,7 @@ A folder holds shards `bucket-{h}x{w}-{number}.safetensors` (h, w latent sides) 
 is said in `pixart.prepare`, which writes them.
 """
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..prepare.shards import Shard, load_null, shard_paths
+from .draws import draw
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class PreparedFolder:
         buckets = list(self.buckets.values())
         counts = torch.tensor([float(sum(map(len, shards))) for shards in buckets])
         shards = buckets[int(torch.multinomial(counts, 1, generator=generator))]
-        rows = torch.randint(sum(map(len, shards)), (size,), generator=generator)
+        rows = draw(partial(torch.randint, sum(map(len, shards))), (size,), generator)
         names = shards[0].tensors.keys()
         found = {name: self._gather(shards, name, rows) for name in names if name not in ("features", "mask")}
         context, mask = (self._gather(shards, name, rows, self.caption_tokens) for name in ("features", "mask"))
@@ -120,7 +122,7 @@ def _draw(found: dict[str, Tensor], mean: str, spread: str, generator: torch.Gen
     value = found[mean].float()
     if spread not in found:
         return value
-    return value + found[spread].float() * torch.randn(value.shape, generator=generator)
+    return value + found[spread].float() * draw(torch.randn, value.shape, generator)
 
 
 def check_alike(shards: list[Shard]) -> None:

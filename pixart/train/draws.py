@@ -15,10 +15,11 @@ class StepGenerator(torch.Generator):
     total: int | None = None
 
 
-def generator_for(seed: int, step: int) -> StepGenerator:
+def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | None = None) -> StepGenerator:
     """What a step draws follows from (seed, step) alone, so a resumed run repeats the uninterrupted one."""
     generator = StepGenerator()
     generator.manual_seed(seed * 1_000_003 + step)
+    generator.rows, generator.total = rows, total
     return generator
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .average import averaged_copy, update_average
-from .data import Batch, PreparedFolder
+from .data import PreparedFolder
 from .draws import generator_for
 from .objectives import Objective
 from .optimizers import OPTIMIZERS, optimizers
@@ -129,16 +129,11 @@ class Training:
 
     def gradients(self, number: int) -> float:
         """Leave the step's gradients in the parameters; the mean loss."""
-        config, accelerator = self.config, self.accelerator
-        generator = generator_for(config.seed, number)
-        pictures = self.data.batch(generator, self.total)
-        drawn, generator.total = generator.get_state(), self.total
-        losses = []
+        config, accelerator, losses = self.config, self.accelerator, []
         for part in range(config.accumulation):
             first = (part * accelerator.num_processes + accelerator.process_index) * config.batch
-            generator.set_state(drawn)
-            generator.rows = slice(first, first + config.batch)
-            batch = rows_of(pictures, generator.rows).to(accelerator.device)
+            generator = generator_for(config.seed, number, slice(first, first + config.batch), self.total)
+            batch = self.data.batch(generator, config.batch).to(accelerator.device)
             with accelerator.accumulate(self.prepared):
                 with accelerator.autocast():
                     loss = self.objective(self.prepared, self.average, batch, generator)
@@ -277,10 +272,6 @@ def fingerprint(config: LoopConfig, objective: Objective, total: int) -> dict[st
         facts |= {field.name: getattr(objective, field.name) for field in fields(objective)
                   if isinstance(getattr(objective, field.name), (int, float, str))}
     return facts
-
-
-def rows_of(batch: Batch, rows: slice) -> Batch:
-    return type(batch)(**{name: value if value is None else value[rows] for name, value in vars(batch).items()})
 
 
 def any_process(accelerator: "Accelerator", flag: bool) -> bool:
