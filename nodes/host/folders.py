@@ -8,6 +8,9 @@ from pathlib import Path
 BUNDLED = Path(__file__).resolve().parents[2] / "pixart" / "mini" / "weights"
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 TEXT_FOLDERS = ("text_encoders",)
+HED_FOLDERS = ("controlnet", "annotators")
+HED_FILE = "ControlNetHED.pth"
+CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets come with their base model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
 NONE_FOUND = "no file found"
 
@@ -37,14 +40,54 @@ def text_encoders() -> list[str]:
     return _listed(TEXT_FOLDERS, with_folders=True)
 
 
+def control_files() -> list[str]:
+    """Names that may be PixArt ControlNets: the controlnet folder, and what else says control in its name."""
+    names = _listed(CONTROL_FOLDERS[:1]) + [name for name in model_files() if "control" in name.lower()]
+    return list(dict.fromkeys(name for name in names if name != NONE_FOUND)) or [NONE_FOUND]
+
+
 def model_path(name: str) -> Path:
     """Raises FileNotFoundError naming file and folders."""
     return _resolve(name, MODEL_FOLDERS)
 
 
+def control_path(name: str) -> Path:
+    """Raises FileNotFoundError naming file and folders."""
+    return _resolve(name, CONTROL_FOLDERS)
+
+
 def text_encoder_path(name: str) -> Path:
     """File or folder. Raises FileNotFoundError naming file and folders."""
     return _resolve(name, TEXT_FOLDERS)
+
+
+def hed_files() -> list[str]:
+    """Names that may be the HED edge network: files with "hed" in their name, the published name before others."""
+    if hosted():
+        _add_annotators()
+    names = [name for name in _listed(HED_FOLDERS) if "hed" in Path(name).name.lower()]
+    return sorted(names, key=lambda name: Path(name).name != HED_FILE) or [NONE_FOUND]
+
+
+def hed_path(name: str) -> Path:
+    """Raises FileNotFoundError naming the file to get and the folders."""
+    import folder_paths
+    _add_annotators()
+    try:
+        return _resolve(name, HED_FOLDERS)
+    except FileNotFoundError as error:
+        places = " or ".join(folder_paths.get_folder_paths(category)[0] for category in HED_FOLDERS)
+        wanted = "no HED weights found" if name == NONE_FOUND else f"no HED weights {name!r} found"
+        raise FileNotFoundError(f"{wanted}. Put {HED_FILE} (lllyasviel/Annotators on Hugging Face, 29 MB) into "
+                                f"{places} and press R on the page to refresh the lists.") from error
+
+
+def _add_annotators() -> None:
+    """models/annotators, and where the preprocessor pack comfyui_controlnet_aux keeps what it downloaded."""
+    import folder_paths
+    aux = [Path(root) / "comfyui_controlnet_aux" / "ckpts" for root in folder_paths.get_folder_paths("custom_nodes")]
+    for place in (Path(folder_paths.models_dir) / "annotators", *filter(Path.is_dir, aux)):
+        folder_paths.add_model_folder_path("annotators", str(place))
 
 
 def tokenizer_folder() -> Path | None:

@@ -1,0 +1,95 @@
+"""Nodes that turn a picture into the edge map a ControlNet follows."""
+from typing import Any
+
+from ..pixart.control.edges import METHODS
+from .host import folders
+
+SIZE = ("{} of the final picture in pixels, 0 to {}. Edges are found at this size, as in training: connect {} of "
+        "PixArt Empty Latent. 0: the picture's own, or what its shape asks for when the other side is given. Nothing "
+        "is stretched; with both given, what reaches beyond is cut off evenly.")
+SIDE_MAX = 16384
+
+
+def size_inputs() -> dict[str, tuple]:
+    return {name: ("INT", {"default": 0, "min": 0, "max": SIDE_MAX, "step": 8, "tooltip":
+                           SIZE.format(name.capitalize(), SIDE_MAX, name)}) for name in ("width", "height")}
+
+
+class PixArtEdges:
+    DESCRIPTION = ("An edge map, white on black, for Apply PixArt ControlNet: thin lines (canny), soft lines, or a "
+                   "drawing taken as it is. Needs no weights. PixArt-delta's own ControlNet was trained on HED edges: "
+                   "use PixArt HED for photographs with it.")
+    CATEGORY = "PixArt"
+    FUNCTION = "find"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("edges",)
+    OUTPUT_TOOLTIPS = ("White edges on black, one map for each picture.",)
+    SEARCH_ALIASES = ["canny", "edge detection", "sobel", "soft edge", "lineart", "scribble", "preprocessor",
+                      "controlnet"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "image": ("IMAGE", {"tooltip": "Pictures of any size. Transparent parts count as mid-grey for canny and "
+                                           "soft, as paper for none and invert."}),
+            "method": (list(METHODS), {"default": "soft", "tooltip":
+                       "canny: lines of one pixel. soft: lines as bright as the step they stand for. none: the picture "
+                       "is an edge map or a drawing already, white on black, and is used as it is. invert: it is a "
+                       "drawing, black on white, and is turned over."}),
+            "low": ("FLOAT", {"default": 0.4, "min": 0.01, "max": 4.0, "step": 0.01, "tooltip":
+                    "canny only, 0.01 to 4: a line goes on while the step in brightness exceeds this; at most high. "
+                    "Good: half of high. A step from black to white has about 2.6 at blur 1."}),
+            "high": ("FLOAT", {"default": 0.8, "min": 0.01, "max": 4.0, "step": 0.01, "tooltip":
+                     "canny only, 0.01 to 4: a line starts where the step in brightness exceeds this. Lower finds "
+                     "more lines. Good: 0.3 to 1."}),
+            "blur": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 20.0, "step": 0.1, "tooltip":
+                     "canny and soft, 0 to 20 pixels: smooths before, so that grain makes no edges. Also the width of "
+                     "soft lines. Good: 1 at 512 pixels, 2 at 1024."}),
+            "strength": ("FLOAT", {"default": 2.0, "min": 0.0, "max": 20.0, "step": 0.1, "tooltip":
+                         "soft only, 0 to 20: brightness of the lines. 1: only a step from black to white becomes "
+                         "fully white; 2: half such a step does."}),
+        }, "optional": size_inputs()}
+
+    def find(self, image: Any, method: str, low: float, high: float, blur: float, strength: float, width: int = 0,
+             height: int = 0) -> tuple[Any]:
+        from .host.edges import find_edges
+        return (find_edges(image, method, low, high, blur, strength, width, height),)
+
+
+class PixArtHED:
+    DESCRIPTION = ("HED edges, exactly as PixArt-delta's ControlNet was trained on them: soft, unquantised, found at "
+                   "the size of the final picture. Needs ControlNetHED.pth (29 MB) in models/controlnet.")
+    CATEGORY = "PixArt"
+    FUNCTION = "find"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("edges",)
+    OUTPUT_TOOLTIPS = ("White edges on black, one map for each picture.",)
+    SEARCH_ALIASES = ["hed", "soft edge", "softedge", "edge detection", "preprocessor", "controlnet",
+                      "holistically-nested edge detection"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "image": ("IMAGE", {"tooltip": "Pictures of any size; transparent parts count as mid-grey."}),
+            "file": (folders.hed_files(), {"tooltip":
+                     "ControlNetHED.pth, as .pth or .safetensors, in models/controlnet or models/annotators. Files "
+                     "with hed in their name are listed."}),
+        }, "optional": size_inputs()}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
+        """In place of the host's "value not in list", which would not tell what to put where."""
+        if file is not None:
+            try:
+                folders.hed_path(file)
+            except FileNotFoundError as error:
+                return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, file: str, **_: object) -> str:
+        return folders.fingerprint(folders.hed_path(file))
+
+    def find(self, image: Any, file: str, width: int = 0, height: int = 0) -> tuple[Any]:
+        from .host.edges import hed_image
+        return (hed_image(image, folders.hed_path(file), width, height),)

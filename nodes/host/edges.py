@@ -1,0 +1,49 @@
+"""Edge maps of the host's IMAGEs, computed on the device the host chose."""
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from ...pixart.control import METHODS, edge_maps, fit, hed_edges, load_hed, opaque
+from ...pixart.control.hed import BYTES_PER_PIXEL
+from ...pixart.control.pictures import each
+
+
+def find_edges(image: Tensor, method: str, low: float, high: float, blur: float, strength: float, width: int,
+               height: int) -> Tensor:
+    """IMAGE (B, H, W, C) -> IMAGE (B, H, W, 3) of its edges, at width x height pixels (0: as `fit` has it)."""
+    from comfy import model_management
+    pictures = fit(opaque(image.movedim(-1, 1), METHODS[method]), width, height)
+    device = model_management.get_torch_device()
+
+    def find(picture: Tensor) -> Tensor:
+        return edge_maps(picture.to(device), method, low, high, blur, strength).to(picture.device)
+    return as_image(each(pictures, find, progress_on_node(len(pictures))))
+
+
+def hed_image(image: Tensor, path: Path, width: int, height: int) -> Tensor:
+    """IMAGE (B, H, W, C) -> IMAGE (B, H, W, 3) of its HED edges, at width x height pixels (0: as `fit` has it)."""
+    from comfy import model_management, model_patcher
+    pictures = fit(opaque(image.movedim(-1, 1)), width, height)
+    offload = model_management.unet_offload_device()
+    patcher = model_patcher.ModelPatcher(load_hed(path, offload), model_management.get_torch_device(), offload)
+    needed = BYTES_PER_PIXEL * pictures.shape[-2] * pictures.shape[-1]
+    model_management.load_models_gpu([patcher], memory_required=needed)
+    return as_image(hed_edges(patcher.model, pictures, progress_on_node(len(pictures))))
+
+
+def as_image(maps: Tensor) -> Tensor:
+    """(B, 1, H, W) -> IMAGE, where the host keeps its results."""
+    from comfy.model_management import intermediate_device
+    return maps.to(intermediate_device()).movedim(1, -1).repeat(1, 1, 1, 3)
+
+
+def progress_on_node(total: int) -> Callable[[int, int], None]:
+    """Shows how far a batch is, and stops it when the user does."""
+    from comfy import model_management, utils
+    bar = utils.ProgressBar(total)
+
+    def progress(done: int, _: int) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+    return progress
