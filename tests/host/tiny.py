@@ -7,9 +7,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from pixart.checkpoint import save_checkpoint
+from pixart.checkpoint.control import save_control
+from pixart.checkpoint.header import to_header
 from pixart.config import VARIANTS, PixArtConfig
+from pixart.model.controlnet import PixArtControlNet
 from pixart.model.transformer import PixArtTransformer
 
 WIDTH = 64                       # of the text features; 4-bit layers need multiples of 64
@@ -26,13 +30,30 @@ CONFIGS = {
     "alpha-256": tiny("alpha-256"),
     "sigma-1024": tiny("sigma-1024"),
     "sigma-2k": tiny("sigma-2k"),
+    "deep-1024": tiny("alpha-1024", depth=5),       # the base of the ControlNets
+    "deep-sigma": tiny("sigma-1024", depth=5),
+}
+CONTROLS = {
+    "control": (CONFIGS["deep-1024"], 3),
+    "control-wide": (tiny("alpha-1024", depth=5, hidden=96), 3),
+    "control-sigma": (CONFIGS["deep-sigma"], 3),
+    "control-long": (tiny("alpha-1024", depth=8), 7),
 }
 
 
 def random_model(config: PixArtConfig, seed: int = 0) -> PixArtTransformer:
     """Every weight random, so that nothing is multiplied away."""
     torch.manual_seed(seed)
-    model = PixArtTransformer(config).eval().requires_grad_(False)
+    return randomised(PixArtTransformer(config))
+
+
+def random_control(config: PixArtConfig, blocks: int, seed: int = 4) -> PixArtControlNet:
+    torch.manual_seed(seed)
+    return randomised(PixArtControlNet(config, blocks))
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    model = model.eval().requires_grad_(False)
     for name, tensor in model.state_dict().items():
         fan_in = tensor[0].numel() if tensor.ndim > 1 and "table" not in name else 12
         tensor.copy_(torch.randn_like(tensor) / fan_in ** 0.5)
@@ -115,6 +136,19 @@ def write_lora(path: Path) -> Path:
     return path
 
 
+def write_controls(models: Path) -> None:
+    """ControlNets alone, one with its base among the diffusion models, and one of another family."""
+    folder = models / "controlnet"
+    for name, (config, blocks) in CONTROLS.items():
+        save_control(folder / f"{name}.safetensors", random_control(config, blocks))
+    parts = {"base_model": random_model(CONFIGS["deep-1024"]), "": random_control(*CONTROLS["control"])}
+    bundle = {f"{prefix}.{name}".lstrip(".").replace("table.weight", "table"): tensor
+              for prefix, model in parts.items() for name, tensor in model.state_dict().items()}
+    save_file(bundle, models / "diffusion_models" / "PixArt-ControlNet.safetensors", to_header(CONFIGS["deep-1024"]))
+    save_file({"input_hint_block.0.weight": torch.zeros(16, 3, 3, 3),
+               "zero_convs.0.0.weight": torch.zeros(8, 8, 1, 1)}, folder / "sd15.safetensors")
+
+
 def write_models(models: Path, host: Path) -> None:
     """A `models` folder of the host with one of everything, wrong files included."""
     diffusion = models / "diffusion_models"
@@ -129,4 +163,5 @@ def write_models(models: Path, host: Path) -> None:
     write_t5(models / "text_encoders" / "wide-t5", tokenizer, 2 * WIDTH)
     write_vae(models / "vae" / "tiny-vae.safetensors")
     write_lora(models / "loras" / "tiny-lora.safetensors")
+    write_controls(models)
     (models / "notes.json").write_text(json.dumps({"made by": "tests/host/tiny.py"}))

@@ -33,6 +33,24 @@ def load(name: str, weight_dtype: str = "fp32", variant: str = "auto"):
     return pack("nodes.host.model").load_model(str(path), variant, weight_dtype)
 
 
+def load_control(name: str = "control", weight_dtype: str = "fp32"):
+    """A CONTROL_NET from one of the tiny files."""
+    path = MODELS / "controlnet" / f"{name}.safetensors"
+    return pack("nodes.host.control").load_control_net(path, weight_dtype)
+
+
+@functools.cache
+def vae():
+    """The tiny VAE, as the stock loader gives it."""
+    from nodes import VAELoader
+    return VAELoader().load_vae("tiny-vae.safetensors")[0]
+
+
+def image(height: int, width: int, pictures: int = 1, seed: int = 9) -> Tensor:
+    """IMAGE of random pixels."""
+    return torch.rand(pictures, height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
 def network(model):
     """The transformer inside a MODEL, loaded."""
     comfy.model_management.load_models_gpu([model])

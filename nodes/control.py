@@ -1,0 +1,84 @@
+"""Nodes that load a PixArt ControlNet and apply it to prompts."""
+from typing import Any
+
+from .host import folders
+from .loaders import WEIGHT_DTYPES
+
+
+class PixArtControlNetLoader:
+    DESCRIPTION = ("Loads a PixArt ControlNet: the published files with the base model in them (512 and 1024), files "
+                   "of the control part alone, and the diffusers research layout.")
+    CATEGORY = "PixArt"
+    FUNCTION = "load"
+    RETURN_TYPES = ("CONTROL_NET", "STRING")
+    RETURN_NAMES = ("CONTROL_NET", "report")
+    OUTPUT_TOOLTIPS = ("For Apply PixArt ControlNet or the stock Apply ControlNet.",
+                       "What was found in the file, in one line.")
+    SEARCH_ALIASES = ["controlnet", "control net", "hed", "edges", "load controlnet model"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "file": (folders.control_files(), {
+                "tooltip": "PixArt ControlNet in models/controlnet. Files of models/diffusion_models and "
+                           "models/checkpoints are listed too when their name says control. pixart-mini/... comes "
+                           "with the extension."}),
+            "weight_dtype": (list(WEIGHT_DTYPES), {"default": "auto", "tooltip":
+                             "How weights are kept; it computes in the data type of the MODEL anyway. auto: as for "
+                             "the MODEL. fp8: half the memory of bf16, less exact."}),
+        }}
+
+    @classmethod
+    def IS_CHANGED(cls, file: str, **_: object) -> str:
+        return folders.fingerprint(folders.control_path(file))
+
+    def load(self, file: str, weight_dtype: str) -> tuple[Any, str]:
+        from .host.control import load_control_net
+        control = load_control_net(folders.control_path(file), weight_dtype)
+        return control, control.description
+
+
+class PixArtControlNetApply:
+    DESCRIPTION = ("Lets a picture steer a PixArt model through a PixArt ControlNet. As the stock Apply ControlNet, "
+                   "and a say in how deep into the model the control reaches. Chain several for several pictures.")
+    CATEGORY = "PixArt"
+    FUNCTION = "apply"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
+    RETURN_NAMES = ("positive", "negative")
+    OUTPUT_TOOLTIPS = ("The prompt with the control.",
+                       "The negative prompt with the control; only there when one is connected.")
+    SEARCH_ALIASES = ["controlnet", "apply controlnet", "use controlnet", "control net", "hed", "edges"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        percent = {"min": 0.0, "max": 1.0, "step": 0.001}
+        return {"required": {
+            "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
+            "control_net": ("CONTROL_NET", {"tooltip": "From Load PixArt ControlNet; it must belong to the MODEL."}),
+            "image": ("IMAGE", {"tooltip":
+                      "The map to follow, for the published weights a HED edge map, white on black (PixArt HED). It "
+                      "is scaled to the size of the latent; of another aspect ratio its middle is taken, the rest "
+                      "cut off. Several pictures go to the pictures of a batch in turn."}),
+            "vae": ("VAE", {"tooltip": "The VAE of the MODEL; it encodes the map."}),
+            "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01, "tooltip":
+                         "0: no control, 1: as trained. 0.5 to 0.8 leaves the prompt more freedom."}),
+            "start_percent": ("FLOAT", {"default": 0.0, **percent, "tooltip":
+                              "Where in the sampling the control begins: 0 is the first step."}),
+            "end_percent": ("FLOAT", {"default": 1.0, **percent, "tooltip":
+                            "Where it ends: 1 is the last step, 0.6 leaves the final details to the prompt."}),
+            "fade": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip":
+                     "How fast the control weakens from block to block: number 0, 1, 2, ... counts (1 - fade) to the "
+                     "power of its number. 0: all count in full. 1: only the first one counts."}),
+            "blocks": ("INT", {"default": 0, "min": 0, "max": 100, "tooltip":
+                       "Control only this many of the model's blocks, from the first on. 0: all the ControlNet has, "
+                       "13 in the published ones."}),
+        }, "optional": {
+            "negative": ("CONDITIONING", {"tooltip":
+                         "The negative prompt, where the sampler uses one. Few-step models (LCM) need none."}),
+        }}
+
+    def apply(self, positive: list, control_net: Any, image: Any, vae: Any, strength: float, start_percent: float,
+              end_percent: float, fade: float, blocks: int, negative: list | None = None) -> tuple[list, Any]:
+        from .host.control import apply_control
+        return apply_control(positive, negative, control_net, image, vae, strength, start_percent, end_percent, fade,
+                             blocks)
