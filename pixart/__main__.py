@@ -1,4 +1,4 @@
-"""The command line: python -m pixart generate | encode | mini."""
+"""The command line: python -m pixart generate | encode | prepare | mini."""
 import argparse
 import logging
 import sys
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .config import VARIANTS
 from .mini import SHIPPED, Files
+from .prepare import command as prepare
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--bits", type=int, choices=(16, 8, 4), default=8, help="precision of T5")
         command.add_argument("--device", default=None, help="cpu, cuda, mps (default: the best there is)")
     generate.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer")
+    prepare.add_parser(commands)
     mini = commands.add_parser("mini", help="rebuild or measure PixArt-mini").add_subparsers(dest="task", required=True)
     build = mini.add_parser("build", help="train every part from nothing; goes on where it was stopped")
     build.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
@@ -71,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--count", type=int, default=1000, help="held-out prompts")
     measure.add_argument("--seed", type=int, default=7)
     measure.add_argument("--sheet", type=Path, help="PNG to draw")
+    measure.add_argument("--control", action="store_true", help="measure the ControlNet instead, at five strengths")
     return main
 
 
@@ -183,9 +186,15 @@ def run_mini(args: argparse.Namespace) -> None:
         from .mini.recipe import build
         build(args.work, Files(args.weights), device=best_device())
         return
-    from .mini.evaluate import contact_sheet, evaluate, table
-    results, pictures, prompts = evaluate(args.count, args.seed, Files(args.weights))
-    print(table(results))
+    from .mini.evaluate import contact_sheet
+    if args.control:
+        from .mini.agreement import evaluate_control, table
+        rows, pictures, pairs = evaluate_control(args.count, args.seed, Files(args.weights))
+        prompts = pairs.prompts
+    else:
+        from .mini.evaluate import evaluate, table
+        rows, pictures, prompts = evaluate(args.count, args.seed, Files(args.weights))
+    print(table(rows))
     if args.sheet:
         contact_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)
 
@@ -194,7 +203,7 @@ def main() -> int:
     args = parser().parse_args()
     chatty = args.verbose or args.command == "mini"
     logging.basicConfig(level=logging.INFO if chatty else logging.WARNING, format="%(message)s")
-    run = {"generate": run_generate, "encode": run_encode, "mini": run_mini}[args.command]
+    run = {"generate": run_generate, "encode": run_encode, "prepare": prepare.run, "mini": run_mini}[args.command]
     try:
         run(args)
     except (ValueError, OSError, ImportError) as error:

@@ -4,7 +4,7 @@ Everything runs through the parts that users run: text encoder, samplers and aut
 """
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import load
 from ..model.transformer import PixArtTransformer
-from ..pipeline import Request, sample
+from ..pipeline import Control, Request, sample
 from ..text.encoded import Encoded, join
 from ..text.t5 import T5Encoder
 from ..vae import decode, load_vae
@@ -81,14 +81,19 @@ class Prompts:
 
 
 def draw(method: Method, model: PixArtTransformer, vae: nn.Module, prompts: Prompts, features: list[Encoded],
-         null: Encoded, batch: int = 50) -> tuple[list[Tensor], float]:
-    """Pictures (3, H, W) in 0..1 in the order of the prompts, and seconds per picture. Seed of prompt i is i."""
+         null: Encoded, batch: int = 50, follow: Callable[[list[int]], Control] | None = None,
+         ) -> tuple[list[Tensor], float]:
+    """Pictures (3, H, W) in 0..1 in the order of the prompts, and seconds per picture.
+
+    Seeds count up from the number of a group's first prompt. follow: gives the control of the prompts of these numbers.
+    """
     pictures: list[Tensor] = [torch.empty(0)] * len(prompts.scenes)
     started = time.perf_counter()
     for (height, width), members in prompts.groups(batch):
         request = Request(tuple(prompts.captions[i] for i in members), height=height, width=width, seed=members[0],
                           sampler=method.sampler, steps=method.steps, guidance=method.guidance)
-        latents = sample(model, request, join([features[i] for i in members]), null)
+        latents = sample(model, request, join([features[i] for i in members]), null,
+                         control=follow and follow(members))
         for i, picture in zip(members, decode(vae, latents, model.config.latent_scale, batch)):
             pictures[i] = picture
     return pictures, (time.perf_counter() - started) / len(pictures)
