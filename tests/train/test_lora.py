@@ -8,6 +8,7 @@ from torch import nn
 
 from pixart.checkpoint import to_diffusers
 from pixart.checkpoint.lora import Lora, merge_lora
+from pixart.checkpoint.lora_read import read_lora
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 from pixart.train.lora import (
@@ -203,6 +204,28 @@ def test_a_file_loads_through_diffusers_own_lora_reader(tmp_path, dora):
     model = trained(add_lora(base(), 4, 6, dora=dora))
     theirs.load_lora_adapter(save_lora(tmp_path / "lora.safetensors", model))
     assert off(diffusers_output(theirs), model(**inputs(), learned_variance=True)) < 1e-5
+
+
+OFFICIAL_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "proj",
+                    "linear", "linear_1", "linear_2"]
+
+
+@pytest.mark.parametrize("options, scale", [({}, 2.0), ({"use_dora": True}, 2.0), ({"use_rslora": True}, 4.0)])
+def test_what_peft_trains_on_diffusers_is_read_at_its_scale(tmp_path, options, scale):
+    """As the official trainers do it: their targets, peft's own alpha of 8, peft's own file."""
+    from peft import LoraConfig, get_peft_model
+    adapted = get_peft_model(diffusers_model(base()), LoraConfig(r=4, init_lora_weights="gaussian",
+                                                                 target_modules=OFFICIAL_TARGETS, **options))
+    trained(adapted.eval(), 0.03)
+    adapted.save_pretrained(tmp_path / "adapter")
+    lora = read_lora(tmp_path / "adapter")
+    assert lora.ignored == () and {part.scale for part in lora.parts} == {scale}
+    model, exact = base(), base().double()
+    merge_lora(model, lora)
+    assert off(model(**inputs(), learned_variance=True), diffusers_output(adapted)) < 1e-5
+    merge_lora(exact, lora)
+    got, want = to_diffusers(exact.state_dict()), adapted.double().merge_and_unload().state_dict()
+    assert all((tensor - want[name]).abs().max() < 1e-12 for name, tensor in got.items())
 
 
 def test_adapters_go_on_where_they_were_saved():

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..atomic import replacing
 from .layouts import diffusers_names
 from .lora import Lora, LoraPart
+from .lora_alpha import ADAPTER_METADATA, PEFT_SETTINGS
 
-ADAPTER_METADATA = "lora_adapter_metadata"      # header entry where diffusers keeps the settings of peft
-PEFT_WEIGHTS, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
 LAYOUTS = ("diffusers", "peft")
 
 

@@ -1,0 +1,105 @@
+"""Names of tensors in LoRA files: which weight a key belongs to, and what it says about it."""
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .families import Family, recognise
+from .layouts import INNER, INNER_BACK, OUTER, OUTER_BACK, reference_module
+
+DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
+# What stands behind a module's name: peft, kohya and OneTrainer, older diffusers.
+ENDINGS = (
+    (re.compile(r"\.(lora_A|lora_down|lora\.down|lora_linear_layer\.down)(\.\w+)?\.weight"), DOWN),
+    (re.compile(r"\.(lora_B|lora_up|lora\.up|lora_linear_layer\.up)(\.\w+)?\.weight"), UP),
+    (re.compile(r"\.alpha"), ALPHA),
+    (re.compile(r"\.(lora_magnitude_vector(\.\w+)*|dora_scale)"), MAGNITUDE),
+)
+ENDING = re.compile("(?P<module>.+?)(?P<ending>" + "|".join(f"(?:{ending.pattern})" for ending, _ in ENDINGS) + ")")
+DOTTED = re.compile(r"((base_model|model|module|unet|transformer|diffusion_model|net|_orig_mod)\.)*")
+JOINED = ("lora_unet_transformer_", "lora_transformer_", "lora_unet_", "lycoris_", "lora_", "")
+JOINED_BLOCK = re.compile(r"(transformer_blocks|blocks)_(\d+)_(.+)")
+TEXT_ENCODER = re.compile(r"lora_te\d?_|text_encoder(_\d)?\.|text_encoders\.|te\d?\.")
+
+LAYOUTS = (("unet.base_model.model.", "official trainer (unet.base_model.model)"), ("base_model.model.", "PEFT"),
+           ("transformer.", "diffusers"), ("diffusion_model.", "ComfyUI"), ("lora_transformer_", "OneTrainer"),
+           ("lycoris_", "LyCORIS"), ("lora_", "kohya"), ("", "plain"))
+
+JOINED_OUTER = {name.replace(".", "_"): name for name in (*OUTER, *OUTER_BACK)}
+JOINED_INNER = {"blocks": {name.replace(".", "_"): name for name in INNER},
+                "transformer_blocks": {name.replace(".", "_"): name for name in INNER_BACK}}
+
+# LoRAs of other models, some of which share names with PixArt's. Checked before anything is used.
+OTHERS = (
+    Family("a Flux or Hunyuan LoRA", (("single_transformer_blocks",), ("double_blocks",), ("single_blocks",))),
+    Family("a Stable Diffusion 3 LoRA", (("attn.add_k_proj",), ("attn_add_k_proj",), ("joint_blocks",))),
+    Family("an SDXL LoRA", (("lora_te2_",), ("text_encoder_2.",), ("input_blocks_4_1_transformer_blocks_1",),
+                            ("down_blocks.1.attentions.0.transformer_blocks.1",),
+                            ("down_blocks_1_attentions_0_transformer_blocks_1",))),
+    Family("a Stable Diffusion 1 or 2 LoRA", (("down_blocks",), ("up_blocks",), ("input_blocks",), ("mid_block",))),
+    Family("a Sana LoRA", (("conv_inverted",),)),
+    Family("an LTX-Video LoRA", (("patchify_proj",),)),
+    Family("a video model's LoRA", (("temporal_transformer_blocks",), ("temporal_blocks",))),
+    Family("a Wan (video) LoRA", (("self_attn.q", "cross_attn.k"), ("self_attn_q", "cross_attn_k"))),
+    Family("a Qwen-Image LoRA", (("img_mlp.net", "txt_mlp.net"),)),
+)
+OTHER_METHODS = {".hada_w1": "LoHa", ".lokr_w1": "LoKr", ".oft_": "OFT", ".oft_blocks": "OFT", ".boft_": "BOFT",
+                 ".a1.weight": "GLoRA", ".lora_mid.": "a LoRA with a third factor (lora_mid)"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key belongs: slice `part` of `parts` of a reference module's weight."""
+
+    module: str
+    part: int
+    parts: int
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """(name of the module as it is in the file, DOWN, UP, ALPHA or MAGNITUDE); None for any other tensor."""
+    match = ENDING.fullmatch(key)
+    if match is None:
+        return None
+    return match["module"], next(kind for ending, kind in ENDINGS if ending.fullmatch(match["ending"]))
+
+
+def place_of(module: str) -> Place | None:
+    """The place of a module by its name in a file, whatever prefix it has; None where PixArt has no such module."""
+    if TEXT_ENCODER.match(module):
+        return None
+    bare = module[DOTTED.match(module).end():]
+    names = [bare] if "." in bare else [dotted(bare[len(start):]) for start in JOINED if bare.startswith(start)]
+    return next((place for place in map(known, names) if place is not None), None)
+
+
+def known(name: str) -> Place | None:
+    """The place of a bare diffusers or reference module."""
+    place = reference_module(name)
+    if place is not None:
+        return Place(*place)
+    match = re.fullmatch(r"blocks\.\d+\.(.+)", name)
+    return Place(name, 0, 1) if name in OUTER or (match and match[1] in INNER) else None
+
+
+def dotted(joined: str) -> str:
+    """"transformer_blocks_0_attn1_to_q" -> "transformer_blocks.0.attn1.to_q"; unknown names stay as they are."""
+    match = JOINED_BLOCK.fullmatch(joined)
+    if match:
+        inner = JOINED_INNER[match[1]].get(match[3])
+        return f"{match[1]}.{match[2]}.{inner}" if inner else joined
+    return JOINED_OUTER.get(joined, joined)
+
+
+def layout_of(module: str) -> str:
+    """What people call the way a module's name is written."""
+    return next(name for prefix, name in LAYOUTS if module.startswith(prefix))
+
+
+def stranger(keys: Iterable[str]) -> str | None:
+    """What a file is a LoRA of, or by which other method, if that can be told from its names."""
+    keys = list(keys)
+    family = recognise(keys, OTHERS)
+    if family is not None:
+        return f"it looks like {family.name}"
+    method = next((name for mark, name in OTHER_METHODS.items() if any(mark in key for key in keys)), None)
+    return method and f"it is made by another method, {method}"
