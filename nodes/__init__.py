@@ -1,4 +1,6 @@
 """The menu: every node, in the order of a workflow."""
+from .control import PixArtControlNetApply, PixArtControlNetLoader
+from .edges import PixArtEdges, PixArtHED
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas
@@ -10,6 +12,10 @@ TITLES = {
     PixArtT5Loader: "Load T5 (8-bit)",
     PixArtTextEncode: "PixArt Text Encode",
     PixArtEmptyLatent: "PixArt Empty Latent",
+    PixArtControlNetLoader: "Load PixArt ControlNet",
+    PixArtEdges: "PixArt Edges",
+    PixArtHED: "PixArt HED",
+    PixArtControlNetApply: "Apply PixArt ControlNet",
     PixArtLCMSampler: "PixArt LCM Sampler",
     PixArtLCMSigmas: "PixArt LCM Schedule",
     PixArtDMDSampler: "PixArt One-Step (DMD)",
