@@ -9,16 +9,11 @@ from pixart.model.controlnet import Controlled, PixArtControlNet
 CASES = golden_cases.names("04_*")
 
 
-def part(golden: golden_cases.Golden, prefix: str) -> golden_cases.Golden:
-    weights = {k.removeprefix(prefix): v for k, v in golden.weights.items() if k.startswith(prefix)}
-    return golden._replace(weights=weights)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
 def test_controlnet_equals_official(name):
     golden = golden_cases.load(name)
-    base, tolerance = build(part(golden, "base_model.")), golden.meta["tolerance"]
+    base, tolerance = build(golden), golden.meta["tolerance"]
     control = PixArtControlNet(base.config, golden.meta["config"]["copy_blocks_num"]).eval()
     control.load_state_dict({k: v for k, v in golden.weights.items() if k.startswith("controlnet.")}, strict=True)
     for subcase, given in golden.inputs.items():
