@@ -1,12 +1,14 @@
 """Edge maps without weights: Canny lines, soft edges, and drawings taken as they are.
 
 All maps are white on black, as the ControlNet was trained on. Pictures: (B, 1, 3 or 4, H, W) in 0..1, any size, on any
-device. Maps: (B, 1, H, W) float32 in 0..1 on the same device. The filters are those of kornia.
+device. Maps: (B, 1, H, W) float32 in 0..1 on the same device. Blur and slope are those of kornia.
 """
 import math
 from types import ModuleType
 
+import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d, pad
 
 from .pictures import BLACK, GREY, WHITE, each, grey, opaque, with_room
 
@@ -27,7 +29,7 @@ def edge_maps(pictures: Tensor, method: str, low: float = 0.4, high: float = 0.8
 
 
 def canny(pictures: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1.0) -> Tensor:
-    """Lines one pixel wide, 0 or 1.
+    """Lines one pixel wide, 0 or 1 (Canny, A Computational Approach to Edge Detection, 1986).
 
     A line starts where the slope of brightness exceeds `high` and goes on while it exceeds `low`. In these units a
     step from black to white has 4 without blur and 2.6 with blur 1. `blur`: standard deviation in pixels of the
@@ -35,12 +37,11 @@ def canny(pictures: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1
     """
     if not 0 < low <= high:
         raise ValueError(f"thresholds low {low} and high {high}; expected 0 < low <= high")
-    filters, kernel, sigma = _kornia(), _kernel(blur), max(blur, 1e-3)
+    filters = _kornia()
 
     def find(picture: Tensor) -> Tensor:
-        height, width = picture.shape[-2:]
-        roomy = with_room(picture, kernel // 2 + 1)
-        return filters.canny(roomy, low, high, (kernel, kernel), (sigma, sigma))[1][..., :height, :width]
+        ridges = _ridges(*filters.spatial_gradient(_smooth(picture, blur), normalized=False).unbind(2))
+        return _joined(ridges > low, ridges > high)
     return each(grey(opaque(pictures)), find)
 
 
@@ -52,16 +53,11 @@ def soft_edges(pictures: Tensor, blur: float = 1.0, strength: float = 2.0) -> Te
     """
     if not strength >= 0:
         raise ValueError(f"strength {strength}; expected 0 or more")
-    filters, kernel, sigma = _kornia(), _kernel(blur), max(blur, 1e-3)
-    gain = strength / _step_response(blur)
+    filters, gain = _kornia(), strength / _step_response(blur)
 
     def find(picture: Tensor) -> Tensor:
-        height, width = picture.shape[-2:]
-        smooth = with_room(picture, kernel // 2 + 1)
-        if blur:
-            smooth = filters.gaussian_blur2d(smooth, (kernel, kernel), (sigma, sigma))
-        slope = filters.spatial_gradient(smooth).square().sum(2).sqrt().amax(1, keepdim=True)
-        return (slope[..., :height, :width] * gain).clamp(0, 1)
+        slope = filters.spatial_gradient(_smooth(picture, blur)).square().sum(2).sqrt()
+        return (slope.amax(1, keepdim=True) * gain).clamp(0, 1)
     return each(opaque(pictures), find)
 
 
@@ -69,6 +65,43 @@ def drawing(pictures: Tensor, dark_on_light: bool = False) -> Tensor:
     """A drawn edge map, unchanged but for its colours, which become grey; a dark drawing on light is turned over."""
     lines = grey(opaque(pictures, WHITE if dark_on_light else BLACK))
     return 1 - lines if dark_on_light else lines
+
+
+def _ridges(across: Tensor, down: Tensor) -> Tensor:
+    """Slopes that are largest along their own direction, rounded to 45 degrees; 0 elsewhere. (1, 1, H, W) each.
+
+    Of two equal ones side by side, as on both sides of a sharp step, the left or upper one stays. kornia has the same
+    rule, but before 0.9 it dropped both, and drawings lost their lines.
+    """
+    slope = (across.square() + down.square()).sqrt()
+    direction = torch.atan2(down, across).mul(4 / math.pi).round().remainder(4)
+    around, (height, width) = pad(slope, (1, 1, 1, 1)), slope.shape[-2:]
+    kept = torch.zeros_like(slope, dtype=torch.bool)
+    for index, (x, y) in enumerate(((1, 0), (1, 1), (0, 1), (-1, 1))):
+        before = around[..., 1 - y:1 - y + height, 1 - x:1 - x + width]
+        after = around[..., 1 + y:1 + y + height, 1 + x:1 + x + width]
+        beats_after = slope > after if x and y else slope >= after
+        kept |= (direction == index) & (slope > before) & beats_after
+    return slope * kept
+
+
+def _joined(weak: Tensor, strong: Tensor) -> Tensor:
+    """What is strong, and what is weak and joined to it through neighbours in eight directions."""
+    weak, strong = weak.float(), strong.float()
+    while True:
+        grown = max_pool2d(strong, 3, 1, 1) * weak
+        if torch.equal(grown, strong):
+            return grown
+        strong = grown
+
+
+def _smooth(picture: Tensor, blur: float) -> Tensor:
+    """Gaussian of standard deviation `blur` pixels; 0 for none."""
+    kernel, (height, width) = _kernel(blur), picture.shape[-2:]
+    if not blur:
+        return picture
+    roomy = with_room(picture, kernel // 2 + 1)         # a mirrored border must not be wider than the picture
+    return _kornia().gaussian_blur2d(roomy, (kernel, kernel), (blur, blur))[..., :height, :width]
 
 
 def _kernel(blur: float) -> int:

@@ -16,7 +16,7 @@ FILE = "ControlNetHED.pth"
 HED_FILE = f"the edge network {FILE} (37 tensors such as block1.convs.0.weight), as .pth or .safetensors"
 BLOCKS = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))      # channels in, out, convolutions
 LEAST = 16                           # pixels; the last of four halvings must leave one
-BYTES_PER_PIXEL = 768                # largest demand while a map is made: three activations of 64 channels
+BYTES_PER_PIXEL = 800                # most that is needed while a map is made: three activations of 64 channels
 OTHER_PORT = ("moduleVgg", "netVgg", "moduleScore", "netScore", "moduleCombine", "netCombine")
 
 

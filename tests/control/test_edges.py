@@ -53,6 +53,24 @@ def test_canny_thresholds_mean_what_is_documented():
     assert canny(step, 2.5, 2.5, blur=1).any() and not canny(step, 2.7, 2.7, blur=1).any()
 
 
+def test_canny_agrees_with_kornia_where_no_neighbours_are_equal():
+    from kornia.filters import canny as reference
+    picture = noise(2, 1, 60, 80)
+    for low, high in ((0.1, 0.3), (0.4, 0.8)):
+        want = reference(picture, low, high)[1]
+        assert want.mean() > 0.02 and (canny(picture, low, high) != want).float().mean() < 0.002
+
+
+def test_a_sharp_step_is_one_line():
+    """Its two sides have the same slope; one of them stays, everywhere the same."""
+    step = torch.zeros(1, 1, 24, 24)
+    step[..., 12:] = 1
+    want = torch.zeros(1, 1, 24, 24)
+    want[..., 11] = 1
+    assert torch.equal(canny(step, blur=0), want)
+    assert torch.equal(canny(step.mT, blur=0), want.mT)
+
+
 def test_a_faint_line_needs_a_strong_part():
     """What lies between low and high counts only where it is joined to something above high."""
     faint = torch.zeros(1, 1, 32, 64)

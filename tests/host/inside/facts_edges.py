@@ -66,7 +66,8 @@ def test_thresholds_are_those_of_the_stock_canny_node():
     import nodes
     given = image(64, 64, channels=1)
     stock = nodes.NODE_CLASS_MAPPINGS["Canny"].detect_edge(given, 0.4, 0.8)[0]
-    assert stock.any() and torch.equal(edges(given, "canny"), stock)
+    assert stock.mean() > 0.02
+    assert (edges(given, "canny") != stock).float().mean() < 0.002      # rounding; all but equal slopes side by side
 
 
 def test_wrong_thresholds_are_refused():
