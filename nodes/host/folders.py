@@ -10,6 +10,7 @@ MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 TEXT_FOLDERS = ("text_encoders",)
 HED_FOLDERS = ("controlnet", "annotators")
 HED_FILE = "ControlNetHED.pth"
+LORA_FOLDERS = ("loras",)
 CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets come with their base model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
 NONE_FOUND = "no file found"
@@ -49,6 +50,16 @@ def control_files() -> list[str]:
 def model_path(name: str) -> Path:
     """Raises FileNotFoundError naming file and folders."""
     return _resolve(name, MODEL_FOLDERS)
+
+
+def lora_files() -> list[str]:
+    """Names that may be PixArt LoRAs; one that peft saved as a folder is the adapter_model file in it."""
+    return _listed(LORA_FOLDERS)
+
+
+def lora_path(name: str) -> Path:
+    """Raises FileNotFoundError naming file and folders."""
+    return _resolve(name, LORA_FOLDERS)
 
 
 def control_path(name: str) -> Path:

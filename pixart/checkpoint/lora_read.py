@@ -42,6 +42,7 @@ def read_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
         settings = Settings(f"alpha {alpha:g} as chosen", alpha)
     parts = tuple(read_part(module, keys, weights.tensors, settings, alpha is not None, file)
                   for module, keys in groups.items())
+    check_once(parts, file)
     own = alpha is None and all(ALPHA in keys for keys in groups.values())
     return Lora(parts, layout_of(first), "alpha from the file" if own else settings.source, tuple(ignored), file)
 
@@ -103,6 +104,15 @@ def read_part(module: str, keys: Mapping[str, str], tensors: Mapping[str, Tensor
         raise CheckpointError(file, f"{keys[MAGNITUDE]} has {len(magnitude)} numbers for {len(up)} rows",
                               "DoRA magnitudes of output rows")
     return LoraPart(place.module, place.part, place.parts, down, up, scale, magnitude, tuple(keys.values()))
+
+
+def check_once(parts: tuple[LoraPart, ...], file: Path) -> None:
+    """Refuse two changes of the same rows, such as one layer under two names."""
+    seen: dict[tuple[str, tuple[int, int]], LoraPart] = {}
+    for part in parts:
+        first = seen.setdefault((part.module, part.rows), part)
+        if first is not part:
+            raise CheckpointError(file, f"{first.keys[0]} and {part.keys[0]} change the same layer", LORA_FILE)
 
 
 def diffusers_name(module: str, part: int) -> str:

@@ -264,6 +264,11 @@ def test_ranks_that_differ_within_a_pair_are_named(tmp_path):
         read_lora(file(tmp_path, tensors))
 
 
+def test_one_layer_under_two_names_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="same layer"):
+        read_lora(file(tmp_path, peft_keys("transformer.") | kohya_keys("lora_unet_", 4.0)))
+
+
 def test_truncated_missing_and_empty(tmp_path):
     path = file(tmp_path, peft_keys("transformer."))
     path.write_bytes(path.read_bytes()[:-100])

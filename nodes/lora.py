@@ -1,0 +1,42 @@
+"""The node that puts a LoRA on a PixArt model."""
+from typing import Any
+
+from .host import folders
+
+
+class PixArtLoraLoader:
+    DESCRIPTION = ("Puts a LoRA or DoRA on a PixArt model, at the strength it was trained with: peft folders, files of "
+                   "the official trainers, diffusers, OneTrainer, kohya and our own. Says how many keys were used. "
+                   "Chain several.")
+    CATEGORY = "PixArt"
+    FUNCTION = "load"
+    RETURN_TYPES = ("MODEL", "STRING")
+    RETURN_NAMES = ("MODEL", "report")
+    OUTPUT_TOOLTIPS = ("The diffusion model with the LoRA.",
+                       "What was found: layout, rank, scale and where it was said, keys used and ignored.")
+    SEARCH_ALIASES = ["lora", "dora", "lcm-lora", "peft", "load lora", "pixart lora"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "model": ("MODEL", {"tooltip": "A PixArt model with the width and depth that the LoRA was trained on."}),
+            "file": (folders.lora_files(), {
+                "tooltip": "LoRA in models/loras. For one that peft saved as a folder, put the folder there with its "
+                           "adapter_config.json and choose adapter_model.safetensors in it."}),
+            "strength": ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01, "tooltip":
+                         "1: as trained. 0: no effect. Good values are 0.5 to 1.2; negative ones do the opposite."}),
+        }, "optional": {
+            "alpha": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 4096.0, "step": 0.5, "tooltip":
+                      "0: what the file says. Otherwise the alpha it was trained with; the LoRA is scaled by alpha / "
+                      "rank. For files that do not say it, when the report shows that it was assumed."}),
+        }}
+
+    @classmethod
+    def IS_CHANGED(cls, file: str, **_: object) -> str:
+        path = folders.lora_path(file)
+        beside = path.with_name("adapter_config.json")
+        return ";".join(folders.fingerprint(each) for each in (path, beside) if each.is_file())
+
+    def load(self, model: Any, file: str, strength: float, alpha: float = 0.0) -> tuple[Any, str]:
+        from .host.lora import apply_lora
+        return apply_lora(model, folders.lora_path(file), strength, alpha or None)
