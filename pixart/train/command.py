@@ -1,0 +1,134 @@
+"""The command line of the trainers: python -m pixart train {diffusion,lcm,lcm-lora,controlnet,lora}."""
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .jobs import Job
+    from .loop import Watch
+    from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+METHODS = {
+    "diffusion": "all weights, from a checkpoint or from nothing",
+    "lcm": "a few-step student of a checkpoint, all weights",
+    "lcm-lora": "a few-step student of a checkpoint, as a LoRA",
+    "controlnet": "a ControlNet on prepared edge maps",
+    "lora": "a LoRA or DoRA on your pictures",
+}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add `train`; the options of its methods are read in `run`, as they need the whole library."""
+    lines = "\n".join(f"  {name:<12}{text}" for name, text in METHODS.items())
+    train = commands.add_parser("train", help="train, fine-tune or distil", description=f"methods:\n{lines}",
+                                epilog="python -m pixart train METHOD --help lists the options of a method",
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    train.add_argument("method", choices=METHODS)
+    train.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the method")
+
+
+def method_parser(method: str) -> argparse.ArgumentParser:
+    """Options of one method: the file, and one for every field it may have."""
+    from .settings import options
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pixart train {method}", allow_abbrev=False,
+        usage="%(prog)s [--config FILE] [--dry-run] [--set SECTION.FIELD=VALUE] [--SECTION.FIELD VALUE] ...",
+        description=f"Train {METHODS[method]}. Every field of the file can be "
+        "given as an option too; relative paths are relative to the file, in options to the current folder.")
+    parser.add_argument("--config", type=Path, help="TOML file; ready ones lie in pixart/train/configs")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="say what would be trained, how long it takes and how much memory, and stop")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE",
+                        help="replace one field of the file, also inside tables")
+    for key, default in options(method):
+        parser.add_argument(f"--{key}", dest=key, metavar="VALUE", default=argparse.SUPPRESS,
+                            help=default.replace("%", "%%"))
+    return parser
+
+
+def replacements(given: argparse.Namespace) -> dict[str, str]:
+    """Every "section.field" that an option replaces; --set last."""
+    replaced = {key: value for key, value in vars(given).items() if "." in key}
+    for text in given.set:
+        key, equals, value = text.partition("=")
+        if not equals or "." not in key:
+            raise ValueError(f"--set {text}: expected SECTION.FIELD=VALUE, for example train.steps=2000")
+        replaced[key.strip()] = value.strip()
+    return replaced
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, or with --dry-run only say what would be trained."""
+    from .settings import read_settings
+    given = method_parser(args.method).parse_args(args.arguments)
+    settings = read_settings(args.method, given.config, replacements(given))
+    main = is_main_process()
+    if not main:
+        logging.getLogger("pixart").setLevel(logging.WARNING)
+    if given.dry_run:
+        text = plan(settings)
+        if main:
+            print(text)
+        return
+    path = execute(settings)
+    if main:
+        print(path)
+
+
+def is_main_process() -> bool:
+    """Of those that were launched together."""
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ImportError("training needs the accelerate package: pip install 'pixart-delta[train]' or "
+                          "pip install accelerate") from error
+    return PartialState().is_main_process
+
+
+def plan(settings: "Settings") -> str:
+    from .jobs import assemble
+    from .plan import make_plan
+    return make_plan(assemble(settings), settings).text(settings)
+
+
+def execute(settings: "Settings") -> Path:
+    """Train and write the result; the file it went to."""
+    from .jobs import assemble
+    from .loop import train
+    require_place(settings.output.file)
+    job = assemble(settings)
+    watch = watchers(settings, job) if is_main_process() else []
+    average = train(job.model, job.objective, job.data, settings.train, settings.output.folder, watch=watch,
+                    settings=job.facts)
+    for watcher in watch:
+        if hasattr(watcher, "close"):
+            watcher.close()
+    if is_main_process():
+        return job.save(average)
+    return settings.output.file
+
+
+def require_place(file: Path) -> None:
+    """Refuse a result file that cannot be written before hours of work are done for it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".safetensors" and file.is_dir():
+        raise IsADirectoryError(f"output.file {file} is a folder; give the name of a file in it")
+
+
+def watchers(settings: "Settings", job: "Job") -> "list[Watch]":
+    """TensorBoard where it is installed, and previews where prompts are given."""
+    from accelerate import PartialState
+
+    from .preview import Preview
+    from .report import TensorBoard
+    folder, watch = settings.output.folder, []
+    try:
+        watch.append(TensorBoard(folder / "tensorboard"))
+    except ImportError:
+        logger.info("no scalars are written: tensorboard is not installed (pip install tensorboard)")
+    if settings.validate.prompts:
+        watch.append(Preview(settings.validate, job.config, job.parts, folder / "previews", PartialState().device))
+    return watch

@@ -1,0 +1,147 @@
+"""From settings to what is trained: network, objective and how the result is written, one function a method."""
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoint import load, save_checkpoint
+from ..checkpoint.control import save_control
+from ..config import PixArtConfig
+from ..model.attention import Attend, matmul_attention, sdpa
+from ..model.controlnet import Controlled, PixArtControlNet
+from ..model.transformer import PixArtTransformer
+from .data import PreparedFolder
+from .initialize import initialize
+from .objectives import Consistency, Control, Diffusion, Objective
+from .settings import (
+    Adapter,
+    ControlMethod,
+    DiffusionMethod,
+    LcmLoraMethod,
+    LcmMethod,
+    LoraMethod,
+    ModelSettings,
+    Settings,
+)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything `train` needs, and what to do with the averaged network it returns."""
+
+    model: nn.Module
+    objective: Objective
+    data: PreparedFolder
+    save: Callable[[nn.Module], Path]
+    config: PixArtConfig
+    facts: Mapping[str, object]      # settings of the method that must not change when a training goes on
+
+    def parts(self, average: nn.Module) -> tuple[PixArtTransformer, PixArtControlNet | None]:
+        """What draws pictures: a transformer, and the ControlNet beside it if that is what is trained."""
+        return (average.base, average.control) if isinstance(average, Controlled) else (average, None)
+
+
+def assemble(settings: Settings) -> Job:
+    """Load what the settings name. Raises ValueError where data and model do not belong together."""
+    data = PreparedFolder(settings.data.folder, need_hints=isinstance(settings.method, ControlMethod))
+    make = {DiffusionMethod: diffusion, LcmMethod: lcm, LcmLoraMethod: lcm_lora, LoraMethod: lora,
+            ControlMethod: controlnet}[type(settings.method)]
+    job = make(settings, data)
+    check_fit(job.config, data)
+    return job
+
+
+def check_fit(config: PixArtConfig, data: PreparedFolder) -> None:
+    if data.caption_width != config.caption_width:
+        raise ValueError(f"the text features in {data.folder} have width {data.caption_width}, the model reads "
+                         f"{config.caption_width}; prepare the pictures with the text encoder that belongs to it")
+    if data.latent_space not in (None, config.latent_space):
+        raise ValueError(f"the latents in {data.folder} are {data.latent_space}, the model reads "
+                         f"{config.latent_space}; prepare the pictures with the VAE that belongs to it")
+
+
+def diffusion(settings: Settings, data: PreparedFolder) -> Job:
+    """All weights, from a checkpoint or from nothing."""
+    model = new_model(settings.model, data) if settings.model.new else own(load_base(settings.model, "fp32"))
+    return full(model, Diffusion(data, settings.method.caption_dropout), data, settings)
+
+
+def lcm(settings: Settings, data: PreparedFolder) -> Job:
+    """A student that starts as its frozen teacher."""
+    teacher = load_base(settings.model, settings.model.dtype).requires_grad_(False)
+    student = own(load_base(settings.model, "fp32")).requires_grad_(True)
+    return full(student, Consistency(data, teacher, settings.method.guidance, settings.method.huber_c), data, settings)
+
+
+def full(model: PixArtTransformer, objective: Objective, data: PreparedFolder, settings: Settings) -> Job:
+    def save(average: nn.Module) -> Path:
+        return save_checkpoint(settings.output.file, average, model.config, DTYPES[settings.output.dtype])
+    return Job(model, objective, data, save, model.config, {})
+
+
+def lcm_lora(settings: Settings, data: PreparedFolder) -> Job:
+    """Adapters that turn the base into its own student."""
+    from .lcm_lora import ConsistencyLora
+    return adapted(settings, data, ConsistencyLora(data, settings.method.guidance, settings.method.huber_c))
+
+
+def lora(settings: Settings, data: PreparedFolder) -> Job:
+    """Adapters that learn the pictures."""
+    return adapted(settings, data, Diffusion(data, settings.method.caption_dropout))
+
+
+def adapted(settings: Settings, data: PreparedFolder, objective: Objective) -> Job:
+    from .lora import add_lora, save_lora
+    method: Adapter = settings.method
+    base = load_base(settings.model, settings.model.dtype)
+    model = add_lora(base, method.rank, method.alpha, method.targets, method.dora, settings.train.seed)
+
+    def save(average: nn.Module) -> Path:
+        return save_lora(settings.output.file, average, DTYPES[settings.output.dtype])
+    facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
+             "dora": method.dora}
+    return Job(model, objective, data, save, base.config, facts)
+
+
+def controlnet(settings: Settings, data: PreparedFolder) -> Job:
+    """Trainable copies of the first blocks beside the frozen base."""
+    base = load_base(settings.model, settings.model.dtype).requires_grad_(False)
+    control = PixArtControlNet.copy_of(base, settings.method.blocks, attention(settings.model)).float()
+    model = Controlled(base, control.requires_grad_(True))
+
+    def save(average: nn.Module) -> Path:
+        return save_control(settings.output.file, average.control, DTYPES[settings.output.dtype])
+    return Job(model, Control(data, settings.method.caption_dropout), data, save, base.config,
+               {"blocks": settings.method.blocks})
+
+
+def attention(settings: ModelSettings) -> Attend:
+    return {"sdpa": sdpa, "matmul": matmul_attention}[settings.attention]
+
+
+def load_base(settings: ModelSettings, dtype: str) -> PixArtTransformer:
+    return load(settings.base, settings.variant, dtype=DTYPES[dtype], attend=attention(settings))
+
+
+def own(model: PixArtTransformer) -> PixArtTransformer:
+    """In place: weights may be views of the file they come from, which must not be written to."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def new_model(settings: ModelSettings, data: PreparedFolder) -> PixArtTransformer:
+    """Starting weights, with the data's null caption stored as the model's own."""
+    model = initialize(PixArtTransformer(settings.new, attend=attention(settings)), settings.seed)
+    return with_null_caption(model, data)
+
+
+def with_null_caption(model: PixArtTransformer, data: PreparedFolder) -> PixArtTransformer:
+    """Store the null caption as `y_embedding`, in place. Attention to n equal rows is attention to one."""
+    check_fit(model.config, data)
+    model.y_embedder.y_embedding.copy_(data.null_context[:1].expand_as(model.y_embedder.y_embedding))
+    return model

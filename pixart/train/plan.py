@@ -1,0 +1,105 @@
+"""What a training would do, before it is done: parameters, batch, steps, and memory and time from a short probe."""
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .jobs import Job
+from .loop import STATE, Training
+from .report import duration
+from .settings import Settings
+
+PROBE = 2                 # steps: the first warms up, the last is timed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Facts about a training; bytes and seconds of the probe are those of the machine it ran on."""
+
+    trained: int              # parameters
+    parameters: int           # of all networks, shared ones once
+    processes: int
+    pictures: int             # a step, all processes together
+    prepared: int             # pictures in the data
+    fixed: dict[str, int]     # bytes computed from the tensors that stay in memory, by what they are
+    peak: int | None          # bytes measured, a process
+    device: str
+    seconds: float            # a step
+
+    def text(self, settings: Settings) -> str:
+        """For people, some lines."""
+        config = settings.train
+        seen = config.steps * self.pictures
+        fixed = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.fixed.items() if size)
+        peak = "unknown" if self.peak is None else gigabytes(self.peak)
+        return "\n".join((
+            f"trains      {self.trained:,} of {self.parameters:,} parameters with {config.optimizer}, "
+            f"learning rate {config.learning_rate:g}, precision {config.precision}",
+            f"batch       {config.batch} x {self.processes} processes x {config.accumulation} accumulated = "
+            f"{self.pictures} pictures a step",
+            f"steps       {config.steps:,} = {seen:,} pictures, {seen / self.prepared:.1f} times the {self.prepared:,} "
+            "prepared",
+            f"memory      {peak} a process, measured on {self.device}; of these computed: {fixed}",
+            f"time        {self.seconds:.3g} s a step, measured; about {duration(self.seconds * config.steps)}",
+            f"writes      {settings.output.folder / STATE}, {settings.output.file}",
+        ))
+
+
+def make_plan(job: Job, settings: Settings) -> Plan:
+    """Takes PROBE real steps in memory; writes nothing. The job's model is changed by them."""
+    training = Training(job.model, job.objective, job.data, settings.train, job.facts)
+    seconds = probe(training)
+    trained = [p for p in job.model.parameters() if p.requires_grad]
+    networks = [job.model, *(part for part in vars(job.objective).values() if isinstance(part, nn.Module))]
+    everything = {id(p): p for network in networks for p in network.parameters()}
+    frozen = [p for p in everything.values() if not p.requires_grad]
+    fixed = {"trained weights": size_of(trained), "their gradients": size_of(trained),
+             "their average": size_of(trained), "optimizer": size_of(moments(training)),
+             "frozen weights": size_of(frozen)}
+    device = training.accelerator.device
+    return Plan(sum(p.numel() for p in trained), sum(p.numel() for p in everything.values()),
+                training.accelerator.num_processes, training.total, len(job.data), fixed, peak_memory(device),
+                device_name(device), seconds)
+
+
+def probe(training: Training) -> float:
+    """Seconds of the last of PROBE steps."""
+    device = training.accelerator.device
+    for number in range(PROBE):
+        began = time.perf_counter()
+        training.step(number)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def moments(training: Training) -> Iterator[torch.Tensor]:
+    for stepper in training.steppers:
+        for state in stepper.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def size_of(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes this process ever held: allocated on a GPU, resident on a CPU; None where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    import resource
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}"
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 2 ** 30:.2f} GiB" if size >= 2 ** 27 else f"{size / 2 ** 20:.1f} MiB"
