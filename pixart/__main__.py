@@ -1,4 +1,4 @@
-"""The command line: python -m pixart generate | encode | prepare | mini."""
+"""The command line: python -m pixart generate | encode | prepare | train | mini."""
 import argparse
 import logging
 import sys
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .config import VARIANTS
 from .mini import SHIPPED, Files
 from .prepare import command as prepare
+from .train import command as train
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default=None, help="cpu, cuda, mps (default: the best there is)")
     generate.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer")
     prepare.add_parser(commands)
+    train.add_parser(commands)
     mini = commands.add_parser("mini", help="rebuild or measure PixArt-mini").add_subparsers(dest="task", required=True)
     build = mini.add_parser("build", help="train every part from nothing; goes on where it was stopped")
     build.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
@@ -201,12 +203,13 @@ def run_mini(args: argparse.Namespace) -> None:
 
 def main() -> int:
     args = parser().parse_args()
-    chatty = args.verbose or args.command == "mini"
+    chatty = args.verbose or args.command in ("mini", "train")
     logging.basicConfig(level=logging.INFO if chatty else logging.WARNING, format="%(message)s")
-    run = {"generate": run_generate, "encode": run_encode, "prepare": prepare.run, "mini": run_mini}[args.command]
+    run = {"generate": run_generate, "encode": run_encode, "prepare": prepare.run, "train": train.run,
+           "mini": run_mini}[args.command]
     try:
         run(args)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
