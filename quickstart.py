@@ -117,8 +117,8 @@ def install_torch(python: Path) -> None:
 
 def prepare(use: str) -> Path:
     """Make `.venv` ready for one use (`standalone` or `test`), if it is not yet, and return its Python."""
-    wanted = requirements() + extra(use)
-    state = hashlib.sha256(json.dumps([wanted, str(VENV)]).encode()).hexdigest()
+    wanted, alone = requirements() + extra(use), extra("oracles") if use == "test" else []
+    state = hashlib.sha256(json.dumps([wanted, alone, str(VENV)]).encode()).hexdigest()
     python, stamp = venv_python(), VENV / f".ready-{use}"
     if stamp.is_file() and stamp.read_text() == state and works(python, HAS_TORCH):
         say(f"environment: {VENV} is ready")
@@ -132,6 +132,8 @@ def prepare(use: str) -> Path:
     install_torch(python)
     say(f"environment: installing {', '.join(re.split('[<>=]', spec)[0] for spec in wanted)}")
     pip_install(python, *wanted)
+    if alone:
+        pip_install(python, "--no-deps", *alone)
     stamp.write_text(state)
     return python
 

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOST = {"comfy", "comfy_extras", "comfy_api", "comfy_execution", "folder_paths", "nodes", "server", "execution",
         "latent_preview", "node_helpers"}
-SLOW = {"transformers", "bitsandbytes", "diffusers", "accelerate", "ftfy", "bs4", "torchvision"}
+SLOW = {"transformers", "bitsandbytes", "diffusers", "accelerate", "ftfy", "bs4", "torchvision", "kornia",
+        "controlnet_aux", "peft"}
 LIBRARY = sorted((ROOT / "pixart").rglob("*.py"))
 NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
 ADAPTERS = sorted((ROOT / "nodes" / "host").rglob("*.py"))
