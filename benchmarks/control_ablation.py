@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pixart.checkpoint import load, load_control, save_control  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
-from pixart.mini.agreement import LCM, TEACHER, Bench, Followed, Pairs, table  # noqa: E402
+from pixart.mini.agreement import LCM, Bench, Followed, Pairs, table  # noqa: E402
 from pixart.mini.evaluate import contact_sheet  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.model.controlnet import Controlled, PixArtControlNet  # noqa: E402
@@ -60,21 +60,18 @@ def run(case: str, data: PreparedFolder, work: Path, steps: int) -> None:
 
 
 def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, list[Tensor]], Pairs]:
-    """Every finished case with both samplers, and no control beside them."""
+    """Every case on the LCM student in 4 steps, and no control before them."""
     bench = Bench.of(count, 7, SHIPPED)
     rows, pictures = [], {"real": bench.pairs.real, "control": [m.expand(3, -1, -1) for m in bench.pairs.maps]}
-    for method in (LCM, TEACHER):
-        model = bench.model(method)
-        for name, case in CASES.items():
-            trained = load_control(work / f"{name}.safetensors", torch.float32)
-            network = case.network(trained.config, case.blocks).eval()
-            network.load_state_dict(trained.state_dict())
-            if not rows or rows[-1].method != method.name:
-                rows.append(bench.measure(method, model, "none", network, 0.0)[0])
-            row, drawn = bench.measure(method, model, case.title, network, 1.0)
-            rows.append(row)
-            if method is LCM:
-                pictures[name] = drawn
+    model = bench.model(LCM)
+    for name, case in CASES.items():
+        trained = load_control(work / f"{name}.safetensors", torch.float32)
+        network = case.network(trained.config, case.blocks).eval()
+        network.load_state_dict(trained.state_dict())
+        if not rows:
+            rows.append(bench.measure(LCM, model, "none", network, 0.0)[0])
+        row, pictures[name] = bench.measure(LCM, model, case.title, network, 1.0)
+        rows.append(row)
     return rows, pictures, bench.pairs
 
 
