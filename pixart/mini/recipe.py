@@ -16,6 +16,7 @@ from ..model.attention import matmul_attention
 from ..model.transformer import PixArtTransformer
 from ..train.data import PreparedFolder
 from ..train.initialize import initialize
+from ..train.jobs import with_null_caption
 from ..train.loop import LoopConfig, train
 from ..train.objectives import Consistency, Diffusion
 from . import Files
@@ -49,12 +50,6 @@ class Recipe:
     guidance: float = 1.5        # w of the distillation; 1.5 is a scale of 2.5, with which the teacher is measured
 
 
-def with_null_caption(model: PixArtTransformer, data: PreparedFolder) -> PixArtTransformer:
-    """Store the null caption as `y_embedding`, in place. Every row is the same: attention to n copies is attention to one."""
-    model.y_embedder.y_embedding.copy_(data.null_context[:1].expand_as(model.y_embedder.y_embedding))
-    return model
-
-
 def train_teacher(recipe: Recipe, data: PreparedFolder, work: Path, files: Files) -> None:
     """Diffusion training from nothing."""
     model = with_null_caption(initialize(PixArtTransformer(MINI, attend=matmul_attention), recipe.seed), data)
@@ -71,8 +66,8 @@ def train_student(recipe: Recipe, data: PreparedFolder, work: Path, files: Files
     save_checkpoint(files.student, average, MINI, torch.float16)
 
 
-def build(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> None:
-    """Run every stage whose result is not there yet. `work` keeps states and prepared data, `files` says where they go."""
+def prepare_data(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> PreparedFolder:
+    """Train autoencoder, text encoder and judge where they are missing, and prepare work/data with them."""
     state, seed = work / "state", recipe.seed
     if not (state / "vae.done").exists():
         train_autoencoder(files.vae, recipe.autoencoder_steps, batch=16, seed=seed, state=state / "vae.pt",
@@ -84,7 +79,12 @@ def build(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cp
         train_judge(files.judge, recipe.judge_steps, seed=seed, state=state / "judge.pt", device=device, autocast=True)
     if len(list((work / "data").glob("*.safetensors"))) <= len(BUCKETS):
         prepare(work / "data", recipe.pictures, seed, files=files, device=device, autocast=True)
-    data = PreparedFolder(work / "data")
+    return PreparedFolder(work / "data")
+
+
+def build(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> None:
+    """Run every stage whose result is missing. `work` keeps states and data, `files` says where weights go."""
+    data = prepare_data(work, files, recipe, device)
     if not files.teacher.exists():
         train_teacher(recipe, data, work, files)
     if not files.student.exists():

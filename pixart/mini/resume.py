@@ -1,13 +1,14 @@
 """Keeps the state of a small training in one file, so that it can stop and go on."""
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from ..train.state import read_state, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +60,11 @@ class Progress:
     def _save(self) -> None:
         if self.state is None:
             return
-        self.state.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.state.with_suffix(".part")
-        torch.save({"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step},
-                   beside)
-        os.replace(beside, self.state)
+        write_state(self.state, {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+                                 "step": self.step})
 
     def _load(self) -> None:
-        kept = torch.load(self.state, weights_only=True)
+        kept = read_state(self.state)
         self.model.load_state_dict(kept["model"])
         self.optimiser.load_state_dict(kept["optimiser"])
         self.step = kept["step"]
