@@ -68,8 +68,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_parser(commands)
     mini = commands.add_parser("mini", help="rebuild or measure PixArt-mini").add_subparsers(dest="task", required=True)
     build = mini.add_parser("build", help="train every part from nothing; goes on where it was stopped")
-    build.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
-    build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
+    data = mini.add_parser("data", help="only the training data, with the small networks it takes; then use train")
+    for command in (build, data):
+        command.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
+        command.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
     measure = mini.add_parser("evaluate", help="print the table and draw the contact sheet")
     measure.add_argument("--weights", type=Path, default=SHIPPED.root)
     measure.add_argument("--count", type=int, default=1000, help="held-out prompts")
@@ -184,9 +186,10 @@ def run_encode(args: argparse.Namespace) -> None:
 
 
 def run_mini(args: argparse.Namespace) -> None:
-    if args.task == "build":
-        from .mini.recipe import build
-        build(args.work, Files(args.weights), device=best_device())
+    if args.task in ("build", "data"):
+        from .mini.recipe import build, prepare_data
+        stages = build if args.task == "build" else prepare_data
+        stages(args.work, Files(args.weights), device=best_device())
         return
     from .mini.evaluate import contact_sheet
     if args.control:
