@@ -90,4 +90,5 @@ VARIANTS: dict[str, PixArtConfig] = {
     "sigma-512": _at(_SIGMA, 32, 1.0),
     "sigma-1024": _at(_SIGMA, 64, 2.0),
     "sigma-2k": _at(_SIGMA, 128, 4.0),
+    "alpha-256-mup": _at(_ALPHA, 16, 1.0),      # as alpha-256, its readout multiplier to be folded on load
 }

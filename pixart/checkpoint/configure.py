@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import VARIANTS, KVCompression, PixArtConfig
 from .detect import Facts
 from .errors import CheckpointError
+from .mup import named_mup
 
 logger = logging.getLogger(__name__)
 
@@ -196,4 +197,6 @@ def name_hints(path: Path) -> tuple[str | None, int | None]:
             side = 2048 if found[1] == "2k" else int(found[1])
         elif side is None and ("dmd" in text or "900m" in text):
             side = 512 if "dmd" in text else 1024
+    if named_mup(path):
+        return family or "alpha", side or 256
     return family, side

@@ -13,8 +13,9 @@ from ..config import VARIANTS, PixArtConfig
 from .configure import Choice, configure
 from .detect import Layout, find_layout, measure, reference_shapes
 from .errors import CheckpointError
-from .header import from_header
+from .header import KEY, from_header
 from .layouts import NULL_CAPTION, expected_shapes
+from .mup import fold_readout, readout_divisor
 from .read import ShortLived, Weights, open_weights
 
 if TYPE_CHECKING:
@@ -67,11 +68,15 @@ def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
     if not has_null_caption:
         like = state_dict["y_embedder.y_proj.fc1.bias"]
         state_dict[NULL_CAPTION] = like.new_zeros(choice.config.caption_tokens, choice.config.caption_width)
+    divisor, by_name = readout_divisor(choice.config, variant, layout.name, KEY in weights.metadata, weights.path)
+    if divisor != 1:
+        state_dict = fold_readout(state_dict, divisor)
+    guessed = choice.guessed or by_name
     kept = dtype_name(weights.tensors[layout.plan[SAMPLE][0]])
-    description = describe(choice.config, choice.guessed, kept, layout.name)
+    description = describe(choice.config, guessed, kept, layout.name, divisor)
     logger.info("%s: %s", weights.path.name, description)
     _log_ignored(layout, weights.path)
-    return Checkpoint(choice.config, state_dict, description, choice.guessed, has_null_caption, weights.path)
+    return Checkpoint(choice.config, state_dict, description, guessed, has_null_caption, weights.path)
 
 
 def read_config(path: str | os.PathLike, variant: str | PixArtConfig = "auto") -> PixArtConfig:
@@ -148,7 +153,7 @@ def gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.d
     return result
 
 
-def describe(config: PixArtConfig, guessed: bool, dtype: str, layout: str) -> str:
+def describe(config: PixArtConfig, guessed: bool, dtype: str, layout: str, divisor: float = 1.0) -> str:
     """One line such as "PixArt-alpha 1024, 28 blocks, 120 tokens, SD latents (0.18215), fp32, diffusers layout"."""
     family = "PixArt-alpha" if config.latent_space == "sd" else "PixArt-Sigma"
     words = [f"{family} {config.resolution}", f"{config.depth} blocks"]
@@ -160,6 +165,8 @@ def describe(config: PixArtConfig, guessed: bool, dtype: str, layout: str) -> st
     if config.kv_compression is not None:
         mode, factor, layers = config.kv_compression.mode, config.kv_compression.factor, config.kv_compression.layers
         words.append(f"key/value compression {mode} x{factor} in {len(layers)} blocks")
+    if divisor != 1:
+        words.append(f"muP readout divided by {divisor:g}")
     words += [dtype, f"{layout} layout"]
     if guessed:
         words.append(f"guessed; choose variant to override ({', '.join(VARIANTS)})")
