@@ -72,7 +72,7 @@ def initialize_mup(model: PixArtTransformer, seed: int, base_width: int,
     return model
 
 
-def mup_parameter_groups(model: nn.Module, base_width: int, learning_rate: float, weight_decay: float = 0.0,
+def mup_parameter_groups(model: PixArtTransformer, base_width: int, learning_rate: float, weight_decay: float = 0.0,
                          epsilon: float = 1e-8) -> list[dict]:
     """Groups for Adam or AdamW (any form with decoupled decay) that make training follow muP.
 
@@ -80,8 +80,9 @@ def mup_parameter_groups(model: nn.Module, base_width: int, learning_rate: float
     set `lr` anew at each step. Frozen parameters are left out. At the base width all factors are 1. Raises ValueError
     for parameters that are not of a PixArt transformer, or a base width its heads cannot have.
     """
-    config: PixArtConfig = model.config
-    kinds, multiplier = parameter_kinds(config, base_width), config.hidden / base_width
+    if not isinstance(model, PixArtTransformer):
+        raise ValueError(f"muP trains whole PixArt transformers; this is a {type(model).__name__}")
+    kinds, multiplier = parameter_kinds(model.config, base_width), model.config.hidden / base_width
     members: dict[str, list[nn.Parameter]] = {"vector": [], "hidden": [], "readout": []}
     for name, parameter in model.named_parameters():
         kind = kinds.get(file_name(name))

@@ -92,6 +92,8 @@ def test_frozen_parameters_are_left_out_and_strangers_refused() -> None:
     model.adapter = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="adapter.weight"):
         mup_parameter_groups(model, 48, 0.01)
+    with pytest.raises(ValueError, match="whole PixArt transformers; this is a Linear"):
+        mup_parameter_groups(nn.Linear(3, 3), 48, 0.01)
 
 
 def test_base_width_is_standard_training_to_the_bit() -> None:
