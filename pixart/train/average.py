@@ -4,6 +4,8 @@ import copy
 import torch
 from torch import nn
 
+from .sharding import whole
+
 
 def copy_sharing_frozen(model: nn.Module) -> nn.Module:
     """A copy with trainable parameters of its own; what does not require a gradient is the very same tensor."""
@@ -19,6 +21,6 @@ def averaged_copy(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * model, trainable parameters only. decay 0 copies to the bit."""
-    pairs = [(mean, p.detach()) for mean, p in zip(average.parameters(), model.parameters()) if p.requires_grad]
+    pairs = [(mean, whole(p)) for mean, p in zip(average.parameters(), model.parameters()) if p.requires_grad]
     means, values = zip(*pairs)
     torch._foreach_lerp_(means, values, 1 - decay)

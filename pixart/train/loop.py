@@ -20,6 +20,7 @@ from .draws import generator_for
 from .objectives import Objective
 from .optimizers import OPTIMIZERS, optimizers
 from .report import Pace, Record
+from .sharding import gather, is_sharded, spread
 from .state import check_same, read_state, restore, trainable, write_state
 from .stopping import StopRequest
 
@@ -98,11 +99,14 @@ class Training:
         check_precision(model, config)
         self.model, self.objective, self.data, self.config = model, objective, data, config
         self.accelerator = accelerator_for(config)
+        self.sharded = is_sharded(self.accelerator, config)
         self.average = averaged_copy(model).to(self.accelerator.device)
         set_recompute(model.train(), config.recompute)
         self.prepared, *self.steppers = self.accelerator.prepare(model, *optimizers(model, config))
         place(objective, self.accelerator.device)
         self.settings = {**fingerprint(config, objective, self.total), **(settings or {})}
+        if self.sharded:
+            self.settings["fsdp"] = True
 
     @property
     def total(self) -> int:
@@ -143,11 +147,14 @@ class Training:
 
     def save(self, path: Path, step: int) -> None:
         """Write everything `resume` needs; by the main process, while the others wait."""
+        if self.sharded:
+            weights, moments = gather(self.prepared, [stepper.optimizer for stepper in self.steppers])
+        else:
+            weights, moments = trainable(self.model), [stepper.state_dict() for stepper in self.steppers]
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            write_state(path, {"step": step, "settings": self.settings, "model": trainable(self.model),
-                               "average": trainable(self.average, like=self.model),
-                               "optimizers": [stepper.state_dict() for stepper in self.steppers],
+            write_state(path, {"step": step, "settings": self.settings, "model": weights,
+                               "average": trainable(self.average, like=self.model), "optimizers": moments,
                                "scaler": scaler.state_dict() if scaler is not None else None})
         self.accelerator.wait_for_everyone()
 
@@ -163,10 +170,13 @@ class Training:
     def load(self, state: dict, path: Path) -> int:
         if "settings" in state:
             check_same(state["settings"], self.settings, path)
-        restore(trainable(self.model), state["model"], path)
         restore(trainable(self.average, like=self.model), state["average"], path)
-        for stepper, saved in zip(self.steppers, state["optimizers"], strict=True):
-            stepper.load_state_dict(saved)
+        if self.sharded:
+            spread(self.prepared, [stepper.optimizer for stepper in self.steppers], state["model"], state["optimizers"])
+        else:
+            restore(trainable(self.model), state["model"], path)
+            for stepper, saved in zip(self.steppers, state["optimizers"], strict=True):
+                stepper.load_state_dict(saved)
         if self.accelerator.scaler is not None and state.get("scaler") is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return state["step"]
