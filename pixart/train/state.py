@@ -32,7 +32,7 @@ def reason(error: BaseException) -> str:
         if isinstance(below, OSError) and below.strerror:
             return below.strerror
         below = below.__cause__ or below.__context__
-    return str(error).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def read_state(path: Path) -> dict:
