@@ -29,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 WORKFLOW = ROOT / "workflows" / "api" / "mini-lcm-4-steps.json"
+CONTROL_WORKFLOW = ROOT / "workflows" / "api" / "mini-control-lcm-4-steps.json"
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome", "/snap/bin/chromium",
             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
             "/Applications/Chromium.app/Contents/MacOS/Chromium",
@@ -36,6 +37,10 @@ BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-c
             r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe")
 
 HAS_TORCH = "import importlib.metadata as metadata; metadata.version('torch')"
+
+# First bytes of picture files that both ComfyUI and the standalone pipeline open.
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+EDGES = ("canny", "soft", "none", "invert")
 
 # Run by the host's own Python: which of the named packages it has, and whether torch sees a GPU.
 PROBE = """
@@ -302,7 +307,8 @@ def render(address: str, graph: dict) -> Path:
     for kind, details in entry["status"]["messages"]:
         if kind == "execution_error":
             raise Problem(f"{details['node_type']} failed: {details['exception_message'].strip()}")
-    images = [image for output in entry["outputs"].values() for image in output.get("images", [])]
+    images = [image for output in entry["outputs"].values() for image in output.get("images", [])
+              if image.get("type") == "output"]      # previews of nodes are temporary
     if not images:
         raise Problem(f"ComfyUI finished without a picture: {entry['status']}")
     say(f"done in {time.monotonic() - started:.1f} s")
@@ -321,7 +327,7 @@ def refusal(answer: dict) -> str:
 def fill(graph: dict, options: argparse.Namespace) -> dict:
     """Put the user's choices into the API workflow, node by node."""
     width, height = options.size
-    for key, node in graph.items():
+    for key, node in list(graph.items()):
         if node["class_type"] == "PixArtTextEncode" and options.prompt:
             node["inputs"]["text"] = options.prompt
         if node["class_type"] == "PixArtLCMSampler":
@@ -329,19 +335,27 @@ def fill(graph: dict, options: argparse.Namespace) -> dict:
         if node["class_type"] == "PixArtEmptyLatent":
             graph[key] = {"class_type": "EmptyLatentImage",
                           "inputs": {"width": width, "height": height, "batch_size": 1}}
+        if node["class_type"] == "PixArtEdges":
+            graph["picture"] = {"class_type": "LoadImage", "inputs": {"image": options.control.name}}
+            node["inputs"].update(image=["picture", 0], method=options.edges, width=width, height=height)
+        if node["class_type"] == "PixArtControlNetApply":
+            node["inputs"]["strength"] = options.strength
     return graph
 
 
 def picture_with_host(host: Host, options: argparse.Namespace) -> str:
     """Render through ComfyUI and say what ran."""
-    graph = fill(json.loads(WORKFLOW.read_text(encoding="utf-8")), options)
+    workflow = CONTROL_WORKFLOW if options.control else WORKFLOW
+    graph = fill(json.loads(workflow.read_text(encoding="utf-8")), options)
     say(f"ComfyUI {host.version} in {host.path}: starting without a page{'' if host.gpu else ', on the CPU'}")
     with tempfile.TemporaryDirectory(prefix="pixart-") as folder:
         base = Path(folder).resolve()
         with running(host, base) as address:
+            if options.control:
+                shutil.copy(options.control, base / "input")
             made = base / "output" / render(address, graph)
             shutil.copyfile(made, options.output)
-    return f"workflow {WORKFLOW.name} in ComfyUI {host.version}"
+    return f"workflow {workflow.name} in ComfyUI {host.version}"
 
 
 def picture_standalone(options: argparse.Namespace) -> str:
@@ -351,6 +365,8 @@ def picture_standalone(options: argparse.Namespace) -> str:
     command = [str(python), "-m", "pixart", "generate", options.prompt or default_prompt(), "--steps",
                str(options.steps), "--seed", str(options.seed), "--size", f"{width}x{height}", "--out",
                str(options.output)]
+    if options.control:
+        command += ["--control", str(options.control), "--edges", options.edges, "--strength", str(options.strength)]
     if subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode:
         raise Problem("the standalone pipeline failed; its message is above")
     return "standalone pipeline (python -m pixart generate), without ComfyUI"
@@ -422,6 +438,28 @@ def png(text: str) -> Path:
     return path
 
 
+def picture_file(text: str) -> Path:
+    """An absolute path to a picture that is there."""
+    path = Path(text).expanduser().resolve()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    with path.open("rb") as file:
+        if not file.read(8).startswith(PICTURES):
+            raise argparse.ArgumentTypeError(f"{text!r} is no picture; use PNG, JPEG, WebP, GIF, BMP or TIFF")
+    return path
+
+
+def share(text: str) -> float:
+    """A number from 0 to 10."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 10")
+    return value
+
+
 def natural(low: int, high: int) -> Callable[[str], int]:
     """A whole number from low to high."""
     def parse(text: str) -> int:
@@ -445,6 +483,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=natural(0, 2**64 - 1), default=1, help="same seed, same picture; default 1")
     parser.add_argument("--size", type=size, default=(128, 128), help="WIDTHxHEIGHT in pixels, default 128x128")
     parser.add_argument("--output", type=png, default=png("pixart.png"), help="default pixart.png")
+    parser.add_argument("--control", type=picture_file, metavar="PICTURE", help="its edges are followed")
+    parser.add_argument("--edges", choices=EDGES, default="canny", help="how they are found; none: PICTURE is an edge "
+                        "map already, white on black; invert: a drawing, black on white; default canny")
+    parser.add_argument("--strength", type=share, default=1.0, help="of the control, 0 to 10, default 1")
     parser.add_argument("--standalone", action="store_true", help="do not use ComfyUI")
     parser.set_defaults(job=make_picture)
     return parser.parse_args(argv)

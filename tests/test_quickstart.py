@@ -120,3 +120,30 @@ def test_refused_prompt_names_node_and_error():
     answer = {"error": {}, "node_errors": {"1": {"class_type": "VAELoader", "errors": [
         {"message": "Value not in list", "details": "vae_name: 'x' not in []"}]}}}
     assert quickstart.refusal(answer) == "VAELoader: Value not in list: vae_name: 'x' not in []"
+
+
+def picture(folder: Path) -> Path:
+    path = folder / "drawing.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    return path
+
+
+def test_control_goes_into_its_workflow(tmp_path):
+    options = arguments("a red circle", "--control", str(picture(tmp_path)), "--edges", "invert", "--strength", "0.5",
+                        "--size", "144x112")
+    graph = quickstart.fill(json.loads(quickstart.CONTROL_WORKFLOW.read_text(encoding="utf-8")), options)
+    (edges,) = [node["inputs"] for node in graph.values() if node["class_type"] == "PixArtEdges"]
+    (apply,) = [node["inputs"] for node in graph.values() if node["class_type"] == "PixArtControlNetApply"]
+    assert graph[edges["image"][0]] == {"class_type": "LoadImage", "inputs": {"image": "drawing.png"}}
+    assert (edges["method"], edges["width"], edges["height"], apply["strength"]) == ("invert", 144, 112, 0.5)
+    assert graph[apply["image"][0]]["class_type"] == "PixArtEdges"
+
+
+def test_what_is_no_picture_is_refused_before_anything_starts(tmp_path, capsys):
+    (tmp_path / "words.png").write_text("not a picture")
+    for given, said in (("none.png", "there is no file"), (str(tmp_path / "words.png"), "is no picture")):
+        with pytest.raises(SystemExit):
+            arguments("x", "--control", given)
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        arguments("x", "--control", str(picture(tmp_path)), "--strength", "-1")
