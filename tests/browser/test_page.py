@@ -8,7 +8,7 @@ pytestmark = pytest.mark.browser
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-MINI = "mini-lcm-4-steps"
+MINI = ("mini-lcm-4-steps", "mini-control-lcm-4-steps")
 PICTURE_SECONDS = 90
 
 DROP = """([name, text]) => {
@@ -59,17 +59,19 @@ def test_dropped_workflow_has_no_missing_node_and_equals_its_api_file(screen, na
     assert screen.errors == []
 
 
-def test_mini_workflow_dropped_and_run_shows_its_picture(screen):
+@pytest.mark.parametrize("name", MINI)
+def test_mini_workflow_dropped_and_run_shows_its_picture(screen, name):
+    before = screen.page.evaluate(HISTORY).keys()
     screen.page.evaluate("() => window.app.graph.clear()")
     screen.errors.clear()
-    drop(screen, MINI)
+    drop(screen, name)
     screen.page.get_by_test_id("queue-button").first.click()
     screen.page.wait_for_function(f"() => ({SHOWN})().length > 0 && ({SHOWN})()[0][0] > 0",
                                   timeout=PICTURE_SECONDS * 1000)
     screen.page.wait_for_timeout(1000)
-    screen.shoot("page-picture")
+    screen.shoot(f"page-picture-{name}")
     assert screen.page.evaluate(SHOWN) == [[128, 128]]
-    (entry,) = screen.page.evaluate(HISTORY).values()
+    (entry,) = [entry for key, entry in screen.page.evaluate(HISTORY).items() if key not in before]
     assert entry["status"]["status_str"] == "success"
     assert screen.errors == []
 

@@ -1,5 +1,6 @@
 """Every node over HTTP and websocket, alone and mixed with stock nodes, and what users read when something is wrong."""
 import asyncio
+import io
 import json
 import struct
 from collections.abc import Callable
@@ -7,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from host import harness
+from PIL import Image, ImageDraw
+
+from pixart.control.hed import HED
 
 WORKFLOWS = harness.ROOT / "workflows" / "api"
 NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtLCMSampler",
-         "PixArtLCMSigmas", "PixArtDMDSampler")
+         "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtControlNetLoader", "PixArtControlNetApply", "PixArtEdges",
+         "PixArtHED")
 
 
 def node(kind: str, **inputs: object) -> dict:
@@ -85,6 +91,8 @@ def test_combos_list_the_files(server):
     assert {"alpha-1024.safetensors", "sigma-1024.safetensors"} <= set(files)
     encoders = server.get("/object_info/PixArtT5Loader")["PixArtT5Loader"]["input"]["required"]["file"][0]
     assert {"tiny-t5", "wide-t5"} <= set(encoders)
+    controls = server.get("/object_info/PixArtControlNetLoader")["PixArtControlNetLoader"]["input"]["required"]["file"]
+    assert {"control.safetensors", "pixart-mini/edges.safetensors", "PixArt-ControlNet.safetensors"} <= set(controls[0])
 
 
 def test_text_to_picture_in_four_steps_with_previews(server):
@@ -217,9 +225,14 @@ def test_too_many_steps_for_the_strength_are_explained(server):
 
 def small(graph: dict) -> dict:
     """A shipped workflow on tiny models: same nodes and links, other files, fewer pixels."""
+    controlled = any(entry["class_type"] == "PixArtControlNetLoader" for entry in graph.values())
     for entry in graph.values():
         inputs = entry["inputs"]
-        if entry["class_type"] == "PixArtLoader":
+        if entry["class_type"] == "PixArtLoader" and controlled:
+            inputs.update(file="deep-1024.safetensors", variant="auto")
+        elif entry["class_type"] == "PixArtControlNetLoader":
+            inputs.update(file="control.safetensors")
+        elif entry["class_type"] == "PixArtLoader":
             sigma = "sigma" in inputs["file"].lower()
             name = "sigma-1024" if sigma else "alpha-512" if "512" in inputs["file"] else "alpha-1024"
             inputs.update(file=f"{name}.safetensors", variant="auto")
@@ -232,8 +245,46 @@ def small(graph: dict) -> dict:
     return graph
 
 
+@pytest.fixture(scope="module")
+def at_hand(base):
+    """What the workflows load beside models: HED weights under the published name, and the host's example picture."""
+    weights, example = base / "models" / "controlnet" / "ControlNetHED.pth", base / "input" / "example.png"
+    torch.manual_seed(5)
+    torch.save(HED().half().state_dict(), weights)
+    example.parent.mkdir(exist_ok=True)
+    example.write_bytes(drawing())
+    yield
+    weights.unlink()        # other tests are about its absence
+
+
+def drawing() -> bytes:
+    """A black square on white as PNG."""
+    picture = Image.new("RGB", (96, 64), "white")
+    ImageDraw.Draw(picture).rectangle((20, 10, 70, 50), outline="black", width=2)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_an_uploaded_drawing_steers_the_picture(server):
+    status, answer = server.upload("drawing.png", drawing())
+    assert (status, answer["name"]) == (200, "drawing.png")
+    graph = {**lcm(model=["model", 0], positive=["steered", 0]), **{"model": start("deep-1024.safetensors")["model"]},
+             "photo": node("LoadImage", image="drawing.png"),
+             "edges": node("PixArtEdges", image=["photo", 0], method="invert", low=0.4, high=0.8, blur=1.0,
+                           strength=2.0, width=["empty", 1], height=["empty", 2]),
+             "control": node("PixArtControlNetLoader", file="control.safetensors", weight_dtype="fp32"),
+             "steered": node("PixArtControlNetApply", positive=["positive", 0], control_net=["control", 0],
+                             image=["edges", 0], vae=["vae", 0], strength=1.0, start_percent=0.0, end_percent=1.0,
+                             fade=0.0, blocks=0)}
+    off = {**graph, "steered": {**graph["steered"], "inputs": {**graph["steered"]["inputs"], "strength": 0.0}}}
+    plain = {**graph, "sampler": lcm()["sampler"]}
+    steered, without, never = (picture(server, outcome) for outcome in run(server, graph, off, plain))
+    assert without == never and steered != without
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.glob("*.json")))
-def test_shipped_workflow_runs(server, name):
+def test_shipped_workflow_runs(server, at_hand, name):
     graph = small(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
     (saver,) = [key for key, entry in graph.items() if entry["class_type"] == "SaveImage"]
     (outcome,) = run(server, graph)
