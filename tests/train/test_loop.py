@@ -1,55 +1,29 @@
-"""The training loop: it learns, it resumes to the bit, it keeps what it has when stopped."""
+"""The training loop: it learns, splits steps without changing them, averages and reports."""
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from torch import nn
+from train.training_data import SHORT, fresh, write_data
 
-from pixart.config import PixArtConfig
-from pixart.model.transformer import PixArtTransformer
+from pixart.model.controlnet import Controlled, PixArtControlNet
 from pixart.train import loop
+from pixart.train.average import averaged_copy, update_average
 from pixart.train.data import PreparedFolder
-from pixart.train.initialize import initialize
-from pixart.train.objectives import Consistency, Diffusion
-
-TINY = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=8, caption_tokens=6, base_size=4, position_scale=1.0)
-SHORT = loop.LoopConfig(steps=8, batch=4, learning_rate=1e-3, warmup=2, ema=0.9, save_every=3, log_every=4)
+from pixart.train.draws import draw, generator_for
+from pixart.train.objectives import Consistency, Control, Diffusion
+from pixart.train.report import Record, TensorBoard
+from pixart.train.state import read_state
 
 
 @pytest.fixture
 def data(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    for h, w in ((8, 8), (6, 10)):
-        save_file({"latents": torch.randn(16, 4, h, w, generator=generator).half(),
-                   "features": torch.randn(16, 6, 8, generator=generator).half(),
-                   "mask": torch.tensor([[1, 1, 1, 1, 0, 0]] * 16, dtype=torch.uint8),
-                   "size": torch.tensor([[8.0 * h, 8.0 * w]] * 16), "aspect": torch.full((16,), h / w)},
-                  tmp_path / f"bucket-{h}x{w}.safetensors")
-    save_file({"features": torch.randn(1, 8, generator=generator), "mask": torch.ones(1, dtype=torch.uint8)},
-              tmp_path / "null.safetensors")
-    return PreparedFolder(tmp_path)
+    return PreparedFolder(write_data(tmp_path / "data"))
 
 
-def fresh() -> PixArtTransformer:
-    return initialize(PixArtTransformer(TINY), seed=1)
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_training_equals_uninterrupted_to_the_bit(data, tmp_path, optimizer):
-    config = replace(SHORT, optimizer=optimizer)
-    whole = loop.train(fresh(), Diffusion(data), data, config, tmp_path / "whole")
-
-    class Killed(Exception):
-        pass
-
-    def kill(step: int, loss: float) -> None:
-        raise Killed        # after step 4: the checkpoint at hand is the one of step 3
-
-    with pytest.raises(Killed):
-        loop.train(fresh(), Diffusion(data), data, config, tmp_path / "parts", report=kill)
-    again = loop.train(fresh(), Diffusion(data), data, config, tmp_path / "parts")
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+def assert_close(first: nn.Module, second: nn.Module, **tolerance: float) -> None:
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, msg=name, **tolerance)
 
 
 def test_interrupt_saves_the_last_step(data, tmp_path):
@@ -58,7 +32,96 @@ def test_interrupt_saves_the_last_step(data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         loop.train(fresh(), Diffusion(data), data, replace(SHORT, save_every=100), tmp_path / "run", report=stop)
-    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] >= 3
+    assert read_state(tmp_path / "run" / loop.STATE)["step"] == 4
+
+
+def distillation(data: PreparedFolder) -> Consistency:
+    """With a wide Huber: the usual narrow one has almost the slope of |x|, which rounding turns around near zero."""
+    return Consistency(data, fresh().requires_grad_(False), huber_c=1.0)
+
+
+@pytest.mark.parametrize("objective", [Diffusion, distillation])
+def test_accumulation_has_the_gradients_of_the_whole_batch(data, objective):
+    """The same pictures, noise, timesteps and dropped captions, in parts of 2 instead of 8 at once."""
+    whole, parts = fresh(), fresh()
+    loss = loop.Training(whole, objective(data), data, replace(SHORT, batch=8)).gradients(5)
+    split = loop.Training(parts, objective(data), data, replace(SHORT, batch=2, accumulation=4)).gradients(5)
+    assert split == pytest.approx(loss, rel=1e-6)
+    largest = max(p.grad.abs().max() for p in whole.parameters())
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6 * largest.item(), msg=name)
+
+
+def test_draws_of_all_processes_make_up_those_of_one():
+    whole = draw(torch.randn, (6, 3), generator_for(1, 2))
+    parts = [draw(torch.randn, (2, 3), generator_for(1, 2, slice(i, i + 2), 6)) for i in (0, 2, 4)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_recomputing_activations_changes_no_gradient(data):
+    plain, thrifty = fresh(), fresh()
+    loop.Training(plain, Diffusion(data), data, SHORT).gradients(0)
+    loop.Training(thrifty, Diffusion(data), data, replace(SHORT, recompute=True)).gradients(0)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), thrifty.parameters()))
+
+
+def test_only_what_is_trained_is_kept_and_averaged(data, tmp_path):
+    base = fresh().requires_grad_(False)
+    model = Controlled(base, PixArtControlNet.copy_of(base, 1))
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    average = loop.train(model, Control(data), data, SHORT, tmp_path / "run")
+    state = read_state(tmp_path / "run" / loop.STATE)
+    assert all(name.startswith("control.") for name in state["model"] | state["average"])
+    assert all(mine is theirs for mine, theirs in zip(average.base.parameters(), base.parameters()))
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    assert not torch.equal(average.control.controlnet[0].after_proj.weight, torch.zeros(48, 48))
+
+
+def test_watching_does_not_disturb(data, tmp_path):
+    """Watchers may draw pictures: whatever they take from torch's own noise, the training stays the same to the bit."""
+    seen = []
+
+    def watch(record: Record, average: nn.Module) -> None:
+        with torch.inference_mode():
+            seen.append((record, average(torch.randn(1, 4, 8, 8), torch.zeros(1), torch.randn(1, 6, 8))))
+
+    quiet = loop.train(fresh(), Diffusion(data), data, SHORT, tmp_path / "quiet")
+    watched = loop.train(fresh(), Diffusion(data), data, SHORT, tmp_path / "watched", watch=[watch])
+    assert_close(quiet, watched, rtol=0, atol=0)
+    assert [record.step for record, _ in seen] == list(range(1, 9))
+    assert seen[-1][0].left == 0 and seen[0][0].rate == SHORT.learning_rate / 2
+
+
+def test_tensorboard_drops_what_a_resumed_run_repeats(data, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for steps in (5, 8):
+        board = TensorBoard(tmp_path / "board")
+        (tmp_path / "run" / loop.STATE).unlink(missing_ok=True)
+        loop.train(fresh(), Diffusion(data), data, replace(SHORT, steps=steps), tmp_path / "run", watch=[board])
+        board.close()
+    found = events.EventAccumulator(str(tmp_path / "board"))
+    found.Reload()
+    assert sorted(found.Tags()["scalars"]) == ["gradient norm", "learning rate", "loss", "seconds a step"]
+    assert [event.step for event in found.Scalars("loss")] == list(range(1, 9))
+
+
+def test_half_precision_weights_are_not_trained(data, tmp_path):
+    with pytest.raises(ValueError, match="trained tensors are 16-bit, the first is x_embedder"):
+        loop.train(fresh().bfloat16(), Diffusion(data), data, SHORT, tmp_path / "run")
+
+
+def test_a_frozen_model_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="no parameter is trainable"):
+        loop.train(fresh().requires_grad_(False), Diffusion(data), data, SHORT, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"steps": 0}, "must be positive"), ({"ema": 1.0}, "moving average decay is 1.0"), ({"clip": 0.0}, "clip is 0.0"),
+    ({"optimizer": "sgd"}, "use adamw, adamw8bit, muon"), ({"precision": "fp8"}, "use no, bf16, fp16"),
+    ({"accumulation": 0}, "accumulation is 0"), ({"optimizer": "muon", "precision": "fp16"}, "muon works")], ids=str)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SHORT, **change)
 
 
 def test_diffusion_loss_falls(data, tmp_path):
@@ -93,9 +156,20 @@ def test_moving_average_moves_by_one_minus_decay():
         for p in model.parameters():
             p.add_(1.0)
     before = [p.clone() for p in average.parameters()]
-    loop.update_average(average, model, 0.95)
+    update_average(average, model, 0.95)
     for old, new in zip(before, average.parameters()):
         torch.testing.assert_close(new, old + 0.05)
+
+
+def test_without_averaging_the_average_is_the_model():
+    model = fresh()
+    average = averaged_copy(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.7)
+    update_average(average, model, 0.0)
+    assert_close(model, average, rtol=0, atol=0)
+    assert not any(p.requires_grad for p in average.parameters())
 
 
 def test_folder_without_data_is_named(tmp_path):

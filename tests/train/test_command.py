@@ -1,0 +1,213 @@
+"""The command line of the trainers: every method trains and its file loads; what is wrong is named."""
+import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from train.training_data import TINY, fresh, write_data
+
+from pixart.checkpoint import load, read_config, save_checkpoint
+from pixart.checkpoint.control import read_control
+from pixart.checkpoint.lora_read import read_lora
+from pixart.mini import SHIPPED, recipe
+from pixart.train import command, settings
+from pixart.train.preview import Preview
+from pixart.train.report import Record, duration
+
+CONFIGS = Path(settings.__file__).parent / "configs"
+TOML = """
+[model]
+base = "base.safetensors"
+[data]
+folder = "data"
+[train]
+steps = 2
+batch = 2
+learning_rate = 1e-4
+[output]
+folder = "run"
+file = "run/result.safetensors"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A configuration beside its data and its base."""
+    write_data(tmp_path / "data")
+    save_checkpoint(tmp_path / "base.safetensors", fresh())
+    (tmp_path / "train.toml").write_text(TOML)
+    return tmp_path / "train.toml"
+
+
+def run(method: str, *arguments: object) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers(dest="command"))
+    command.run(parser.parse_args(["train", method, *map(str, arguments)]))
+
+
+def changed(path: Path, base: Path) -> bool:
+    """Whether training moved the weights."""
+    return any(not torch.equal(a, b) for a, b in zip(load(path).parameters(), load(base).parameters()))
+
+
+@pytest.mark.parametrize("method", ["diffusion", "lcm"])
+def test_full_methods_write_a_transformer(file, method):
+    run(method, "--config", file, "--output.dtype", "fp32")
+    result = file.parent / "run" / "result.safetensors"
+    assert read_config(result) == TINY and changed(result, file.parent / "base.safetensors")
+
+
+def test_controlnet_writes_a_control_file_from_a_half_precision_base(file):
+    run("controlnet", "--config", file, "--set", "method.blocks=1", "--model.dtype", "bf16",
+        "--train.precision", "bf16")
+    found = read_control(file.parent / "run" / "result.safetensors")
+    assert found.blocks == 1 and found.config == TINY
+    assert found.state_dict["controlnet.0.after_proj.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "lcm-lora"])
+def test_lora_methods_write_adapters(file, method):
+    pytest.importorskip("peft")
+    run(method, "--config", file, "--method.rank", "2", "--method.targets", '["attn.qkv", "mlp.fc1"]')
+    found = read_lora(file.parent / "run" / "result.safetensors")
+    assert {part.module for part in found.parts} == {f"blocks.{i}.{name}" for i in (0, 1)
+                                                     for name in ("attn.qkv", "mlp.fc1")}
+    assert all(part.rank == 2 and part.scale == 1.0 and part.up.abs().max() > 0 for part in found.parts)
+
+
+def test_training_from_nothing_stores_the_null_caption(file):
+    values = ", ".join(f"{name} = {getattr(TINY, name)}" for name in (
+        "depth", "hidden", "heads", "caption_width", "caption_tokens", "base_size", "position_scale"))
+    file.write_text(TOML.replace('base = "base.safetensors"', f"seed = 3\nnew = {{{values}}}"))
+    run("diffusion", "--config", file, "--output.dtype", "fp32")
+    model = load(file.parent / "run" / "result.safetensors")
+    assert model.config == TINY and model.y_embedder.y_embedding.abs().min() > 0
+
+
+def test_it_goes_on_where_it_was_and_refuses_another_method(file, caplog):
+    caplog.set_level(logging.INFO)
+    run("diffusion", "--config", file)
+    run("diffusion", "--config", file, "--train.steps", "4")
+    assert "going on from step 2" in caplog.text
+    with pytest.raises(ValueError, match="caption_dropout was 0.1 and is now None"):
+        run("lcm", "--config", file)
+
+
+def test_dry_run_says_the_plan_and_writes_nothing(file, capsys):
+    before = sorted(file.parent.rglob("*"))
+    run("lcm", "--config", file, "--dry-run", "--train.accumulation", "2", "--train.steps", "8")
+    plan = capsys.readouterr().out
+    count = sum(p.numel() for p in fresh().parameters())
+    assert f"{count:,} of {2 * count:,} parameters with adamw" in plan
+    assert "2 x 1 processes x 2 accumulated = 4 pictures a step" in plan
+    assert "8 = 32 pictures, 1.0 times the 32 prepared" in plan
+    assert "a step, measured; about" in plan and "GiB a process, measured on the CPU" in plan
+    assert sorted(file.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ("train.stepz=3", "--set train.stepz is unknown; known are steps, batch"),
+    ("trane.steps=3", "train.toml: trane is unknown; known are model, data, train"),
+    ("train.steps=many", "--set train.steps is 'many'; expected a whole number"),
+    ("train.steps=2.5", "--set train.steps is 2.5; expected a whole number"),
+    ("train.recompute=1", "--set train.recompute is 1; expected true or false"),
+    ("train.betas=[0.9]", "--set train.betas is .0.9.; expected a list of 2 values"),
+    ("train.precision=fp8", r"train.toml: train: unknown precision 'fp8'; use no, bf16, fp16"),
+    ("train.learning_rate=-1", "learning rate -1.0 must be positive"),
+    ("model.dtype=fp16", "model.dtype is fp16, which needs train.precision bf16 or fp16"),
+    ("model.variant=beta", "train.toml: model: variant is 'beta'; use auto, alpha-256"),
+    ("method.caption_dropout=1.5", "caption_dropout is 1.5"),
+    ('validate.prompts=["a cat"]', "train.toml: validate: prompts need vae and t5"),
+    ("steps=3", "expected SECTION.FIELD=VALUE"),
+    ("data.folder=elsewhere", "elsewhere holds no prepared training data"),
+])
+def test_wrong_values_are_named(file, option, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run("diffusion", "--config", file, "--set", option)
+    assert not (file.parent / "run" / "state.pt").exists()
+
+
+def test_errors_in_the_file_name_the_file(file):
+    for wrong, message in (("steps = 'x'", "train.toml: train.steps is 'x'"),
+                           ("", "train.toml: train.steps is missing"), ("steps = ", "train.toml is not a TOML file")):
+        file.write_text(TOML.replace("steps = 2", wrong))
+        with pytest.raises(ValueError, match=message):
+            run("diffusion", "--config", file)
+    with pytest.raises(FileNotFoundError, match="no configuration file .*nowhere.toml"):
+        run("diffusion", "--config", file.parent / "nowhere.toml")
+
+
+def test_relative_paths_are_relative_to_where_they_stand(file, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    read = settings.read_settings("diffusion", file, {"output.file": "here.safetensors"})
+    assert read.data.folder == file.parent / "data"
+    assert read.output.file == Path("here.safetensors")
+
+
+def test_data_of_another_model_is_refused(file):
+    save_checkpoint(file.parent / "base.safetensors", recipe_like(caption_width=16))
+    with pytest.raises(ValueError, match="have width 8, the model reads 16"):
+        run("diffusion", "--config", file)
+
+
+def recipe_like(**changes: object):
+    from pixart.model.transformer import PixArtTransformer
+    return PixArtTransformer(replace(TINY, **changes))
+
+
+METHOD_OF = {"lcm": "lcm", "lcm-lora": "lcm-lora", "controlnet": "controlnet", "lora": "lora", "finetune": "diffusion",
+             "mini-teacher": "diffusion", "mini-lcm": "lcm", "mini-lcm-lora": "lcm-lora", "mini-lora": "lora",
+             "mini-controlnet": "controlnet"}
+
+
+def ready(name: str) -> settings.Settings:
+    """A shipped configuration with the paths a user would give."""
+    paths = {"data.folder": "data", "output.folder": "run", "output.file": "out.safetensors"}
+    if not name.startswith("mini"):
+        paths["model.base"] = "model.safetensors"
+    method = METHOD_OF[max((known for known in METHOD_OF if name.startswith(known)), key=len)]
+    return settings.read_settings(method, CONFIGS / f"{name}.toml", paths)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.toml")))
+def test_shipped_configurations_are_valid(name):
+    found = ready(name)
+    assert found.model.base is None or found.model.base.name == "model.safetensors" or found.model.base.exists()
+
+
+def test_mini_configurations_are_the_recipe():
+    made = recipe.Recipe()
+    teacher, student = ready("mini-teacher"), ready("mini-lcm")
+    assert teacher.train == made.teacher and teacher.model.new == recipe.MINI and teacher.model.seed == made.seed
+    assert student.train == made.student and student.method.guidance == made.guidance
+
+
+def test_published_lcm_recipe():
+    found = ready("lcm-1024")
+    assert (found.train.batch, found.train.learning_rate, found.train.ema, found.train.clip) == (12, 2e-5, 0.95, 0.01)
+    assert (found.method.guidance, found.method.huber_c) == (4.5, 0.001)
+    assert ready("lcm-lora-1024").method.rank == 32 and ready("controlnet-512").method.blocks == 13
+
+
+def test_previews_show_prompts_with_captions_and_the_same_pictures_each_time(tmp_path):
+    pytest.importorskip("diffusers")
+    prompts = ("a red circle", "a blue star")
+    values = settings.ValidateSettings(prompts=prompts, every=2, vae=SHIPPED.vae, t5=SHIPPED.t5, bits=16, sampler="lcm",
+                                       steps=2, width=64, height=48)
+    model = load(SHIPPED.student, dtype=torch.float32)
+    preview = Preview(values, model.config, lambda average: (average, None), tmp_path, "cpu")
+    before = torch.get_rng_state()
+    for step in (1, 2, 3, 4):
+        preview(Record(step, 5, 0.0, 0.0, 0.0, 0.0, 0.0), model)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-0000002.png", "step-0000004.png"]
+    first, second = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert first == second and torch.equal(torch.get_rng_state(), before)
+    sheet = preview.sheet(model)
+    assert sheet.size == (128, 48 + 40) and len(set(sheet.crop((0, 48, 128, 88)).getdata())) > 1
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
