@@ -1,5 +1,6 @@
 """A running ComfyUI with this extension, and its page in a headless Chromium."""
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def address() -> Iterator[str]:
         pytest.skip(host.remedy)
     signal.signal(signal.SIGTERM, signal.default_int_handler)     # a stopped test run stops its server
     with tempfile.TemporaryDirectory(prefix="pixart-page-") as base, running(host, Path(base).resolve()) as where:
+        shutil.copy(host.path / "input" / "example.png", Path(base) / "input")      # comes with every ComfyUI
         yield where
 
 
