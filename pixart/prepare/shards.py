@@ -34,6 +34,13 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_NAME.fullmatch(path.name)[1], shard_number(path)))
 
 
+def next_shard(folder: Path, sides: tuple[int, int]) -> Path:
+    """The first shard of a bucket that does not exist yet."""
+    stem = f"bucket-{sides[0]}x{sides[1]}"
+    numbers = [shard_number(path) for path in shard_paths(folder) if _NAME.fullmatch(path.name)[1] == stem]
+    return shard_path(folder, sides, max(numbers, default=-1) + 1)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file that is whole or not there. OSError, naming the file, where that fails."""
     try:

@@ -1,0 +1,114 @@
+"""Text features of captions, kept on disk between the pass of the text encoder and that of the autoencoder.
+
+`text/{number:05d}.safetensors` in the prepared folder holds the features of some captions one after the other. A
+caption that many pictures share is encoded once. The files are deleted when every picture is done.
+"""
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .shards import write_tensors
+
+CHUNK = 128                 # captions a file: what a kill can cost
+
+
+class Captions:
+    """Captions in a folder. ValueError, naming the file, for a damaged one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._places: dict[bytes, tuple[Tensor, int, int]] = {}
+        self._count = 0
+        for path in sorted(folder.glob("*.safetensors")):
+            self._open(path)
+
+    def __contains__(self, text: str) -> bool:
+        return _digest(text) in self._places
+
+    def features(self, text: str) -> Tensor:
+        """Features (tokens, width) fp16 of a caption, without padding."""
+        features, start, end = self._places[_digest(text)]
+        return features[start:end].clone()
+
+    def add(self, texts: Sequence[str], features: Sequence[Tensor]) -> None:
+        """Write the features (tokens, width) of these captions as one file."""
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{self._count:05d}.safetensors"
+        digests = torch.frombuffer(bytearray(b"".join(map(_digest, texts))), dtype=torch.uint8)
+        write_tensors(path, {"features": torch.cat([part.half() for part in features]),
+                             "tokens": torch.tensor([len(part) for part in features]), "digests": digests})
+        self._open(path)
+
+    def clear(self) -> None:
+        """Delete the files."""
+        self._places.clear()
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _open(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                features, tokens, digests = (file.get_tensor(name) for name in ("features", "tokens", "digests"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and run prepare again") from error
+        start = 0
+        for digest, count in zip(digests.view(-1, 16), tokens.tolist(), strict=True):
+            self._places[digest.numpy().tobytes()] = (features, start, start + count)
+            start += count
+        self._count = max(self._count, int(path.stem) + 1)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def encode_captions(captions: Captions, texts: Iterable[str], t5: Path, tokens: int, bits: int, device: str, batch: int,
+                    progress: Callable[[int, int], None]) -> int:
+    """Add the features of `texts`, as they are to be tokenised, and free the encoder; returns how many were cut.
+
+    Stopped by KeyboardInterrupt it keeps what is done. ValueError, FileNotFoundError of the encoder as they are.
+    """
+    from ..text.t5 import T5Encoder
+
+    wanted = [text for text in dict.fromkeys(texts) if text not in captions]
+    if not wanted:
+        return 0
+    encoder = T5Encoder(t5, bits, device)
+    done, found, cut = 0, [], 0
+
+    def flush() -> None:
+        if found:
+            captions.add([text for text, _ in found], [features for _, features in found])
+            found.clear()
+
+    try:
+        for at in range(0, len(wanted), batch):
+            texts = wanted[at:at + batch]
+            encoded = encoder.encode(texts, tokens, clean=False, batch=batch)
+            cut += sum(bool(report.cut) for report in encoded.reports)
+            found += [(text, half(encoded.context[row][encoded.mask[row]], t5)) for row, text in enumerate(texts)]
+            done += len(texts)
+            if len(found) >= CHUNK:
+                flush()
+            progress(done, len(wanted))
+        flush()
+    except KeyboardInterrupt:
+        flush()
+        raise
+    finally:
+        encoder.close()
+    return cut
+
+
+def half(values: Tensor, source: object) -> Tensor:
+    """float16 on the CPU. ValueError, naming the source, for values that float16 cannot hold."""
+    result = values.to("cpu", torch.float16)
+    if not torch.isfinite(result).all():
+        raise ValueError(f"{source} gives values that are not finite in 16 bits; its weights are damaged or it ran in "
+                         "too low a precision")
+    return result

@@ -1,0 +1,94 @@
+"""python -m pixart prepare: its options, and what it says while it works."""
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from ..resolution import CLASSES
+from .families import FAMILIES
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `prepare` to the commands of the program."""
+    command = commands.add_parser(
+        "prepare", help="turn pictures with captions into training data",
+        description="Turn pictures with captions into training data: text features, latents and edge maps, in buckets "
+                    "of the trained shapes. Stopped or killed, the same command goes on from there. Pictures that "
+                    "cannot be used are listed in skipped.jsonl of the folder.")
+    command.add_argument("--source", type=Path, nargs="+", required=True, metavar="S",
+                         help="folders of pictures with captions in .txt files beside them; lists (.jsonl, .csv, "
+                              ".tsv); WebDataset shards (.tar, or a folder of them); data of the official code "
+                              "(folder, .json)")
+    command.add_argument("--out", type=Path, required=True, help="folder to prepare into")
+    command.add_argument("--family", choices=tuple(FAMILIES), required=True,
+                         help="whose models are trained (alpha: delta too)")
+    command.add_argument("--resolution", type=int, choices=tuple(CLASSES),
+                         help="side in pixels of the square (mini: 128)")
+    command.add_argument("--vae", type=Path, help="VAE file or diffusers folder (mini: its own)")
+    command.add_argument("--t5", type=Path, help="T5 encoder file or folder (mini: its own)")
+    command.add_argument("--bits", type=int, choices=(16, 8, 4), default=16, help="precision of T5")
+    command.add_argument("--null", type=Path, help="the empty caption as saved by `encode`, where no T5 is at hand")
+    command.add_argument("--edges", choices=("none", "canny", "soft", "hed"), default="none",
+                         help="also prepare edge maps, to train a ControlNet")
+    command.add_argument("--hed", type=Path, help="ControlNetHED.pth, for --edges hed")
+    command.add_argument("--batch", type=int, default=4, help="pictures (on a GPU captions too) at a time")
+    command.add_argument("--shard", type=int, default=128, help="pictures a file; a kill costs at most one file's work")
+    command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read pictures")
+    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prepare as `args` of `add_parser` say, and print what came out."""
+    import torch
+
+    from ..mini import SHIPPED
+    from .run import Job, prepare
+
+    family, mini = FAMILIES[args.family], args.family == "mini"
+    if args.resolution is None and not mini:
+        raise ValueError(f"--family {args.family} needs --resolution: {', '.join(map(str, family.resolutions))}")
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    job = Job(tuple(args.source), args.out, family, args.resolution or 128, args.vae or (SHIPPED.vae if mini else None),
+              args.t5 or (SHIPPED.t5 if mini else None), args.edges, args.hed, args.null, args.bits, args.batch,
+              args.shard, args.workers, args.device or best)
+    clock = Clock()
+    try:
+        report = prepare(job, clock)
+    finally:
+        clock.end()
+    print(f"{report.examples} pictures are prepared in {args.out}, {report.added} of them now")
+    if report.cut:
+        print(f"{report.cut} captions were longer than {family.tokens} tokens and were cut")
+    if report.skipped:
+        print(f"{len(report.skipped)} pictures were skipped, listed in {args.out / 'skipped.jsonl'}:")
+        for reason, count in report.reasons.most_common(8):
+            print(f"  {count} x {reason}")
+
+
+class Clock:
+    """One line a stage on the terminal, overwritten as it goes on, with the time that is left."""
+
+    def __init__(self, every: float = 0.5) -> None:
+        self.every = every
+        self._stage, self._began, self._first, self._told = "", 0.0, 0, 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self.end()
+            self._stage, self._began, self._first, self._told = stage, now, done, 0.0
+        if now - self._told >= self.every or done == total:
+            self._told = now
+            left = (now - self._began) / max(1, done - self._first) * (total - done)
+            text = f"{stage}: {done}" + (f" of {total}" if total else "")
+            text += f", {left / 60:.0f} min left" if total and left >= 90 else f", {left:.0f} s left" if total else ""
+            print(f"\r{text:<60}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            if done == total:
+                self._stage = ""
+
+    def end(self) -> None:
+        """Close the line of a stage that did not come to its end."""
+        if self._stage:
+            print(file=sys.stderr)
+        self._stage = ""

@@ -1,0 +1,66 @@
+"""Pictures to latents and to latents of their edge maps, as the transformer sees them."""
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .captions import half
+from .families import Family
+
+EDGES = ("none", "canny", "soft", "hed")
+
+
+class LatentEncoder:
+    """An autoencoder of diffusers: pictures (B, 3, H, W) in 0..1 to posterior mean and standard deviation, fp16.
+
+    Both are scaled as the family's models want them. A tiny autoencoder (TAESD) gives scaled latents without spread.
+    ValueError for a VAE of another latent space, where its folder tells.
+    """
+
+    def __init__(self, path: Path, family: Family, device: str) -> None:
+        from ..vae import load_vae
+
+        self.path, self.device = path, device
+        self.vae = load_vae(path, device)
+        self.tiny = type(self.vae).__name__ == "AutoencoderTiny"
+        stated = getattr(self.vae.config, "scaling_factor", family.scale)
+        if path.is_dir() and not self.tiny and abs(stated - family.scale) > 1e-4:
+            raise ValueError(f"the VAE {path} scales its latents by {stated}, the {family.name} family by "
+                             f"{family.scale}; use sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma")
+        self.scale = 1.0 if self.tiny else family.scale
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean (B, C, H/8, W/8) and spread of the same shape, None for a tiny autoencoder; both on the CPU."""
+        pictures = pictures.to(self.device) * 2 - 1
+        try:
+            if self.tiny:
+                return half(self.vae.encode(pictures).latents, self.path), None
+            found = self.vae.encode(pictures).latent_dist
+        except torch.OutOfMemoryError as error:
+            height, width = pictures.shape[-2:]
+            raise ValueError(f"not enough GPU memory for {len(pictures)} pictures of {width} x {height} at a time; run "
+                             "the same command again with a smaller --batch, it goes on from here") from error
+        return half(found.mean * self.scale, self.path), half(found.std * self.scale, self.path)
+
+
+class EdgeMaps:
+    """Edge maps (B, 3, H, W) in 0..1, white on black, of pictures (B, 3, H, W) in 0..1."""
+
+    def __init__(self, name: str, hed: Path | None, device: str) -> None:
+        from ..control.hed import load_hed
+
+        self.name, self.device = name, device
+        self.network = load_hed(hed, device) if name == "hed" else None
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        from ..control.edges import canny, soft_edges
+        from ..control.hed import hed_edges
+
+        pictures = pictures.to(self.device)
+        if self.network is not None:
+            maps = hed_edges(self.network, pictures)
+        else:
+            maps = canny(pictures) if self.name == "canny" else soft_edges(pictures)
+        return maps.expand(-1, 3, -1, -1)

@@ -1,0 +1,58 @@
+"""A list of pictures and captions in one file: JSON lines or comma-separated values."""
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from .items import Item, Place
+
+PICTURE = ("path", "file_name", "image", "file", "filename", "image_path")
+CAPTION = ("caption", "text", "prompt")
+
+
+def manifest_items(path: Path) -> Iterator[Item]:
+    """Items of a .jsonl, .csv or .tsv file; picture paths are relative to its folder, or absolute.
+
+    The picture stands under the first of PICTURE that is there, the caption under the first of CAPTION. ValueError for
+    a table without these columns; a line that cannot be read becomes an item with a fault.
+    """
+    rows = _table(path) if path.suffix.lower() in (".csv", ".tsv") else _lines(path)
+    for number, row in rows:
+        yield _item(path, number, row)
+
+
+def _item(path: Path, number: int, row: object) -> Item:
+    where = f"{path.name}, line {number}"
+    if not isinstance(row, dict):
+        return Item(where, fault=row if isinstance(row, str) else "it is not a JSON object")
+    name, caption = (next((row[key] for key in keys if row.get(key) is not None), None) for keys in (PICTURE, CAPTION))
+    if not isinstance(name, str) or not name:
+        return Item(where, fault=f"it names no picture (looked for {', '.join(PICTURE)})")
+    if not isinstance(caption, str):
+        return Item(name, fault=f"it has no caption ({where}; looked for {', '.join(CAPTION)})")
+    return Item(name, caption.strip(), Place(path.parent / name))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, object]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line.decode("utf-8-sig"))
+                except ValueError as error:
+                    yield number, f"it is not JSON: {error}"
+
+
+def _table(path: Path) -> Iterator[tuple[int, object]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            found = reader.fieldnames or []
+            for what in (PICTURE, CAPTION):
+                if not set(what) & set(found):
+                    raise ValueError(f"{path} has the columns {', '.join(found) or 'none'}; expected one of "
+                                     f"{', '.join(what)}, named in its first line")
+            for row in reader:
+                yield reader.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a UTF-8 table: {error}; save it as UTF-8") from error

@@ -1,0 +1,104 @@
+"""What a prepared folder knows about its own making: settings, skipped pictures, and who is at work in it."""
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..atomic import replacing
+from .items import Item
+
+SETTINGS, SKIPPED, LOCK = "prepare.json", "skipped.jsonl", ".lock"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that was left out and why; `stamp` changes with its files where only decoding it showed the fault."""
+
+    key: str
+    reason: str
+    stamp: list[int] | None = None
+
+
+def stamp_of(item: Item) -> list[int] | None:
+    """Sizes and times of change of the files of an item, None where one is gone."""
+    files = [part for part in (item.features, item.moments, item.hint) if part]
+    files += [item.picture.path] if item.picture else []
+    try:
+        status = [file.stat() for file in files]
+    except OSError:
+        return None
+    return [number for one in status for number in (one.st_size, one.st_mtime_ns)]
+
+
+def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
+    """One JSON object a line: key, reason, stamp."""
+    with replacing(folder / SKIPPED) as beside, beside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in skipped)
+
+
+def read_skipped(folder: Path) -> dict[str, Skipped]:
+    """What the last run skipped, by key; empty before the first. ValueError for a damaged file."""
+    path = folder / SKIPPED
+    if not path.exists():
+        return {}
+    try:
+        found = [Skipped(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, its pictures are then tried again") from error
+    return {one.key: one for one in found}
+
+
+def settle(folder: Path, settings: dict[str, object]) -> None:
+    """Refuse to go on in a folder that was begun with other settings; None stands for not used in this run."""
+    path = folder / SETTINGS
+    try:
+        before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); prepare into a new folder") from error
+    for name, value in settings.items():
+        if None not in (value, before.get(name)) and value != before[name]:
+            raise ValueError(f"{folder} was begun with {name} {before[name]}, now it is {value}; use the same, or "
+                             "prepare into another folder")
+    merged = {**before, **{name: value for name, value in settings.items() if value is not None}}
+    if merged != before:
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(merged, indent=1), "utf-8")
+
+
+def fingerprint(path: Path | None) -> str | None:
+    """Name and short digest of weights, from the sizes and ends of their files; the same wherever they lie."""
+    if path is None:
+        return None
+    endings = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in endings)
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            digest.update(f"{size} ".encode() + opened.read(65536))
+            opened.seek(max(0, size - 65536))
+            digest.update(opened.read())
+    return f"{path.name} ({digest.hexdigest()[:12]})"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; the system lets go when this one ends, however it ends."""
+    with (folder / LOCK).open("a+b") as file:
+        try:
+            _lock(file.fileno())
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(f"another process is preparing {folder}; wait for it, or use another folder") from error
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        return
+    import fcntl
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
