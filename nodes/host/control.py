@@ -83,6 +83,7 @@ class _PixArtControl:
         if self.vae is None:
             raise ValueError("the PixArt ControlNet needs a VAE for its picture; connect the one of your model to the "
                              "input `vae` of Apply PixArt ControlNet (or of the stock Apply ControlNet)")
+        self.cleanup()                      # an interrupted run leaves its hint, perhaps of another data type
         super().pre_run(model, percent_to_timestep_function)
         self.running = weakref.ref(model)
         self.latent_format = model.latent_format
