@@ -212,7 +212,7 @@ def main() -> int:
            "mini": run_mini}[args.command]
     try:
         run(args)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

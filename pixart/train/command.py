@@ -1,6 +1,8 @@
 """The command line of the trainers: python -m pixart train {diffusion,lcm,lcm-lora,controlnet,lora}."""
 import argparse
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,14 +70,30 @@ def run(args: argparse.Namespace) -> None:
     main = is_main_process()
     if not main:
         logging.getLogger("pixart").setLevel(logging.WARNING)
-    if given.dry_run:
-        text = plan(settings)
-        if main:
-            print(text)
-        return
-    path = execute(settings)
+    with launched(), memory_advice():
+        told = plan(settings) if given.dry_run else execute(settings)
     if main:
-        print(path)
+        print(told)
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Let go of the other processes at the end."""
+    from accelerate import PartialState
+    yield
+    PartialState().destroy_process_group()
+
+
+@contextmanager
+def memory_advice() -> Iterator[None]:
+    """Say what to lower when a GPU is too small."""
+    import torch
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise MemoryError(f"{str(error).splitlines()[0]} Lower train.batch and raise train.accumulation in turn; "
+                          "train.recompute=true, train.optimizer=adamw8bit and model.dtype=bf16 save memory too. What "
+                          "was saved stays: the next run goes on from there") from error
 
 
 def is_main_process() -> bool:
@@ -103,12 +121,7 @@ def execute(settings: "Settings") -> Path:
     watch = watchers(settings, job) if is_main_process() else []
     average = train(job.model, job.objective, job.data, settings.train, settings.output.folder, watch=watch,
                     settings=job.facts)
-    for watcher in watch:
-        if hasattr(watcher, "close"):
-            watcher.close()
-    if is_main_process():
-        return job.save(average)
-    return settings.output.file
+    return job.save(average) if is_main_process() else settings.output.file
 
 
 def require_place(file: Path) -> None:

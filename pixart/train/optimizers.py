@@ -24,6 +24,8 @@ def optimizers(model: nn.Module, config: "LoopConfig") -> list[torch.optim.Optim
     result = [adamw(config)([p for _, p in named if id(p) not in chosen], lr=config.learning_rate,
                             betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)]
     if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise ImportError(f"the optimizer muon came with torch 2.9, this is {torch.__version__}; use adamw")
         result.append(torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay,
                                        adjust_lr_fn="match_rms_adamw"))
     return result

@@ -69,11 +69,9 @@ class TensorBoard:
 
     def __call__(self, record: Record, average: nn.Module) -> None:
         if self.writer is None:          # what an interrupted run wrote beyond its last state is dropped
-            self.writer = self._open(str(self.folder), purge_step=record.step)
+            self.writer = self._open(str(self.folder), purge_step=record.step, flush_secs=10)
         for name, value in (("loss", record.loss), ("gradient norm", record.norm), ("learning rate", record.rate),
                             ("seconds a step", record.seconds)):
             self.writer.add_scalar(name, value, record.step)
-
-    def close(self) -> None:
-        if self.writer is not None:
+        if record.step == record.steps:
             self.writer.close()

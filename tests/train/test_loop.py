@@ -98,7 +98,6 @@ def test_tensorboard_drops_what_a_resumed_run_repeats(data, tmp_path):
         board = TensorBoard(tmp_path / "board")
         (tmp_path / "run" / loop.STATE).unlink(missing_ok=True)
         loop.train(fresh(), Diffusion(data), data, replace(SHORT, steps=steps), tmp_path / "run", watch=[board])
-        board.close()
     found = events.EventAccumulator(str(tmp_path / "board"))
     found.Reload()
     assert sorted(found.Tags()["scalars"]) == ["gradient norm", "learning rate", "loss", "seconds a step"]
