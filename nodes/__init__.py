@@ -3,12 +3,14 @@ from .control import PixArtControlNetApply, PixArtControlNetLoader
 from .edges import PixArtEdges, PixArtHED
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
+from .lora import PixArtLoraLoader
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas
 from .text import PixArtTextEncode
 
 # Ids are saved in people's workflows: they never change.
 TITLES = {
     PixArtLoader: "Load PixArt",
+    PixArtLoraLoader: "Load PixArt LoRA",
     PixArtT5Loader: "Load T5 (8-bit)",
     PixArtTextEncode: "PixArt Text Encode",
     PixArtEmptyLatent: "PixArt Empty Latent",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-HEAVY = ("transformers", "diffusers", "bitsandbytes", "accelerate", "ftfy", "bs4")
+HEAVY = ("transformers", "diffusers", "bitsandbytes", "accelerate", "ftfy", "bs4", "kornia", "peft")
 
 
 def start_host(host: str, base: str) -> None:
