@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+
     from .jobs import Job
     from .loop import Watch
     from .settings import Settings
@@ -67,21 +70,26 @@ def run(args: argparse.Namespace) -> None:
     from .settings import read_settings
     given = method_parser(args.method).parse_args(args.arguments)
     settings = read_settings(args.method, given.config, replacements(given))
-    main = is_main_process()
-    if not main:
-        logging.getLogger("pixart").setLevel(logging.WARNING)
-    with launched(), memory_advice():
-        told = plan(settings) if given.dry_run else execute(settings)
-    if main:
-        print(told)
+    with launched() as processes, memory_advice():
+        if not processes.is_main_process:
+            logging.getLogger("pixart").setLevel(logging.WARNING)
+        told = plan(settings) if given.dry_run else execute(settings, processes)
+        if processes.is_main_process:
+            print(told)
 
 
 @contextmanager
-def launched() -> Iterator[None]:
-    """Let go of the other processes at the end."""
-    from accelerate import PartialState
-    yield
-    PartialState().destroy_process_group()
+def launched() -> "Iterator[PartialState]":
+    """The processes that were started together, of which this is one; let go of at the end."""
+    try:
+        from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
+    except ImportError as error:
+        raise ImportError("training needs the accelerate package: pip install 'pixart-delta[train]' or "
+                          "pip install accelerate") from error
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    yield processes
+    processes.destroy_process_group()
 
 
 @contextmanager
@@ -96,32 +104,22 @@ def memory_advice() -> Iterator[None]:
                           "was saved stays: the next run goes on from there") from error
 
 
-def is_main_process() -> bool:
-    """Of those that were launched together."""
-    try:
-        from accelerate import PartialState
-    except ImportError as error:
-        raise ImportError("training needs the accelerate package: pip install 'pixart-delta[train]' or "
-                          "pip install accelerate") from error
-    return PartialState().is_main_process
-
-
 def plan(settings: "Settings") -> str:
     from .jobs import assemble
     from .plan import make_plan
     return make_plan(assemble(settings), settings).text(settings)
 
 
-def execute(settings: "Settings") -> Path:
+def execute(settings: "Settings", processes: "PartialState") -> Path:
     """Train and write the result; the file it went to."""
     from .jobs import assemble
     from .loop import train
     require_place(settings.output.file)
     job = assemble(settings)
-    watch = watchers(settings, job) if is_main_process() else []
+    watch = watchers(settings, job, processes.device) if processes.is_main_process else []
     average = train(job.model, job.objective, job.data, settings.train, settings.output.folder, watch=watch,
                     settings=job.facts)
-    return job.save(average) if is_main_process() else settings.output.file
+    return job.save(average) if processes.is_main_process else settings.output.file
 
 
 def require_place(file: Path) -> None:
@@ -131,10 +129,8 @@ def require_place(file: Path) -> None:
         raise IsADirectoryError(f"output.file {file} is a folder; give the name of a file in it")
 
 
-def watchers(settings: "Settings", job: "Job") -> "list[Watch]":
+def watchers(settings: "Settings", job: "Job", device: "torch.device") -> "list[Watch]":
     """TensorBoard where it is installed, and previews where prompts are given."""
-    from accelerate import PartialState
-
     from .preview import Preview
     from .report import TensorBoard
     folder, watch = settings.output.folder, []
@@ -143,5 +139,5 @@ def watchers(settings: "Settings", job: "Job") -> "list[Watch]":
     except ImportError:
         logger.info("no scalars are written: tensorboard is not installed (pip install tensorboard)")
     if settings.validate.prompts:
-        watch.append(Preview(settings.validate, job.config, job.parts, folder / "previews", PartialState().device))
+        watch.append(Preview(settings.validate, job.config, job.parts, folder / "previews", device))
     return watch

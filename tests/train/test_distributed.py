@@ -1,13 +1,16 @@
 """Several processes train like one with their batches together: accelerate's launcher, on the CPU with gloo."""
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from train import training_data
-from train.training_data import SHORT, environment, write_data
+from train.training_data import SHORT, TINY, environment, fresh, write_data
+
+from pixart.checkpoint import read_config, save_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == "win32",
                                 reason="needs torch.distributed with gloo")
@@ -15,14 +18,14 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLI
         "FSDP_TRANSFORMER_CLS_TO_WRAP": "PixArtBlock", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
 
-def launch(*arguments: object, processes: int = 2, **more: str) -> str:
-    """Run the training program through `accelerate launch`; its output. --multi_gpu means several processes there."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+def launch(*arguments: object, program: Sequence[str] = (training_data.__file__,), **more: str) -> str:
+    """Run a program in two processes through `accelerate launch`, which calls these --multi_gpu; all it said."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
                "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
-               training_data.__file__, *map(str, arguments)]
+               *program, *map(str, arguments)]
     done = subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    return done.stdout + done.stderr
 
 
 def losses(folder: Path) -> list[float]:
@@ -56,3 +59,18 @@ def test_sharded_training_equals_one_process_and_goes_on(tmp_path):
     one, two = (torch.load(tmp_path / name / "average.pt") for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_the_command_line_works_in_two_processes(tmp_path):
+    write_data(tmp_path / "data")
+    save_checkpoint(tmp_path / "base.safetensors", fresh())
+    arguments = ("--model.base", tmp_path / "base.safetensors", "--data.folder", tmp_path / "data", "--output.folder",
+                 tmp_path / "run", "--output.file", tmp_path / "out.safetensors", "--train.steps", 2,
+                 "--train.batch", 2, "--train.learning_rate", 1e-4)
+    module = ("-m", "pixart", "train", "lcm")
+    assert "2 x 2 processes x 1 accumulated = 4 pictures" in launch(*arguments, "--dry-run", program=module)
+    assert not (tmp_path / "run").exists()
+    said = launch(*arguments, program=module)
+    assert said.count("step 2 of 2") == said.count(str(tmp_path / "out.safetensors")) == 1
+    assert read_config(tmp_path / "out.safetensors") == TINY
