@@ -38,8 +38,8 @@ BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-c
 
 HAS_TORCH = "import importlib.metadata as metadata; metadata.version('torch')"
 
-# First bytes of picture files that both ComfyUI and the standalone pipeline open.
-PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+# Run by the Python that will read the picture: ComfyUI itself takes half a file without a word.
+OPENS = "import sys; from PIL import Image; Image.open(sys.argv[1]).load()"
 EDGES = ("canny", "soft", "none", "invert")
 
 # Run by the host's own Python: which of the named packages it has, and whether torch sees a GPU.
@@ -337,14 +337,26 @@ def fill(graph: dict, options: argparse.Namespace) -> dict:
                           "inputs": {"width": width, "height": height, "batch_size": 1}}
         if node["class_type"] == "PixArtEdges":
             graph["picture"] = {"class_type": "LoadImage", "inputs": {"image": options.control.name}}
-            node["inputs"].update(image=["picture", 0], method=options.edges, width=width, height=height)
+            graph["opaque"] = {"class_type": "JoinImageWithAlpha",      # LoadImage alone drops what is transparent
+                               "inputs": {"image": ["picture", 0], "alpha": ["picture", 1]}}
+            node["inputs"].update(image=["opaque", 0], method=options.edges, width=width, height=height)
         if node["class_type"] == "PixArtControlNetApply":
             node["inputs"]["strength"] = options.strength
     return graph
 
 
+def check_picture(python: Path | str, path: Path) -> None:
+    """Refuse a file that is no whole picture before anything is started for it."""
+    answer = subprocess.run([str(python), "-c", OPENS, str(path)], capture_output=True, text=True)
+    if answer.returncode:
+        why = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise Problem(f"--control {path}: cannot be read as a picture ({why})")
+
+
 def picture_with_host(host: Host, options: argparse.Namespace) -> str:
     """Render through ComfyUI and say what ran."""
+    if options.control:
+        check_picture(host.python, options.control)
     workflow = CONTROL_WORKFLOW if options.control else WORKFLOW
     graph = fill(json.loads(workflow.read_text(encoding="utf-8")), options)
     say(f"ComfyUI {host.version} in {host.path}: starting without a page{'' if host.gpu else ', on the CPU'}")
@@ -361,6 +373,8 @@ def picture_with_host(host: Host, options: argparse.Namespace) -> str:
 def picture_standalone(options: argparse.Namespace) -> str:
     """Render through `python -m pixart generate` in `.venv` and say what ran."""
     python = prepare("standalone")
+    if options.control:
+        check_picture(python, options.control)
     width, height = options.size
     command = [str(python), "-m", "pixart", "generate", options.prompt or default_prompt(), "--steps",
                str(options.steps), "--seed", str(options.seed), "--size", f"{width}x{height}", "--out",
@@ -438,14 +452,11 @@ def png(text: str) -> Path:
     return path
 
 
-def picture_file(text: str) -> Path:
-    """An absolute path to a picture that is there."""
+def existing(text: str) -> Path:
+    """An absolute path to a file that is there."""
     path = Path(text).expanduser().resolve()
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
-    with path.open("rb") as file:
-        if not file.read(8).startswith(PICTURES):
-            raise argparse.ArgumentTypeError(f"{text!r} is no picture; use PNG, JPEG, WebP, GIF, BMP or TIFF")
     return path
 
 
@@ -483,7 +494,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=natural(0, 2**64 - 1), default=1, help="same seed, same picture; default 1")
     parser.add_argument("--size", type=size, default=(128, 128), help="WIDTHxHEIGHT in pixels, default 128x128")
     parser.add_argument("--output", type=png, default=png("pixart.png"), help="default pixart.png")
-    parser.add_argument("--control", type=picture_file, metavar="PICTURE", help="its edges are followed")
+    parser.add_argument("--control", type=existing, metavar="PICTURE", help="its edges are followed")
     parser.add_argument("--edges", choices=EDGES, default="canny", help="how they are found; none: PICTURE is an edge "
                         "map already, white on black; invert: a drawing, black on white; default canny")
     parser.add_argument("--strength", type=share, default=1.0, help="of the control, 0 to 10, default 1")

@@ -123,8 +123,9 @@ def test_refused_prompt_names_node_and_error():
 
 
 def picture(folder: Path) -> Path:
+    from PIL import Image
     path = folder / "drawing.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    Image.effect_noise((64, 48), 50).save(path)
     return path
 
 
@@ -134,16 +135,28 @@ def test_control_goes_into_its_workflow(tmp_path):
     graph = quickstart.fill(json.loads(quickstart.CONTROL_WORKFLOW.read_text(encoding="utf-8")), options)
     (edges,) = [node["inputs"] for node in graph.values() if node["class_type"] == "PixArtEdges"]
     (apply,) = [node["inputs"] for node in graph.values() if node["class_type"] == "PixArtControlNetApply"]
-    assert graph[edges["image"][0]] == {"class_type": "LoadImage", "inputs": {"image": "drawing.png"}}
+    joined = graph[edges["image"][0]]
+    assert joined["class_type"] == "JoinImageWithAlpha", "what is transparent stays so"
+    loaded, mask = joined["inputs"]["image"], joined["inputs"]["alpha"]
+    assert graph[loaded[0]] == {"class_type": "LoadImage", "inputs": {"image": "drawing.png"}}
+    assert (loaded[1], mask) == (0, [loaded[0], 1])
     assert (edges["method"], edges["width"], edges["height"], apply["strength"]) == ("invert", 144, 112, 0.5)
     assert graph[apply["image"][0]]["class_type"] == "PixArtEdges"
 
 
-def test_what_is_no_picture_is_refused_before_anything_starts(tmp_path, capsys):
-    (tmp_path / "words.png").write_text("not a picture")
-    for given, said in (("none.png", "there is no file"), (str(tmp_path / "words.png"), "is no picture")):
+def test_missing_picture_and_impossible_strength_are_refused(tmp_path, capsys):
+    for given, said in ((("none.png",), "there is no file"), ((str(picture(tmp_path)), "--strength", "-1"), "0 to 10")):
         with pytest.raises(SystemExit):
-            arguments("x", "--control", given)
+            arguments("x", "--control", *given)
         assert said in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        arguments("x", "--control", str(picture(tmp_path)), "--strength", "-1")
+
+
+def test_what_is_no_whole_picture_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    whole = picture(tmp_path)
+    quickstart.check_picture(sys.executable, whole)
+    monkeypatch.setattr(quickstart, "running", lambda *_: pytest.fail("the host was started"))
+    host = Host(tmp_path, sys.executable, "9.8.7", gpu=False, missing=())
+    for name, content in (("words.png", b"not a picture"), ("half.png", whole.read_bytes()[:1000])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Problem, match=name):
+            quickstart.picture_with_host(host, arguments("x", "--control", str(tmp_path / name)))
