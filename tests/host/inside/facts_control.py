@@ -121,7 +121,8 @@ def test_control_with_zero_projections_is_no_control():
 def test_control_equals_the_core_outside_of_the_host():
     base, copies = cores()
     for height, width in ((64, 64), (64, 120)):
-        hint, positive = image(height, width), condition(text(5))
+        # A size that is not the latent's, so that a control which is not told it would differ.
+        hint, positive = image(height, width), condition(text(5), width=2048, height=512)
         model, calls = spy(load("deep-1024"))
         controlled, _ = apply(positive, load_control(), hint)
         sample(model, controlled, controlled, latent(height, width))
