@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..control.edges import canny
 from ..prepare.shards import write_shard, write_tensors
 from . import SHIPPED, Files
 from .autoencoder import Autoencoder, load_autoencoder
 from .grammar import Scene, caption, sample
-from .pictures import BUCKETS, draw
+from .pictures import BUCKETS, CANNY, draw
 from .text_encoder import encode, load_text_encoder
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", files
     """Writes `count` examples into `folder`: half of them square, the others shared out over the other buckets.
 
     Each `bucket-{h}x{w}.safetensors` (sides of the latents) holds latents (n, 4, h, w) fp16, raw and thereby scaled;
-    features (n, L, C) fp16; mask (n, L) uint8; size (n, 2) fp32, height and width in pixels; aspect (n,) fp32,
-    height / width. `null.safetensors` holds features (1, C) and mask (1,) of the empty caption.
+    hints like latents, of the Canny maps of the pictures; features (n, L, C) fp16; mask (n, L) uint8; size (n, 2)
+    fp32, height and width in pixels; aspect (n,) fp32, height / width. `null.safetensors` holds features (1, C) and
+    mask (1,) of the empty caption.
     """
     if count < len(BUCKETS):
         raise ValueError(f"{count} examples were asked for; the {len(BUCKETS)} buckets need at least one each")
@@ -39,12 +41,12 @@ def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", files
         indices = range(start, start + share)
         start += share
         features, mask = _texts(indices, seed, split, tokenizer, encoder)
-        latents = _latents(indices, seed, split, (height, width), vae, autocast)
+        latents, hints = _latents(indices, seed, split, (height, width), vae, autocast)
         write_shard(folder / f"bucket-{height // 8}x{width // 8}.safetensors", {
-            "latents": latents.half(), "features": features.half(), "mask": mask.to(torch.uint8),
+            "latents": latents.half(), "hints": hints.half(), "features": features.half(), "mask": mask.to(torch.uint8),
             "size": torch.tensor([[height, width]], dtype=torch.float32).repeat(share, 1),
             "aspect": torch.full((share,), height / width)},
-            {"latent_space": "sd", "caption_tokens": str(CAPTION_TOKENS), "edges": "none"})
+            {"latent_space": "sd", "caption_tokens": str(CAPTION_TOKENS), "edges": "canny"})
         logger.info("prepared %d pictures of %d x %d", share, height, width)
 
 
@@ -68,16 +70,19 @@ def _texts(indices: range, seed: int, split: str, tokenizer: object, encoder: to
 
 @torch.no_grad()
 def _latents(indices: range, seed: int, split: str, size: tuple[int, int], vae: Autoencoder, autocast: bool,
-             batch: int = 50) -> Tensor:
-    """Raw latents (n, 4, h, w) of the pictures of these scenes."""
+             batch: int = 50) -> tuple[Tensor, Tensor]:
+    """Raw latents (n, 4, h, w) of the pictures of these scenes, and those of their edge maps."""
     device = next(vae.parameters()).device
-    parts = []
+    parts, hints = [], []
     for at in range(0, len(indices), batch):
         arrays = [picture_of(index, seed, split, size) for index in indices[at:at + batch]]
-        pictures = torch.stack(arrays).to(device).float().div(255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            parts.append(vae.encode(pictures).float().cpu().contiguous())
-    return torch.cat(parts)
+        pictures = torch.stack(arrays).to(device).float().div(255)
+        maps = canny(pictures, **CANNY).expand(-1, 3, -1, -1)
+        for given, made in ((pictures, parts), (maps, hints)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                latents = vae.encode(given.contiguous(memory_format=torch.channels_last))
+            made.append(latents.float().cpu().contiguous())
+    return torch.cat(parts), torch.cat(hints)
 
 
 def caption_of(index: int, seed: int, split: str = "train") -> tuple[Scene, str]:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import load, save_checkpoint
+from ..checkpoint import load, save_checkpoint, save_control
 from ..config import PixArtConfig
 from ..model.attention import matmul_attention
+from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.transformer import PixArtTransformer
 from ..train.data import PreparedFolder
 from ..train.initialize import initialize
 from ..train.jobs import with_null_caption
 from ..train.loop import LoopConfig, train
-from ..train.objectives import Consistency, Diffusion
+from ..train.objectives import Consistency, Control, Diffusion
 from . import Files
 from .autoencoder import train_autoencoder
 from .judge import train_judge
@@ -47,6 +48,9 @@ class Recipe:
     # What the student knows at t = 0 must travel up 50 grid points, one moving average at a time: a short memory.
     student: LoopConfig = field(default_factory=lambda: LoopConfig(
         steps=1000, batch=32, learning_rate=3e-4, warmup=100, cooldown=300, ema=0.85, precision="bf16"))
+    control: LoopConfig = field(default_factory=lambda: LoopConfig(
+        steps=3000, batch=32, learning_rate=8e-4, warmup=100, cooldown=1000, ema=0.995, precision="bf16"))
+    control_blocks: int = 4
     guidance: float = 1.5        # w of the distillation; 1.5 is a scale of 2.5, with which the teacher is measured
 
 
@@ -64,6 +68,14 @@ def train_student(recipe: Recipe, data: PreparedFolder, work: Path, files: Files
     objective = Consistency(data, teacher, recipe.guidance)
     average = train(copy.deepcopy(teacher).requires_grad_(True), objective, data, recipe.student, work / "student")
     save_checkpoint(files.student, average, MINI, torch.float16)
+
+
+def train_control(recipe: Recipe, data: PreparedFolder, work: Path, files: Files) -> None:
+    """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training pictures."""
+    base = load(files.teacher, dtype=torch.float32, attend=matmul_attention).requires_grad_(False)
+    network = PixArtControlNet.copy_of(base, recipe.control_blocks, attend=matmul_attention)
+    average = train(Controlled(base, network), Control(data), data, recipe.control, work / "control")
+    save_control(files.control, average.control, torch.float16)
 
 
 def prepare_data(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> PreparedFolder:
@@ -89,3 +101,5 @@ def build(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cp
         train_teacher(recipe, data, work, files)
     if not files.student.exists():
         train_student(recipe, data, work, files)
+    if not files.control.exists():
+        train_control(recipe, data, work, files)

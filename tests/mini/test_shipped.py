@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pixart.checkpoint import load, read_config
+from pixart.checkpoint import load, read_config, read_control
 from pixart.mini import SHIPPED, Files, evaluate, recipe
 from pixart.mini.prepare import prepare
 from pixart.train.data import PreparedFolder
@@ -61,13 +61,16 @@ def test_recipe_trains_and_distils_with_the_public_trainers(tmp_path):
         shutil.copy(source, target)
     shutil.copytree(SHIPPED.t5, files.t5)
     prepare(tmp_path / "data", 20, files=files)
-    plan = replace(recipe.Recipe(), teacher=SMALL, student=SMALL)
+    plan = replace(recipe.Recipe(), teacher=SMALL, student=SMALL, control=SMALL)
     data = PreparedFolder(tmp_path / "data")
     recipe.train_teacher(plan, data, tmp_path, files)
     recipe.train_student(plan, data, tmp_path, files)
+    recipe.train_control(plan, data, tmp_path, files)
     assert load(files.student).config == load(files.teacher).config == recipe.MINI
-    stamps = [path.stat().st_mtime_ns for path in (files.teacher, files.student)]
+    made = (files.teacher, files.student, files.control)
+    assert read_control(files.control).blocks == read_control(SHIPPED.control).blocks == 4
+    stamps = [path.stat().st_mtime_ns for path in made]
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "vae.done").touch()
     recipe.build(tmp_path, files, plan)
-    assert stamps == [path.stat().st_mtime_ns for path in (files.teacher, files.student)]
+    assert stamps == [path.stat().st_mtime_ns for path in made]
