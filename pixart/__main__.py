@@ -116,7 +116,7 @@ def read_guide(args: argparse.Namespace, width: int, height: int) -> "tuple[Path
         return None
     import numpy as np
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from .control.edges import edge_maps
     from .control.hed import hed_edges, load_hed
@@ -126,7 +126,7 @@ def read_guide(args: argparse.Namespace, width: int, height: int) -> "tuple[Path
     if args.model and not args.controlnet:
         raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
     with Image.open(args.control) as file:
-        pixels = torch.from_numpy(np.array(file.convert("RGBA"))).permute(2, 0, 1)[None] / 255
+        pixels = torch.from_numpy(np.array(ImageOps.exif_transpose(file).convert("RGBA"))).permute(2, 0, 1)[None] / 255
     picture = fit(pixels, width, height)
     if args.edges == "hed":
         if not args.hed:
