@@ -23,6 +23,9 @@ UNKNOWN = """() => window.app.graph._nodes.map(node => node.type)
     .filter(type => !["MarkdownNote", "Note"].includes(type) && !(type in LiteGraph.registered_node_types))"""
 AS_API = "async () => (await window.app.graphToPrompt()).output"
 HISTORY = "async () => await (await fetch('/history')).json()"
+# The page loads a node's picture only when the node is in view.
+LOOK = """() => window.app.canvas.centerOnNode(
+    window.app.graph._nodes.find(node => node.type === "SaveImage"))"""
 SHOWN = """() => {
     const node = window.app.graph._nodes.find(node => node.type === "SaveImage");
     return (node.imgs ?? []).map(image => [image.naturalWidth, image.naturalHeight]);
@@ -65,6 +68,7 @@ def test_mini_workflow_dropped_and_run_shows_its_picture(screen, name):
     screen.page.evaluate("() => window.app.graph.clear()")
     screen.errors.clear()
     drop(screen, name)
+    screen.page.evaluate(LOOK)
     screen.page.get_by_test_id("queue-button").first.click()
     screen.page.wait_for_function(f"() => ({SHOWN})().length > 0 && ({SHOWN})()[0][0] > 0",
                                   timeout=PICTURE_SECONDS * 1000)
