@@ -63,7 +63,7 @@ def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, list[Tens
     """Every case on the LCM student in 4 steps, and no control before them."""
     bench = Bench.of(count, 7, SHIPPED)
     rows, pictures = [], {"real": bench.pairs.real, "control": [m.expand(3, -1, -1) for m in bench.pairs.maps]}
-    model = bench.model(LCM)
+    model = LCM.model(bench.files)
     for name, case in CASES.items():
         trained = load_control(work / f"{name}.safetensors", torch.float32)
         network = case.network(trained.config, case.blocks).eval()

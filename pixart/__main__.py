@@ -71,12 +71,18 @@ def parser() -> argparse.ArgumentParser:
     data = mini.add_parser("data", help="only the training data, with the small networks it takes; then use train")
     for command in (build, data):
         command.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
-        command.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
+    build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
+    data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; what it lacks "
+                      "is trained (default: those in the repository)")
     measure = mini.add_parser("evaluate", help="print the table and draw the contact sheet")
     measure.add_argument("--weights", type=Path, default=SHIPPED.root)
     measure.add_argument("--count", type=int, default=1000, help="held-out prompts")
     measure.add_argument("--seed", type=int, default=7)
     measure.add_argument("--sheet", type=Path, help="PNG to draw")
+    measure.add_argument("--student", type=Path, nargs="+", default=[], metavar="FILE",
+                         help="few-step students to measure instead, in 4, 2 and 1 steps")
+    measure.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE",
+                         help="LCM-LoRAs to measure instead, on the teacher")
     measure.add_argument("--control", action="store_true", help="measure the ControlNet instead, at five strengths")
     return main
 
@@ -197,8 +203,9 @@ def run_mini(args: argparse.Namespace) -> None:
         rows, pictures, pairs = evaluate_control(args.count, args.seed, Files(args.weights))
         prompts = pairs.prompts
     else:
-        from .mini.evaluate import evaluate, table
-        rows, pictures, prompts = evaluate(args.count, args.seed, Files(args.weights))
+        from .mini.evaluate import METHODS, evaluate, few_step, table
+        methods = few_step(args.student, args.lora) or METHODS
+        rows, pictures, prompts = evaluate(args.count, args.seed, Files(args.weights), methods)
     print(table(rows))
     if args.sheet:
         contact_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import load, load_control
+from ..checkpoint import load_control
 from ..control.edges import canny
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
@@ -104,9 +104,6 @@ class Bench:
                                                       batch=100)
         return cls(pairs, files, load_vae(files.vae), [encoded.one(i) for i in range(count)], encoded.one(count))
 
-    def model(self, method: Method) -> PixArtTransformer:
-        return load(getattr(self.files, method.weights), dtype=torch.float32)
-
     def measure(self, method: Method, model: PixArtTransformer, title: str, network: PixArtControlNet,
                 strength: float) -> tuple[Followed, list[Tensor]]:
         """One row, and its pictures."""
@@ -127,7 +124,7 @@ def evaluate_control(count: int = 300, seed: int = 7, files: Files = SHIPPED, co
     bench, network = Bench.of(count, seed, files), load_control(control or files.control, torch.float32)
     rows, pictures = [], {"real": bench.pairs.real, "control": [m.expand(3, -1, -1) for m in bench.pairs.maps]}
     for method, strengths in ((LCM, STRENGTHS), (TEACHER, (0.0, 1.0))):
-        model = bench.model(method)
+        model = method.model(bench.files)
         for strength in strengths:
             row, drawn = bench.measure(method, model, "shipped", network, strength)
             rows.append(row)

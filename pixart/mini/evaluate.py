@@ -6,12 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load
+from ..checkpoint.lora import merge_lora
+from ..checkpoint.lora_read import read_lora
 from ..model.transformer import PixArtTransformer
 from ..pipeline import Control, Request, sample
 from ..text.encoded import Encoded, join
@@ -34,10 +37,22 @@ class Method:
     """One way of drawing: a weights file and how to sample from it."""
 
     name: str
-    weights: str                     # "teacher" or "student"
+    weights: str | Path              # "teacher" or "student" of PixArt-mini, or a file
     sampler: str
     steps: int
     guidance: float = 1.0
+    lora: Path | None = None         # on top of the weights
+
+    def model(self, files: Files) -> PixArtTransformer:
+        """In float32, the LoRA merged. Raises what reading the files raises."""
+        path = self.weights if isinstance(self.weights, Path) else getattr(files, self.weights)
+        model = load(path, dtype=torch.float32)
+        if self.lora is not None:
+            model.requires_grad_(False)
+            for parameter in model.parameters():        # views of the file, which must not be written to
+                parameter.data = parameter.data.clone()
+            merge_lora(model, read_lora(self.lora))
+        return model
 
 
 METHODS = (
@@ -46,6 +61,14 @@ METHODS = (
     Method("LCM, 2 steps", "student", "lcm", 2),
     Method("LCM, 1 step", "student", "lcm", 1),
 )
+
+
+def few_step(students: Sequence[Path], loras: Sequence[Path], steps: Sequence[int] = (4, 2, 1)) -> list[Method]:
+    """Other students than the shipped one, and LCM-LoRAs on the teacher, each with these numbers of steps."""
+    named = [(path.stem, path, None) for path in students]
+    named += [(f"teacher + {path.stem}", "teacher", path) for path in loras]
+    return [Method(f"{name}, {count} step{'s' * (count > 1)}", weights, "lcm", count, lora=lora)
+            for name, weights, lora in named for count in steps]
 
 
 @dataclass(frozen=True)
@@ -143,7 +166,7 @@ def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: 
     encoded = encoder.encode([*prompts.captions, ""], max_tokens=40, clean=True, batch=100)
     features, null = [encoded.one(i) for i in range(count)], encoded.one(count)
     for method in methods:
-        model = load(getattr(files, method.weights), dtype=torch.float32)
+        model = method.model(files)
         drawn, seconds = draw(method, model, vae, prompts, features, null)
         right, seen = judged(judge, prompts.scenes, drawn)
         results.append(Result(method.name, right, frechet_distance(seen, reference), count, seconds))

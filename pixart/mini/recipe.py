@@ -20,6 +20,7 @@ from ..train.initialize import initialize
 from ..train.jobs import with_null_caption
 from ..train.loop import LoopConfig, train
 from ..train.objectives import Consistency, Control, Diffusion
+from ..train.precision import fitting_precision
 from . import Files
 from .autoencoder import train_autoencoder
 from .judge import train_judge
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MINI = PixArtConfig(depth=8, hidden=192, heads=4, caption_width=WIDTH, caption_tokens=TOKENS, base_size=8,
                     position_scale=1.0, micro_conditioning=True)
+PROBED = 256         # width of the matrices that decide whether small convolutions gain by 16 bits
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class Recipe:
     text_steps: int = 1200
     teacher: LoopConfig = field(default_factory=lambda: LoopConfig(
         steps=3600, batch=64, learning_rate=1e-3, warmup=200, cooldown=900, optimizer="muon", ema=0.998,
-        betas=(0.9, 0.98), precision="bf16"))
+        betas=(0.9, 0.98), precision="auto"))
     # What the student knows at t = 0 must travel up 50 grid points, one moving average at a time: a short memory.
     student: LoopConfig = field(default_factory=lambda: LoopConfig(
-        steps=1000, batch=32, learning_rate=3e-4, warmup=100, cooldown=300, ema=0.85, precision="bf16"))
+        steps=1000, batch=32, learning_rate=3e-4, warmup=100, cooldown=300, ema=0.85, precision="auto"))
     control: LoopConfig = field(default_factory=lambda: LoopConfig(
-        steps=3000, batch=32, learning_rate=8e-4, warmup=100, cooldown=1000, ema=0.995, precision="bf16"))
+        steps=3000, batch=32, learning_rate=8e-4, warmup=100, cooldown=1000, ema=0.995, precision="auto"))
     control_blocks: int = 4
     guidance: float = 1.5        # w of the distillation; 1.5 is a scale of 2.5, with which the teacher is measured
 
@@ -80,17 +82,18 @@ def train_control(recipe: Recipe, data: PreparedFolder, work: Path, files: Files
 
 def prepare_data(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> PreparedFolder:
     """Train autoencoder, text encoder and judge where they are missing, and prepare work/data with them."""
-    state, seed = work / "state", recipe.seed
-    if not (state / "vae.done").exists():
+    state, seed, autocast = work / "state", recipe.seed, fitting_precision(torch.device(device), PROBED) == "bf16"
+    unfinished = (state / "vae.pt").exists() and not (state / "vae.done").exists()     # the file is written on the way
+    if unfinished or not files.vae.exists():
         train_autoencoder(files.vae, recipe.autoencoder_steps, batch=16, seed=seed, state=state / "vae.pt",
-                          device=device, autocast=True)
-        (state / "vae.done").touch()         # the file itself is also written on the way
+                          device=device, autocast=autocast)
+        (state / "vae.done").touch()
     if not files.t5.exists():
         train_text_encoder(files.t5, recipe.text_steps, batch=64, seed=seed, state=state / "t5.pt", device=device)
     if not files.judge.exists():
-        train_judge(files.judge, recipe.judge_steps, seed=seed, state=state / "judge.pt", device=device, autocast=True)
+        train_judge(files.judge, recipe.judge_steps, seed=seed, state=state / "judge.pt", device=device, autocast=autocast)
     if len(list((work / "data").glob("*.safetensors"))) <= len(BUCKETS):
-        prepare(work / "data", recipe.pictures, seed, files=files, device=device, autocast=True)
+        prepare(work / "data", recipe.pictures, seed, files=files, device=device, autocast=autocast)
     return PreparedFolder(work / "data")
 
 
