@@ -23,11 +23,12 @@ def ddim(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return at(a.sqrt(), t, x0) * x0 + at((1 - a).sqrt(), t, x0) * eps
 
 
-def teacher_step(x: Tensor, cond: Tensor, uncond: Tensor, start: Tensor, end: Tensor, guidance: float) -> Tensor:
+def teacher_step(x: Tensor, cond: Tensor, uncond: Tensor, start: Tensor, end: Tensor,
+                 guidance: float | Tensor) -> Tensor:
     """Where the guided teacher says x at `start` came from at `end`.
 
     cond and uncond (B, C, H, W) are its noise predictions. guidance w extrapolates from the conditional prediction,
-    cond + w (cond - uncond): w = 4.5 is what other samplers call a scale of 5.5.
+    cond + w (cond - uncond): w = 4.5 is what other samplers call a scale of 5.5. It may be (B, 1, 1, 1), one a picture.
     """
     eps = cond + guidance * (cond - uncond)
     x0_cond, x0_uncond = predicted_x0(x, cond, start), predicted_x0(x, uncond, start)
@@ -40,7 +41,7 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float = 0.001) -> Tensor:
 
 
 def consistency_loss(student: Model, average: Model, teacher: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-                     x0: Tensor, noise: Tensor, index: Tensor, guidance: float = 4.5,
+                     x0: Tensor, noise: Tensor, index: Tensor, guidance: float | Tensor = 4.5,
                      huber_c: float = 0.001) -> Tensor:
     """Scalar loss of one distillation step.
 

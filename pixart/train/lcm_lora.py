@@ -17,17 +17,19 @@ from .objectives import Consistency
 class ConsistencyLora:
     """The loss of `Consistency` for a network with adapters (see `add_lora`); its moving average is not looked at.
 
-    guidance and huber_c as there. Follows the official LCM-LoRA trainer, whose one difference from full distillation,
-    beside the adapters, is the missing moving average.
+    guidance, huber_c and guidance_max as there. Follows the official LCM-LoRA trainer, whose one difference from full
+    distillation, beside the adapters, is the missing moving average.
     """
 
     data: PreparedFolder
     guidance: float = 4.5
     huber_c: float = 0.001
+    guidance_max: float | None = None
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         def teacher(*given: Tensor, **conditions: Tensor) -> Tensor:
             with without_adapters(model):
                 return model(*given, **conditions)
 
-        return Consistency(self.data, teacher, self.guidance, self.huber_c)(model, model, batch, generator)
+        same = Consistency(self.data, teacher, self.guidance, self.huber_c, self.guidance_max)
+        return same(model, model, batch, generator)

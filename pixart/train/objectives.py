@@ -65,6 +65,7 @@ class Consistency:
     teacher: nn.Module
     guidance: float = 4.5
     huber_c: float = 0.001
+    guidance_max: float | None = None     # drawn for each picture from `guidance` up to this, untold to the student
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         index = draw(partial(torch.randint, GRID_SIZE), (len(batch.latents),), generator).to(batch.latents.device)
@@ -75,4 +76,12 @@ class Consistency:
             return self.teacher(torch.cat([x, x]), torch.cat([t, t]), **both).float().chunk(2)
 
         return consistency_loss(lambda x, t: model(x, t, **given).float(), lambda x, t: average(x, t, **given).float(),
-                                teach, batch.latents, draw_noise(batch, generator), index, self.guidance, self.huber_c)
+                                teach, batch.latents, draw_noise(batch, generator), index,
+                                self._guidance(batch, generator), self.huber_c)
+
+    def _guidance(self, batch: Batch, generator: torch.Generator) -> float | Tensor:
+        """w, for all pictures or (B, 1, 1, 1) for each."""
+        if self.guidance_max is None:
+            return self.guidance
+        share = draw(torch.rand, (len(batch.latents),), generator).to(batch.latents).view(-1, 1, 1, 1)
+        return self.guidance + (self.guidance_max - self.guidance) * share
