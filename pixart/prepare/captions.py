@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .networks import TextEncoder
 from .shards import write_tensors
 
 CHUNK = 128                 # captions a file: what a kill can cost
@@ -67,18 +68,17 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-def encode_captions(captions: Captions, texts: Iterable[str], t5: Path, tokens: int, bits: int, device: str, batch: int,
-                    progress: Callable[[int, int], None]) -> int:
+def encode_captions(captions: Captions, texts: Iterable[str], open_encoder: Callable[[], TextEncoder], tokens: int,
+                    batch: int, progress: Callable[[int, int], None]) -> int:
     """Add the features of `texts`, as they are to be tokenised, and free the encoder; returns how many were cut.
 
     Stopped by KeyboardInterrupt it keeps what is done. ValueError, FileNotFoundError of the encoder as they are.
     """
-    from ..text.t5 import T5Encoder
-
     wanted = [text for text in dict.fromkeys(texts) if text not in captions]
     if not wanted:
         return 0
-    encoder = T5Encoder(t5, bits, device)
+    encoder = open_encoder()
+    name = getattr(encoder, "path", "the text encoder")
     done, found, cut = 0, [], 0
 
     def flush() -> None:
@@ -91,7 +91,7 @@ def encode_captions(captions: Captions, texts: Iterable[str], t5: Path, tokens: 
             texts = wanted[at:at + batch]
             encoded = encoder.encode(texts, tokens, clean=False, batch=batch)
             cut += sum(bool(report.cut) for report in encoded.reports)
-            found += [(text, half(encoded.context[row][encoded.mask[row]], t5)) for row, text in enumerate(texts)]
+            found += [(text, half(encoded.context[row][encoded.mask[row]], name)) for row, text in enumerate(texts)]
             done += len(texts)
             if len(found) >= CHUNK:
                 flush()

@@ -12,7 +12,8 @@ from .captions import Captions, half
 from .computed import BrokenFile, read_features, read_moments
 from .families import Family
 from .items import Item
-from .latents import EdgeMaps, LatentEncoder
+from .latents import EdgeMaps
+from .networks import PictureEncoder
 from .pictures import BrokenPicture, load_picture
 from .state import Skipped, stamp_of
 from .survey import Entry
@@ -42,7 +43,7 @@ class Reader:
     """Turns entries of one bucket into examples."""
 
     captions: Captions
-    vae: LatentEncoder | None           # None where all latents were computed before
+    vae: PictureEncoder | None          # None where all latents were computed before
     maps: EdgeMaps | None               # None without edge maps, or where all were computed before
     family: Family
     resolution: int
@@ -109,7 +110,7 @@ def _batch(examples: list[Example]) -> Tensor:
     return torch.stack([example.picture for example in examples]).float().div(255)
 
 
-def _encode(vae: LatentEncoder, pictures: Tensor) -> Iterator[Posterior]:
+def _encode(vae: PictureEncoder, pictures: Tensor) -> Iterator[Posterior]:
     mean, deviation = vae(pictures)
     return ((mean[row], None if deviation is None else deviation[row]) for row in range(len(mean)))
 

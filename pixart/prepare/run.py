@@ -11,7 +11,8 @@ from ..text.encoded import load_embeddings
 from .captions import Captions, encode_captions, half
 from .examples import Example, Reader, stack, uses_hint
 from .families import Family
-from .latents import EDGES, EdgeMaps, LatentEncoder
+from .latents import EDGES, EdgeMaps
+from .networks import Networks, from_files
 from .shards import Shard, next_shard, shard_paths, write_shard, write_tensors
 from .sources import items_of
 from .state import Skipped, alone, fingerprint, read_skipped, settle, write_skipped
@@ -70,15 +71,17 @@ class Report:
         return Counter(one.reason.partition(":")[0] for one in self.skipped)
 
 
-def prepare(job: Job, progress: Progress = lambda stage, done, total: None) -> Report:
-    """Prepare every picture of the sources that is not in the folder yet.
+def prepare(job: Job, progress: Progress = lambda stage, done, total: None,
+            networks: Networks | None = None) -> Report:
+    """Prepare every picture of the sources that is not in the folder yet, by default with the networks of job's files.
 
     May be stopped or killed at any time and run again. Broken pictures are listed in skipped.jsonl of the folder.
     Raises ValueError, FileNotFoundError or OSError, naming the file, for everything that is wrong with the rest.
     """
+    networks = networks or from_files(job.vae, job.t5, job.bits, job.family, job.device)
     job.out.mkdir(parents=True, exist_ok=True)
     with alone(job.out):
-        _settle(job)
+        _settle(job, networks)
         done = _keys_of(job.out)
         found = survey(items_of(job.sources, job.family.name, job.resolution), done, read_skipped(job.out), job.family,
                        job.resolution, lambda count, last: progress("looking at pictures", count, count if last else 0))
@@ -87,23 +90,22 @@ def prepare(job: Job, progress: Progress = lambda stage, done, total: None) -> R
             why = f"; all {len(found.skipped)} are listed with reasons in {job.out / 'skipped.jsonl'}"
             raise ValueError(f"the sources hold no picture that can be used{why if found.skipped else ''}")
         try:
-            check_needs(job, found)
+            check_needs(job, found, networks)
             captions = Captions(job.out / "text")
-            cut = _texts(job, found, captions, progress)
-            added = _pictures(job, found, captions, progress)
+            cut = _texts(job, found, captions, networks, progress)
+            added = _pictures(job, found, captions, networks, progress)
         finally:
             write_skipped(job.out, found.skipped)
         captions.clear()
     return Report(len(done) + added, added, found.skipped, cut)
 
 
-def _settle(job: Job) -> None:
-    for path in (job.vae, job.t5, job.hed, job.null):
+def _settle(job: Job, networks: Networks) -> None:
+    for path in (job.hed, job.null):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
     settle(job.out, {"family": job.family.name, "resolution": job.resolution, "edges": job.edges,
-                     "VAE": fingerprint(job.vae), "T5": fingerprint(job.t5), "HED network": fingerprint(job.hed),
-                     "T5 bits": job.bits if job.t5 else None})
+                     "HED network": fingerprint(job.hed), **networks.facts})
 
 
 def _keys_of(folder: Path) -> set[str]:
@@ -113,31 +115,31 @@ def _keys_of(folder: Path) -> set[str]:
     return done
 
 
-def check_needs(job: Job, found: Survey) -> None:
+def check_needs(job: Job, found: Survey, networks: Networks) -> None:
     """Refuse to begin without the networks that the pictures at hand need."""
     entries = found.entries
     texts = sum(entry.text is not None for entry in entries)
     encoded = sum(entry.item.moments is None for entry in entries)
     mapped = sum(job.edges != "none" and not uses_hint(entry.item, job.edges) for entry in entries)
     blind = sum(entry.item.picture is None for entry in entries if not uses_hint(entry.item, job.edges))
-    if texts and job.t5 is None:
+    if texts and networks.text is None:
         raise ValueError(f"{texts} captions have no features yet; name a T5 encoder with --t5")
-    if (encoded or mapped) and job.vae is None:
+    if (encoded or mapped) and networks.pictures is None:
         raise ValueError(f"{max(encoded, mapped)} pictures have no latents yet; name an autoencoder with --vae")
     if job.edges == "hed" and mapped and job.hed is None:
         raise ValueError(f"{mapped} pictures have no HED edge maps yet; name ControlNetHED.pth with --hed")
     if job.edges != "none" and blind:
         raise ValueError(f"{blind} pictures have latents but no picture file to find edges in; put the pictures beside "
                          "the metadata (InternImgs), or use --edges none")
-    if not (job.out / "null.safetensors").exists() and job.t5 is None and job.null is None:
+    if not (job.out / "null.safetensors").exists() and networks.text is None and job.null is None:
         raise ValueError("the features of the empty caption are needed too; name a T5 encoder with --t5, or a file "
                          "made by `python -m pixart encode \"\"` with --null")
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
 
-def _texts(job: Job, found: Survey, captions: Captions, progress: Progress) -> int:
-    """Features of all captions and of the empty one; T5 is freed before this returns."""
+def _texts(job: Job, found: Survey, captions: Captions, networks: Networks, progress: Progress) -> int:
+    """Features of all captions and of the empty one; the text encoder is freed before this returns."""
     texts = [entry.text for entry in found.entries if entry.text is not None]
     null = job.out / "null.safetensors"
     if job.null is not None and not null.exists():
@@ -149,7 +151,7 @@ def _texts(job: Job, found: Survey, captions: Captions, progress: Progress) -> i
     if not null.exists():
         texts.insert(0, "")
     batch = job.batch if job.device.startswith("cuda") else 1       # on a CPU a batch gains nothing
-    cut = encode_captions(captions, texts, job.t5, job.family.tokens, job.bits, job.device, batch,
+    cut = encode_captions(captions, texts, networks.text, job.family.tokens, batch,
                           lambda done, total: progress("captions", done, total)) if texts else 0
     if not null.exists():
         features = captions.features("")
@@ -159,12 +161,12 @@ def _texts(job: Job, found: Survey, captions: Captions, progress: Progress) -> i
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
-def _pictures(job: Job, found: Survey, captions: Captions, progress: Progress) -> int:
+def _pictures(job: Job, found: Survey, captions: Captions, networks: Networks, progress: Progress) -> int:
     """Write the shards of every bucket; returns how many examples they got."""
     total, added, seen = len(found.entries), 0, 0
     if not total:
         return 0
-    reader = _reader(job, found, captions)
+    reader = _reader(job, found, captions, networks)
     for sides, entries in found.buckets.items():
         for at in range(0, len(entries), job.shard):
             ready: list[Example] = []
@@ -183,12 +185,12 @@ def _pictures(job: Job, found: Survey, captions: Captions, progress: Progress) -
     return added
 
 
-def _reader(job: Job, found: Survey, captions: Captions) -> Reader:
-    vae = LatentEncoder(job.vae, job.family, job.device) if job.vae else None
+def _reader(job: Job, found: Survey, captions: Captions, networks: Networks) -> Reader:
+    vae = networks.pictures() if networks.pictures else None
     computed = [entry for entry in found.entries if entry.item.moments or uses_hint(entry.item, job.edges)]
     if vae and vae.tiny and computed:
-        raise ValueError(f"{len(computed)} pictures have latents with a spread, computed before, which the tiny "
-                         f"autoencoder {job.vae} does not give; name the VAE they came from")
+        raise ValueError(f"{len(computed)} pictures have latents with a spread, computed before, which this tiny "
+                         "autoencoder does not give; name the VAE they came from")
     mapped = job.edges != "none" and any(not uses_hint(entry.item, job.edges) for entry in found.entries)
     maps = EdgeMaps(job.edges, job.hed, job.device) if mapped else None
     return Reader(captions, vae, maps, job.family, job.resolution, job.edges, job.batch, job.workers)

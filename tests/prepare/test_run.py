@@ -11,7 +11,6 @@ from prepare.pictures_at_hand import collection, mini_job, picture, stored, tiny
 from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import load_autoencoder
 from pixart.prepare import command
-from pixart.prepare import run as running
 from pixart.prepare.families import FAMILIES
 from pixart.prepare.items import Place
 from pixart.prepare.pictures import load_picture
@@ -101,7 +100,7 @@ def test_a_second_run_adds_nothing_and_loads_nothing(source, prepared, monkeypat
     def refuse(*_: object) -> None:
         raise AssertionError("nothing was to be encoded")
 
-    monkeypatch.setattr(running, "LatentEncoder", refuse)
+    monkeypatch.setattr("pixart.prepare.latents.LatentEncoder.__init__", refuse)
     monkeypatch.setattr("pixart.text.t5.T5Encoder.__init__", refuse)
     report = prepare(mini_job(source, prepared, shard=2, edges="soft"))
     assert (report.examples, report.added, len(report.skipped)) == (8, 0, 6)
