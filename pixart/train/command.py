@@ -131,7 +131,7 @@ def require_place(file: Path) -> None:
 
 def watchers(settings: "Settings", job: "Job", device: "torch.device") -> "list[Watch]":
     """TensorBoard where it is installed, and previews where prompts are given."""
-    from .preview import Preview
+    from .preview import Preview, subject_from_files
     from .report import TensorBoard
     folder, watch = settings.output.folder, []
     try:
@@ -139,5 +139,6 @@ def watchers(settings: "Settings", job: "Job", device: "torch.device") -> "list[
     except ImportError:
         logger.info("no scalars are written: tensorboard is not installed (pip install tensorboard)")
     if settings.validate.prompts:
-        watch.append(Preview(settings.validate, job.config, job.parts, folder / "previews", device))
+        subject = subject_from_files(settings.validate, job.config, device)
+        watch.append(Preview(subject, settings.validate.every, job.parts, folder / "previews"))
     return watch

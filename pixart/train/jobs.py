@@ -12,17 +12,19 @@ from ..config import PixArtConfig
 from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.transformer import PixArtTransformer
+from .base_shapes import write_base_shapes
 from .data import PreparedFolder
 from .initialize import initialize
+from .mup import initialize_mup
 from .objectives import Consistency, Control, Diffusion, Objective
 from .settings import (
-    Adapter,
     ControlMethod,
     DiffusionMethod,
     LcmLoraMethod,
     LcmMethod,
     LoraMethod,
     ModelSettings,
+    OutputSettings,
     Settings,
 )
 
@@ -48,9 +50,13 @@ class Job:
 def assemble(settings: Settings) -> Job:
     """Load what the settings name. Raises ValueError where data and model do not belong together."""
     data = PreparedFolder(settings.data.folder, need_hints=isinstance(settings.method, ControlMethod))
-    make = {DiffusionMethod: diffusion, LcmMethod: lcm, LcmLoraMethod: lcm_lora, LoraMethod: lora,
-            ControlMethod: controlnet}[type(settings.method)]
-    job = make(settings, data)
+    make = {DiffusionMethod: diffusion, LcmMethod: lcm, LcmLoraMethod: adapted, LoraMethod: adapted,
+            ControlMethod: controlled}[type(settings.method)]
+    if make in (diffusion, lcm):
+        job = make(settings, data)
+    else:
+        base = load_base(settings.model, settings.model.dtype)
+        job = make(base, settings.method, data, settings.output, settings.train.seed)
     check_fit(job.config, data)
     return job
 
@@ -64,9 +70,14 @@ def check_fit(config: PixArtConfig, data: PreparedFolder) -> None:
                          f"{config.latent_space}; prepare the pictures with the VAE that belongs to it")
 
 
+# -- all weights -------------------------------------------------------------------------------------------------------
+
 def diffusion(settings: Settings, data: PreparedFolder) -> Job:
     """All weights, from a checkpoint or from nothing."""
-    model = new_model(settings.model, data) if settings.model.new else own(load_base(settings.model, "fp32"))
+    if settings.model.new:
+        model = new_model(settings.model, data, settings.train.mup_base_width)
+    else:
+        model = own(load_base(settings.model, "fp32"))
     return full(model, Diffusion(data, settings.method.caption_dropout), data, settings)
 
 
@@ -74,50 +85,54 @@ def lcm(settings: Settings, data: PreparedFolder) -> Job:
     """A student that starts as its frozen teacher."""
     teacher = load_base(settings.model, settings.model.dtype).requires_grad_(False)
     student = own(load_base(settings.model, "fp32")).requires_grad_(True)
-    return full(student, Consistency(data, teacher, settings.method.guidance, settings.method.huber_c), data, settings)
+    method: LcmMethod = settings.method
+    return full(student, Consistency(data, teacher, method.guidance, method.huber_c, method.guidance_max), data,
+                settings)
 
 
 def full(model: PixArtTransformer, objective: Objective, data: PreparedFolder, settings: Settings) -> Job:
+    file, base_width = settings.output.file, settings.train.mup_base_width
+
     def save(average: nn.Module) -> Path:
-        return save_checkpoint(settings.output.file, average, model.config, DTYPES[settings.output.dtype])
+        if base_width:
+            write_base_shapes(file.with_suffix(".bsh"), model.config, base_width)
+        return save_checkpoint(file, average, model.config, DTYPES[settings.output.dtype])
     return Job(model, objective, data, save, model.config, {})
 
 
-def lcm_lora(settings: Settings, data: PreparedFolder) -> Job:
-    """Adapters that turn the base into its own student."""
+# -- what is trained beside a frozen base ------------------------------------------------------------------------------
+
+def adapted(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: PreparedFolder, output: OutputSettings,
+            seed: int) -> Job:
+    """Adapters in the base, which learn the pictures, or (LCM-LoRA) to be their own base's few-step student."""
     from .lcm_lora import ConsistencyLora
-    return adapted(settings, data, ConsistencyLora(data, settings.method.guidance, settings.method.huber_c))
-
-
-def lora(settings: Settings, data: PreparedFolder) -> Job:
-    """Adapters that learn the pictures."""
-    return adapted(settings, data, Diffusion(data, settings.method.caption_dropout))
-
-
-def adapted(settings: Settings, data: PreparedFolder, objective: Objective) -> Job:
     from .lora import add_lora, save_lora
-    method: Adapter = settings.method
-    base = load_base(settings.model, settings.model.dtype)
-    model = add_lora(base, method.rank, method.alpha, method.targets, method.dora, settings.train.seed)
+    if isinstance(method, LcmLoraMethod):
+        objective = ConsistencyLora(data, method.guidance, method.huber_c, method.guidance_max)
+    else:
+        objective = Diffusion(data, method.caption_dropout)
+    model = add_lora(base, method.rank, method.alpha, method.targets, method.dora, seed)
 
     def save(average: nn.Module) -> Path:
-        return save_lora(settings.output.file, average, DTYPES[settings.output.dtype])
+        return save_lora(output.file, average, DTYPES[output.dtype])
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
              "dora": method.dora}
     return Job(model, objective, data, save, base.config, facts)
 
 
-def controlnet(settings: Settings, data: PreparedFolder) -> Job:
-    """Trainable copies of the first blocks beside the frozen base."""
-    base = load_base(settings.model, settings.model.dtype).requires_grad_(False)
-    control = PixArtControlNet.copy_of(base, settings.method.blocks, attention(settings.model)).float()
-    model = Controlled(base, control.requires_grad_(True))
+def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFolder, output: OutputSettings,
+               seed: int) -> Job:
+    """Trainable copies of the first blocks beside the base, and like them at the start: nothing is drawn by `seed`."""
+    base.requires_grad_(False)
+    control = PixArtControlNet.copy_of(base, method.blocks, base.blocks[0].attn.attend).float()
 
     def save(average: nn.Module) -> Path:
-        return save_control(settings.output.file, average.control, DTYPES[settings.output.dtype])
-    return Job(model, Control(data, settings.method.caption_dropout), data, save, base.config,
-               {"blocks": settings.method.blocks})
+        return save_control(output.file, average.control, DTYPES[output.dtype])
+    return Job(Controlled(base, control.requires_grad_(True)), Control(data, method.caption_dropout), data, save,
+               base.config, {"blocks": method.blocks})
 
+
+# -- weights to start from ---------------------------------------------------------------------------------------------
 
 def attention(settings: ModelSettings) -> Attend:
     return {"sdpa": sdpa, "matmul": matmul_attention}[settings.attention]
@@ -134,9 +149,13 @@ def own(model: PixArtTransformer) -> PixArtTransformer:
     return model
 
 
-def new_model(settings: ModelSettings, data: PreparedFolder) -> PixArtTransformer:
-    """Starting weights, with the data's null caption stored as the model's own."""
-    model = initialize(PixArtTransformer(settings.new, attend=attention(settings)), settings.seed)
+def new_model(settings: ModelSettings, data: PreparedFolder, mup_base_width: int = 0) -> PixArtTransformer:
+    """Starting weights, with the data's null caption stored as the model's own. mup_base_width 0: not muP's."""
+    model = PixArtTransformer(settings.new, attend=attention(settings))
+    if mup_base_width:
+        initialize_mup(model, settings.seed, mup_base_width)
+    else:
+        initialize(model, settings.seed)
     return with_null_caption(model, data)
 
 

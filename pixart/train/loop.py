@@ -7,7 +7,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ from .data import PreparedFolder
 from .draws import generator_for
 from .objectives import Objective
 from .optimizers import OPTIMIZERS, optimizers
+from .precision import PRECISIONS, check_precision, fitting_precision, widest
 from .report import Pace, Record
 from .sharding import gather, is_sharded, spread
 from .state import check_same, read_state, restore, trainable, write_state
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
-PRECISIONS = ("no", "bf16", "fp16")
 # Fields that may change between a run and the one that goes on from it.
 FREE = ("steps", "save_every", "log_every", "accumulation", "recompute")
 Watch = Callable[[Record, nn.Module], None]      # (what a step did, moving average), on the main process only
@@ -51,11 +51,12 @@ class LoopConfig:
     epsilon: float = 1e-8
     clip: float = 1.0             # largest gradient norm
     ema: float = 0.95             # decay of the moving average of the weights; 0: no averaging
-    precision: str = "no"         # "bf16" or "fp16" autocast, or "no"
+    precision: str = "no"         # "bf16" or "fp16" autocast, "no", or "auto": what suits the machine
     seed: int = 0
     save_every: int = 500
     log_every: int = 50
     accumulation: int = 1         # batches whose gradients make one step
+    mup_base_width: int = 0       # muP: width at which learning_rate was found, whatever the model's; 0: standard
     recompute: bool = False       # forget activations inside blocks and compute them again: less memory, 1/3 more time
 
     def __post_init__(self) -> None:
@@ -73,6 +74,9 @@ class LoopConfig:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; use {', '.join(OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}; use {', '.join(PRECISIONS)}")
+        if self.mup_base_width < 0 or (self.mup_base_width and self.optimizer == "muon"):
+            raise ValueError(f"mup_base_width is {self.mup_base_width} with {self.optimizer}; it is a width, and its "
+                             "rules are Adam's: use adamw or adamw8bit")
         if self.optimizer == "muon" and self.precision == "fp16":
             raise ValueError("muon works with precision bf16 or no: fp16 scales one optimizer's gradients only")
 
@@ -94,11 +98,12 @@ class Training:
     """A model, its average and its optimizers, spread by accelerate over whatever was launched."""
 
     def __init__(self, model: nn.Module, objective: Objective, data: PreparedFolder, config: LoopConfig,
-                 settings: Mapping[str, object] | None = None) -> None:
+                 settings: Mapping[str, object] | None = None, cpu: bool = False) -> None:
         """Prepares everything, writes nothing. Arguments as for `train`."""
-        check_precision(model, config)
+        config = settled(config, model, cpu)
+        check_precision(model, config.precision)
         self.model, self.objective, self.data, self.config = model, objective, data, config
-        self.accelerator = accelerator_for(config)
+        self.accelerator = accelerator_for(config, cpu)
         self.sharded = is_sharded(self.accelerator, config)
         self.average = averaged_copy(model).to(self.accelerator.device)
         set_recompute(model.train(), config.recompute)
@@ -125,7 +130,7 @@ class Training:
                                      "Lower the learning rate and go on from the last state")
         for stepper in self.steppers:
             for group in stepper.param_groups:
-                group["lr"] = self.config.rate_at(number)
+                group["lr"] = self.config.rate_at(number) * group.get("rate_factor", 1.0)
             stepper.step()
             stepper.zero_grad()
         update_average(self.average, self.model, self.config.ema)
@@ -189,18 +194,19 @@ class Training:
 
 def train(model: nn.Module, objective: Objective, data: PreparedFolder, config: LoopConfig, folder: str | Path,
           report: Callable[[int, float], None] | None = None, watch: Sequence[Watch] = (),
-          settings: Mapping[str, object] | None = None) -> nn.Module:
+          settings: Mapping[str, object] | None = None, cpu: bool = False) -> nn.Module:
     """Train `model` in place, from the state in `folder` if there is one; returns the moving average.
 
     What requires a gradient is trained; that must be float32. report(step, mean loss since the last report) is called
     every `log_every` steps, each of `watch` after every step. A KeyboardInterrupt in either, Ctrl-C and SIGTERM end
     the step, save, then raise KeyboardInterrupt; other exceptions leave the last state. settings: further facts that
-    must not change when the training goes on. Raises OSError when `folder` cannot be written to, ValueError for a
-    state that is damaged or of another training, FloatingPointError when the loss is no number any more.
+    must not change when the training goes on. cpu: leave GPUs alone. Raises OSError when `folder` cannot be written
+    to, ValueError for a state that is damaged or of another training, FloatingPointError when the loss is no number
+    any more.
     """
     folder = Path(folder)
     require_writable(folder)
-    training = Training(model, objective, data, config, settings)
+    training = Training(model, objective, data, config, settings, cpu)
     start = training.resume(folder / STATE)
     pace = Pace(config, start)
     try:
@@ -237,25 +243,23 @@ def tell(record: Record, pace: Pace, training: Training, report: Callable[[int, 
     return False
 
 
-def accelerator_for(config: LoopConfig) -> "Accelerator":
+def settled(config: LoopConfig, model: nn.Module, cpu: bool) -> LoopConfig:
+    """The same with the precision that "auto" stands for on this machine."""
+    from accelerate import PartialState
+    if config.precision != "auto":
+        return config
+    precision = fitting_precision(PartialState(cpu=cpu).device, widest(model))
+    logger.info("precision: %s", precision)
+    return replace(config, precision=precision)
+
+
+def accelerator_for(config: LoopConfig, cpu: bool = False) -> "Accelerator":
     """accelerate's view of how this process was launched. It keeps one precision a process unless told to forget it."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.accumulation)
-
-
-def check_precision(model: nn.Module, config: LoopConfig) -> None:
-    """Refuse weights that would lose small updates, or that cannot be mixed."""
-    half = (torch.float16, torch.bfloat16)
-    lossy = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype in half]
-    if lossy:
-        raise ValueError(f"{len(lossy)} trained tensors are 16-bit, the first is {lossy[0]}; load what is trained in "
-                         "float32 and set precision to bf16 or fp16")
-    if config.precision == "no" and any(p.dtype in half for p in model.parameters()):
-        raise ValueError("precision is \"no\" but the frozen weights are 16-bit; use precision bf16 or fp16, or load "
-                         "them in float32")
+    return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.accumulation)
 
 
 def set_recompute(model: nn.Module, recompute: bool) -> None:

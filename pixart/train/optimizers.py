@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from .mup import mup_parameter_groups
+
 if TYPE_CHECKING:
     from .loop import LoopConfig
 
@@ -13,7 +15,8 @@ OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 def optimizers(model: nn.Module, config: "LoopConfig") -> list[torch.optim.Optimizer]:
     """One for all trainable parameters; for "muon" Muon for the matrices inside the blocks and AdamW for the rest.
 
-    Raises ValueError when nothing is trainable, ImportError without bitsandbytes where it is needed.
+    With config.mup_base_width the groups follow muP; their `rate_factor` is to be kept in schedules. Raises ValueError
+    when nothing is trainable or muP has no rule for it, ImportError without bitsandbytes where it is needed.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
@@ -21,8 +24,12 @@ def optimizers(model: nn.Module, config: "LoopConfig") -> list[torch.optim.Optim
     matrices = [p for name, p in named if config.optimizer == "muon" and name.startswith("blocks.")
                 and p.ndim == 2 and "table" not in name]
     chosen = {id(p) for p in matrices}
-    result = [adamw(config)([p for _, p in named if id(p) not in chosen], lr=config.learning_rate,
-                            betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)]
+    others = [{"params": [p for _, p in named if id(p) not in chosen]}]
+    if config.mup_base_width:
+        others = mup_parameter_groups(model, config.mup_base_width, config.learning_rate, config.weight_decay,
+                                      config.epsilon)
+    result = [adamw(config)(others, lr=config.learning_rate, betas=config.betas, eps=config.epsilon,
+                            weight_decay=config.weight_decay)]
     if matrices:
         if not hasattr(torch.optim, "Muon"):
             raise ImportError(f"the optimizer muon came with torch 2.9, this is {torch.__version__}; use adamw")

@@ -2,17 +2,20 @@
 import logging
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..config import PixArtConfig
 from ..control.pictures import fit
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
 from ..pipeline import Control, Guide, Request, check_captions, encode, sample
+from ..text.encoded import Encoded
 from ..vae import decode, load_vae
 from ..vae import encode as encode_pictures
 from .report import Record
@@ -27,57 +30,75 @@ Parts = Callable[[nn.Module], tuple[PixArtTransformer, PixArtControlNet | None]]
 CAPTION_LINES, LINE = 3, 12          # under a picture; pixels a line
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is drawn, encoded once. decode: scaled latents to pictures (B, 3, H, W) in 0..1.
+
+    edges, for a ControlNet: the pictures (B, 3, H, W) in 0..1 to follow, a prompt each; hints: their latents, scaled.
+    """
+
+    request: Request
+    caption: Encoded
+    null: Encoded
+    decode: Callable[[Tensor], Tensor]
+    edges: Tensor | None = None
+    hints: Tensor | None = None
+
+
+def subject_from_files(settings: ValidateSettings, config: PixArtConfig, device: torch.device | str) -> Subject:
+    """Encodes the prompts and frees T5; keeps the VAE. Raises what loading them raises."""
+    request = Request(settings.prompts, height=settings.height or config.resolution,
+                      width=settings.width or config.resolution, sampler=settings.sampler, steps=settings.steps,
+                      guidance=settings.guidance, seed=settings.seed)
+    caption, null = encode(settings.t5, request, config.caption_tokens, config.cleans_captions, settings.bits, device)
+    check_captions(caption, request, config)
+    vae = load_vae(settings.vae, device)
+    edges = hints = None
+    if settings.hints:
+        height, width = (8 * side for side in request.latent_shape)
+        edges = torch.cat([fit(read_picture(path), width, height) for path in settings.hints])
+        hints = encode_pictures(vae, edges, config.latent_scale)[0]
+    return Subject(request, caption, null, lambda latents: decode(vae, latents, config.latent_scale), edges, hints)
+
+
 class Preview:
-    """Draws the prompts every `every` steps and after the last one: {folder}/step-{number}.png.
+    """Draws the subject every `every` steps and after the last one: {folder}/step-{number}.png.
 
     The noise comes from generators of its own, so a training with previews takes the same course as one without.
     """
 
-    def __init__(self, settings: ValidateSettings, config: PixArtConfig, parts: Parts, folder: Path,
-                 device: torch.device | str) -> None:
-        """Encodes the prompts and frees T5; keeps the VAE. Raises what loading them raises."""
-        self.settings, self.config, self.parts, self.folder = settings, config, parts, folder
-        self.request = Request(settings.prompts, height=settings.height or config.resolution,
-                               width=settings.width or config.resolution, sampler=settings.sampler,
-                               steps=settings.steps, guidance=settings.guidance, seed=settings.seed)
-        self.caption, self.null = encode(settings.t5, self.request, config.caption_tokens, config.cleans_captions,
-                                         settings.bits, device)
-        check_captions(self.caption, self.request, config)
-        self.vae = load_vae(settings.vae, device)
-        self.edges = self._edges()
-        self.hints = None if self.edges is None else encode_pictures(self.vae, self.edges, config.latent_scale)[0]
-
-    def _edges(self) -> Tensor | None:
-        """The hint pictures (B, 3, height, width) in 0..1 at the size of what is drawn."""
-        if not self.settings.hints:
-            return None
-        height, width = (8 * side for side in self.request.latent_shape)
-        return torch.cat([fit(read_picture(path), width, height) for path in self.settings.hints])
+    def __init__(self, subject: Subject, every: int, parts: Parts, folder: Path,
+                 show: Callable[[Record, "Image"], None] | None = None) -> None:
+        """show: also called with every sheet."""
+        self.subject, self.every, self.parts, self.folder, self.show = subject, every, parts, folder, show
 
     def __call__(self, record: Record, average: nn.Module) -> None:
-        if record.step % self.settings.every and record.step != record.steps:
+        if record.step % self.every and record.step != record.steps:
             return
         path = self.folder / f"step-{record.step:07d}.png"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.sheet(average).save(path)
+        sheet = self.sheet(average)
+        with replacing(path) as beside:
+            sheet.save(beside, format="PNG")
         logger.info("drew %s", path)
+        if self.show is not None:
+            self.show(record, sheet)
 
     def sheet(self, average: nn.Module) -> "Image":
         """One column a prompt; hints, where there are any, above."""
         rows = [self.draw(average)]
-        if self.edges is not None:
-            rows.insert(0, self.edges)
-        return contact_sheet(rows, self.settings.prompts)
+        if self.subject.edges is not None:
+            rows.insert(0, self.subject.edges)
+        return contact_sheet(rows, self.subject.request.prompts)
 
     def draw(self, average: nn.Module) -> Tensor:
         """Pictures (B, 3, height, width) in 0..1 of all prompts."""
+        subject, control = self.subject, None
         base, network = self.parts(average)
-        control = None
-        if network is not None and self.hints is not None:
-            control = Control(network, Guide(self.edges), self.hints)
-        latents = sample(base, self.request, self.caption, self.null, control=control)
-        pictures = decode(self.vae, latents, self.config.latent_scale)
-        return pictures[:, :, :self.request.height, :self.request.width]
+        if network is not None and subject.hints is not None:
+            control = Control(network, Guide(subject.edges), subject.hints)
+        pictures = subject.decode(sample(base, subject.request, subject.caption, subject.null, control=control))
+        return pictures[:, :, :subject.request.height, :subject.request.width]
 
 
 def read_picture(path: Path) -> Tensor:

@@ -69,10 +69,13 @@ class LcmMethod:
 
     guidance: float = 4.5         # w: 4.5 is a classifier-free guidance scale of 5.5
     huber_c: float = 0.001
+    guidance_max: float | None = None   # draw w between guidance and this for each picture; the student is not told it
 
     def __post_init__(self) -> None:
         if self.guidance < 0 or self.huber_c <= 0:
             raise ValueError(f"guidance is {self.guidance}, huber_c {self.huber_c}; expected >= 0 and > 0")
+        if self.guidance_max is not None and self.guidance_max <= self.guidance:
+            raise ValueError(f"guidance_max is {self.guidance_max}; it must be above guidance, {self.guidance}")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ def is_sharded(accelerator: "Accelerator", config: "LoopConfig") -> bool:
         return False
     if not accelerator.is_fsdp2:
         raise ValueError("this training shards parameters with FSDP of version 2 only; launch with --fsdp_version 2")
-    if config.optimizer != "adamw":
-        raise ValueError(f"the optimizer {config.optimizer} does not work with FSDP; use adamw")
+    if config.optimizer != "adamw" or config.mup_base_width:
+        raise ValueError(f"{'muP' if config.mup_base_width else f'the optimizer {config.optimizer}'} does not work "
+                         "with FSDP; use plain adamw, or processes without FSDP")
     return True
 
 

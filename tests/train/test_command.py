@@ -12,8 +12,11 @@ from pixart.checkpoint import load, read_config, save_checkpoint
 from pixart.checkpoint.control import read_control
 from pixart.checkpoint.lora_read import read_lora
 from pixart.mini import SHIPPED, recipe
+from pixart.model.transformer import PixArtTransformer
 from pixart.train import command, settings
-from pixart.train.preview import Preview
+from pixart.train.base_shapes import read_base_width
+from pixart.train.mup import initialize_mup
+from pixart.train.preview import Preview, subject_from_files
 from pixart.train.report import Record, duration
 
 CONFIGS = Path(settings.__file__).parent / "configs"
@@ -86,6 +89,38 @@ def test_training_from_nothing_stores_the_null_caption(file):
     assert model.config == TINY and model.y_embedder.y_embedding.abs().min() > 0
 
 
+def test_under_mup_a_wide_model_is_trained_with_the_rules_of_its_base_width(file):
+    values = ", ".join(f"{name} = {getattr(TINY, name)}" for name in (
+        "depth", "hidden", "heads", "caption_width", "caption_tokens", "base_size", "position_scale"))
+    file.write_text(TOML.replace('base = "base.safetensors"', f"seed = 3\nnew = {{{values}}}"))
+    run("diffusion", "--config", file, "--output.dtype", "fp32", "--train.mup_base_width", "24",
+        "--train.optimizer", "adamw8bit")
+    result = file.parent / "run" / "result.safetensors"
+    assert read_base_width(result.with_suffix(".bsh"), TINY) == 24
+    saved = torch.load(file.parent / "run" / "state.pt", weights_only=True)
+    factors = [group["rate_factor"] for group in saved["optimizers"][0]["param_groups"]]
+    rates = [group["lr"] for group in saved["optimizers"][0]["param_groups"]]
+    assert factors == [1.0, 0.5, 0.5] and rates == [rates[0], rates[0] / 2, rates[0] / 2]
+    assert not torch.equal(load(result).blocks[0].mlp.fc1.weight,
+                           initialize_mup(PixArtTransformer(TINY), 3, 24).blocks[0].mlp.fc1.weight)
+
+
+def test_mup_refuses_what_it_has_no_rules_for(file):
+    for method, option, message in (("lora", "train.steps=2", "no muP rule for the parameter"),
+                                    ("controlnet", "method.blocks=1", "muP trains whole PixArt transformers"),
+                                    ("diffusion", "train.optimizer=muon", "its rules are Adam's")):
+        with pytest.raises(ValueError, match=message):
+            run(method, "--config", file, "--set", "train.mup_base_width=24", "--set", option)
+
+
+def test_auto_precision_is_what_suits_the_machine(file, monkeypatch):
+    from pixart.train import precision
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "no")):
+        monkeypatch.setattr(precision, "faster_dtype", lambda width, dtype=dtype: dtype)
+        run("diffusion", "--config", file, "--train.precision", "auto", "--output.folder", file.parent / name)
+        assert torch.load(file.parent / name / "state.pt", weights_only=True)["settings"]["precision"] == name
+
+
 def test_it_goes_on_where_it_was_and_refuses_another_method(file, caplog):
     caplog.set_level(logging.INFO)
     run("diffusion", "--config", file)
@@ -114,7 +149,7 @@ def test_dry_run_says_the_plan_and_writes_nothing(file, capsys):
     ("train.steps=2.5", "--set train.steps is 2.5; expected a whole number"),
     ("train.recompute=1", "--set train.recompute is 1; expected true or false"),
     ("train.betas=[0.9]", "--set train.betas is .0.9.; expected a list of 2 values"),
-    ("train.precision=fp8", r"train.toml: train: unknown precision 'fp8'; use no, bf16, fp16"),
+    ("train.precision=fp8", r"train.toml: train: unknown precision 'fp8'; use auto, no, bf16, fp16"),
     ("train.learning_rate=-1", "learning rate -1.0 must be positive"),
     ("model.dtype=fp16", "model.dtype is fp16, which needs train.precision bf16 or fp16"),
     ("model.variant=beta", "train.toml: model: variant is 'beta'; use auto, alpha-256"),
@@ -154,7 +189,6 @@ def test_data_of_another_model_is_refused(file):
 
 
 def recipe_like(**changes: object):
-    from pixart.model.transformer import PixArtTransformer
     return PixArtTransformer(replace(TINY, **changes))
 
 
@@ -198,7 +232,8 @@ def test_previews_show_prompts_with_captions_and_the_same_pictures_each_time(tmp
     values = settings.ValidateSettings(prompts=prompts, every=2, vae=SHIPPED.vae, t5=SHIPPED.t5, bits=16, sampler="lcm",
                                        steps=2, width=64, height=48)
     model = load(SHIPPED.student, dtype=torch.float32)
-    preview = Preview(values, model.config, lambda average: (average, None), tmp_path, "cpu")
+    subject = subject_from_files(values, model.config, "cpu")
+    preview = Preview(subject, values.every, lambda average: (average, None), tmp_path)
     before = torch.get_rng_state()
     for step in (1, 2, 3, 4):
         preview(Record(step, 5, 0.0, 0.0, 0.0, 0.0, 0.0), model)
