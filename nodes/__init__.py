@@ -6,6 +6,7 @@ from .loaders import PixArtLoader, PixArtT5Loader
 from .lora import PixArtLoraLoader
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas
 from .text import PixArtTextEncode
+from .train import PixArtTrain
 
 # Ids are saved in people's workflows: they never change.
 TITLES = {
@@ -21,6 +22,7 @@ TITLES = {
     PixArtLCMSampler: "PixArt LCM Sampler",
     PixArtLCMSigmas: "PixArt LCM Schedule",
     PixArtDMDSampler: "PixArt One-Step (DMD)",
+    PixArtTrain: "PixArt Train",
 }
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in TITLES}

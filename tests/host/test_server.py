@@ -17,7 +17,7 @@ from pixart.control.hed import HED
 WORKFLOWS = harness.ROOT / "workflows" / "api"
 NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtLCMSampler",
          "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtControlNetLoader", "PixArtControlNetApply", "PixArtEdges",
-         "PixArtHED", "PixArtLoraLoader")
+         "PixArtHED", "PixArtLoraLoader", "PixArtTrain")
 
 
 def node(kind: str, **inputs: object) -> dict:

@@ -1,0 +1,39 @@
+"""A MODEL's transformer without the host around it: weights of its own, which may be trained and thrown away."""
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...pixart.model.attention import matmul_attention, sdpa
+from ...pixart.model.transformer import PixArtTransformer
+from .model import TABLE
+
+PREFIX = "model.diffusion_model."
+SHORT = 1024            # tokens up to which plain matrix attention is the faster one to train on a CPU
+
+
+def bare_transformer(model: Any, dtype: torch.dtype, side: int) -> PixArtTransformer:
+    """A copy on the CPU of a MODEL of ours, its LoRAs merged. side: of the square pictures it is for, in pixels.
+
+    Call it outside of inference mode: the host's weights are inference tensors, copies made there are too.
+    """
+    config = model.model.model_config.pixart
+    on_cpu = model.load_device.type == "cpu"
+    few = (side // 8 // config.patch) ** 2 <= SHORT
+    bare = PixArtTransformer(config, attend=matmul_attention if on_cpu and few else sdpa, device="meta")
+    copies = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in weights(model).items()}
+    bare.load_state_dict(copies, strict=True, assign=True)
+    return bare
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    """As the host would save them, under the names of PixArtTransformer."""
+    from comfy import model_management
+    if hasattr(model, "state_dict_for_saving"):             # newer hosts merge tensor by tensor
+        model_management.load_models_gpu([model])
+        found = model.state_dict_for_saving()
+    else:
+        model_management.load_models_gpu([model], force_patch_weights=True)
+        found = model.model.state_dict_for_saving()
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in found.items() if name.startswith(PREFIX)}
+    return {f"{name}.weight" if name.endswith(TABLE) else name: tensor for name, tensor in named.items()}
