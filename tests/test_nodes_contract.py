@@ -23,9 +23,9 @@ PROMISED = {
                          ["LATENT"]),
     "PixArtLCMSigmas": (["model", "steps", "rule", "denoise"], ["MODEL", "SAMPLER", "SIGMAS"]),
     "PixArtDMDSampler": (["model", "positive", "latent", "seed"], ["LATENT"]),
-    "PixArtTrain": (["model", "method", "name", "steps", "batch", "learning_rate", "rank", "blocks", "guidance", "edges",
-                     "resolution", "save_memory", "start_seed", "preview_prompt", "preview_every", "images", "clip",
-                     "vae", "captions", "folder"], ["MODEL", "CONTROL_NET", "IMAGE", "STRING"]),
+    "PixArtTrain": (["model", "method", "name", "steps", "batch", "learning_rate", "rank", "blocks", "guidance",
+                     "edges", "resolution", "save_memory", "start_seed", "preview_prompt", "preview_every", "images",
+                     "clip", "vae", "captions", "folder"], ["MODEL", "CONTROL_NET", "IMAGE", "STRING"]),
 }
 # Ids of the host and of an older extension, which a second owner would break.
 TAKEN = {"PixArtCheckpointLoader", "PixArtCheckpointLoaderSimple", "PixArtResolutionSelect", "PixArtT5TextEncode",

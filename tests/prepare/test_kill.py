@@ -1,5 +1,4 @@
 """Killed at any moment, preparing goes on: every picture once, as if nothing had happened."""
-import multiprocessing
 import os
 import random
 import signal
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import start
 from prepare.pictures_at_hand import collection, mini_job, stored
 
 from pixart.prepare.run import prepare
@@ -21,24 +21,16 @@ def work(source: Path, out: Path) -> None:
     prepare(mini_job(source, out, shard=2, edges="soft"))
 
 
-def start(source: Path, out: Path) -> multiprocessing.Process:
-    """A process that has the library loaded already: it is forked from a server that did nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["prepare.pictures_at_hand", "diffusers", "transformers"])
-    process = context.Process(target=work, args=(source, out))
-    process.start()
-    return process
-
-
 def kill_at_random(folder: Path, kills: int) -> None:
     """Kill -9 that often, adding a picture after every end; then what is there equals what one quiet run makes."""
     source, chance, killed, pictures = folder / "in", random.Random(0), 0, 8
     collection(source, pictures)
+    start(time.sleep, 0).join()         # now the server is there
     began = time.perf_counter()
-    start(source, folder / "timed").join()
+    start(work, source, folder / "timed").join()
     seconds = time.perf_counter() - began
     while killed < kills:
-        process = start(source, folder / "killed")
+        process = start(work, source, folder / "killed")
         process.join(chance.uniform(0, seconds))
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -48,7 +40,7 @@ def kill_at_random(folder: Path, kills: int) -> None:
             pictures += 2
             collection(source, pictures)
     for name in ("killed", "quiet"):
-        process = start(source, folder / name)
+        process = start(work, source, folder / name)
         process.join()
         assert process.exitcode == 0
     assert_same(stored(folder / "killed"), stored(folder / "quiet"), pictures)
@@ -69,7 +61,7 @@ def assert_same(found: dict, wanted: dict, count: int) -> None:
 
 
 def test_killed_anywhere_it_goes_on(tmp_path):
-    kill_at_random(tmp_path, 5)
+    kill_at_random(tmp_path, 3)
 
 
 @pytest.mark.slow

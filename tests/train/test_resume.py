@@ -1,17 +1,16 @@
 """A training survives what happens to it: kills, signals, full disks, folders and files that are not as they should."""
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from forking import start
 from torch import nn
 from train.training_data import SHORT, fresh, noted, write_data
 
@@ -27,15 +26,6 @@ LONG = replace(SHORT, steps=40, save_every=1, log_every=1)
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data")
-
-
-def start(target: Callable[..., None], *arguments: object) -> multiprocessing.Process:
-    """A process that has torch loaded already: it is forked from a server that did nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.training_data"])
-    process = context.Process(target=target, args=arguments)
-    process.start()
-    return process
 
 
 def assert_same(first: nn.Module, second: nn.Module) -> None:

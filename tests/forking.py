@@ -1,0 +1,15 @@
+"""Processes that tests may kill: forked from a server that has the slow imports behind it and did nothing else."""
+import multiprocessing
+from collections.abc import Callable
+
+# One server serves all tests of a run, so this is what any of them needs; each takes seconds to import.
+PRELOAD = ["train.training_data", "prepare.pictures_at_hand", "diffusers.models.autoencoders.autoencoder_tiny",
+           "diffusers.models.autoencoders.autoencoder_kl", "transformers.models.t5.modeling_t5", "kornia"]
+
+
+def start(target: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
