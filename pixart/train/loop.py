@@ -45,7 +45,7 @@ class LoopConfig:
     learning_rate: float
     warmup: int = 100             # steps over which the learning rate rises from zero
     cooldown: int = 0             # last steps over which it falls to zero
-    optimizer: str = "adamw"      # or "adamw8bit", or "muon": orthogonalised momentum for the matrices of the blocks
+    optimizer: str = "adamw"      # or "adamw8bit", "came", or "muon": orthogonalised momentum for the blocks' matrices
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
@@ -74,7 +74,7 @@ class LoopConfig:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; use {', '.join(OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}; use {', '.join(PRECISIONS)}")
-        if self.mup_base_width < 0 or (self.mup_base_width and self.optimizer == "muon"):
+        if self.mup_base_width < 0 or (self.mup_base_width and self.optimizer in ("muon", "came")):
             raise ValueError(f"mup_base_width is {self.mup_base_width} with {self.optimizer}; it is a width, and its "
                              "rules are Adam's: use adamw or adamw8bit")
         if self.optimizer == "muon" and self.precision == "fp16":

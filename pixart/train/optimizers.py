@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW, AdamW with 8-bit moments, or Muon for the matrices of the blocks."""
+"""What moves the weights: AdamW, the same with 8-bit moments, CAME, or Muon for the matrices of the blocks."""
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,14 +9,15 @@ from .mup import mup_parameter_groups
 if TYPE_CHECKING:
     from .loop import LoopConfig
 
-OPTIMIZERS = ("adamw", "adamw8bit", "muon")
+OPTIMIZERS = ("adamw", "adamw8bit", "came", "muon")
+CAME_CONFIDENCE = 0.9999         # decay of the instability that CAME keeps beside the two moments
 
 
 def optimizers(model: nn.Module, config: "LoopConfig") -> list[torch.optim.Optimizer]:
     """One for all trainable parameters; for "muon" Muon for the matrices inside the blocks and AdamW for the rest.
 
     With config.mup_base_width the groups follow muP; their `rate_factor` is to be kept in schedules. Raises ValueError
-    when nothing is trainable or muP has no rule for it, ImportError without bitsandbytes where it is needed.
+    when nothing is trainable or muP has no rule for it, ImportError without the package that it takes.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
@@ -28,6 +29,8 @@ def optimizers(model: nn.Module, config: "LoopConfig") -> list[torch.optim.Optim
     if config.mup_base_width:
         others = mup_parameter_groups(model, config.mup_base_width, config.learning_rate, config.weight_decay,
                                       config.epsilon)
+    if config.optimizer == "came":
+        return [came(others, config)]
     result = [adamw(config)(others, lr=config.learning_rate, betas=config.betas, eps=config.epsilon,
                             weight_decay=config.weight_decay)]
     if matrices:
@@ -48,3 +51,15 @@ def adamw(config: "LoopConfig") -> type[torch.optim.Optimizer]:
         raise ImportError("the optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes; or use "
                           "optimizer = \"adamw\"") from error
     return AdamW8bit
+
+
+def came(groups: list[dict], config: "LoopConfig") -> torch.optim.Optimizer:
+    """CAME (arXiv 2307.02047) by its authors, as PixArt-Sigma was trained: row and column sums in place of the second
+    moments. `epsilon` is Adam's; CAME keeps its own."""
+    try:
+        from came_pytorch import CAME
+    except ImportError as error:
+        raise ImportError("the optimizer came needs the package of its authors: pip install came-pytorch; or use "
+                          "optimizer = \"adamw\"") from error
+    return CAME(groups, lr=config.learning_rate, betas=(*config.betas, CAME_CONFIDENCE),
+                weight_decay=config.weight_decay)

@@ -74,6 +74,25 @@ def test_hints_are_latents_of_edge_maps_from_minus_one_to_one(source, prepared):
     assert "hints_spread" not in row and "spread" not in row
 
 
+def test_hed_maps_are_those_of_the_network_at_the_size_of_the_bucket(tmp_path):
+    from pixart.control.hed import HED, hed_edges, load_hed
+    source = collection(tmp_path / "in", 1, ((100, 60),))
+    torch.manual_seed(0)
+    network = HED()
+    torch.save({name: tensor.half() for name, tensor in network.state_dict().items()}, tmp_path / "ControlNetHED.pth")
+    prepare(mini_job(source, tmp_path / "out", edges="hed", hed=tmp_path / "ControlNetHED.pth"))
+    row = stored(tmp_path / "out")["000.png"]
+    picture = load_picture(Place(source / "000.png"), (160, 96))[None] / 255
+    maps = hed_edges(load_hed(tmp_path / "ControlNetHED.pth"), picture).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = load_autoencoder(SHIPPED.vae).encode(maps)[0]
+    assert row["hints"].shape == (4, 20, 12) and (expected - row["hints"].float()).abs().max() < 5e-3
+    assert PreparedFolder(tmp_path / "out", need_hints=True).edges == "hed"
+    with pytest.raises(ValueError, match="begun with HED network ControlNetHED.pth"):
+        torch.save({name: tensor.half() + 1 for name, tensor in network.state_dict().items()}, tmp_path / "other.pth")
+        prepare(mini_job(source, tmp_path / "out", edges="hed", hed=tmp_path / "other.pth"))
+
+
 def test_the_trainers_read_it(prepared):
     data = PreparedFolder(prepared, need_hints=True)
     assert len(data) == 8 and data.caption_tokens == 40 and data.edges == "soft" and data.latent_space == "sd"

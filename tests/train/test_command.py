@@ -223,6 +223,8 @@ def test_published_lcm_recipe():
     found = ready("lcm-1024")
     assert (found.train.batch, found.train.learning_rate, found.train.ema, found.train.clip) == (12, 2e-5, 0.95, 0.01)
     assert (found.method.guidance, found.method.huber_c) == (4.5, 0.001)
+    sigma = ready("lcm-sigma-1024").train
+    assert (sigma.optimizer, sigma.learning_rate, sigma.betas, sigma.batch) == ("came", 1e-5, (0.9, 0.999), 12)
     assert ready("lcm-lora-1024").method.rank == 32 and ready("controlnet-512").method.blocks == 13
 
 
