@@ -53,7 +53,7 @@ def check_same(saved: Mapping[str, object], now: Mapping[str, object], path: Pat
                for name in sorted({*saved, *now}) if plain(saved.get(name)) != plain(now.get(name))]
     if changed:
         raise ValueError(f"{path} belongs to a training with other settings: {'; '.join(changed)}. Use the old values "
-                         "to go on, or another folder to start anew")
+                         "to go on, or another folder (in ComfyUI another name) to start anew")
 
 
 def plain(value: object) -> object:

@@ -40,6 +40,13 @@ class Host:
         kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
         return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
+    def lacks(self, packages: tuple[str, ...]) -> str:
+        """Those of the packages that its Python cannot import, with blanks between them."""
+        code = ("import sys; from importlib.util import find_spec; "
+                "print(*[name for name in sys.argv[1:] if find_spec(name) is None])")
+        return subprocess.run([self.python, "-c", code, *packages], capture_output=True, text=True, check=True,
+                              env=self.environment).stdout.strip()
+
 
 def find_hosts() -> list[Host]:
     """Every host that is there."""

@@ -15,6 +15,7 @@ from support import MODELS, condition, image, latent, load, network, node, off, 
 
 import nodes
 
+NEEDS = ("accelerate", "peft")           # which ComfyUI does not bring along
 OUT = Path(folder_paths.get_output_directory()) / "pixart-train"
 PROMPT = "a red circle"
 
