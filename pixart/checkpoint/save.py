@@ -29,7 +29,7 @@ def save_checkpoint(path: str | os.PathLike, weights: nn.Module | Mapping[str, T
         raise ValueError("a state dict does not say its configuration; pass config")
     tensors = reference_state_dict(weights)
     compare_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, path)
-    tensors = {name: _plain(tensor, dtype) for name, tensor in tensors.items()}
+    tensors = {name: plain(tensor, dtype) for name, tensor in tensors.items()}
     header = {"format": "pt", **(metadata or {}), **to_header(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
@@ -45,6 +45,7 @@ def reference_state_dict(weights: nn.Module | Mapping[str, Tensor]) -> dict[str,
     return {file_name(name): tensor for name, tensor in state_dict.items() if name != POSITIONS}
 
 
-def _plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """On the CPU, in a storage of its own order; floating-point tensors in `dtype` where that is given."""
     tensor = tensor.detach()
     return tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()

@@ -91,7 +91,8 @@ def prepare_data(work: Path, files: Files, recipe: Recipe = Recipe(), device: st
     if not files.t5.exists():
         train_text_encoder(files.t5, recipe.text_steps, batch=64, seed=seed, state=state / "t5.pt", device=device)
     if not files.judge.exists():
-        train_judge(files.judge, recipe.judge_steps, seed=seed, state=state / "judge.pt", device=device, autocast=autocast)
+        train_judge(files.judge, recipe.judge_steps, seed=seed, state=state / "judge.pt", device=device,
+                    autocast=autocast)
     if len(list((work / "data").glob("*.safetensors"))) <= len(BUCKETS):
         prepare(work / "data", recipe.pictures, seed, files=files, device=device, autocast=autocast)
     return PreparedFolder(work / "data")

@@ -1,5 +1,4 @@
 """The consistency function f(x, t) of latent consistency models (PixArt-delta section 3, LCM section 3)."""
-import torch
 from torch import Tensor
 
 from .schedule import predicted_x0

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..checkpoint import load, save_checkpoint
 from ..checkpoint.control import save_control
+from ..checkpoint.save_diffusers import save_diffusers
 from ..config import PixArtConfig
 from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
@@ -96,7 +97,8 @@ def full(model: PixArtTransformer, objective: Objective, data: PreparedFolder, s
     def save(average: nn.Module) -> Path:
         if base_width:
             write_base_shapes(file.with_suffix(".bsh"), model.config, base_width)
-        return save_checkpoint(file, average, model.config, DTYPES[settings.output.dtype])
+        save_as = save_checkpoint if file.suffix == ".safetensors" else save_diffusers
+        return save_as(file, average, model.config, DTYPES[settings.output.dtype])
     return Job(model, objective, data, save, model.config, {})
 
 

@@ -150,7 +150,7 @@ class OutputSettings:
     """Where the results go."""
 
     folder: Path                  # state to go on from, event files of TensorBoard, validation pictures
-    file: Path                    # the trained weights; for a LoRA a name without .safetensors makes a peft folder
+    file: Path                    # the trained weights; without .safetensors a folder, as diffusers or (LoRA) peft has
     dtype: str = "fp16"
 
     def __post_init__(self) -> None:
@@ -173,6 +173,8 @@ class Settings:
             raise ValueError(f"model.dtype is {self.model.dtype}, which needs train.precision bf16 or fp16")
         if self.model.new is not None and type(self.method) is not DiffusionMethod:
             raise ValueError("model.new trains from nothing, which only diffusion can; give model.base")
+        if isinstance(self.method, ControlMethod) and self.output.file.suffix != ".safetensors":
+            raise ValueError(f"output.file is {self.output.file}; the name of a ControlNet must end in .safetensors")
         if self.validate.prompts and isinstance(self.method, ControlMethod) and not self.validate.hints:
             raise ValueError("validate.prompts of a ControlNet need validate.hints, an edge map each")
 

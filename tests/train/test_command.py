@@ -62,6 +62,15 @@ def test_full_methods_write_a_transformer(file, method):
     assert read_config(result) == TINY and changed(result, file.parent / "base.safetensors")
 
 
+def test_a_name_without_ending_makes_a_folder_for_diffusers(file):
+    diffusers = pytest.importorskip("diffusers")
+    run("lcm", "--config", file, "--output.file", file.parent / "student")
+    model = diffusers.PixArtTransformer2DModel.from_pretrained(file.parent / "student")
+    assert model.config.num_layers == TINY.depth and load(file.parent / "student").config == TINY
+    with pytest.raises(ValueError, match="name of a ControlNet must end in .safetensors"):
+        run("controlnet", "--config", file, "--output.file", file.parent / "control")
+
+
 def test_controlnet_writes_a_control_file_from_a_half_precision_base(file):
     run("controlnet", "--config", file, "--set", "method.blocks=1", "--model.dtype", "bf16",
         "--train.precision", "bf16")

@@ -1,0 +1,49 @@
+"""Write a PixArt transformer as diffusers keeps one: a folder with config.json and the weights under its names."""
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..atomic import replacing
+from ..config import PixArtConfig
+from .folder import PREFERRED, TRANSFORMER_CLASSES
+from .header import to_header
+from .layouts import to_diffusers
+from .save import plain
+
+
+def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, Tensor],
+                   config: PixArtConfig | None = None, dtype: torch.dtype | None = None) -> Path:
+    """For `PixArtTransformer2DModel.from_pretrained(folder)`, and for `load`; returns the folder.
+
+    config: that of the model by default. dtype: convert the tensors. Each file is replaced in one step. Raises
+    ValueError for what diffusers' class cannot hold: key/value compression and qk norm.
+    """
+    folder = Path(folder)
+    config = config or weights.config
+    if config.kv_compression or config.qk_norm:
+        raise ValueError(f"{folder}: diffusers has no place for key/value compression or qk norm; give a name that "
+                         "ends in .safetensors to write the reference layout")
+    state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = {name: plain(tensor, dtype) for name, tensor in to_diffusers(state_dict).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / PREFERRED[0]) as beside:
+        save_file(tensors, beside, {"format": "pt", **to_header(config)})
+    with replacing(folder / "config.json") as beside:
+        beside.write_text(json.dumps(settings(config), indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def settings(config: PixArtConfig) -> dict[str, object]:
+    """What diffusers' config.json says of such a model."""
+    return {"_class_name": TRANSFORMER_CLASSES[0], "num_attention_heads": config.heads,
+            "attention_head_dim": config.hidden // config.heads, "in_channels": config.channels,
+            "out_channels": config.out_channels, "num_layers": config.depth, "cross_attention_dim": config.hidden,
+            "attention_bias": True, "sample_size": config.base_size * config.patch, "patch_size": config.patch,
+            "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000, "norm_type": "ada_norm_single",
+            "norm_elementwise_affine": False, "norm_eps": 1e-6, "interpolation_scale": config.position_scale,
+            "use_additional_conditions": config.micro_conditioning, "caption_channels": config.caption_width}
