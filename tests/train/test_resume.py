@@ -87,7 +87,8 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("changes", [
     {}, {"optimizer": "muon"}, {"optimizer": "adamw8bit"}, {"optimizer": "came"}, {"accumulation": 2},
-    {"precision": "bf16"}, {"ema": 0.0, "recompute": True}, {"precision": "bf16", "accumulation": 3, "cooldown": 4}], ids=str)
+    {"precision": "bf16"}, {"ema": 0.0, "recompute": True},
+    {"precision": "bf16", "accumulation": 3, "cooldown": 4}], ids=str)
 def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, changes):
     config, data = replace(SHORT, **changes), PreparedFolder(data)
     whole = loop.train(fresh(), Diffusion(data), data, config, tmp_path / "whole")
