@@ -24,7 +24,8 @@ from pixart.mini.evaluate import contact_sheet  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.model.controlnet import Controlled, PixArtControlNet  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
-from pixart.train.loop import LoopConfig, train  # noqa: E402
+from pixart.train.loop import train  # noqa: E402
+from pixart.train.loop_config import LoopConfig  # noqa: E402
 from pixart.train.objectives import Control  # noqa: E402
 
 

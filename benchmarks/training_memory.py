@@ -32,7 +32,8 @@ from pixart.model.transformer import PixArtTransformer  # noqa: E402
 from pixart.train.average import averaged_copy, update_average  # noqa: E402
 from pixart.train.data import Batch  # noqa: E402
 from pixart.train.lcm_lora import ConsistencyLora  # noqa: E402
-from pixart.train.loop import LoopConfig, set_recompute  # noqa: E402
+from pixart.train.loop import set_recompute  # noqa: E402
+from pixart.train.loop_config import LoopConfig  # noqa: E402
 from pixart.train.lora import add_lora  # noqa: E402
 from pixart.train.objectives import Consistency, Control  # noqa: E402
 from pixart.train.optimizers import optimizers  # noqa: E402

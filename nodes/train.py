@@ -83,7 +83,9 @@ class PixArtTrain:
               blocks: int, guidance: float, edges: str, resolution: str, save_memory: bool, start_seed: int,
               preview_prompt: str, preview_every: int, images: Any = None, clip: Any = None, vae: Any = None,
               captions: str = "", folder: str = "") -> dict:
-        from .host.training import Pictures, Wish, result_of, train_on
+        from .host.training import result_of, train_on
+        from .host.training_data import Pictures
+        from .host.training_wish import Wish
         wish = Wish(method, name.strip(), steps, batch, learning_rate, rank, blocks, guidance, edges, resolution,
                     save_memory, start_seed, preview_prompt, preview_every)
         return result_of(model, wish, train_on(model, wish, Pictures(images, captions, folder.strip()), clip, vae))

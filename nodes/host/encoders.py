@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...pixart.prepare.captions import half
 from ...pixart.prepare.networks import Networks
 from ...pixart.text.encoded import Encoded, join
 from .text import Rules, TextEncoder, encode_prompt
@@ -47,7 +48,7 @@ class VaeEncoder:
     def __call__(self, pictures: Tensor) -> tuple[Tensor, None]:
         with running():
             latents = self.scaled(self.vae.encode(pictures.movedim(1, -1)))
-        return latents.to("cpu", torch.float16).clone(), None
+        return half(latents, "the VAE").clone(), None
 
 
 def vae_decoder(vae: Any, model: Any) -> Callable[[Tensor], Tensor]:

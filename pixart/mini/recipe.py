@@ -18,7 +18,8 @@ from ..model.transformer import PixArtTransformer
 from ..train.data import PreparedFolder
 from ..train.initialize import initialize
 from ..train.jobs import with_null_caption
-from ..train.loop import LoopConfig, train
+from ..train.loop import train
+from ..train.loop_config import LoopConfig
 from ..train.objectives import Consistency, Control, Diffusion
 from ..train.precision import fitting_precision
 from . import Files

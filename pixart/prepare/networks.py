@@ -1,14 +1,11 @@
-"""What preparing asks of a text encoder and an autoencoder, whoever brings them; those of files."""
+"""What preparing asks of a text encoder and an autoencoder, whoever brings them."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
 from ..text.encoded import Encoded
-from .families import Family
-from .state import fingerprint
 
 
 class TextEncoder(Protocol):
@@ -35,21 +32,3 @@ class Networks:
     text: Callable[[], TextEncoder] | None
     pictures: Callable[[], PictureEncoder] | None
     facts: Mapping[str, object]         # what tells these from other networks: a folder is prepared with one kind only
-
-
-def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, device: str) -> Networks:
-    """Networks of a VAE file or folder and a T5 encoder file or folder. FileNotFoundError for what is not there."""
-    for path in (vae, t5):
-        if path is not None and not path.exists():
-            raise FileNotFoundError(f"no file or folder {path}")
-
-    def open_text() -> TextEncoder:
-        from ..text.t5 import T5Encoder
-        return T5Encoder(t5, bits, device)
-
-    def open_pictures() -> PictureEncoder:
-        from .latents import LatentEncoder
-        return LatentEncoder(vae, family, device)
-
-    return Networks(open_text if t5 else None, open_pictures if vae else None,
-                    {"VAE": fingerprint(vae), "T5": fingerprint(t5), "T5 bits": bits if t5 else None})

@@ -12,7 +12,8 @@ from .captions import Captions, encode_captions, half
 from .examples import Example, Reader, stack, uses_hint
 from .families import Family
 from .latents import EDGES, EdgeMaps
-from .networks import Networks, from_files
+from .network_files import from_files
+from .networks import Networks
 from .shards import Shard, next_shard, shard_paths, write_shard, write_tensors
 from .sources import items_of
 from .state import Skipped, alone, fingerprint, read_skipped, settle, write_skipped

@@ -1,19 +1,14 @@
 """What moves the weights: AdamW, the same with 8-bit moments, CAME, or Muon for the matrices of the blocks."""
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
+from .loop_config import LoopConfig
 from .mup import mup_parameter_groups
 
-if TYPE_CHECKING:
-    from .loop import LoopConfig
-
-OPTIMIZERS = ("adamw", "adamw8bit", "came", "muon")
 CAME_CONFIDENCE = 0.9999         # decay of the instability that CAME keeps beside the two moments
 
 
-def optimizers(model: nn.Module, config: "LoopConfig") -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
     """One for all trainable parameters; for "muon" Muon for the matrices inside the blocks and AdamW for the rest.
 
     With config.mup_base_width the groups follow muP; their `rate_factor` is to be kept in schedules. Raises ValueError
@@ -41,7 +36,7 @@ def optimizers(model: nn.Module, config: "LoopConfig") -> list[torch.optim.Optim
     return result
 
 
-def adamw(config: "LoopConfig") -> type[torch.optim.Optimizer]:
+def adamw(config: LoopConfig) -> type[torch.optim.Optimizer]:
     """The class that keeps the moments as precisely as asked."""
     if config.optimizer != "adamw8bit":
         return torch.optim.AdamW
@@ -53,7 +48,7 @@ def adamw(config: "LoopConfig") -> type[torch.optim.Optimizer]:
     return AdamW8bit
 
 
-def came(groups: list[dict], config: "LoopConfig") -> torch.optim.Optimizer:
+def came(groups: list[dict], config: LoopConfig) -> torch.optim.Optimizer:
     """CAME (arXiv 2307.02047) by its authors, as PixArt-Sigma was trained: row and column sums in place of the second
     moments. `epsilon` is Adam's; CAME keeps its own."""
     try:

@@ -3,12 +3,10 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from .loop import LoopConfig
+from .loop_config import LoopConfig
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ class Record:
 class Pace:
     """The clock of one run, and the losses since the last line."""
 
-    def __init__(self, config: "LoopConfig", start: int) -> None:
+    def __init__(self, config: LoopConfig, start: int) -> None:
         self.config, self.start = config, start
         self.began = self.last = time.perf_counter()
         self.losses: list[float] = []

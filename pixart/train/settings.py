@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..config import VARIANTS, PixArtConfig
 from ..pipeline import SAMPLERS
-from .loop import LoopConfig
+from .loop_config import LoopConfig
 
 DTYPES = ("fp32", "bf16", "fp16")
 

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .loop_config import LoopConfig
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .loop import LoopConfig
 
-
-def is_sharded(accelerator: "Accelerator", config: "LoopConfig") -> bool:
+def is_sharded(accelerator: "Accelerator", config: LoopConfig) -> bool:
     """Whether FSDP was launched. Raises ValueError for what does not work on parts of matrices."""
     from accelerate.utils import DistributedType
     if accelerator.distributed_type != DistributedType.FSDP:

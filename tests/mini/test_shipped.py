@@ -11,7 +11,7 @@ from pixart.checkpoint import load, read_config, read_control
 from pixart.mini import SHIPPED, Files, evaluate, recipe
 from pixart.mini.prepare import prepare
 from pixart.train.data import PreparedFolder
-from pixart.train.loop import LoopConfig
+from pixart.train.loop_config import LoopConfig
 
 SMALL = LoopConfig(steps=2, batch=4, learning_rate=1e-4, save_every=1, log_every=1)
 

@@ -11,11 +11,12 @@ from train.training_data import TINY, fresh, write_data
 from pixart.checkpoint import load, read_config, save_checkpoint
 from pixart.checkpoint.control import read_control
 from pixart.checkpoint.lora_read import read_lora
+from pixart.config import VARIANTS
 from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer
 from pixart.train import command, settings
 from pixart.train.base_shapes import read_base_width
-from pixart.train.mup import initialize_mup
+from pixart.train.mup import at_width, initialize_mup
 from pixart.train.preview import Preview, subject_from_files
 from pixart.train.report import Record, duration
 
@@ -203,13 +204,13 @@ def recipe_like(**changes: object):
 
 METHOD_OF = {"lcm": "lcm", "lcm-lora": "lcm-lora", "controlnet": "controlnet", "lora": "lora", "finetune": "diffusion",
              "mini-teacher": "diffusion", "mini-lcm": "lcm", "mini-lcm-lora": "lcm-lora", "mini-lora": "lora",
-             "mini-controlnet": "controlnet"}
+             "mini-controlnet": "controlnet", "mup": "diffusion"}
 
 
 def ready(name: str) -> settings.Settings:
     """A shipped configuration with the paths a user would give."""
     paths = {"data.folder": "data", "output.folder": "run", "output.file": "out.safetensors"}
-    if not name.startswith("mini"):
+    if not name.startswith(("mini", "mup")):
         paths["model.base"] = "model.safetensors"
     method = METHOD_OF[max((known for known in METHOD_OF if name.startswith(known)), key=len)]
     return settings.read_settings(method, CONFIGS / f"{name}.toml", paths)
@@ -226,6 +227,13 @@ def test_mini_configurations_are_the_recipe():
     teacher, student = ready("mini-teacher"), ready("mini-lcm")
     assert teacher.train == made.teacher and teacher.model.new == recipe.MINI and teacher.model.seed == made.seed
     assert student.train == made.student and student.method.guidance == made.guidance
+
+
+def test_mup_configurations_differ_in_width_alone():
+    proxy, target = ready("mup-proxy-256"), ready("mup-target-256")
+    assert at_width(proxy.model.new, 1152) == target.model.new == replace(VARIANTS["alpha-256"])
+    assert replace(proxy.train, steps=1) == replace(target.train, steps=1)
+    assert (proxy.train.learning_rate, proxy.train.mup_base_width) == (2 ** -10, proxy.model.new.hidden)
 
 
 def test_published_lcm_recipe():

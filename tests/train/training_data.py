@@ -12,7 +12,8 @@ from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 from pixart.train.data import PreparedFolder
 from pixart.train.initialize import initialize
-from pixart.train.loop import LoopConfig, Training, train
+from pixart.train.loop import Training, train
+from pixart.train.loop_config import LoopConfig
 from pixart.train.objectives import Diffusion
 
 ROOT = Path(__file__).resolve().parents[2]

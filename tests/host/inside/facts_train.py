@@ -99,7 +99,7 @@ def test_what_is_trained_is_what_the_command_line_trains():
     learn(load("alpha-1024"), **GRAPH)
     ours = learned()
     training, encoders = pack("nodes.host.training"), pack("nodes.host.bare")
-    wish = training.Wish(**wanted())
+    wish = pack("nodes.host.training_wish").Wish(**wanted())
     data = PreparedFolder(next((OUT / "fact (lora)").glob("data-*")))
     with torch.inference_mode(False):
         plain = load_plain(MODELS / "diffusion_models" / "alpha-1024.safetensors", dtype=torch.float32,
@@ -168,7 +168,7 @@ class Stop:
     """Stops the host, as the page does, when the training has made so many steps."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.watch = step, pack("nodes.host.training").HostWatch
+        self.step, self.watch = step, pack("nodes.host.training_view").HostWatch
         self.call = self.watch.__call__
 
     def __enter__(self) -> None:

@@ -1,0 +1,55 @@
+"""Being a guest in the host's process: long work that stops when the user says so and leaves nothing behind."""
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def bar(total: int) -> Any:
+    from comfy.utils import ProgressBar
+    return ProgressBar(total)
+
+
+def stop_if_asked() -> None:
+    """KeyboardInterrupt, on which `pixart` keeps what is done, when the user stopped the host."""
+    from comfy import model_management
+    if model_management.processing_interrupted():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """KeyboardInterrupt becomes the host's own exception, and its mark is taken back."""
+    from comfy import model_management
+    try:
+        yield
+    except KeyboardInterrupt:
+        model_management.throw_exception_if_processing_interrupted()
+        raise model_management.InterruptProcessingException from None
+
+
+def make_room(device: torch.device) -> None:
+    """Ask the host to take its models off the GPU; it brings them back when they are needed."""
+    from comfy import model_management
+    if device.type != "cpu":
+        model_management.free_memory(model_management.get_total_memory(device), device)
+
+
+@contextmanager
+def memory_handed_back() -> Iterator[None]:
+    """At the end nothing of the training stays in memory, however it ended."""
+    from comfy import model_management
+    try:
+        yield
+    finally:
+        forget_devices()
+        gc.collect()
+        model_management.soft_empty_cache()
+
+
+def forget_devices() -> None:
+    """accelerate remembers device and precision for the whole process, which is the host's, not ours."""
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state(reset_partial_state=True)

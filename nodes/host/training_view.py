@@ -1,0 +1,81 @@
+"""What the user sees of a training in the host: progress and previews on the node, and files kept up to date."""
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...pixart.train.data import PreparedFolder
+from ...pixart.train.jobs import Job
+from ...pixart.train.report import Record
+from .encoders import ClipEncoder, vae_decoder
+from .guest import bar
+from .training_wish import Wish
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ...pixart.train.preview import Preview, Subject
+
+logger = logging.getLogger(__name__)
+
+
+class HostWatch:
+    """Progress of the training on the node; keeps the weights on disk, and ends it when the user does."""
+
+    def __init__(self, job: Job, wish: Wish, save_every: int) -> None:
+        self.job, self.wish, self.save_every, self.bar = job, wish, save_every, bar(wish.steps)
+
+    def __call__(self, record: Record, average: nn.Module) -> None:
+        from comfy import model_management
+        asked = model_management.processing_interrupted()
+        if asked or record.step % self.save_every == 0:
+            self.job.save(average)
+        self.bar.update_absolute(record.step, record.steps)
+        if asked:
+            logger.info("%s: stopped at step %d; %s holds what was learned so far, and the same node goes on from "
+                        "there", self.wish.name, record.step, self.wish.file)
+            raise KeyboardInterrupt
+
+
+def preview_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, model: Any) -> "Preview | None":
+    """Draws the prompt now and then, onto the node and into a file; None where there is no prompt."""
+    if not wish.preview_prompt.strip() or wish.preview_every < 1:
+        return None
+    if clip is None or vae is None:
+        raise ValueError("a preview needs clip and vae; connect both, or leave preview_prompt empty")
+    from ...pixart.train.preview import Preview
+    sheets = bar(wish.steps)
+
+    def show(record: Record, sheet: "Image") -> None:
+        sheets.update_absolute(record.step, record.steps, ("JPEG", sheet, max(sheet.size)))
+    return Preview(subject_of(wish, job, data, clip, vae, model), wish.preview_every, job.parts, wish.run / "previews",
+                   show)
+
+
+def subject_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, model: Any) -> "Subject":
+    """What the preview draws; a ControlNet follows the first edge map of the data, at that picture's size."""
+    from ...pixart.pipeline import Request
+    from ...pixart.train.preview import Subject
+    config, decode, hints, edges = job.config, vae_decoder(vae, model), None, None
+    height = width = config.resolution if wish.resolution == "auto" else int(wish.resolution)
+    if wish.method == "controlnet":
+        shard = next(iter(data.buckets.values()))[0]
+        hints = shard.rows("hints", torch.tensor([0])).float()
+        edges = decode(hints)
+        height, width = edges.shape[-2:]
+    prompt = " ".join(wish.preview_prompt.split())
+    few = {"sampler": "lcm", "steps": 4} if wish.method == "lcm-lora" else {"sampler": "dpm", "steps": 14}
+    request = Request((prompt,), height=height, width=width, seed=wish.start_seed,
+                      guidance=4.5 if config.resolution > 128 else 2.5, **few)
+    encoder = ClipEncoder(clip)
+    caption, null = (encoder.encode([text], config.caption_tokens, config.cleans_captions) for text in (prompt, ""))
+    return Subject(request, caption, null, decode, edges, hints)
+
+
+def last_sheet(folder: Path) -> tuple[Tensor | None, Path | None]:
+    """The newest preview, (H, W, 3) in 0..1, and its file."""
+    from ...pixart.train.preview import read_picture
+    drawn = sorted(folder.glob("step-*.png"))
+    return (read_picture(drawn[-1])[0].permute(1, 2, 0), drawn[-1]) if drawn else (None, None)

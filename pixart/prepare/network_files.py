@@ -1,0 +1,24 @@
+"""Text encoder and autoencoder of files, as preparing asks for them."""
+from pathlib import Path
+
+from .families import Family
+from .networks import Networks, PictureEncoder, TextEncoder
+from .state import fingerprint
+
+
+def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, device: str) -> Networks:
+    """Networks of a VAE file or folder and a T5 encoder file or folder. FileNotFoundError for what is not there."""
+    for path in (vae, t5):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"no file or folder {path}")
+
+    def open_text() -> TextEncoder:
+        from ..text.t5 import T5Encoder
+        return T5Encoder(t5, bits, device)
+
+    def open_pictures() -> PictureEncoder:
+        from .latents import LatentEncoder
+        return LatentEncoder(vae, family, device)
+
+    return Networks(open_text if t5 else None, open_pictures if vae else None,
+                    {"VAE": fingerprint(vae), "T5": fingerprint(t5), "T5 bits": bits if t5 else None})
