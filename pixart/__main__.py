@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--controlnet", type=Path, help="ControlNet file or folder (default: that of PixArt-mini)")
     generate.add_argument("--hed", type=Path, help="ControlNetHED.pth, for --edges hed")
     generate.add_argument("--strength", type=float, default=1.0, help="of the control, 0 for none (default: 1)")
+    generate.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE", help="LoRA files or peft folders")
+    generate.add_argument("--lora-strength", type=float, default=1.0, help="of each LoRA, 1 as trained (default)")
     generate.add_argument("--out", type=Path, default=Path("pixart.png"))
     encode = commands.add_parser("encode", help="save an encoded prompt, for machines too small for T5")
     encode.add_argument("prompt")
@@ -173,7 +175,7 @@ def run_generate(args: argparse.Namespace) -> None:
         text = (join([caption] * args.count), caption)
     pictures, reports = generate(model, args.vae or SHIPPED.vae, request, text, args.variant, args.bits,
                                  choose_dtype(args.dtype, device, config.hidden), device, show,
-                                 read_guide(args, width, height))
+                                 read_guide(args, width, height), [(path, args.lora_strength) for path in args.lora])
     print(reports[0].summary)
     for number, picture in enumerate(pictures):
         path = args.out if number == 0 else args.out.with_stem(f"{args.out.stem}-{number}")

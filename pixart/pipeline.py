@@ -3,7 +3,7 @@
 Two stages, so that the text encoder and the transformer are never in memory at the same time.
 """
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,14 +176,16 @@ def load_guide(path: str | Path, guide: Guide, vae: nn.Module, model: PixArtTran
 def generate(model_path: str | Path, vae_path: str | Path, request: Request, text: str | Path | tuple[Encoded, Encoded],
              variant: str = "auto", bits: int = 8, dtype: torch.dtype | None = None,
              device: torch.device | str = "cpu", progress: Progress | None = None,
-             control: tuple[str | Path, Guide] | None = None) -> tuple[Tensor, list[PromptReport]]:
+             control: tuple[str | Path, Guide] | None = None, loras: Sequence[tuple[str | Path, float]] = (),
+             ) -> tuple[Tensor, list[PromptReport]]:
     """Pictures (B, 3, height, width) in 0..1, and a report a prompt on its tokens.
 
     text: the T5 encoder's file or folder, or the features of the prompts and of the negative prompt, encoded before.
-    control: the file of a ControlNet, and what it shall follow. Encode, free T5, load the transformer, sample, free
+    control: the file of a ControlNet, and what it shall follow. loras: files or folders, each at a strength. Encode, free T5, load the transformer, sample, free
     it, decode. Errors of every stage name the file and what to do.
     """
     from .checkpoint import load, read_config
+    from .checkpoint.merged import with_loras
     from .vae import decode, load_vae
 
     def tell(stage: str, done: int, total: int) -> None:
@@ -198,7 +200,7 @@ def generate(model_path: str | Path, vae_path: str | Path, request: Request, tex
         caption, null = encode(text, request, config.caption_tokens, config.cleans_captions, bits, device)
         tell("text", 1, 1)
     check_captions(caption, request, config)
-    model = load(model_path, variant, dtype=dtype, device=device)
+    model = with_loras(load(model_path, variant, dtype=dtype, device=device), loras)
     follow = control and load_guide(*control, load_vae(vae_path, device), model, request)
     latents = sample(model, request, caption, null, lambda step, x, x0: tell("sampling", step + 1, request.steps),
                      follow)

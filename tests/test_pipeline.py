@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pixart import __main__ as command_line
-from pixart.checkpoint import save_checkpoint
+from pixart.checkpoint import load, save_checkpoint
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Guide, Request, encode, generate, sample
@@ -168,6 +168,24 @@ def test_command_line_draws_files(parts, tmp_path, monkeypatch, capsys):
                "--bits", 16, "--dtype", "fp32", "--out", tmp_path / "x.png")
     assert code == 0 and "4 of 20 tokens" in capsys.readouterr().out
     assert Image.open(tmp_path / "x.png").size == Image.open(tmp_path / "x-1.png").size == (64, 48)
+
+
+def test_loras_change_the_picture_by_their_strength_and_never_the_file(parts, tmp_path, monkeypatch):
+    from pixart.train.lora import add_lora, save_lora
+    model = add_lora(load(parts / "model.safetensors"), rank=2, alpha=None)
+    for name, tensor in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor, std=0.3, generator=torch.Generator().manual_seed(1))
+    save_lora(tmp_path / "lora.safetensors", model)
+    base = ("generate", "a red circle", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
+            "--t5", parts / "t5", "--bits", 16, "--size", "32x32", "--steps", 1, "--dtype", "fp32")
+    before, pictures = (parts / "model.safetensors").read_bytes(), {}
+    for name, more in (("none", ()), ("zero", ("--lora-strength", 0)), ("one", ()), ("half", ("--lora-strength", 0.5))):
+        lora = () if name == "none" else ("--lora", tmp_path / "lora.safetensors")
+        assert run(monkeypatch, *base, *lora, *more, "--out", tmp_path / f"{name}.png") == 0
+        pictures[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert pictures["none"] == pictures["zero"] and len(set(pictures.values())) == 3
+    assert (parts / "model.safetensors").read_bytes() == before
 
 
 def test_saved_embeddings_give_the_same_picture(parts, tmp_path, monkeypatch):

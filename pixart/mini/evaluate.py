@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load
-from ..checkpoint.lora import merge_lora
-from ..checkpoint.lora_read import read_lora
+from ..checkpoint.merged import with_loras
 from ..model.transformer import PixArtTransformer
 from ..pipeline import Control, Request, sample
 from ..text.encoded import Encoded, join
@@ -46,13 +45,7 @@ class Method:
     def model(self, files: Files) -> PixArtTransformer:
         """In float32, the LoRA merged. Raises what reading the files raises."""
         path = self.weights if isinstance(self.weights, Path) else getattr(files, self.weights)
-        model = load(path, dtype=torch.float32)
-        if self.lora is not None:
-            model.requires_grad_(False)
-            for parameter in model.parameters():        # views of the file, which must not be written to
-                parameter.data = parameter.data.clone()
-            merge_lora(model, read_lora(self.lora))
-        return model
+        return with_loras(load(path, dtype=torch.float32), [(self.lora, 1.0)] if self.lora else [])
 
 
 METHODS = (

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..checkpoint import load, save_checkpoint
 from ..checkpoint.control import save_control
+from ..checkpoint.merged import owned
 from ..checkpoint.save_diffusers import save_diffusers
 from ..config import PixArtConfig
 from ..model.attention import Attend, matmul_attention, sdpa
@@ -78,14 +79,14 @@ def diffusion(settings: Settings, data: PreparedFolder) -> Job:
     if settings.model.new:
         model = new_model(settings.model, data, settings.train.mup_base_width)
     else:
-        model = own(load_base(settings.model, "fp32"))
+        model = owned(load_base(settings.model, "fp32"))
     return full(model, Diffusion(data, settings.method.caption_dropout), data, settings)
 
 
 def lcm(settings: Settings, data: PreparedFolder) -> Job:
     """A student that starts as its frozen teacher."""
     teacher = load_base(settings.model, settings.model.dtype).requires_grad_(False)
-    student = own(load_base(settings.model, "fp32")).requires_grad_(True)
+    student = owned(load_base(settings.model, "fp32")).requires_grad_(True)
     method: LcmMethod = settings.method
     return full(student, Consistency(data, teacher, method.guidance, method.huber_c, method.guidance_max), data,
                 settings)
@@ -142,13 +143,6 @@ def attention(settings: ModelSettings) -> Attend:
 
 def load_base(settings: ModelSettings, dtype: str) -> PixArtTransformer:
     return load(settings.base, settings.variant, dtype=DTYPES[dtype], attend=attention(settings))
-
-
-def own(model: PixArtTransformer) -> PixArtTransformer:
-    """In place: weights may be views of the file they come from, which must not be written to."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    return model
 
 
 def new_model(settings: ModelSettings, data: PreparedFolder, mup_base_width: int = 0) -> PixArtTransformer:

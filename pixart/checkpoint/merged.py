@@ -1,0 +1,27 @@
+"""Weights that may be written to, and LoRAs merged into them."""
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..model.transformer import PixArtTransformer
+from .lora import merge_lora
+from .lora_read import read_lora
+
+
+def owned(model: PixArtTransformer) -> PixArtTransformer:
+    """In place: the weights of `load` may be views of the file they come from, which must not be written to."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def with_loras(model: PixArtTransformer, loras: Sequence[tuple[str | Path, float]]) -> PixArtTransformer:
+    """Merge LoRA files or folders, each at a strength, into a model that was just loaded; returns it.
+
+    At strength 0 not even its memory moves, which may decide the last bit of a product. Raises what reading a LoRA raises, and ValueError for one that does not fit the model.
+    """
+    read = [(read_lora(path), strength) for path, strength in loras]
+    if any(strength for _, strength in read):
+        owned(model)
+    for lora, strength in read:
+        merge_lora(model, lora, strength)
+    return model
