@@ -164,25 +164,37 @@ def best(values: list[float | None], rates: list[float]) -> tuple[float, float] 
     return rate, loss
 
 
+def ceiling(table: dict) -> float:
+    """Where the plot ends: above all losses of the lowest finished rates, far below those of broken trainings."""
+    firsts = [next((loss for loss in values if loss is not None), 1.0) for lines in table.values()
+              for values in lines.values()]
+    return 1.1 * max((loss for loss in firsts if math.isfinite(loss)), default=1.0)
+
+
 def draw(table: dict, rates: list[float], setting: Setting, path: Path) -> None:
-    """Two panels, one line a width, the best rate of each width marked."""
+    """Two panels, one line a width, the best rate of each width marked; an arrow for a loss beyond the top."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+    top = ceiling(table)
     for panel, (name, lines) in zip(panels, table.items(), strict=True):
         for colour, (width, values) in zip(("C0", "C1", "C2", "C3", "C4", "C5"), lines.items(), strict=False):
             points = [(rate, loss) for rate, loss in zip(sorted(rates), values, strict=True)
                       if loss is not None and math.isfinite(loss)]
             panel.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, label=f"width {width}")
+            beyond = [rate for rate, loss in zip(sorted(rates), values, strict=True) if loss is not None and loss > top]
+            panel.plot(beyond, [top] * len(beyond), color=colour, marker="^", markersize=9, linestyle="none",
+                       clip_on=False)
             optimum = best(values, rates)
             if optimum is not None:
                 panel.plot(*optimum, marker="*", markersize=15, color=colour, markeredgecolor="black")
         panel.set_title(name)
         panel.set_xlabel("log2 of the learning rate")
         panel.grid(alpha=0.3)
-        panel.legend()
+        panel.legend(loc="lower left")
+    panels[0].set_ylim(top=top)
     panels[0].set_ylabel(f"diffusion loss after {setting.steps} steps")
     figure.suptitle(f"PixArt, {setting.depth} blocks, heads of {setting.head}, batch {setting.batch}; stars: best rate")
     figure.tight_layout()
