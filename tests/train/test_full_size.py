@@ -1,8 +1,10 @@
 """A step of distillation at full size really fits, and takes what the benchmark computes for it."""
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from train.training_data import environment
@@ -29,15 +31,28 @@ def test_a_full_size_step_fits_24_gb_and_takes_what_is_computed():
     assert computed == pytest.approx(most - before, rel=0.1)
 
 
-def test_switches_save_what_they_should_and_the_table_is_whole():
-    """At a depth of 14: the fewest blocks that the published ControlNet fits on."""
-    lines = [line for line in told("--depth", "14").splitlines() if line.startswith("| ")][1:]
-    found = {line.split(" | ")[0].removeprefix("| "): [float(x) for x in re.findall(r"([\d.]+) GiB", line)]
-             for line in lines}
-    peaks = {title: values[0] for title, values in found.items()}
-    recipe = peaks["full student, batch 12 (published recipe)"]
-    assert peaks["with recomputation, batch 1"] < peaks["the same without recomputation, batch 1"] < recipe
-    assert peaks["moments of Adam in 8 bits"] < recipe < peaks["teacher in fp32"]
-    assert peaks["512 px, batch 12"] < recipe
-    for title, (peak, *parts) in found.items():
-        assert peak == pytest.approx(sum(parts), abs=0.3), title
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("training_memory", BENCHMARK)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_switch_saves_what_it_should(benchmark):
+    """On two blocks of full width."""
+    def peak(**changes: object) -> float:
+        return benchmark.computed(benchmark.Case(**{"depth": 2, "batch": 2, "side": 512, **changes})).peak
+
+    recipe, trained = peak(), 59_000_000
+    assert peak(recompute=False) > 1.05 * recipe
+    assert peak(frozen="fp32") - recipe == pytest.approx(2 * trained, rel=0.1)          # the teacher's other two bytes
+    assert recipe - peak(eight_bit=True) == pytest.approx(6 * trained, rel=0.1)         # 8 bytes a weight become 2
+    assert peak(batch=4) > peak(batch=3) > recipe > peak(side=256)
+    assert peak(method="lcm-lora") < recipe
+
+
+def test_what_is_computed_adds_up(benchmark):
+    found = benchmark.computed(benchmark.Case(depth=2, batch=1, side=256))
+    assert found.moments == 8 * found.trained and found.weights == 10 * found.trained
+    assert 0 < found.activations < found.peak - found.weights - found.moments
