@@ -9,7 +9,6 @@ in it: what CUDA itself, its libraries and a fragmented allocator take, usually 
 kernels. Attention is the fused kind, as on a GPU.
 """
 import argparse
-import resource
 import sys
 import time
 import weakref
@@ -37,6 +36,7 @@ from pixart.train.loop_config import LoopConfig  # noqa: E402
 from pixart.train.lora import add_lora  # noqa: E402
 from pixart.train.objectives import Consistency, Control  # noqa: E402
 from pixart.train.optimizers import optimizers  # noqa: E402
+from pixart.train.plan import peak_resident  # noqa: E402
 
 GIB = 2 ** 30
 DTYPES = {"fp32": torch.float32, "16 bits": torch.bfloat16}     # bf16 where the recipe has fp16: as many bytes
@@ -197,11 +197,11 @@ def table(depth: int) -> None:
 
 def measure(case: Case) -> None:
     """A real step, in a process that does nothing else: what it held at most, beside what is computed for it."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_resident()
     started = time.perf_counter()
     run(case, steps=1)
     seconds = time.perf_counter() - started
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    most = peak_resident()
     print(f"measured: {most / GIB:.2f} GiB resident at most, {before / GIB:.2f} GiB of them before; {seconds:.0f} s")
     with FakeTensorMode(allow_non_fake_inputs=True), Held() as held:
         run(case, steps=1)

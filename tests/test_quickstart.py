@@ -39,7 +39,7 @@ def test_every_requirement_gives_its_reason():
 
 @pytest.mark.parametrize("name", ["standalone", "train", "test"])
 def test_extras_are_read_as_lists_of_bounded_packages(name):
-    assert all(re.fullmatch(r"[a-z0-9]+>=[\d.]+", spec) for spec in quickstart.extra(name))
+    assert all(re.fullmatch(r"[a-z0-9-]+>=[\d.]+", spec) for spec in quickstart.extra(name))
 
 
 def test_unknown_extra_is_named():

@@ -55,9 +55,12 @@ def soft_edges(pictures: Tensor, blur: float = 1.0, strength: float = 2.0) -> Te
         raise ValueError(f"strength {strength}; expected 0 or more")
     filters, gain = _kornia(), strength / _step_response(blur)
 
-    def find(picture: Tensor) -> Tensor:
-        slope = filters.spatial_gradient(_smooth(picture, blur)).square().sum(2).sqrt()
-        return (slope.amax(1, keepdim=True) * gain).clamp(0, 1)
+    def slope(channel: Tensor) -> Tensor:
+        return filters.spatial_gradient(_smooth(channel, blur)).square().sum(2).sqrt()
+
+    def find(picture: Tensor) -> Tensor:        # channel by channel: a grey picture in RGB is that picture to the bit
+        steepest = torch.cat([slope(channel) for channel in picture.split(1, dim=1)]).amax(0, keepdim=True)
+        return (steepest * gain).clamp(0, 1)
     return each(opaque(pictures), find)
 
 

@@ -1,8 +1,10 @@
 """What a training would do, before it is done: parameters, batch, steps, and memory and time from a short probe."""
+import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -90,8 +92,16 @@ def peak_memory(device: torch.device) -> int | None:
     """Most bytes this process ever held: allocated on a GPU, resident on a CPU; None where nobody counts."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu" or sys.platform == "win32":
+    return peak_resident() if device.type == "cpu" else None
+
+
+def peak_resident() -> int | None:
+    """Most bytes of this program that ever lay in memory; None on Windows."""
+    if sys.platform == "win32":
         return None
+    status = Path("/proc/self/status")
+    if status.exists():         # getrusage would also count the program that started this one
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     import resource
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
