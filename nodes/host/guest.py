@@ -12,6 +12,16 @@ def bar(total: int) -> Any:
     return ProgressBar(total)
 
 
+def advance(bar: Any, done: int, total: int, preview: tuple | None = None) -> bool:
+    """Move a bar on the node; whether the user wants to stop. preview: ("JPEG", picture, most pixels a side)."""
+    from comfy import model_management
+    try:
+        bar.update_absolute(done, total, preview)
+    except model_management.InterruptProcessingException:       # older hosts look for it here, and take the mark away
+        return True
+    return model_management.processing_interrupted()
+
+
 def stop_if_asked() -> None:
     """KeyboardInterrupt, on which `pixart` keeps what is done, when the user stopped the host."""
     from comfy import model_management

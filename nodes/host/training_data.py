@@ -13,7 +13,7 @@ from ...pixart.prepare.run import Job, prepare
 from ...pixart.prepare.shards import shard_paths
 from .encoders import networks_of
 from .folders import HED_FILE, hed_path
-from .guest import bar, stop_if_asked
+from .guest import advance, bar, stop_if_asked
 from .training_wish import Wish
 
 logger = logging.getLogger(__name__)
@@ -98,5 +98,5 @@ class Stages:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         stop_if_asked()
-        if total:
-            bar(total).update_absolute(done, total)
+        if total and advance(bar(total), done, total):
+            raise KeyboardInterrupt

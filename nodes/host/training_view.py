@@ -10,7 +10,7 @@ from ...pixart.train.data import PreparedFolder
 from ...pixart.train.jobs import Job
 from ...pixart.train.report import Record
 from .encoders import ClipEncoder, vae_decoder
-from .guest import bar
+from .guest import advance, bar
 from .training_wish import Wish
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ class HostWatch:
         self.job, self.wish, self.save_every, self.bar = job, wish, save_every, bar(wish.steps)
 
     def __call__(self, record: Record, average: nn.Module) -> None:
-        from comfy import model_management
-        asked = model_management.processing_interrupted()
+        asked = advance(self.bar, record.step, record.steps)
         if asked or record.step % self.save_every == 0:
             self.job.save(average)
-        self.bar.update_absolute(record.step, record.steps)
         if asked:
             logger.info("%s: stopped at step %d; %s holds what was learned so far, and the same node goes on from "
                         "there", self.wish.name, record.step, self.wish.file)
@@ -49,7 +47,8 @@ def preview_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, 
     sheets = bar(wish.steps)
 
     def show(record: Record, sheet: "Image") -> None:
-        sheets.update_absolute(record.step, record.steps, ("JPEG", sheet, max(sheet.size)))
+        if advance(sheets, record.step, record.steps, ("JPEG", sheet, max(sheet.size))):
+            raise KeyboardInterrupt
     return Preview(subject_of(wish, job, data, clip, vae, model), wish.preview_every, job.parts, wish.run / "previews",
                    show)
 
