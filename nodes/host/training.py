@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ...pixart.config import PixArtConfig
-from ...pixart.model.dtype_probe import faster_dtype
 from ...pixart.resolution import nearest_class
 from ...pixart.train.data import PreparedFolder
 from ...pixart.train.jobs import Job, adapted, check_fit, controlled
 from ...pixart.train.loop import STATE, train
 from ...pixart.train.loop_config import LoopConfig
+from ...pixart.train.precision import fitting_precision
 from ...pixart.train.settings import ControlMethod, LcmLoraMethod, LoraMethod, OutputSettings
 from .bare import bare_transformer
 from .guest import make_room, memory_handed_back, stoppable
@@ -68,7 +68,7 @@ def _train(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any) -> T
     job = job_of(base, wish, data)
     preview = preview_of(wish, job, data, clip, vae, model)
     make_room(device)
-    Path(wish.file).parent.mkdir(parents=True, exist_ok=True)
+    wish.file.parent.mkdir(parents=True, exist_ok=True)
     watch = [HostWatch(job, wish, loop.save_every), *([preview] if preview else [])]
     average = train(job.model, job.objective, data, loop, wish.run, watch=watch,
                     settings={**job.facts, "method": wish.method, "data": folder.name}, cpu=device.type == "cpu")
@@ -84,16 +84,10 @@ def check_packages(method: str) -> None:
 
 
 def settings_of(wish: Wish, config: PixArtConfig, device: torch.device) -> LoopConfig:
-    """Half precision wherever that is the faster one; weights in training stay float32."""
-    from comfy import model_management
-    if device.type == "cpu":
-        precision = "bf16" if faster_dtype(config.hidden) == torch.bfloat16 else "no"
-    elif device.type == "cuda":
-        precision = "bf16" if model_management.should_use_bf16(device) else "fp16"
-    else:
-        precision = "no"
+    """The precision that suits the device; weights in training stay float32."""
     return LoopConfig(steps=wish.steps, batch=wish.batch, learning_rate=wish.learning_rate, warmup=WARMUP,
-                      ema=0.99 if wish.method == "controlnet" else 0.0, precision=precision, seed=wish.start_seed,
+                      ema=0.99 if wish.method == "controlnet" else 0.0, seed=wish.start_seed,
+                      precision=fitting_precision(device, config.hidden),
                       save_every=max(25, wish.steps // 10), log_every=max(1, min(50, wish.steps // 10)),
                       recompute=wish.save_memory)
 
