@@ -1,9 +1,10 @@
 """The menu: every node, in the order of a workflow."""
 from .control import PixArtControlNetApply, PixArtControlNetLoader
 from .edges import PixArtEdges, PixArtHED
+from .host.guest import taken
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
-from .lora import PixArtLoraLoader
+from .lora import PixArtDeltaLoraLoader, PixArtLoraLoader
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas
 from .text import PixArtTextEncode
 from .train import PixArtTrain
@@ -11,7 +12,7 @@ from .train import PixArtTrain
 # Ids are saved in people's workflows: they never change.
 TITLES = {
     PixArtLoader: "Load PixArt",
-    PixArtLoraLoader: "Load PixArt LoRA",
+    PixArtDeltaLoraLoader: "Load PixArt LoRA",
     PixArtT5Loader: "Load T5 (8-bit)",
     PixArtTextEncode: "PixArt Text Encode",
     PixArtEmptyLatent: "PixArt Empty Latent",
@@ -24,6 +25,9 @@ TITLES = {
     PixArtDMDSampler: "PixArt One-Step (DMD)",
     PixArtTrain: "PixArt Train",
 }
+# For workflows saved with them; left to another pack that has them, as ComfyUI_ExtraModels has this one.
+FORMER = {PixArtLoraLoader: "Load PixArt LoRA (former id)"}
+TITLES.update({node: title for node, title in FORMER.items() if not taken(node.__name__)})
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in TITLES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: title for node, title in TITLES.items()}

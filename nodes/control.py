@@ -29,8 +29,12 @@ class PixArtControlNetLoader:
         }}
 
     @classmethod
-    def IS_CHANGED(cls, file: str, **_: object) -> str:
-        return folders.fingerprint(folders.control_path(file))
+    def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
+        return folders.is_there(file, folders.control_path)
+
+    @classmethod
+    def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
+        return folders.changed(file, folders.control_path)
 
     def load(self, file: str, weight_dtype: str) -> tuple[Any, str]:
         from .host.control import load_control_net

@@ -78,17 +78,11 @@ class PixArtHED:
 
     @classmethod
     def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
-        """In place of the host's "value not in list", which would not tell what to put where."""
-        if file is not None:
-            try:
-                folders.hed_path(file)
-            except FileNotFoundError as error:
-                return str(error)
-        return True
+        return folders.is_there(file, folders.hed_path)
 
     @classmethod
-    def IS_CHANGED(cls, file: str, **_: object) -> str:
-        return folders.fingerprint(folders.hed_path(file))
+    def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
+        return folders.changed(file, folders.hed_path)
 
     def find(self, image: Any, file: str, width: int = 0, height: int = 0) -> tuple[Any]:
         from .host.edges import hed_image

@@ -33,8 +33,12 @@ class PixArtLoader:
         }}
 
     @classmethod
-    def IS_CHANGED(cls, file: str, **_: object) -> str:
-        return folders.fingerprint(folders.model_path(file))
+    def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
+        return folders.is_there(file, folders.model_path)
+
+    @classmethod
+    def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
+        return folders.changed(file, folders.model_path)
 
     def load(self, file: str, variant: str, weight_dtype: str) -> tuple[Any, str]:
         from .host.model import load_model
@@ -43,9 +47,8 @@ class PixArtLoader:
 
 
 class PixArtT5Loader:
-    DESCRIPTION = ("Loads the T5-XXL text encoder of PixArt in 8, 4 or 16 bits. 8 bits: about 6 GB instead of 9.5, with "
-                   "practically the same pictures. The CLIP works with the stock CLIP Text Encode too; weights such "
-                   "as (word:1.2) have no effect with this encoder.")
+    DESCRIPTION = ("Loads the T5-XXL text encoder of PixArt in 8, 4 or 16 bits. 8 bits: about 6 GB instead of 9.5, "
+                   "with practically the same pictures. The CLIP works with the stock CLIP Text Encode too.")
     CATEGORY = "PixArt"
     FUNCTION = "load"
     RETURN_TYPES = ("CLIP",)
@@ -68,8 +71,12 @@ class PixArtT5Loader:
         }}
 
     @classmethod
-    def IS_CHANGED(cls, file: str, **_: object) -> str:
-        return folders.fingerprint(folders.text_encoder_path(file))
+    def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
+        return folders.is_there(file, folders.text_encoder_path)
+
+    @classmethod
+    def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
+        return folders.changed(file, folders.text_encoder_path)
 
     def load(self, file: str, bits: str, device: str) -> tuple[Any]:
         from .host.text import load_clip

@@ -4,7 +4,7 @@ from typing import Any
 from .host import folders
 
 
-class PixArtLoraLoader:
+class PixArtDeltaLoraLoader:
     DESCRIPTION = ("Puts a LoRA or DoRA on a PixArt model, at the strength it was trained with: peft folders, files of "
                    "the official trainers, diffusers, OneTrainer, kohya and our own. Says how many keys were used. "
                    "Chain several.")
@@ -32,11 +32,19 @@ class PixArtLoraLoader:
         }}
 
     @classmethod
-    def IS_CHANGED(cls, file: str, **_: object) -> str:
-        path = folders.lora_path(file)
-        beside = path.with_name("adapter_config.json")
-        return ";".join(folders.fingerprint(each) for each in (path, beside) if each.is_file())
+    def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
+        return folders.is_there(file, folders.lora_path)
+
+    @classmethod
+    def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
+        return ";".join(folders.changed(file, path_of) for path_of in (folders.lora_path, folders.lora_config_path))
 
     def load(self, model: Any, file: str, strength: float, alpha: float = 0.0) -> tuple[Any, str]:
         from .host.lora import apply_lora
         return apply_lora(model, folders.lora_path(file), strength, alpha or None)
+
+
+class PixArtLoraLoader(PixArtDeltaLoraLoader):
+    """The first id of this node, which another pack uses too. Workflows saved with it open where it is free."""
+
+    DEPRECATED = True

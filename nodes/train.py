@@ -73,9 +73,9 @@ class PixArtTrain:
         }}
 
     @classmethod
-    def IS_CHANGED(cls, folder: str = "", **_: object) -> str:
-        path = Path(folder).expanduser()
-        if not folder or not path.is_dir():
+    def IS_CHANGED(cls, folder: str | None = "", **_: object) -> str:
+        path = Path(folder or "").expanduser()
+        if not folder or not path.is_dir():         # a linked folder arrives as None
             return ""
         return ";".join(f"{file.name}:{file.stat().st_mtime_ns}" for file in sorted(path.iterdir()))
 

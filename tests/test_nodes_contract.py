@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Saved workflows depend on ids, on the order of widgets and on output slots: this table only ever grows.
 PROMISED = {
     "PixArtLoader": (["file", "variant", "weight_dtype"], ["MODEL", "STRING"]),
+    "PixArtDeltaLoraLoader": (["model", "file", "strength", "alpha"], ["MODEL", "STRING"]),
     "PixArtLoraLoader": (["model", "file", "strength", "alpha"], ["MODEL", "STRING"]),
     "PixArtT5Loader": (["file", "bits", "device"], ["CLIP"]),
     "PixArtTextEncode": (["clip", "text", "family", "width", "height", "model", "null_caption"],

@@ -1,6 +1,7 @@
 """Where model files lie: the host's folders, with the bundled PixArt-mini among them."""
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Bundled files in the folders of the host's own layout: <category>/pixart-mini/<file>, so that their names in every
@@ -14,6 +15,15 @@ LORA_FOLDERS = ("loras",)
 CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets come with their base model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
 NONE_FOUND = "no file found"
+PUT_IT_THERE = "Put it there and press R on the page to refresh the lists."
+
+
+class MissingFile(FileNotFoundError):
+    """No file of this name in the folders where it was looked for. `short` names no path: the page escapes these."""
+
+    def __init__(self, found: str, todo: str, short: str) -> None:
+        super().__init__(f"{found}. {todo}")
+        self.short = short
 
 
 def register_bundled(root: Path = BUNDLED) -> None:
@@ -62,6 +72,14 @@ def lora_path(name: str) -> Path:
     return _resolve(name, LORA_FOLDERS)
 
 
+def lora_config_path(name: str) -> Path:
+    """What peft writes beside a LoRA. Raises FileNotFoundError where there is none."""
+    path = lora_path(name).with_name("adapter_config.json")
+    if not path.is_file():
+        raise MissingFile(f"no {path.name} is beside it", f"Looked in {path.parent}.", f"no {path.name} is beside it")
+    return path
+
+
 def control_path(name: str) -> Path:
     """Raises FileNotFoundError naming file and folders."""
     return _resolve(name, CONTROL_FOLDERS)
@@ -86,11 +104,13 @@ def hed_path(name: str) -> Path:
     _add_annotators()
     try:
         return _resolve(name, HED_FOLDERS)
-    except FileNotFoundError as error:
+    except MissingFile as error:
         places = " or ".join(folder_paths.get_folder_paths(category)[0] for category in HED_FOLDERS)
-        wanted = "no HED weights found" if name == NONE_FOUND else f"no HED weights {name!r} found"
-        raise FileNotFoundError(f"{wanted}. Put {HED_FILE} (lllyasviel/Annotators on Hugging Face, 29 MB) into "
-                                f"{places} and press R on the page to refresh the lists.") from error
+        wanted = "no HED weights are there" if name == NONE_FOUND else f"the HED weights {name!r} are not there"
+        published = f"{HED_FILE} (lllyasviel on Hugging Face, Annotators, 29 MB)"
+        raise MissingFile(wanted, f"Put {published} into {places}, then press R on the page.",
+                          f"no HED weights are in a model folder. Get {published} and put it into "
+                          f"{' or '.join(HED_FOLDERS)}, then press R on the page.") from error
 
 
 def _add_annotators() -> None:
@@ -106,6 +126,34 @@ def tokenizer_folder() -> Path | None:
     from comfy import sd1_clip
     folder = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer"
     return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def changed(name: str | None, path_of: Callable[[str], Path]) -> str:
+    """What IS_CHANGED says of a file: something else whenever the file is another one.
+
+    A linked name arrives as None, because it is not known yet; then what makes the name decides alone. An error here
+    would run the node, and everything behind it, every time.
+    """
+    if name is None:
+        return ""
+    try:
+        return fingerprint(path_of(name))
+    except MissingFile:
+        return "missing"        # which the node itself says when it runs
+
+
+def is_there(name: str | None, path_of: Callable[[str], Path]) -> bool | str:
+    """What VALIDATE_INPUTS says of a file: True, or what is wrong. In place of the host's comparison with its list.
+
+    So a workflow of Windows, whose names have backslashes, opens elsewhere too, and the message says where files go.
+    """
+    if name is None:            # linked
+        return True
+    try:
+        path_of(name)
+    except MissingFile as error:
+        return error.short
+    return True
 
 
 def fingerprint(path: Path) -> str:
@@ -136,14 +184,23 @@ def _hugging_face_folders(category: str, files: list[str]) -> list[str]:
     return [folder.as_posix() for folder in folders if any((root / folder / "config.json").is_file() for root in roots)]
 
 
-def _resolve(name: str, categories: tuple[str, ...]) -> Path:
+def _resolve(name: str, categories: Sequence[str]) -> Path:
+    """The first that is there; a name may have the separators of Windows."""
     import folder_paths
     roots = [Path(root) for category in categories for root in folder_paths.get_folder_paths(category)]
-    relative = Path(name)
-    if name == NONE_FOUND or relative.is_absolute() or ".." in relative.parts:
-        relative = Path("?")
-    found = next((root / relative for root in roots if (root / relative).exists()), None)
-    if found is None:
-        raise FileNotFoundError(f"no file {name!r} in {' or '.join(map(str, roots))}. Put it there and press R on the "
-                                "page to refresh the lists.")
-    return found
+    for spelled in map(Path, dict.fromkeys((name, name.replace("\\", "/")))):
+        inside = name != NONE_FOUND and not spelled.is_absolute() and ".." not in spelled.parts
+        found = next((root / spelled for root in roots if inside and (root / spelled).exists()), None)
+        if found is not None:
+            return found
+    raise _missing(name, categories, roots)
+
+
+def _missing(name: str, categories: Sequence[str], roots: Sequence[Path]) -> MissingFile:
+    kinds, places = " or ".join(dict.fromkeys(categories)), " and ".join(map(str, roots))
+    if name == NONE_FOUND:
+        return MissingFile("there is no file to choose from", f"{PUT_IT_THERE} Looked in {places}.",
+                           f"no file is in the model folder {kinds}. {PUT_IT_THERE}")
+    leaf = name.replace("\\", "/").rpartition("/")[2]
+    return MissingFile(f"the file {name!r} is not there", f"{PUT_IT_THERE} Looked in {places}.",
+                       f"{leaf} is not in the model folder {kinds}. {PUT_IT_THERE}")

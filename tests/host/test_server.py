@@ -17,7 +17,7 @@ from pixart.control.hed import HED
 WORKFLOWS = harness.ROOT / "workflows" / "api"
 NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtLCMSampler",
          "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtControlNetLoader", "PixArtControlNetApply", "PixArtEdges",
-         "PixArtHED", "PixArtLoraLoader", "PixArtTrain")
+         "PixArtHED", "PixArtDeltaLoraLoader", "PixArtLoraLoader", "PixArtTrain")
 
 TRAINING = ("accelerate", "peft")       # what ComfyUI does not bring along
 
@@ -184,7 +184,17 @@ def refused(server: harness.Server, graph: dict) -> dict[str, list[dict]]:
 
 def test_a_missing_file_is_refused_before_it_runs(server):
     (error,) = refused(server, {**lcm(), **{"model": start("gone.safetensors")["model"]}})["model"]
-    assert error["type"] == "value_not_in_list" and "gone.safetensors" in error["details"]
+    assert error["type"] == "custom_validation_failed"
+    assert error["details"].startswith("file - gone.safetensors is not in the model folder diffusion_models")
+
+
+def test_a_name_from_windows_loads(server):
+    graph = lcm()
+    graph["model"]["inputs"]["file"] = "pixart-mini\\lcm.safetensors"
+    graph["clip"]["inputs"]["file"] = "pixart-mini\\t5"
+    graph["vae"]["inputs"]["vae_name"] = "pixart-mini/vae.safetensors"
+    (outcome,) = run(server, graph)
+    assert png_size(picture(server, outcome)) == (128, 128)
 
 
 @pytest.mark.parametrize("value, kind", [(-3, "value_smaller_than_min"), (0, "value_smaller_than_min"),

@@ -45,7 +45,7 @@ def test_it_trains_with_progress_and_previews_and_draws_with_the_result(ready):
     assert shown["filename"] == "step-0000008.png"
     assert len(outcome.pictures("show")) == 1
     assert read_lora(Path(ready.folder) / "models" / "loras" / "over-http.safetensors").parts[0].rank == 2
-    names = ready.get("/object_info/PixArtLoraLoader")["PixArtLoraLoader"]["input"]["required"]["file"][0]
+    names = ready.get("/object_info/PixArtDeltaLoraLoader")["PixArtDeltaLoraLoader"]["input"]["required"]["file"][0]
     assert "over-http.safetensors" in names
 
 

@@ -1,9 +1,30 @@
-"""The bundled models in the host's lists."""
+"""Model files: the bundled ones in the lists, linked, missing and changed ones, ids that another pack has."""
+import asyncio
+import importlib.util
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import folder_paths
 from support import MODELS, node, pack
+
+# Nodes that ask the host to look at files before they run, with the input that names these.
+LOADERS = {"PixArtLoader": ["file"], "PixArtT5Loader": ["file"], "PixArtControlNetLoader": ["file"],
+           "PixArtDeltaLoraLoader": ["file"], "PixArtHED": ["file"], "PixArtTrain": ["folder"]}
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """The pack's nodes where the host looks for them."""
+    import nodes
+    nodes.NODE_CLASS_MAPPINGS.update(pack().NODE_CLASS_MAPPINGS)
+    try:
+        yield
+    finally:
+        for name in pack().NODE_CLASS_MAPPINGS:
+            del nodes.NODE_CLASS_MAPPINGS[name]
 
 
 def bundled() -> Path:
@@ -46,3 +67,76 @@ def test_a_replaced_file_is_loaded_anew():
     shutil.copy(MODELS / "diffusion_models" / "sigma-1024.safetensors", path)
     assert loader.IS_CHANGED("replaced.safetensors") != first
     assert node("PixArtT5Loader").IS_CHANGED("tiny-t5")
+
+
+def is_changed(kind: str, **inputs: object) -> object:
+    """What the host finds for a node of a prompt before it runs it."""
+    import execution
+    from comfy_execution.graph import DynamicPrompt
+    prompt = DynamicPrompt({"1": {"class_type": kind, "inputs": inputs}, "2": {"class_type": "SomeNode", "inputs": {}}})
+    return asyncio.run(execution.IsChangedCache("prompt", prompt, None).get("1"))
+
+
+def test_a_linked_file_does_not_rerun_its_loader():
+    with registered():
+        for kind, given in LOADERS.items():
+            first, again = (is_changed(kind, **{name: ["2", 0] for name in given}) for _ in range(2))
+            assert first == again and not any(first[0].strip(";")), kind
+
+
+def test_a_missing_file_does_not_raise_before_it_is_loaded():
+    with registered():
+        for kind in LOADERS:
+            if kind != "PixArtTrain":
+                assert is_changed(kind, file="gone.safetensors") == is_changed(kind, file="gone.safetensors")
+
+
+def test_a_file_is_found_under_the_separators_of_windows():
+    folder = MODELS / "loras" / "from windows"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(MODELS / "loras" / "tiny-lora.safetensors", folder / "named.safetensors")
+    assert pack("nodes.host.folders").lora_path("from windows\\named.safetensors") == folder / "named.safetensors"
+    assert node("PixArtDeltaLoraLoader").VALIDATE_INPUTS("from windows\\named.safetensors") is True
+    assert node("PixArtDeltaLoraLoader").VALIDATE_INPUTS("from windows/named.safetensors") is True
+    assert node("PixArtDeltaLoraLoader").VALIDATE_INPUTS("..\\loras\\tiny-lora.safetensors") is not True
+
+
+def test_what_the_page_shows_of_a_missing_file_needs_no_escaping():
+    """The page escapes these texts twice, so no quotes, slashes or paths may be in them."""
+    for kind in LOADERS:
+        if kind != "PixArtTrain":
+            for name in ("some where\\gone.safetensors", "some where/gone.safetensors", "no file found"):
+                text = node(kind).VALIDATE_INPUTS(name)
+                assert not set(text) & set("'\"/\\<>&`"), text
+                assert "model folder" in text and len(text.partition(" folder")[0]) < 80, text
+            assert node(kind).VALIDATE_INPUTS(None) is True
+
+
+def test_the_former_id_of_the_lora_loader_is_left_to_another_pack():
+    """ComfyUI_ExtraModels has a node of that id; which pack comes first depends on the names of their folders."""
+    import nodes
+
+    class Another:
+        pass
+
+    usual = nodes.NODE_CLASS_MAPPINGS.pop("PixArtLoraLoader", None)
+    try:
+        assert "PixArtLoraLoader" in imported_anew().NODE_CLASS_MAPPINGS
+        nodes.NODE_CLASS_MAPPINGS["PixArtLoraLoader"] = Another
+        mappings = imported_anew()
+        assert "PixArtLoraLoader" not in mappings.NODE_CLASS_MAPPINGS
+        assert "PixArtLoraLoader" not in mappings.NODE_DISPLAY_NAME_MAPPINGS
+        assert "PixArtDeltaLoraLoader" in mappings.NODE_CLASS_MAPPINGS
+    finally:
+        nodes.NODE_CLASS_MAPPINGS.pop("PixArtLoraLoader")
+        if usual:
+            nodes.NODE_CLASS_MAPPINGS["PixArtLoraLoader"] = usual
+
+
+def imported_anew() -> ModuleType:
+    """The menu, as the host would import it now."""
+    menu = pack("nodes")
+    spec = importlib.util.spec_from_file_location(menu.__name__, menu.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -56,7 +56,7 @@ def worst(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
 
 
 def loader() -> type:
-    return pack("nodes.lora").PixArtLoraLoader
+    return pack("nodes.lora").PixArtDeltaLoraLoader
 
 
 def ours(file: str, strength: float = 1.0, name: str = "alpha-1024", **options: object):

@@ -81,7 +81,7 @@ def test_a_lora_of_pictures_in_the_graph_changes_the_model_as_its_file_does():
     before = {name: tensor.clone() for name, tensor in network(base).state_dict().items()}
     model, _, _, file = learn(base)["result"]
     assert Path(file) == MODELS / "loras" / "fact.safetensors"
-    again, report = node("PixArtLoraLoader")().load(base, "fact.safetensors", 1.0)
+    again, report = node("PixArtDeltaLoraLoader")().load(base, "fact.safetensors", 1.0)
     assert "rank 2, scale 1" in report and torch.equal(drawn(model), drawn(again))
     stock = nodes.LoraLoaderModelOnly().load_lora_model_only(base, "fact.safetensors", 1.0)[0]
     assert off(drawn(stock), drawn(model)) < 1e-5
@@ -198,7 +198,7 @@ def test_interrupted_it_keeps_the_last_step_and_goes_on_to_the_same_end():
     whole = learned()
     interrupted(base, 3)
     assert state("fact")["step"] == 3 and learned() != whole
-    node("PixArtLoraLoader")().load(base, "fact.safetensors", 1.0)
+    node("PixArtDeltaLoraLoader")().load(base, "fact.safetensors", 1.0)
     learn(base, fresh=False)
     assert state("fact")["step"] == 4 and learned() == whole
 
