@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...pixart.config import PixArtConfig
 from ...pixart.model.block import ScaleShiftTable
-from ...pixart.model.policy import Policy, RunBlock
+from ...pixart.model.policy import Pass, Policy, Run
 from ...pixart.model.transformer import PixArtTransformer
 from .conditioning import mask_of
 
@@ -28,30 +28,35 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, opt
 
 
 class BlockPatches(Policy):
-    """Runs what `patches_replace["dit"]` and `patches["double_block"]` of the host hang onto blocks."""
+    """Runs what `patches_replace["dit"]` and `patches["double_block"]` of the host hang onto blocks.
 
-    def __init__(self, options: Mapping, text: Tensor, modulation: Tensor) -> None:
-        self.options, self.text, self.modulation = options, text, modulation
+    The last of all policies, because it knows blocks by number only: what other policies leave out, it is not asked.
+    """
+
+    def __init__(self, options: Mapping) -> None:
+        self.options = options
         self.replace = options.get("patches_replace", {}).get("dit", {})
         self.after = options.get("patches", {}).get(BLOCK, [])
 
     def __bool__(self) -> bool:
         return bool(self.after) or any(name[0] == BLOCK for name in self.replace)
 
-    def span(self, x: Tensor, run: RunBlock, depth: int) -> Tensor:
-        for index in range(depth):
-            x = self.block(index, x, run)
-            for patch in self.after:
-                x = patch({"img": x, "txt": self.text, "x": x, "block_index": index,
-                           "transformer_options": self.options})["img"]
+    def block(self, index: int, p: Pass, go: Run) -> Tensor:
+        """The control of the block is there before anything of another pack, which may leave the block out."""
+        p = p.controlled(index)
+        replacement = self.replace.get((BLOCK, index))
+        x = go(p) if replacement is None else self.replaced(replacement, p, go)
+        for patch in self.after:
+            x = patch({"img": x, "txt": p.text, "x": x, "block_index": index,
+                       "transformer_options": self.options})["img"]
         return x
 
-    def block(self, index: int, x: Tensor, run: RunBlock) -> Tensor:
-        replacement = self.replace.get((BLOCK, index))
-        if replacement is None:
-            return run(index, x)
-        state = {"img": x, "txt": self.text, "vec": self.modulation, "pe": None, "transformer_options": self.options}
-        return replacement(state, {"original_block": lambda given: {**given, "img": run(index, given["img"])}})["img"]
+    def replaced(self, replacement: Callable[[dict, dict], dict], p: Pass, go: Run) -> Tensor:
+        state = {"img": p.x, "txt": p.text, "vec": p.modulation, "pe": None, "transformer_options": self.options}
+
+        def original(given: dict) -> dict:
+            return {**given, "img": go(p.with_x(given["img"]))}
+        return replacement(state, {"original_block": original})["img"]
 
 
 class _Table:
@@ -104,15 +109,9 @@ class HostTransformer(PixArtTransformer):
         """What `forward` does when all wrappers are through."""
         aspect = None if c_ar is None else c_ar.view(torch.float32).flatten()
         size = None if c_size is None else c_size.float()
+        patches = BlockPatches(transformer_options)
         return super().forward(x, timesteps, context, mask_of(text_lengths, context), size, aspect,
-                               residuals(control), None, transformer_options)
-
-    def run_blocks(self, tokens: Tensor, text: Tensor, modulation: Tensor, grid: tuple[int, int],
-                   mask: Tensor | None, control: Sequence[Tensor | None] | None, policy: Policy | None,
-                   options: Mapping | None) -> Tensor:
-        if policy is None:
-            policy = BlockPatches(options or {}, text, modulation) or None
-        return super().run_blocks(tokens, text, modulation, grid, mask, control, policy, options)
+                               residuals(control), [patches] if patches else [], None, transformer_options)
 
 
 def residuals(control: Mapping | None) -> list[Tensor | None] | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import KVCompression, PixArtConfig
+from .layers import Ops
 
 Options = Mapping[str, Any] | None
 # q (B, N, D), k and v (B, M, D), heads, mask (B, M) bool with True = keep, options -> (B, N, D)
@@ -19,9 +20,9 @@ Attend = Callable[[Tensor, Tensor, Tensor, int, Tensor | None, Options], Tensor]
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Options) -> Tensor:
     """Attention with torch's own kernel; `options` is for hosts and has no effect here."""
-    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
+    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))       # (B, heads, N or M, D / heads)
     if mask is not None:
-        mask = mask[:, None, None, :]
+        mask = mask[:, None, None, :]                                                   # (B, 1, 1, M)
     return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
 
 
@@ -31,8 +32,8 @@ def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor |
     The fused kernel saves memory that small pictures do not need, and its backward pass takes several times as long
     there: a training step of PixArt-mini (64 tokens, batch 64, 2 cores) went from 1.0 s to 0.6 s.
     """
-    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))       # (B, heads, N or M, D / heads)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                            # (B, heads, N, M)
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
     return rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h n d -> b n (h d)")
@@ -61,8 +62,8 @@ def thin_out(tokens: Tensor, grid: tuple[int, int], mode: str, factor: int) -> T
 class SelfAttention(nn.Module):
     """Attention among image tokens, with Sigma's optional query/key norm and key/value compression."""
 
-    def __init__(self, config: PixArtConfig, compression: KVCompression | None, ops, attend: Attend,
-                 **factory) -> None:
+    def __init__(self, config: PixArtConfig, compression: KVCompression | None, ops: Ops, attend: Attend,
+                 **factory: Any) -> None:
         super().__init__()
         width = config.hidden
         self.heads, self.attend, self.compression = config.heads, attend, compression
@@ -79,25 +80,25 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int], options: Options) -> Tensor:
         """x (B, N, D) on a grid of (h, w) tokens -> (B, N, D)."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)                                          # each (B, N, D)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.compression is not None:
-            k, v = self.compress(k, grid), self.compress(v, grid)
-        return self.proj(self.attend(q, k, v, self.heads, None, options))
+            k, v = (self.compress(t, grid, self.compression) for t in (k, v))           # (B, N / factor^2, D)
+        return self.proj(self.attend(q, k, v, self.heads, None, options))               # (B, N, D)
 
-    def compress(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def compress(self, tokens: Tensor, grid: tuple[int, int], compression: KVCompression) -> Tensor:
         """(B, N, D) -> (B, about N / factor^2, D); one convolution and norm serve keys and values (P-Sigma 3.3)."""
-        if self.compression.mode != "conv":
-            return thin_out(tokens, grid, self.compression.mode, self.compression.factor)
-        picture = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])
-        return self.norm(rearrange(self.sr(picture), "b d h w -> b (h w) d"))
+        if compression.mode != "conv":
+            return thin_out(tokens, grid, compression.mode, compression.factor)
+        picture = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])                  # (B, D, h, w)
+        return self.norm(rearrange(self.sr(picture), "b d h w -> b (h w) d"))           # (B, N / factor^2, D)
 
 
 class CrossAttention(nn.Module):
     """Attention from image tokens to text tokens. The query is the residual stream as it is: no norm, no gate."""
 
-    def __init__(self, config: PixArtConfig, ops, attend: Attend, **factory) -> None:
+    def __init__(self, config: PixArtConfig, ops: Ops, attend: Attend, **factory: Any) -> None:
         super().__init__()
         width = config.hidden
         self.heads, self.attend = config.heads, attend
@@ -107,5 +108,5 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None, options: Options) -> Tensor:
         """x (B, N, D), text (B, L, D), mask (B, L) bool with at least one True a row, or None -> (B, N, D)."""
-        k, v = self.kv_linear(text).chunk(2, dim=-1)
-        return self.proj(self.attend(self.q_linear(x), k, v, self.heads, mask, options))
+        k, v = self.kv_linear(text).chunk(2, dim=-1)                                    # each (B, L, D)
+        return self.proj(self.attend(self.q_linear(x), k, v, self.heads, mask, options))    # (B, N, D)

@@ -2,7 +2,7 @@
 
 Shapes: B batch, N image tokens, L text tokens, D width.
 """
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,9 @@ from torch.nn import functional as F
 from ..config import PixArtConfig
 from .attention import Attend, CrossAttention, Options, SelfAttention
 from .embedders import Mlp
-from .policy import Compute
+from .layers import Ops
 
-Branch = Callable[[str, Compute], Tensor]
-
-
-def compute_branch(name: str, compute: Compute) -> Tensor:
-    """The branch of a block that no policy looks at."""
-    return compute()
+Rows = tuple[Tensor, ...]       # of the modulation: shift, scale and gate of "attn", then of "mlp", each (B, 1, D)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -33,13 +28,13 @@ class ScaleShiftTable(nn.Module):
     the block would be skipped without a word. Stays float32: it is small and precision is free.
     """
 
-    def __init__(self, rows: int, width: int, device=None) -> None:
+    def __init__(self, rows: int, width: int, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(rows, width, device=device, dtype=torch.float32) / width ** 0.5)
 
-    def forward(self, modulation: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, modulation: Tensor) -> Rows:
         """modulation (B, rows, D) or (B, 1, D) -> rows tensors (B, 1, D) in its dtype."""
-        weight = self.weight.to(device=modulation.device)
+        weight = self.weight.to(device=modulation.device)                               # (rows, D)
         return (weight + modulation).to(modulation.dtype).chunk(weight.shape[0], dim=1)
 
 
@@ -53,7 +48,9 @@ def accept_reference_table_name(module: nn.Module, state_dict: dict, prefix: str
 class PixArtBlock(nn.Module):
     """Self-attention, cross-attention to text, MLP (PixArt-alpha section 2.3)."""
 
-    def __init__(self, config: PixArtConfig, index: int, ops, attend: Attend, **factory) -> None:
+    branches = ("attn", "cross_attn", "mlp")        # in the order they run
+
+    def __init__(self, config: PixArtConfig, index: int, ops: Ops, attend: Attend, **factory: Any) -> None:
         super().__init__()
         width, compression = config.hidden, config.kv_compression
         if compression is not None and index not in compression.layers:
@@ -65,18 +62,41 @@ class PixArtBlock(nn.Module):
         self.register_load_state_dict_pre_hook(accept_reference_table_name)
 
     def forward(self, x: Tensor, text: Tensor, modulation: Tensor, grid: tuple[int, int],
-                mask: Tensor | None = None, options: Options = None, branch: Branch = compute_branch) -> Tensor:
-        """x (B, N, D), text (B, L, D), modulation (B, 6, D), mask (B, L) bool -> (B, N, D)."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.scale_shift_table(modulation)
-        x = torch.addcmul(x, gate_a, branch("attn", lambda: self.attn(modulate(x, shift_a, scale_a), grid, options)))
-        x = x + branch("cross_attn", lambda: self.cross_attn(x, text, mask, options))
-        return torch.addcmul(x, gate_m, branch("mlp", lambda: self.mlp(modulate(x, shift_m, scale_m))))
+                mask: Tensor | None = None, options: Options = None, only: str | None = None) -> Tensor:
+        """x (B, N, D), text (B, L, D), modulation (B, 6, D), mask (B, L) bool -> (B, N, D).
+
+        With `only`, what that branch says to x, before its gate. It is the same call, so that what wraps a block to
+        compile or recompute it does the same for a branch alone.
+        """
+        rows = self.scale_shift_table(modulation)                                       # six of (B, 1, D)
+        if only is not None:
+            return self.branch(only, x, rows, text, grid, mask, options)                # (B, N, D)
+        for name in self.branches:
+            said = self.branch(name, x, rows, text, grid, mask, options)                # (B, N, D)
+            x = self.join(name, x, said, rows)                                          # (B, N, D)
+        return x
+
+    def branch(self, name: str, x: Tensor, rows: Rows, text: Tensor, grid: tuple[int, int], mask: Tensor | None,
+               options: Options) -> Tensor:
+        """(B, N, D) -> (B, N, D): one of `branches`, given the rows of the modulation."""
+        shift_a, scale_a, _, shift_m, scale_m, _ = rows
+        if name == "attn":
+            return self.attn(modulate(x, shift_a, scale_a), grid, options)
+        if name == "cross_attn":
+            return self.cross_attn(x, text, mask, options)
+        return self.mlp(modulate(x, shift_m, scale_m))
+
+    def join(self, name: str, x: Tensor, said: Tensor, rows: Rows) -> Tensor:
+        """x + gate * said, (B, N, D); cross-attention has no gate."""
+        if name == "cross_attn":
+            return x + said
+        return torch.addcmul(x, rows[2 if name == "attn" else 5], said)
 
 
 class FinalLayer(nn.Module):
     """Tokens -> patches of output channels. Its modulation is the time embedding before `t_block`."""
 
-    def __init__(self, config: PixArtConfig, ops, **factory) -> None:
+    def __init__(self, config: PixArtConfig, ops: Ops, **factory: Any) -> None:
         super().__init__()
         self.scale_shift_table = ScaleShiftTable(2, config.hidden, factory.get("device"))
         self.linear = ops.Linear(config.hidden, config.patch ** 2 * config.out_channels, **factory)
@@ -84,5 +104,5 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, N, D), time (B, D) -> (B, N, patch * patch * out channels), channel fastest."""
-        shift, scale = self.scale_shift_table(time[:, None])
-        return self.linear(modulate(x, shift, scale))
+        shift, scale = self.scale_shift_table(time[:, None])                            # each (B, 1, D)
+        return self.linear(modulate(x, shift, scale))                                   # (B, N, patch^2 * out)

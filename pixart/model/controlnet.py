@@ -5,6 +5,8 @@ through the copies, before the base runs, knows every residual; only block 0 and
 
 Shapes: B batch, H x W latent pixels, N image tokens, L caption tokens, C caption width, D width.
 """
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,13 +14,14 @@ from torch.utils.checkpoint import checkpoint
 from ..config import PixArtConfig
 from .attention import Attend, Options, sdpa
 from .block import PixArtBlock
+from .layers import Ops
 from .transformer import PixArtTransformer
 
 
 class ControlBlock(nn.Module):
     """A copy of a base block, and the projections around it that start at zero."""
 
-    def __init__(self, config: PixArtConfig, index: int, ops, attend: Attend, **factory) -> None:
+    def __init__(self, config: PixArtConfig, index: int, ops: Ops, attend: Attend, **factory: Any) -> None:
         super().__init__()
         self.copied_block = PixArtBlock(config, index, ops, attend, **factory)
         self.after_proj = ops.Linear(config.hidden, config.hidden, **factory)
@@ -33,7 +36,7 @@ class PixArtControlNet(nn.Module):
     handed to `forward` and never kept: its block 0 and embedders are used as they are at that moment, patches included.
     """
 
-    def __init__(self, config: PixArtConfig, blocks: int, ops=nn, attend: Attend = sdpa,
+    def __init__(self, config: PixArtConfig, blocks: int, ops: Ops = nn, attend: Attend = sdpa,
                  dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
         super().__init__()
         if not 1 <= blocks < config.depth:
@@ -49,7 +52,7 @@ class PixArtControlNet(nn.Module):
         """The untrained ControlNet of a base: exact copies, zero projections, so that it changes nothing yet."""
         weight = base.x_embedder.proj.weight
         control = cls(base.config, blocks, attend=attend, dtype=weight.dtype, device=weight.device)
-        for own, theirs in zip(control.controlnet, base.blocks):
+        for own, theirs in zip(cast(list[ControlBlock], control.controlnet), base.blocks):
             own.copied_block.load_state_dict(theirs.state_dict())
             for name, parameter in own.named_parameters():
                 if "copied_block" not in name:
@@ -66,17 +69,18 @@ class PixArtControlNet(nn.Module):
         """
         self.check(base, hint, latent)
         inputs = base.embed(latent, timestep, context, size, aspect)
-        hint_tokens, _ = base.embed_latent(hint)
+        hint_tokens, _ = base.embed_latent(hint)                                        # (B, N, D)
         shared = (inputs.text, inputs.modulation, inputs.grid, mask, options)
-        x = base.blocks[0](inputs.tokens, *shared)
-        x = x + self.controlnet[0].before_proj(hint_tokens)
+        copies = cast(list[ControlBlock], self.controlnet)
+        x = base.blocks[0](inputs.tokens, *shared)                                      # (B, N, D)
+        x = x + copies[0].before_proj(hint_tokens)                                      # (B, N, D)
         residuals: list[Tensor | None] = [None]
-        for block in self.controlnet:
+        for copy in copies:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block.copied_block, x, *shared, use_reentrant=False)
+                x = checkpoint(copy.copied_block, x, *shared, use_reentrant=False)      # (B, N, D)
             else:
-                x = block.copied_block(x, *shared)
-            residuals.append(block.after_proj(x))
+                x = copy.copied_block(x, *shared)                                       # (B, N, D)
+            residuals.append(copy.after_proj(x))                                        # (B, N, D)
         return residuals
 
     def check(self, base: PixArtTransformer, hint: Tensor, latent: Tensor) -> None:

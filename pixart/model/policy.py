@@ -1,25 +1,118 @@
 """The one seam for everything that skips, replaces or reorders work inside the stack of blocks.
 
-Step caches, feedback, token pooling and a host's block patches are policies. The transformer calls a policy for
-spans of blocks and for the three branches of each block, before gating.
+Step caches, token pooling, feedback and a host's block patches are policies. A policy is asked at three places of a
+pass: for the whole stack, for every block, and for every branch of a block (before its gate). At each it is given what
+it would compute from and a function that computes, and answers with a tensor of its own or with that function's.
+
+Shapes: B rows (pictures times prompts), N image tokens, L text tokens, D width.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
-RunBlock = Callable[[int, Tensor], Tensor]       # (block index, x (B, N, D)) -> x after this block
-Compute = Callable[[], Tensor]                   # -> branch output (B, N, D); valid only until `branch` returns
+from .attention import Options
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in a sampling a pass belongs, and what its rows are.
+
+    index 0 .. total - 1 counts the steps of the schedule; solvers that evaluate a model twice in a step repeat it.
+    timestep 0 .. 999, as a number on the CPU. lanes: a name for each row, the same in every step, no two alike, e.g.
+    (picture, "negative"); rows may come in one pass or in several, in any order. run: any object, a new one for every
+    sampling, so that nothing is carried from one to the next. Raises ValueError when two lanes are equal.
+    """
+
+    index: int
+    total: int
+    timestep: float
+    lanes: tuple[Hashable, ...]
+    run: object
+
+    def __post_init__(self) -> None:
+        if len(set(self.lanes)) < len(self.lanes):
+            raise ValueError(f"two of the {len(self.lanes)} lanes are equal: {self.lanes}; every row needs its own")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the blocks read. Never edited: `with_x` and `dataclasses.replace` give changed copies."""
+
+    x: Tensor                                   # (B, N, D)
+    text: Tensor                                # (B, L, D)
+    mask: Tensor | None                         # (B, L) bool, True = a real token
+    modulation: Tensor                          # (B, 6, D)
+    grid: tuple[int, int]                       # (h, w) in tokens, N = h * w
+    control: Sequence[Tensor | None] | None     # entry i, (B, N, D) or None, is added to the input of block i
+    options: Options                            # for the attention function
+    step: Step | None                           # None outside of a sampling
+
+    def with_x(self, x: Tensor) -> "Pass":
+        """The same pass with another residual stream."""
+        return Pass(x, self.text, self.mask, self.modulation, self.grid, self.control, self.options, self.step)
+
+    def controlled(self, index: int) -> "Pass":
+        """The same pass with the control of block `index` added to x and taken out of `control`.
+
+        A block does this by itself; a policy that leaves block `index` out returns `p.controlled(index).x`.
+        """
+        if self.control is None or index >= len(self.control) or (residual := self.control[index]) is None:
+            return self
+        left = [None if i == index else entry for i, entry in enumerate(self.control)]
+        return replace(self, x=self.x + residual.to(self.x.dtype), control=left)
+
+    def known_step(self) -> Step:
+        """The step, for policies that cannot do without; ValueError where the caller gave none."""
+        if self.step is None:
+            raise ValueError("a policy needs to know the sampling step; give `step` to the transformer's forward")
+        return self.step
+
+
+Run = Callable[[Pass], Tensor]      # a pass -> (B, N, D)
 
 
 class Policy:
-    """Computes everything: bit-identical to no policy at all. Override what should differ."""
+    """Computes everything: bit-identical to no policy at all. Override what should differ.
 
-    def span(self, x: Tensor, run: RunBlock, depth: int) -> Tensor:
-        """Take x (B, N, D) through blocks 0 .. depth - 1."""
-        for index in range(depth):
-            x = run(index, x)
-        return x
+    The methods may be called from several threads, one for each device, so what belongs to one pass stays in local
+    variables and what is kept from step to step in a LaneMemory. A policy may be an nn.Module with weights as well.
+    `go` may be called never, once or more often, and with another pass: other tokens on another `grid` (then
+    `control` must be put on that grid too), other text.
+    """
 
-    def branch(self, block: int, name: str, compute: Compute) -> Tensor:
-        """The output (B, N, D) of branch "attn", "cross_attn" or "mlp" of one block."""
-        return compute()
+    def stack(self, p: Pass, go: Run) -> Tensor:
+        """x after all blocks; go(p) runs them."""
+        return go(p)
+
+    def block(self, index: int, p: Pass, go: Run) -> Tensor:
+        """x after block `index`; go(p) adds this block's control to p.x and runs the block."""
+        return go(p)
+
+    def branch(self, index: int, name: str, p: Pass, go: Run) -> Tensor:
+        """What branch `name` ("attn", "cross_attn", "mlp") of a block says, before its gate; p.x is what it reads.
+
+        The answer is (B, N, D) or what broadcasts to it.
+        """
+        return go(p)
+
+    def kept(self, depth: int) -> int:
+        """How many tensors (N, D) it keeps for each lane at the most, in a stack of `depth` blocks.
+
+        A host leaves room for them before the first step.
+        """
+        return 0
+
+
+def composed(policies: Sequence[Policy], place: str, where: tuple[Any, ...], compute: Run) -> Run:
+    """`compute` as the policies see it: the first one is asked first, the last one just before computing."""
+    for policy in reversed(policies):
+        compute = partial(getattr(policy, place), *where, go=compute)
+    return compute
+
+
+def asked_for_branches(policies: Sequence[Policy]) -> bool:
+    """Whether any of them looks into blocks; if not, blocks run in one piece."""
+    return any(getattr(type(policy), "branch", None) is not Policy.branch for policy in policies)

@@ -17,7 +17,7 @@ def axis_coordinates(count: int, base_size: int, scale: float) -> Tensor:
 
 
 def axis_table(coordinates: Tensor, width: int) -> Tensor:
-    """(n,) coordinates -> (n, width) float32: width / 2 sines, then width / 2 cosines, frequencies 10000^(-2k/width)."""
+    """(n,) coordinates -> (n, width) float32: sines, then cosines, of width / 2 frequencies 10000^(-2k / width)."""
     k = torch.arange(width // 2, dtype=torch.float64)
     angles = coordinates.double()[:, None] * 10000.0 ** (-k / (width / 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()

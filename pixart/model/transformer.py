@@ -4,7 +4,8 @@ Shapes: B batch, H x W latent pixels, h x w tokens (N = h * w), D width, L capti
 Submodule names equal the names in the published .pth files, so these load with strict=True.
 """
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -14,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import PixArtConfig
 from .attention import Attend, Options, sdpa
-from .block import FinalLayer, PixArtBlock, compute_branch
+from .block import FinalLayer, PixArtBlock
 from .embedders import CaptionEmbed, PatchEmbed, ScalarEmbed
-from .policy import Policy
+from .layers import Ops
+from .policy import Pass, Policy, Step, asked_for_branches, composed
 from .positions import position_table
 
 
@@ -38,7 +40,7 @@ class PixArtTransformer(nn.Module):
     in float32 whatever that is.
     """
 
-    def __init__(self, config: PixArtConfig, ops=nn, attend: Attend = sdpa,
+    def __init__(self, config: PixArtConfig, ops: Ops = nn, attend: Attend = sdpa,
                  dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
@@ -51,32 +53,39 @@ class PixArtTransformer(nn.Module):
             self.ar_embedder = ScalarEmbed(width // 3, ops, **factory)
         self.t_block = nn.Sequential(nn.SiLU(), ops.Linear(width, 6 * width, **factory))
         self.y_embedder = CaptionEmbed(config.caption_width, width, config.caption_tokens, ops, **factory)
-        self.blocks = nn.ModuleList(PixArtBlock(config, i, ops, attend, **factory) for i in range(config.depth))
+        self.blocks = nn.ModuleList(self.make_block(i, ops, attend, **factory) for i in range(config.depth))
         self.final_layer = FinalLayer(config, ops, **factory)
+
+    def make_block(self, index: int, ops: Ops, attend: Attend, **factory: Any) -> PixArtBlock:
+        """Block `index`; networks of another kind make a subclass."""
+        return PixArtBlock(self.config, index, ops, attend, **factory)
 
     def forward(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None = None,
                 size: Tensor | None = None, aspect: Tensor | None = None,
-                control: Sequence[Tensor | None] | None = None, policy: Policy | None = None,
-                options: Options = None, learned_variance: bool = False) -> Tensor:
+                control: Sequence[Tensor | None] | None = None, policies: Sequence[Policy] = (),
+                step: Step | None = None, options: Options = None, learned_variance: bool = False) -> Tensor:
         """Predict the noise in a latent.
 
         latent (B, channels, H, W), scaled by `config.latent_scale`, any H, W >= 2; odd sides are padded by
         repeating the border and cropped from the result. timestep (B,) 0..999, fractions allowed. context (B, L, C)
         from the text encoder, mask (B, L) bool with True = a real token, or None for all. size (B, 2) height and
         width in pixels and aspect (B,) height / width matter with micro-conditioning only; by default those of the
-        latent. control: entry i is added to the input of block i, (B, N, D) or None. options goes to `attend`.
+        latent. control: entry i is added to the input of block i, (B, N, D) or None. policies may answer instead of
+        blocks, the first one is asked first; step tells them what the rows are, and is not used without them. options
+        goes to `attend`.
         Returns the noise (B, channels, H, W), or (B, 2 * channels, H, W) with the variance logits behind it.
         """
-        self.check(latent, timestep, context, mask, control)
+        self.check(latent, timestep, context, mask, control, step)
         height, width = latent.shape[-2:]
         inputs = self.embed(latent, timestep, context, size, aspect)
-        tokens = self.run_blocks(inputs.tokens, inputs.text, inputs.modulation, inputs.grid, mask, control, policy,
-                                 options)
-        output = self.unpatchify(self.final_layer(tokens, inputs.time), inputs.grid)[:, :, :height, :width]
+        p = Pass(inputs.tokens, inputs.text, mask, inputs.modulation, inputs.grid, control, options, step)
+        tokens = self.run_stack(p, policies)                                            # (B, N, D)
+        patches = self.final_layer(tokens, inputs.time)                                 # (B, N, patch^2 * out)
+        output = self.unpatchify(patches, inputs.grid)[:, :, :height, :width]           # (B, 2 * channels, H, W)
         return output if learned_variance else output[:, :self.config.channels]
 
     def check(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None,
-              control: Sequence[Tensor | None] | None) -> None:
+              control: Sequence[Tensor | None] | None, step: Step | None = None) -> None:
         """Refuse what cannot be meant, naming both sides of the mismatch."""
         config, batch = self.config, latent.shape[0]
         if latent.ndim != 4 or latent.shape[1] != config.channels or min(latent.shape[-2:]) < 2:
@@ -92,14 +101,17 @@ class PixArtTransformer(nn.Module):
             raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(context.shape[:2])} bool")
         if control is not None and len(control) > config.depth:
             raise ValueError(f"control has {len(control)} residuals, this model {config.depth} blocks")
+        if step is not None and len(step.lanes) != batch:
+            raise ValueError(f"the step names {len(step.lanes)} lanes, the latent has {batch} rows")
 
     def embed(self, latent: Tensor, timestep: Tensor, context: Tensor, size: Tensor | None,
               aspect: Tensor | None) -> BlockInputs:
         """Everything the blocks work on; arguments as in `forward`."""
-        tokens, grid = self.embed_latent(latent)
-        time = self.embed_time(timestep, latent, size, aspect)
-        modulation = self.t_block(time).unflatten(1, (6, -1))
-        return BlockInputs(tokens, self.y_embedder(context.to(latent.dtype)), time, modulation, grid)
+        tokens, grid = self.embed_latent(latent)                                        # (B, N, D)
+        time = self.embed_time(timestep, latent, size, aspect)                          # (B, D)
+        modulation = self.t_block(time).unflatten(1, (6, -1))                           # (B, 6, D)
+        text = self.y_embedder(context.to(latent.dtype))                                # (B, L, D)
+        return BlockInputs(tokens, text, time, modulation, grid)
 
     def embed_latent(self, latent: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, channels, H, W) -> tokens with positions (B, N, D) and their grid (h, w)."""
@@ -114,34 +126,47 @@ class PixArtTransformer(nn.Module):
 
     def embed_time(self, timestep: Tensor, latent: Tensor, size: Tensor | None, aspect: Tensor | None) -> Tensor:
         """Timestep, and picture size and ratio where the model knows them, -> (B, D)."""
-        time = self.t_embedder(timestep, latent.dtype)
+        time = self.t_embedder(timestep, latent.dtype)                                  # (B, D)
         if not self.config.micro_conditioning:
             return time
         batch, _, height, width = latent.shape
-        if size is None:
-            size = torch.tensor([[8.0 * height, 8.0 * width]], device=latent.device).expand(batch, 2)
+        if size is None:        # filled on the device: a list of numbers would be copied there and waited for
+            sides = [torch.full((batch,), 8.0 * side, device=latent.device) for side in (height, width)]
+            size = torch.stack(sides, dim=1)                                            # (B, 2)
         if aspect is None:
-            aspect = torch.full((batch,), height / width, device=latent.device)
-        sides = self.csize_embedder(size.reshape(-1), latent.dtype).unflatten(0, (batch, 2)).flatten(1)
-        return time + torch.cat([sides, self.ar_embedder(aspect, latent.dtype)], dim=1)
+            aspect = torch.full((batch,), height / width, device=latent.device)         # (B,)
+        known = self.csize_embedder(size.reshape(-1), latent.dtype)                     # (2 B, D / 3)
+        known = known.unflatten(0, (batch, 2)).flatten(1)                               # (B, 2 D / 3)
+        return time + torch.cat([known, self.ar_embedder(aspect, latent.dtype)], dim=1)     # (B, D)
 
-    def run_blocks(self, tokens: Tensor, text: Tensor, modulation: Tensor, grid: tuple[int, int],
-                   mask: Tensor | None, control: Sequence[Tensor | None] | None, policy: Policy | None,
-                   options: Options) -> Tensor:
-        """(B, N, D) through all blocks, in the order and to the extent the policy wants."""
-        def run(index: int, x: Tensor) -> Tensor:
-            if control is not None and index < len(control) and control[index] is not None:
-                x = x + control[index].to(x.dtype)
-            branch = compute_branch
-            if policy is not None:
-                def branch(name, compute):
-                    return policy.branch(index, name, compute)
-            arguments = (x, text, modulation, grid, mask, options, branch)
-            if self.recompute and torch.is_grad_enabled():
-                return checkpoint(self.blocks[index], *arguments, use_reentrant=False)
-            return self.blocks[index](*arguments)
+    def run_stack(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
+        """(B, N, D) through all blocks, in the order and to the extent the policies want."""
+        return composed(policies, "stack", (), partial(self.run_blocks, policies=policies))(p)
 
-        return (policy or Policy()).span(tokens, run, self.config.depth)
+    def run_blocks(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
+        for index in range(len(self.blocks)):
+            compute = partial(self.run_block, index, policies=policies)
+            p = p.with_x(composed(policies, "block", (index,), compute)(p))             # (B, N, D)
+        return p.x
+
+    def run_block(self, index: int, p: Pass, policies: Sequence[Policy]) -> Tensor:
+        """One block: in one piece, or branch by branch where a policy wants to be asked for these."""
+        p = p.controlled(index)
+        if not asked_for_branches(policies):
+            return self.compute(index, p)
+        block = cast(PixArtBlock, self.blocks[index])
+        rows = block.scale_shift_table(p.modulation)                                    # six of (B, 1, D)
+        for name in block.branches:
+            said = composed(policies, "branch", (index, name), partial(self.compute, index, only=name))(p)
+            p = p.with_x(block.join(name, p.x, said, rows))                             # (B, N, D)
+        return p.x
+
+    def compute(self, index: int, p: Pass, only: str | None = None) -> Tensor:
+        """The call that recomputation and a compiled block wrap, so that policies are asked once and outside of it."""
+        arguments = (p.x, p.text, p.modulation, p.grid, p.mask, p.options, only)
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.blocks[index], *arguments, use_reentrant=False)
+        return self.blocks[index](*arguments)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, patch * patch * channels), channel fastest, -> (B, channels, h * patch, w * patch)."""

@@ -34,7 +34,8 @@ def inputs(height: int, width: int, batch: int = 2) -> dict[str, Tensor]:
     mask = torch.arange(8) < torch.tensor([[5], [8]])[:batch]
     return {**draw, "timestep": torch.tensor([999.0, 17.5])[:batch], "mask": mask,
             "context": torch.randn(batch, 8, 24, generator=generator),
-            "size": torch.tensor([[512.0, 512.0], [256.0, 1024.0]])[:batch], "aspect": torch.tensor([1.0, 0.25])[:batch]}
+            "size": torch.tensor([[512.0, 512.0], [256.0, 1024.0]])[:batch],
+            "aspect": torch.tensor([1.0, 0.25])[:batch]}
 
 
 def statement(base: PixArtTransformer, control: PixArtControlNet, given: dict[str, Tensor]) -> Tensor:
@@ -74,10 +75,10 @@ def diffusers_pair(base: PixArtTransformer, control: PixArtControlNet):
     """The base as diffusers has it, and its own blocks with the weights of the copies."""
     diffusers = pytest.importorskip("diffusers")
     config = base.config
-    settings = dict(num_attention_heads=config.heads, attention_head_dim=config.hidden // config.heads, in_channels=4,
-                    out_channels=8, num_layers=config.depth, cross_attention_dim=config.hidden,
-                    sample_size=2 * config.base_size, patch_size=2, caption_channels=config.caption_width,
-                    use_additional_conditions=True, interpolation_scale=1)
+    settings = {"num_attention_heads": config.heads, "attention_head_dim": config.hidden // config.heads,
+                "in_channels": 4, "out_channels": 8, "num_layers": config.depth, "cross_attention_dim": config.hidden,
+                "sample_size": 2 * config.base_size, "patch_size": 2, "caption_channels": config.caption_width,
+                "use_additional_conditions": True, "interpolation_scale": 1}
     theirs = diffusers.PixArtTransformer2DModel(**settings).eval()
     theirs.load_state_dict(to_diffusers(base.state_dict()))
     copies = diffusers.PixArtTransformer2DModel(**{**settings, "num_layers": len(control.controlnet)}).eval()
@@ -153,7 +154,7 @@ def test_residuals_of_a_batch_equal_single_runs():
     together = control(base, given.pop("hint"), **given)
     given = inputs(8, 16)
     for row in range(2):
-        alone = control(base, given["hint"][row:row + 1], **{k: v[row:row + 1] for k, v in given.items() if k != "hint"})
+        alone = control(base, **{name: value[row:row + 1] for name, value in given.items()})
         for a, b in zip(alone[1:], together[1:]):
             assert (a[0] - b[row]).abs().max() <= 1e-5 * b.abs().max()
 

@@ -20,7 +20,8 @@ def pair(config: PixArtConfig):
         for parameter in ours.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     theirs = PixArtTransformer2DModel(
-        num_attention_heads=config.heads, attention_head_dim=config.hidden // config.heads, in_channels=4, out_channels=8,
+        num_attention_heads=config.heads, attention_head_dim=config.hidden // config.heads, in_channels=4,
+        out_channels=8,
         num_layers=config.depth, cross_attention_dim=config.hidden, sample_size=2 * config.base_size,
         caption_channels=config.caption_width, interpolation_scale=config.position_scale,
         use_additional_conditions=config.micro_conditioning).eval()

@@ -58,43 +58,15 @@ def test_odd_size_is_border_repetition_then_crop(model):
     assert torch.equal(model(**given), want)
 
 
-def test_all_compute_policy_is_bit_identical(model):
-    assert torch.equal(model(**inputs(), policy=Policy()), model(**inputs()))
-
-
-def test_policy_sees_every_branch_of_every_block(model):
-    class Recorder(Policy):
-        def __init__(self):
-            self.seen = []
-
-        def branch(self, block, name, compute):
-            self.seen.append((block, name))
-            return compute()
-
-    recorder = Recorder()
-    model(**inputs(), policy=recorder)
-    assert recorder.seen == [(i, name) for i in range(3) for name in ("attn", "cross_attn", "mlp")]
-
-
-def test_skipped_branch_changes_the_result_and_is_not_computed(model):
-    class NoMlp(Policy):
-        def branch(self, block, name, compute):
-            return torch.zeros(()) if name == "mlp" else compute()
-
-    assert not torch.allclose(model(**inputs(), policy=NoMlp()), model(**inputs()))
-
-
 def test_control_enters_before_its_block(model):
-    """A residual at block 2 equals a policy that adds it to that block's input; None and missing entries do nothing."""
+    """A residual at block 2 equals adding it to that block's input by hand; None and missing entries do nothing."""
     residual = torch.randn(2, 24, 48)
 
     class AddBeforeLast(Policy):
-        def span(self, x, run, depth):
-            for index in range(depth):
-                x = run(index, x + residual if index == 2 else x)
-            return x
+        def block(self, index, p, go):
+            return go(p.with_x(p.x + residual) if index == 2 else p)
 
-    assert torch.equal(model(**inputs(), control=[None, None, residual]), model(**inputs(), policy=AddBeforeLast()))
+    assert torch.equal(model(**inputs(), control=[None, None, residual]), model(**inputs(), policies=[AddBeforeLast()]))
     assert torch.equal(model(**inputs(), control=[None]), model(**inputs()))
 
 
