@@ -1,18 +1,20 @@
-"""Training data that was encoded beforehand, read row by row: a prepared folder may be larger than memory.
+"""What a training learns from: batches, either drawn from a prepared folder or made as they are needed.
 
-A folder holds shards `bucket-{h}x{w}-{number}.safetensors` (h, w latent sides) and `null.safetensors`; what is in them
-is said in `pixart.prepare`, which writes them.
+A folder is read row by row and may be larger than memory. It holds shards `bucket-{h}x{w}-{number}.safetensors` (h, w
+latent sides) and `null.safetensors`; what is in them is said in `pixart.prepare`, which writes them.
 """
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..prepare.shards import Shard, load_null, shard_paths
-from .draws import draw
+from .draws import draw, on_cpu
+from .transfer import send
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,23 @@ class Batch:
         return {"context": self.context, "mask": self.mask, "size": self.size, "aspect": self.aspect}
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: value if value is None else value.to(device) for name, value in vars(self).items()})
+        return Batch(**{name: value if value is None else send(value, device) for name, value in vars(self).items()})
+
+
+class TrainingData(Protocol):
+    """Where the batches of a training come from. `len` may be missing: data without end."""
+
+    def batch(self, generator: torch.Generator, size: int) -> Batch:
+        """`size` pictures of one shape, on whatever device they are made.
+
+        What is random follows from the generator alone, row by row as `draw` does it, so that a step can be repeated
+        and split. With `LoopConfig.random_on_device` the generator is one of the device that trains.
+        """
+        ...
+
+    def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
+        """The batch with the null caption in the given rows (B,) bool, or in all of them, wherever the batch lies."""
+        ...
 
 
 class PreparedFolder:
@@ -57,6 +75,7 @@ class PreparedFolder:
             raise ValueError(f"{folder} holds no edge maps (`hints` in {paths[0].name}), which training a ControlNet "
                              "needs; prepare the pictures with --edges canny, soft or hed")
         self.null_context, self.null_mask = load_null(folder)
+        self._null: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.caption_width = shards[0].tensors["features"].shape[2]
         if self.null_context.shape[1] != self.caption_width:
             raise ValueError(f"{folder / 'null.safetensors'} has features of width {self.null_context.shape[1]}, the "
@@ -79,7 +98,7 @@ class PreparedFolder:
 
         Where the spread of the latents was kept, each is a fresh draw: mean + spread * noise.
         """
-        buckets = list(self.buckets.values())
+        generator, buckets = on_cpu(generator), list(self.buckets.values())
         counts = torch.tensor([float(sum(map(len, shards))) for shards in buckets])
         shards = buckets[int(torch.multinomial(counts, 1, generator=generator))]
         rows = draw(partial(torch.randint, sum(map(len, shards))), (size,), generator)
@@ -107,14 +126,20 @@ class PreparedFolder:
 
     def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
         """The batch with the null caption in the given rows (B,) bool, or in all of them."""
-        length = batch.context.shape[1]
-        padding = length - len(self.null_mask)
-        context = F.pad(self.null_context, (0, 0, 0, padding)).to(batch.context)
-        mask = F.pad(self.null_mask, (0, padding)).to(batch.mask.device)
+        context, mask = self._null_caption(batch)
         if rows is None:
             rows = torch.ones(len(batch.mask), dtype=torch.bool, device=batch.mask.device)
         return replace(batch, context=torch.where(rows[:, None, None], context, batch.context),
                        mask=torch.where(rows[:, None], mask, batch.mask))
+
+    def _null_caption(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Context (L, C) and mask (L,) as long as the batch's, where it lies; copied there once."""
+        length, device, dtype = batch.context.shape[1], batch.context.device, batch.context.dtype
+        if (length, device, dtype) not in self._null:
+            padding = length - len(self.null_mask)
+            self._null[length, device, dtype] = (F.pad(self.null_context, (0, 0, 0, padding)).to(device, dtype),
+                                                 F.pad(self.null_mask, (0, padding)).to(device))
+        return self._null[length, device, dtype]
 
 
 def _draw(found: dict[str, Tensor], mean: str, spread: str, generator: torch.Generator) -> Tensor:

@@ -15,21 +15,39 @@ class StepGenerator(torch.Generator):
     total: int | None = None
 
 
-def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | None = None) -> StepGenerator:
-    """What a step draws follows from (seed, step) alone, so a resumed run repeats the uninterrupted one."""
-    generator = StepGenerator()
+def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | None = None,
+                  device: torch.device | str = "cpu") -> StepGenerator:
+    """What a step draws follows from (seed, step) alone, so a resumed run repeats the uninterrupted one.
+
+    device: that the numbers are made on. Each kind of device makes others of the same seed.
+    """
+    generator = StepGenerator(device)
     generator.manual_seed(seed * 1_000_003 + step)
     generator.rows, generator.total = rows, total
     return generator
 
 
-def draw(make: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """make(shape, generator=generator) on the CPU, one row a picture, so that every device trains alike.
-
-    make: torch.randn, torch.rand or the like. shape: that of the pictures at hand; with a StepGenerator which was told
-    `total`, these are its `rows`.
-    """
+def rows_of(generator: torch.Generator, count: int) -> tuple[slice, int]:
+    """Which of how many pictures of the step the `count` at hand are: all of them, but for a StepGenerator told so."""
     total = getattr(generator, "total", None)
-    if total is None:
-        return make(shape, generator=generator)
-    return make((total, *shape[1:]), generator=generator)[generator.rows]
+    return (slice(None), count) if total is None else (generator.rows, total)
+
+
+def draw(make: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """make(shape, generator=generator) on the generator's device, one row a picture.
+
+    On the CPU (the default everywhere) every device trains alike. make: torch.randn, torch.rand or the like. shape:
+    that of the pictures at hand; with a StepGenerator which was told `total`, these are its `rows`.
+    """
+    rows, total = rows_of(generator, shape[0])
+    return make((total, *shape[1:]), generator=generator, device=generator.device)[rows]
+
+
+def on_cpu(generator: torch.Generator) -> torch.Generator:
+    """The generator itself, or one on the CPU with its seed: for picking rows of files without asking the device."""
+    if generator.device.type == "cpu":
+        return generator
+    beside = StepGenerator()
+    beside.manual_seed(generator.initial_seed())
+    beside.rows, beside.total = getattr(generator, "rows", slice(None)), getattr(generator, "total", None)
+    return beside

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .data import Batch, PreparedFolder
+from .data import Batch, TrainingData
 from .lora import without_adapters
 from .objectives import Consistency
 
@@ -21,7 +21,7 @@ class ConsistencyLora:
     distillation, beside the adapters, is the missing moving average.
     """
 
-    data: PreparedFolder
+    data: TrainingData
     guidance: float = 4.5
     huber_c: float = 0.001
     guidance_max: float | None = None

@@ -1,16 +1,20 @@
-"""What a trainer minimises, for a network and a prepared batch: diffusion, with control, or latent consistency."""
+"""What a trainer minimises, for a network and a batch of data: diffusion, with control, or latent consistency."""
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
-from ..sampling.schedule import STEPS, add_noise
+from ..sampling.schedule import add_noise
 from .consistency import GRID_SIZE, consistency_loss
-from .data import Batch, PreparedFolder
+from .data import Batch, TrainingData
 from .diffusion import diffusion_loss
 from .draws import draw
+from .tables import Table
+from .timesteps import Timesteps
+from .transfer import send
+from .weighting import check_weighting, timestep_weights
 
 # objective(model in training, its moving average, batch, generator) -> scalar loss
 Objective = Callable[[nn.Module, nn.Module, Batch, torch.Generator], Tensor]
@@ -18,57 +22,69 @@ Objective = Callable[[nn.Module, nn.Module, Batch, torch.Generator], Tensor]
 
 def draw_noise(batch: Batch, generator: torch.Generator) -> Tensor:
     """Unit Gaussian noise like the batch's latents."""
-    return draw(torch.randn, batch.latents.shape, generator).to(batch.latents)
-
-
-def noise_prediction_loss(model: nn.Module, batch: Batch, generator: torch.Generator, data: PreparedFolder,
-                          caption_dropout: float, **further: Tensor) -> Tensor:
-    """Scalar diffusion loss at random timesteps; `further` goes to the model beside its usual conditions."""
-    count = len(batch.latents)
-    t = draw(partial(torch.randint, STEPS), (count,), generator).to(batch.latents.device)
-    dropped = draw(torch.rand, (count,), generator).to(batch.latents.device) < caption_dropout
-    noise, batch = draw_noise(batch, generator), data.without_caption(batch, dropped)
-    noisy = add_noise(batch.latents, noise, t)
-    output = model(noisy, t.float(), **batch.conditions(), **further, learned_variance=True)
-    return diffusion_loss(output.float(), batch.latents, noise, t).mean()
+    return send(draw(torch.randn, batch.latents.shape, generator), batch.latents.device).to(batch.latents.dtype)
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Noise prediction with learned variance; a share of captions is dropped so that guidance can be used."""
+    """Noise prediction with learned variance; a share of captions is dropped so that guidance can be used.
 
-    data: PreparedFolder
+    timesteps: from which the noise levels are drawn. weighting: how much the loss of a picture, both its parts, counts
+    at its timestep: "none", "min-snr" or "v", min(1 + 1/SNR, weighting_cap); see `timestep_weights`.
+    """
+
+    data: TrainingData
     caption_dropout: float = 0.1
+    timesteps: Timesteps = Timesteps()
+    weighting: str = "none"
+    weighting_cap: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_weighting(self.weighting, self.weighting_cap)
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        return noise_prediction_loss(model, batch, generator, self.data, self.caption_dropout)
+        return self.loss(model, batch, generator)
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator, **further: Tensor) -> Tensor:
+        """Scalar loss at random timesteps; `further` goes to the model beside its usual conditions."""
+        count, device = len(batch.latents), batch.latents.device
+        t = send(self.timesteps.draw(count, generator), device)
+        dropped = send(draw(torch.rand, (count,), generator), device) < self.caption_dropout
+        noise, batch = draw_noise(batch, generator), self.data.without_caption(batch, dropped)
+        noisy = add_noise(batch.latents, noise, t)
+        output = model(noisy, t.float(), **batch.conditions(), **further, learned_variance=True)
+        losses = diffusion_loss(output.float(), batch.latents, noise, t)
+        if self.weighting != "none":
+            losses = losses * self._weights.on(device)[t]
+        return losses.mean()
+
+    @cached_property
+    def _weights(self) -> Table:
+        return Table(timestep_weights(self.weighting, self.weighting_cap))
 
 
 @dataclass(frozen=True)
-class Control:
-    """The same loss for a `Controlled` network whose base is frozen: the hint is all there is to learn (6.4)."""
-
-    data: PreparedFolder
-    caption_dropout: float = 0.1
+class Control(Diffusion):
+    """The same loss for a `Controlled` network whose base is frozen: the hint is all there is to learn."""
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         if batch.hint is None:
             raise ValueError("this training data has no edge maps (`hints`); prepare it again with edges")
-        return noise_prediction_loss(model, batch, generator, self.data, self.caption_dropout, hint=batch.hint)
+        return self.loss(model, batch, generator, hint=batch.hint)
 
 
 @dataclass(frozen=True)
 class Consistency:
     """Latent consistency distillation from a frozen teacher (PixArt-delta section 3)."""
 
-    data: PreparedFolder
+    data: TrainingData
     teacher: nn.Module
     guidance: float = 4.5
     huber_c: float = 0.001
     guidance_max: float | None = None     # drawn for each picture from `guidance` up to this, untold to the student
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        index = draw(partial(torch.randint, GRID_SIZE), (len(batch.latents),), generator).to(batch.latents.device)
+        index = send(draw(partial(torch.randint, GRID_SIZE), (len(batch.latents),), generator), batch.latents.device)
         given, silent = batch.conditions(), self.data.without_caption(batch).conditions()
         both = {name: torch.cat([given[name], silent[name]]) for name in given}
 
@@ -83,5 +99,5 @@ class Consistency:
         """w, for all pictures or (B, 1, 1, 1) for each."""
         if self.guidance_max is None:
             return self.guidance
-        share = draw(torch.rand, (len(batch.latents),), generator).to(batch.latents).view(-1, 1, 1, 1)
+        share = send(draw(torch.rand, (len(batch.latents),), generator), batch.latents.device).view(-1, 1, 1, 1)
         return self.guidance + (self.guidance_max - self.guidance) * share
