@@ -1,5 +1,6 @@
-"""The exponential moving average of the weights that are trained; frozen weights are shared, not copied."""
+"""Exponential moving averages of the weights that are trained; frozen weights are shared, not copied."""
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -18,9 +19,16 @@ def averaged_copy(model: nn.Module) -> nn.Module:
     return copy_sharing_frozen(model).requires_grad_(False).eval()
 
 
-@torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * model, trainable parameters only. decay 0 copies to the bit."""
-    pairs = [(mean, whole(p)) for mean, p in zip(average.parameters(), model.parameters()) if p.requires_grad]
-    means, values = zip(*pairs)
-    torch._foreach_lerp_(means, values, 1 - decay)
+    update_averages({decay: average}, model)
+
+
+@torch.no_grad()
+def update_averages(averages: Mapping[float, nn.Module], model: nn.Module) -> None:
+    """`update_average` of several averages, by their decay."""
+    trained = [p.requires_grad for p in model.parameters()]
+    values = [whole(p) for p in model.parameters() if p.requires_grad]
+    for decay, average in averages.items():
+        means = [mean for mean, chosen in zip(average.parameters(), trained) if chosen]
+        torch._foreach_lerp_(means, values, 1 - decay)

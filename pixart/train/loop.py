@@ -4,23 +4,26 @@ Whatever a step draws at random follows from (seed, step) alone, so a resumed ru
 however a step's pictures are split (processes, accumulation) the same ones are drawn with the same noise.
 """
 import logging
-import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .average import averaged_copy, update_average
-from .data import PreparedFolder
+from .average import averaged_copy, update_averages
+from .compiled import compile_blocks, forget_compiled
+from .data import TrainingData
 from .draws import generator_for
+from .fingerprint import fingerprint, usual
 from .loop_config import LoopConfig
 from .objectives import Objective
 from .optimizers import optimizers
-from .precision import check_precision, fitting_precision, widest
+from .precision import check_precision, fitting_precision, saved_precision, widest
+from .readings import Outcome, Readings, check_finite
 from .report import Pace, Record
 from .sharding import gather, is_sharded, spread
 from .state import check_same, read_state, restore, trainable, write_state
@@ -32,33 +35,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
-# Fields that may change between a run and the one that goes on from it.
-FREE = ("steps", "save_every", "log_every", "accumulation", "recompute")
 Watch = Callable[[Record, nn.Module], None]      # (what a step did, moving average), on the main process only
 
 
-class Outcome(NamedTuple):
-    """Of one step: mean loss over all processes, and the gradient norm before clipping."""
-
-    loss: float
-    norm: float
-
-
 class Training:
-    """A model, its average and its optimizers, spread by accelerate over whatever was launched."""
+    """A model, its averages and its optimizers, spread by accelerate over whatever was launched."""
 
-    def __init__(self, model: nn.Module, objective: Objective, data: PreparedFolder, config: LoopConfig,
+    def __init__(self, model: nn.Module, objective: Objective, data: TrainingData, config: LoopConfig,
                  settings: Mapping[str, object] | None = None, cpu: bool = False) -> None:
         """Prepares everything, writes nothing. Arguments as for `train`."""
         config = settled(config, model, cpu)
         check_precision(model, config.precision)
         self.model, self.objective, self.data, self.config = model, objective, data, config
         self.accelerator = accelerator_for(config, cpu)
+        self.device: torch.device = self.accelerator.device
         self.sharded = is_sharded(self.accelerator, config)
-        self.average = averaged_copy(model).to(self.accelerator.device)
+        self.averages = {decay: averaged_copy(model).to(self.device) for decay in config.decays}
         set_recompute(model.train(), config.recompute)
+        if config.compile:
+            compile_blocks(self.networks, self.device)
         self.prepared, *self.steppers = self.accelerator.prepare(model, *optimizers(model, config))
-        place(objective, self.accelerator.device)
+        place(objective, self.device)
+        self.readings = Readings(infinite_norms=self.accelerator.scaler is not None)
         self.settings = {**fingerprint(config, objective, self.total), **(settings or {})}
         if self.sharded:
             self.settings["fsdp"] = True
@@ -68,37 +66,60 @@ class Training:
         """Pictures of one step, all processes together."""
         return self.config.batch * self.config.accumulation * self.accelerator.num_processes
 
-    def step(self, number: int) -> Outcome:
-        """One update of the weights and of their average. Raises FloatingPointError before a NaN reaches them."""
+    @property
+    def waits(self) -> bool:
+        """Whether the numbers of a step are there when it is made, so that looking at them costs nothing."""
+        return self.device.type == "cpu"
+
+    @property
+    def average(self) -> nn.Module:
+        """The moving average that is the result."""
+        return self.averages[self.config.ema]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that may run in a step: the model, its average, what the objective holds."""
+        return [self.model, self.average, *parts_of(self.objective)]
+
+    def step(self, number: int) -> None:
+        """One update of the weights and of their averages; what it came to goes to `readings`.
+
+        On a CPU FloatingPointError is raised before a NaN reaches the weights. On other devices looking for one would
+        make the program wait, so it is found when the readings are read, which is before anything is saved.
+        """
         loss = self.gradients(number)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss} at step {number}; this step changed nothing. Lower the "
-                                     "learning rate or use bf16 instead of fp16, and go on from the last state")
-        norm = float(self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.clip))
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
-            raise FloatingPointError(f"the gradient became {norm} at step {number}; this step changed nothing. "
-                                     "Lower the learning rate and go on from the last state")
+        if self.waits:
+            check_finite("loss", number, float(loss), "this step changed nothing")
+        norm = self.clipped_norm()
+        if self.waits and not self.readings.infinite_norms:
+            check_finite("gradient", number, float(norm), "this step changed nothing")
         for stepper in self.steppers:
             for group in stepper.param_groups:
                 group["lr"] = self.config.rate_at(number) * group.get("rate_factor", 1.0)
             stepper.step()
             stepper.zero_grad()
-        update_average(self.average, self.model, self.config.ema)
-        return Outcome(loss, norm)
+        update_averages(self.averages, self.model)
+        self.readings.add(number + 1, loss, norm)
 
-    def gradients(self, number: int) -> float:
-        """Leave the step's gradients in the parameters; the mean loss."""
+    def gradients(self, number: int) -> Tensor:
+        """Leave the step's gradients in the parameters; the mean loss, a scalar on the device."""
         config, accelerator, losses = self.config, self.accelerator, []
         for part in range(config.accumulation):
             first = (part * accelerator.num_processes + accelerator.process_index) * config.batch
-            generator = generator_for(config.seed, number, slice(first, first + config.batch), self.total)
-            batch = self.data.batch(generator, config.batch).to(accelerator.device)
+            generator = generator_for(config.seed, number, slice(first, first + config.batch), self.total,
+                                      self.device if config.random_on_device else "cpu")
+            batch = self.data.batch(generator, config.batch).to(self.device)
             with accelerator.accumulate(self.prepared):
                 with accelerator.autocast():
                     loss = self.objective(self.prepared, self.average, batch, generator)
                 accelerator.backward(loss)
             losses.append(loss.detach())
-        return accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        return accelerator.reduce(torch.stack(losses).mean(), "mean")
+
+    def clipped_norm(self) -> Tensor:
+        """The norm that the gradients had before they were cut to `clip`."""
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.clip)
+        return torch.as_tensor(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def save(self, path: Path, step: int) -> None:
         """Write everything `resume` needs; by the main process, while the others wait."""
@@ -108,14 +129,15 @@ class Training:
             weights, moments = trainable(self.model), [stepper.state_dict() for stepper in self.steppers]
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
+            averages = {decay: trainable(average, like=self.model) for decay, average in self.averages.items()}
             write_state(path, {"step": step, "settings": self.settings, "model": weights,
-                               "average": trainable(self.average, like=self.model), "optimizers": moments,
+                               "average": averages.pop(self.config.ema), "averages": averages, "optimizers": moments,
                                "scaler": scaler.state_dict() if scaler is not None else None})
         self.accelerator.wait_for_everyone()
 
-    def resume(self, path: Path) -> int:
-        """Take over the state at `path` if there is one; the step to go on from."""
-        step = self.load(read_state(path), path) if path.exists() else 0
+    def resume(self, state: dict | None, path: Path) -> int:
+        """Take over the state that was read from `path`, if there is one; the step to go on from."""
+        step = 0 if state is None else self.load(state, path)
         if any_process(self.accelerator, step != main_step(self.accelerator, step)):
             raise ValueError(f"the processes find different states at {path}; every machine must see the same folder")
         if step:
@@ -124,8 +146,9 @@ class Training:
 
     def load(self, state: dict, path: Path) -> int:
         if "settings" in state:
-            check_same(state["settings"], self.settings, path)
-        restore(trainable(self.average, like=self.model), state["average"], path)
+            check_same({**usual(self.config, self.objective), **state["settings"]}, self.settings, path)
+        for decay, saved in ({self.config.ema: state["average"]} | state.get("averages", {})).items():
+            restore(trainable(self.averages[decay], like=self.model), saved, path)
         if self.sharded:
             spread(self.prepared, [stepper.optimizer for stepper in self.steppers], state["model"], state["optimizers"])
         else:
@@ -140,9 +163,10 @@ class Training:
         """Leave the model as it came, with its new weights."""
         self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
         set_recompute(self.model, False)
+        forget_compiled(self.networks)
 
 
-def train(model: nn.Module, objective: Objective, data: PreparedFolder, config: LoopConfig, folder: str | Path,
+def train(model: nn.Module, objective: Objective, data: TrainingData, config: LoopConfig, folder: str | Path,
           report: Callable[[int, float], None] | None = None, watch: Sequence[Watch] = (),
           settings: Mapping[str, object] | None = None, cpu: bool = False) -> nn.Module:
     """Train `model` in place, from the state in `folder` if there is one; returns the moving average.
@@ -154,51 +178,91 @@ def train(model: nn.Module, objective: Objective, data: PreparedFolder, config: 
     to, ValueError for a state that is damaged or of another training, FloatingPointError when the loss is no number
     any more.
     """
+    return train_averages(model, objective, data, config, folder, report, watch, settings, cpu)[config.ema]
+
+
+def train_averages(model: nn.Module, objective: Objective, data: TrainingData, config: LoopConfig, folder: str | Path,
+                   report: Callable[[int, float], None] | None = None, watch: Sequence[Watch] = (),
+                   settings: Mapping[str, object] | None = None, cpu: bool = False) -> dict[float, nn.Module]:
+    """The same; returns all moving averages by their decay, `config.ema` first, then `config.ema_decays`."""
     folder = Path(folder)
     require_writable(folder)
-    training = Training(model, objective, data, config, settings, cpu)
-    start = training.resume(folder / STATE)
-    pace = Pace(config, start)
+    path = folder / STATE
+    state = read_state(path) if path.exists() else None
+    training = Training(model, objective, data, settled(config, model, cpu, state), settings, cpu)
+    start = training.resume(state, path)
+    del state
     try:
-        with StopRequest() as stop:
-            for step in range(start, config.steps):
-                outcome = training.step(step)
-                if training.accelerator.is_main_process:
-                    record = pace.record(step + 1, outcome.loss, outcome.norm)
-                    stop.asked |= tell(record, pace, training, report, watch)
-                stopping = any_process(training.accelerator, stop.asked)
-                if stopping or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                    training.save(folder / STATE, step + 1)
-                if stopping and step + 1 < config.steps:
-                    logger.info("stopped at step %d; the next run goes on from there", step + 1)
-                    raise KeyboardInterrupt
+        with StopRequest() as stop, cpu_threads(config.threads):
+            run(training, start, path, stop, Teller(training, Pace(config, start), report, watch))
     finally:
         training.finish()
-    return training.average
+    return training.averages
 
 
-def tell(record: Record, pace: Pace, training: Training, report: Callable[[int, float], None] | None,
-         watch: Sequence[Watch]) -> bool:
-    """Let everyone know what a step did; True when one of them wants to stop."""
+def run(training: Training, start: int, path: Path, stop: StopRequest, teller: "Teller") -> None:
+    """All steps that are left, and the states on the way. Raises KeyboardInterrupt after a step that was to be last."""
+    config, accelerator = training.config, training.accelerator
+    for step in range(start + 1, config.steps + 1):
+        training.step(step - 1)
+        saving = step % config.save_every == 0 or step == config.steps
+        due = saving or step % config.log_every == 0
+        alone = accelerator.num_processes == 1
+        known = training.readings.read() if due or training.waits or (alone and stop.asked) else []
+        if accelerator.is_main_process:
+            stop.asked |= teller.tell(step, known)
+        # Asking the other processes makes a GPU wait: only when it waits anyway.
+        stopping = stop.asked if alone else (due or training.waits) and any_process(accelerator, stop.asked)
+        if saving or stopping:
+            training.readings.read()        # raises before a NaN is saved
+            training.save(path, step)
+        if stopping and step < config.steps:
+            logger.info("stopped at step %d; the next run goes on from there", step)
+            raise KeyboardInterrupt
+
+
+class Teller:
+    """Lets everyone know what a step did, on the main process."""
+
+    def __init__(self, training: Training, pace: Pace, report: Callable[[int, float], None] | None,
+                 watch: Sequence[Watch]) -> None:
+        self.training, self.pace, self.report, self.watch = training, pace, report, watch
+
+    def tell(self, step: int, known: Sequence[Outcome]) -> bool:
+        """known: what was read since the last step. True when one of those who are told wants to stop."""
+        config = self.training.config
+        record = self.pace.record(step, known)
+        try:
+            with self.training.accelerator.autocast():
+                for watcher in self.watch:
+                    watcher(record, self.training.average)
+            if step % config.log_every == 0 or step == config.steps:
+                mean = self.pace.line(record)
+                if self.report is not None:
+                    self.report(step, mean)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Inside, torch computes with that many CPU threads; 0 leaves the number as it is."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
     try:
-        with training.accelerator.autocast():
-            for watcher in watch:
-                watcher(record, training.average)
-        if record.step % training.config.log_every == 0 or record.step == training.config.steps:
-            mean = pace.line(record)
-            if report is not None:
-                report(record.step, mean)
-    except KeyboardInterrupt:
-        return True
-    return False
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def settled(config: LoopConfig, model: nn.Module, cpu: bool) -> LoopConfig:
-    """The same with the precision that "auto" stands for on this machine."""
+def settled(config: LoopConfig, model: nn.Module, cpu: bool, state: Mapping[str, Any] | None = None) -> LoopConfig:
+    """The same with the precision that "auto" stands for: that of the training to go on with, or what suits here."""
     from accelerate import PartialState
     if config.precision != "auto":
         return config
-    precision = fitting_precision(PartialState(cpu=cpu).device, widest(model))
+    precision = saved_precision(state) or fitting_precision(PartialState(cpu=cpu).device, widest(model))
     logger.info("precision: %s", precision)
     return replace(config, precision=precision)
 
@@ -218,24 +282,16 @@ def set_recompute(model: nn.Module, recompute: bool) -> None:
             module.recompute = recompute
 
 
+def parts_of(objective: Any) -> list[nn.Module]:
+    """The networks that an objective holds, such as a teacher."""
+    parts = [getattr(objective, field.name) for field in fields(objective)] if is_dataclass(objective) else []
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
 def place(objective: Objective, device: torch.device) -> None:
-    """Move the networks an objective holds, such as a teacher, to where the training runs."""
-    if is_dataclass(objective):
-        for field in fields(objective):
-            part = getattr(objective, field.name)
-            if isinstance(part, nn.Module):
-                part.to(device)
-
-
-def fingerprint(config: LoopConfig, objective: Objective, total: int) -> dict[str, object]:
-    """What decides the course of a training, as plain values by name."""
-    facts = {name: value for name, value in asdict(config).items() if name not in FREE}
-    facts["batch"] = total
-    if is_dataclass(objective):
-        facts["objective"] = type(objective).__name__
-        facts |= {field.name: getattr(objective, field.name) for field in fields(objective)
-                  if isinstance(getattr(objective, field.name), (int, float, str))}
-    return facts
+    """Move the networks of an objective to where the training runs."""
+    for part in parts_of(objective):
+        part.to(device)
 
 
 def any_process(accelerator: "Accelerator", flag: bool) -> bool:

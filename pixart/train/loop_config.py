@@ -1,57 +1,84 @@
 """How long, how fast and how precisely to train: the settings of the loop that every trainer shares."""
+import math
 from dataclasses import dataclass
 
 from .precision import PRECISIONS
 
 OPTIMIZERS = ("adamw", "adamw8bit", "came", "muon")
+SCHEDULES = ("linear", "cosine")
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """How long and how fast to train."""
 
-    steps: int
+    steps: int                    # updates of the weights; may be raised to train on
     batch: int                    # pictures at a time on each process
-    learning_rate: float
+    learning_rate: float          # highest learning rate
     warmup: int = 100             # steps over which the learning rate rises from zero
-    cooldown: int = 0             # last steps over which it falls to zero
+    cooldown: int = 0             # of "linear": last steps over which it falls to zero
+    schedule: str = "linear"      # constant between warm-up and cooldown; or "cosine": falls to zero over all steps
     optimizer: str = "adamw"      # or "adamw8bit", "came", or "muon": orthogonalised momentum for the blocks' matrices
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
+    weight_decay: float = 0.0     # decoupled, as a share of the learning rate
+    betas: tuple[float, float] = (0.9, 0.999)   # of Adam: decays of its two moments
+    epsilon: float = 1e-8         # of Adam: added to the root of the second moment
     clip: float = 1.0             # largest gradient norm
-    ema: float = 0.95             # decay of the moving average of the weights; 0: no averaging
+    ema: float = 0.95             # decay of the moving average of the weights, which is the result; 0: no averaging
+    ema_decays: tuple[float, ...] = ()   # further averages kept and written beside it, to choose from on held-out data
     precision: str = "no"         # "bf16" or "fp16" autocast, "no", or "auto": what suits the machine
-    seed: int = 0
-    save_every: int = 500
-    log_every: int = 50
+    seed: int = 0                 # of the order of the pictures, noise and timesteps
+    save_every: int = 500         # steps between two states on disk
+    log_every: int = 50           # steps between two lines of the log; a GPU's losses are read and checked then
     accumulation: int = 1         # batches whose gradients make one step
     mup_base_width: int = 0       # muP: width at which learning_rate was found, whatever the model's; 0: standard
     recompute: bool = False       # forget activations inside blocks and compute them again: less memory, 1/3 more time
+    compile: bool = False         # compile the blocks: faster on GPUs, after a minute or more at the start
+    random_on_device: bool = False   # draw noise where it is used: faster, other numbers than those of the CPU
+    threads: int = 0              # CPU threads, 0: torch's choice. 1 for small networks where other programs run
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1 or self.learning_rate <= 0:
             raise ValueError(f"steps {self.steps}, batch {self.batch} and learning rate {self.learning_rate} "
                              "must be positive")
-        for name in ("accumulation", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"moving average decay is {self.ema}; it must be at least 0 and below 1")
+        for name, least in (("accumulation", 1), ("save_every", 1), ("log_every", 1), ("warmup", 0), ("cooldown", 0),
+                            ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.clip <= 0:
             raise ValueError(f"clip is {self.clip}; the largest gradient norm must be positive")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; use {', '.join(OPTIMIZERS)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {self.precision!r}; use {', '.join(PRECISIONS)}")
+        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(known)}")
+        self._check_decays()
+        self._check_combinations()
+
+    def _check_decays(self) -> None:
+        for decay in self.decays:
+            if not 0 <= decay < 1:
+                raise ValueError(f"moving average decay is {decay}; it must be at least 0 and below 1")
+        if len(set(self.decays)) < len(self.decays):
+            raise ValueError(f"ema {self.ema} and ema_decays {self.ema_decays} name a decay twice; each must differ")
+
+    def _check_combinations(self) -> None:
         if self.mup_base_width < 0 or (self.mup_base_width and self.optimizer in ("muon", "came")):
             raise ValueError(f"mup_base_width is {self.mup_base_width} with {self.optimizer}; it is a width, and its "
                              "rules are Adam's: use adamw or adamw8bit")
         if self.optimizer == "muon" and self.precision == "fp16":
             raise ValueError("muon works with precision bf16 or no: fp16 scales one optimizer's gradients only")
+        if self.schedule == "cosine" and self.cooldown:
+            raise ValueError(f"cooldown is {self.cooldown} with the schedule cosine, which falls to zero by itself; "
+                             "set cooldown to 0, or schedule to linear")
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Of all averages that are kept; the first is the result."""
+        return (self.ema, *self.ema_decays)
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, 0 .. steps - 1."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
+        if self.schedule == "cosine":
+            share = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+            return self.learning_rate * min(rise, (1 + math.cos(math.pi * share)) / 2)
         fall = min(1.0, (self.steps - step) / max(1, self.cooldown))
         return self.learning_rate * min(rise, fall)

@@ -1,4 +1,7 @@
 """In which precision a training computes, and whether the weights allow it."""
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,6 +19,12 @@ def fitting_precision(device: torch.device, width: int) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device.type == "cpu" and faster_dtype(width) == torch.bfloat16 else "no"
+
+
+def saved_precision(state: Mapping[str, Any] | None) -> str | None:
+    """What a training computed in so far, by its state; None where there is none or it does not say."""
+    found = (state or {}).get("settings", {}).get("precision")
+    return found if found in PRECISIONS else None
 
 
 def widest(model: nn.Module) -> int:

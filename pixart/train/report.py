@@ -1,12 +1,15 @@
 """What a training tells while it runs: a line with the time left, and scalars for TensorBoard."""
 import logging
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from .loop_config import LoopConfig
+from .readings import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +20,12 @@ class Record:
 
     step: int                 # steps made so far, 1 .. steps
     steps: int
-    loss: float
-    norm: float               # of the gradient, before clipping
+    loss: float               # the last that was read: of this step on a CPU, elsewhere of the last line of the log
+    norm: float               # of the gradient, before clipping, of the same step
     rate: float               # learning rate
     seconds: float            # that this step took
     left: float               # seconds until the last step, at the mean pace so far
+    known: tuple[Outcome, ...] = ()      # all losses that were read since the step before
 
 
 class Pace:
@@ -31,14 +35,17 @@ class Pace:
         self.config, self.start = config, start
         self.began = self.last = time.perf_counter()
         self.losses: list[float] = []
+        self.latest = Outcome(start, math.nan, math.nan)
 
-    def record(self, step: int, loss: float, norm: float) -> Record:
-        """To be called once after every step."""
+    def record(self, step: int, known: Sequence[Outcome]) -> Record:
+        """To be called once after every step, with what was read since the step before."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        self.losses.append(loss)
+        self.losses += [outcome.loss for outcome in known]
+        self.latest = known[-1] if known else self.latest
         left = (now - self.began) / (step - self.start) * (self.config.steps - step)
-        return Record(step, self.config.steps, loss, norm, self.config.rate_at(step - 1), seconds, left)
+        return Record(step, self.config.steps, self.latest.loss, self.latest.norm, self.config.rate_at(step - 1),
+                      seconds, left, tuple(known))
 
     def line(self, record: Record) -> float:
         """Log the progress; the mean loss since the last line."""
@@ -68,8 +75,10 @@ class TensorBoard:
     def __call__(self, record: Record, average: nn.Module) -> None:
         if self.writer is None:          # what an interrupted run wrote beyond its last state is dropped
             self.writer = self._open(str(self.folder), purge_step=record.step, flush_secs=10)
-        for name, value in (("loss", record.loss), ("gradient norm", record.norm), ("learning rate", record.rate),
-                            ("seconds a step", record.seconds)):
-            self.writer.add_scalar(name, value, record.step)
+        for outcome in record.known:
+            self.writer.add_scalar("loss", outcome.loss, outcome.step)
+            self.writer.add_scalar("gradient norm", outcome.norm, outcome.step)
+        self.writer.add_scalar("learning rate", record.rate, record.step)
+        self.writer.add_scalar("seconds a step", record.seconds, record.step)
         if record.step == record.steps:
             self.writer.close()

@@ -1,0 +1,46 @@
+"""torch.compile for the blocks of the networks of a training, where the machine can compile."""
+import logging
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..model.block import PixArtBlock
+
+logger = logging.getLogger(__name__)
+
+
+def blocks_of(networks: Iterable[nn.Module]) -> Iterator[PixArtBlock]:
+    for network in networks:
+        yield from (module for module in network.modules() if isinstance(module, PixArtBlock))
+
+
+def compile_blocks(networks: Iterable[nn.Module], device: torch.device, backend: str = "inductor") -> bool:
+    """Compile every block, in place, when it is first run; False, with a line in the log, where that is not possible.
+
+    Block by block, because all are alike: one of them is compiled, and what lies around them needs no compiler.
+    """
+    reason = why_not(device, backend)
+    if reason:
+        logger.warning("the blocks are not compiled, which takes longer: %s", reason)
+        return False
+    for block in blocks_of(networks):
+        block.compile(backend=backend)
+    return True
+
+
+def forget_compiled(networks: Iterable[nn.Module]) -> None:
+    """Let every block run as it is written again."""
+    for block in blocks_of(networks):
+        block._compiled_call_impl = None
+
+
+def why_not(device: torch.device, backend: str) -> str:
+    """Empty where torch.compile works on the device, else the first line of what it says."""
+    def double(x: Tensor) -> Tensor:
+        return 2 * x + 1
+    try:
+        torch.compile(double, backend=backend)(torch.ones(4, device=device))
+    except Exception as error:      # the compiler's own kinds of errors depend on the backend and on torch's version
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""

@@ -1,0 +1,53 @@
+"""What the steps of a training came to: kept on the device, and read from it all at once when someone asks."""
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Outcome(NamedTuple):
+    """Of one step: mean loss over all processes, and the gradient norm before clipping."""
+
+    step: int                 # 1 .. steps
+    loss: float
+    norm: float
+
+
+class Readings:
+    """Losses and gradient norms that nobody has looked at yet.
+
+    Reading a number makes the program wait for a GPU to finish all it was told before, so it is done every now and
+    then for all steps since the last time.
+    """
+
+    def __init__(self, infinite_norms: bool = False) -> None:
+        """infinite_norms: take them for granted, as with fp16, whose scaler leaves such a step out."""
+        self.infinite_norms = infinite_norms
+        self._steps: list[int] = []
+        self._values: list[Tensor] = []
+
+    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        self._steps.append(step)
+        self._values.append(torch.stack([loss.detach().float(), norm.detach().float()]))
+
+    def read(self) -> list[Outcome]:
+        """All since the last reading. Raises FloatingPointError for the first that is no number."""
+        if not self._steps:
+            return []
+        values = torch.stack(self._values).tolist()
+        found = [Outcome(step, *pair) for step, pair in zip(self._steps, values)]
+        self._steps, self._values = [], []
+        for outcome in found:
+            check_finite("loss", outcome.step - 1, outcome.loss, "nothing was saved since")
+            if not self.infinite_norms:
+                check_finite("gradient", outcome.step - 1, outcome.norm, "nothing was saved since")
+        return found
+
+
+def check_finite(what: str, number: int, value: float, consequence: str) -> None:
+    """Raise FloatingPointError when the loss or the gradient of step `number` (from 0) is no finite number."""
+    if not math.isfinite(value):
+        advice = "Lower the learning rate or use bf16 instead of fp16" if what == "loss" else "Lower the learning rate"
+        raise FloatingPointError(f"the {what} became {value} at step {number}; {consequence}. {advice}, and go on from "
+                                 "the last state")
