@@ -75,7 +75,7 @@ class PreparedFolder:
             raise ValueError(f"{folder} holds no edge maps (`hints` in {paths[0].name}), which training a ControlNet "
                              "needs; prepare the pictures with --edges canny, soft or hed")
         self.null_context, self.null_mask = load_null(folder)
-        self._null: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._null: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.caption_width = shards[0].tensors["features"].shape[2]
         if self.null_context.shape[1] != self.caption_width:
             raise ValueError(f"{folder / 'null.safetensors'} has features of width {self.null_context.shape[1]}, the "
@@ -126,20 +126,21 @@ class PreparedFolder:
 
     def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
         """The batch with the null caption in the given rows (B,) bool, or in all of them."""
-        context, mask = self._null_caption(batch)
-        if rows is None:
-            rows = torch.ones(len(batch.mask), dtype=torch.bool, device=batch.mask.device)
-        return replace(batch, context=torch.where(rows[:, None, None], context, batch.context),
-                       mask=torch.where(rows[:, None], mask, batch.mask))
+        device = batch.context.device
+        if device not in self._null:            # copied there once
+            self._null[device] = self.null_context.to(device), self.null_mask.to(device)
+        return without_caption(batch, *self._null[device], rows)
 
-    def _null_caption(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Context (L, C) and mask (L,) as long as the batch's, where it lies; copied there once."""
-        length, device, dtype = batch.context.shape[1], batch.context.device, batch.context.dtype
-        if (length, device, dtype) not in self._null:
-            padding = length - len(self.null_mask)
-            self._null[length, device, dtype] = (F.pad(self.null_context, (0, 0, 0, padding)).to(device, dtype),
-                                                 F.pad(self.null_mask, (0, padding)).to(device))
-        return self._null[length, device, dtype]
+
+def without_caption(batch: Batch, null_context: Tensor, null_mask: Tensor, rows: Tensor | None = None) -> Batch:
+    """The batch with a null caption, context (n, C) and mask (n,), in the given rows (B,) bool, or in all of them."""
+    padding = batch.context.shape[1] - len(null_mask)
+    context = F.pad(null_context, (0, 0, 0, padding)).to(batch.context)
+    mask = F.pad(null_mask, (0, padding)).to(batch.mask.device)
+    if rows is None:
+        rows = torch.ones(len(batch.mask), dtype=torch.bool, device=batch.mask.device)
+    return replace(batch, context=torch.where(rows[:, None, None], context, batch.context),
+                   mask=torch.where(rows[:, None], mask, batch.mask))
 
 
 def _draw(found: dict[str, Tensor], mean: str, spread: str, generator: torch.Generator) -> Tensor:
