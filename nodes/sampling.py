@@ -1,13 +1,13 @@
 """Nodes that sample few-step PixArt models."""
 from typing import Any
 
-from ..pixart.sampling.lcm import RULES
+from ..pixart.sampling.samplers import SAMPLERS
 
 SEED = ("INT", {"default": 0, "min": 0, "max": 0xffffffffffffffff, "control_after_generate": True,
                 "tooltip": "Chooses the noise. The same seed gives the same picture on one machine."})
-STEPS = ("INT", {"default": 4, "min": 1, "max": 8, "tooltip":
+STEPS = ("INT", {"default": SAMPLERS["lcm"].steps, "min": 1, "max": 8, "tooltip":
                  "Passes through the model. 4 is the usual choice, 2 is nearly as good, 1 is a sketch."})
-RULE = (list(RULES), {"default": "official", "tooltip":
+RULE = (list(SAMPLERS["lcm"].rules), {"default": "official", "tooltip":
                       "Which timesteps are visited: as in PixArt's own code (4 steps: 999, 759, 519, 279) or as in "
                       "diffusers (999, 759, 499, 259)."})
 DENOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip":

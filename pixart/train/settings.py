@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..config import VARIANTS, PixArtConfig
-from ..pipeline import SAMPLERS
+from ..sampling.samplers import SAMPLERS
 from .loop_config import LoopConfig
 
 DTYPES = ("fp32", "bf16", "fp16")
