@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+LARGEST = 64 << 20                      # bytes; T5's has 0.8 million
 _EXTRA_IDS = 100                        # T5 adds <extra_id_0> .. <extra_id_99> after its pieces, highest first
 
 
@@ -20,6 +21,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
+        if shift >= 70:
+            raise ValueError("a number of more than 64 bits")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -61,6 +64,8 @@ def read_pieces(path: Path) -> tuple[list[tuple[str, float]], bytes]:
     pieces: list[tuple[str, float]] = []
     table, kind = b"", 1
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes")
         for number, value in _fields(path.read_bytes()):
             if number == 1:
                 pieces.append(_piece(_message(value)))

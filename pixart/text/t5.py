@@ -1,5 +1,6 @@
 """The T5 text encoder of PixArt in 16, 8 or 4 bits."""
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..weights.errors import CheckpointError
 from .cleaning import clean_caption, cleaning_notes
 from .emphasis import Part, parts_of, weigh
 from .encoded import Encoded, join
-from .files import EMBEDDING, FIRST_QUERY, T5Files, files_identity
+from .files import EMBEDDING, FIRST_QUERY, T5_FILE, T5Files, files_identity
 from .quantized import quantized_linear, quiet_casts, require_bitsandbytes
 from .tokens import PromptReport, PromptTokenizer, check_request, load_tokenizer
 
@@ -112,7 +114,7 @@ class T5Encoder:
                 empty = self._features(padding, torch.ones_like(padding, dtype=torch.bool))[0]
                 context[row, :len(weights)] = weigh(context[row, :len(weights)], empty, weights)
         if not torch.isfinite(context).all():
-            raise ValueError(f"the T5 encoder {self.path} gives values that are not finite; its weights are damaged")
+            raise ValueError(f"the T5 encoder gives values that are not finite; its weights are damaged: {self.path}")
         return Encoded(context, mask, [report for _, _, report in tokens], f"{self.path.name} {self.bits}-bit")
 
     def _features(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -157,23 +159,34 @@ def _config(files: T5Files) -> "T5Config":
     """Sizes from the shapes of the weights; what shapes cannot tell from config.json, else as in T5 v1.1."""
     from transformers import T5Config
 
-    missing = [name for name in (EMBEDDING, FIRST_QUERY) if name not in files.shapes]
-    bias = _BLOCK.format(0, 0, "SelfAttention.relative_attention_bias")
-    missing += [bias] if bias not in files.shapes else []
-    if missing:
-        raise ValueError(f"{files.path} lacks {missing[0]}; it is not a complete T5 encoder")
+    sizes = _BLOCK.format(0, 0, "SelfAttention.relative_attention_bias"), _BLOCK.format(0, 1, "DenseReluDense.wi_0")
+    for name in (EMBEDDING, FIRST_QUERY, *sizes):
+        shape = files.shapes.get(name, ())
+        if len(shape) != 2 or 0 in shape:
+            found = f"{name} of shape {shape}" if name in files.shapes else f"it lacks {name}"
+            raise CheckpointError(files.path, f"{found}, so it is not a complete T5 encoder", T5_FILE)
     vocabulary, width = files.shapes[EMBEDDING]
     if vocabulary >= MULTILINGUAL_VOCABULARY:
-        raise ValueError(f"{files.path} looks like a multilingual T5 (mT5, {vocabulary} ids). PixArt needs T5 v1.1 XXL")
-    buckets, heads = files.shapes[bias]
-    layers = 1 + max(int(name.split(".")[2]) for name in files.shapes if name.startswith("encoder.block."))
+        raise CheckpointError(files.path, f"it looks like a multilingual T5 (mT5, {vocabulary} ids)", T5_FILE)
+    (buckets, heads), inner = files.shapes[sizes[0]], files.shapes[sizes[1]][0]
+    layers = _count_layers(files)
     keep: dict[str, Any] = {"relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
                             "feed_forward_proj": "gated-gelu"}
     keep = {name: files.config.get(name, default) for name, default in keep.items()}
     return T5Config(vocab_size=vocabulary, d_model=width, num_layers=layers, num_heads=heads,
                     d_kv=files.shapes[FIRST_QUERY][0] // heads,
-                    d_ff=files.shapes[_BLOCK.format(0, 1, "DenseReluDense.wi_0")][0],
+                    d_ff=inner,
                     relative_attention_num_buckets=buckets, dropout_rate=0.0, **keep)
+
+
+def _count_layers(files: T5Files) -> int:
+    """By the highest one; far more than there are tensors means damage, not a deep model."""
+    found = [int(match[1]) for name in files.shapes if (match := re.match(r"encoder\.block\.(\d{1,9})\.", name))]
+    layers = 1 + max(found)
+    if layers > len(files.shapes):
+        raise CheckpointError(files.path, f"a tensor of layer {layers - 1} among {len(files.shapes)} tensors", T5_FILE,
+                              "The file is incomplete or damaged.")
+    return layers
 
 
 def _load(files: T5Files, config: "T5Config", bits: int, device: torch.device,
@@ -204,12 +217,12 @@ def _block_of(name: str) -> str:
 def _check_complete(files: T5Files, wanted: dict[str, tuple[int, ...]]) -> None:
     missing = [name for name in wanted if name not in files.shapes]
     if missing:
-        raise ValueError(f"{files.path} lacks {len(missing)} of the {len(wanted)} tensors of this T5 encoder, "
-                         f"the first is {missing[0]}; the file is not complete")
+        raise CheckpointError(files.path, f"it lacks {len(missing)} of the {len(wanted)} tensors of this T5 encoder, "
+                              f"the first is {missing[0]}", T5_FILE, "The file is not complete.")
     wrong = [name for name, shape in wanted.items() if files.shapes[name] != shape]
     if wrong:
-        raise ValueError(f"{files.path}: {len(wrong)} tensors have the wrong shape, the first is {wrong[0]} with "
-                         f"{files.shapes[wrong[0]]}, expected {wanted[wrong[0]]}")
+        raise CheckpointError(files.path, f"{len(wrong)} tensors have the wrong shape, the first is {wrong[0]} with "
+                              f"{files.shapes[wrong[0]]}", f"{wanted[wrong[0]]} there")
 
 
 def _install(model: nn.Module, name: str, weight: Tensor, bits: int, device: torch.device) -> None:
