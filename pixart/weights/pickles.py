@@ -128,6 +128,13 @@ class _Machine:
             found.append(value)
         return found[::-1]
 
+    def drop(self) -> None:
+        """What lies on top; it may be a mark."""
+        self.stack.pop()
+
+    def drop_items(self) -> None:
+        self.items()
+
     def tuple_of(self, count: int) -> None:
         values = tuple(self.pop() for _ in range(count))
         self.stack.append(values[::-1])
@@ -217,7 +224,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "MEMOIZE": lambda m, _: m.put(len(m.memory)),
     "GET": lambda m, at: m.stack.append(m.memory[at]), "BINGET": lambda m, at: m.stack.append(m.memory[at]),
     "LONG_BINGET": lambda m, at: m.stack.append(m.memory[at]),
-    "POP": lambda m, _: m.stack.pop(), "POP_MARK": lambda m, _: m.items(),
+    "POP": lambda m, _: m.drop(), "POP_MARK": lambda m, _: m.drop_items(),
     "DUP": lambda m, _: m.stack.append(m.top(object)),
 }
 

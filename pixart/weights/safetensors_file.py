@@ -47,12 +47,11 @@ def _check_entry(name: str, entry: Any, path: Path) -> int:
     if not isinstance(entry, dict):
         raise CheckpointError(path, f"{name} has no description in its safetensors header",
                               "dtype, shape and data_offsets")
-    dtype, shape, offsets = (entry.get(field) for field in ("dtype", "shape", "data_offsets"))
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     for field, value, wanted in (("shape", shape, SHAPE(shape)), ("data_offsets", offsets, OFFSETS(offsets))):
-        if wanted or (field == "data_offsets" and len(value) != 2):
+        if wanted or (value is offsets and len(offsets) != 2):
             raise CheckpointError(path, f"{field} of {name} is wrong in its safetensors header",
                                   wanted or "two numbers there")
-    assert isinstance(shape, list) and isinstance(offsets, list)
     if dtype not in WIDTHS:
         raise CheckpointError(path, f"{name} is stored as {str(dtype)[:20]}", "numbers of 8 to 64 bits",
                               "It was quantised by another program; use the unquantised file.")

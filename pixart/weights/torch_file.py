@@ -8,7 +8,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import torch
@@ -126,7 +126,7 @@ def _zip_places(path: Path) -> dict[str, Place]:
         return {entry.filename.removeprefix(f"{folder}data/"): _place(entry, file) for entry in inside}
 
 
-def _place(entry: zipfile.ZipInfo, file) -> Place:
+def _place(entry: zipfile.ZipInfo, file: BufferedReader) -> Place:
     """An entry's own header, which may be longer than what the archive's directory says of it, lies before it."""
     file.seek(entry.header_offset)
     mark, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
