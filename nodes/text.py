@@ -1,6 +1,8 @@
 """The node that turns a prompt into conditioning as PixArt was trained on it."""
 from typing import Any
 
+from .arguments import checked
+
 
 class PixArtTextEncode:
     DESCRIPTION = ("Encodes a prompt as in PixArt's training: cleaned and cut at 120 tokens for alpha and delta, as "
@@ -34,6 +36,7 @@ class PixArtTextEncode:
                              "scripts do, with as many tokens as the text has (put the positive prompt there)."}),
         }}
 
+    @checked
     def encode(self, clip: Any, text: str, family: str, width: int, height: int, model: Any = None,
                null_caption: bool = False) -> tuple[list, str]:
         from .host import text as host
