@@ -11,14 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from pixart.checkpoint import to_diffusers                     # noqa: E402
-from pixart.config import VARIANTS, PixArtConfig               # noqa: E402
-from pixart.model.transformer import PixArtTransformer         # noqa: E402
+from pixart.checkpoint import to_diffusers  # noqa: E402
+from pixart.config import VARIANTS, PixArtConfig  # noqa: E402
+from pixart.model.transformer import PixArtTransformer  # noqa: E402
 
 Run = Callable[[], torch.Tensor]
 
@@ -52,6 +53,7 @@ def native_run(host: Path, config: PixArtConfig, state: dict, given: dict, dtype
     import comfy.ops
     from comfy.ldm.pixart.pixartms import PixArtMS
     model = PixArtMS(input_size=2 * config.base_size, depth=config.depth, micro_condition=False, dtype=dtype,
+                     hidden_size=config.hidden, num_heads=config.heads, caption_channels=config.caption_width,
                      pe_interpolation=config.position_scale, device=device, operations=comfy.ops.disable_weight_init)
     model.load_state_dict(state, strict=False)
     model.to(dtype).eval()
@@ -101,7 +103,7 @@ def main() -> None:
                  "timestep": torch.tensor([500.0], device=args.device),
                  "context": torch.randn(1, args.tokens, config.caption_width, dtype=dtype, device=args.device)}
         state = {k.replace("_table.weight", "_table"): v for k, v in model.state_dict().items()}
-        runs: dict[str, Run] = {"ours": lambda: model(**given)}
+        runs: dict[str, Run] = {"ours": partial(model, **given)}
         if args.comfyui:
             runs["ComfyUI native"] = native_run(args.comfyui, config, state, given, dtype, args.device)
         runs["diffusers"] = diffusers_run(config, state, given, dtype, args.device)

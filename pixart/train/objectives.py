@@ -6,11 +6,12 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from ..sampling.schedule import Table, add_noise
+from ..sampling.schedule import add_noise
 from .consistency import GRID_SIZE, consistency_loss
 from .data import Batch, TrainingData
 from .diffusion import diffusion_loss
 from .draws import draw
+from .tables import Table
 from .timesteps import Timesteps
 from .transfer import send
 from .weighting import check_weighting, timestep_weights
@@ -54,12 +55,12 @@ class Diffusion:
         output = model(noisy, t.float(), **batch.conditions(), **further, learned_variance=True)
         losses = diffusion_loss(output.float(), batch.latents, noise, t)
         if self.weighting != "none":
-            losses = losses * self._weights.at(t, losses).flatten()
+            losses = losses * self._weights.on(device)[t]
         return losses.mean()
 
     @cached_property
     def _weights(self) -> Table:
-        return Table(timestep_weights(self.weighting, self.weighting_cap).tolist())
+        return Table(timestep_weights(self.weighting, self.weighting_cap))
 
 
 @dataclass(frozen=True)

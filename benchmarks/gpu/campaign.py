@@ -1,0 +1,140 @@
+"""Runs the stages, each in a process of its own with a time limit, and keeps the report up to date."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .machine import cores, machine
+from .report import Report
+from .stages import STAGES, Stage
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMY = 70 * 2 ** 30            # bytes of a card on which the stages of a round fit side by side
+DISK = 14 * 2 ** 30             # bytes of weights that the stages write
+GRACE = 3.0                     # seconds between asking a stage to end and ending it
+
+
+class Campaign:
+    """Everything from one call of the command."""
+
+    def __init__(self, out: Path, seconds: float, rehearse: bool, only: Sequence[str] | None = None,
+                 work: Path | None = None) -> None:
+        self.until, self.rehearse = time.monotonic() + seconds, rehearse
+        self.stages = [stage for stage in STAGES if not only or stage.name in only]
+        self.work = work
+        self.report = Report(out, machine("cpu" if rehearse else "cuda"))
+        self.lock = threading.Lock()
+
+    def run(self) -> int:
+        """Failures."""
+        with tempfile.TemporaryDirectory(prefix="pixart-gpu-", dir=roomy_folder(self.rehearse)) as folder:
+            work = self.work or Path(folder)
+            work.mkdir(parents=True, exist_ok=True)
+            for number in sorted({stage.round for stage in self.stages}):
+                self.run_round(number, work)
+        return self.report.failures()
+
+    def run_round(self, number: int, work: Path) -> None:
+        """Its stages side by side where there is room, else one after the other."""
+        stages = [stage for stage in self.stages if stage.round == number]
+        if not side_by_side(self.rehearse):
+            for position, stage in enumerate(stages):
+                self.run_stage(stage, work, self.seconds_for(number) / (len(stages) - position), 1)
+            return
+        seconds = self.seconds_for(number)
+        threads = [threading.Thread(target=self.run_stage, args=(stage, work, seconds, len(stages)))
+                   for stage in stages]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def seconds_for(self, number: int) -> float:
+        """Its share of what is left: what earlier rounds did not use goes to the later ones."""
+        shares = {stage.round: max(other.share for other in self.stages if other.round == stage.round)
+                  for stage in self.stages if stage.round >= number}
+        return max(1.0, (self.until - time.monotonic()) * shares[number] / sum(shares.values()))
+
+    def run_stage(self, stage: Stage, work: Path, seconds: float, beside: int) -> None:
+        started = time.monotonic()
+        say(f"-- {stage.name}: {stage.title}, at most {seconds:.0f} s")
+        threads = 1 if self.rehearse else cores() // beside
+        process = subprocess.Popen(self.command(stage, work, seconds), cwd=ROOT, env=environment(threads),
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+                                   start_new_session=True)
+        reader = threading.Thread(target=self.read, args=(stage, process), daemon=True)
+        reader.start()
+        try:
+            code = process.wait(seconds)
+            end = "done" if code == 0 else f"ended with code {code}"
+        except subprocess.TimeoutExpired:
+            end = "stopped: its time was over"
+        finally:
+            stop(process)
+        reader.join(GRACE)
+        with self.lock:
+            self.report.stage(stage.name, about=stage.title, end=end, seconds=round(time.monotonic() - started, 1),
+                              limit=round(seconds, 1))
+        say(f"-- {stage.name}: {end} after {time.monotonic() - started:.0f} s")
+
+    def command(self, stage: Stage, work: Path, seconds: float) -> list[str]:
+        return [sys.executable, "-m", "benchmarks", "gpu", "--stage", stage.name, "--seconds", str(seconds - GRACE),
+                "--work", str(work.resolve()), "--out", str(self.report.folder.resolve()),
+                *(["--rehearse"] if self.rehearse else [])]
+
+    def read(self, stage: Stage, process: subprocess.Popen) -> None:
+        """Into the report, line by line as they come."""
+        for line in process.stdout:
+            try:
+                note = json.loads(line)
+            except ValueError:          # cut off by the end of the process
+                continue
+            with self.lock:
+                self.report.add({"stage": stage.name, **note})
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Offline, this checkout first, and a share of the processor."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    return {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
+            "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(max(1, threads))}
+
+
+def side_by_side(rehearse: bool) -> bool:
+    """A rehearsal has small models; a card must have room for all that a round holds at its worst."""
+    return rehearse or torch.cuda.get_device_properties(0).total_memory >= ROOMY
+
+
+def roomy_folder(rehearse: bool) -> str | None:
+    """Memory where it holds the weights that the stages write, the usual temporary folder where not."""
+    memory = Path("/dev/shm")
+    if not rehearse and memory.is_dir() and shutil.disk_usage(memory).free > DISK:
+        return str(memory)
+    return None
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a stage and whatever it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            break
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

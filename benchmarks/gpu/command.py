@@ -1,0 +1,55 @@
+"""The command line of the campaign.
+
+    python -m benchmarks gpu --minutes 8 --out DIR       on a machine with a CUDA GPU
+    python -m benchmarks gpu --rehearse --out DIR        every stage on the CPU with tiny models, under three minutes
+
+DIR/report.md and DIR/report.json are rewritten after every result, so that what was measured is kept whatever happens
+later. What is missing on the machine (bitsandbytes, diffusers, ComfyUI at $COMFYUI_PATH) is a line in the report.
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from .stages import STAGES
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("gpu", help="correctness, speed and memory on this machine's GPU, in minutes",
+                                 description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=positive, default=8.0, help="for everything together (default: 8)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for report.md and report.json")
+    parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU: proves the campaign itself")
+    parser.add_argument("--only", choices=[stage.name for stage in STAGES], nargs="+", help="stages (default: all)")
+    parser.add_argument("--work", type=Path, help="folder for weights written meanwhile (default: a temporary one)")
+    parser.add_argument("--stage", choices=[stage.name for stage in STAGES], help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """A stage in this process where the campaign asks for one, else the campaign."""
+    if args.stage:
+        from .stages import perform
+        return perform(args.stage, args.rehearse, args.work, args.seconds)
+    from .campaign import Campaign
+    if not args.rehearse and not cuda_is_there():
+        print("no CUDA GPU is at hand here; --rehearse runs every stage on the CPU with tiny models", file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    campaign = Campaign(args.out, 60 * args.minutes, args.rehearse, args.only, args.work)
+    failures = campaign.run()
+    print(f"{campaign.report.path}: {failures} failed, {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def cuda_is_there() -> bool:
+    import torch
+    return torch.cuda.is_available()

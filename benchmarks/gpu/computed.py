@@ -1,0 +1,23 @@
+"""Stage: what the trainings of the stage `memory` should hold at most, computed without making an allocation."""
+from dataclasses import replace
+from functools import partial
+
+from ..training_memory import GIB, computed
+from .memory import RECIPES
+from .notes import Notes
+from .setting import Setting
+from .stages import Case
+
+TABLE = "Memory of trainings, computed (benchmarks/training_memory.py)"
+
+
+def cases(setting: Setting) -> dict[str, Case]:
+    known = ("lcm",) if setting.tiny else ("lcm", "controlnet", "lcm-lora")
+    return {title: partial(compute, title) for title, case in RECIPES.items() if case.method in known}
+
+
+def compute(title: str, setting: Setting, notes: Notes) -> None:
+    case = RECIPES[title]
+    found = computed(replace(case, depth=2, side=128, batch=2) if setting.tiny else case)
+    notes.row(TABLE, training=title, **{"peak GiB": found.peak / GIB, "weights GiB": found.weights / GIB,
+                                        "moments GiB": found.moments / GIB, "activations GiB": found.activations / GIB})

@@ -1,0 +1,177 @@
+"""Stage: how long a pass and a picture take, eager, beside the card's own ceiling and beside other implementations."""
+import traceback
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from pixart.config import PixArtConfig
+from pixart.pipeline import Request, sample
+from pixart.vae import decode
+
+from ..transformer_speed import Run, diffusers_run, native_run
+from .networks import autoencoder, distance, encoded, given, transformer
+from .notes import Notes
+from .profile import profiled
+from .setting import HALF, Absent, Setting
+from .stages import Case
+from .timing import matrix_peak, median, medians, pass_flops
+
+PASSES, PICTURES, PAIRS = "One pass", "One picture, prompt encoded before: 4 LCM steps and decoding", "A guided step"
+PEERS = "One pass beside other implementations, eager, in turns"
+PICTURE_AIM, RATIO_AIM, BUSY_AIM = 0.12, 1.0, 80.0
+TOKENS = 120
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a measurement: pixels a side, and pictures at a time."""
+
+    side: int
+    batch: int
+
+    def config(self, setting: Setting) -> PixArtConfig:
+        return setting.config({512: "alpha-512", 1024: "alpha-1024", 2048: "sigma-2k"}[self.side])
+
+    def latent(self, setting: Setting) -> int:
+        return setting.pixels(self.side) // 8
+
+
+MAIN, FOUR = Size(1024, 1), Size(1024, 4)
+OTHERS = (Size(512, 1), Size(2048, 1), Size(512, 4), Size(2048, 4))
+
+
+def cases(setting: Setting) -> dict[str, Case]:
+    found: dict[str, Case] = {"picture, 1024 px, batch 1, fp16": partial(picture, MAIN, "fp16"),
+                              "picture, 1024 px, batch 4, fp16": partial(picture, FOUR, "fp16"),
+                              "other implementations": partial(peers, "fp16"), "guided step": guided_step,
+                              "profile": partial(profiled_picture, FOUR),
+                              "profile of one": partial(profiled_picture, MAIN),
+                              "picture, 1024 px, batch 1, bf16": partial(picture, MAIN, "bf16"),
+                              "other implementations, bf16": partial(peers, "bf16")}
+    return found | {f"picture, {size.side} px, batch {size.batch}, fp16": partial(picture, size, "fp16")
+                    for size in (OTHERS[:2] if setting.tiny else OTHERS)}
+
+
+def dtype_of(name: str, setting: Setting) -> torch.dtype:
+    return HALF[name] if setting.cuda else torch.float32
+
+
+_ceiling: dict[str, float] = {}
+
+
+def ceiling(name: str, setting: Setting, notes: Notes) -> float:
+    """TFLOP/s, measured once a process."""
+    if not _ceiling:
+        _ceiling.update(matrix_peak(setting))
+        for key, value in _ceiling.items():
+            notes.row("Measured ceiling: product of 8192 x 8192 matrices", dtype=key, **{"TFLOP/s": value})
+    return _ceiling[name]
+
+
+@torch.inference_mode()
+def one_pass(size: Size, name: str, model: nn.Module, setting: Setting, notes: Notes) -> float:
+    """Milliseconds."""
+    inputs = given(model.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device,
+                   dtype_of(name, setting))
+    most = ceiling(name, setting, notes)
+    taken = median(lambda: model(**inputs), setting)
+    flops = size.batch * pass_flops(model.config, (size.latent(setting) // 2) ** 2, TOKENS)
+    notes.row(PASSES, px=size.side, batch=size.batch, dtype=name, ms=taken, TFLOP=flops / 1e12,
+              **{"TFLOP/s": flops / taken / 1e9, "of the ceiling %": 100 * flops / taken / 1e9 / most})
+    return taken
+
+
+def drawing(size: Size, model: nn.Module, setting: Setting) -> Run:
+    """Noise to latents in four steps, as the library does it."""
+    text, side = encoded(model.config, [TOKENS] * size.batch), setting.pixels(size.side)
+    request = Request(("",) * size.batch, height=side, width=side)
+    return lambda: sample(model, request, text, text)
+
+
+def picture(size: Size, name: str, setting: Setting, notes: Notes) -> None:
+    model = transformer(size.config(setting), dtype_of(name, setting), setting.device)
+    one_pass(size, name, model, setting, notes)
+    draw = drawing(size, model, setting)
+    steps = median(draw, setting)
+    row = {"px": size.side, "batch": size.batch, "dtype": name, "4 steps ms": steps}
+    latents, scale = draw(), model.config.latent_scale
+    try:
+        for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            vae = autoencoder(setting.tiny, dtype, setting.device)
+            taken = median(lambda v=vae: decode(v, latents, scale), setting, seconds=2.0)
+            row |= {f"decode {kind} ms": taken, f"s a picture, decode {kind}": (steps + taken) / 1000 / size.batch}
+            if size == MAIN and name == "fp16" and setting.cuda:
+                notes.aim(f"1024 px, 4 LCM steps fp16 and decoding {kind}", (steps + taken) / 1000, PICTURE_AIM, "s")
+    finally:
+        notes.row(PICTURES, **row)
+
+
+@torch.inference_mode()
+def guided_step(setting: Setting, notes: Notes) -> None:
+    """Both prompts of a guided step, of different lengths, in one pass, and in two passes one after the other."""
+    for size in (MAIN, FOUR):
+        model = transformer(size.config(setting), dtype_of("fp16", setting), setting.device)
+        sides, dtype = [size.latent(setting)] * 2, dtype_of("fp16", setting)
+        both = given(model.config, sides, [TOKENS, 1] * size.batch, setting.device, dtype)
+        apart = [given(model.config, sides, [length] * size.batch, setting.device, dtype) for length in (TOKENS, 1)]
+        found = medians({"one": partial(run, model, [both]), "two": partial(run, model, apart)}, setting)
+        notes.row(PAIRS, px=size.side, batch=size.batch, **{"one pass ms": found["one"], "two passes ms": found["two"],
+                                                            "ratio": found["one"] / found["two"]})
+
+
+def run(model: nn.Module, inputs: list[dict]) -> None:
+    for given_ in inputs:
+        model(**given_)
+
+
+def peers(name: str, setting: Setting, notes: Notes) -> None:
+    """Ours, diffusers and the host's own PixArt with equal weights and inputs, without masks and size conditions."""
+    dtype = dtype_of(name, setting)
+    for size in (MAIN, FOUR):
+        config = replace(size.config(setting), micro_conditioning=False)
+        model = transformer(config, dtype, setting.device)
+        state = {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
+        side = max(size.latent(setting), 64)        # the host's own cannot do with less
+        inputs = given(config, [side] * 2, [TOKENS] * size.batch, setting.device, dtype)
+        inputs = {key: inputs[key] for key in ("latent", "timestep", "context")}
+        runs: dict[str, Run] = {"ours": partial(model, **inputs)}
+        for title, make in (("diffusers", partial(diffusers_run, config, state, inputs, dtype, setting.device)),
+                            ("host, native", partial(native, config, state, inputs, dtype, setting))):
+            try:
+                runs[title] = make()
+            except (ImportError, Absent) as error:
+                notes.absent(f"beside {title}", str(error).splitlines()[0])
+            except Exception as error:      # another implementation that breaks leaves the others to compare
+                traceback.print_exc()
+                notes.failed(f"beside {title}", error)
+        compare(runs, size, name, setting, notes)
+
+
+def native(config: PixArtConfig, state: dict, inputs: dict, dtype: torch.dtype, setting: Setting) -> Run:
+    return native_run(setting.host(), config, state, inputs, dtype, setting.device)
+
+
+@torch.inference_mode()
+def compare(runs: dict[str, Run], size: Size, name: str, setting: Setting, notes: Notes) -> None:
+    wanted = runs["ours"]()
+    for title, other in runs.items():
+        notes.check("same result as other implementations", f"{title}, {size.side} px, {name}",
+                    distance(other(), wanted), 5e-2)
+    found = medians(runs, setting, seconds=3.0)
+    for title, taken in found.items():
+        ratio = found["ours"] / taken
+        notes.row(PEERS, px=size.side, batch=size.batch, dtype=name, implementation=title, ms=taken,
+                  **{"ours / this": ratio})
+        if title != "ours" and setting.cuda:
+            notes.aim(f"ours / {title}, {size.side} px, batch {size.batch}, {name}", ratio, RATIO_AIM)
+
+
+def profiled_picture(size: Size, setting: Setting, notes: Notes) -> None:
+    """Where the time of a picture goes."""
+    model = transformer(size.config(setting), dtype_of("fp16", setting), setting.device)
+    draw = drawing(size, model, setting)
+    busy = profiled(f"{size.side} px, batch {size.batch}, 4 steps, fp16", draw, setting, notes)
+    if size == FOUR and setting.cuda:
+        notes.aim("GPU busy, 4 steps at batch 4", busy, BUSY_AIM, "%", at_most=False)

@@ -1,0 +1,68 @@
+"""Where a stage runs, how large everything is there, and how much time it has."""
+import gc
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixart.config import VARIANTS, PixArtConfig
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, **HALF}
+TINY: dict[str, Any] = {"depth": 3, "hidden": 48, "heads": 4, "caption_width": 64}
+SHRINK = 16                     # pictures of a rehearsal are that much smaller
+
+
+class Absent(Exception):
+    """Something a case needs is not on this machine; says what."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of one stage. `work` is shared by all stages: weights written by one are found there by the next."""
+
+    device: str                 # "cuda", or "cpu" for a rehearsal
+    tiny: bool
+    work: Path
+    until: float                # time.monotonic() at which the stage is stopped
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.until - time.monotonic()
+
+    def pixels(self, side: int) -> int:
+        """What a picture of `side` pixels is here."""
+        return side // SHRINK if self.tiny else side
+
+    def config(self, variant: str = "alpha-1024", **changes: Any) -> PixArtConfig:
+        return replace(VARIANTS[variant], **{**(TINY if self.tiny else {}), **changes})
+
+    def tidy(self) -> None:
+        """Give back what the last case left."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def host(self) -> Path:
+        """The ComfyUI folder. Raises Absent."""
+        path = Path(os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0] or "/nowhere").expanduser()
+        if not (path / "main.py").is_file():
+            raise Absent("no ComfyUI at $COMFYUI_PATH")
+        return path
+
+
+def need(package: str) -> None:
+    """Raises Absent when a package cannot be imported, with the reason."""
+    import importlib
+    try:
+        importlib.import_module(package)
+    except (ImportError, RuntimeError, OSError) as error:
+        raise Absent(f"{package} is not usable here ({str(error).splitlines()[0][:120]})") from error

@@ -1,0 +1,86 @@
+"""The stages of the campaign in order of worth, and how one of them is carried out in a process of its own.
+
+A stage is a module of this package with `cases(setting)`: name -> function(setting, notes). Cases run in order, a
+failing one never stops the next, and none starts when the stage's time is over.
+"""
+import importlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .notes import Notes
+from .setting import Absent, Setting
+
+Case = Callable[[Setting, Notes], None]
+SPARE = 4.0                     # seconds that a case needs at least
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Stages of one round run side by side where the card has room for it: they time nothing that is quoted."""
+
+    name: str
+    title: str
+    round: int
+    share: float                # of the campaign's time, that of the round's longest stage counts
+
+
+STAGES = (
+    Stage("models", "correctness of the networks", 1, 0.25),
+    Stage("pictures", "correctness of pictures and text", 1, 0.25),
+    Stage("trainers", "correctness of the trainers", 1, 0.25),
+    Stage("text", "T5-XXL and the whole job", 1, 0.25),
+    Stage("memory", "peak memory", 1, 0.25),
+    Stage("computed", "peak memory, computed", 1, 0.25),
+    Stage("latency", "speed, eager", 2, 0.25),
+    Stage("compiled", "speed, compiled", 3, 0.22),
+    Stage("host", "the host on CUDA", 4, 0.28),
+)
+
+
+def perform(name: str, rehearse: bool, work: Path | None, seconds: float) -> int:
+    """Run one stage here; its results go to standard output, a line of JSON each, everything else to stderr."""
+    until = time.monotonic() + seconds
+    with results_apart() as write, tempfile.TemporaryDirectory() as spare:
+        notes = Notes(write)
+        setting = Setting("cpu" if rehearse else "cuda", rehearse, work or Path(spare), until)
+        try:
+            found = importlib.import_module(f".{name}", __package__).cases(setting)
+        except Exception as error:      # a stage that cannot even begin is a result
+            traceback.print_exc()
+            notes.failed(f"stage {name}", error)
+            return 0
+        carry_out(found, setting, notes)
+    return 0
+
+
+def carry_out(cases: dict[str, Case], setting: Setting, notes: Notes) -> None:
+    for name, case in cases.items():
+        if setting.left() < SPARE:
+            notes.absent(name, "no time was left")
+            continue
+        started = time.monotonic()
+        try:
+            case(setting, notes)
+        except Absent as reason:
+            notes.absent(name, str(reason))
+        except Exception as error:      # whatever a case raises is its result
+            traceback.print_exc()
+            notes.failed(name, error)
+        setting.tidy()
+        print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def results_apart():
+    """Standard output for results alone: libraries that print get stderr."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    with channel:
+        yield lambda line: print(line, file=channel, flush=True)

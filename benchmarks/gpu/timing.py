@@ -1,0 +1,75 @@
+"""How long something takes on the device, how much memory, and how much arithmetic it is."""
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from pixart.config import PixArtConfig
+from pixart.train.plan import peak_memory
+
+from .setting import HALF, Setting
+
+Run = Callable[[], object]
+
+
+def milliseconds(run: Run, setting: Setting) -> float:
+    """Of one call, by events of the device."""
+    if not setting.cuda:
+        started = time.perf_counter()
+        run()
+        return 1000 * (time.perf_counter() - started)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def medians(runs: Mapping[str, Run], setting: Setting, rounds: int = 9, seconds: float = 4.0) -> dict[str, float]:
+    """Median milliseconds by name. Runs take turns; two rounds warm up, then three at least, for about `seconds`."""
+    rounds = 1 if setting.tiny else rounds
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    until = time.monotonic() + min(seconds, setting.left() / 3)
+    for number in range((1 if setting.tiny else 2) + rounds):
+        for name, run in runs.items():
+            found[name].append(milliseconds(run, setting))
+        if number >= 4 and time.monotonic() > until:
+            break
+    return {name: statistics.median(values[1 if setting.tiny else 2:]) for name, values in found.items()}
+
+
+def median(run: Run, setting: Setting, rounds: int = 9, seconds: float = 4.0) -> float:
+    return medians({"": run}, setting, rounds, seconds)[""]
+
+
+def peak(setting: Setting) -> dict[str, float | None]:
+    """GiB since the last `tidy`: of tensors, and of what the allocator holds. On a CPU what the process ever held."""
+    if not setting.cuda:
+        held = peak_memory(torch.device("cpu"))
+        return {"allocated GiB": held and held / 2 ** 30, "reserved GiB": None}
+    torch.cuda.synchronize()
+    return {"allocated GiB": torch.cuda.max_memory_allocated() / 2 ** 30,
+            "reserved GiB": torch.cuda.max_memory_reserved() / 2 ** 30}
+
+
+def matrix_peak(setting: Setting) -> dict[str, float]:
+    """TFLOP/s of a large product by the name of its data type: the ceiling of this card, measured."""
+    side = 128 if setting.tiny else 8192
+    found = {}
+    for name, dtype in HALF.items():
+        a, b = (torch.randn(side, side, device=setting.device, dtype=dtype) for _ in range(2))
+        found[name] = 2 * side ** 3 / median(partial(torch.matmul, a, b), setting, rounds=15) / 1e9
+    return found
+
+
+def pass_flops(config: PixArtConfig, tokens: int, text: int) -> float:
+    """Arithmetic of one pass for one picture; a multiplication and an addition are two. No key/value compression."""
+    width = config.hidden
+    linear = 14 * width ** 2 * tokens + 2 * width ** 2 * text
+    attention = 2 * tokens * width * (tokens + text)
+    ends = (config.patch ** 2 * (config.channels + config.out_channels) * width * tokens
+            + (config.caption_width + width) * width * text)
+    return 2.0 * (config.depth * (linear + attention) + ends)
