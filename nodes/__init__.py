@@ -13,7 +13,7 @@ from .train import PixArtTrain
 TITLES = {
     PixArtLoader: "Load PixArt",
     PixArtDeltaLoraLoader: "Load PixArt LoRA",
-    PixArtT5Loader: "Load T5 (8-bit)",
+    PixArtT5Loader: "Load T5 for PixArt",
     PixArtTextEncode: "PixArt Text Encode",
     PixArtEmptyLatent: "PixArt Empty Latent",
     PixArtControlNetLoader: "Load PixArt ControlNet",

@@ -1,6 +1,7 @@
 """Nodes that load a PixArt ControlNet and apply it to prompts."""
 from typing import Any
 
+from .arguments import checked
 from .host import folders
 from .loaders import WEIGHT_DTYPES
 
@@ -36,6 +37,7 @@ class PixArtControlNetLoader:
     def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
         return folders.changed(file, folders.control_path)
 
+    @checked
     def load(self, file: str, weight_dtype: str) -> tuple[Any, str]:
         from .host.control import load_control_net
         control = load_control_net(folders.control_path(file), weight_dtype)
@@ -81,6 +83,7 @@ class PixArtControlNetApply:
                          "The negative prompt, where the sampler uses one. Few-step models (LCM) need none."}),
         }}
 
+    @checked
     def apply(self, positive: list, control_net: Any, image: Any, vae: Any, strength: float, start_percent: float,
               end_percent: float, fade: float, blocks: int, negative: list | None = None) -> tuple[list, Any]:
         from .host.control import apply_control

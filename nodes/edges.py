@@ -2,6 +2,7 @@
 from typing import Any
 
 from ..pixart.control.edges import METHODS
+from .arguments import checked
 from .host import folders
 
 SIZE = ("{} of the final picture in pixels, 0 to {}. Edges are found at this size, as in training: connect {} of "
@@ -50,6 +51,7 @@ class PixArtEdges:
                          "fully white; 2: half such a step does."}),
         }, "optional": size_inputs()}
 
+    @checked
     def find(self, image: Any, method: str, low: float, high: float, blur: float, strength: float, width: int = 0,
              height: int = 0) -> tuple[Any]:
         from .host.edges import find_edges
@@ -84,6 +86,7 @@ class PixArtHED:
     def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
         return folders.changed(file, folders.hed_path)
 
+    @checked
     def find(self, image: Any, file: str, width: int = 0, height: int = 0) -> tuple[Any]:
         from .host.edges import hed_image
         return (hed_image(image, folders.hed_path(file), width, height),)

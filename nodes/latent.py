@@ -2,6 +2,7 @@
 from typing import Any
 
 from ..pixart.resolution import CLASSES, LABELS, nearest_size
+from .arguments import checked
 
 
 class PixArtEmptyLatent:
@@ -26,6 +27,7 @@ class PixArtEmptyLatent:
             "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "Pictures made at once."}),
         }}
 
+    @checked
     def make(self, resolution: str, ratio: str, batch_size: int) -> tuple[dict[str, Any], int, int]:
         from .host.latent import empty_latent
         height, width = nearest_size(LABELS[ratio], 1.0, int(resolution))

@@ -2,6 +2,7 @@
 from typing import Any
 
 from ..pixart.config import VARIANTS
+from .arguments import checked
 from .host import folders
 
 WEIGHT_DTYPES = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
@@ -40,6 +41,7 @@ class PixArtLoader:
     def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
         return folders.changed(file, folders.model_path)
 
+    @checked
     def load(self, file: str, variant: str, weight_dtype: str) -> tuple[Any, str]:
         from .host.model import load_model
         model = load_model(str(folders.model_path(file)), variant, weight_dtype)
@@ -78,6 +80,7 @@ class PixArtT5Loader:
     def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
         return folders.changed(file, folders.text_encoder_path)
 
+    @checked
     def load(self, file: str, bits: str, device: str) -> tuple[Any]:
         from .host.text import load_clip
         return (load_clip(folders.text_encoder_path(file), int(bits), device),)

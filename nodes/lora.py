@@ -1,6 +1,7 @@
 """The node that puts a LoRA on a PixArt model."""
 from typing import Any
 
+from .arguments import checked
 from .host import folders
 
 
@@ -39,6 +40,7 @@ class PixArtDeltaLoraLoader:
     def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
         return ";".join(folders.changed(file, path_of) for path_of in (folders.lora_path, folders.lora_config_path))
 
+    @checked
     def load(self, model: Any, file: str, strength: float, alpha: float = 0.0) -> tuple[Any, str]:
         from .host.lora import apply_lora
         return apply_lora(model, folders.lora_path(file), strength, alpha or None)

@@ -1,13 +1,14 @@
 """Nodes that sample few-step PixArt models."""
 from typing import Any
 
-from ..pixart.sampling.lcm import RULES
+from ..pixart.sampling.samplers import SAMPLERS
+from .arguments import checked
 
 SEED = ("INT", {"default": 0, "min": 0, "max": 0xffffffffffffffff, "control_after_generate": True,
                 "tooltip": "Chooses the noise. The same seed gives the same picture on one machine."})
-STEPS = ("INT", {"default": 4, "min": 1, "max": 8, "tooltip":
+STEPS = ("INT", {"default": SAMPLERS["lcm"].steps, "min": 1, "max": 8, "tooltip":
                  "Passes through the model. 4 is the usual choice, 2 is nearly as good, 1 is a sketch."})
-RULE = (list(RULES), {"default": "official", "tooltip":
+RULE = (list(SAMPLERS["lcm"].rules), {"default": "official", "tooltip":
                       "Which timesteps are visited: as in PixArt's own code (4 steps: 999, 759, 519, 279) or as in "
                       "diffusers (999, 759, 499, 259)."})
 DENOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip":
@@ -39,6 +40,7 @@ class PixArtLCMSampler:
                               "at twice the time and needs a negative prompt."}),
         }}
 
+    @checked
     def sample(self, model: Any, positive: list, latent: dict, seed: int, steps: int, rule: str, denoise: float,
                negative: list | None = None, cfg: float = 1.0) -> tuple[dict]:
         from .host.sampling import run_lcm
@@ -62,6 +64,7 @@ class PixArtLCMSigmas:
             "steps": STEPS, "rule": RULE, "denoise": DENOISE,
         }}
 
+    @checked
     def make(self, model: Any, steps: int, rule: str, denoise: float) -> tuple[Any, Any, Any]:
         from .host.sampling import lcm_sampler, lcm_schedule
         patched, sigmas = lcm_schedule(model, steps, rule, denoise)
@@ -87,6 +90,7 @@ class PixArtDMDSampler:
             "seed": SEED,
         }}
 
+    @checked
     def sample(self, model: Any, positive: list, latent: dict, seed: int) -> tuple[dict]:
         from .host.sampling import run_dmd
         return (run_dmd(model, positive, latent, seed),)

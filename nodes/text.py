@@ -1,11 +1,13 @@
 """The node that turns a prompt into conditioning as PixArt was trained on it."""
 from typing import Any
 
+from .arguments import checked
+
 
 class PixArtTextEncode:
     DESCRIPTION = ("Encodes a prompt as in PixArt's training: cleaned and cut at 120 tokens for alpha and delta, as "
                    "written and cut at 300 for Sigma. Reports the tokens used and the words that were cut. Takes the "
-                   "CLIP of Load T5 (8-bit) or of the stock CLIPLoader (type pixart).")
+                   "CLIP of Load T5 for PixArt or of the stock CLIPLoader (type pixart).")
     CATEGORY = "PixArt"
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "STRING")
@@ -19,8 +21,8 @@ class PixArtTextEncode:
         return {"required": {
             "clip": ("CLIP", {"tooltip": "The T5 text encoder."}),
             "text": ("STRING", {"multiline": True, "dynamicPrompts": True, "tooltip":
-                     "The prompt, up to 120 tokens (about 90 words) for alpha and delta, 300 for Sigma. "
-                     "Empty for a negative prompt."}),
+                     "The prompt, up to 120 tokens (about 90 words) for alpha and delta, 300 for Sigma. Empty for a "
+                     r"negative prompt. (word:1.2) counts more, (word:0.8) less; write \( and \) for brackets."}),
             "family": (["auto", "alpha", "sigma"], {"default": "auto", "tooltip":
                        "How captions were treated in training. auto: as the connected model was trained, or as alpha "
                        "when no model is connected. alpha also stands for delta, LCM and DMD."}),
@@ -34,6 +36,7 @@ class PixArtTextEncode:
                              "scripts do, with as many tokens as the text has (put the positive prompt there)."}),
         }}
 
+    @checked
     def encode(self, clip: Any, text: str, family: str, width: int, height: int, model: Any = None,
                null_caption: bool = False) -> tuple[list, str]:
         from .host import text as host
@@ -41,8 +44,8 @@ class PixArtTextEncode:
         rules = host.FAMILIES["alpha" if automatic else family]
         if automatic and model is not None:
             rules = host.rules_of(model)
-        extra = {"width": width, "height": height} if width and height else {}
-        conditioning, report = host.encode_prompt(clip, text, rules, extra)
+        extra: dict[str, object] = {"width": width, "height": height} if width and height else {}
+        conditioning, report = host.encode_prompt(clip, text, rules, extra, emphasis=True)
         if null_caption:
             conditioning = host.null_conditioning(model, report.tokens, extra)
         notes = [report.summary, *report.notes]

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pixart.resolution import CLASSES
+from .arguments import checked
 
 METHODS = ["lora", "lcm-lora", "controlnet"]
 FILE_NAME = "my-pixart-lora"
@@ -79,6 +80,7 @@ class PixArtTrain:
             return ""
         return ";".join(f"{file.name}:{file.stat().st_mtime_ns}" for file in sorted(path.iterdir()))
 
+    @checked
     def train(self, model: Any, method: str, name: str, steps: int, batch: int, learning_rate: float, rank: int,
               blocks: int, guidance: float, edges: str, resolution: str, save_memory: bool, start_seed: int,
               preview_prompt: str, preview_every: int, images: Any = None, clip: Any = None, vae: Any = None,

@@ -91,6 +91,11 @@ def test_the_method_takes_exactly_the_inputs(node):
     assert all((parameters[name].default is not inspect.Parameter.empty) == (name in optional) for name in inputs(node))
 
 
+def test_what_reaches_the_method_is_checked(node):
+    """See nodes/arguments.py; its decorator also gives errors the names that the page can show."""
+    assert hasattr(getattr(node, node.FUNCTION), "__wrapped__")
+
+
 def test_nodes_keep_no_state(node):
     assert "__init__" not in vars(node)
 

@@ -189,7 +189,7 @@ def _resolve(name: str, categories: Sequence[str]) -> Path:
     import folder_paths
     roots = [Path(root) for category in categories for root in folder_paths.get_folder_paths(category)]
     for spelled in map(Path, dict.fromkeys((name, name.replace("\\", "/")))):
-        inside = name != NONE_FOUND and not spelled.is_absolute() and ".." not in spelled.parts
+        inside = name != NONE_FOUND and spelled.parts and not spelled.is_absolute() and ".." not in spelled.parts
         found = next((root / spelled for root in roots if inside and (root / spelled).exists()), None)
         if found is not None:
             return found

@@ -75,12 +75,13 @@ def sample_lcm(model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_ar
     """
     extra_args = extra_args or {}
     seeds = renoise_seeds(extra_args.get("seed") or 0, range(x.shape[0]) if pictures is None else pictures)
-    noise = PictureNoise(seeds, tuple(x.shape[1:]), x.device, x.dtype)
-    for i in range(len(sigmas) - 1):
+    noise = PictureNoise(seeds, tuple(x.shape[1:]), x.device, x.dtype, ahead=len(sigmas) - 2)
+    following = sigmas.tolist()[1:]         # asked for once, not at every step
+    for i, after in enumerate(following):
         denoised = model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
-        x = denoised if sigmas[i + 1] == 0 else denoised + sigmas[i + 1] * noise()
+        x = denoised if after == 0 else denoised + after * noise()
     return x
 
 

@@ -9,12 +9,23 @@ import torch
 from torch import Tensor
 
 from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder, clean_caption
+from ...pixart.text.emphasis import Part, parts_of, whole_characters, written
 from .folders import tokenizer_folder
 
 logger = logging.getLogger(__name__)
 
 KEY = "pixart_t5"              # in the token dictionary; the host's own T5 uses "t5xxl"
 HOST_KEY = "t5xxl"
+# Text encoders by the host's names for them, and what loads a CLIP that has them.
+ENCODERS = {"t5xxl": "T5-XXL beside CLIP-L", "l": "CLIP-L", "g": "CLIP-G", "h": "CLIP-H", "mt5xl": "mT5-XL",
+            "hydit_clip": "the BERT of HunyuanDiT", "llama": "Llama"}
+LOADED_BY = {
+    "t5xxl": "For Flux and SD3 load it with the stock DualCLIPLoader (type flux or sd3).",
+    "l": "For SD3 and SDXL load it with the stock DualCLIPLoader (type sd3 or sdxl).",
+    "g": "For SDXL load it with the stock DualCLIPLoader (type sdxl).",
+    "mt5xl": "For HunyuanDiT it comes with the checkpoint: use the stock Load Checkpoint.",
+    "llama": "For HunyuanVideo and HiDream load it with the stock DualCLIPLoader or QuadrupleCLIPLoader.",
+}
 BYTES_PER_WEIGHT = {16: 2.0, 8: 1.3, 4: 0.9}      # with the layers that stay in 16 bits
 Conditioning = list[list]
 
@@ -35,6 +46,15 @@ class Request(NamedTuple):
     text: str
     clean: bool = False
     limit: int = FAMILIES["sigma"].limit
+    emphasis: bool = True      # (word:1.2) and escapes are read; captions of pictures have brackets that are text
+
+
+class Tokens(dict):
+    """What `TextTokenizer` returns. Nodes that encode for another model ask it for the tokens of other encoders."""
+
+    def __missing__(self, encoder: str) -> list:
+        raise ValueError(f"this node needs the CLIP of another model, with {ENCODERS.get(encoder, encoder)}; the CLIP "
+                         "of Load T5 is for PixArt. " + LOADED_BY.get(encoder, "Load it with the stock CLIPLoader."))
 
 
 class TextTokenizer:
@@ -44,8 +64,8 @@ class TextTokenizer:
         pass
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, pixart: Request | None = None,
-                              **_: object) -> dict[str, list]:
-        return {KEY: [[(pixart or Request(text), 1.0)]]}
+                              disable_weights: bool = False, **_: object) -> Tokens:
+        return Tokens({KEY: [[(pixart or Request(text, emphasis=not disable_weights), 1.0)]]})
 
     def untokenize(self, token_weight_pair: list) -> list:
         return [(pair, pair[0].text) for pair in token_weight_pair]
@@ -70,7 +90,7 @@ class TextEncoder(torch.nn.Module):
 
     def encode(self, request: Request) -> Encoded:
         """context (1, L, C) float32 without padding. An unchanged prompt does not run the encoder again."""
-        arguments = ([request.text], request.limit, request.clean)
+        arguments = ([request.text], request.limit, request.clean, request.emphasis)
         kept = self.cache.find(self.identity, self.bits, *arguments)
         if kept is not None:
             return kept
@@ -84,13 +104,17 @@ class TextEncoder(torch.nn.Module):
         self.encoder.close()
 
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, None, dict]:
+        """Of everything that nodes have put behind each other, as the host's own encoders do it."""
         from comfy.model_management import intermediate_device
-        if KEY not in tokens:
+        requests = [entry[0] for section in tokens.get(KEY, ()) for entry in section]
+        if not requests or not all(isinstance(request, Request) for request in requests):
             raise ValueError(f"these tokens are of another text encoder ({', '.join(tokens)}); tokenize with this CLIP")
-        return self.encode(tokens[KEY][0][0][0]).context.to(intermediate_device()), None, {}
+        return torch.cat([self.encode(each).context for each in requests], 1).to(intermediate_device()), None, {}
 
     def set_clip_options(self, options: dict) -> None:
-        pass
+        if options.get("layer") is not None:
+            raise ValueError("PixArt was trained on the last layer of T5 only. Take CLIP Set Last Layer out of the "
+                             "workflow.")
 
     def reset_clip_options(self) -> None:
         pass
@@ -98,10 +122,40 @@ class TextEncoder(torch.nn.Module):
     def load_sd(self, sd: dict) -> tuple[list, list]:
         return [], []
 
+    def to_save(self) -> dict[str, Tensor]:
+        """The weights under the host's names. ValueError in 8 and 4 bits, which no other program would read."""
+        if self.encoder.model is None and self.bits == 16:
+            self.encoder = self.load()
+        return {f"{HOST_KEY}.transformer.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+
+
+@functools.cache
+def clip_class() -> type:
+    from comfy.sd import CLIP
+
+    class PixArtCLIP(CLIP):
+        """The host's own class sees no weights in our text encoder and would save or merge none."""
+
+        def clone(self, *arguments: Any, **named: Any) -> Any:
+            other = super().clone(*arguments, **named)
+            other.__class__ = type(self)        # the host's clone is always a plain CLIP
+            return other
+
+        def get_sd(self) -> dict[str, Tensor]:
+            return self.cond_stage_model.to_save()
+
+        def state_dict_for_saving(self) -> dict[str, Tensor]:
+            """The name of `get_sd` on newer hosts."""
+            return self.cond_stage_model.to_save()
+
+        def get_key_patches(self) -> dict:
+            raise ValueError("the CLIP of Load T5 cannot be merged: its weights may be of 8 or 4 bits. Load both text "
+                             "encoders with the stock CLIPLoader (type pixart) to merge them.")
+    return PixArtCLIP
+
 
 def load_clip(path: Path, bits: int, device: str) -> Any:
     """CLIP of the host around T5Encoder. `device`: "auto" for where the host runs text encoders, or "cpu"."""
-    import comfy.sd
     from comfy import model_management
     from comfy.patcher_extension import CallbacksMP
     from comfy.supported_models_base import ClipTarget
@@ -109,11 +163,14 @@ def load_clip(path: Path, bits: int, device: str) -> Any:
     load = functools.partial(load_encoder, path, bits, place)
     network = TextEncoder(load, load())
     target = ClipTarget(TextTokenizer, lambda **_: network)
-    clip = comfy.sd.CLIP(target, model_options={"load_device": place, "offload_device": place,
-                                                "initial_device": place, "dtype": torch.float32})
+    clip = clip_class()(target, model_options={"load_device": place, "offload_device": place,
+                                               "initial_device": place, "dtype": torch.float32})
     clip.patcher.size = network.bytes
     if place.type != "cpu":
-        clip.patcher.add_callback(CallbacksMP.ON_DETACH, lambda _, unpatch=True: unpatch and network.release())
+        def detached(_: Any, unpatch: bool = True) -> None:
+            if unpatch:
+                network.release()
+        clip.patcher.add_callback(CallbacksMP.ON_DETACH, detached)
     return clip
 
 
@@ -133,24 +190,31 @@ def path_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def encode_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, object]) -> tuple[Conditioning, PromptReport]:
-    """CONDITIONING with `extra` in it, and what became of the prompt, from our CLIP or the host's."""
+def encode_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, object],
+                  emphasis: bool = False) -> tuple[Conditioning, PromptReport]:
+    """CONDITIONING with `extra` in it, and what became of the prompt, from our CLIP or the host's.
+
+    emphasis: whether (word:1.2) and escapes are read, or brackets are text.
+    """
     if isinstance(clip.cond_stage_model, TextEncoder):
-        request = Request(text, *rules)
+        request = Request(text, *rules, emphasis)
         tokens = clip.tokenize(text, pixart=request)
         conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict=extra)
         return conditioning, clip.cond_stage_model.encode(request).reports[0]
-    tokens, report = host_tokens(clip, text, rules)
+    tokens, report = host_tokens(clip, text, rules, emphasis)
     return clip.encode_from_tokens_scheduled(tokens, add_dict=extra), report
 
 
-def host_tokens(clip: Any, text: str, rules: Rules) -> tuple[dict[str, list], PromptReport]:
+def host_tokens(clip: Any, text: str, rules: Rules, emphasis: bool = False) -> tuple[dict[str, list], PromptReport]:
     """Tokens of the host's own T5 (CLIPLoader, type pixart), cut to the trained length, end token kept."""
-    cleaned = clean_caption(text) if rules.clean else text
-    tokens = clip.tokenize(cleaned)
+    parts = parts_of(text) if emphasis else (Part(whole_characters(text)),)
+    if rules.clean:
+        parts = tuple(Part(clean_caption(part.text), part.weight) for part in parts)
+    cleaned = (" " if rules.clean else "").join(part.text for part in parts if part.text)
+    tokens = clip.tokenize(written(parts))
     if set(tokens) != {HOST_KEY}:
-        raise ValueError(f"this CLIP holds {', '.join(tokens)}; PixArt needs T5-XXL alone. Use Load T5 (8-bit), or "
-                         "the stock CLIPLoader with type pixart.")
+        raise ValueError(f"this CLIP holds {', '.join(tokens)}; PixArt needs T5-XXL alone. Use Load T5, or the stock "
+                         "CLIPLoader with type pixart.")
     every = [pair for chunk in tokens[HOST_KEY] for pair in chunk]
     if len(every) <= rules.limit:
         return tokens, PromptReport(text, cleaned, len(every), len(every), rules.limit)

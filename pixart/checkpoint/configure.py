@@ -4,15 +4,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from ..config import VARIANTS, KVCompression, PixArtConfig
 from .detect import Facts
 from .errors import CheckpointError
+from .folder import TRAINED_TOKENS
 from .mup import named_mup
 
 logger = logging.getLogger(__name__)
 
-TRAINED_TOKENS = {120: "sd", 300: "sdxl"}       # longest caption of alpha and of Sigma -> latent space
+PUBLISHED = {(config.base_size, config.position_scale) for config in VARIANTS.values()}
 HEAD_WIDTH = 72
 NO_HEADS = "Pass a PixArtConfig as variant, or write the file with pixart.save_checkpoint, which stores it."
 
@@ -25,30 +27,72 @@ class Choice:
     guessed: bool
 
 
-def configure(facts: Facts, variant: str | PixArtConfig, header: PixArtConfig | None, settings: Mapping[str, object],
+def configure(facts: Facts, variant: str | PixArtConfig, header: PixArtConfig | None, settings: Mapping[str, Any],
               path: Path) -> Choice:
-    """Combine all sources; weights win, contradictions raise CheckpointError naming both sides.
+    """Combine all sources. What the user says wins wherever the network itself allows it, and a notice is logged.
 
     variant: "auto", a key of VARIANTS, or a PixArtConfig. header: what our own files carry. settings: config.json.
+    Raises CheckpointError naming both sides where the tensors rule the choice out.
     """
     if isinstance(variant, PixArtConfig):
         return Choice(_agree(variant, facts, "the given configuration", path), False)
     if variant != "auto" and variant not in VARIANTS:
-        raise CheckpointError(path, f"unknown variant {variant!r}", f"auto, {', '.join(VARIANTS)}")
-    if header is not None:
-        if variant != "auto":
-            _refuse_header_mismatch(variant, header, path)
-        return Choice(_agree(header, facts, "the configuration in its header", path), False)
+        raise CheckpointError(path, f"unknown variant {variant[:40]!r}", f"auto, {', '.join(VARIANTS)}")
     if variant != "auto":
         _refuse_mismatch(variant, facts, path)
-        return Choice(_complete(VARIANTS[variant], facts, settings, path), False)
+        _notice(variant, facts, header, path)
+    if header is not None:
+        config = _agree(header, facts, "the configuration in its header", path)
+        return Choice(config if variant == "auto" else _trained_as(config, VARIANTS[variant]), False)
+    facts = _believable(facts, path)
+    if variant != "auto":
+        fixed = replace(facts, base_size=None, position_scale=None)
+        return Choice(_complete(VARIANTS[variant], fixed, settings, path), False)
     return _choose(facts, settings, path)
 
 
+def _trained_as(config: PixArtConfig, variant: PixArtConfig) -> PixArtConfig:
+    """The same network, used as a variant was trained."""
+    return replace(config, latent_space=variant.latent_space, base_size=variant.base_size,
+                   position_scale=variant.position_scale)
+
+
+def _believable(facts: Facts, path: Path) -> Facts:
+    """The facts without a position table of another size and scale than any training has.
+
+    OneTrainer's converter writes one of 64 x 64 at scale 1 into files of every variant.
+    """
+    base, scale = facts.base_size, facts.position_scale
+    if base is None or (base, scale) in PUBLISHED or scale == base / 32:
+        return facts
+    logger.warning("%s: its pos_embed, of %d px at scale %g, belongs to no training and is not believed", path.name,
+                   base * facts.patch * 8, scale)
+    return replace(facts, base_size=None, position_scale=None)
+
+
+def _notice(variant: str, facts: Facts, header: PixArtConfig | None, path: Path) -> None:
+    """Log what a file says otherwise than the chosen variant, which wins."""
+    config, said = VARIANTS[variant], []
+    tokens = facts.caption_tokens
+    if tokens in TRAINED_TOKENS and tokens != config.caption_tokens:
+        said.append(f"its y_embedding has {tokens} tokens, not {config.caption_tokens}")
+    for source, where in ((facts, "pos_embed"), (header, "header")):
+        if source is not None and source.base_size not in (None, config.base_size):
+            said.append(f"its {where} is of a {source.base_size * facts.patch * 8} px model")
+        elif source is not None and source.position_scale not in (None, config.position_scale):
+            said.append(f"its {where} has scale {source.position_scale:g}, not {config.position_scale:g}")
+    if header is not None and header.latent_space != config.latent_space:
+        said.append(f"its header says {header.latent_space} latents")
+    if said:
+        logger.warning("%s: used as %s, as chosen, although %s", path.name, variant, "; ".join(said))
+
+
 def _agree(config: PixArtConfig, facts: Facts, source: str, path: Path) -> PixArtConfig:
-    """A configuration given from outside, unless the weights contradict it."""
+    """A configuration given from outside, unless the weights contradict it; the position table is computed anyway."""
     for entry in fields(facts):
         weights, given = getattr(facts, entry.name), getattr(config, entry.name)
+        if entry.name in ("base_size", "position_scale"):
+            continue
         if weights != given and not (weights is None and _leaves_no_trace(given)):
             raise CheckpointError(path, f"{entry.name} is {weights} by its weights, but {given} by {source}",
                                   "both to agree", "Choose the configuration that belongs to this file.")
@@ -60,39 +104,17 @@ def _leaves_no_trace(value: object) -> bool:
     return not (isinstance(value, KVCompression) and value.mode == "conv")
 
 
-def _refuse_header_mismatch(variant: str, header: PixArtConfig, path: Path) -> None:
-    for name in ("micro_conditioning", "latent_space", "base_size", "position_scale"):
-        asked, stored = getattr(VARIANTS[variant], name), getattr(header, name)
-        if asked != stored:
-            raise CheckpointError(path, f"variant {variant} was chosen, which has {name} {asked}, but the file's "
-                                  f"header says {stored}", "both to agree", "Choose variant auto.")
-
-
-def contradiction(variant: str, facts: Facts) -> str | None:
-    """What in the weights rules a variant out, in words; None if nothing does."""
-    config = VARIANTS[variant]
-    if facts.micro_conditioning != config.micro_conditioning:
-        has = "has" if facts.micro_conditioning else "has no"
-        return f"the file {has} size conditioning (ar_embedder)"
-    if facts.caption_tokens in TRAINED_TOKENS and facts.caption_tokens != config.caption_tokens:
-        return f"the file's y_embedding has {facts.caption_tokens} tokens, not {config.caption_tokens}"
-    if facts.base_size is not None and facts.base_size != config.base_size:
-        return (f"the file's pos_embed is of a {facts.base_size * facts.patch * 8} px model, "
-                f"not of {config.resolution} px")
-    if facts.position_scale is not None and facts.position_scale != config.position_scale:
-        return f"the file's pos_embed has scale {facts.position_scale:g}, not {config.position_scale:g}"
-    return None
-
-
 def _refuse_mismatch(variant: str, facts: Facts, path: Path) -> None:
-    reason = contradiction(variant, facts)
-    if reason is not None:
-        fitting = [name for name in VARIANTS if contradiction(name, facts) is None]
-        raise CheckpointError(path, f"variant {variant} was chosen, but {reason}",
-                              f"variant {' or '.join(['auto', *fitting])}")
+    """The tensors of size conditioning are there or not: that no choice can change."""
+    if facts.micro_conditioning == VARIANTS[variant].micro_conditioning:
+        return
+    has = "has" if facts.micro_conditioning else "has no"
+    fitting = [name for name, config in VARIANTS.items() if config.micro_conditioning == facts.micro_conditioning]
+    raise CheckpointError(path, f"variant {variant} was chosen, but the file {has} size conditioning (ar_embedder)",
+                          f"variant {' or '.join(['auto', *fitting])}")
 
 
-def _complete(base: PixArtConfig, facts: Facts, settings: Mapping[str, object], path: Path) -> PixArtConfig:
+def _complete(base: PixArtConfig, facts: Facts, settings: Mapping[str, Any], path: Path) -> PixArtConfig:
     """A variant with everything the weights tell put in place."""
     known = {entry.name: getattr(facts, entry.name) for entry in fields(facts)
              if getattr(facts, entry.name) is not None}
@@ -104,11 +126,11 @@ def _complete(base: PixArtConfig, facts: Facts, settings: Mapping[str, object], 
         raise CheckpointError(path, str(error), "the sizes of a PixArt model") from error
 
 
-def heads_of(hidden: int, settings: Mapping[str, object], path: Path) -> int:
+def heads_of(hidden: int, settings: Mapping[str, Any], path: Path) -> int:
     """Number of attention heads, which no shape shows: from config.json, else by the head width of all releases."""
     heads = settings.get("num_attention_heads")
-    if isinstance(heads, int) and heads > 0:
-        return heads
+    if heads:
+        return int(heads)
     if hidden % HEAD_WIDTH:
         raise CheckpointError(path, f"width {hidden} and no word about attention heads",
                               f"a width divisible by {HEAD_WIDTH}, or a configuration", NO_HEADS)
@@ -118,7 +140,7 @@ def heads_of(hidden: int, settings: Mapping[str, object], path: Path) -> int:
     return hidden // HEAD_WIDTH
 
 
-def _choose(facts: Facts, settings: Mapping[str, object], path: Path) -> Choice:
+def _choose(facts: Facts, settings: Mapping[str, Any], path: Path) -> Choice:
     """The variant that weights and config.json determine, completed by a guess where they do not."""
     space = _latent_space(facts, settings)
     base, scale = facts.base_size, facts.position_scale
@@ -139,7 +161,7 @@ def _choose(facts: Facts, settings: Mapping[str, object], path: Path) -> Choice:
     return Choice(_complete(config, facts, settings, path), guessed)
 
 
-def _latent_space(facts: Facts, settings: Mapping[str, object]) -> str | None:
+def _latent_space(facts: Facts, settings: Mapping[str, Any]) -> str | None:
     """"sd" for alpha and delta, "sdxl" for Sigma, None where neither weights nor the pipeline say."""
     if facts.micro_conditioning:
         return "sd"
@@ -152,7 +174,7 @@ def _latent_space(facts: Facts, settings: Mapping[str, object]) -> str | None:
     return TRAINED_TOKENS.get(facts.caption_tokens) or TRAINED_TOKENS.get(settings.get("tokens"))
 
 
-def _size_from_settings(facts: Facts, settings: Mapping[str, object]) -> tuple[int | None, float | None]:
+def _size_from_settings(facts: Facts, settings: Mapping[str, Any]) -> tuple[int | None, float | None]:
     """Base size and position scale of a diffusers config.json, with the class's own default for the scale."""
     side = settings.get("sample_size")
     if not isinstance(side, int) or side < facts.patch:

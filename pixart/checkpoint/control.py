@@ -2,7 +2,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic import replacing
-from ..config import KVCompression, PixArtConfig
+from ..config import PixArtConfig
+from ..weights.reader import Weights
+from ..weights.values import refuse_quantized
 from .configure import heads_of
-from .detect import MARKS, Shapes
+from .detect import MARKS, Shapes, compression_of
 from .errors import CheckpointError
 from .families import is_lora, recognise
 from .header import from_header, to_header
-from .layouts import block_shapes, diffusers_names, file_name, linear, reference_name
-from .load import dtype_name, gather, read_config, refuse_differences
-from .read import Weights, open_weights
+from .layouts import diffusers_names, file_name, reference_name, shapes_of
+from .load import common_dtype, dtype_name, gather, read_config, refuse_differences
+from .read import open_network
 
 if TYPE_CHECKING:
     from ..model.attention import Attend
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 CONTROL_FILE = "a PixArt ControlNet (bundled with its base model, alone, or in diffusers layout)"
 CLASSES = ("PixArtControlNetAdapterModel", "PixArtControlNetTransformerModel", "PixArtTransformer2DModel")
 FORMAT = "pixart-controlnet"
-OURS = re.compile(r"controlnet\.(\d+)\.(copied_block\.(.+)|after_proj\..+|before_proj\..+)")
-THEIRS = re.compile(r"controlnet_blocks\.(\d+)\.(transformer_block\.(.+)|after_proj\..+|before_proj\..+)")
+OURS = re.compile(r"controlnet\.(\d{1,9})\.(copied_block\.(.+)|after_proj\..+|before_proj\..+)")
+THEIRS = re.compile(r"controlnet_blocks\.(\d{1,9})\.(transformer_block\.(.+)|after_proj\..+|before_proj\..+)")
 MARK = re.compile(r"(.*?)(controlnet|controlnet_blocks)\.0\.before_proj\.weight")
 SAMPLE = "controlnet.0.copied_block.attn.proj.weight"
 
@@ -62,14 +64,14 @@ def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
     Raises CheckpointError for another model, missing parts and wrong shapes; it is a FileNotFoundError too where
     nothing lies there.
     """
-    weights = open_weights(path, classes=CLASSES)
+    weights = open_network(path, classes=CLASSES, expected=CONTROL_FILE)
     layout, plan = find_control(weights)
     shapes = {name: _stacked([tuple(weights.tensors[part].shape) for part in parts]) for name, parts in plan.items()}
-    blocks = 1 + max(int(OURS.fullmatch(name)[1]) for name in shapes)
+    blocks = count_blocks(shapes, weights.path)
     config, knows_base = _configure(weights, layout, shapes, blocks)
     refuse_differences(shapes, control_shapes(config, blocks), f"a ControlNet with {blocks} blocks of width "
                        f"{config.hidden}", weights.path)
-    state_dict = gather(weights, plan, dtype, torch.device(device))
+    state_dict = gather(weights, plan, dtype or common_dtype(weights, plan), torch.device(device), CONTROL_FILE)
     description = describe(config, blocks, knows_base, dtype_name(weights.tensors[plan[SAMPLE][0]]), layout)
     return ControlCheckpoint(config, blocks, state_dict, knows_base, description, weights.path)
 
@@ -115,6 +117,7 @@ def find_control(weights: Weights) -> tuple[str, dict[str, tuple[str, ...]]]:
     if absent:
         raise CheckpointError(weights.path, f"{len(absent)} tensors are missing, the first is {absent[0]}",
                               todo="The file is incomplete; download it again.")
+    refuse_quantized(names, weights.path, CONTROL_FILE)
     bundled = any(name.endswith(mark) for mark in MARKS.values() for name in weights.tensors)
     return "diffusers" if kind == "controlnet_blocks" else "bundle" if bundled else "control-only", plan
 
@@ -160,7 +163,16 @@ def _refuse_unknown(names: list[str], path: Path) -> None:
 
 
 def _stacked(pieces: list[tuple[int, ...]]) -> tuple[int, ...]:
-    return (sum(piece[0] for piece in pieces), *pieces[0][1:]) if pieces[0] else pieces[0]
+    return (sum(piece[0] for piece in pieces), *pieces[0][1:]) if all(pieces) else pieces[0]
+
+
+def count_blocks(shapes: Shapes, path: Path) -> int:
+    """Number of copies, by the highest one; CheckpointError where that is far beyond what the file can hold."""
+    blocks = 1 + max(int(match[1]) for name in shapes if (match := OURS.fullmatch(name)))
+    if blocks > len(shapes):
+        raise CheckpointError(path, f"a tensor of control block {blocks - 1} in a file of {len(shapes)} tensors",
+                              "every block from 0 on", "The file is incomplete or damaged.")
+    return blocks
 
 
 def _configure(weights: Weights, layout: str, shapes: Shapes, blocks: int) -> tuple[PixArtConfig, bool]:
@@ -174,25 +186,25 @@ def _configure(weights: Weights, layout: str, shapes: Shapes, blocks: int) -> tu
         return config, True
     if SAMPLE not in shapes:
         raise CheckpointError(weights.path, f"a ControlNet without {SAMPLE}", todo="The file is incomplete.")
-    hidden = shapes[SAMPLE][0]
-    layers = {int(OURS.fullmatch(name)[1]): shape[-1] for name, shape in shapes.items()
-              if name.endswith(".copied_block.attn.sr.weight")}
-    compression = KVCompression("conv", next(iter(layers.values())), tuple(sorted(layers))) if layers else None
-    config = PixArtConfig(depth=max(PixArtConfig.depth, blocks + 1), hidden=hidden, micro_conditioning=False,
-                          heads=heads_of(hidden, weights.settings, weights.path), kv_compression=compression,
-                          qk_norm="controlnet.0.copied_block.attn.q_norm.weight" in shapes)
-    return config, False
+    hidden = shapes[SAMPLE][0] if shapes[SAMPLE] else 0
+    factors = {int(match[1]): shape[-1] if shape else 0 for name, shape in shapes.items()
+               if name.endswith(".copied_block.attn.sr.weight") and (match := OURS.fullmatch(name))}
+    try:
+        return PixArtConfig(depth=max(PixArtConfig.depth, blocks + 1), hidden=hidden, micro_conditioning=False,
+                            heads=heads_of(hidden, weights.settings, weights.path),
+                            kv_compression=compression_of(factors, weights.path),
+                            qk_norm="controlnet.0.copied_block.attn.q_norm.weight" in shapes), False
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(weights.path, str(error), CONTROL_FILE) from error
 
 
-def control_shapes(config: PixArtConfig, blocks: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a ControlNet with this many copies, in reference names."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i in range(blocks):
-        inner = block_shapes(config, i)
-        shapes |= {f"controlnet.{i}.copied_block.{name.removeprefix(f'blocks.{i}.')}": inner[name] for name in inner}
-        for name in ("before_proj", "after_proj") if i == 0 else ("after_proj",):
-            shapes |= linear(f"controlnet.{i}.{name}", config.hidden, config.hidden)
-    return shapes
+def control_shapes(config: PixArtConfig, blocks: int) -> Mapping[str, tuple[int, ...]]:
+    """Every tensor of a ControlNet with this many copies, in reference names, as the network itself has it."""
+    from ..model.controlnet import PixArtControlNet
+    deep = replace(config, depth=max(config.depth, blocks + 1))         # of the base; no shape depends on it
+    return shapes_of(PixArtControlNet(deep, blocks, device="meta"))
 
 
 def describe(config: PixArtConfig, blocks: int, knows_base: bool, dtype: str, layout: str) -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..config import KVCompression
-from .errors import CheckpointError
+from ..weights.values import refuse_quantized
+from .errors import PIXART_FILE, CheckpointError
 from .families import RELATIVES, is_lora, recognise
+from .header import KEY
 from .layouts import NULL_CAPTION, POSITIONS, plan_reference
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,6 +32,7 @@ class Layout:
     plan: dict[str, tuple[str, ...]]
     ignored: tuple[str, ...]              # tensors of other models in the same file
     positions: str | None                 # name in the file of the stored position table
+    config: str | None = None             # name in the file of the configuration that a tensor holds
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def find_layout(tensors: Mapping[str, Tensor], path: Path) -> Layout:
         own_set = set(own)
         ignored = tuple(key for key in tensors if key not in own_set)
         bare = [key[len(prefix):] for key in own]
+        config = prefix + KEY if KEY in bare else None
+        bare = [key for key in bare if key != KEY]
         _refuse_relatives(bare, path)
         plan = plan_reference(dict.fromkeys(bare)) if name == "diffusers" else _plan_plain(bare)
         plan = {ours: tuple(prefix + theirs for theirs in parts) for ours, parts in plan.items()}
@@ -71,8 +76,11 @@ def find_layout(tensors: Mapping[str, Tensor], path: Path) -> Layout:
         if name == "diffusers" and _is_allegro(tensors, plan):
             raise CheckpointError(path, "it looks like Allegro (video), a relative of PixArt that is not supported")
         if name == "reference" or _has_patch_convolution(tensors, plan):
-            return Layout(name, plan, ignored, positions)
+            refuse_quantized(bare, path, PIXART_FILE)
+            return Layout(name, plan, ignored, positions, config)
     family = recognise(tensors)
+    if family is None:
+        refuse_quantized(tensors, path, PIXART_FILE)
     found = f"it looks like {family.name}" if family else _strangers(tensors)
     raise CheckpointError(path, found, todo=family.todo if family else "")
 
@@ -142,15 +150,24 @@ def measure(shapes: Shapes, positions: Tensor | None, path: Path) -> Facts:
     if outputs not in (channels, 2 * channels):
         raise CheckpointError(path, f"{channels} channels go in and {outputs} come out",
                               "as many out as in, or twice as many")
-    depth = 1 + max((int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    if depth == 0:
-        raise CheckpointError(path, "no transformer block in it")
+    depth = count_blocks(shapes, path)
     base, scale = measure_positions(positions, hidden, path)
     null = shapes.get(NULL_CAPTION)
     return Facts(depth=depth, hidden=hidden, patch=patch, channels=channels, caption_width=caption_width,
                  learned_variance=outputs == 2 * channels, qk_norm="blocks.0.attn.q_norm.weight" in shapes,
-                 micro_conditioning="ar_embedder.mlp.0.weight" in shapes, kv_compression=_compression(shapes),
+                 micro_conditioning="ar_embedder.mlp.0.weight" in shapes, kv_compression=_compression(shapes, path),
                  caption_tokens=null[0] if null else None, base_size=base, position_scale=scale)
+
+
+def count_blocks(shapes: Shapes, path: Path) -> int:
+    """Number of blocks, by the highest one. Raises CheckpointError where there are none, or far from all of them."""
+    depth = 1 + max((int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,9})\.", name))), default=-1)
+    if depth == 0:
+        raise CheckpointError(path, "no transformer block in it")
+    if depth > len(shapes):
+        raise CheckpointError(path, f"a tensor of block {depth - 1} in a file of {len(shapes)} tensors",
+                              "every block from 0 on", "The file is incomplete or damaged.")
+    return depth
 
 
 def _shape(shapes: Shapes, name: str, dimensions: int, path: Path) -> tuple[int, ...]:
@@ -160,16 +177,26 @@ def _shape(shapes: Shapes, name: str, dimensions: int, path: Path) -> tuple[int,
     if len(shape) != dimensions:
         raise CheckpointError(path, f"{name} has shape {shape}", f"{dimensions} dimensions there",
                               "The file is quantised, or of a video model.")
+    if 0 in shape:
+        raise CheckpointError(path, f"{name} has shape {shape}, without a single number", "weights there")
     return shape
 
 
-def _compression(shapes: Shapes) -> KVCompression | None:
+def _compression(shapes: Shapes, path: Path) -> KVCompression | None:
     """Only the mode "conv" has weights; "ave" and "uniform" leave no trace in a file."""
-    layers = {int(match[1]): shape[-1] for name, shape in shapes.items()
-              if (match := re.fullmatch(r"blocks\.(\d+)\.attn\.sr\.weight", name))}
-    if not layers:
+    layers = {int(match[1]): shape[-1] if shape else 0 for name, shape in shapes.items()
+              if (match := re.fullmatch(r"blocks\.(\d{1,9})\.attn\.sr\.weight", name))}
+    return compression_of(layers, path)
+
+
+def compression_of(factors: Mapping[int, int], path: Path) -> KVCompression | None:
+    """Compression by convolution with these factors by layer; None without any."""
+    if not factors:
         return None
-    return KVCompression("conv", next(iter(layers.values())), tuple(sorted(layers)))
+    factor = next(iter(factors.values()))
+    if factor < 2:
+        raise CheckpointError(path, f"key/value compression by {factor}", "a factor of 2 or more")
+    return KVCompression("conv", factor, tuple(sorted(factors)))
 
 
 def measure_positions(table: Tensor | None, hidden: int, path: Path) -> tuple[int | None, float | None]:
@@ -180,12 +207,13 @@ def measure_positions(table: Tensor | None, hidden: int, path: Path) -> tuple[in
     """
     if table is None:
         return None, None
-    base = math.isqrt(table.shape[1]) if table.ndim == 3 else 0
-    if base < 2 or base ** 2 != table.shape[1] or table.shape[2] != hidden:
+    base = math.isqrt(table.shape[1]) if table.ndim == 3 and len(table) and hidden >= 4 else 0
+    if base < 2 or base ** 2 != table.shape[1] or table.shape[2] != hidden or not table.is_floating_point():
         raise CheckpointError(path, f"{POSITIONS} has shape {tuple(table.shape)}", f"(1, a square number, {hidden})")
     quarter = hidden // 4
     channel = quarter // 4
-    angle = math.asin(max(-1.0, min(1.0, float(table[0, 1, channel]))))
+    sine = float(table[0, 1, channel])
+    angle = math.asin(max(-1.0, min(1.0, sine))) if math.isfinite(sine) else 0.0
     if angle <= 0:
         raise CheckpointError(path, f"{POSITIONS} is not a table of sines and cosines",
                               todo="Remove it from the file and choose a variant.")

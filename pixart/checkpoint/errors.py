@@ -1,19 +1,4 @@
-"""What a user reads when a checkpoint cannot be used: found, expected, what to do, which file."""
-from pathlib import Path
+"""What a user reads when a checkpoint cannot be used; the errors of every reader of weights."""
+from ..weights.errors import PIXART_FILE, CheckpointError, CheckpointNotFound
 
-PIXART_FILE = "a PixArt transformer (.pth, .safetensors or a diffusers folder)"
-
-
-class CheckpointError(ValueError):
-    """A file that is not what was asked for. `found`, `expected`, `todo` and `path` are its parts."""
-
-    def __init__(self, path: Path | str, found: str, expected: str = PIXART_FILE, todo: str = "") -> None:
-        super().__init__(f"{path}: {found}. Expected {expected}." + (f" {todo}" if todo else ""))
-        self.path, self.found, self.expected, self.todo = Path(path), found, expected, todo
-
-
-class CheckpointNotFound(CheckpointError, FileNotFoundError):
-    """Nothing lies at this path, or a folder without weights."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+__all__ = ["PIXART_FILE", "CheckpointError", "CheckpointNotFound"]

@@ -1,12 +1,31 @@
-"""The configuration that our own files carry in their safetensors header, as JSON under `pixart_config`."""
-import json
-from dataclasses import asdict
-from pathlib import Path
+"""The configuration that our own files carry: as JSON in the safetensors header, or as a tensor of that text.
 
-from ..config import KVCompression, PixArtConfig
+A host that saves a model writes its tensors and nothing of our header, so there the text travels among the tensors.
+"""
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import LATENT_SCALE, KVCompression, PixArtConfig
+from ..weights.settings import Check, checked, flag, list_of, number, one_of, optional, parse_json, table, whole
 from .errors import CheckpointError
 
-KEY = "pixart_config"
+KEY = "pixart_config"           # of the header entry, and of the tensor
+LONGEST = 1 << 16               # characters of the text
+FIELDS: dict[str, Check] = {
+    "depth": whole(1, 1000), "hidden": whole(1, 1 << 16), "heads": whole(1, 1 << 12), "patch": whole(1, 64),
+    "channels": whole(1, 1024), "learned_variance": flag, "caption_width": whole(1, 1 << 16),
+    "caption_tokens": whole(1, 1 << 14), "base_size": whole(1, 1 << 12), "position_scale": number(1e-3, 1e3),
+    "micro_conditioning": flag, "latent_space": one_of(*LATENT_SCALE), "qk_norm": flag,
+    "kv_compression": optional(table),
+}
+COMPRESSION: dict[str, Check] = {"mode": one_of("conv", "ave", "uniform", "uniform_every"), "factor": whole(2, 64),
+                                 "layers": list_of(whole(0, 1000), 1000)}
 
 
 def to_header(config: PixArtConfig) -> dict[str, str]:
@@ -14,16 +33,55 @@ def to_header(config: PixArtConfig) -> dict[str, str]:
     return {KEY: json.dumps(asdict(config))}
 
 
-def from_header(metadata: dict[str, str], path: Path) -> PixArtConfig | None:
+def from_header(metadata: Mapping[str, str], path: Path) -> PixArtConfig | None:
     """The configuration in a safetensors header, None where there is none."""
-    if KEY not in metadata:
-        return None
+    return parse_config(metadata[KEY], path, f"{KEY} of its header") if KEY in metadata else None
+
+
+def to_tensors(config: PixArtConfig) -> dict[str, Tensor]:
+    """The tensors, in names without prefix, that tell `from_tensor` the configuration and other loaders the size.
+
+    Other programs tell the training size by the stored position table (1, base_size^2, hidden), as official files
+    have it; they compute its numbers anew.
+    """
+    from ..model.positions import position_table
+    from .layouts import POSITIONS
+    positions = position_table(config.base_size, config.base_size, config.hidden, config.base_size,
+                               config.position_scale)
+    written = torch.frombuffer(bytearray(to_header(config)[KEY].encode()), dtype=torch.uint8)
+    return {KEY: written, POSITIONS: positions[None].to(torch.float16)}
+
+
+def from_tensor(tensor: Tensor, path: Path) -> PixArtConfig:
+    """The configuration in a tensor that `to_tensors` made."""
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > LONGEST:
+        raise CheckpointError(path, f"{KEY} among its tensors is {str(tensor.dtype).removeprefix('torch.')} of shape "
+                              f"{tuple(tensor.shape)}", "the bytes of a text")
+    return parse_config(bytes(tensor.tolist()), path, f"{KEY} among its tensors")
+
+
+def parse_config(written: str | bytes, path: Path, where: str) -> PixArtConfig:
+    """A PixArtConfig from JSON. Raises CheckpointError that names the field; unknown ones are refused."""
+    entries = parse_json(written, path, where)
+    strange = sorted(entries.keys() - {field.name for field in fields(PixArtConfig)})
+    if strange:
+        raise CheckpointError(path, f"{strange[0][:40]} in {where} is not known", "the fields of PixArtConfig",
+                              "It may come from a newer version; update, or pass a PixArtConfig as variant.")
+    known: dict[str, Any] = checked(entries, FIELDS, path, where)
     try:
-        fields = json.loads(metadata[KEY])
-        compression = fields.get("kv_compression")
-        if compression is not None:
-            fields["kv_compression"] = KVCompression(**{**compression, "layers": tuple(compression["layers"])})
-        return PixArtConfig(**fields)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(path, f"its {KEY} cannot be used ({error})", "the fields of PixArtConfig",
-                              "It may come from a newer version; update, or pass a PixArtConfig as variant.") from error
+        if known.get("kv_compression") is not None:
+            known["kv_compression"] = parse_compression(known["kv_compression"], path, where)
+        return PixArtConfig(**known)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(path, f"{where} contradicts itself: {error}", "a configuration of a PixArt") from error
+
+
+def parse_compression(entries: Mapping[str, object], path: Path, where: str) -> KVCompression:
+    """Key/value compression from its JSON."""
+    known = checked(entries, COMPRESSION, path, f"kv_compression of {where}")
+    lacking = COMPRESSION.keys() - known.keys()
+    if lacking:
+        raise CheckpointError(path, f"kv_compression of {where} lacks {min(lacking)}", "mode, factor and layers")
+    return KVCompression(known["mode"], known["factor"], tuple(known["layers"]))

@@ -4,9 +4,11 @@ There is no transposing anywhere: diffusers keeps query, key and value apart whe
 """
 import re
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import PixArtConfig
 
@@ -40,7 +42,7 @@ INNER = {
 }
 OUTER_BACK = {theirs: ours for ours, theirs in OUTER.items()}
 INNER_BACK = {theirs: (ours, part, len(parts)) for ours, parts in INNER.items() for part, theirs in enumerate(parts)}
-BLOCK = re.compile(r"(transformer_blocks|blocks)\.(\d+)\.(.+)")
+BLOCK = re.compile(r"(transformer_blocks|blocks)\.(\d{1,9})\.(.+)")
 
 
 def reference_module(diffusers_module: str) -> tuple[str, int, int] | None:
@@ -135,41 +137,13 @@ def file_name(parameter: str) -> str:
     return parameter.removesuffix(".weight") if parameter.endswith("scale_shift_table.weight") else parameter
 
 
-def expected_shapes(config: PixArtConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model with this configuration, in reference names."""
-    width, hidden_text = config.hidden, config.caption_width
-    shapes = {"x_embedder.proj.weight": (width, config.channels, config.patch, config.patch),
-              "x_embedder.proj.bias": (width,)}
-    shapes |= linear("t_embedder.mlp.0", width, 256) | linear("t_embedder.mlp.2", width, width)
-    if config.micro_conditioning:
-        for name in ("csize_embedder", "ar_embedder"):
-            shapes |= linear(f"{name}.mlp.0", width // 3, 256) | linear(f"{name}.mlp.2", width // 3, width // 3)
-    shapes |= linear("t_block.1", 6 * width, width)
-    shapes |= linear("y_embedder.y_proj.fc1", width, hidden_text) | linear("y_embedder.y_proj.fc2", width, width)
-    shapes[NULL_CAPTION] = (config.caption_tokens, hidden_text)
-    for index in range(config.depth):
-        shapes |= block_shapes(config, index)
-    shapes["final_layer.scale_shift_table"] = (2, width)
-    return shapes | linear("final_layer.linear", config.patch ** 2 * config.out_channels, width)
+@lru_cache(maxsize=8)
+def expected_shapes(config: PixArtConfig) -> Mapping[str, tuple[int, ...]]:
+    """Every tensor of a model with this configuration, in reference names, as the model itself has it."""
+    from ..model.transformer import PixArtTransformer
+    return shapes_of(PixArtTransformer(config, device="meta"))
 
 
-def block_shapes(config: PixArtConfig, index: int) -> dict[str, tuple[int, ...]]:
-    width, prefix, compression = config.hidden, f"blocks.{index}", config.kv_compression
-    shapes = {f"{prefix}.scale_shift_table": (6, width)}
-    for name, rows, columns in (("attn.qkv", 3 * width, width), ("attn.proj", width, width),
-                                ("cross_attn.q_linear", width, width), ("cross_attn.kv_linear", 2 * width, width),
-                                ("cross_attn.proj", width, width), ("mlp.fc1", 4 * width, width),
-                                ("mlp.fc2", width, 4 * width)):
-        shapes |= linear(f"{prefix}.{name}", rows, columns)
-    norms = ["q_norm", "k_norm"] if config.qk_norm else []
-    if compression is not None and compression.mode == "conv" and index in compression.layers:
-        factor = compression.factor
-        shapes |= {f"{prefix}.attn.sr.weight": (width, 1, factor, factor), f"{prefix}.attn.sr.bias": (width,)}
-        norms.append("norm")
-    for norm in norms:
-        shapes |= {f"{prefix}.attn.{norm}.weight": (width,), f"{prefix}.attn.{norm}.bias": (width,)}
-    return shapes
-
-
-def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of a model's tensors under the names that files have; not to be changed."""
+    return MappingProxyType({file_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()})

@@ -3,6 +3,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..config import VARIANTS, PixArtConfig
+from ..weights.reader import ShortLived, Weights
+from ..weights.values import EIGHT_BITS, check_finite, check_floating
 from .configure import Choice, configure
 from .detect import Layout, find_layout, measure, reference_shapes
-from .errors import CheckpointError
-from .header import KEY, from_header
+from .errors import PIXART_FILE, CheckpointError
+from .header import from_header, from_tensor
 from .layouts import NULL_CAPTION, expected_shapes
 from .mup import fold_readout, readout_divisor
-from .read import ShortLived, Weights, open_weights
+from .read import open_network
 
 if TYPE_CHECKING:
     from ..model.attention import Attend
@@ -54,21 +57,23 @@ def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
                     device: torch.device | str = "cpu", ema: bool = False) -> Checkpoint:
     """Read a PixArt transformer in any layout.
 
-    path: .pth, .safetensors, an index of shards, a diffusers pipeline or its transformer folder. variant: "auto", a
-    key of VARIANTS for what the weights cannot tell, or a whole PixArtConfig. dtype: convert while reading (scale-shift
-    tables become float32). Without dtype, on the CPU, tensors stay views of the file, except those that diffusers
-    keeps in parts. ema: take averaged weights where a training checkpoint has both. Logs one line about what was
-    found. Raises CheckpointError (a ValueError), also FileNotFoundError where nothing lies there.
+    path: .pth, .safetensors, a shard or an index of shards, a diffusers pipeline or its transformer folder. variant:
+    "auto", a key of VARIANTS for what the weights cannot tell, or a whole PixArtConfig. dtype: convert while reading
+    (scale-shift tables become float32). Without dtype, on the CPU, tensors stay views of the file, except those that
+    diffusers keeps in parts and those of a file that mixes data types. ema: take averaged weights where a training
+    checkpoint has both. Logs one line about what was found. Raises CheckpointError (a ValueError), also
+    FileNotFoundError where nothing lies there.
     """
-    weights = open_weights(path, ema)
+    weights = open_network(path, ema)
     layout = find_layout(weights.tensors, weights.path)
-    choice = _recognise(weights, layout, variant)
-    state_dict = gather(weights, layout.plan, dtype, torch.device(device))
+    own = _own_config(weights, layout)
+    choice = _recognise(weights, layout, variant, own)
+    state_dict = gather(weights, layout.plan, dtype or common_dtype(weights, layout.plan), torch.device(device))
     has_null_caption = NULL_CAPTION in state_dict
     if not has_null_caption:
         like = state_dict["y_embedder.y_proj.fc1.bias"]
         state_dict[NULL_CAPTION] = like.new_zeros(choice.config.caption_tokens, choice.config.caption_width)
-    divisor, by_name = readout_divisor(choice.config, variant, layout.name, KEY in weights.metadata, weights.path)
+    divisor, by_name = readout_divisor(choice.config, variant, layout.name, own is not None, weights.path)
     if divisor != 1:
         state_dict = fold_readout(state_dict, divisor)
     guessed = choice.guessed or by_name
@@ -81,8 +86,9 @@ def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
 
 def read_config(path: str | os.PathLike, variant: str | PixArtConfig = "auto") -> PixArtConfig:
     """The configuration `read_checkpoint` would find, checked against all shapes, without reading the weights."""
-    weights = open_weights(path)
-    return _recognise(weights, find_layout(weights.tensors, weights.path), variant).config
+    weights = open_network(path)
+    layout = find_layout(weights.tensors, weights.path)
+    return _recognise(weights, layout, variant, _own_config(weights, layout)).config
 
 
 def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
@@ -90,23 +96,34 @@ def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: t
     """Open a checkpoint as a model, in evaluation mode; arguments as in `read_checkpoint`.
 
     The model is built without memory and takes over the tensors as they were read, so a file needs its own size at
-    most. `ops` supplies the layers (default torch.nn), `attend` the attention.
+    most; weights kept in 8 bits, which no layer computes with, become bfloat16. `ops` supplies the layers (default
+    torch.nn), `attend` the attention.
     """
     from ..model.attention import sdpa
     from ..model.transformer import PixArtTransformer
     checkpoint = read_checkpoint(path, variant, dtype, device)
+    if dtype is None and checkpoint.dtype in EIGHT_BITS:
+        checkpoint = read_checkpoint(path, variant, torch.bfloat16, device)
     model = PixArtTransformer(checkpoint.config, ops=ops or nn, attend=attend or sdpa, dtype=checkpoint.dtype,
                               device="meta")
     model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
     return model.eval()
 
 
-def _recognise(weights: Weights, layout: Layout, variant: str | PixArtConfig) -> Choice:
+def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
+    """What a file that this package wrote, or a host from a model of this package, says of itself."""
+    header = from_header(weights.metadata, weights.path)
+    if header is None and layout.config is not None:
+        header = from_tensor(weights.tensors[layout.config], weights.path)
+    return header
+
+
+def _recognise(weights: Weights, layout: Layout, variant: str | PixArtConfig, own: PixArtConfig | None) -> Choice:
     """Which model these tensors are, from their shapes and all that is said about them; wrong shapes are refused."""
     shapes = reference_shapes(layout, weights.tensors, weights.path)
-    positions = weights.tensors[layout.positions] if layout.positions else None
+    positions = weights.tensors[layout.positions] if layout.positions and own is None else None
     facts = measure(shapes, positions, weights.path)
-    choice = configure(facts, variant, from_header(weights.metadata, weights.path), weights.settings, weights.path)
+    choice = configure(facts, variant, own, weights.settings, weights.path)
     compare_shapes(shapes, choice.config, weights.path)
     return choice
 
@@ -136,14 +153,20 @@ def refuse_differences(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[
                               "The file is incomplete, changed or of another model.")
 
 
-def gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None,
-            device: torch.device) -> dict[str, Tensor]:
-    """Every tensor under its reference name: a view of the file where possible, else copied one by one."""
-    source, result = ShortLived(weights), {}
+def gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None, device: torch.device,
+           expected: str = PIXART_FILE) -> dict[str, Tensor]:
+    """Every tensor under its reference name: a view of the file where possible, else copied one by one.
+
+    Raises CheckpointError for tensors that are no weights: not floating-point, not finite.
+    """
+    source, result = ShortLived(weights.remap), {}
     for name, parts in plan.items():
         tensor = weights.tensors[parts[0]]
+        for part in parts:
+            check_floating(part, weights.tensors[part], weights.path, expected)
+            check_finite(part, source[part], weights.path, expected)
         target = tensor.dtype
-        if dtype is not None and tensor.is_floating_point():
+        if dtype is not None:
             target = torch.float32 if name.endswith("scale_shift_table") else dtype
         if len(parts) > 1:
             tensor = torch.cat([source[part].to(target) for part in parts]).to(device)
@@ -151,6 +174,21 @@ def gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.d
             tensor = source[parts[0]].to(device=device, dtype=target)
         result[name] = tensor
     return result
+
+
+def common_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch.dtype | None:
+    """What all tensors can be read as without loss, where a file mixes data types; None where it does not.
+
+    Tables and the null caption are often kept in float32, and 8-bit files keep small tensors larger: both stay.
+    """
+    found = {weights.tensors[part].dtype for name, parts in plan.items() for part in parts
+             if not name.endswith("scale_shift_table") and name != NULL_CAPTION}
+    if len(found) < 2 or found & set(EIGHT_BITS) or not all(dtype.is_floating_point for dtype in found):
+        return None
+    common = reduce(torch.promote_types, found)
+    logger.warning("%s: mixes %s; all is read as %s", weights.path.name,
+                   " and ".join(sorted(DTYPE_NAMES.get(dtype, str(dtype)) for dtype in found)), DTYPE_NAMES[common])
+    return common
 
 
 def describe(config: PixArtConfig, guessed: bool, dtype: str, layout: str, divisor: float = 1.0) -> str:

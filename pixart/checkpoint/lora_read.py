@@ -6,12 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..weights.locate import Kind
+from ..weights.reader import open_weights
 from .errors import CheckpointError, CheckpointNotFound
 from .layouts import diffusers_names
 from .lora import Lora, LoraPart
 from .lora_alpha import LORA_FILE, Settings, find_settings
 from .lora_keys import ALPHA, DOWN, MAGNITUDE, UP, layout_of, place_of, split_key, stranger
-from .read import open_weights
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
          "pytorch_lora_weights.bin")
@@ -29,10 +30,7 @@ def read_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha is {alpha}; it must be above 0, or left out to take what the file says")
     file = find_file(Path(path).expanduser())
-    try:
-        weights = open_weights(file)
-    except CheckpointError as error:
-        raise type(error)(error.path, error.found, LORA_FILE, error.todo) from error
+    weights = open_weights(file, Kind(LORA_FILE))
     groups, ignored = group_keys(weights.tensors)
     check_kind(weights.tensors, groups, file)
     first = next(iter(groups))

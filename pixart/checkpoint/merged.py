@@ -17,7 +17,8 @@ def owned(model: PixArtTransformer) -> PixArtTransformer:
 def with_loras(model: PixArtTransformer, loras: Sequence[tuple[str | Path, float]]) -> PixArtTransformer:
     """Merge LoRA files or folders, each at a strength, into a model that was just loaded; returns it.
 
-    At strength 0 not even its memory moves, which may decide the last bit of a product. Raises what reading a LoRA raises, and ValueError for one that does not fit the model.
+    At strength 0 not even its memory moves, which may decide the last bit of a product. Raises what reading a LoRA
+    raises, and ValueError for one that does not fit the model.
     """
     read = [(read_lora(path), strength) for path, strength in loras]
     if any(strength for _, strength in read):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
-from .folder import PREFERRED, TRANSFORMER_CLASSES
+from .folder import TRANSFORMER_CLASSES, WEIGHTS_NAME
 from .header import to_header
 from .layouts import to_diffusers
 from .save import plain
@@ -31,7 +31,7 @@ def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, 
     state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {name: plain(tensor, dtype) for name, tensor in to_diffusers(state_dict).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / PREFERRED[0]) as beside:
+    with replacing(folder / WEIGHTS_NAME) as beside:
         save_file(tensors, beside, {"format": "pt", **to_header(config)})
     with replacing(folder / "config.json") as beside:
         beside.write_text(json.dumps(settings(config), indent=2) + "\n", encoding="utf-8")

@@ -3,13 +3,17 @@
 Holistically-nested edge detection on a VGG-16 trunk, in the variant that takes RGB and has no fusion layer.
 """
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, relu
 
-from ..checkpoint.errors import PIXART_FILE, CheckpointError
-from ..checkpoint.read import open_weights
+from ..weights.errors import CheckpointError
+from ..weights.locate import Kind
+from ..weights.reader import open_weights
+from ..weights.values import check_finite, check_floating
 from .pictures import Progress, each, opaque, with_room
 
 FILE = "ControlNetHED.pth"
@@ -63,21 +67,18 @@ def load_hed(path: str | os.PathLike, device: torch.device | str = "cpu") -> HED
 
     Raises CheckpointError, or its subclass CheckpointNotFound, for every other file.
     """
-    try:
-        weights = open_weights(path)
-    except CheckpointError as error:
-        expected = HED_FILE if error.expected == PIXART_FILE else error.expected
-        raise type(error)(error.path, error.found, expected, error.todo) from error
+    weights = open_weights(path, Kind(HED_FILE))
     with torch.device("meta"):
         network = HED()
-    check(path, dict(weights.tensors), network.state_dict())
+    check(path, weights.tensors, network.state_dict())
     network.load_state_dict({name: tensor.to(device, torch.float32, copy=True)
                              for name, tensor in weights.tensors.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def check(path: str | os.PathLike, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Raises CheckpointError unless `found` has exactly the names and shapes of `wanted`."""
+def check(path: str | os.PathLike, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError unless `found` has exactly the names and shapes of `wanted`, and finite numbers."""
+    path = Path(path)
     if any(name.startswith(OTHER_PORT) for name in found):
         raise CheckpointError(path, "another HED network, network-bsds500 of pytorch-hed, which takes BGR pictures and "
                               "draws thinner lines", HED_FILE, f"Get {FILE} of lllyasviel/Annotators.")
@@ -91,6 +92,9 @@ def check(path: str | os.PathLike, found: dict[str, Tensor], wanted: dict[str, T
         first = shapes[0]
         raise CheckpointError(path, f"{len(shapes)} tensors of another shape, the first is {first} with "
                               f"{tuple(found[first].shape)} instead of {tuple(wanted[first].shape)}", HED_FILE)
+    for name, tensor in found.items():
+        check_floating(name, tensor, path, HED_FILE)
+        check_finite(name, tensor, path, HED_FILE)
 
 
 @torch.no_grad()

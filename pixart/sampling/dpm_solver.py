@@ -3,12 +3,12 @@
 The official PixArt code and diffusers run the same update over different nodes, so their pictures differ:
 "official" spaces fractional timesteps evenly and ends at t = 0; "diffusers" rounds them and ends at zero noise.
 """
+import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from .schedule import STEPS, Callback, Model, alphas_cumprod, batch_of
+from .schedule import ALPHAS_CUMPROD, STEPS, Callback, Model, batch_of
 
 RULES = ("official", "diffusers")
 
@@ -22,16 +22,15 @@ class Node(NamedTuple):
 
     @property
     def half_log_snr(self) -> float:
-        alpha, sigma = torch.tensor([self.alpha, self.sigma], dtype=torch.float64).log().tolist()
-        return alpha - sigma
+        return math.log(self.alpha) - math.log(self.sigma)
 
 
 def node_at(time: float) -> Node:
     """Node at a fractional timestep; log alpha is interpolated linearly between its neighbours."""
-    log_alpha = 0.5 * alphas_cumprod().log()
     low = min(int(time), STEPS - 2)
-    value = torch.lerp(log_alpha[low], log_alpha[low + 1], time - low)
-    return Node(time, value.exp().item(), (1 - (2 * value).exp()).sqrt().item())
+    here, above = (0.5 * math.log(ALPHAS_CUMPROD[t]) for t in (low, low + 1))
+    log_alpha = here + (time - low) * (above - here)
+    return Node(time, math.exp(log_alpha), math.sqrt(-math.expm1(2 * log_alpha)))
 
 
 def nodes(steps: int, rule: str = "official") -> list[Node]:
@@ -43,7 +42,7 @@ def nodes(steps: int, rule: str = "official") -> list[Node]:
     last = STEPS - 1
     if rule == "official":
         return [node_at(last * (1 - i / steps)) for i in range(steps + 1)]
-    times = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().flip(0)[:-1].tolist()
+    times = [float(round(last * i / steps)) for i in range(steps, 0, -1)]
     return [node_at(t) for t in times] + [Node(0.0, 1.0, 0.0)]
 
 
@@ -56,7 +55,7 @@ def advance(x: Tensor, here: Node, there: Node, x0: Tensor, before: tuple[Node, 
         node, previous = before
         ratio = (here.half_log_snr - node.half_log_snr) / h
         x0 = x0 + (x0 - previous) / (2 * ratio)
-    return (there.sigma / here.sigma) * x - there.alpha * torch.expm1(torch.tensor(-h)).item() * x0
+    return (there.sigma / here.sigma) * x - there.alpha * math.expm1(-h) * x0
 
 
 def dpm_solver_pp(model: Model, noise: Tensor, steps: int = 20, rule: str = "official",

@@ -1,11 +1,10 @@
 """Few-step sampling of a latent consistency model (PixArt-delta): 1 to 8 steps, no guidance."""
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .consistency import consistency
-from .schedule import STEPS, Callback, Model, add_noise, batch_of
+from .schedule import STEPS, Callback, Model, Noise, add_noise, batch_of
 
 GRID_SIZE = 50                       # training points: every 20th step, 19, 39, ..., 999
 RULES = ("official", "diffusers")
@@ -31,7 +30,7 @@ def lcm_timesteps(steps: int, rule: str = "official", strength: float = 1.0) -> 
     return [grid[i * usable // steps] for i in range(steps)]
 
 
-def lcm(model: Model, latent: Tensor, timesteps: Sequence[int], noise: Callable[[], Tensor],
+def lcm(model: Model, latent: Tensor, timesteps: Sequence[int], noise: Noise,
         callback: Callback | None = None) -> Tensor:
     """Sample from `latent` (B, C, H, W), noised to timesteps[0] (unit Gaussian noise at full strength).
 
@@ -40,10 +39,9 @@ def lcm(model: Model, latent: Tensor, timesteps: Sequence[int], noise: Callable[
     """
     x = latent
     for step, t in enumerate(timesteps):
-        now = batch_of(t, x)
-        x0 = consistency(x, model(x, now), now)
+        x0 = consistency(x, model(x, batch_of(t, x)), t)
         if callback is not None:
             callback(step, x, x0)
         if step + 1 < len(timesteps):
-            x = add_noise(x0, noise(), torch.full_like(now, timesteps[step + 1]))
+            x = add_noise(x0, noise(), timesteps[step + 1])
     return x0

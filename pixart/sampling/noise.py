@@ -6,13 +6,23 @@ from torch import Tensor
 
 
 class PictureNoise:
-    """Draws unit Gaussian noise (B, *shape), row i always from the stream of seeds[i], on the CPU for any device."""
+    """Draws unit Gaussian noise (B, *shape), row i always from the stream of seeds[i], on the CPU for any device.
+
+    ahead: so many draws are made and moved to the device together, at the first call and whenever they are used up. A
+    sampler that is told how many it needs copies nothing to the device while it samples.
+    """
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32) -> None:
+                 dtype: torch.dtype = torch.float32, ahead: int = 1) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.shape, self.device, self.dtype = shape, device, dtype
+        self.shape, self.device, self.dtype, self.ahead = shape, device, dtype, max(1, ahead)
+        self._waiting: list[Tensor] = []
 
     def __call__(self) -> Tensor:
-        rows = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        return torch.stack(rows).to(self.device, self.dtype)
+        if not self._waiting:
+            draws = torch.stack([self._draw() for _ in range(self.ahead)])
+            self._waiting = list(draws.to(self.device, self.dtype).unbind())
+        return self._waiting.pop(0)
+
+    def _draw(self) -> Tensor:
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self.generators])

@@ -7,14 +7,14 @@ from .encoded import Encoded, join
 from .t5 import T5Encoder
 from .tokens import check_request
 
-_Key = tuple[str, int, int, bool, str]
+_Key = tuple[str, int, int, bool, bool, str]
 
 
 class EmbeddingCache:
     """Keeps the last `entries` encoded prompts on the CPU (a 300-token prompt of T5-XXL takes 4.9 MB).
 
-    A prompt is found again by encoder, bits, token limit, cleaning and its text, so an entry outlives the encoder
-    object: after the encoder was closed, or loaded once more, the same prompt costs nothing.
+    A prompt is found again by encoder, bits, token limit, cleaning, emphasis and its text, so an entry outlives the
+    encoder object: after the encoder was closed, or loaded once more, the same prompt costs nothing.
     """
 
     def __init__(self, entries: int = 32) -> None:
@@ -32,25 +32,26 @@ class EmbeddingCache:
         self._kept.clear()
 
     def find(self, identity: str, bits: int, prompts: list[str], max_tokens: int,
-             clean: bool = False) -> Encoded | None:
+             clean: bool = False, emphasis: bool = False) -> Encoded | None:
         """All prompts when every one is kept, else None; `identity` as `encoder_identity(path)` gives it."""
         check_request(prompts, max_tokens)
-        keys = _keys(identity, bits, prompts, max_tokens, clean)
+        keys = _keys(identity, bits, prompts, max_tokens, clean, emphasis)
         if any(key not in self._kept for key in keys):
             return None
         self.hits += len(keys)
         return self._collect(keys, prompts, {key: self._kept[key] for key in keys})
 
-    def encode(self, encoder: T5Encoder, prompts: list[str], max_tokens: int, clean: bool = False) -> Encoded:
+    def encode(self, encoder: T5Encoder, prompts: list[str], max_tokens: int, clean: bool = False,
+               emphasis: bool = False) -> Encoded:
         """As `encoder.encode`, running it only for prompts that are not kept. Results are copies."""
         check_request(prompts, max_tokens)
-        keys = _keys(encoder.identity, encoder.bits, prompts, max_tokens, clean)
+        keys = _keys(encoder.identity, encoder.bits, prompts, max_tokens, clean, emphasis)
         missing = {key: prompt for key, prompt in zip(keys, prompts) if key not in self._kept}
         self.misses += len(missing)
         self.hits += len(prompts) - len(missing)
         found = {key: self._kept[key] for key in keys if key in self._kept}
         if missing:
-            fresh = encoder.encode(list(missing.values()), max_tokens, clean)
+            fresh = encoder.encode(list(missing.values()), max_tokens, clean, emphasis=emphasis)
             found.update((key, fresh.one(row)) for row, key in enumerate(missing))
         return self._collect(keys, prompts, found)
 
@@ -69,5 +70,7 @@ class EmbeddingCache:
             self._kept.popitem(last=False)
 
 
-def _keys(identity: str, bits: int, prompts: list[str], max_tokens: int, clean: bool) -> list[_Key]:
-    return [(identity, bits, max_tokens, clean, clean_caption(prompt) if clean else prompt) for prompt in prompts]
+def _keys(identity: str, bits: int, prompts: list[str], max_tokens: int, clean: bool, emphasis: bool) -> list[_Key]:
+    """With emphasis by the prompt itself: brackets are read before the cleaning, which takes them away."""
+    return [(identity, bits, max_tokens, clean, emphasis,
+             clean_caption(prompt) if clean and not emphasis else prompt) for prompt in prompts]

@@ -3,6 +3,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..weights.errors import CheckpointError
+
 # (part of a key, what a file with it looks like); the first that occurs names the file.
 _OTHERS = (
     ("text_model.encoder.layers.", "a CLIP text encoder"),
@@ -23,11 +25,11 @@ _OTHERS = (
 
 
 def check_family(keys: Iterable[str], config: dict[str, Any], path: Path) -> None:
-    """Raises ValueError, naming what the file looks like, unless its tensors are those of a gated T5 (v1.1) encoder."""
+    """Raises CheckpointError that names what it looks like, unless these are tensors of a gated T5 (v1.1) encoder."""
     found = _other_family(set(keys), config)
     if found:
-        raise ValueError(f"{path} looks like {found}. PixArt needs the T5 v1.1 XXL encoder "
-                         "(t5xxl_fp16.safetensors, or the text_encoder folder of a PixArt release)")
+        raise CheckpointError(path, f"it looks like {found}", "the T5 v1.1 XXL encoder (t5xxl_fp16.safetensors, or "
+                              "the text_encoder folder of a PixArt release)")
 
 
 def _other_family(keys: set[str], config: dict[str, Any]) -> str:

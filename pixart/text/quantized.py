@@ -3,6 +3,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def require_bitsandbytes(bits: int) -> None:
 def quantized_linear(weight: Tensor, bits: int, device: torch.device) -> nn.Module:
     """A linear layer without bias, of `weight` (out, in) float on the CPU: LLM.int8 for 8 bits, NF4 for 4."""
     layer = _int8(weight, device) if bits == 8 else _nf4(weight, device)
-    if layer.weight.is_floating_point():
+    if cast(Tensor, layer.weight).is_floating_point():
         raise ValueError(f"this version of bitsandbytes does not quantise on {device.type}; update it with "
                          "pip install -U bitsandbytes, choose another device, or load T5 in 16 bits")
     return layer
@@ -35,7 +36,7 @@ def _int8(weight: Tensor, device: torch.device) -> nn.Module:
 
     layer = Linear8bitLt(weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False,
                          threshold=OUTLIER_THRESHOLD, device="meta")
-    layer.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
+    layer.weight = cast(Any, Int8Params(weight, requires_grad=False, has_fp16_weights=False)).to(device)
     return layer.eval()
 
 
@@ -45,8 +46,8 @@ def _nf4(weight: Tensor, device: torch.device) -> nn.Module:
 
     layer = Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16,
                        compress_statistics=True, quant_type="nf4", device="meta")
-    layer.weight = Params4bit(weight.to(torch.bfloat16), requires_grad=False, compress_statistics=True,
-                              quant_type="nf4", module=layer).to(device)
+    layer.weight = cast(Any, Params4bit(weight.to(torch.bfloat16), requires_grad=False, compress_statistics=True,
+                                        quant_type="nf4", module=layer)).to(device)
     return layer.eval()
 
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+LARGEST = 64 << 20                      # bytes; T5's has 0.8 million
 _EXTRA_IDS = 100                        # T5 adds <extra_id_0> .. <extra_id_99> after its pieces, highest first
 
 
@@ -20,6 +21,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
+        if shift >= 70:
+            raise ValueError("a number of more than 64 bits")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -44,23 +47,32 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         at += length
 
 
+def _message(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where a message belongs")
+    return value
+
+
 def _piece(message: bytes) -> tuple[str, float]:
     fields = dict(_fields(message))                    # 1 text, 2 score (float32), 3 type
-    score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
-    return fields[1].decode("utf-8"), score
+    score = struct.unpack("<f", _message(fields[2]))[0] if 2 in fields else 0.0
+    return _message(fields[1]).decode("utf-8"), score
 
 
 def read_pieces(path: Path) -> tuple[list[tuple[str, float]], bytes]:
     """([(piece, log probability)] in id order, compiled normalisation table) of a SentencePiece model file."""
-    pieces, table, kind = [], b"", 1
+    pieces: list[tuple[str, float]] = []
+    table, kind = b"", 1
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes")
         for number, value in _fields(path.read_bytes()):
             if number == 1:
-                pieces.append(_piece(value))
+                pieces.append(_piece(_message(value)))
             elif number == 2:                          # trainer: field 3 is the model type, 1 = unigram
-                kind = dict(_fields(value)).get(3, 1)
+                kind = int(dict(_fields(_message(value))).get(3, 1))
             elif number == 3:                          # normaliser: field 2 is its table
-                table = dict(_fields(value)).get(2, b"")
+                table = _message(dict(_fields(_message(value))).get(2, b""))
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{path} is not a SentencePiece model file or is damaged: {error}") from error
     if kind != 1 or not pieces:

@@ -1,5 +1,6 @@
 """The T5 text encoder of PixArt in 16, 8 or 4 bits."""
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..weights.errors import CheckpointError
 from .cleaning import clean_caption, cleaning_notes
+from .emphasis import Part, parts_of, weigh
 from .encoded import Encoded, join
-from .files import EMBEDDING, FIRST_QUERY, T5Files, files_identity
+from .files import EMBEDDING, FIRST_QUERY, T5_FILE, T5Files, files_identity
 from .quantized import quantized_linear, quiet_casts, require_bitsandbytes
 from .tokens import PromptReport, PromptTokenizer, check_request, load_tokenizer
 
@@ -20,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 MULTILINGUAL_VOCABULARY = 250_000      # mT5 and UMT5 have 250,112 ids or more, T5 has 32,128
 _BLOCK = "encoder.block.{}.layer.{}.{}.weight"
+PAD = 0
+TIED = "embed_tokens.weight"            # the same tensor as shared.weight
+_Tokens = tuple[list[int], list[float], PromptReport]       # ids, their weights, what became of the prompt
 
 
 class T5Encoder:
@@ -53,19 +59,22 @@ class T5Encoder:
         logger.info("T5 encoder %s: %d layers, width %d, %d-bit on %s",
                     path, config.num_layers, self.width, bits, device)
 
-    def encode(self, prompts: list[str], max_tokens: int, clean: bool = False, batch: int = 1) -> Encoded:
+    def encode(self, prompts: list[str], max_tokens: int, clean: bool = False, batch: int = 1,
+               emphasis: bool = False) -> Encoded:
         """Features (B, L, C) float32 and mask (B, L) of `prompts`, on the CPU, padded to the longest of them.
 
         `max_tokens`: 120 for alpha and delta, 300 for Sigma; longer prompts are cut and reported. `clean`: clean the
         captions first, as for alpha and delta. `batch`: prompts in one pass; with 1 a result does not depend on
         the other prompts at all, with more it is faster and differs by rounding (by outlier columns in 8 bits).
+        `emphasis`: read (words:1.3) and escapes as `emphasis.parts_of` does; otherwise brackets are text, as captions
+        have them.
         """
         check_request(prompts, max_tokens)
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         if self.model is None:
             raise ValueError(f"the T5 encoder {self.path} was closed; load it again to encode")
-        tokens = [self._tokens(prompt, max_tokens, clean) for prompt in prompts]
+        tokens = [self._tokens(prompt, max_tokens, clean, emphasis) for prompt in prompts]
         return join([self._run(tokens[at:at + batch]) for at in range(0, len(tokens), batch)])
 
     def close(self) -> None:
@@ -74,27 +83,47 @@ class T5Encoder:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _tokens(self, prompt: str, limit: int, clean: bool) -> tuple[list[int], PromptReport]:
-        if not clean:
-            return self.tokenizer.encode(prompt, limit)
-        text = clean_caption(prompt)
-        notes = tuple(cleaning_notes(prompt))
-        if prompt.strip() and not text:
-            notes += ("cleaning left nothing of this prompt, as in training on English captions",)
-        return self.tokenizer.encode(prompt, limit, text, notes)
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights under the names of transformers, in bfloat16. ValueError in 8 and 4 bits, and when closed."""
+        if self.bits < 16:
+            raise ValueError(f"T5 in {self.bits} bits cannot be saved; load it in 16 bits to save it, or keep the file "
+                             f"it came from: {self.path}")
+        if self.model is None:
+            raise ValueError(f"the T5 encoder was closed; load it again to save it: {self.path}")
+        return {name: tensor for name, tensor in self.model.state_dict().items() if not name.endswith(TIED)}
 
-    def _run(self, tokens: list[tuple[list[int], PromptReport]]) -> Encoded:
-        lengths = torch.tensor([len(ids) for ids, _ in tokens])
+    def _tokens(self, prompt: str, limit: int, clean: bool, emphasis: bool) -> _Tokens:
+        parts = parts_of(prompt) if emphasis else (Part(prompt),)
+        if not clean:
+            return self.tokenizer.encode_parts(prompt, limit, parts)
+        cleaned = [Part(clean_caption(part.text), part.weight) for part in parts]
+        notes = tuple(cleaning_notes(prompt))
+        if prompt.strip() and not any(part.text for part in cleaned):
+            notes += ("cleaning left nothing of this prompt, as in training on English captions",)
+        return self.tokenizer.encode_parts(prompt, limit, cleaned, between=" ", notes=notes)
+
+    def _run(self, tokens: list[_Tokens]) -> Encoded:
+        lengths = torch.tensor([len(ids) for ids, _, _ in tokens])
         longest = int(lengths.max())
-        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in tokens])
+        ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids, _, _ in tokens])
         mask = torch.arange(longest)[None] < lengths[:, None]
+        context = self._features(ids, mask) * mask[..., None]
+        for row, (_, weights, _) in enumerate(tokens):
+            if any(weight != 1 for weight in weights):
+                padding = torch.full((1, len(weights)), PAD)
+                empty = self._features(padding, torch.ones_like(padding, dtype=torch.bool))[0]
+                context[row, :len(weights)] = weigh(context[row, :len(weights)], empty, weights)
+        if not torch.isfinite(context).all():
+            raise ValueError(f"the T5 encoder gives values that are not finite; its weights are damaged: {self.path}")
+        return Encoded(context, mask, [report for _, _, report in tokens], f"{self.path.name} {self.bits}-bit")
+
+    def _features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids (B, L), mask (B, L) bool -> (B, L, C) float32 on the CPU."""
+        assert self.model is not None       # `encode` has looked
         with torch.no_grad(), quiet_casts():
             hidden = self.model(input_ids=ids.to(self.device),
                                 attention_mask=mask.to(self.device, torch.long)).last_hidden_state
-        context = hidden.float().cpu() * mask[..., None]
-        if not torch.isfinite(context).all():
-            raise ValueError(f"the T5 encoder {self.path} gives values that are not finite; its weights are damaged")
-        return Encoded(context, mask, [report for _, report in tokens], f"{self.path.name} {self.bits}-bit")
+        return hidden.float().cpu()
 
 
 def encoder_identity(path: str | Path, tokenizer: str | Path | None = None) -> str:
@@ -130,23 +159,34 @@ def _config(files: T5Files) -> "T5Config":
     """Sizes from the shapes of the weights; what shapes cannot tell from config.json, else as in T5 v1.1."""
     from transformers import T5Config
 
-    missing = [name for name in (EMBEDDING, FIRST_QUERY) if name not in files.shapes]
-    bias = _BLOCK.format(0, 0, "SelfAttention.relative_attention_bias")
-    missing += [bias] if bias not in files.shapes else []
-    if missing:
-        raise ValueError(f"{files.path} lacks {missing[0]}; it is not a complete T5 encoder")
+    sizes = _BLOCK.format(0, 0, "SelfAttention.relative_attention_bias"), _BLOCK.format(0, 1, "DenseReluDense.wi_0")
+    for name in (EMBEDDING, FIRST_QUERY, *sizes):
+        shape = files.shapes.get(name, ())
+        if len(shape) != 2 or 0 in shape:
+            found = f"{name} of shape {shape}" if name in files.shapes else f"it lacks {name}"
+            raise CheckpointError(files.path, f"{found}, so it is not a complete T5 encoder", T5_FILE)
     vocabulary, width = files.shapes[EMBEDDING]
     if vocabulary >= MULTILINGUAL_VOCABULARY:
-        raise ValueError(f"{files.path} looks like a multilingual T5 (mT5, {vocabulary} ids). PixArt needs T5 v1.1 XXL")
-    buckets, heads = files.shapes[bias]
-    layers = 1 + max(int(name.split(".")[2]) for name in files.shapes if name.startswith("encoder.block."))
+        raise CheckpointError(files.path, f"it looks like a multilingual T5 (mT5, {vocabulary} ids)", T5_FILE)
+    (buckets, heads), inner = files.shapes[sizes[0]], files.shapes[sizes[1]][0]
+    layers = _count_layers(files)
     keep: dict[str, Any] = {"relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
                             "feed_forward_proj": "gated-gelu"}
     keep = {name: files.config.get(name, default) for name, default in keep.items()}
     return T5Config(vocab_size=vocabulary, d_model=width, num_layers=layers, num_heads=heads,
                     d_kv=files.shapes[FIRST_QUERY][0] // heads,
-                    d_ff=files.shapes[_BLOCK.format(0, 1, "DenseReluDense.wi_0")][0],
+                    d_ff=inner,
                     relative_attention_num_buckets=buckets, dropout_rate=0.0, **keep)
+
+
+def _count_layers(files: T5Files) -> int:
+    """By the highest one; far more than there are tensors means damage, not a deep model."""
+    found = [int(match[1]) for name in files.shapes if (match := re.match(r"encoder\.block\.(\d{1,9})\.", name))]
+    layers = 1 + max(found)
+    if layers > len(files.shapes):
+        raise CheckpointError(files.path, f"a tensor of layer {layers - 1} among {len(files.shapes)} tensors", T5_FILE,
+                              "The file is incomplete or damaged.")
+    return layers
 
 
 def _load(files: T5Files, config: "T5Config", bits: int, device: torch.device,
@@ -177,12 +217,12 @@ def _block_of(name: str) -> str:
 def _check_complete(files: T5Files, wanted: dict[str, tuple[int, ...]]) -> None:
     missing = [name for name in wanted if name not in files.shapes]
     if missing:
-        raise ValueError(f"{files.path} lacks {len(missing)} of the {len(wanted)} tensors of this T5 encoder, "
-                         f"the first is {missing[0]}; the file is not complete")
+        raise CheckpointError(files.path, f"it lacks {len(missing)} of the {len(wanted)} tensors of this T5 encoder, "
+                              f"the first is {missing[0]}", T5_FILE, "The file is not complete.")
     wrong = [name for name, shape in wanted.items() if files.shapes[name] != shape]
     if wrong:
-        raise ValueError(f"{files.path}: {len(wrong)} tensors have the wrong shape, the first is {wrong[0]} with "
-                         f"{files.shapes[wrong[0]]}, expected {wanted[wrong[0]]}")
+        raise CheckpointError(files.path, f"{len(wrong)} tensors have the wrong shape, the first is {wrong[0]} with "
+                              f"{files.shapes[wrong[0]]}", f"{wanted[wrong[0]]} there")
 
 
 def _install(model: nn.Module, name: str, weight: Tensor, bits: int, device: torch.device) -> None:

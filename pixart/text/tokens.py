@@ -1,10 +1,12 @@
 """From prompt to token ids, with a report of how many there are and which words did not fit."""
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import spiece
+from .emphasis import Part, whole_characters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,9 +55,10 @@ class PromptTokenizer:
         tokenizer.no_padding()
         self.source = source
         self._tokenizer = tokenizer
-        self._end: int | None = tokenizer.token_to_id(END_TOKEN)
-        if self._end is None:
-            raise ValueError(f"{source} has no end token {END_TOKEN}; it is not the tokenizer of a T5 model")
+        end = tokenizer.token_to_id(END_TOKEN)
+        if end is None:
+            raise ValueError(f"no end token {END_TOKEN}, so this is not the tokenizer of a T5 model: {source}")
+        self._end: int = end
 
     @property
     def size(self) -> int:
@@ -69,15 +72,30 @@ class PromptTokenizer:
     def encode(self, prompt: str, limit: int, text: str | None = None,
                notes: tuple[str, ...] = ()) -> tuple[list[int], PromptReport]:
         """At most `limit` ids of `text` (of the prompt where it is None), the last always the end token."""
-        text = prompt if text is None else text
-        ids, starts = self._ids_and_starts(text)
-        notes += self._unknown(text, ids[:limit], starts)
-        cut = ""
-        needed = len(ids)
+        ids, _, report = self.encode_parts(prompt, limit, [Part(prompt if text is None else text)], notes=notes)
+        return ids, report
+
+    def encode_parts(self, prompt: str, limit: int, parts: Sequence[Part], between: str = "",
+                     notes: tuple[str, ...] = ()) -> tuple[list[int], list[float], PromptReport]:
+        """As `encode`, and the weight of each token. Every part is tokenised by itself, as ComfyUI does.
+
+        between: what stands between the parts in the text of the report.
+        """
+        text, ids, starts, weights = "", [], [], []
+        for part in parts:
+            own = whole_characters(part.text)
+            text += between if text and own else ""
+            found, places = self._ids_and_starts(own)
+            notes += self._unknown(own, found[:limit], places)
+            ids += found[:-1]
+            starts += [len(text) + place for place in places[:-1]]
+            weights += [part.weight] * (len(found) - 1)
+            text += own
+        needed, cut = len(ids) + 1, ""
         if needed > limit:
             cut = text[_word_start(text, starts[limit - 1]):].strip()
-            ids = ids[:limit - 1] + [self._end]
-        return ids, PromptReport(prompt, text, len(ids), needed, limit, cut, notes)
+        ids, weights = ids[:limit - 1] + [self._end], weights[:limit - 1] + [1.0]
+        return ids, weights, PromptReport(prompt, text, len(ids), needed, limit, cut, notes)
 
     def _unknown(self, text: str, ids: list[int], starts: list[int]) -> tuple[str, ...]:
         """A note on what the vocabulary cannot spell, such as emoji and Chinese."""

@@ -48,9 +48,9 @@ def method_parser(method: str) -> argparse.ArgumentParser:
                         help="say what would be trained, how long it takes and how much memory, and stop")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE",
                         help="replace one field of the file, also inside tables")
-    for key, default in options(method):
-        parser.add_argument(f"--{key}", dest=key, metavar="VALUE", default=argparse.SUPPRESS,
-                            help=default.replace("%", "%%"))
+    for option in options(method):
+        parser.add_argument(f"--{option.key}", dest=option.key, metavar="VALUE", default=argparse.SUPPRESS,
+                            help=option.help.replace("%", "%%"))
     return parser
 
 
@@ -113,13 +113,17 @@ def plan(settings: "Settings") -> str:
 def execute(settings: "Settings", processes: "PartialState") -> Path:
     """Train and write the result; the file it went to."""
     from .jobs import assemble
-    from .loop import train
+    from .loop import train_averages
     require_place(settings.output.file)
     job = assemble(settings)
     watch = watchers(settings, job, processes.device) if processes.is_main_process else []
-    average = train(job.model, job.objective, job.data, settings.train, settings.output.folder, watch=watch,
-                    settings=job.facts)
-    return job.save(average) if processes.is_main_process else settings.output.file
+    averages = train_averages(job.model, job.objective, job.data, settings.train, settings.output.folder, watch=watch,
+                              settings=job.facts)
+    if not processes.is_main_process:
+        return settings.output.file
+    for decay in settings.train.ema_decays:
+        logger.info("moving average with decay %g: %s", decay, job.save(averages[decay], decay))
+    return job.save(averages[settings.train.ema])
 
 
 def require_place(file: Path) -> None:

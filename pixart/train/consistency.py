@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.consistency import consistency
-from ..sampling.schedule import STEPS, Model, add_noise, alphas_cumprod, at, predicted_x0
+from ..sampling.schedule import STEPS, Model, add_noise, predicted_x0
 
 GRID_SIZE = 50
 SKIP = STEPS // GRID_SIZE
@@ -17,22 +17,17 @@ def interval(index: Tensor) -> tuple[Tensor, Tensor]:
     return start, (start - SKIP).clamp(min=0)
 
 
-def ddim(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """Deterministic step to t (B,): put predicted noise back onto the predicted clean latent."""
-    a = alphas_cumprod()
-    return at(a.sqrt(), t, x0) * x0 + at((1 - a).sqrt(), t, x0) * eps
-
-
 def teacher_step(x: Tensor, cond: Tensor, uncond: Tensor, start: Tensor, end: Tensor,
                  guidance: float | Tensor) -> Tensor:
     """Where the guided teacher says x at `start` came from at `end`.
 
     cond and uncond (B, C, H, W) are its noise predictions. guidance w extrapolates from the conditional prediction,
     cond + w (cond - uncond): w = 4.5 is what other samplers call a scale of 5.5. It may be (B, 1, 1, 1), one a picture.
+    The step is DDIM's, deterministic: predicted noise goes back onto the predicted clean latent.
     """
     eps = cond + guidance * (cond - uncond)
     x0_cond, x0_uncond = predicted_x0(x, cond, start), predicted_x0(x, uncond, start)
-    return ddim(x0_cond + guidance * (x0_cond - x0_uncond), eps, end)
+    return add_noise(x0_cond + guidance * (x0_cond - x0_uncond), eps, end)
 
 
 def pseudo_huber(a: Tensor, b: Tensor, c: float = 0.001) -> Tensor:

@@ -35,7 +35,7 @@ def variational_bound(output: Tensor, x0: Tensor, x: Tensor, t: Tensor) -> Tenso
     mean = chain.posterior_mean(chain.predicted_x0(x, eps.detach(), t), x, t)
     log_variance = chain.log_variance(logits, t)
     true_mean = chain.posterior_mean(x0, x, t)
-    true_log_variance = chain.posterior_log_variance.to(x.device)[t].to(x.dtype).view(-1, 1, 1, 1)
+    true_log_variance = chain.posterior_log_variance.at(t, x)
     kl = kl_bits(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
     first = discretised_bits(x0, mean, log_variance).flatten(1).mean(1)
     return torch.where(t == 0, first, kl)

@@ -40,9 +40,18 @@ class Job:
     model: nn.Module
     objective: Objective
     data: PreparedFolder
-    save: Callable[[nn.Module], Path]
+    file: Path                       # for the result
+    write: Callable[[nn.Module, Path], Path]         # an averaged network, to a file
     config: PixArtConfig
     facts: Mapping[str, object]      # settings of the method that must not change when a training goes on
+
+    def save(self, average: nn.Module, decay: float | None = None) -> Path:
+        """Write an averaged network to its place; with `decay`, a further average beside the result."""
+        if decay is None:
+            return self.write(average, self.file)
+        stem = self.file.stem if self.file.suffix == ".safetensors" else self.file.name
+        suffix = self.file.suffix if self.file.suffix == ".safetensors" else ""
+        return self.write(average, self.file.with_name(f"{stem}-ema-{decay:g}{suffix}"))
 
     def parts(self, average: nn.Module) -> tuple[PixArtTransformer, PixArtControlNet | None]:
         """What draws pictures: a transformer, and the ControlNet beside it if that is what is trained."""
@@ -80,7 +89,12 @@ def diffusion(settings: Settings, data: PreparedFolder) -> Job:
         model = new_model(settings.model, data, settings.train.mup_base_width)
     else:
         model = owned(load_base(settings.model, "fp32"))
-    return full(model, Diffusion(data, settings.method.caption_dropout), data, settings)
+    return full(model, of_method(Diffusion, settings.method, data), data, settings)
+
+
+def of_method(kind: type[Diffusion], method: DiffusionMethod, data: PreparedFolder) -> Diffusion:
+    """`Diffusion` or `Control` as the settings of a method have it."""
+    return kind(data, method.caption_dropout, method.timesteps, method.weighting, method.weighting_cap)
 
 
 def lcm(settings: Settings, data: PreparedFolder) -> Job:
@@ -93,14 +107,14 @@ def lcm(settings: Settings, data: PreparedFolder) -> Job:
 
 
 def full(model: PixArtTransformer, objective: Objective, data: PreparedFolder, settings: Settings) -> Job:
-    file, base_width = settings.output.file, settings.train.mup_base_width
+    base_width = settings.train.mup_base_width
 
-    def save(average: nn.Module) -> Path:
+    def write(average: nn.Module, file: Path) -> Path:
         if base_width:
             write_base_shapes(file.with_suffix(".bsh"), model.config, base_width)
         save_as = save_checkpoint if file.suffix == ".safetensors" else save_diffusers
         return save_as(file, average, model.config, DTYPES[settings.output.dtype])
-    return Job(model, objective, data, save, model.config, {})
+    return Job(model, objective, data, settings.output.file, write, model.config, {})
 
 
 # -- what is trained beside a frozen base ------------------------------------------------------------------------------
@@ -113,14 +127,14 @@ def adapted(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: P
     if isinstance(method, LcmLoraMethod):
         objective = ConsistencyLora(data, method.guidance, method.huber_c, method.guidance_max)
     else:
-        objective = Diffusion(data, method.caption_dropout)
+        objective = of_method(Diffusion, method, data)
     model = add_lora(base, method.rank, method.alpha, method.targets, method.dora, seed)
 
-    def save(average: nn.Module) -> Path:
-        return save_lora(output.file, average, DTYPES[output.dtype])
+    def write(average: nn.Module, file: Path) -> Path:
+        return save_lora(file, average, DTYPES[output.dtype])
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
              "dora": method.dora}
-    return Job(model, objective, data, save, base.config, facts)
+    return Job(model, objective, data, output.file, write, base.config, facts)
 
 
 def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFolder, output: OutputSettings,
@@ -129,10 +143,10 @@ def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFol
     base.requires_grad_(False)
     control = PixArtControlNet.copy_of(base, method.blocks, base.blocks[0].attn.attend).float()
 
-    def save(average: nn.Module) -> Path:
-        return save_control(output.file, average.control, DTYPES[output.dtype])
-    return Job(Controlled(base, control.requires_grad_(True)), Control(data, method.caption_dropout), data, save,
-               base.config, {"blocks": method.blocks})
+    def write(average: nn.Module, file: Path) -> Path:
+        return save_control(file, average.control, DTYPES[output.dtype])
+    return Job(Controlled(base, control.requires_grad_(True)), of_method(Control, method, data), data, output.file,
+               write, base.config, {"blocks": method.blocks})
 
 
 # -- weights to start from ---------------------------------------------------------------------------------------------

@@ -6,12 +6,11 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from ..sampling.schedule import add_noise
+from ..sampling.schedule import Table, add_noise
 from .consistency import GRID_SIZE, consistency_loss
 from .data import Batch, TrainingData
 from .diffusion import diffusion_loss
 from .draws import draw
-from .tables import Table
 from .timesteps import Timesteps
 from .transfer import send
 from .weighting import check_weighting, timestep_weights
@@ -55,12 +54,12 @@ class Diffusion:
         output = model(noisy, t.float(), **batch.conditions(), **further, learned_variance=True)
         losses = diffusion_loss(output.float(), batch.latents, noise, t)
         if self.weighting != "none":
-            losses = losses * self._weights.on(device)[t]
+            losses = losses * self._weights.at(t, losses).flatten()
         return losses.mean()
 
     @cached_property
     def _weights(self) -> Table:
-        return Table(timestep_weights(self.weighting, self.weighting_cap))
+        return Table(timestep_weights(self.weighting, self.weighting_cap).tolist())
 
 
 @dataclass(frozen=True)

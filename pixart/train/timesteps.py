@@ -11,9 +11,8 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from ..sampling.schedule import STEPS, alphas_cumprod
+from ..sampling.schedule import ALPHAS_CUMPROD, STEPS, Table
 from .draws import draw, rows_of
-from .tables import Table
 
 KINDS = ("uniform", "laplace", "logit-normal", "range")
 
@@ -51,8 +50,8 @@ class Timesteps:
         if self.kind == "uniform" and not self.stratified:
             return draw(partial(torch.randint, STEPS), (count,), generator)
         quantiles = systematic(count, generator) if self.stratified else draw(torch.rand, (count,), generator)
-        ends = self._ends.on(generator.device)
-        return torch.searchsorted(ends[:-1], quantiles, right=True)
+        ends = self._ends.at(torch.arange(STEPS - 1, device=quantiles.device), quantiles).flatten()
+        return torch.searchsorted(ends, quantiles, right=True)
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -68,7 +67,7 @@ class Timesteps:
         t = torch.arange(STEPS)
         if self.kind == "range":
             return ((t >= self.low) & (t <= self.high)).double()
-        log_snr = torch.logit(alphas_cumprod())
+        log_snr = torch.logit(torch.tensor(ALPHAS_CUMPROD, dtype=torch.float64))
         distance = (log_snr - self.centre) / self.scale
         density = -distance.abs() if self.kind == "laplace" else -distance.square() / 2
         width, = torch.gradient(log_snr)             # of a timestep, in log SNR
@@ -78,7 +77,7 @@ class Timesteps:
     def _ends(self) -> Table:
         """Where each timestep's share of the unit interval ends."""
         ends = self.probabilities.cumsum(0)
-        return Table(ends / ends[-1])
+        return Table((ends / ends[-1]).tolist())
 
 
 def systematic(count: int, generator: torch.Generator) -> Tensor:

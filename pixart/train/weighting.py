@@ -7,7 +7,7 @@ prediction weighs 1 + 1/SNR (Salimans and Ho 2022, section 4), which looks where
 import torch
 from torch import Tensor
 
-from ..sampling.schedule import alphas_cumprod
+from ..sampling.schedule import ALPHAS_CUMPROD
 
 WEIGHTINGS = ("none", "min-snr", "v")
 GAMMA = 5.0            # of min-SNR, as in its paper
@@ -24,7 +24,7 @@ def check_weighting(weighting: str, cap: float) -> None:
 def timestep_weights(weighting: str, cap: float) -> Tensor:
     """(1000,) float64, mean 1. "v": min(1 + 1/SNR, cap). "min-snr": min(SNR, 5) / SNR (Hang et al. 2023)."""
     check_weighting(weighting, cap)
-    a = alphas_cumprod()
+    a = torch.tensor(ALPHAS_CUMPROD, dtype=torch.float64)
     snr = a / (1 - a)
     weights = {"none": torch.ones_like(a), "min-snr": snr.clamp(max=GAMMA) / snr,
                "v": (1 + 1 / snr).clamp(max=cap)}[weighting]

@@ -166,15 +166,43 @@ def test_variant_overrides_what_diffusers_names_cannot_tell(variant):
     assert choice.config == VARIANTS[variant] and not choice.guessed
 
 
-@pytest.mark.parametrize("held, asked, reason", [
-    ("alpha-1024", "alpha-512", "has size conditioning"),
-    ("alpha-512", "alpha-1024", "has no size conditioning"),
-    ("alpha-512", "sigma-512", "120 tokens, not 300"),
-    ("sigma-512", "sigma-2k", "512 px model, not of 2048 px"),
-])
-def test_variant_against_the_weights_is_refused_naming_both(held, asked, reason):
-    with pytest.raises(CheckpointError, match=f"variant {asked}.*{reason}.*auto or {held}"):
+@pytest.mark.parametrize("held, asked, reason", [("alpha-1024", "alpha-512", "has size conditioning"),
+                                                ("alpha-512", "alpha-1024", "has no size conditioning")])
+def test_variant_that_the_tensors_rule_out_is_refused_naming_both(held, asked, reason):
+    with pytest.raises(CheckpointError, match=f"variant {asked}.*{reason}.*auto or .*{held}"):
         detect(full(held), variant=asked)
+
+
+@pytest.mark.parametrize("held, asked, notice", [
+    ("alpha-512", "sigma-512", "120 tokens, not 300"),
+    ("sigma-512", "sigma-2k", "pos_embed is of a 512 px model"),
+    ("alpha-256", "sigma-256", "pos_embed has scale 1, not 0.5"),
+])
+def test_a_chosen_variant_wins_and_what_speaks_against_it_is_logged(held, asked, notice, caplog):
+    choice = detect(full(held), variant=asked)
+    tokens = VARIANTS[held].caption_tokens                  # of the tensor that is there
+    assert choice.config == replace(VARIANTS[asked], caption_tokens=tokens) and not choice.guessed
+    assert notice in caplog.text and f"used as {asked}, as chosen" in caplog.text
+
+
+def one_trainer(variant: str) -> dict:
+    """As OneTrainer's converter writes every variant: no null caption, a table of 64 x 64 at scale 1."""
+    table = position_table(replace(VARIANTS[variant], base_size=64, position_scale=1.0))
+    return {name: tensor for name, tensor in full(variant).items() if "y_embedding" not in name} | {"pos_embed": table}
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "mup" not in name])
+def test_fine_tunes_of_onetrainer_are_what_their_name_or_the_user_says(variant, caplog):
+    by_choice = detect(one_trainer(variant), "fine-tune.safetensors", variant)
+    assert by_choice.config == VARIANTS[variant] and not by_choice.guessed
+    assert "1024 px at scale 1" in caplog.text and "not believed" in caplog.text
+    by_name = detect(one_trainer(variant), f"my-PixArt-{variant}.safetensors")
+    assert by_name.config == VARIANTS[variant] and by_name.guessed == (variant != "alpha-1024")
+
+
+def test_a_table_of_another_training_size_is_believed():
+    config = replace(VARIANTS["sigma-1024"], base_size=48, position_scale=1.5)
+    assert detect(full("sigma-1024") | {"pos_embed": position_table(config)}).config == config
 
 
 def test_unknown_variant_lists_the_known_ones():

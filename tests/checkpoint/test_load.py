@@ -160,11 +160,14 @@ def test_saved_file_comes_back_with_its_configuration(config, tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_variant_against_the_header_is_refused(tmp_path):
+def test_a_chosen_variant_wins_over_the_header_unless_tensors_are_missing(tmp_path, caplog):
     save_checkpoint(tmp_path / "model.safetensors", reference(), TINY)
     assert read_checkpoint(tmp_path / "model.safetensors", "alpha-1024").config == TINY
-    with pytest.raises(CheckpointError, match="variant sigma-512.*header says True"):
+    with pytest.raises(CheckpointError, match="variant sigma-512.*has size conditioning"):
         read_checkpoint(tmp_path / "model.safetensors", "sigma-512")
+    save_checkpoint(tmp_path / "sigma.safetensors", reference(SIGMA), SIGMA)
+    config = read_checkpoint(tmp_path / "sigma.safetensors", "sigma-2k").config
+    assert config == replace(SIGMA, base_size=128, position_scale=4.0) and "its header is of a 1024 px" in caplog.text
 
 
 def test_header_against_the_weights_is_refused(tmp_path):

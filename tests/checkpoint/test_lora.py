@@ -284,7 +284,7 @@ def test_truncated_missing_and_empty(tmp_path):
 def test_unreadable_settings_are_named(tmp_path):
     folder = official_folder(tmp_path / "lora")
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="adapter_config.json.*JSON"):
+    with pytest.raises(CheckpointError, match="LoRA settings.*JSON.*adapter_config.json"):
         read_lora(folder)
 
 

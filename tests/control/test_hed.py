@@ -178,7 +178,7 @@ def test_other_files_are_refused(tmp_path, weights, kind):
 
 
 def test_missing_truncated_and_unsafe_files_are_refused(tmp_path, weights):
-    with pytest.raises(CheckpointNotFound, match=f"{FILE}: no such file.*Expected the edge network"):
+    with pytest.raises(CheckpointNotFound, match=f"no such file.*Expected the edge network {FILE}"):
         load_hed(tmp_path / FILE)
     whole = tmp_path / "whole.pth"
     torch.save(weights, whole)

@@ -215,6 +215,15 @@ def failed(server: harness.Server, graph: dict) -> str:
     return outcome.error
 
 
+@pytest.mark.parametrize("changed, finding", [
+    ({"cfg": float("nan"), "negative": ["positive", 0]}, "cfg is nan; expected a number from 1.0 to 5.0"),
+    ({"model": None}, "model is nothing (null); expected a MODEL"),
+    ({"latent": "a text"}, "latent is the text 'a text'; expected a LATENT"),
+])
+def test_what_the_host_lets_through_is_one_clear_error(server, changed, finding):
+    assert failed(server, lcm(**changed)).startswith(finding)
+
+
 def test_a_truncated_file_is_named(server):
     assert "truncated.safetensors" in failed(server, {**lcm(), **{"model": start("truncated.safetensors")["model"]}})
 

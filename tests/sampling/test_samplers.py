@@ -2,9 +2,10 @@
 import pytest
 import torch
 
-from pixart.sampling.dpm_solver import dpm_solver_pp, nodes
+from pixart.sampling.dpm_solver import advance, dpm_solver_pp, nodes
 from pixart.sampling.lcm import RULES, lcm, lcm_timesteps
 from pixart.sampling.noise import PictureNoise
+from pixart.sampling.samplers import SAMPLERS, sampler
 
 
 def smooth_model(x, t):
@@ -97,3 +98,49 @@ def test_callback_can_stop_the_sampling():
     with pytest.raises(InterruptedError):
         lcm(smooth_model, noise(), lcm_timesteps(4), noise, stop)
     assert steps == [0, 1]
+
+
+def by_hand(start, steps, first_order):
+    """DPM-Solver++ 2M written out from its statement; `first_order`: the steps that use one evaluation only."""
+    path, x, x0s = nodes(steps), start, []
+    for i, (s, t) in enumerate(zip(path, path[1:])):
+        x0s.append((x - s.sigma * smooth_model(x, torch.full((len(x),), s.time))) / s.alpha)
+        data = x0s[-1]
+        if i not in first_order:
+            before = path[i - 1]
+            r = (s.half_log_snr - before.half_log_snr) / (t.half_log_snr - s.half_log_snr)
+            data = (1 + 1 / (2 * r)) * x0s[-1] - 1 / (2 * r) * x0s[-2]
+        x = t.sigma / s.sigma * x + (t.alpha - t.sigma * s.alpha / s.sigma) * data
+    return x
+
+
+@pytest.mark.parametrize("steps, last_too", [(2, True), (9, True), (10, False), (11, False)])
+def test_last_official_step_is_first_order_below_ten_steps(steps, last_too):
+    start = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    got = dpm_solver_pp(smooth_model, start, steps)
+    other = by_hand(start, steps, {0} if last_too else {0, steps - 1})
+    torch.testing.assert_close(got, by_hand(start, steps, {0, steps - 1} if last_too else {0}), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(got, other, rtol=1e-6)
+
+
+def test_dpm_steps_are_exact_in_float64():
+    """With the right x0 at every step the solver follows the line between noise and x0, to 1e-12."""
+    x0, noise = (torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(i)).double() for i in range(2))
+    path = nodes(20)
+    for here, there in zip(path, path[1:]):
+        x = here.alpha * x0 + here.sigma * noise
+        want = there.alpha * x0 + there.sigma * noise
+        torch.testing.assert_close(advance(x, here, there, x0, None), want, rtol=1e-12, atol=1e-12)
+
+
+def test_unknown_samplers_name_the_known_ones():
+    with pytest.raises(ValueError, match="euler.*lcm, dpm, dmd"):
+        sampler("euler")
+
+
+def test_settings_of_a_training_take_every_sampler():
+    from pixart.train.settings import ValidateSettings
+    for name in SAMPLERS:
+        assert ValidateSettings(sampler=name).sampler == name
+    with pytest.raises(ValueError, match="euler"):
+        ValidateSettings(sampler="euler")

@@ -89,6 +89,10 @@ LAYOUTS: dict[str, Callable[[Weights, Path], Path]] = {
     "the index": lambda w, f: shards(w, f, "safetensors") / "model.safetensors.index.json",
     "sharded .bin folder": lambda w, f: shards(w, f, "bin"),
     "pipeline folder": pipeline,
+    "upper-case suffix": lambda w, f: single(w, f).rename(f / "t5.SAFETENSORS"),
+    "short suffix": lambda w, f: single(w, f).rename(f / "t5.sft"),
+    "PyTorch file in upper case": lambda w, f: pickled(w, f).rename(f / "T5.PTH"),
+    "a folder with one file in upper case": lambda w, f: single(w, f).rename(f / "T5.SAFETENSORS").parent,
 }
 
 
@@ -177,17 +181,18 @@ WRONG: dict[str, tuple[Callable[[Weights], Weights], str]] = {
                "looks like a PixArt transformer"),
     "VAE": (lambda w: {"decoder.conv_in.weight": torch.zeros(2)}, "looks like a VAE"),
     "anything": (lambda w: {"foo": torch.zeros(2)}, r"something other than a T5 \(1 tensors, such as foo\)"),
-    "no tensors": (lambda w: {}, "no tensors at all"),
+    "no tensors": (lambda w: {}, "no tensor in it"),
     "decoder": (lambda w: {"decoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(2)}, "decoder of a T5"),
     "a layer missing": (lambda w: {n: v for n, v in w.items() if "block.1.layer.1" not in n},
                         r"lacks 4 of the 30 tensors .* first is encoder\.block\.1\.layer\.1"),
-    "no embedding": (lambda w: {n: v for n, v in w.items() if n != "shared.weight"}, r"lacks shared\.weight"),
+    "no embedding": (lambda w: {n: v for n, v in w.items() if n != "shared.weight"}, r"it lacks shared\.weight"),
     "wrong shape": (lambda w: {**w, "encoder.block.2.layer.1.DenseReluDense.wo.weight": torch.zeros(64, 99)},
-                    r"1 tensors have the wrong shape, .*wo\.weight with \(64, 99\), expected \(64, 128\)"),
+                    r"1 tensors have the wrong shape, .*wo\.weight with \(64, 99\)\. Expected \(64, 128\)"),
     "two encoders": (lambda w: {**prefixed(w, "a."), **{"b." + n: v.clone() for n, v in w.items()}},
-                     "holds 2 T5 encoders"),
-    "integers": (lambda w: {n: v.to(torch.int8) for n, v in w.items()}, "quantised by another program"),
-    "not finite": (lambda w: {**w, "encoder.final_layer_norm.weight": torch.full((64,), float("nan"))}, "not finite"),
+                     "2 T5 encoders"),
+    "integers": (lambda w: {n: v.to(torch.int8) for n, v in w.items()}, "int8 numbers.*quantised by another program"),
+    "not finite": (lambda w: {**w, "encoder.final_layer_norm.weight": torch.full((64,), float("nan"))},
+                   r"encoder\.final_layer_norm\.weight holds numbers that are not finite"),
 }
 
 
@@ -220,7 +225,7 @@ def test_a_truncated_safetensors_file_is_refused(t5_weights: Weights, t5_folder:
                                                  keep: int) -> None:
     path = single(t5_weights, tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="damaged or its download is incomplete"):
+    with pytest.raises(ValueError, match="an empty file|neither safetensors nor torch|a truncated safetensors file"):
         T5Encoder(path, 16, tokenizer=t5_folder)
 
 
@@ -228,7 +233,7 @@ def test_a_truncated_safetensors_file_is_refused(t5_weights: Weights, t5_folder:
 def test_a_truncated_pytorch_file_is_refused(t5_weights: Weights, t5_folder: Path, tmp_path: Path, keep: int) -> None:
     path = pickled(t5_weights, tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="damaged or its download is incomplete"):
+    with pytest.raises(ValueError, match="truncated or damaged torch file"):
         T5Encoder(path, 16, tokenizer=t5_folder)
 
 
@@ -239,7 +244,7 @@ class Trap:
 
 def test_a_pickle_with_code_is_refused_and_not_run(t5_folder: Path, tmp_path: Path) -> None:
     torch.save({"encoder": Trap()}, tmp_path / "t5.bin")
-    with pytest.raises(ValueError, match="cannot be read as weights"):
+    with pytest.raises(ValueError, match="more than weights .*nothing in it ran"):
         T5Encoder(tmp_path / "t5.bin", 16, tokenizer=t5_folder)
     assert not Path("/tmp/pixart-trap-was-run").exists()
 
@@ -247,27 +252,27 @@ def test_a_pickle_with_code_is_refused_and_not_run(t5_folder: Path, tmp_path: Pa
 def test_a_missing_shard_is_named(t5_folder: Path, t5_weights: Weights, tmp_path: Path) -> None:
     shards(t5_weights, tmp_path, "safetensors")
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 files.*model-00002-of-00002\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 shards are missing.*model-00002-of-00002\.safetensors"):
         T5Encoder(tmp_path, 16, tokenizer=t5_folder)
 
 
 def test_missing_files_and_empty_folders_say_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         T5Encoder(tmp_path / "t5.safetensors", 16)
-    with pytest.raises(FileNotFoundError, match=r"expected model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"Expected model\.safetensors"):
         T5Encoder(tmp_path, 16)
 
 
 def test_several_files_in_a_folder_ask_for_a_choice(t5_weights: Weights, tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_file(t5_weights, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ValueError, match=r"2 files of weights \(a\.safetensors, b\.safetensors\)"):
+    with pytest.raises(ValueError, match=r"2 weight files \(a\.safetensors, b\.safetensors"):
         T5Encoder(tmp_path, 16)
 
 
 def test_gguf_and_unfinished_downloads_are_named(t5_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t5.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ValueError, match="is a GGUF file"):
+    with pytest.raises(ValueError, match="a GGUF file"):
         T5Encoder(tmp_path / "t5.gguf", 16, tokenizer=t5_folder)
     (tmp_path / "t5.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ValueError, match="Git LFS pointer"):

@@ -265,3 +265,57 @@ def test_previews_show_prompts_with_captions_and_the_same_pictures_each_time(tmp
 
 def test_durations_read_well():
     assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
+
+
+@pytest.mark.parametrize("method", settings.METHODS)
+def test_help_has_a_meaning_for_every_option(method, capsys):
+    found = list(settings.options(method))
+    assert [option.key for option in found if not option.meaning] == []
+    with pytest.raises(SystemExit):
+        command.method_parser(method).parse_args(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for option in found:
+        assert f"--{option.key} VALUE {option.help}".replace("- ", "-") in told.replace("- ", "-"), option.key
+
+
+def test_the_documentation_lists_every_option():
+    """Rows of the tables in docs/training.md; what is missing can be copied from the message."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = {f"| `{option.key}` | {option.meaning} | {option.default} |"
+            for method in settings.METHODS for option in settings.options(method)}
+    missing = sorted(row for row in rows if row not in text)
+    assert not missing, "\n".join(missing)
+
+
+def test_timesteps_and_weights_come_from_the_file_and_the_command_line(file):
+    with file.open("a") as toml:
+        toml.write("[method]\nweighting = 'v'\n[method.timesteps]\nkind = 'range'\nlow = 100\n")
+    run("diffusion", "--config", file, "--method.timesteps.high", "700", "--set", "method.timesteps.stratified=true")
+    saved = torch.load(file.parent / "run" / "state.pt", weights_only=True)["settings"]
+    assert (saved["weighting"], saved["timesteps.kind"]) == ("v", "range")
+    assert (saved["timesteps.low"], saved["timesteps.high"], saved["timesteps.stratified"]) == (100, 700, True)
+    with pytest.raises(ValueError, match="method.timesteps: timesteps.low is 100, high 50"):
+        run("diffusion", "--config", file, "--method.timesteps.high", "50")
+    with pytest.raises(ValueError, match="method.timesteps.kindd is unknown; known are kind, centre"):
+        run("diffusion", "--config", file, "--set", "method.timesteps.kindd=range")
+
+
+@pytest.mark.parametrize(("method", "name", "files"), [
+    ("diffusion", "result.safetensors", ["result-ema-0.5.safetensors", "result-ema-0.safetensors"]),
+    ("lcm", "student", ["student-ema-0", "student-ema-0.5"])])
+def test_further_averages_are_written_beside_the_result(file, method, name, files):
+    run(method, "--config", file, "--train.ema_decays", "[0.5, 0.0]", "--output.dtype", "fp32",
+        "--output.file", file.parent / "out" / name)
+    assert sorted(path.name for path in (file.parent / "out").iterdir()) == sorted([name, *files])
+    networks = [load(path) for path in sorted((file.parent / "out").iterdir())]
+    assert not torch.equal(networks[0].final_layer.linear.weight, networks[1].final_layer.linear.weight)
+
+
+def test_all_methods_of_noise_prediction_take_timesteps_and_weights(file):
+    for method, more in (("lora", ()), ("controlnet", ("--method.blocks", "1"))):
+        run(method, "--config", file, "--method.weighting", "min-snr", "--method.timesteps.kind", "laplace",
+            "--output.folder", file.parent / method, *more)
+        saved = torch.load(file.parent / method / "state.pt", weights_only=True)["settings"]
+        assert (saved["weighting"], saved["timesteps.kind"]) == ("min-snr", "laplace")
+    with pytest.raises(ValueError, match="method.weighting is unknown; known are guidance"):
+        run("lcm", "--config", file, "--set", "method.weighting=v")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from train.training_data import fresh, write_data
 
-from pixart.sampling.schedule import add_noise, alphas_cumprod
+from pixart.sampling.schedule import ALPHAS_CUMPROD, add_noise
 from pixart.train.data import PreparedFolder
 from pixart.train.diffusion import diffusion_loss
 from pixart.train.draws import draw, generator_for
@@ -14,6 +14,7 @@ from pixart.train.objectives import Diffusion, draw_noise
 from pixart.train.timesteps import KINDS, Timesteps
 from pixart.train.weighting import WEIGHTINGS, timestep_weights
 
+ALPHAS = torch.tensor(ALPHAS_CUMPROD, dtype=torch.float64)
 SOME = [Timesteps(), Timesteps("laplace"), Timesteps("logit-normal", centre=-1.0, scale=0.8),
         Timesteps("range", low=250, high=800, share=0.7), Timesteps("range", low=3, high=3, share=1.0)]
 
@@ -50,7 +51,7 @@ def test_a_share_comes_from_the_range_and_the_rest_from_everywhere():
 @pytest.mark.parametrize(("kind", "spread"), [("laplace", 2 ** 0.5), ("logit-normal", 1.0)])
 def test_the_log_signal_to_noise_ratio_has_the_centre_and_the_spread_asked_for(kind, spread):
     """Laplace's standard deviation is sqrt(2) times its scale."""
-    log_snr = torch.logit(alphas_cumprod())
+    log_snr = torch.logit(ALPHAS)
     probabilities = Timesteps(kind, centre=-2.0, scale=0.5, share=1.0).probabilities
     mean = (probabilities * log_snr).sum()
     deviation = (probabilities * (log_snr - mean) ** 2).sum().sqrt()
@@ -85,7 +86,7 @@ def test_impossible_timesteps_are_refused(change, message):
 
 
 def test_weights_are_the_closed_formulas_with_mean_one():
-    a = alphas_cumprod()
+    a = ALPHAS
     snr = a / (1 - a)
     assert torch.equal(timestep_weights("none", 20.0), torch.ones(1000, dtype=torch.float64))
     for kind in WEIGHTINGS:

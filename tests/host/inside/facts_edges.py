@@ -100,7 +100,9 @@ def test_weights_are_found_where_people_keep_them():
             assert pack("nodes.host.folders").hed_path(f"hed/{NAME}") == root / "hed" / NAME
             fingerprints.add(node.IS_CHANGED(f"hed/{NAME}", width=0))
     finally:
-        shutil.rmtree(kept / "hed")     # the folder itself stays: the host watches the folders it listed
+        shutil.rmtree(kept.parent)
+        folder_paths.folder_names_and_paths["annotators"][0].remove(str(kept))      # the host watches what it listed
+        folder_paths.filename_list_cache.pop("annotators")
     assert len(fingerprints) == 3
 
 

@@ -256,9 +256,9 @@ def test_a_missing_file_is_named_with_its_folders():
 
 def test_names_cannot_leave_the_model_folders():
     module = pack("nodes.host.folders")
-    for name in ("../notes.json", "/etc/passwd", ""):
-        if name:
-            assert "no file" in refusal(module.model_path, name)
+    for name in ("../notes.json", "..\\notes.json", "/etc/passwd", "", ".", "no file found"):
+        message = refusal(module.model_path, name)
+        assert "is not there" in message or "no file to choose from" in message
 
 
 def test_a_damaged_file_is_named():

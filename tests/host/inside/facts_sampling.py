@@ -173,8 +173,8 @@ def test_an_empty_latent_of_another_model_is_given_four_channels():
 
 def test_impossible_steps_and_strengths_are_refused():
     given = picture(64, 64)
-    assert "-3 LCM steps" in refused(given, steps=-3)
-    assert "0 LCM steps" in refused(given, steps=0)
+    assert "steps is -3" in refused(given, steps=-3)
+    assert "steps is 0" in refused(given, steps=0)
     assert "denoise is 1.5" in refused(given, denoise=1.5)
     assert "between 1 and 2" in refused(given, steps=4, denoise=0.05)
     assert "rule" in refused(given, rule="karras")

@@ -1,10 +1,16 @@
 """Prompts: our T5 as a CLIP of the host, the host's own T5, cleaning, limits, reports."""
 import functools
+from pathlib import Path
 
+import comfy.utils
 import torch
-from support import MODELS, WIDTH, latent, load, network, node, off, pack, refusal
+from safetensors import safe_open
+from support import MODELS, WIDTH, latent, load, network, node, off, pack, refusal, vae
 
-PROMPT = "A (photo) of a CAT, see https://example.com &amp; more"
+PROMPT = r"A \(photo\) of a CAT, see https://example.com &amp; more"
+PLAIN = PROMPT.replace("\\", "")
+WEIGHTED = ("a (red:1.4) cat on a (mat)", r"a \(red\) cat, ((very) big:0.7) dog", "(a cat:0)", "a ( cat", "a) cat (b",
+            "(one:1.1)(two:0.9), three", "a (b:c:1.3) d")
 
 
 @functools.cache
@@ -15,14 +21,17 @@ def our_clip(bits: int = 16):
 @functools.cache
 def stock_clip():
     """The host's own PixArt text encoder, tiny, with the weights of the same tiny T5."""
+    from safetensors.torch import load_file
+    return comfy_clip(load_file(MODELS / "text_encoders" / "tiny-t5" / "model.safetensors"))
+
+
+def comfy_clip(state: dict[str, torch.Tensor]):
     import comfy.sd
     from comfy.supported_models_base import ClipTarget
     from comfy.text_encoders import pixart_t5
-    from safetensors.torch import load_file
     sizes = {"num_layers": 2, "d_ff": 64, "num_heads": 4, "d_kv": 16, "d_model": WIDTH}
     clip = comfy.sd.CLIP(ClipTarget(pixart_t5.PixArtTokenizer, pixart_t5.PixArtT5XXL),
                          model_options={"t5xxl_model_config": sizes, "dtype": torch.float32})
-    state = load_file(MODELS / "text_encoders" / "tiny-t5" / "model.safetensors")
     missing, _ = clip.cond_stage_model.load_sd({**state, "encoder.block.23.layer.1.DenseReluDense.wi_1.weight": None})
     assert not [name for name in missing if "block" in name]
     return clip
@@ -52,9 +61,136 @@ def test_both_encoders_give_the_same_features():
 def test_alpha_cleans_and_sigma_does_not():
     clean, raw = encode(our_clip(), PROMPT, "alpha")[0], encode(our_clip(), PROMPT, "sigma")[0]
     encoder = our_clip().cond_stage_model.encoder
-    assert torch.equal(clean, encoder.encode([PROMPT], 120, True).context)
-    assert torch.equal(raw, encoder.encode([PROMPT], 300, False).context)
+    assert torch.equal(clean, encoder.encode([PLAIN], 120, True).context)
+    assert torch.equal(raw, encoder.encode([PLAIN], 300, False).context)
     assert clean.shape != raw.shape
+
+
+def test_weights_are_those_of_the_hosts_own_t5():
+    """On both encode nodes, with both CLIPs."""
+    import nodes
+    for prompt in WEIGHTED:
+        (want,) = nodes.CLIPTextEncode().encode(stock_clip(), prompt)
+        (got,) = nodes.CLIPTextEncode().encode(our_clip(), prompt)
+        assert near(got[0][0], want[0][0]), prompt
+        assert torch.equal(encode(our_clip(), prompt, "sigma")[0], got[0][0]), prompt
+        assert torch.equal(encode(stock_clip(), prompt, "sigma")[0], want[0][0]), prompt
+        ours, _, our_report = encode(our_clip(), prompt, "alpha")
+        theirs, _, their_report = encode(stock_clip(), prompt, "alpha")
+        assert near(ours, theirs), prompt
+        assert our_report == their_report
+        tokenizer = our_clip().cond_stage_model.encoder.tokenizer
+        ids, weights, _ = tokenizer.encode_parts(prompt, 300, pack("pixart.text.emphasis").parts_of(prompt))
+        assert list(zip(ids, weights)) == stock_clip().tokenize(prompt)["t5xxl"][0], prompt
+
+
+def near(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """Up to the rounding of bfloat16."""
+    return got.shape == want.shape and float((got - want).norm() / want.norm()) < 0.05
+
+
+def test_captions_of_training_have_brackets_that_are_text():
+    encoders = pack("nodes.host.encoders")
+    caption = r"a (red:1.4) cat \(left\)"
+    ours = encoders.ClipEncoder(our_clip()).encode([caption], 300, False)
+    theirs = encoders.ClipEncoder(stock_clip()).encode([caption], 300, False)
+    assert ours.reports[0].text == theirs.reports[0].text == caption
+    assert torch.equal(ours.context, our_clip().cond_stage_model.encoder.encode([caption], 300).context)
+    assert near(ours.context, theirs.context)
+
+
+def test_half_a_character_is_encoded_as_unknown():
+    for clip in (our_clip(), stock_clip()):
+        for family in ("alpha", "sigma"):
+            context, _, report = encode(clip, "a cat \ud83d on", family)
+            assert torch.isfinite(context).all() and report.encode()
+
+
+def test_tokens_put_behind_each_other_are_all_encoded():
+    """As nodes do it that break a prompt into sections."""
+    clip = our_clip()
+    first, second = (clip.tokenize(text) for text in ("a cat", "a big dog"))
+    for joined in (first["pixart_t5"] + second["pixart_t5"], [first["pixart_t5"][0] + second["pixart_t5"][0]]):
+        got = clip.encode_from_tokens({"pixart_t5": joined})
+        want = torch.cat([clip.encode_from_tokens(each) for each in (first, second)], dim=1)
+        assert torch.equal(got, want)
+
+
+def test_encode_nodes_of_other_models_say_which_clip_they_need():
+    import nodes
+    every = nodes.NODE_CLASS_MAPPINGS
+    calls = {
+        "Flux": lambda: run_node(every["CLIPTextEncodeFlux"], our_clip(), "a", "b", 3.5),
+        "SD3": lambda: run_node(every["CLIPTextEncodeSD3"], our_clip(), "a", "b", "c", "none"),
+        "SDXL": lambda: run_node(every["CLIPTextEncodeSDXL"], our_clip(), 64, 64, 0, 0, 64, 64, "a", "b"),
+        "HunyuanDiT": lambda: run_node(every["CLIPTextEncodeHunyuanDiT"], our_clip(), "a", "b"),
+    }
+    for name, call in calls.items():
+        message = refusal(call)
+        assert message.startswith("this node needs the CLIP of another model") and name in message, message
+
+
+def run_node(kind: type, *arguments: object) -> object:
+    """A stock node of either kind of class."""
+    return getattr(kind if hasattr(kind, "define_schema") else kind(), kind.FUNCTION)(*arguments)
+
+
+def saved(node_name: str, *arguments: object) -> Path:
+    """What a stock node that saves has written."""
+    import folder_paths
+    from comfy_extras import nodes_model_merging
+    before = set(Path(folder_paths.get_output_directory()).rglob("*.safetensors"))
+    getattr(nodes_model_merging, node_name)().save(*arguments)
+    (path,) = set(Path(folder_paths.get_output_directory()).rglob("*.safetensors")) - before
+    return path
+
+
+def test_clip_save_writes_what_both_loaders_read():
+    path = saved("CLIPSave", our_clip(), "clip/test")
+    encoder = our_clip().cond_stage_model.encoder
+    again = type(encoder)(path, 16, "cpu", tokenizer=encoder.tokenizer.source)
+    assert torch.equal(again.encode(["a red cat"], 120).context, encoder.encode(["a red cat"], 120).context)
+    stock = comfy_clip({name: tensor.float() for name, tensor in comfy.utils.load_torch_file(str(path)).items()})
+    assert off(encode(stock, "a red cat")[0], encode(our_clip(), "a red cat")[0]) < 0.03
+
+
+def test_save_checkpoint_writes_the_text_encoder_too():
+    path = saved("CheckpointSave", load("sigma-1024"), our_clip(), vae(), "checkpoints/test")
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith("text_encoders.t5xxl.transformer.")]  # noqa: SIM118
+        want = our_clip().cond_stage_model.encoder.state_dict()
+        assert len(names) == len(want)
+        for name in names:
+            assert torch.equal(file.get_tensor(name), want[name.removeprefix("text_encoders.t5xxl.transformer.")])
+
+
+def test_a_clip_that_the_host_took_from_memory_is_still_saved_whole():
+    clip = pack("nodes.host.text").load_clip(MODELS / "text_encoders" / "tiny-t5", 16, "cpu")
+    names = set(clip.get_sd())
+    clip.cond_stage_model.release()
+    assert set(clip.get_sd()) == names and names
+
+
+def test_few_bits_cannot_be_saved_and_nothing_is_written():
+    import folder_paths
+    from comfy_extras import nodes_model_merging
+    before = set(Path(folder_paths.get_output_directory()).rglob("*"))
+    for bits in (8, 4):
+        for message in (refusal(nodes_model_merging.CLIPSave().save, our_clip(bits), "clip/none"),
+                        refusal(nodes_model_merging.CheckpointSave().save, load("alpha-512"), our_clip(bits), vae(),
+                                "none")):
+            assert message.startswith(f"T5 in {bits} bits cannot be saved") and "tiny-t5" in message
+    assert set(Path(folder_paths.get_output_directory()).rglob("*.*")) - before == set()
+
+
+def test_merging_and_another_last_layer_are_refused():
+    from comfy_extras import nodes_model_merging
+
+    import nodes
+    merge = nodes_model_merging.CLIPMergeSimple().merge
+    assert "cannot be merged" in refusal(merge, our_clip(), our_clip(8), 0.5)
+    (clip,) = nodes.CLIPSetLastLayer().set_last_layer(our_clip(), -2)
+    assert "last layer" in refusal(nodes.CLIPTextEncode().encode, clip, "a cat")
 
 
 def test_long_prompts_are_cut_and_reported():

@@ -1,0 +1,153 @@
+"""What to draw, and the sampling of it with a transformer that is in memory: captions in, latents out."""
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import PixArtConfig
+from .model.controlnet import PixArtControlNet
+from .model.transformer import PixArtTransformer
+from .sampling.guidance import guided
+from .sampling.noise import PictureNoise
+from .sampling.samplers import SAMPLERS, sampler
+from .sampling.schedule import STEPS, Callback
+from .text.encoded import Encoded
+
+LEAST, MOST = 16, 8192      # pixels a side; 8192 is four times the largest side that PixArt was trained on
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw. height and width are pixels, 16 to 8192; sides off the VAE's grid of 8 are rounded up inside."""
+
+    prompts: tuple[str, ...]
+    negative: str = ""
+    height: int = 1024
+    width: int = 1024
+    sampler: str = "lcm"          # a key of SAMPLERS
+    steps: int = 4
+    guidance: float = 4.5         # classifier-free guidance scale; only guided samplers use it
+    rule: str = "official"        # which published timestep rule, see the samplers
+    seed: int = 0                 # picture i of the request uses seed + i
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("there is no prompt; give at least one, an empty one is allowed")
+        if not LEAST <= min(self.height, self.width) <= max(self.height, self.width) <= MOST:
+            raise ValueError(f"picture size is {self.width}x{self.height}; both sides must be {LEAST} pixels to {MOST}")
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} steps asked for; at least 1 is needed")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}; it must be a finite number, 1 for none")
+        sampler(self.sampler).times(self.steps, self.rule)
+
+    @property
+    def guided(self) -> bool:
+        return SAMPLERS[self.sampler].guided and self.guidance != 1
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        return -(-self.height // 8), -(-self.width // 8)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """An edge map for the picture to follow: white lines on black, (1 or B, 3, H, W) in 0..1, and how closely.
+
+    It is scaled and cut to the size of the picture. start and end: from which to which share of the timesteps it is
+    in force, 0 the noise, 1 the finished picture.
+    """
+
+    edges: Tensor
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.edges.ndim != 4 or self.edges.shape[1] != 3:
+            raise ValueError(f"the edge map has shape {tuple(self.edges.shape)}; expected (pictures, 3, height, width)")
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"control from {self.start} to {self.end}; expected 0 <= start <= end <= 1")
+        if not math.isfinite(self.strength):
+            raise ValueError(f"control strength is {self.strength}; it must be a finite number, 0 for none")
+
+    def in_force(self, timestep: float) -> bool:
+        """Whether it steers the step at this timestep, 0..999."""
+        return self.strength != 0 and self.start <= 1 - timestep / (STEPS - 1) <= self.end
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet, what it follows, and that as a latent (1 or B, C, h, w) scaled like the picture's."""
+
+    network: PixArtControlNet
+    guide: Guide
+    hint: Tensor
+
+
+class Conditioned:
+    """The transformer as a sampler calls it, model(x, t) -> noise, with caption, picture size and control filled in.
+
+    Whatever stays the same from step to step is on the device before the first one. For one sampling only: it counts
+    the calls, so that it knows the timestep of each without asking the device.
+    """
+
+    def __init__(self, model: PixArtTransformer, request: Request, context: Tensor, mask: Tensor,
+                 control: Control | None) -> None:
+        """context (R, L, C) and mask (R, L) have a row for every row of x that the sampler will pass."""
+        weight, rows = model.x_embedder.proj.weight, len(mask)
+        self.model, self.control, self.dtype = model, control, weight.dtype
+        self.times = iter(SAMPLERS[request.sampler].times(request.steps, request.rule))
+        size = torch.tensor([[request.height, request.width]] * rows, dtype=torch.float32)
+        self.conditions = (context.to(weight.device, weight.dtype), mask.to(weight.device), size.to(weight.device),
+                           (size[:, 0] / size[:, 1]).to(weight.device))
+        if control is not None:
+            self.hint = control.hint.to(weight.device, weight.dtype).repeat(rows // len(control.hint), 1, 1, 1)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        return self.model(x, t, *self.conditions, control=self.residuals(x, t, next(self.times))).float()
+
+    def residuals(self, x: Tensor, t: Tensor, timestep: float) -> list[Tensor | None] | None:
+        """What the ControlNet adds to the input of each block; None while it is not in force."""
+        if self.control is None or not self.control.guide.in_force(timestep):
+            return None
+        found = self.control.network(self.model, self.hint, x, t, *self.conditions)
+        return [None if residual is None else residual * self.control.guide.strength for residual in found]
+
+
+@torch.inference_mode()
+def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: Encoded,
+           callback: Callback | None = None, control: Control | None = None) -> Tensor:
+    """Latents (B, 4, H / 8, W / 8), scaled as the transformer sees them, on the model's device.
+
+    caption: the request's prompts, a row each; null: its negative prompt, one row, read by guided samplers only.
+    """
+    chosen, count = SAMPLERS[request.sampler], len(request.prompts)
+    context, mask = stack_captions(null, caption) if request.guided else (caption.context, caption.mask)
+    network = Conditioned(model, request, context, mask, control)
+    noise = PictureNoise([request.seed + i for i in range(count)], (model.config.channels, *request.latent_shape),
+                         model.x_embedder.proj.weight.device, ahead=chosen.noises(request.steps))
+    return chosen.run(guided(network, request.guidance) if request.guided else network, noise, request.steps,
+                      request.rule, callback)
+
+
+def check_captions(caption: Encoded, request: Request, config: PixArtConfig) -> None:
+    """Refuse text features that cannot belong to the request or the model, before the transformer is even loaded."""
+    if caption.context.shape[2] != config.caption_width:
+        raise ValueError(f"the text features have width {caption.context.shape[2]}, this model reads "
+                         f"{config.caption_width}; use the T5 encoder that belongs to it")
+    if len(caption) != len(request.prompts):
+        raise ValueError(f"{len(caption)} encoded prompts for {len(request.prompts)} pictures; there must be one each")
+
+
+def stack_captions(null: Encoded, caption: Encoded) -> tuple[Tensor, Tensor]:
+    """Null rows, then caption rows, padded to one length: context (2B, L, C) and mask (2B, L)."""
+    count, length = len(caption.mask), max(null.mask.shape[1], caption.mask.shape[1])
+    context = caption.context.new_zeros(2 * count, length, caption.context.shape[2])
+    mask = torch.zeros(2 * count, length, dtype=torch.bool)
+    for part, at in ((null, 0), (caption, count)):
+        context[at:at + count, :part.mask.shape[1]] = part.context
+        mask[at:at + count, :part.mask.shape[1]] = part.mask
+    return context, mask

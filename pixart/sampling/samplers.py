@@ -1,0 +1,70 @@
+"""The table of samplers: what the pipeline, the command line, the nodes and the trainers offer."""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .dmd import TIMESTEP, dmd
+from .dpm_solver import RULES as DPM_RULES
+from .dpm_solver import dpm_solver_pp, nodes
+from .lcm import RULES as LCM_RULES
+from .lcm import lcm, lcm_timesteps
+from .schedule import Callback, Model, Noise
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way from noise to a clean latent, and what can be asked of it."""
+
+    name: str                               # as it is chosen
+    title: str                              # for people
+    steps: int                              # by default
+    guided: bool                            # takes classifier-free guidance and a negative prompt
+    rules: tuple[str, ...]                  # published timestep rules to choose from; none: there is only one
+    times: Callable[[int, str], list[float]]
+    """times(steps, rule): the timesteps the model is called at, in order. ValueError for impossible ones."""
+    run: Callable[[Model, Noise, int, str, Callback | None], Tensor]
+    """run(model, noise, steps, rule, callback) -> clean latent (B, C, H, W); noise() is first what it starts from."""
+    noises: Callable[[int], int] = lambda steps: 1
+    """noises(steps): how often noise() is called."""
+
+
+def _lcm_times(steps: int, rule: str) -> list[float]:
+    return [float(t) for t in lcm_timesteps(steps, rule)]
+
+
+def _run_lcm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
+    return lcm(model, noise(), lcm_timesteps(steps, rule), noise, callback)
+
+
+def _dpm_times(steps: int, rule: str) -> list[float]:
+    return [node.time for node in nodes(steps, rule)[:-1]]
+
+
+def _run_dpm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
+    return dpm_solver_pp(model, noise(), steps, rule, callback)
+
+
+def _dmd_times(steps: int, rule: str) -> list[float]:
+    if steps != 1:
+        raise ValueError(f"the dmd sampler makes exactly 1 step, not {steps}")
+    return [float(TIMESTEP)]
+
+
+def _run_dmd(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
+    return dmd(model, noise(), callback)
+
+
+SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in (
+    Sampler("lcm", "latent consistency model, 1 to 8 steps", 4, False, LCM_RULES, _lcm_times, _run_lcm,
+            noises=lambda steps: steps),
+    Sampler("dpm", "DPM-Solver++ (2M), about 20 steps", 20, True, DPM_RULES, _dpm_times, _run_dpm),
+    Sampler("dmd", "distribution matching distillation, one step", 1, False, (), _dmd_times, _run_dmd),
+)}
+
+
+def sampler(name: str) -> Sampler:
+    """The sampler of this name. Raises ValueError that names all of them."""
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}; use {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
