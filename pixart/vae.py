@@ -2,11 +2,17 @@
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from .device import free_bytes, is_out_of_memory, release
+from .vae_parts import FULL, TINY, Parts, fitting, tiled
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +22,7 @@ _KL = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "lat
        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
 
 
-def load_vae(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Any:
     """A diffusers folder, a single file of a Stable Diffusion or SDXL VAE, or a TAESD file (taesd_encoder.*, ...).
 
     Raises FileNotFoundError, ValueError for a file that holds no VAE, ImportError where diffusers is missing.
@@ -48,16 +54,17 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, "pt") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file or is damaged ({error}); give a VAE as .safetensors or as a "
-                         "diffusers folder") from error
+        raise ValueError(f"{path} is not a safetensors file or is damaged ({error}); give a VAE as .safetensors or "
+                         "as a diffusers folder") from error
 
 
-def load_tiny(path: Path) -> nn.Module:
+def load_tiny(path: Path) -> Any:
     """TAESD in the host's single-file layout. Its latents are multiplied with `vae_scale` on the way in."""
     from diffusers import AutoencoderTiny
-    model, state = AutoencoderTiny(), {}
+    model: Any = AutoencoderTiny()
+    state = {}
     with safe_open(path, "pt") as file:
-        for name in file.keys():
+        for name in list(file.keys()):
             part, _, rest = name.partition(".")
             if part == "taesd_encoder":
                 state[f"encoder.layers.{rest}"] = file.get_tensor(name).float()
@@ -68,37 +75,86 @@ def load_tiny(path: Path) -> nn.Module:
     return model
 
 
+class Autoencoder(Protocol):
+    """What diffusers' autoencoders have in common."""
+
+    def encode(self, pictures: Tensor) -> Any: ...
+
+    def decode(self, latents: Tensor) -> Any: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+def is_tiny(vae: Autoencoder) -> bool:
+    """A tiny autoencoder (TAESD) works on scaled latents and knows no deviation."""
+    return type(vae).__name__ == "AutoencoderTiny"
+
+
 @torch.inference_mode()
-def encode(vae: nn.Module, pictures: Tensor, latent_scale: float, batch: int = 4) -> tuple[Tensor, Tensor | None]:
+def encode(vae: Autoencoder, pictures: Tensor, latent_scale: float, batch: int = 4) -> tuple[Tensor, Tensor | None]:
     """Pictures (B, 3, H, W) in 0..1, sides multiples of 8 -> mean and standard deviation of their latents on the CPU.
 
     Both (B, 4, H / 8, W / 8) and scaled as the transformer sees them; a draw is mean + deviation * noise. A tiny
-    autoencoder knows no deviation: None.
+    autoencoder knows no deviation: None. In the precision of its weights, whatever autocast is on.
     """
-    tiny = type(vae).__name__ == "AutoencoderTiny"
     weight = next(vae.parameters())
     means, deviations = [], []
-    for part in pictures.split(batch):
-        encoded = vae.encode((part * 2 - 1).to(weight.device, weight.dtype))
-        if tiny:
-            means.append(encoded.latents.float().cpu())
-            continue
-        means.append(encoded.latent_dist.mean.float().cpu() * latent_scale)
-        deviations.append(encoded.latent_dist.std.float().cpu() * latent_scale)
+    with own_precision(weight.device):
+        for part in pictures.split(batch):
+            encoded = vae.encode((part.to(weight.device) * 2 - 1).to(weight.dtype))
+            if is_tiny(vae):
+                means.append(encoded.latents.float().cpu())
+                continue
+            means.append(encoded.latent_dist.mean.float().cpu() * latent_scale)
+            deviations.append(encoded.latent_dist.std.float().cpu() * latent_scale)
     return torch.cat(means), torch.cat(deviations) if deviations else None
 
 
 @torch.inference_mode()
-def decode(vae: nn.Module, latents: Tensor, latent_scale: float, batch: int = 4) -> Tensor:
+def decode(vae: Autoencoder, latents: Tensor, latent_scale: float, batch: int = 4, memory: int | None = None) -> Tensor:
     """Latents (B, 4, h, w) as the transformer sees them -> pictures (B, 3, 8h, 8w) in 0..1, on the CPU.
 
-    A tiny autoencoder works on scaled latents, a full one on latents / latent_scale.
+    A tiny autoencoder works on scaled latents, a full one on latents / latent_scale. In the precision of its weights,
+    whatever autocast is on: the VAE of SDXL gives NaN in fp16. At most `batch` pictures at once, fewer where memory is
+    short, and tiles where one is too much; memory: bytes to plan with, by default what is free. Where that was a
+    mistake it goes on with smaller parts and says so. Raises MemoryError where even the smallest do not fit.
     """
-    tiny = type(vae).__name__ == "AutoencoderTiny"
     weight = next(vae.parameters())
-    pictures = []
-    for part in latents.split(batch):
+    free = free_bytes(weight.device) if memory is None else memory
+    per_pixel = (TINY if is_tiny(vae) else FULL) * weight.element_size() // 4
+    parts = fitting(latents.shape[-2], latents.shape[-1], per_pixel, free, min(batch, len(latents)))
+    while True:
+        try:
+            return _decode(vae, latents, latent_scale, parts)
+        except (RuntimeError, MemoryError) as error:
+            smaller = parts.smaller(max(latents.shape[-2:]))
+            if not is_out_of_memory(error):
+                raise
+            if smaller is None:
+                raise MemoryError(f"not enough memory on {weight.device} to decode even {parts}; draw a smaller "
+                                  "picture, or close what else uses the memory") from error
+        logger.warning("not enough memory to decode %s; going on with %s", parts, smaller)
+        release(weight.device)
+        parts = smaller
+
+
+def _decode(vae: Autoencoder, latents: Tensor, latent_scale: float, parts: Parts) -> Tensor:
+    weight = next(vae.parameters())
+
+    def run(part: Tensor) -> Tensor:
         part = part.to(weight.device, weight.dtype)
-        decoded = vae.decode(part if tiny else part / latent_scale).sample
-        pictures.append((decoded.float().cpu() / 2 + 0.5).clamp(0, 1))
-    return torch.cat(pictures)
+        return vae.decode(part if is_tiny(vae) else part / latent_scale).sample
+
+    with own_precision(weight.device):
+        if parts.tile is None:
+            decoded = [run(part).float().cpu() for part in latents.split(parts.count)]
+        else:
+            decoded = [tiled(run, latent, parts.tile) for latent in latents.split(1)]
+    return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
+
+
+def own_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast switched off where it exists."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

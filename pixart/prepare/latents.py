@@ -4,6 +4,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..device import is_out_of_memory
 from .captions import half
 from .families import Family
 
@@ -18,30 +19,30 @@ class LatentEncoder:
     """
 
     def __init__(self, path: Path, family: Family, device: str) -> None:
-        from ..vae import load_vae
+        from ..vae import is_tiny, load_vae
 
-        self.path, self.device = path, device
+        self.path = path
         self.vae = load_vae(path, device)
-        self.tiny = type(self.vae).__name__ == "AutoencoderTiny"
+        self.tiny = is_tiny(self.vae)
         stated = getattr(self.vae.config, "scaling_factor", family.scale)
         if path.is_dir() and not self.tiny and abs(stated - family.scale) > 1e-4:
             raise ValueError(f"the VAE {path} scales its latents by {stated}, the {family.name} family by "
                              f"{family.scale}; use sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma")
         self.scale = 1.0 if self.tiny else family.scale
 
-    @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean (B, C, H/8, W/8) and spread of the same shape, None for a tiny autoencoder; both on the CPU."""
-        pictures = pictures.to(self.device) * 2 - 1
+        from ..vae import encode
+
         try:
-            if self.tiny:
-                return half(self.vae.encode(pictures).latents, self.path), None
-            found = self.vae.encode(pictures).latent_dist
-        except torch.OutOfMemoryError as error:
+            mean, deviation = encode(self.vae, pictures, self.scale, batch=len(pictures))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             height, width = pictures.shape[-2:]
-            raise ValueError(f"not enough GPU memory for {len(pictures)} pictures of {width} x {height} at a time; run "
+            raise ValueError(f"not enough memory for {len(pictures)} pictures of {width} x {height} at a time; run "
                              "the same command again with a smaller --batch, it goes on from here") from error
-        return half(found.mean * self.scale, self.path), half(found.std * self.scale, self.path)
+        return half(mean, self.path), None if deviation is None else half(deviation, self.path)
 
 
 class EdgeMaps:

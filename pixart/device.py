@@ -1,0 +1,84 @@
+"""Devices: which one to use, how much memory is free there, and what its error looks like when there is none."""
+import gc
+from pathlib import Path
+
+import torch
+
+KINDS = ("cpu", "cuda", "mps", "xpu")
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def best_device() -> str:
+    """The kind of the fastest device of this machine: cuda, xpu, mps or cpu."""
+    return next(kind for kind in ("cuda", "xpu", "mps", "cpu") if _count(kind))
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """The device of this name, such as "cpu" or "cuda:1". ValueError where there is no such device here."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{str(name)!r} is not a device; use {', '.join(KINDS)}, or for example cuda:1") from error
+    count = _count(device.type)
+    if (device.index or 0) >= count:
+        there = f"this torch sees {count} of them" if count else "this torch sees none"
+        raise ValueError(f"device {str(name)!r} was asked for, but {there}; the best one here is {best_device()}")
+    return device
+
+
+def _count(kind: str) -> int:
+    """Devices of one kind."""
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "xpu":
+        return torch.xpu.device_count() if hasattr(torch, "xpu") and torch.xpu.is_available() else 0
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return int(kind == "cpu")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What can still be allocated there, what torch keeps in reserve included; None where nothing tells."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    if device.type == "cpu":
+        known = [size for size in (_machine_free(), _container_free()) if size is not None]
+        return min(known, default=None)
+    return None
+
+
+def _machine_free() -> int | None:
+    """Linux's own estimate; other systems do not tell without a further package."""
+    if not MEMINFO.is_file():
+        return None
+    line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
+    return 1024 * int(line.split()[1])
+
+
+def _container_free() -> int | None:
+    """Within the limit of a container (cgroup 2), where there is one."""
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if not limit.is_file() or not used.is_file() or not limit.read_text().strip().isdigit():
+        return None
+    return max(0, int(limit.read_text()) - int(used.read_text()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, or of Python, says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def release(device: torch.device) -> None:
+    """Give memory back that nothing uses any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,182 @@
+"""Decoding in parts: the same pictures in less memory, in the precision of the weights, and after memory ran out."""
+import logging
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pixart.mini import SHIPPED
+from pixart.mini.prepare import picture_of
+from pixart.vae import _KL, decode, encode, load_vae
+from pixart.vae_parts import FULL, TILES, Parts, fitting, ramp, starts, tiled
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def mini() -> nn.Module:
+    return load_vae(SHIPPED.vae)
+
+
+@pytest.fixture(scope="module")
+def full() -> nn.Module:
+    """The architecture of Stable Diffusion's VAE, narrow, with random weights."""
+    from diffusers import AutoencoderKL
+    torch.manual_seed(0)
+    return AutoencoderKL(**_KL | {"block_out_channels": [16, 16, 32, 32], "norm_num_groups": 8}).eval()
+
+
+@pytest.fixture(scope="module")
+def scenes() -> torch.Tensor:
+    """A picture (1, 3, 256, 384) in 0..1: six scenes of PixArt-mini side by side."""
+    rows = [torch.cat([picture_of(i, 3, "held-out", (128, 128)) for i in range(at, at + 3)], dim=2) for at in (0, 3)]
+    return torch.cat(rows, dim=1)[None].float() / 255
+
+
+def test_slices_equal_the_whole_to_the_last_bit_of_a_picture(mini, full):
+    """Fewer pictures at once change no more than rounding: 1e-5 of the full range."""
+    for vae, scale in ((mini, 1.0), (full, 0.18215)):
+        latents = torch.randn(3, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+        whole, slices = decode(vae, latents, scale, batch=3), decode(vae, latents, scale, batch=1)
+        torch.testing.assert_close(slices, whole, rtol=0, atol=1e-5)
+
+
+def test_tiles_of_a_real_picture_equal_the_whole(mini, scenes):
+    """Of 255 steps 0.05 on average, nowhere more than 16; tiles of 32 latent pixels, 8 of them overlap."""
+    latents = encode(mini, scenes, 1.0)[0]
+    off = 255 * (decode(mini, latents, 1.0, memory=0) - decode(mini, latents, 1.0)).abs()
+    assert 0 < off.max() < 16 and off.mean() < 0.05
+
+
+def test_tiles_of_a_full_vae_stay_near_the_whole(full):
+    """Normalised tile by tile: within 1 % of the range on average, on random weights and noise."""
+    latents = torch.randn(1, 4, 32, 40, generator=torch.Generator().manual_seed(0))
+    off = (decode(full, latents, 0.18215, memory=0) - decode(full, latents, 0.18215)).abs()
+    assert 0 < off.mean() < 0.01
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (40, 33), (100, 31), (5, 90)])
+def test_tiles_cover_every_pixel_with_weights_that_add_up(height, width):
+    """Whatever a pixel-wise decoder gives, tiling gives back."""
+    def enlarge(part: torch.Tensor) -> torch.Tensor:
+        return part[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+    latent = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(tiled(enlarge, latent, 32), enlarge(latent))
+
+
+def test_tiles_overlap_by_a_quarter_and_keep_their_side():
+    assert list(starts(32, 32, 8)) == [0] and list(starts(20, 32, 8)) == [0]
+    assert list(starts(100, 32, 8)) == [0, 24, 48, 68]
+    assert ramp(8, 3).tolist() == [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("free, want", [
+    (100 * GIB, Parts(4)), (8 * GIB, Parts(2)), (4 * GIB, Parts(1)), (2 * GIB, Parts(1, 96)), (1 * GIB, Parts(1, 64)),
+    (0, Parts(1, TILES[-1])), (None, Parts(1)),
+])
+def test_free_memory_decides_the_parts(free, want):
+    assert fitting(128, 128, FULL, free, most=4) == want
+
+
+def test_parts_get_smaller_to_the_end():
+    parts, seen = Parts(4), []
+    while parts is not None:
+        seen.append(parts)
+        parts = parts.smaller(64)
+    assert seen == [Parts(4), Parts(1), Parts(1, 48), Parts(1, 32)]
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that ever were in use at the same time, of storages made under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and id(storage := leaf.untyped_storage()) not in self.known:
+                self.known.add(id(storage))
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.drop, id(storage), storage.nbytes())
+        return made
+
+    def drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def peak(memory: int, count: int = 4) -> float:
+    """GiB at the peak of decoding pictures of 1024 pixels with the VAE of Stable Diffusion, computed without data."""
+    from diffusers import AutoencoderKL
+    with FakeTensorMode():
+        vae = AutoencoderKL(**_KL).eval()
+        latents = torch.empty(count, 4, 128, 128)
+        with Held() as held:
+            decode(vae, latents, 0.18215, memory=memory)
+    return held.peak / GIB
+
+
+def test_peak_memory_falls_with_the_memory_there_is():
+    """Beside what is planned with, the finished pictures (12 MiB each) and copies of them are held on the CPU."""
+    room = 0.2
+    at_once = peak(100 * GIB)
+    assert 9 < at_once < 13
+    for free in (8, 4, 2, 1):
+        assert peak(free * GIB) < free + room
+    assert peak(1 * GIB) < at_once / 8
+
+
+class Small(nn.Module):
+    """The VAE of PixArt-mini on a device that has room for only so many latent pixels at once."""
+
+    def __init__(self, vae: nn.Module, room: int) -> None:
+        super().__init__()
+        self.vae, self.room, self.asked = vae, room, []
+        self.__class__.__name__ = "AutoencoderTiny"
+
+    def decode(self, latents: torch.Tensor) -> Any:
+        self.asked.append(tuple(latents.shape))
+        if latents[:, 0].numel() > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB.")
+        return self.vae.decode(latents)
+
+
+@pytest.mark.parametrize("room, parts", [(32 * 48, "one picture at a time"), (32 * 32, "tiles of 256 pixels")])
+def test_running_out_of_memory_goes_on_with_smaller_parts_and_says_so(mini, scenes, caplog, room, parts):
+    latents = encode(mini, scenes.expand(2, -1, -1, -1), 1.0)[0]
+    small = Small(mini, room)
+    with caplog.at_level(logging.WARNING):
+        got = decode(small, latents, 1.0, memory=100 * GIB)
+    assert small.asked[0] == (2, 4, 32, 48) and "not enough memory to decode 2 pictures at a time" in caplog.text
+    assert parts in caplog.text.splitlines()[-1]
+    assert (got - decode(mini, latents, 1.0)).abs().mean() < 0.05 / 255
+
+
+def test_no_memory_at_all_is_one_error_with_advice(mini):
+    with pytest.raises(MemoryError, match="tiles of 256 pixels; draw a smaller picture"):
+        decode(Small(mini, 10), torch.zeros(1, 4, 40, 4), 1.0)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(mini):
+    with pytest.raises(RuntimeError, match="channels"):
+        decode(mini, torch.zeros(1, 5, 16, 16), 1.0)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_the_vae(mini, scenes, low):
+    """Previews are drawn inside the trainer's autocast; in fp16 the VAE of SDXL gives NaN there."""
+    picture = scenes[..., :64, :64]
+    latents = encode(mini, picture, 1.0)[0]
+    want, want_latents = decode(mini, latents, 1.0), encode(mini, picture, 1.0)[0]
+    with torch.autocast("cpu", low):
+        assert torch.equal(decode(mini, latents, 1.0), want)
+        assert torch.equal(encode(mini, picture, 1.0)[0], want_latents)
