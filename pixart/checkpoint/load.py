@@ -23,6 +23,7 @@ from .read import open_network
 
 if TYPE_CHECKING:
     from ..model.attention import Attend
+    from ..model.layers import Ops
     from ..model.transformer import PixArtTransformer
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,68 @@ class Checkpoint:
         return self.state_dict["blocks.0.attn.qkv.weight"].dtype
 
 
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A PixArt transformer in a file that is mapped and recognised, but not read."""
+
+    weights: Weights
+    layout: Layout
+    choice: Choice
+    divisor: float               # of the readout, for files trained with muP
+    guessed: bool
+
+    @property
+    def config(self) -> PixArtConfig:
+        return self.choice.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the large matrices in the file."""
+        return self.weights.tensors[self.layout.plan[SAMPLE][0]].dtype
+
+    def read(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+        """The weights; arguments as in `read_checkpoint`. Logs one line about what was found."""
+        weights, plan = self.weights, self.layout.plan
+        state_dict = gather(weights, plan, dtype or common_dtype(weights, plan), torch.device(device))
+        has_null_caption = NULL_CAPTION in state_dict
+        if not has_null_caption:
+            like = state_dict["y_embedder.y_proj.fc1.bias"]
+            state_dict[NULL_CAPTION] = like.new_zeros(self.config.caption_tokens, self.config.caption_width)
+        if self.divisor != 1:
+            state_dict = fold_readout(state_dict, self.divisor)
+        kept = dtype_name(weights.tensors[plan[SAMPLE][0]])
+        description = describe(self.config, self.guessed, kept, self.layout.name, self.divisor)
+        logger.info("%s: %s", weights.path.name, description)
+        _log_ignored(self.layout, weights.path)
+        return Checkpoint(self.config, state_dict, description, self.guessed, has_null_caption, weights.path)
+
+    def load(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", ops: "Ops | None" = None,
+             attend: "Attend | None" = None) -> "PixArtTransformer":
+        """The weights as a model; arguments and promises of the function `load`."""
+        from ..model.attention import sdpa
+        from ..model.transformer import PixArtTransformer
+        if dtype is None and self.dtype in EIGHT_BITS:
+            dtype = torch.bfloat16
+        checkpoint = self.read(dtype, device)
+        model = PixArtTransformer(checkpoint.config, ops=ops or nn, attend=attend or sdpa, dtype=checkpoint.dtype,
+                                  device="meta")
+        model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
+        return model.eval()
+
+
+def open_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto", ema: bool = False) -> OpenCheckpoint:
+    """Map a file and recognise the PixArt transformer in it, checked against all shapes, without reading the weights.
+
+    Arguments and errors as in `read_checkpoint`.
+    """
+    weights = open_network(path, ema)
+    layout = find_layout(weights.tensors, weights.path)
+    own = _own_config(weights, layout)
+    choice = _recognise(weights, layout, variant, own)
+    divisor, by_name = readout_divisor(choice.config, variant, layout.name, own is not None, weights.path)
+    return OpenCheckpoint(weights, layout, choice, divisor, choice.guessed or by_name)
+
+
 def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
                     device: torch.device | str = "cpu", ema: bool = False) -> Checkpoint:
     """Read a PixArt transformer in any layout.
@@ -64,50 +127,23 @@ def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
     checkpoint has both. Logs one line about what was found. Raises CheckpointError (a ValueError), also
     FileNotFoundError where nothing lies there.
     """
-    weights = open_network(path, ema)
-    layout = find_layout(weights.tensors, weights.path)
-    own = _own_config(weights, layout)
-    choice = _recognise(weights, layout, variant, own)
-    state_dict = gather(weights, layout.plan, dtype or common_dtype(weights, layout.plan), torch.device(device))
-    has_null_caption = NULL_CAPTION in state_dict
-    if not has_null_caption:
-        like = state_dict["y_embedder.y_proj.fc1.bias"]
-        state_dict[NULL_CAPTION] = like.new_zeros(choice.config.caption_tokens, choice.config.caption_width)
-    divisor, by_name = readout_divisor(choice.config, variant, layout.name, own is not None, weights.path)
-    if divisor != 1:
-        state_dict = fold_readout(state_dict, divisor)
-    guessed = choice.guessed or by_name
-    kept = dtype_name(weights.tensors[layout.plan[SAMPLE][0]])
-    description = describe(choice.config, guessed, kept, layout.name, divisor)
-    logger.info("%s: %s", weights.path.name, description)
-    _log_ignored(layout, weights.path)
-    return Checkpoint(choice.config, state_dict, description, guessed, has_null_caption, weights.path)
+    return open_checkpoint(path, variant, ema).read(dtype, device)
 
 
 def read_config(path: str | os.PathLike, variant: str | PixArtConfig = "auto") -> PixArtConfig:
     """The configuration `read_checkpoint` would find, checked against all shapes, without reading the weights."""
-    weights = open_network(path)
-    layout = find_layout(weights.tensors, weights.path)
-    return _recognise(weights, layout, variant, _own_config(weights, layout)).config
+    return open_checkpoint(path, variant).config
 
 
 def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
-         device: torch.device | str = "cpu", ops: object = None, attend: "Attend | None" = None) -> "PixArtTransformer":
+         device: torch.device | str = "cpu", ops: "Ops | None" = None, attend: "Attend | None" = None) -> "PixArtTransformer":
     """Open a checkpoint as a model, in evaluation mode; arguments as in `read_checkpoint`.
 
     The model is built without memory and takes over the tensors as they were read, so a file needs its own size at
     most; weights kept in 8 bits, which no layer computes with, become bfloat16. `ops` supplies the layers (default
     torch.nn), `attend` the attention.
     """
-    from ..model.attention import sdpa
-    from ..model.transformer import PixArtTransformer
-    checkpoint = read_checkpoint(path, variant, dtype, device)
-    if dtype is None and checkpoint.dtype in EIGHT_BITS:
-        checkpoint = read_checkpoint(path, variant, torch.bfloat16, device)
-    model = PixArtTransformer(checkpoint.config, ops=ops or nn, attend=attend or sdpa, dtype=checkpoint.dtype,
-                              device="meta")
-    model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
-    return model.eval()
+    return open_checkpoint(path, variant).load(dtype, device, ops, attend)
 
 
 def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
