@@ -19,8 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pixart.checkpoint import load, load_control, save_control  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
-from pixart.mini.agreement import LCM, Bench, Followed, Pairs, table  # noqa: E402
-from pixart.mini.evaluate import contact_sheet  # noqa: E402
+from pixart.mini.agreement import ControlBench, Followed, table  # noqa: E402
+from pixart.mini.measure.batches import Pictures  # noqa: E402
+from pixart.mini.measure.methods import LCM  # noqa: E402
+from pixart.mini.measure.prompts import Prompts  # noqa: E402
+from pixart.mini.measure.sheets import contact_sheet  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.model.controlnet import Controlled, PixArtControlNet  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
@@ -60,20 +63,19 @@ def run(case: str, data: PreparedFolder, work: Path, steps: int) -> None:
     save_control(work / f"{case}.safetensors", average.control)
 
 
-def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, list[Tensor]], Pairs]:
+def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, Pictures], Prompts]:
     """Every case on the LCM student in 4 steps, and no control before them."""
-    bench = Bench.of(count, 7, SHIPPED)
-    rows, pictures = [], {"real": bench.pairs.real, "control": [m.expand(3, -1, -1) for m in bench.pairs.maps]}
-    model = LCM.model(bench.files)
+    bench = ControlBench(count, 7, SHIPPED)
+    rows, pictures = [], {"real": bench.instrument.real, "control": bench.maps}
     for name, case in CASES.items():
         trained = load_control(work / f"{name}.safetensors", torch.float32)
         network = case.network(trained.config, case.blocks).eval()
         network.load_state_dict(trained.state_dict())
         if not rows:
-            rows.append(bench.measure(LCM, model, "none", network, 0.0)[0])
-        row, pictures[name] = bench.measure(LCM, model, case.title, network, 1.0)
+            rows.append(bench.measure(LCM, "none", network, 0.0)[0])
+        row, pictures[name] = bench.measure(LCM, case.title, network, 1.0)
         rows.append(row)
-    return rows, pictures, bench.pairs
+    return rows, pictures, bench.bench.prompts
 
 
 def main() -> None:
@@ -91,10 +93,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.task == "table":
-        rows, pictures, pairs = compare(args.work, args.count)
+        rows, pictures, prompts = compare(args.work, args.count)
         print(table(rows))
         if args.sheet:
-            contact_sheet(pictures, pairs.prompts, range(min(10, args.count))).save(args.sheet)
+            contact_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)
         return
     data = PreparedFolder(args.data)
     for case in args.case or CASES:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import VARIANTS
-from .mini import SHIPPED, Files
+from .mini import SHIPPED
+from .mini import command as mini
 from .prepare import command as prepare
 from .train import command as train
 
@@ -68,24 +69,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer")
     prepare.add_parser(commands)
     train.add_parser(commands)
-    mini = commands.add_parser("mini", help="rebuild or measure PixArt-mini").add_subparsers(dest="task", required=True)
-    build = mini.add_parser("build", help="train every part from nothing; goes on where it was stopped")
-    data = mini.add_parser("data", help="only the training data, with the small networks it takes; then use train")
-    for command in (build, data):
-        command.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
-    build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
-    data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; what it lacks "
-                      "is trained (default: those in the repository)")
-    measure = mini.add_parser("evaluate", help="print the table and draw the contact sheet")
-    measure.add_argument("--weights", type=Path, default=SHIPPED.root)
-    measure.add_argument("--count", type=int, default=1000, help="held-out prompts")
-    measure.add_argument("--seed", type=int, default=7)
-    measure.add_argument("--sheet", type=Path, help="PNG to draw")
-    measure.add_argument("--student", type=Path, nargs="+", default=[], metavar="FILE",
-                         help="few-step students to measure instead, in 4, 2 and 1 steps")
-    measure.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE",
-                         help="LCM-LoRAs to measure instead, on the teacher")
-    measure.add_argument("--control", action="store_true", help="measure the ControlNet instead, at five strengths")
+    mini.add_parser(commands)
     return main
 
 
@@ -193,32 +177,12 @@ def run_encode(args: argparse.Namespace) -> None:
     print(args.out)
 
 
-def run_mini(args: argparse.Namespace) -> None:
-    if args.task in ("build", "data"):
-        from .mini.recipe import build, prepare_data
-        stages = build if args.task == "build" else prepare_data
-        stages(args.work, Files(args.weights), device=best_device())
-        return
-    from .mini.evaluate import contact_sheet
-    if args.control:
-        from .mini.agreement import evaluate_control, table
-        rows, pictures, pairs = evaluate_control(args.count, args.seed, Files(args.weights))
-        prompts = pairs.prompts
-    else:
-        from .mini.evaluate import METHODS, evaluate, few_step, table
-        methods = few_step(args.student, args.lora) or METHODS
-        rows, pictures, prompts = evaluate(args.count, args.seed, Files(args.weights), methods)
-    print(table(rows))
-    if args.sheet:
-        contact_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)
-
-
 def main() -> int:
     args = parser().parse_args()
     chatty = args.verbose or args.command in ("mini", "train")
     logging.basicConfig(level=logging.INFO if chatty else logging.WARNING, format="%(message)s")
     run = {"generate": run_generate, "encode": run_encode, "prepare": prepare.run, "train": train.run,
-           "mini": run_mini}[args.command]
+           "mini": mini.run}[args.command]
     try:
         run(args)
     except (ValueError, OSError, ImportError, FloatingPointError, MemoryError) as error:

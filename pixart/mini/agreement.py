@@ -5,27 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..checkpoint import load_control
 from ..control.edges import canny
+from ..drawing import Control, Guide
 from ..model.controlnet import PixArtControlNet
-from ..model.transformer import PixArtTransformer
-from ..pipeline import Control, Guide
-from ..text.encoded import Encoded
-from ..text.t5 import T5Encoder
-from ..vae import encode, load_vae
 from . import SHIPPED, Files
-from .evaluate import Method, Prompts, Result, draw, frechet_distance, judged
-from .judge import load_judge
-from .pictures import BUCKETS, CANNY
-from .prepare import picture_of
+from .evaluate import KEPT, Instrument
+from .measure.batches import Pictures, each, each_pair, to_bytes
+from .measure.bench import Bench
+from .measure.methods import LCM, TEACHER, Sampled
+from .measure.prompts import Group, Prompts
+from .measure.results import Row
+from .measure.tables import markdown
+from .pictures import CANNY
 
 logger = logging.getLogger(__name__)
 
-LCM = Method("LCM, 4 steps", "student", "lcm", 4)
-TEACHER = Method("teacher, 20 steps, guidance 2.5", "teacher", "dpm", 20, 2.5)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -37,108 +35,114 @@ class Followed:
     control: str
     strength: float
     f1: float                   # edges of the pictures against their control maps, within one pixel
-    result: Result
+    row: Row
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Held-out prompts with the real picture of each scene and its edge map: what is given and what should come out."""
+class Steered:
+    """A way of drawing whose pictures follow the edges of the real picture of each sentence."""
 
-    prompts: Prompts
-    real: list[Tensor]          # (3, H, W) in 0..1
-    maps: list[Tensor]          # (1, H, W), 0 or 1
+    base: Sampled
+    network: PixArtControlNet
+    maps: Pictures              # black and white, of all sentences of the bench or of more
+    strength: float = 1.0
 
-    @classmethod
-    def held_out(cls, count: int, seed: int) -> "Pairs":
-        prompts = Prompts.held_out(count, seed)
-        real = [picture_of(i, seed, "held-out", BUCKETS[i % len(BUCKETS)]).float() / 255 for i in range(count)]
-        return cls(prompts, real, [edges(picture) for picture in real])
+    @property
+    def name(self) -> str:
+        return f"{self.base.name}, control {self.strength:g}"
+
+    def draw(self, bench: Bench) -> Pictures:
+        def follow(group: Group) -> Control:
+            maps = self.maps.rows(group.members).to(bench.device).float() / 255
+            with torch.inference_mode():
+                hint = bench.vae.encode(maps)
+            return Control(self.network, Guide(maps, self.strength), hint)
+        return self.base.draw(bench, follow if self.strength else None)
 
 
-def edges(picture: Tensor) -> Tensor:
-    """(3, H, W) in 0..1 -> (1, H, W): the map that the ControlNet was trained on."""
-    return canny(picture[None], **CANNY)[0]
+def edges(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) in 0..1 -> (B, 1, H, W): the maps that the ControlNet was trained on."""
+    return canny(pictures, **CANNY)
 
 
-def edge_f1(found: Tensor, wanted: Tensor, within: int = 1) -> float:
+def edge_maps(pictures: Pictures, batch: int) -> Pictures:
+    """Their edges, white on black."""
+    parts = [torch.cat([to_bytes(edges(some.float() / 255)).expand(-1, 3, -1, -1) for some in part.split(batch)])
+             for part in pictures.parts]
+    return Pictures(tuple(parts))
+
+
+def edge_f1(found: Tensor, wanted: Tensor, within: int = 1) -> Tensor:
     """Harmonic mean of how much of `found` lies at most `within` pixels from `wanted`, and the other way round.
 
-    Both (1, H, W), 0 or 1. Two empty maps agree fully, one empty one not at all.
+    Both (B, 1, H, W), 0 or 1, -> (B,). Two empty maps agree fully, one empty one not at all.
     """
-    if not found.any() and not wanted.any():
-        return 1.0
-    if not found.any() or not wanted.any():
-        return 0.0
     side = 2 * within + 1
-    near_wanted, near_found = (F.max_pool2d(edge[None], side, 1, within)[0] for edge in (wanted, found))
-    precision = ((found * near_wanted).sum() / found.sum()).item()
-    recall = ((wanted * near_found).sum() / wanted.sum()).item()
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    near_wanted, near_found = (F.max_pool2d(edge, side, 1, within) for edge in (wanted, found))
+    precision = (found * near_wanted).sum((1, 2, 3)) / found.sum((1, 2, 3)).clamp(min=1)
+    recall = (wanted * near_found).sum((1, 2, 3)) / wanted.sum((1, 2, 3)).clamp(min=1)
+    both_empty = ~found.flatten(1).any(1) & ~wanted.flatten(1).any(1)
+    return torch.where(both_empty, 1.0, 2 * precision * recall / (precision + recall).clamp(min=1e-12))
 
 
-class Follower:
-    """Hands the drawing loop the control of each of its batches."""
-
-    def __init__(self, network: PixArtControlNet, pairs: Pairs, vae: nn.Module, scale: float, strength: float) -> None:
-        self.network, self.pairs, self.vae, self.scale, self.strength = network, pairs, vae, scale, strength
-
-    def __call__(self, members: Sequence[int]) -> Control:
-        maps = torch.stack([self.pairs.maps[i] for i in members]).expand(-1, 3, -1, -1)
-        return Control(self.network, Guide(maps, self.strength), encode(self.vae, maps, self.scale, batch=50)[0])
+def agreement(pictures: Pictures, maps: Pictures, batch: int) -> Tensor:
+    """Edge F1 of every sentence, (n,)."""
+    return each_pair(pictures, maps, batch, "cpu", lambda drawn, wanted: edge_f1(edges(drawn), wanted[:, :1]))
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Everything that all measurements share."""
+class ControlBench:
+    """The instrument, and the edge maps of the real pictures that all measurements follow."""
 
-    pairs: Pairs
-    files: Files
-    vae: nn.Module
-    features: list[Encoded]
-    null: Encoded
+    def __init__(self, count: int = 300, seed: int = 7, files: Files = SHIPPED, device: str = "cpu", batch: int = 100,
+                 judge: str = "b") -> None:
+        self.bench = Bench.open(files, count, seed, device=device, batch=batch)
+        self.instrument = Instrument(self.bench, judge)
+        self.maps = edge_maps(self.instrument.real, batch)
 
-    @classmethod
-    def of(cls, count: int, seed: int, files: Files) -> "Bench":
-        pairs = Pairs.held_out(count, seed)
-        encoded = T5Encoder(files.t5, bits=16).encode([*pairs.prompts.captions, ""], max_tokens=40, clean=True,
-                                                      batch=100)
-        return cls(pairs, files, load_vae(files.vae), [encoded.one(i) for i in range(count)], encoded.one(count))
-
-    def measure(self, method: Method, model: PixArtTransformer, title: str, network: PixArtControlNet,
-                strength: float) -> tuple[Followed, list[Tensor]]:
+    def measure(self, method: Sampled, title: str, network: PixArtControlNet, strength: float,
+                ) -> tuple[Followed, Pictures]:
         """One row, and its pictures."""
-        follow = Follower(network, self.pairs, self.vae, model.config.latent_scale, strength) if strength else None
-        drawn, seconds = draw(method, model, self.vae, self.pairs.prompts, self.features, self.null, follow=follow)
-        judge = load_judge(self.files.judge)
-        right, seen = judged(judge, self.pairs.prompts.scenes, drawn)
-        distance = frechet_distance(seen, judged(judge, self.pairs.prompts.scenes, self.pairs.real)[1])
-        f1 = sum(edge_f1(edges(a), b) for a, b in zip(drawn, self.pairs.maps)) / len(drawn)
-        row = Followed(method.name, title, strength, f1, Result(method.name, right, distance, len(drawn), seconds))
-        logger.info("%s, %s, strength %.2f: F1 %.3f, attributes %.3f", method.name, title, strength, f1, right["all"])
-        return row, drawn
+        row, drawn = self.instrument.measure(Steered(method, network.to(self.bench.device), self.maps, strength))
+        f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
+        logger.info("%s, %s, strength %.2f: edge F1 %.3f", method.name, title, strength, f1)
+        return Followed(method.name, title, strength, f1, row), drawn
+
+    def ceiling(self) -> Followed:
+        """The real pictures through the autoencoder and back: no ControlNet can be followed more closely."""
+        def there_and_back(some: Tensor) -> Tensor:
+            return self.bench.decode(self.bench.vae.encode(some))
+        parts = []
+        with torch.inference_mode():
+            for part in self.instrument.real.parts:
+                parts.append(each(Pictures((part,)), self.bench.batch, self.bench.device, there_and_back))
+        drawn = Pictures(tuple(parts))
+        f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
+        return Followed("autoencoder alone", "none", 0.0, f1, self.instrument.row("autoencoder alone", drawn))
 
 
 def evaluate_control(count: int = 300, seed: int = 7, files: Files = SHIPPED, control: Path | None = None,
-                     ) -> tuple[list[Followed], dict[str, list[Tensor]], Pairs]:
-    """Strengths of the LCM student, and the teacher with and without control; rows, pictures, pairs."""
-    bench, network = Bench.of(count, seed, files), load_control(control or files.control, torch.float32)
-    rows, pictures = [], {"real": bench.pairs.real, "control": [m.expand(3, -1, -1) for m in bench.pairs.maps]}
+                     device: str = "cpu", batch: int = 100, judge: str = "b",
+                     ) -> tuple[list[Followed], dict[str, Pictures], Prompts]:
+    """Strengths of the LCM student, the teacher with and without control, the ceiling; rows, pictures, prompts."""
+    network = load_control(control or files.control, torch.float32)
+    bench = ControlBench(count, seed, files, device, batch, judge)
+    rows = [bench.ceiling()]
+    pictures = {"real": bench.instrument.real.first(KEPT), "control": bench.maps.first(KEPT)}
     for method, strengths in ((LCM, STRENGTHS), (TEACHER, (0.0, 1.0))):
-        model = method.model(bench.files)
         for strength in strengths:
-            row, drawn = bench.measure(method, model, "shipped", network, strength)
+            row, drawn = bench.measure(method, "shipped", network, strength)
             rows.append(row)
-            pictures[f"{method.name.split(',')[0]} {strength:g}"] = drawn
-    return rows, pictures, bench.pairs
+            pictures[f"{method.name.split(',')[0]} {strength:g}"] = drawn.first(KEPT)
+    return rows, pictures, bench.bench.prompts
 
 
 def table(rows: Sequence[Followed]) -> str:
     """Markdown; shares in per cent."""
-    lines = ["| | control | strength | edge F1 (1 px) | all attributes | shape | colour | FID (judge) | pictures |",
-             "|---" * 9 + "|"]
+    titles = ["", "control", "strength", "edge F1 (1 px)", "all attributes", "shape", "colour", "FID (judge)",
+              "pictures"]
+    cells = []
     for row in rows:
-        share = {name: f"{100 * row.result.accuracy[name]:.1f}" for name in ("all", "shape", "colour")}
-        lines.append(f"| {row.method} | {row.control if row.strength else 'none'} | {row.strength:g} | "
-                     f"{100 * row.f1:.1f} | {share['all']} | {share['shape']} | {share['colour']} | "
-                     f"{row.result.distance:.2f} | {row.result.count} |")
-    return "\n".join(lines)
+        share = {name: f"{100 * row.row.accuracy[name]:.1f}" for name in ("all", "shape", "colour")}
+        cells.append([row.method, row.control if row.strength else "none", f"{row.strength:g}", f"{100 * row.f1:.1f}",
+                      *share.values(), f"{row.row.fid:.2f}", str(len(row.row.answers))])
+    return markdown(titles, cells)

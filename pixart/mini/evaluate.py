@@ -1,200 +1,164 @@
-"""How good PixArt-mini is: attributes read by the judge, Frechet distance in the judge's features, a contact sheet.
-
-Everything runs through the parts that users run: text encoder, samplers and autoencoder of the pipeline.
-"""
+"""How good ways of drawing are, on held-out sentences of PixArt-mini: accuracy, distances, diversity, cost."""
+import hashlib
 import logging
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoint import load
-from ..checkpoint.merged import with_loras
-from ..model.transformer import PixArtTransformer
-from ..pipeline import Control, Request, sample
-from ..text.encoded import Encoded, join
-from ..text.t5 import T5Encoder
-from ..vae import decode, load_vae
 from . import SHIPPED, Files
-from .grammar import ATTRIBUTES, Scene
-from .judge import Judge, accuracy, load_judge, score
-from .pictures import BUCKETS
-from .prepare import held_out, picture_of
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .judge import load_judge, own_accuracy
+from .measure.accuracy import Answers
+from .measure.batches import Pictures
+from .measure.bench import Bench
+from .measure.cost import Cost, count, machine, timed
+from .measure.distances import features_of, frechet_distance, kernel_distances
+from .measure.diversity import diversity
+from .measure.judges import PictureJudge
+from .measure.methods import METHODS, Method
+from .measure.plot import can_plot, quality_speed
+from .measure.prompts import Prompts
+from .measure.results import REAL, About, Measured, Row
+from .measure.similarity import similarities
+from .measure.tables import differences, table
 
 logger = logging.getLogger(__name__)
 
+KEPT = 20                      # pictures of each row that are kept for contact sheets
+DIVERSE = 50                   # sentences that diversity is measured on
+
+
+class Instrument:
+    """The judge, and what it sees in the real pictures: everything that drawn pictures are held against."""
+
+    def __init__(self, bench: Bench, judge: str = "b") -> None:
+        """judge: b only measures; a may have had a part in training."""
+        self.bench, self.path = bench, judge_file(bench.files, judge)
+        self.judge: PictureJudge = load_judge(self.path).to(bench.device)
+        self.name = f"{judge} {hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]}"
+        self.real = bench.prompts.real()
+        self.features = self.features_of(self.real)
+
+    def features_of(self, pictures: Pictures) -> Tensor:
+        return features_of(self.judge, pictures, self.bench.batch, self.bench.device)
+
+    def real_row(self) -> Row:
+        """The real pictures, with the distances between them and those of as many other scenes: the floor of both."""
+        prompts = self.bench.prompts
+        other = Prompts.held_out(len(prompts), prompts.seed + 1, prompts.crowded).real()
+        return self.row(REAL, self.real, self.features_of(other))
+
+    def row(self, name: str, pictures: Pictures, features: Tensor | None = None, cost: Cost | None = None,
+            reference: tuple[str, Pictures] | None = None, diverse: Tensor | None = None) -> Row:
+        """features: those of `pictures` unless given."""
+        bench = self.bench
+        answers = Answers.read(self.judge, bench.prompts.scenes, pictures, bench.batch, bench.device)
+        seen = self.features_of(pictures) if features is None else features
+        alike = {} if reference is None else similarities(self.judge, pictures, reference[1], bench.batch, bench.device)
+        return Row(name, tuple(answers.text()), frechet_distance(seen, self.features),
+                   tuple(kernel_distances(seen, self.features).tolist()), reference and reference[0],
+                   **{what: tuple(values.tolist()) for what, values in alike.items()},
+                   diversity=None if diverse is None else tuple(diverse.tolist()), cost=cost)
+
+    def measure(self, method: Method, reference: tuple[str, Pictures] | None = None, diverse: int = 0,
+                probe: int = 1) -> tuple[Row, Pictures]:
+        """Draws and measures. reference: the row that the pictures are compared with one by one, and its pictures.
+
+        diverse: of how many sentences the diversity is measured, which takes three more pictures each. probe: of how
+        many pictures the work is counted.
+        """
+        passes, macs = count(method, self.bench, probe)
+        pictures, milliseconds = timed(method, self.bench)
+        cost = Cost(passes, macs, milliseconds, machine(self.bench))
+        spread = None
+        if diverse:
+            spread = diversity(self.judge, method, self.bench.first(diverse), pictures.first(diverse))
+        row = self.row(method.name, pictures, None, cost, reference, spread)
+        right = row.accuracy
+        logger.info("%s: %.1f %% of attributes, %.1f %% of pictures, %.1f ms a picture", row.name, 100 * right["all"],
+                    100 * right["pictures"], milliseconds)
+        return row, pictures
+
 
 @dataclass(frozen=True)
-class Method:
-    """One way of drawing: a weights file and how to sample from it."""
+class Evaluation:
+    """What was measured, and the first pictures of every row."""
 
-    name: str
-    weights: str | Path              # "teacher" or "student" of PixArt-mini, or a file
-    sampler: str
-    steps: int
-    guidance: float = 1.0
-    lora: Path | None = None         # on top of the weights
+    measured: Measured
+    prompts: Prompts
+    pictures: dict[str, Pictures]
 
-    def model(self, files: Files) -> PixArtTransformer:
-        """In float32, the LoRA merged. Raises what reading the files raises."""
-        path = self.weights if isinstance(self.weights, Path) else getattr(files, self.weights)
-        return with_loras(load(path, dtype=torch.float32), [(self.lora, 1.0)] if self.lora else [])
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.measured.rows
 
-
-METHODS = (
-    Method("teacher, 20 steps, guidance 2.5", "teacher", "dpm", 20, 2.5),
-    Method("LCM, 4 steps", "student", "lcm", 4),
-    Method("LCM, 2 steps", "student", "lcm", 2),
-    Method("LCM, 1 step", "student", "lcm", 1),
-)
-
-
-def few_step(students: Sequence[Path], loras: Sequence[Path], steps: Sequence[int] = (4, 2, 1)) -> list[Method]:
-    """Other students than the shipped one, and LCM-LoRAs on the teacher, each with these numbers of steps."""
-    named = [(path.stem, path, None) for path in students]
-    named += [(f"teacher + {path.stem}", "teacher", path) for path in loras]
-    return [Method(f"{name}, {count} step{'s' * (count > 1)}", weights, "lcm", count, lora=lora)
-            for name, weights, lora in named for count in steps]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was measured of one set of pictures."""
-
-    name: str
-    accuracy: dict[str, float]       # by attribute, and "all" and "pictures"
-    distance: float                  # Frechet, in the judge's features, to real pictures of the same scenes
-    count: int
-    seconds: float                   # per picture, 0 where nothing was drawn
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The fixed held-out prompts, sorted by picture size: prompt i has size BUCKETS[i % len(BUCKETS)]."""
-
-    scenes: list[Scene]
-    captions: list[str]
-    seed: int
-
-    @classmethod
-    def held_out(cls, count: int, seed: int) -> "Prompts":
-        examples = held_out(count, seed)
-        return cls([scene for scene, _ in examples], [text for _, text in examples], seed)
-
-    def groups(self, batch: int) -> Iterable[tuple[tuple[int, int], list[int]]]:
-        """(height, width) and at most `batch` prompt numbers of that size."""
-        for number, size in enumerate(BUCKETS):
-            members = range(number, len(self.scenes), len(BUCKETS))
-            for at in range(0, len(members), batch):
-                yield size, list(members[at:at + batch])
-
-
-def draw(method: Method, model: PixArtTransformer, vae: nn.Module, prompts: Prompts, features: list[Encoded],
-         null: Encoded, batch: int = 50, follow: Callable[[list[int]], Control] | None = None,
-         ) -> tuple[list[Tensor], float]:
-    """Pictures (3, H, W) in 0..1 in the order of the prompts, and seconds per picture.
-
-    Seeds count up from the number of a group's first prompt. follow: gives the control of the prompts of these numbers.
-    """
-    pictures: list[Tensor] = [torch.empty(0)] * len(prompts.scenes)
-    started = time.perf_counter()
-    for (height, width), members in prompts.groups(batch):
-        request = Request(tuple(prompts.captions[i] for i in members), height=height, width=width, seed=members[0],
-                          sampler=method.sampler, steps=method.steps, guidance=method.guidance)
-        latents = sample(model, request, join([features[i] for i in members]), null,
-                         control=follow and follow(members))
-        for i, picture in zip(members, decode(vae, latents, model.config.latent_scale, batch)):
-            pictures[i] = picture
-    return pictures, (time.perf_counter() - started) / len(pictures)
-
-
-def by_size(pictures: Sequence[Tensor], batch: int = 100) -> Iterable[tuple[list[int], Tensor]]:
-    """Pictures of one size at a time: their numbers and a batch (B, 3, H, W)."""
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for i, picture in enumerate(pictures):
-        sizes.setdefault(tuple(picture.shape), []).append(i)
-    for members in sizes.values():
-        for at in range(0, len(members), batch):
-            part = members[at:at + batch]
-            yield part, torch.stack([pictures[i] for i in part])
-
-
-@torch.no_grad()
-def judged(judge: Judge, scenes: Sequence[Scene], pictures: Sequence[Tensor]) -> tuple[dict[str, float], Tensor]:
-    """Accuracy by attribute, and the judge's features (n, F)."""
-    scores: list[dict[str, bool]] = []
-    features = []
-    for members, stack in by_size(pictures):
-        scores += [score(scenes[i], read) for i, read in zip(members, judge.attributes(stack))]
-        features.append(judge.features(stack).double())
-    return accuracy(scores), torch.cat(features)
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mean a - mean b|^2 + tr(A + B - 2 sqrt(A B)) of two sets of features (n, F), float64 (Heusel et al. 2017)."""
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root).item()
+    def table(self) -> str:
+        """Markdown."""
+        return table(self.measured)
 
 
 def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: Sequence[Method] = METHODS,
-             ) -> tuple[list[Result], dict[str, list[Tensor]], Prompts]:
-    """Measure all methods on `count` held-out prompts; returns results, pictures by name, and the prompts."""
-    prompts, judge = Prompts.held_out(count, seed), load_judge(files.judge)
-    sizes = [BUCKETS[i % len(BUCKETS)] for i in range(count)]
-    real = [picture_of(i, seed, "held-out", size).float() / 255 for i, size in enumerate(sizes)]
-    other = [picture_of(i, seed + 1, "held-out", size).float() / 255 for i, size in enumerate(sizes)]
-    right, reference = judged(judge, prompts.scenes, real)
-    floor = frechet_distance(judged(judge, prompts.scenes, other)[1], reference)
-    results = [Result("real pictures", right, floor, count, 0.0)]
-    vae, pictures = load_vae(files.vae), {"real": real}
-    encoder = T5Encoder(files.t5, bits=16)
-    encoded = encoder.encode([*prompts.captions, ""], max_tokens=40, clean=True, batch=100)
-    features, null = [encoded.one(i) for i in range(count)], encoded.one(count)
+             device: str = "cpu", batch: int = 100, crowded: bool = False, judge: str = "b",
+             reference: Method | None = None, diverse: int = DIVERSE,
+             probe: int = 1) -> Evaluation:
+    """Measure all methods on `count` held-out sentences, beside the real pictures of their scenes.
+
+    reference: what PSNR, SSIM and judge-LPIPS compare with; it becomes the first row. diverse: sentences that
+    diversity is measured on, 0 for none. probe: pictures whose work is counted. Raises ValueError where two methods
+    have one name, and what reading raises.
+    """
+    methods = checked(methods, reference, files)
+    instrument = Instrument(Bench.open(files, count, seed, crowded, device, batch), judge)
+    rows, pictures = [instrument.real_row()], {REAL: instrument.real.first(KEPT)}
+    against: tuple[str, Pictures] | None = None
     for method in methods:
-        model = method.model(files)
-        drawn, seconds = draw(method, model, vae, prompts, features, null)
-        right, seen = judged(judge, prompts.scenes, drawn)
-        results.append(Result(method.name, right, frechet_distance(seen, reference), count, seconds))
-        pictures[method.name] = drawn
-        logger.info("%s: %.3f of attributes, distance %.2f", method.name, right["all"], results[-1].distance)
-    return results, pictures, prompts
+        row, drawn = instrument.measure(method, against, min(diverse, count), min(probe, count))
+        rows.append(row)
+        pictures[method.name] = drawn.first(KEPT)
+        if reference is not None and method is methods[0]:
+            against = (method.name, drawn)
+    prompts = instrument.bench.prompts
+    about = About(count, seed, crowded, prompts.digest, instrument.name, own_accuracy(instrument.path)["all"])
+    return Evaluation(Measured(about, tuple(rows)), prompts, pictures)
 
 
-def table(results: Sequence[Result]) -> str:
-    """The results as a Markdown table, shares in per cent."""
-    names = ["all", "pictures", *ATTRIBUTES]
-    titles = ["all attributes", "whole pictures", *ATTRIBUTES]
-    lines = ["| | " + " | ".join(titles) + " | FID (judge) | pictures |", "|---" * (len(names) + 3) + "|"]
-    for result in results:
-        shares = [f"{100 * result.accuracy[name]:.1f}" if name in result.accuracy else "" for name in names]
-        lines.append(f"| {result.name} | " + " | ".join(shares) + f" | {result.distance:.2f} | {result.count} |")
-    return "\n".join(lines)
+def checked(methods: Sequence[Method], reference: Method | None, files: Files) -> list[Method]:
+    """The reference first, then the others; names must differ, and files must be there."""
+    ordered = ([reference] if reference is not None else []) + [one for one in methods if one != reference]
+    names = [method.name for method in ordered]
+    for name in names:
+        if names.count(name) > 1 or name == REAL:
+            raise ValueError(f"two rows would be called {name!r}; give one of them another name (NAME=...)")
+    for method in ordered:
+        if hasattr(method, "check"):
+            method.check(files)
+    return ordered
 
 
-def contact_sheet(pictures: dict[str, list[Tensor]], prompts: Prompts, rows: Sequence[int], cell: int = 160,
-                  ) -> "Image":
-    """One row per prompt number in `rows`, one column per way of drawing, captions above each row."""
-    from PIL import Image, ImageDraw
-    names = list(pictures)
-    sheet = Image.new("RGB", (len(names) * cell, 24 + len(rows) * (cell + 18)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for column, name in enumerate(names):
-        pen.text((column * cell + 4, 6), name.split(", guidance")[0], fill="black")
-        for row, number in enumerate(rows):
-            top = 24 + row * (cell + 18)
-            array = (pictures[name][number] * 255).round().byte().permute(1, 2, 0).numpy()
-            picture = Image.fromarray(array)
-            left = column * cell + (cell - picture.width) // 2
-            sheet.paste(picture, (left, top + 16 + (cell - picture.height) // 2))
-            if column == 0:
-                pen.text((4, top + 2), prompts.captions[number], fill="black")
-    return sheet
+def judge_file(files: Files, judge: str) -> Path:
+    """The file of judge "a" or "b"."""
+    if judge not in ("a", "b"):
+        raise ValueError(f"unknown judge {judge!r}; use a or b")
+    return files.judge if judge == "b" else files.judge_a
 
+
+def write_report(measured: Measured, folder: Path, base: str | None = None) -> list[Path]:
+    """results.json, results.md and, where matplotlib is, results.png into `folder`, which is made; returns the files.
+
+    The Markdown ends with the differences to `base`; by default to the row that others were compared with, else to the
+    first one drawn.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [folder / "results.json", folder / "results.md"]
+    measured.save(made[0])
+    base = base or next((row.reference for row in measured.rows if row.reference), None)
+    drawn = [row.name for row in measured.rows if row.name != REAL]
+    parts = [table(measured)] + ([differences(measured, base or drawn[0])] if len(drawn) > 1 else [])
+    made[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    if not can_plot():
+        logger.warning("no plot: matplotlib is missing; install it, then: python -m pixart mini compare %s --out %s",
+                       made[0], folder)
+        return made
+    quality_speed(measured, folder / "results.png")
+    return [*made, folder / "results.png"]

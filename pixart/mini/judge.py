@@ -35,12 +35,24 @@ class Judge(nn.Module):
 
     def features(self, pictures: Tensor) -> Tensor:
         """What the heads read, (B, FEATURES), not negative."""
+        return self.body(self.with_places(pictures))
+
+    def with_places(self, pictures: Tensor) -> Tensor:
+        """(B, 5, H, W): colours in -1..1, and how far down and to the right each pixel is."""
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(f"pictures have shape {tuple(pictures.shape)}; the judge reads (B, 3, H, W) in 0..1")
         batch, _, height, width = pictures.shape
         y = torch.linspace(-1, 1, height, device=pictures.device).view(1, 1, -1, 1).expand(batch, 1, height, width)
         x = torch.linspace(-1, 1, width, device=pictures.device).view(1, 1, 1, -1).expand(batch, 1, height, width)
-        return self.body(torch.cat([pictures * 2 - 1, y.to(pictures), x.to(pictures)], 1))
+        return torch.cat([pictures * 2 - 1, y.to(pictures), x.to(pictures)], 1)
+
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """The five convolution maps, each (B, C, h, w)."""
+        x, found = self.with_places(pictures), []
+        for stage in self.body[:5]:
+            x = stage(x)
+            found.append(x)
+        return found
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, answers) for every attribute, in the order of `ATTRIBUTES`."""

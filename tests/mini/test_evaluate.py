@@ -1,44 +1,81 @@
-"""Measuring: the distance is right on known cases, and table and contact sheet show what was measured."""
-import torch
+"""The whole instrument on a few sentences: rows, reference, files, and what is refused."""
+import pytest
 
-from pixart.mini import evaluate
-from pixart.mini.pictures import BUCKETS
+from pixart.mini import SHIPPED
+from pixart.mini.evaluate import METHODS, checked, evaluate, write_report
+from pixart.mini.measure.batches import Pictures
+from pixart.mini.measure.methods import Sampled
+from pixart.mini.measure.results import REAL, read_measured
 
-
-def test_distance_of_equal_sets_is_zero():
-    features = torch.randn(500, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert abs(evaluate.frechet_distance(features, features)) < 1e-9
-
-
-def test_distance_of_known_gaussians():
-    """Shift by d and scale by s in n dimensions: d^2 + n (s - 1)^2."""
-    base = torch.randn(200_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    other = torch.randn(200_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 2
-    assert abs(evaluate.frechet_distance(base, other) - (3 * 4 + 3 * 4)) < 0.3
+FAST = Sampled("one step", "student", "lcm", 1)
 
 
-def test_prompts_are_fixed_and_held_out():
-    from pixart.mini.grammar import split
-    prompts, again = (evaluate.Prompts.held_out(30, 7) for _ in range(2))
-    assert prompts == again and all(split(scene) == "held-out" for scene in prompts.scenes)
-    groups = list(prompts.groups(4))
-    assert sorted(i for _, members in groups for i in members) == list(range(30))
-    assert all(size == BUCKETS[i % len(BUCKETS)] for size, members in groups for i in members)
-    assert max(len(members) for _, members in groups) == 4
+class Real:
+    """Draws the real pictures: the best there can be."""
+
+    name = "perfect"
+
+    def draw(self, bench) -> Pictures:
+        return bench.prompts.real()
 
 
-def test_table_has_a_row_per_result_and_blanks_for_what_was_not_asked():
-    results = [evaluate.Result("real", {"all": 0.995, "pictures": 0.98, "shape": 1.0}, 0.5, 40, 0.0),
-               evaluate.Result("LCM", {"all": 0.9, "pictures": 0.7, "shape": 0.8}, 12.25, 40, 0.1)]
-    lines = evaluate.table(results).splitlines()
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert lines[3].startswith("| LCM | 90.0 | 70.0 |") and lines[3].endswith("| 12.25 | 40 |")
+@pytest.fixture(scope="module")
+def found():
+    return evaluate(10, 7, methods=[METHODS[2], Real(), FAST], batch=4, reference=FAST, diverse=5)
 
 
-def test_contact_sheet_shows_each_picture_in_its_place():
-    prompts = evaluate.Prompts.held_out(2, 7)
-    pictures = {"one": [torch.full((3, 128, 128), 0.0), torch.full((3, 112, 144), 0.5)],
-                "two": [torch.full((3, 128, 128), 1.0), torch.zeros(3, 112, 144)]}
-    sheet = evaluate.contact_sheet(pictures, prompts, range(2))
-    assert sheet.size == (320, 24 + 2 * 178)
-    assert sheet.getpixel((80, 24 + 16 + 80)) == (0, 0, 0) and sheet.getpixel((80, 24 + 178 + 16 + 80)) == (128,) * 3
+def test_the_reference_comes_first_and_is_not_drawn_twice(found):
+    assert [row.name for row in found.rows] == [REAL, "one step", "LCM, 2 steps", "perfect"]
+    assert [row.reference for row in found.rows] == [None, None, "one step", "one step"]
+
+
+def test_any_object_with_a_name_that_draws_is_measured(found):
+    real, _, two, perfect = found.rows
+    assert perfect.answers == real.answers and perfect.accuracy["all"] > 0.97
+    assert abs(perfect.fid) < 1e-3 and max(map(abs, perfect.kid)) < 1e-9
+    assert perfect.cost.passes == 0 and two.cost.passes == 2 and two.cost.macs > 1e8
+    assert set(perfect.diversity) == {0.0} and min(two.diversity) > 0
+
+
+def test_pictures_are_kept_for_sheets(found):
+    assert list(found.pictures) == [row.name for row in found.rows]
+    assert all(len(drawn) == 10 for drawn in found.pictures.values())
+
+
+def test_the_same_again_gives_the_same_numbers(found):
+    again = evaluate(10, 7, methods=[METHODS[2]], batch=4, reference=FAST, diverse=5).rows
+    for one, other in zip(found.rows, again):
+        assert (one.answers, one.kid, one.lpips) == (other.answers, other.kid, other.lpips)
+        assert one.diversity == other.diversity
+
+
+def test_files_of_the_report(found, tmp_path):
+    pytest.importorskip("matplotlib")
+    made = write_report(found.measured, tmp_path / "out")
+    assert [path.name for path in made] == ["results.json", "results.md", "results.png"]
+    assert [row.name for row in read_measured(made[0]).rows] == [row.name for row in found.rows]
+    text = made[1].read_text(encoding="utf-8")
+    assert "| minus one step |" in text and "judge-LPIPS" in text
+    from PIL import Image
+    with Image.open(made[2]) as plot:
+        assert plot.width > 800
+
+
+def test_without_matplotlib_the_plot_is_named_as_missing(found, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("pixart.mini.evaluate.can_plot", lambda: False)
+    assert [path.suffix for path in write_report(found.measured, tmp_path)] == [".json", ".md"]
+    assert "matplotlib is missing" in caplog.text
+
+
+def test_two_rows_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two rows would be called 'one step'"):
+        checked([FAST, Sampled("one step", "teacher", "lcm", 1)], None, SHIPPED)
+    with pytest.raises(ValueError, match="real pictures"):
+        checked([Sampled(REAL, "teacher", "lcm", 1)], None, SHIPPED)
+
+
+def test_unknown_judge_and_empty_batch_are_refused():
+    with pytest.raises(ValueError, match="unknown judge 'c'"):
+        evaluate(5, judge="c", methods=[FAST])
+    with pytest.raises(ValueError, match="0 pictures at a time"):
+        evaluate(5, batch=0, methods=[FAST])

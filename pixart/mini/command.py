@@ -1,0 +1,180 @@
+"""python -m pixart mini: rebuild PixArt-mini, measure ways of drawing with it, find out where it fails."""
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import SHIPPED, Files
+
+if TYPE_CHECKING:
+    from .measure.batches import Pictures
+    from .measure.prompts import Prompts
+
+SHOWN = 10           # rows of a contact sheet
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `mini` and its tasks to the commands of the program."""
+    mini = commands.add_parser("mini", help="rebuild, measure or diagnose PixArt-mini")
+    tasks = mini.add_subparsers(dest="task", required=True)
+    _add_build(tasks)
+    _add_evaluate(tasks)
+    compare = tasks.add_parser("compare", help="put results of `evaluate` into one table, with paired differences")
+    compare.add_argument("results", type=Path, nargs="+", metavar="JSON", help="results.json of `evaluate --out`")
+    compare.add_argument("--base", help="row that the others are compared with (default: the first that was drawn)")
+    compare.add_argument("--out", type=Path, help="folder for results.json, results.md and results.png of all of them")
+    _add_diagnose(tasks)
+
+
+def _add_build(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    build = tasks.add_parser("build", help="train every part from nothing; goes on where it was stopped")
+    data = tasks.add_parser("data", help="only the training data, with the small networks it takes; then use train")
+    for command in (build, data):
+        command.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
+        command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
+    data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; what it lacks "
+                      "is trained (default: those in the repository)")
+
+
+def _add_evaluate(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    evaluate = tasks.add_parser(
+        "evaluate", help="measure ways of drawing on held-out sentences",
+        description="Draw held-out sentences and measure the pictures: what a judge network reads back, FID and KID in "
+                    "its features, diversity, cost; with --reference also PSNR, SSIM and judge-LPIPS. Prints tables.")
+    _shared(evaluate, 1000)
+    evaluate.add_argument("--method", action="append", default=[], metavar="M",
+                          help="[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]], WEIGHTS being teacher, student or a "
+                          "file: teacher:dpm:20:2.5, student:lcm:4; may be given several times (default: the "
+                          "teacher, and the student in 4, 2 and 1 steps)")
+    evaluate.add_argument("--student", type=Path, nargs="+", default=[], metavar="FILE",
+                          help="few-step students to measure, in 4, 2 and 1 steps")
+    evaluate.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE",
+                          help="LCM-LoRAs to measure, on the teacher, in 4, 2 and 1 steps")
+    evaluate.add_argument("--control", action="store_true", help="measure the ControlNet instead, at five strengths")
+    evaluate.add_argument("--reference", metavar="M",
+                          help="way of drawing that the pictures are compared with one by one")
+    evaluate.add_argument("--crowded", action="store_true", help="scenes of three to five things, with long captions")
+    evaluate.add_argument("--diversity", type=int, default=50, metavar="N", help="sentences that diversity is measured "
+                          "on, by three more pictures each; 0 for none (default: 50)")
+    evaluate.add_argument("--probe", type=int, default=1, metavar="N", help="pictures whose multiplications are "
+                          "counted; more than one for methods that work more on some pictures (default: 1)")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, results.md, results.png")
+    evaluate.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet to draw")
+    evaluate.add_argument("--edge-sheet", type=Path, metavar="PNG",
+                          help="the same of one part of each picture, four times as large")
+
+
+def _add_diagnose(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    diagnose = tasks.add_parser(
+        "diagnose", help="find out where the teacher loses what the sentence says",
+        description="Four trials: real pictures noised to a timestep and finished by the teacher; the autoencoder "
+                    "alone; a probe of the text features; the loss by timestep. Prints tables.")
+    _shared(diagnose, 200)
+    diagnose.add_argument("--guidance", type=float, default=2.5,
+                          help="guidance scale of the finishing (default: 2.5)")
+    diagnose.add_argument("--out", type=Path, metavar="DIR",
+                          help="folder for diagnosis.json, diagnosis.md, diagnosis.png")
+
+
+def _shared(command: argparse.ArgumentParser, count: int) -> None:
+    command.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the weights (default: shipped)")
+    command.add_argument("--count", type=int, default=count, help=f"held-out sentences (default: {count})")
+    command.add_argument("--seed", type=int, default=7, help="which sentences (default: 7)")
+    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    command.add_argument("--batch", type=int, help="pictures at a time (default: 100, on a GPU 500)")
+    command.add_argument("--judge", choices=("a", "b"), default="b",
+                         help="network that reads the pictures: b only measures, a may have helped in training")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do the task that `args` of `add_parser` name, and print what came out."""
+    {"build": run_build, "data": run_build, "evaluate": run_evaluate, "compare": run_compare,
+     "diagnose": run_diagnose}[args.task](args)
+
+
+def run_build(args: argparse.Namespace) -> None:
+    from .recipe import build, prepare_data
+    stages = build if args.task == "build" else prepare_data
+    stages(args.work, Files(args.weights), device=args.device or best_device())
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    from .evaluate import METHODS, evaluate, write_report
+    from .measure.methods import few_step, method_of
+    for path in (args.out, args.sheet, args.edge_sheet):
+        require_folder(path)
+    if args.control:
+        run_control(args)
+        return
+    methods = [*map(method_of, args.method), *few_step(args.student, args.lora)] or METHODS
+    found = evaluate(args.count, args.seed, Files(args.weights), methods, *where(args), args.crowded, args.judge,
+                     method_of(args.reference) if args.reference else None, args.diversity, args.probe)
+    print(found.table())
+    if args.out:
+        print("\n".join(map(str, write_report(found.measured, args.out))))
+    draw_sheets(args, found.pictures, found.prompts)
+
+
+def run_control(args: argparse.Namespace) -> None:
+    from .agreement import evaluate_control, table
+    for option in ("method", "student", "lora", "reference", "crowded", "out"):
+        if getattr(args, option):
+            raise ValueError(f"--{option} has no effect with --control; leave one of the two out")
+    rows, pictures, prompts = evaluate_control(args.count, args.seed, Files(args.weights), None, *where(args),
+                                               args.judge)
+    print(table(rows))
+    draw_sheets(args, pictures, prompts)
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    from .evaluate import write_report
+    from .measure.results import REAL, merged, read_measured
+    from .measure.tables import differences, table
+    require_folder(args.out)
+    measured = merged([(str(path), read_measured(path)) for path in args.results])
+    drawn = [row.name for row in measured.rows if row.name != REAL]
+    if not drawn:
+        raise ValueError(f"no way of drawing was measured, only real pictures: {args.results[0]}")
+    base = measured.row(args.base or drawn[0]).name
+    print(table(measured), differences(measured, base), sep="\n\n")
+    if args.out:
+        print("\n".join(map(str, write_report(measured, args.out, base))))
+
+
+def run_diagnose(args: argparse.Namespace) -> None:
+    from .diagnose import diagnose, tables, write_diagnosis
+    require_folder(args.out)
+    device, batch = where(args)
+    found = diagnose(args.count, args.seed, Files(args.weights), device, batch, args.judge, args.guidance)
+    print(tables(found))
+    if args.out:
+        print("\n".join(map(str, write_diagnosis(found, args.out))))
+
+
+def draw_sheets(args: argparse.Namespace, pictures: "Mapping[str, Pictures]", prompts: "Prompts") -> None:
+    from .measure.sheets import contact_sheet, edge_sheet
+    rows = range(min(SHOWN, args.count))
+    for path, sheet in ((args.sheet, contact_sheet), (args.edge_sheet, edge_sheet)):
+        if path:
+            sheet(pictures, prompts, rows).save(path)
+            print(path)
+
+
+def where(args: argparse.Namespace) -> tuple[str, int]:
+    """Device and pictures at a time."""
+    device = args.device or best_device()
+    return device, 100 if args.batch is None and device == "cpu" else 500 if args.batch is None else args.batch
+
+
+def best_device() -> str:
+    import torch
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def require_folder(path: Path | None) -> None:
+    """Refuse a place that cannot be written to before any work is done for it."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.absolute().parent} does not exist; create it first: {path}")

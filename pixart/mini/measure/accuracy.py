@@ -1,0 +1,63 @@
+"""What of a sentence the judge reads back from its picture, sentence by sentence."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..grammar import ATTRIBUTES, Scene, labels
+from .batches import Pictures, each
+from .judges import PictureJudge
+
+
+@dataclass(frozen=True)
+class Answers:
+    """For every sentence and every attribute: what was asked, and what was read rightly. Both bool (n, attributes)."""
+
+    asked: Tensor
+    right: Tensor
+
+    @classmethod
+    def read(cls, judge: PictureJudge, scenes: Sequence[Scene], pictures: Pictures, batch: int,
+             device: torch.device) -> "Answers":
+        """The judge's most likely answers against what the captions state."""
+        def choices(some: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return torch.stack([logits.argmax(1) for logits in judge(some)], 1)
+        wanted = torch.tensor([labels(scene) for scene in scenes])
+        asked = wanted >= 0
+        return cls(asked, asked & (each(pictures, batch, device, choices) == wanted))
+
+    @classmethod
+    def parse(cls, rows: Sequence[str]) -> "Answers":
+        """From `text`."""
+        asked = torch.tensor([[letter != "-" for letter in row] for row in rows])
+        return cls(asked, torch.tensor([[letter == "1" for letter in row] for row in rows]))
+
+    def text(self) -> list[str]:
+        """One letter an attribute in the order of `ATTRIBUTES`: 1 right, 0 wrong, - not asked."""
+        return ["".join("-01"[int(a) + int(r)] for a, r in zip(asked, right))
+                for asked, right in zip(self.asked.tolist(), self.right.tolist())]
+
+    def counts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """How much was read rightly of a sentence and how much was asked, each (n,) float64.
+
+        By attribute; "all" of all attributes; "pictures", 1 where everything is right. The attributes of the nine
+        places of crowded scenes are pooled by what is asked.
+        """
+        found = {"all": (self.right.sum(1), self.asked.sum(1)),
+                 "pictures": ((self.right == self.asked).all(1), torch.ones(len(self.asked)))}
+        for title, members in columns().items():
+            right, asked = self.right[:, members].sum(1), self.asked[:, members].sum(1)
+            if asked.any():
+                found[title] = (right, asked)
+        return {name: (right.double(), asked.double()) for name, (right, asked) in found.items()}
+
+
+def columns() -> dict[str, list[int]]:
+    """Columns of a table and the attributes that each pools: those of the nine places as one "shape by place" etc."""
+    pooled: dict[str, list[int]] = {}
+    for number, name in enumerate(ATTRIBUTES):
+        place, _, what = name.rpartition(" ")
+        pooled.setdefault(f"{what} by place" if " " in place else name, []).append(number)
+    return pooled

@@ -1,0 +1,73 @@
+"""Pictures of many sentences in the few sizes of PixArt-mini, kept so that nothing is done picture by picture."""
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..pictures import BUCKETS
+
+SIZES = len(BUCKETS)
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """0..1 -> 0..255, uint8: measured is what a picture file would hold."""
+    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of the sentences 0, 1, 2, ...: part k is uint8 (n, 3, H, W) and holds the sentences k, k + 5, ...
+
+    Every part has its own size, and lies on whatever device it was made on.
+    """
+
+    parts: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, pictures: Sequence[Tensor]) -> "Pictures":
+        """From pictures (3, H, W) in 0..1 in the order of the sentences."""
+        return cls(tuple(to_bytes(torch.stack(list(pictures[k::SIZES]))) for k in range(min(SIZES, len(pictures)))))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Picture (3, H, W) of a sentence, 0..1, on the CPU."""
+        return self.parts[number % SIZES][number // SIZES].cpu().float() / 255
+
+    def rows(self, members: range) -> Tensor:
+        """uint8 (n, 3, H, W) of the sentences of a group."""
+        return self.parts[members.start % SIZES][members.start // SIZES:][:len(members)]
+
+    def first(self, count: int) -> "Pictures":
+        """Those of the first `count` sentences, a copy on the CPU."""
+        kept = [part[:len(range(k, count, SIZES))].cpu().clone() for k, part in enumerate(self.parts[:count])]
+        return Pictures(tuple(kept))
+
+    def batches(self, batch: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """(at most `batch`, 3, H, W) in 0..1 on `device`, part after part."""
+        for part in self.parts:
+            for some in part.split(batch):
+                yield some.to(device).float() / 255
+
+
+def in_order(values: Tensor) -> Tensor:
+    """Rows of (n, ...) that follow the parts -> rows in the order of the sentences."""
+    count = len(values)
+    numbers = torch.tensor([i for k in range(SIZES) for i in range(k, count, SIZES)], device=values.device)
+    ordered = torch.empty_like(values)
+    ordered[numbers] = values
+    return ordered
+
+
+def each(pictures: Pictures, batch: int, device: torch.device | str, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """measure(batch (b, 3, H, W)) -> (b, ...), for all pictures, in the order of the sentences, on the CPU."""
+    return in_order(torch.cat([measure(some) for some in pictures.batches(batch, device)])).cpu()
+
+
+def each_pair(one: Pictures, other: Pictures, batch: int, device: torch.device | str,
+              measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """measure(batch, batch) -> (b, ...) for the pictures of the same sentences, otherwise as `each`."""
+    pairs = zip(one.batches(batch, device), other.batches(batch, device), strict=True)
+    return in_order(torch.cat([measure(a, b) for a, b in pairs])).cpu()

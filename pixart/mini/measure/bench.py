@@ -1,0 +1,67 @@
+"""What every way of drawing is given: the sentences, their text features, the decoder, the noise to start from."""
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...checkpoint import read_config
+from ...drawing import Request
+from ...text.encoded import Encoded
+from ...text.t5 import T5Encoder
+from .. import Files
+from ..autoencoder import Autoencoder, load_autoencoder
+from .batches import to_bytes
+from .prompts import Group, Prompts
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Held-out sentences, encoded once, with the networks that all ways of drawing share."""
+
+    prompts: Prompts
+    files: Files
+    vae: Autoencoder
+    captions: Encoded            # of all sentences
+    null: Encoded                # of the empty sentence
+    device: torch.device
+    batch: int = 100             # pictures at a time
+
+    @classmethod
+    def open(cls, files: Files, count: int = 1000, seed: int = 7, crowded: bool = False,
+             device: torch.device | str = "cpu", batch: int = 100) -> "Bench":
+        """Reads text encoder and autoencoder of `files`, and encodes `count` sentences. Raises what reading raises."""
+        if batch < 1:
+            raise ValueError(f"{batch} pictures at a time asked for; at least 1 is needed")
+        prompts, device = Prompts.held_out(count, seed, crowded), torch.device(device)
+        limit = read_config(files.teacher).caption_tokens
+        # Cleaning, which the pipeline does first, changes no caption of the grammar.
+        encoder = T5Encoder(files.t5, bits=16, device=device)
+        captions, null = encoder.encode(prompts.captions, limit, batch=batch), encoder.encode([""], limit)
+        encoder.close()
+        return cls(prompts, files, load_autoencoder(files.vae).to(device), captions, null, device, batch)
+
+    def first(self, count: int) -> "Bench":
+        """The first `count` sentences, drawn as before."""
+        return replace(self, prompts=self.prompts.first(count))
+
+    def again(self, run: int) -> "Bench":
+        """The same sentences with other noise; run 0 is the noise that everything is measured with."""
+        return replace(self, prompts=replace(self.prompts, run=run))
+
+    def request(self, group: Group, sampler: str, steps: int, guidance: float) -> Request:
+        """What `pixart.pipeline.sample` is asked for a group."""
+        texts = tuple(self.prompts.captions[i] for i in group.members)
+        return Request(texts, height=group.height, width=group.width, seed=group.seed, sampler=sampler, steps=steps,
+                       guidance=guidance)
+
+    def text(self, group: Group) -> Encoded:
+        """Text features of a group, without the padding that none of its sentences needs."""
+        rows = slice(group.members.start, group.members.stop, group.members.step)
+        mask = self.captions.mask[rows]
+        longest = int(mask.sum(1).max())
+        return Encoded(self.captions.context[rows, :longest], mask[:, :longest], self.captions.reports[rows])
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, 4, h, w) -> pictures, uint8 (B, 3, 8h, 8w)."""
+        return torch.cat([to_bytes(self.vae.decode(part.float())) for part in latents.split(self.batch)])

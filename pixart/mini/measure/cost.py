@@ -1,0 +1,96 @@
+"""What drawing a picture costs: passes through the network, multiplications, time."""
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_flop
+
+from ...model.transformer import PixArtTransformer
+from .batches import Pictures
+from .bench import Bench
+from .methods import Method
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one picture, text encoding and loading left out."""
+
+    passes: float            # through the transformer; guidance takes two a step
+    macs: float              # multiply-accumulate operations of all matrix products, attention and convolutions
+    milliseconds: float      # wall-clock time over the number of pictures, decoding and noise included
+    machine: str             # where that was, and how many pictures at a time
+
+
+@dataclass
+class Passes:
+    """Rows that went through the transformer."""
+
+    rows: int = 0
+
+
+@contextmanager
+def counted_passes() -> Iterator[Passes]:
+    """Counts every picture of every call of a PixArt transformer, however it comes about."""
+    passes = Passes()
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, PixArtTransformer) and isinstance(output, Tensor):
+            passes.rows += len(output)
+
+    handle = nn.modules.module.register_module_forward_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **named: Any) -> int:
+    return sdpa_flop(query, key, value)
+
+
+def counted_flops() -> FlopCounterMode:
+    """torch's counter, also for the attention kernel of CPUs and for products of integers, which it leaves out."""
+    ops = torch.ops.aten
+    return FlopCounterMode(display=False, custom_mapping={
+        ops._scaled_dot_product_flash_attention_for_cpu: _attention, ops._int_mm: mm_flop})
+
+
+def count(method: Method, bench: Bench, probe: int = 1) -> tuple[float, float]:
+    """Passes and multiply-accumulate operations of a picture, on average over the first `probe` sentences.
+
+    The first picture is a square one. More than one are only needed for methods whose work depends on the picture, or
+    to count the other sizes too. Draws them, so it also warms the method up; counting takes some 0.1 s a step. Twice
+    the operations are what others call FLOPs.
+    """
+    with counted_passes() as passes, counted_flops() as flops:
+        made = len(method.draw(bench.first(probe)))
+    return passes.rows / made, flops.get_total_flops() / 2 / made
+
+
+def timed(method: Method, bench: Bench) -> tuple[Pictures, float]:
+    """The pictures, and milliseconds for each."""
+    wait(bench.device)
+    started = time.perf_counter()
+    pictures = method.draw(bench)
+    wait(bench.device)
+    return pictures, 1000 * (time.perf_counter() - started) / len(pictures)
+
+
+def machine(bench: Bench) -> str:
+    """Device, threads and batch, which the time of a picture depends on."""
+    device = bench.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{name}{threads}, batch {bench.batch}, torch {torch.__version__}"
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,48 @@
+"""How far drawn pictures are from real ones as a set, in the judge's features: Frechet and kernel distance."""
+import torch
+from torch import Tensor
+
+from .batches import Pictures, each
+from .judges import PictureJudge
+
+
+def features_of(judge: PictureJudge, pictures: Pictures, batch: int, device: torch.device) -> Tensor:
+    """(n, F) float64 on the CPU, in the order of the sentences."""
+    def read(some: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return judge.features(some).float()
+    return each(pictures, batch, device, read).double()
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|mean a - mean b|^2 + tr(A + B - 2 sqrt(A B)) of two sets of features (n, F), float64 (Heusel et al. 2017).
+
+    Biased upwards, the more so the fewer pictures there are; the bias depends on what is measured.
+    """
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
+    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root).item()
+
+
+def kernel(a: Tensor, b: Tensor) -> Tensor:
+    """(n, F), (m, F) -> (n, m): the cubic kernel of the kernel inception distance (Binkowski et al. 2018)."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def kernel_distances(drawn: Tensor, real: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy, split over the sentences: (n,), whose mean is the distance.
+
+    drawn, real (n, F) float64, row i of both of the same scene, which may depend on each other. The distance is the
+    unbiased estimate over all pairs of different sentences (Gretton et al. 2012, lemma 6); entry i is its jackknife
+    pseudo-value, n times the estimate minus n - 1 times the estimate without sentence i. So the distance has a
+    standard error, an interval and paired differences like any mean over sentences.
+    """
+    count = len(drawn)
+    if count < 3:
+        raise ValueError(f"{count} pictures; a kernel distance needs at least 3")
+    cross = kernel(drawn, real)
+    pairs = kernel(drawn, drawn) + kernel(real, real) - cross - cross.T
+    of_one = pairs.sum(1) - pairs.diagonal()                       # sum over all other sentences
+    total = of_one.sum()
+    without = (total - 2 * of_one) / ((count - 1) * (count - 2))
+    return count * total / (count * (count - 1)) - (count - 1) * without

@@ -1,0 +1,129 @@
+"""Ways of drawing: anything with a name that draws the sentences of a bench, and those that a line of text can name."""
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...checkpoint import load, read_config
+from ...checkpoint.lora_read import read_lora
+from ...checkpoint.merged import with_loras
+from ...drawing import Control, sample
+from ...model.transformer import PixArtTransformer
+from ...sampling.samplers import SAMPLERS
+from .. import Files
+from .batches import Pictures
+from .bench import Bench
+from .prompts import Group
+
+Follow = Callable[[Group], Control]       # the control of a group of sentences
+
+
+class Method(Protocol):
+    """What can be measured. Drawing the first sentences of a bench must give their pictures of the whole bench."""
+
+    @property
+    def name(self) -> str:
+        """A short name, the row's title in tables."""
+
+    def draw(self, bench: Bench) -> Pictures:
+        """The pictures of all sentences of `bench`, from the noise that it names."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Weights and how to sample from them."""
+
+    name: str
+    weights: str | Path              # "teacher" or "student" of PixArt-mini, or a file
+    sampler: str
+    steps: int
+    guidance: float = 1.0
+    lora: Path | None = None         # on top of the weights
+
+    def model(self, files: Files, device: torch.device | str = "cpu") -> PixArtTransformer:
+        """In float32, the LoRA merged. Raises what reading the files raises."""
+        read = [file for file in (self.file(files), self.lora) if file is not None]
+        changed = tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in read)
+        return _model(tuple(read), changed, torch.device(device))
+
+    def file(self, files: Files) -> Path:
+        """Where the weights are, without the LoRA."""
+        return self.weights if isinstance(self.weights, Path) else getattr(files, self.weights)
+
+    def check(self, files: Files) -> None:
+        """Refuse files that are missing or no PixArt, before any work. Raises what reading raises."""
+        read_config(self.file(files))
+        if self.lora:
+            read_lora(self.lora)
+
+    def draw(self, bench: Bench, follow: Follow | None = None) -> Pictures:
+        """follow: gives the control of a group."""
+        model = self.model(bench.files, bench.device)
+        parts: dict[tuple[int, int], list[Tensor]] = {}
+        for group in bench.prompts.groups(bench.batch):
+            request = bench.request(group, self.sampler, self.steps, self.guidance)
+            latents = sample(model, request, bench.text(group), bench.null, control=follow and follow(group))
+            parts.setdefault((group.height, group.width), []).append(bench.decode(latents))
+        return Pictures(tuple(torch.cat(part) for part in parts.values()))
+
+
+@lru_cache(maxsize=1)
+def _model(read: tuple[Path, ...], changed: tuple[int, ...], device: torch.device) -> PixArtTransformer:
+    """Weights and perhaps a LoRA, with the times of their last change: a file written anew is read anew."""
+    weights, *loras = read
+    model = with_loras(load(weights, dtype=torch.float32, device=device), [(lora, 1.0) for lora in loras])
+    return model.eval().requires_grad_(False)
+
+
+METHODS = (
+    Sampled("teacher, 20 steps, guidance 2.5", "teacher", "dpm", 20, 2.5),
+    Sampled("LCM, 4 steps", "student", "lcm", 4),
+    Sampled("LCM, 2 steps", "student", "lcm", 2),
+    Sampled("LCM, 1 step", "student", "lcm", 1),
+)
+TEACHER, LCM = METHODS[:2]
+
+_SPEC = re.compile(rf"(?:(?P<name>[^=]+)=)?(?P<weights>.+?)(?:\+(?P<lora>.+?))?:(?P<sampler>{'|'.join(SAMPLERS)})"
+                   r"(?::(?P<steps>\d+)(?::(?P<guidance>\d+(?:\.\d+)?))?)?")
+
+
+def method_of(text: str) -> Sampled:
+    """`[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]]`, such as `teacher:dpm:20:2.5` or `run/lcm.safetensors:lcm:4`.
+
+    WEIGHTS is teacher, student or a file. ValueError for anything else.
+    """
+    found = _SPEC.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text!r} names no way of drawing; write [NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]], "
+                         f"with teacher, student or a file, and one of {', '.join(SAMPLERS)}: teacher:dpm:20:2.5")
+    part = found.groupdict()
+    steps = int(part["steps"] or SAMPLERS[part["sampler"]].steps)
+    guidance = float(part["guidance"] or 1)
+    sampler = SAMPLERS[part["sampler"]]
+    if guidance != 1 and not sampler.guided:
+        raise ValueError(f"{text!r} has guidance, which the sampler {sampler.name} does not know; leave it out")
+    sampler.times(steps, next(iter(sampler.rules), ""))
+    weights = part["weights"] if part["weights"] in ("teacher", "student") else Path(part["weights"])
+    lora = Path(part["lora"]) if part["lora"] else None
+    return Sampled(part["name"] or _title(weights, lora, part["sampler"], steps, guidance), weights, part["sampler"],
+                   steps, guidance, lora)
+
+
+def _title(weights: str | Path, lora: Path | None, sampler: str, steps: int, guidance: float) -> str:
+    stem = {"teacher": "teacher", "student": "LCM"}.get(str(weights)) or Path(weights).stem
+    words = [stem + (f" + {lora.stem}" if lora else ""), f"{steps} step{'s' * (steps > 1)}"]
+    plain = sampler == ("dpm" if weights == "teacher" and not lora else "lcm")
+    return ", ".join(words + ([f"guidance {guidance:g}"] if guidance != 1 else []) + ([] if plain else [sampler]))
+
+
+def few_step(students: Sequence[Path], loras: Sequence[Path], steps: Sequence[int] = (4, 2, 1)) -> list[Sampled]:
+    """Other students than the shipped one, and LCM-LoRAs on the teacher, each with these numbers of steps."""
+    made: list[tuple[str | Path, Path | None]] = [*((path, None) for path in students),
+                                                  *(("teacher", path) for path in loras)]
+    return [Sampled(_title(weights, lora, "lcm", count, 1), weights, "lcm", count, lora=lora)
+            for weights, lora in made for count in steps]

@@ -1,0 +1,75 @@
+"""The held-out sentences that every way of drawing is measured on, and the order they are drawn in."""
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..grammar import Scene
+from ..pictures import BUCKETS, draw
+from ..prepare import held_out
+from .batches import Pictures
+
+_RUN, _BUCKET = 1_000_000, 100_000        # distances between the seeds of two runs, and of two buckets of a run
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sentences that are drawn in one batch: pictures of one size, with seeds that follow `seed`."""
+
+    height: int
+    width: int
+    members: range           # numbers of the sentences
+    seed: int
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Held-out sentences; sentence i has the picture size BUCKETS[i % len(BUCKETS)].
+
+    run: which noise the sentences are drawn with. The same sentence in another run is another picture.
+    """
+
+    scenes: list[Scene]
+    captions: list[str]
+    seed: int
+    crowded: bool = False    # three to five things, and captions of more than 120 tokens
+    run: int = 0
+
+    @classmethod
+    def held_out(cls, count: int, seed: int, crowded: bool = False) -> "Prompts":
+        """The first `count` sentences of the endless row that `seed` and `crowded` name."""
+        if not 1 <= count <= _BUCKET:
+            raise ValueError(f"{count} sentences asked for; between 1 and {_BUCKET} can be drawn")
+        examples = held_out(count, seed, **({"crowded": True} if crowded else {}))
+        return cls([scene for scene, _ in examples], [text for _, text in examples], seed, crowded)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def first(self, count: int) -> "Prompts":
+        """The first `count` sentences; what is drawn of them does not change."""
+        return replace(self, scenes=self.scenes[:count], captions=self.captions[:count])
+
+    @property
+    def digest(self) -> str:
+        """Tells sets of sentences apart: results of different sentences cannot be compared one by one."""
+        return hashlib.sha256("\n".join(self.captions).encode()).hexdigest()[:16]
+
+    def groups(self, batch: int) -> Iterator[Group]:
+        """All sentences, at most `batch` at a time. The seed of a sentence does not depend on `batch`."""
+        for bucket, (height, width) in enumerate(BUCKETS):
+            members = range(bucket, len(self), len(BUCKETS))
+            for at in range(0, len(members), batch):
+                yield Group(height, width, members[at:at + batch], self.run * _RUN + bucket * _BUCKET + at)
+
+    def real(self) -> Pictures:
+        """The picture of every scene, drawn by the renderer that drew the training pictures."""
+        split = "held-out"
+        parts = []
+        for bucket, size in enumerate(BUCKETS):
+            arrays = [draw(self.scenes[i], *size, random.Random(f"picture {self.seed} {split} {i}"))
+                      for i in range(bucket, len(self), len(BUCKETS))]
+            parts += [torch.stack([torch.from_numpy(array) for array in arrays]).permute(0, 3, 1, 2)] if arrays else []
+        return Pictures(tuple(parts))

@@ -1,0 +1,66 @@
+"""Pictures side by side for people: a row a sentence, a column a way of drawing."""
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .prompts import Prompts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CROP, ZOOM = 40, 4                       # side of a part in pixels, and how much larger it is shown
+_TITLE, _LINE, _LETTER = 24, 12, 6       # height of the titles, size of a letter of the sentences, pixels
+
+
+class Column(Protocol):
+    """Pictures (3, H, W) in 0..1 by the number of their sentence."""
+
+    def __getitem__(self, number: int, /) -> Tensor: ...
+
+
+def contact_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequence[int], cell: int = 160) -> "Image":
+    """Pictures by the name of their column; rows: numbers of sentences, which stand above their pictures."""
+    from PIL import Image, ImageDraw
+    names = list(pictures)
+    texts = [wrap(prompts.captions[number], len(names) * cell // _LETTER - 1) for number in rows]
+    above = _LINE * max(map(len, texts)) + 4
+    sheet = Image.new("RGB", (len(names) * cell, _TITLE + len(rows) * (above + cell)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, name in enumerate(names):
+        pen.text((column * cell + 4, 6), name.split(", guidance")[0], fill="black")
+    for row, (number, text) in enumerate(zip(rows, texts)):
+        top = _TITLE + row * (above + cell)
+        for line, words in enumerate(text):
+            pen.text((4, top + 2 + line * _LINE), words, fill="black")
+        for column, name in enumerate(names):
+            picture = _image(pictures[name][number])
+            left = column * cell + (cell - picture.width) // 2
+            sheet.paste(picture, (left, top + above + (cell - picture.height) // 2))
+    return sheet
+
+
+def edge_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequence[int]) -> "Image":
+    """As `contact_sheet`, of the part of each picture with the strongest edges, `ZOOM` times as large."""
+    parts = {name: {number: magnified(drawn[number]) for number in rows} for name, drawn in pictures.items()}
+    return contact_sheet(parts, prompts, rows, CROP * ZOOM + 8)
+
+
+def magnified(picture: Tensor) -> Tensor:
+    """(3, H, W) -> (3, CROP * ZOOM, CROP * ZOOM): where neighbouring pixels differ most, each pixel as a square."""
+    steps = torch.zeros(picture.shape[1:])
+    for side in (1, 2):
+        change = picture.diff(dim=side).square().sum(0)
+        steps[:change.shape[0], :change.shape[1]] += change
+    sums = F.avg_pool2d(steps[None, None], CROP, stride=1)[0, 0]
+    top, left = divmod(int(sums.argmax()), sums.shape[1])
+    part = picture[:, top:top + CROP, left:left + CROP]
+    return part.repeat_interleave(ZOOM, 1).repeat_interleave(ZOOM, 2)
+
+
+def _image(picture: Tensor) -> "Image":
+    from PIL import Image
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,0 +1,83 @@
+"""Measurements as Markdown tables."""
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .bootstrap import LEVEL, Estimate, difference, estimate, mcnemar, resamples
+from .results import REAL, Measured, Row, Sums
+
+SHARES = {"all": "all attributes", "pictures": "whole pictures"}
+DIFFERENCES = ("all", "pictures", "shape", "second shape", "second colour", "shape by place", "colour by place")
+
+
+def table(measured: Measured) -> str:
+    """What the judge reads, then distances and cost: one row a way of drawing."""
+    drawn = resamples(measured.about.count)
+    return f"{_accuracies(measured, drawn)}\n\n{_distances(measured, drawn)}"
+
+
+def _accuracies(measured: Measured, drawn: Tensor) -> str:
+    """Per cent; half the width of the interval behind the two summaries."""
+    sums = [row.sums() for row in measured.rows]
+    names = [name for name in sums[0] if name in measured.rows[0].accuracy]
+    rows = []
+    for row, measures in zip(measured.rows, sums):
+        values = {name: estimate(*measures[name], drawn) for name in names}
+        rows.append([row.name, *(_percent(values[name], name in SHARES) for name in names)])
+    note = (f"{measured.about.count} held-out sentences, per cent read back by judge {measured.about.judge[0]}; "
+            f"+-: half of the {100 * LEVEL:.0f} % bootstrap interval over sentences.")
+    return f"{markdown(['', *(SHARES.get(name, name) for name in names)], rows)}\n\n{note}"
+
+
+def _percent(value: Estimate, with_half: bool) -> str:
+    return f"{100 * value.value:.1f}" + (f" +- {100 * value.half:.1f}" if with_half else "")
+
+
+def _distances(measured: Measured, drawn: Tensor) -> str:
+    titles = ["", "FID (judge)", "KID (judge)", "PSNR, dB", "SSIM", "judge-LPIPS", "diversity", "passes", "GMACs", "ms"]
+    rows = [_distance_row(row, row.sums()) for row in measured.rows]
+    notes = ["KID +- its standard error. The row of the real pictures compares them with those of other scenes."]
+    references = {row.reference for row in measured.rows if row.reference}
+    notes += [f"PSNR, SSIM and judge-LPIPS against: {', '.join(sorted(references))}."] if references else []
+    machines = {row.cost.machine for row in measured.rows if row.cost}
+    notes += [f"Time of a picture on: {'; '.join(sorted(machines))}."] if machines else []
+    return f"{markdown(titles, rows)}\n\n{' '.join(notes)}"
+
+
+def _distance_row(row: Row, sums: dict[str, Sums]) -> list[str]:
+    means = {name: (values.sum() / weights.sum()).item() for name, (values, weights) in sums.items()}
+    cells = [row.name, f"{row.fid:.2f}", f"{means['kid']:.3f} +- {row.kid_error():.3f}"]
+    for name, digits in (("psnr", 2), ("ssim", 4), ("lpips", 4), ("diversity", 4)):
+        cells.append(f"{means[name]:.{digits}f}" if name in means else "")
+    if row.cost is None:
+        return cells + [""] * 3
+    return cells + [f"{row.cost.passes:g}", f"{row.cost.macs / 1e9:.3f}", f"{row.cost.milliseconds:.1f}"]
+
+
+def differences(measured: Measured, base: str) -> str:
+    """Every other way of drawing minus `base`, paired by sentence, with intervals; accuracies in points of per cent."""
+    drawn, start = resamples(measured.about.count), measured.row(base)
+    rows, names = [], [name for name in DIFFERENCES if name in start.sums()]
+    for row in measured.rows:
+        if row.name in (base, REAL):
+            continue
+        mine, other = row.sums(), start.sums()
+        cells = [_signed(difference(mine[name], other[name], drawn), 100, 1) for name in names]
+        whole = [sums["pictures"][0].bool() for sums in (mine, other)]
+        rows.append([row.name, *cells, _signed(difference(mine["kid"], other["kid"], drawn), 1, 3),
+                     f"{mcnemar(*whole):.2g}"])
+    titles = [f"minus {base}", *(SHARES.get(name, name) for name in names), "KID (judge)", "p (whole pictures)"]
+    note = (f"In brackets the {100 * LEVEL:.0f} % interval of the paired bootstrap over {measured.about.count} "
+            "sentences, bold where it leaves out zero. p: exact test of McNemar.")
+    return f"{markdown(titles, rows)}\n\n{note}"
+
+
+def _signed(value: Estimate, scale: float, digits: int) -> str:
+    low, middle, high = (f"{scale * x:+.{digits}f}" for x in (value.low, value.value, value.high))
+    return f"**{middle}** ({low} to {high})" if value.clear else f"{middle} ({low} to {high})"
+
+
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are text already."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,39 @@
+"""python -m pixart mini: what is printed and written, and what is refused before any work."""
+import sys
+
+import pytest
+
+from pixart.__main__ import main
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["pixart", "mini", *arguments])
+    code = main()
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_evaluate_then_compare(monkeypatch, capsys, tmp_path):
+    for folder, method in (("a", "student:lcm:1"), ("b", "two=student:lcm:2")):
+        code, out, _ = run(monkeypatch, capsys, "evaluate", "--count", "6", "--diversity", "0", "--method", method,
+                           "--device", "cpu", "--out", str(tmp_path / folder), "--sheet", str(tmp_path / "sheet.png"),
+                           "--edge-sheet", str(tmp_path / "edges.png"))
+        assert code == 0 and "| real pictures |" in out and str(tmp_path / folder / "results.json") in out
+    assert (tmp_path / "sheet.png").stat().st_size > 1000 and (tmp_path / "edges.png").stat().st_size > 1000
+    files = [str(tmp_path / folder / "results.json") for folder in ("a", "b")]
+    code, out, _ = run(monkeypatch, capsys, "compare", *files, "--base", "two", "--out", str(tmp_path / "both"))
+    assert code == 0 and "| minus two |" in out and (tmp_path / "both" / "results.md").exists()
+    code, _, err = run(monkeypatch, capsys, "compare", *files, "--base", "three")
+    assert code == 1 and "no row 'three'" in err
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["evaluate", "--method", "teacher:euler:4"], "names no way of drawing"),
+    (["evaluate", "--control", "--crowded"], "--crowded has no effect with --control"),
+    (["evaluate", "--out", "/nowhere/at/all"], "does not exist"),
+    (["diagnose", "--out", "/nowhere/at/all"], "does not exist"),
+    (["compare", "none.json"], "no file none.json"),
+])
+def test_refused_before_any_work(monkeypatch, capsys, arguments, said):
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 1 and said in err
