@@ -36,4 +36,6 @@ def weights(model: Any) -> dict[str, Tensor]:
         model_management.load_models_gpu([model], force_patch_weights=True)
         found = model.model.state_dict_for_saving()
     named = {name.removeprefix(PREFIX): tensor for name, tensor in found.items() if name.startswith(PREFIX)}
-    return {f"{name}.weight" if name.endswith(TABLE) else name: tensor for name, tensor in named.items()}
+    named = {f"{name}.weight" if name.endswith(TABLE) else name: tensor for name, tensor in named.items()}
+    own = model.model.diffusion_model.state_dict()          # what is saved besides tells which model it is
+    return {name: named.get(name, tensor) for name, tensor in own.items()}

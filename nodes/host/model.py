@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from ...pixart.checkpoint import Checkpoint, read_checkpoint
+from ...pixart.checkpoint.header import to_tensors
+from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.config import PixArtConfig
 from ...pixart.model.dtype_probe import faster_dtype
 from .conditioning import text_conds
@@ -69,13 +71,17 @@ def config_class(latent_space: str) -> type:
             super().__init__({**base.unet_config, "depth": config.depth, "hidden_size": config.hidden,
                               "num_heads": config.heads, "patch_size": config.patch, "in_channels": config.channels})
             self.pixart = config
+            self.has_null_caption = True
 
         def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> torch.nn.Module:
             return model_class()(self, device).eval()
 
         def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
-            names = {key: key.replace(f"{TABLE}.weight", TABLE) for key in state_dict}
-            return super().process_unet_state_dict_for_saving({names[key]: value for key, value in state_dict.items()})
+            """Names of the published files, and what tells this package and other loaders which model it is."""
+            named = {key.replace(f"{TABLE}.weight", TABLE): value for key, value in state_dict.items()}
+            if not self.has_null_caption:
+                named.pop(NULL_CAPTION, None)
+            return super().process_unet_state_dict_for_saving(named | to_tensors(self.pixart))
     return PixArtHostConfig
 
 
