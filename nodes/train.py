@@ -78,16 +78,28 @@ class PixArtTrain:
         path = Path(folder or "").expanduser()
         if not folder or not path.is_dir():         # a linked folder arrives as None
             return ""
-        return ";".join(f"{file.name}:{file.stat().st_mtime_ns}" for file in sorted(path.iterdir()))
+        from ..pixart.prepare.folder import files_below
+        stamps = ((file, file.stat()) for file in files_below(path) if file.exists())
+        return ";".join(f"{file.relative_to(path)}:{stat.st_mtime_ns}:{stat.st_size}" for file, stat in stamps)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, method: str | None = None) -> bool | str:
+        if method is None:                          # linked: the training itself looks
+            return True
+        if method not in METHODS:
+            return f"method is {method}; use {', '.join(METHODS)}"
+        from .host.training.packages import missing_packages
+        missing = missing_packages(method)
+        return f"training needs: pip install {' '.join(missing)}" if missing else True
 
     @checked
     def train(self, model: Any, method: str, name: str, steps: int, batch: int, learning_rate: float, rank: int,
               blocks: int, guidance: float, edges: str, resolution: str, save_memory: bool, start_seed: int,
               preview_prompt: str, preview_every: int, images: Any = None, clip: Any = None, vae: Any = None,
               captions: str = "", folder: str = "") -> dict:
-        from .host.training import result_of, train_on
-        from .host.training_data import Pictures
-        from .host.training_wish import Wish
+        from .host.training.data import Pictures
+        from .host.training.session import result_of, train_on
+        from .host.training.wish import Wish
         wish = Wish(method, name.strip(), steps, batch, learning_rate, rank, blocks, guidance, edges, resolution,
                     save_memory, start_seed, preview_prompt, preview_every)
         return result_of(model, wish, train_on(model, wish, Pictures(images, captions, folder.strip()), clip, vae))

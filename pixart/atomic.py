@@ -1,5 +1,7 @@
 """Files that are whole or not there: written beside their place and renamed."""
 import os
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +12,38 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path to write to, in the same (existing) folder; renamed to `path` when the block ends well.
 
     After an error or an interruption what lay at `path` is untouched and the partial file is gone. A kill leaves what
-    lay there untouched too, and at most a hidden `.part` file beside it.
+    lay there untouched too, and at most a hidden `.part` file beside it. The file may be read by whom the system lets
+    read new files, or what lay there before: some writers (safetensors) keep theirs to the user alone.
+
+    Raises OSError, saying so, where the old file cannot be replaced because a program has it open (Windows).
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
+        mode = usual_mode(path, beside)
         yield beside
-        os.replace(beside, path)
+        if beside.stat().st_mode != mode:
+            beside.chmod(stat.S_IMODE(mode))
+        rename(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def usual_mode(path: Path, beside: Path) -> int:
+    """Of the file at `path`, or that which a new file in its folder gets; found out by making `beside` for a moment."""
+    if path.is_file():
+        return path.stat().st_mode
+    beside.touch()
+    mode = beside.stat().st_mode
+    beside.unlink()
+    return mode
+
+
+def rename(beside: Path, path: Path) -> None:
+    try:
+        os.replace(beside, path)
+    except PermissionError as error:
+        if os.name == "nt" and path.exists():
+            raise PermissionError(error.errno, "the old file is in use by a program that has it open, such as a model "
+                                  "loaded from it; close that, or choose another name", str(path)) from error
+        raise

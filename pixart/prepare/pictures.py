@@ -38,10 +38,14 @@ def load_picture(place: Place, size: tuple[int, int], sharp: bool = False) -> Te
     """
     from PIL import Image
 
-    with _file(place) as file, _picture(file) as picture:
-        colours = plain_colours(_upright(picture))
-    cut = cover(colours, size, Image.Resampling.LANCZOS if sharp else Image.Resampling.BICUBIC)
+    cut = cover(open_picture(place), size, Image.Resampling.LANCZOS if sharp else Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+
+
+def open_picture(place: Place) -> "Image":
+    """The whole picture in plain colours as people see it: upright, on white where transparent. BrokenPicture."""
+    with _file(place) as file, _picture(file) as picture:
+        return plain_colours(_upright(picture))
 
 
 def _upright(picture: "Image") -> "Image":

@@ -15,6 +15,8 @@ from ..control.pictures import fit
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
 from ..pipeline import Control, Guide, Request, check_captions, encode, sample
+from ..prepare.items import Place
+from ..prepare.pictures import BrokenPicture, open_picture
 from ..text.encoded import Encoded
 from ..vae import decode, load_vae
 from ..vae import encode as encode_pictures
@@ -102,13 +104,13 @@ class Preview:
 
 
 def read_picture(path: Path) -> Tensor:
-    """(1, 3, H, W) in 0..1. Raises FileNotFoundError, ValueError for what is no picture."""
-    from PIL import Image, UnidentifiedImageError
+    """(1, 3, H, W) in 0..1, upright as its metadata say. FileNotFoundError, ValueError for what is no picture."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture {path}")
     try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture") from error
+        picture = open_picture(Place(path))
+    except BrokenPicture as error:
+        raise ValueError(f"this picture cannot be used: {error}; {path}") from error
     values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return values.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2).float() / 255
 

@@ -3,6 +3,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,21 @@ def reason(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def read_state(path: Path) -> dict:
+def read_state(path: Path, mapped: bool = False) -> dict[str, Any]:
     """What `write_state` wrote, on the CPU. Raises ValueError for a file that is damaged or no state."""
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no training state ({reason(error)}). Put a copy of it back to go on, "
                          "or move it away to start from step 0") from error
     if not isinstance(state, dict) or "step" not in state:
         raise ValueError(f"{path} is no training state: it does not say its step. Move it away to start from step 0")
     return state
+
+
+def peek_state(path: Path) -> dict[str, Any] | None:
+    """What `read_state` gives, its tensors left in the file until they are used; None where there is no state."""
+    return read_state(path, mapped=zipfile.is_zipfile(path)) if path.exists() else None
 
 
 def check_same(saved: Mapping[str, object], now: Mapping[str, object], path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from train.training_data import TINY, fresh, write_data
 
 from pixart.checkpoint import load, read_config, save_checkpoint
@@ -17,7 +18,7 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.train import command, settings
 from pixart.train.base_shapes import read_base_width
 from pixart.train.mup import at_width, initialize_mup
-from pixart.train.preview import Preview, subject_from_files
+from pixart.train.preview import Preview, read_picture, subject_from_files
 from pixart.train.report import Record, duration
 
 CONFIGS = Path(settings.__file__).parent / "configs"
@@ -319,3 +320,16 @@ def test_all_methods_of_noise_prediction_take_timesteps_and_weights(file):
         assert (saved["weighting"], saved["timesteps.kind"]) == ("min-snr", "laplace")
     with pytest.raises(ValueError, match="method.weighting is unknown; known are guidance"):
         run("lcm", "--config", file, "--set", "method.weighting=v")
+
+
+def test_a_hint_turned_by_its_metadata_is_read_upright(tmp_path):
+    """Phones keep pictures lying on their side and say so."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 2), "red").save(tmp_path / "turned.png", exif=exif)
+    assert read_picture(tmp_path / "turned.png").shape == (1, 3, 4, 2)
+    (tmp_path / "text.png").write_text("x")
+    with pytest.raises(ValueError, match="cannot be used: it is not a picture; .*text.png"):
+        read_picture(tmp_path / "text.png")
+    with pytest.raises(FileNotFoundError, match="there is no picture .*none.png"):
+        read_picture(tmp_path / "none.png")

@@ -98,14 +98,14 @@ def test_what_is_trained_is_what_the_command_line_trains():
     from pixart.train.settings import LoraMethod, OutputSettings
     learn(load("alpha-1024"), **GRAPH)
     ours = learned()
-    training, encoders = pack("nodes.host.training"), pack("nodes.host.bare")
-    wish = pack("nodes.host.training_wish").Wish(**wanted())
+    training, encoders = pack("nodes.host.training.session"), pack("nodes.host.bare")
+    wish = pack("nodes.host.training.wish").Wish(**wanted())
     data = PreparedFolder(next((OUT / "fact (lora)").glob("data-*")))
     with torch.inference_mode(False):
         plain = load_plain(MODELS / "diffusion_models" / "alpha-1024.safetensors", dtype=torch.float32,
                            attend=encoders.matmul_attention)
         job = adapted(plain, LoraMethod(rank=2), data, OutputSettings(OUT, OUT / "plain.safetensors"), 0)
-        loop = training.settings_of(wish, plain.config, torch.device("cpu"))
+        loop = training.settings_of(wish, torch.device("cpu"), plain.config.hidden)
         job.save(train(job.model, job.objective, data, loop, OUT / "plain", cpu=True))
     assert save(load_file(OUT / "plain.safetensors")) == ours
 
@@ -168,7 +168,7 @@ class Stop:
     """Stops the host, as the page does, when the training has made so many steps."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.watch = step, pack("nodes.host.training_view").HostWatch
+        self.step, self.watch = step, pack("nodes.host.training.view").HostWatch
         self.call = self.watch.__call__
 
     def __enter__(self) -> None:
@@ -270,16 +270,18 @@ def test_a_text_encoder_of_another_width_is_refused():
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them():
-    training, real = pack("nodes.host.training"), importlib.util.find_spec
-    training.importlib.util.find_spec = lambda name: None if name == "peft" else real(name)
+    packages, real = pack("nodes.host.training.packages"), importlib.util.find_spec
+    packages.importlib.util.find_spec = lambda name: None if name == "peft" else real(name)
     try:
         learn(load("alpha-1024"))
     except ImportError as error:
-        assert "training needs peft" in str(error) and "-m pip install peft" in str(error)
+        assert str(error).startswith("training needs peft: pip install peft") and "-m pip install peft" in str(error)
+        assert node("PixArtTrain").VALIDATE_INPUTS("lora") == "training needs: pip install peft"
+        assert node("PixArtTrain").VALIDATE_INPUTS("controlnet") is True
     else:
         raise AssertionError("it was not refused")
     finally:
-        training.importlib.util.find_spec = real
+        packages.importlib.util.find_spec = real
 
 
 def test_broken_pictures_are_left_out_and_named():

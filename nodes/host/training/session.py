@@ -3,8 +3,6 @@
 The host runs nodes in inference mode, whose tensors know no gradients, so everything here happens outside of it, on
 copies. One step is never cut short: an interruption is noticed after it, saved, and passed on to the host.
 """
-import importlib.util
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...pixart.config import PixArtConfig
-from ...pixart.resolution import nearest_class
-from ...pixart.train.data import PreparedFolder
-from ...pixart.train.jobs import Job, adapted, check_fit, controlled
-from ...pixart.train.loop import STATE, train
-from ...pixart.train.loop_config import LoopConfig
-from ...pixart.train.precision import fitting_precision
-from ...pixart.train.settings import ControlMethod, LcmLoraMethod, LoraMethod, OutputSettings
-from .bare import bare_transformer
-from .guest import make_room, memory_handed_back, stoppable
-from .text import is_ours
-from .training_data import Pictures, data_folder
-from .training_view import HostWatch, last_sheet, preview_of
-from .training_wish import Wish
+from ....pixart.resolution import nearest_class
+from ....pixart.train.data import PreparedFolder
+from ....pixart.train.jobs import Job, adapted, check_fit, controlled
+from ....pixart.train.loop import STATE, train
+from ....pixart.train.loop_config import LoopConfig
+from ....pixart.train.precision import fitting_precision, saved_precision, widest
+from ....pixart.train.settings import ControlMethod, LcmLoraMethod, LoraMethod, OutputSettings
+from ....pixart.train.state import peek_state
+from ..bare import bare_transformer
+from ..guest import advance, bar, make_room, memory_handed_back, stoppable
+from ..node_text import RunningText
+from ..text import is_ours
+from .data import Pictures, data_folder
+from .packages import check_packages
+from .view import HostWatch, last_sheet, preview_of
+from .wish import Wish
 
-NEEDED = {"lora": ("accelerate", "peft"), "lcm-lora": ("accelerate", "peft"), "controlnet": ("accelerate",)}
 WARMUP = 50
 
 
@@ -59,35 +58,35 @@ def train_on(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any) ->
 def _train(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any) -> Trained:
     config = model.model.model_config.pixart
     side = nearest_class(config.resolution, config.resolution) if wish.resolution == "auto" else int(wish.resolution)
-    device, loop = model.load_device, settings_of(wish, config, model.load_device)
+    say, device = RunningText(), model.load_device
+    say("reading the model", always=True)
+    loop = settings_of(wish, device, widest(model.model.diffusion_model))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(loop.precision, torch.float32)
     base = bare_transformer(model, torch.float32 if device.type == "cpu" else dtype, side)
-    folder = data_folder(model, wish, pictures, clip, vae, config, side)
+    folder = data_folder(model, wish, pictures, clip, vae, config, side, say)
+    if advance(bar(wish.steps), 0, wish.steps):
+        raise KeyboardInterrupt
+    say("getting ready to train", always=True)
     data = PreparedFolder(folder, need_hints=wish.method == "controlnet")
     check_fit(config, data)
     job = job_of(base, wish, data)
     preview = preview_of(wish, job, data, clip, vae, model)
     make_room(device)
     wish.file.parent.mkdir(parents=True, exist_ok=True)
-    watch = [HostWatch(job, wish, loop.save_every), *([preview] if preview else [])]
+    watch = [HostWatch(job, wish, loop.save_every, say), *([preview] if preview else [])]
     average = train(job.model, job.objective, data, loop, wish.run, watch=watch,
                     settings={**job.facts, "method": wish.method, "data": folder.name}, cpu=device.type == "cpu")
     job.save(average)
+    say(f"trained {wish.steps} steps: {wish.file.name}", always=True)
     return Trained(wish.file, *last_sheet(wish.run / "previews")) if preview else Trained(wish.file, None, None)
 
 
-def check_packages(method: str) -> None:
-    missing = [name for name in NEEDED[method] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"training needs {' and '.join(missing)}, which ComfyUI does not bring along. Install with:\n"
-                          f'    "{sys.executable}" -m pip install {" ".join(missing)}')
-
-
-def settings_of(wish: Wish, config: PixArtConfig, device: torch.device) -> LoopConfig:
-    """The precision that suits the device; weights in training stay float32."""
+def settings_of(wish: Wish, device: torch.device, width: int) -> LoopConfig:
+    """Precision: that of the training to go on with, or what suits device and width; trained weights stay float32."""
+    precision = saved_precision(peek_state(wish.run / STATE)) or fitting_precision(device, width)
     return LoopConfig(steps=wish.steps, batch=wish.batch, learning_rate=wish.learning_rate, warmup=WARMUP,
                       ema=0.99 if wish.method == "controlnet" else 0.0, seed=wish.start_seed,
-                      precision=fitting_precision(device, config.hidden),
+                      precision=precision,
                       save_every=max(25, wish.steps // 10), log_every=max(1, min(50, wish.steps // 10)),
                       recompute=wish.save_memory)
 
@@ -110,8 +109,8 @@ def result_of(model: Any, wish: Wish, trained: Trained) -> dict:
     import folder_paths
     from comfy_execution.graph_utils import ExecutionBlocker
 
-    from .control import load_control_net
-    from .lora import apply_lora
+    from ..control import load_control_net
+    from ..lora import apply_lora
     control: Any = ExecutionBlocker(f"PixArt Train made a LoRA ({wish.method}), no ControlNet; connect its MODEL")
     if wish.method == "controlnet":
         control = load_control_net(trained.file, "auto")

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...pixart.train.data import PreparedFolder
-from ...pixart.train.jobs import Job
-from ...pixart.train.report import Record
-from .encoders import ClipEncoder, vae_decoder
-from .guest import advance, bar
-from .training_wish import Wish
+from ....pixart.train.data import PreparedFolder
+from ....pixart.train.jobs import Job
+from ....pixart.train.report import Record, duration
+from ..encoders import ClipEncoder, vae_decoder
+from ..guest import advance, bar
+from ..node_text import RunningText
+from .wish import Wish
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ...pixart.train.preview import Preview, Subject
+    from ....pixart.train.preview import Preview, Subject
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +25,27 @@ logger = logging.getLogger(__name__)
 class HostWatch:
     """Progress of the training on the node; keeps the weights on disk, and ends it when the user does."""
 
-    def __init__(self, job: Job, wish: Wish, save_every: int) -> None:
-        self.job, self.wish, self.save_every, self.bar = job, wish, save_every, bar(wish.steps)
+    def __init__(self, job: Job, wish: Wish, save_every: int, say: RunningText) -> None:
+        self.job, self.wish, self.save_every, self.bar, self.say = job, wish, save_every, bar(wish.steps), say
+        self.loss: float | None = None
 
     def __call__(self, record: Record, average: nn.Module) -> None:
         asked = advance(self.bar, record.step, record.steps)
+        self.say(self.line(record))
         if asked or record.step % self.save_every == 0:
             self.job.save(average)
         if asked:
+            self.say(f"stopped at step {record.step} of {record.steps}; run the node again to go on", always=True)
             logger.info("%s: stopped at step %d; %s holds what was learned so far, and the same node goes on from "
                         "there", self.wish.name, record.step, self.wish.file)
             raise KeyboardInterrupt
+
+    def line(self, record: Record) -> str:
+        """Step, loss (its running mean: single ones jump) and time left."""
+        for outcome in record.known:
+            self.loss = outcome.loss if self.loss is None else 0.95 * self.loss + 0.05 * outcome.loss
+        loss = "" if self.loss is None else f"loss {self.loss:.4f}, "
+        return f"training: step {record.step} of {record.steps}, {loss}{duration(record.left)} left"
 
 
 def preview_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, model: Any) -> "Preview | None":
@@ -43,7 +54,7 @@ def preview_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, 
         return None
     if clip is None or vae is None:
         raise ValueError("a preview needs clip and vae; connect both, or leave preview_prompt empty")
-    from ...pixart.train.preview import Preview
+    from ....pixart.train.preview import Preview
     sheets = bar(wish.steps)
 
     def show(record: Record, sheet: "Image") -> None:
@@ -55,8 +66,8 @@ def preview_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, 
 
 def subject_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, model: Any) -> "Subject":
     """What the preview draws; a ControlNet follows the first edge map of the data, at that picture's size."""
-    from ...pixart.pipeline import Request
-    from ...pixart.train.preview import Subject
+    from ....pixart.pipeline import Request
+    from ....pixart.train.preview import Subject
     config, decode, hints, edges = job.config, vae_decoder(vae, model), None, None
     height = width = config.resolution if wish.resolution == "auto" else int(wish.resolution)
     if wish.method == "controlnet":
@@ -75,6 +86,6 @@ def subject_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, 
 
 def last_sheet(folder: Path) -> tuple[Tensor | None, Path | None]:
     """The newest preview, (H, W, 3) in 0..1, and its file."""
-    from ...pixart.train.preview import read_picture
+    from ....pixart.train.preview import read_picture
     drawn = sorted(folder.glob("step-*.png"))
     return (read_picture(drawn[-1])[0].permute(1, 2, 0), drawn[-1]) if drawn else (None, None)

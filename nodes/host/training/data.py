@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ...pixart.config import PixArtConfig
-from ...pixart.prepare.families import FAMILIES, Family
-from ...pixart.prepare.run import Job, prepare
-from ...pixart.prepare.shards import shard_paths
-from .encoders import networks_of
-from .folders import HED_FILE, hed_path
-from .guest import advance, bar, stop_if_asked
-from .training_wish import Wish
+from ....pixart.config import PixArtConfig
+from ....pixart.prepare.families import FAMILIES, Family
+from ....pixart.prepare.run import Job, prepare
+from ....pixart.prepare.shards import shard_paths
+from ..encoders import networks_of
+from ..folders import HED_FILE, hed_path
+from ..guest import advance, bar, stop_if_asked
+from ..node_text import RunningText
+from .wish import Wish
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Pictures:
 
 
 def data_folder(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any, config: PixArtConfig,
-                side: int) -> Path:
+                side: int, say: RunningText) -> Path:
     """A prepared folder: the one that was named, or one that is made here of pictures and captions."""
     named = Path(pictures.folder).expanduser() if pictures.folder else None
     if named is not None and shard_paths(named):
@@ -57,9 +58,8 @@ def data_folder(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any,
     edges = wish.edges if wish.method == "controlnet" else "none"
     out = wish.run / f"data-{mark}-{side}-{edges}"
     hed = hed_path(HED_FILE) if edges == "hed" else None
-    job = Job((source,), out, family_of(config), side, edges=edges, hed=hed,
-                      device=str(model.load_device))
-    report = prepare(job, Stages(), networks_of(clip, vae, model))
+    job = Job((source,), out, family_of(config), side, edges=edges, hed=hed, device=str(model.load_device))
+    report = prepare(job, Stages(say), networks_of(clip, vae, model))
     for one in report.skipped:
         logger.warning("%s is left out: %s", one.key, one.reason)
     return out
@@ -96,7 +96,11 @@ def short_digest(*parts: bytes | str) -> str:
 class Stages:
     """Progress of preparing on the node."""
 
+    def __init__(self, say: RunningText) -> None:
+        self.say = say
+
     def __call__(self, stage: str, done: int, total: int) -> None:
         stop_if_asked()
+        self.say(f"preparing: {stage} {done} of {total}" if total else f"preparing: {stage} {done}")
         if total and advance(bar(total), done, total):
             raise KeyboardInterrupt

@@ -1,0 +1,80 @@
+"""Files that are whole or not there: modes, threads, errors."""
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixart import atomic
+from pixart.atomic import replacing
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
+
+
+def write(path: Path) -> None:
+    with replacing(path) as beside:
+        save_file({"a": torch.zeros(2)}, beside)        # makes files that only their owner can read
+
+
+@posix
+def test_a_new_file_may_be_read_by_whom_the_system_says(tmp_path):
+    for mask, mode in ((0o022, 0o644), (0o027, 0o640)):
+        before = os.umask(mask)
+        try:
+            write(tmp_path / f"{mask}.safetensors")
+        finally:
+            os.umask(before)
+        assert (tmp_path / f"{mask}.safetensors").stat().st_mode & 0o777 == mode
+
+
+@posix
+def test_a_replaced_file_keeps_its_mode(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"")
+    path.chmod(0o664)
+    write(path)
+    assert path.stat().st_mode & 0o777 == 0o664 and path.stat().st_size > 0
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path):
+    path, together, errors = tmp_path / "x", threading.Barrier(2), []
+
+    def work(text: str) -> None:
+        try:
+            with replacing(path) as beside:
+                beside.write_text(text)
+                together.wait(10)
+                assert beside.read_text() == text
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(text,)) for text in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and path.read_text() in ("one", "two") and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(ValueError), replacing(path) as beside:
+        beside.write_text("new")
+        raise ValueError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_use_on_windows_is_named_with_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "x").write_text("old")
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(atomic.os, "replace", refuse)
+    monkeypatch.setattr(atomic.os, "name", "nt")
+    with pytest.raises(PermissionError, match="in use by a program that has it open"):
+        atomic.rename(tmp_path / "y", tmp_path / "x")
