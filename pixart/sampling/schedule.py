@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -40,6 +41,12 @@ class Table:
 
     def __getitem__(self, t: int) -> float:
         return self.values[t]
+
+    @overload
+    def at(self, t: int, like: Tensor) -> float: ...
+
+    @overload
+    def at(self, t: Tensor, like: Tensor) -> Tensor: ...
 
     def at(self, t: int | Tensor, like: Tensor) -> float | Tensor:
         """The number at t; for whole timesteps t (B,), on the device of `like`: (B, 1, 1, 1) in the dtype of `like`."""

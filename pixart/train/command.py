@@ -137,7 +137,8 @@ def watchers(settings: "Settings", job: "Job", device: "torch.device") -> "list[
     """TensorBoard where it is installed, and previews where prompts are given."""
     from .preview import Preview, subject_from_files
     from .report import TensorBoard
-    folder, watch = settings.output.folder, []
+    folder = settings.output.folder
+    watch: list[Watch] = []
     try:
         watch.append(TensorBoard(folder / "tensorboard"))
     except ImportError:

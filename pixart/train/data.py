@@ -6,7 +6,7 @@ latent sides) and `null.safetensors`; what is in them is said in `pixart.prepare
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,7 +36,9 @@ class Batch:
         return {"context": self.context, "mask": self.mask, "size": self.size, "aspect": self.aspect}
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(**{name: value if value is None else send(value, device) for name, value in vars(self).items()})
+        moved: dict[str, Any] = {name: value if value is None else send(value, device)
+                                 for name, value in vars(self).items()}
+        return Batch(**moved)
 
 
 class TrainingData(Protocol):
@@ -113,16 +115,15 @@ class PreparedFolder:
         """Rows of a bucket, numbered over all its shards; with `tokens`, dimension 1 is padded with zeros to it."""
         ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
         owners = torch.searchsorted(ends, rows, right=True)
-        result = None
+        parts, places = [], []
         for owner in owners.unique().tolist():
-            here = owners == owner
+            here = (owners == owner).nonzero()[:, 0]
             part = shards[owner].rows(name, rows[here] - (ends[owner] - len(shards[owner])))
             if tokens is not None:
                 part = F.pad(part, (*[0] * (2 * part.ndim - 4), 0, tokens - part.shape[1]))
-            if result is None:
-                result = part.new_empty((len(rows), *part.shape[1:]))
-            result[here] = part
-        return result
+            parts.append(part)
+            places.append(here)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(places).argsort()]
 
     def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
         """The batch with the null caption in the given rows (B,) bool, or in all of them."""

@@ -29,8 +29,9 @@ def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | 
 
 def rows_of(generator: torch.Generator, count: int) -> tuple[slice, int]:
     """Which of how many pictures of the step the `count` at hand are: all of them, but for a StepGenerator told so."""
-    total = getattr(generator, "total", None)
-    return (slice(None), count) if total is None else (generator.rows, total)
+    if isinstance(generator, StepGenerator) and generator.total is not None:
+        return generator.rows, generator.total
+    return slice(None), count
 
 
 def draw(make: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -49,5 +50,6 @@ def on_cpu(generator: torch.Generator) -> torch.Generator:
         return generator
     beside = StepGenerator()
     beside.manual_seed(generator.initial_seed())
-    beside.rows, beside.total = getattr(generator, "rows", slice(None)), getattr(generator, "total", None)
+    if isinstance(generator, StepGenerator):
+        beside.rows, beside.total = generator.rows, generator.total
     return beside

@@ -44,6 +44,6 @@ def plain_defaults(settings: Any) -> Iterator[tuple[str, object]]:
             yield field.name, field.default
 
 
-def is_settings(value: object) -> bool:
+def is_settings(value: Any) -> bool:
     """A frozen dataclass, not the class itself: data and networks are something else."""
-    return is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen
+    return is_dataclass(value) and not isinstance(value, type) and vars(type(value))["__dataclass_params__"].frozen

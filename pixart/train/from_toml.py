@@ -86,7 +86,7 @@ def build(kind: type, table: object, key: str, source: Source, chosen: Mapping[s
 
 def convert(value: Any, kind: Any, key: str, source: Source) -> Any:
     """A TOML value as the type a field has."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return build(kind, value, key, source)
     if get_origin(kind) in (Union, types.UnionType):
         return convert(value, next(part for part in get_args(kind) if part is not type(None)), key, source)

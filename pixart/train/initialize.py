@@ -1,7 +1,11 @@
 """Starting weights of a PixArt transformer that is trained from nothing."""
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import nn
 
+from ..model.block import PixArtBlock
 from ..model.transformer import PixArtTransformer
 
 
@@ -12,7 +16,8 @@ def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), generator=generator)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     conditioning = [model.t_embedder, model.t_block, model.y_embedder.y_proj]
     if model.config.micro_conditioning:
         conditioning += [model.csize_embedder, model.ar_embedder]
@@ -20,7 +25,7 @@ def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
-    for block in model.blocks:
+    for block in cast(Iterable[PixArtBlock], model.blocks):
         nn.init.zeros_(block.cross_attn.proj.weight)
         nn.init.normal_(block.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)
     nn.init.normal_(model.final_layer.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)

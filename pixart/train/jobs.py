@@ -2,6 +2,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ class Job:
         suffix = self.file.suffix if self.file.suffix == ".safetensors" else ""
         return self.write(average, self.file.with_name(f"{stem}-ema-{decay:g}{suffix}"))
 
-    def parts(self, average: nn.Module) -> tuple[PixArtTransformer, PixArtControlNet | None]:
+    def parts(self, average: Any) -> tuple[PixArtTransformer, PixArtControlNet | None]:
         """What draws pictures: a transformer, and the ControlNet beside it if that is what is trained."""
         return (average.base, average.control) if isinstance(average, Controlled) else (average, None)
 
@@ -61,13 +62,13 @@ class Job:
 def assemble(settings: Settings) -> Job:
     """Load what the settings name. Raises ValueError where data and model do not belong together."""
     data = PreparedFolder(settings.data.folder, need_hints=isinstance(settings.method, ControlMethod))
-    make = {DiffusionMethod: diffusion, LcmMethod: lcm, LcmLoraMethod: adapted, LoraMethod: adapted,
-            ControlMethod: controlled}[type(settings.method)]
-    if make in (diffusion, lcm):
-        job = make(settings, data)
+    method, output, seed = settings.method, settings.output, settings.train.seed
+    if isinstance(method, LoraMethod | LcmLoraMethod):
+        job = adapted(load_base(settings.model, settings.model.dtype), method, data, output, seed)
+    elif isinstance(method, ControlMethod):
+        job = controlled(load_base(settings.model, settings.model.dtype), method, data, output, seed)
     else:
-        base = load_base(settings.model, settings.model.dtype)
-        job = make(base, settings.method, data, settings.output, settings.train.seed)
+        job = lcm(settings, data) if isinstance(method, LcmMethod) else diffusion(settings, data)
     check_fit(job.config, data)
     return job
 
@@ -124,6 +125,7 @@ def adapted(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: P
     """Adapters in the base, which learn the pictures, or (LCM-LoRA) to be their own base's few-step student."""
     from .lcm_lora import ConsistencyLora
     from .lora import add_lora, save_lora
+    objective: Objective
     if isinstance(method, LcmLoraMethod):
         objective = ConsistencyLora(data, method.guidance, method.huber_c, method.guidance_max)
     else:
@@ -141,9 +143,9 @@ def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFol
                seed: int) -> Job:
     """Trainable copies of the first blocks beside the base, and like them at the start: nothing is drawn by `seed`."""
     base.requires_grad_(False)
-    control = PixArtControlNet.copy_of(base, method.blocks, base.blocks[0].attn.attend).float()
+    control = PixArtControlNet.copy_of(base, method.blocks, attend_of(base)).float()
 
-    def write(average: nn.Module, file: Path) -> Path:
+    def write(average: Any, file: Path) -> Path:
         return save_control(file, average.control, DTYPES[output.dtype])
     return Job(Controlled(base, control.requires_grad_(True)), of_method(Control, method, data), data, output.file,
                write, base.config, {"blocks": method.blocks})
@@ -155,12 +157,21 @@ def attention(settings: ModelSettings) -> Attend:
     return {"sdpa": sdpa, "matmul": matmul_attention}[settings.attention]
 
 
+def attend_of(base: Any) -> Attend:
+    """The attention kernel that a network was made with."""
+    return base.blocks[0].attn.attend
+
+
 def load_base(settings: ModelSettings, dtype: str) -> PixArtTransformer:
+    if settings.base is None:
+        raise ValueError("model.base is missing, the transformer to start from")
     return load(settings.base, settings.variant, dtype=DTYPES[dtype], attend=attention(settings))
 
 
 def new_model(settings: ModelSettings, data: PreparedFolder, mup_base_width: int = 0) -> PixArtTransformer:
     """Starting weights, with the data's null caption stored as the model's own. mup_base_width 0: not muP's."""
+    if settings.new is None:
+        raise ValueError("model.new is missing, the kind of model to train from nothing")
     model = PixArtTransformer(settings.new, attend=attention(settings))
     if mup_base_width:
         initialize_mup(model, settings.seed, mup_base_width)
@@ -172,5 +183,6 @@ def new_model(settings: ModelSettings, data: PreparedFolder, mup_base_width: int
 def with_null_caption(model: PixArtTransformer, data: PreparedFolder) -> PixArtTransformer:
     """Store the null caption as `y_embedding`, in place. Attention to n equal rows is attention to one."""
     check_fit(model.config, data)
-    model.y_embedder.y_embedding.copy_(data.null_context[:1].expand_as(model.y_embedder.y_embedding))
+    null: Any = model.y_embedder.y_embedding
+    null.copy_(data.null_context[:1].expand_as(null))
     return model

@@ -5,11 +5,11 @@ however a step's pictures are split (processes, accumulation) the same ones are 
 """
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,8 @@ class Training:
 
     def save(self, path: Path, step: int) -> None:
         """Write everything `resume` needs; by the main process, while the others wait."""
+        weights: Mapping[str, Any]
+        moments: Any
         if self.sharded:
             weights, moments = gather(self.prepared, [stepper.optimizer for stepper in self.steppers])
         else:
@@ -277,7 +279,7 @@ def accelerator_for(config: LoopConfig, cpu: bool = False) -> "Accelerator":
 
 
 def set_recompute(model: nn.Module, recompute: bool) -> None:
-    for module in model.modules():
+    for module in cast(Iterable[Any], model.modules()):
         if hasattr(module, "recompute"):
             module.recompute = recompute
 

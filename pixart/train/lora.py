@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,8 @@ def add_lora(model: PixArtTransformer, rank: int, alpha: float | None, targets: 
         raise ValueError(f"LoRA rank is {rank}, alpha {alpha}; rank must be at least 1, alpha above 0")
     if any(True for _ in adapters(model)):
         raise ValueError("this model has LoRA adapters already; load the base model anew")
-    settings = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, use_dora=dora,
+    strength: Any = rank if alpha is None else alpha         # peft takes fractions too
+    settings = LoraConfig(r=rank, lora_alpha=strength, use_dora=dora,
                           target_modules=choose_targets(model, targets))
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):     # peft draws starting values that are drawn anew below
@@ -80,7 +82,7 @@ def add_lora(model: PixArtTransformer, rank: int, alpha: float | None, targets: 
     return model
 
 
-def adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def adapters(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers peft has put in, with their names."""
     from peft.tuners.lora import LoraLayer
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))

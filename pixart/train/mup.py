@@ -72,7 +72,7 @@ def initialize_mup(model: PixArtTransformer, seed: int, base_width: int,
     return model
 
 
-def mup_parameter_groups(model: PixArtTransformer, base_width: int, learning_rate: float, weight_decay: float = 0.0,
+def mup_parameter_groups(model: nn.Module, base_width: int, learning_rate: float, weight_decay: float = 0.0,
                          epsilon: float = 1e-8) -> list[dict]:
     """Groups for Adam or AdamW (any form with decoupled decay) that make training follow muP.
 

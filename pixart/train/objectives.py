@@ -77,7 +77,7 @@ class Consistency:
     """Latent consistency distillation from a frozen teacher (PixArt-delta section 3)."""
 
     data: TrainingData
-    teacher: nn.Module
+    teacher: Callable[..., Tensor]        # a frozen network
     guidance: float = 4.5
     huber_c: float = 0.001
     guidance_max: float | None = None     # drawn for each picture from `guidance` up to this, untold to the student
@@ -88,7 +88,8 @@ class Consistency:
         both = {name: torch.cat([given[name], silent[name]]) for name in given}
 
         def teach(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            return self.teacher(torch.cat([x, x]), torch.cat([t, t]), **both).float().chunk(2)
+            cond, uncond = self.teacher(torch.cat([x, x]), torch.cat([t, t]), **both).float().chunk(2)
+            return cond, uncond
 
         return consistency_loss(lambda x, t: model(x, t, **given).float(), lambda x, t: average(x, t, **given).float(),
                                 teach, batch.latents, draw_noise(batch, generator), index,

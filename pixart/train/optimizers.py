@@ -1,4 +1,6 @@
 """What moves the weights: AdamW, the same with 8-bit moments, CAME, or Muon for the matrices of the blocks."""
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -36,7 +38,7 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
     return result
 
 
-def adamw(config: LoopConfig) -> type[torch.optim.Optimizer]:
+def adamw(config: LoopConfig) -> Callable[..., torch.optim.Optimizer]:
     """The class that keeps the moments as precisely as asked."""
     if config.optimizer != "adamw8bit":
         return torch.optim.AdamW

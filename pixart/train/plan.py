@@ -2,7 +2,7 @@
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def moments(training: Training) -> Iterator[torch.Tensor]:
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def size_of(tensors) -> int:
+def size_of(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -101,7 +101,8 @@ def peak_resident() -> int | None:
         return None
     status = Path("/proc/self/status")
     if status.exists():         # getrusage would also count the program that started this one
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return 1024 * int(found[1]) if found else None
     import resource
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

@@ -49,6 +49,8 @@ class Subject:
 
 def subject_from_files(settings: ValidateSettings, config: PixArtConfig, device: torch.device | str) -> Subject:
     """Encodes the prompts and frees T5; keeps the VAE. Raises what loading them raises."""
+    if settings.t5 is None or settings.vae is None:
+        raise ValueError("previews need t5 and vae, the files to encode and to draw with")
     request = Request(settings.prompts, height=settings.height or config.resolution,
                       width=settings.width or config.resolution, sampler=settings.sampler, steps=settings.steps,
                       guidance=settings.guidance, seed=settings.seed)
@@ -97,7 +99,7 @@ class Preview:
         """Pictures (B, 3, height, width) in 0..1 of all prompts."""
         subject, control = self.subject, None
         base, network = self.parts(average)
-        if network is not None and subject.hints is not None:
+        if network is not None and subject.hints is not None and subject.edges is not None:
             control = Control(network, Guide(subject.edges), subject.hints)
         pictures = subject.decode(sample(base, subject.request, subject.caption, subject.null, control=control))
         return pictures[:, :, :subject.request.height, :subject.request.width]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -70,7 +71,8 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         """Raises ImportError where tensorboard is not installed."""
         from torch.utils.tensorboard import SummaryWriter
-        self._open, self.folder, self.writer = SummaryWriter, folder, None
+        self._open, self.folder = SummaryWriter, folder
+        self.writer: Any = None
 
     def __call__(self, record: Record, average: nn.Module) -> None:
         if self.writer is None:          # what an interrupted run wrote beyond its last state is dropped

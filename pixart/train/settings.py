@@ -2,7 +2,7 @@
 
 The comment behind a field is what `--help` and the documentation say of it.
 """
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,7 +18,7 @@ from .weighting import check_weighting
 DTYPES = ("fp32", "bf16", "fp16")
 
 
-def require(value: object, choices: Sequence[object], name: str) -> None:
+def require(value: object, choices: Collection[object], name: str) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; use {', '.join(map(str, choices))}")
 

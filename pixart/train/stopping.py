@@ -3,6 +3,7 @@ import logging
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
