@@ -2,10 +2,12 @@
 
 Shapes: h, w token rows and columns, N = h * w tokens in row-major order, D token width.
 """
-from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Size = tuple[int, int, torch.device, torch.dtype]       # rows and columns of tokens
 
 
 def axis_coordinates(count: int, base_size: int, scale: float) -> Tensor:
@@ -23,7 +25,6 @@ def axis_table(coordinates: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
-@lru_cache(maxsize=8)
 def position_table(h: int, w: int, width: int, base_size: int, scale: float,
                    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
     """(h * w, width) table for an h x w grid: first half encodes the column, second half the row.
@@ -36,3 +37,45 @@ def position_table(h: int, w: int, width: int, base_size: int, scale: float,
         row = axis_table(axis_coordinates(h, base_size, scale), width // 2)
         column, row = column[None].expand(h, w, -1), row[:, None].expand(h, w, -1)
         return torch.cat([column, row], dim=-1).flatten(0, 1).to(device=device, dtype=dtype)
+
+
+class PositionTables:
+    """The tables of one model: those of the sizes it met last, on the device and in the data type it was used with.
+
+    They die with the model and are left out of its copies. torch.compile takes a table as an input of the graph, so
+    that a graph neither holds it nor computes it anew in every pass.
+    """
+
+    AT_MOST = 4         # one of 1024 px takes 9 MB in bf16
+
+    def __init__(self, width: int, base_size: int, scale: float) -> None:
+        self.width, self.base_size, self.scale = width, base_size, scale
+        self.kept: dict[Size, Tensor] = {}
+
+    def like(self, latent: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(h * w, width) on the latent's device, in its data type."""
+        h, w = grid
+        if type(latent) not in (Tensor, nn.Parameter):      # a fake one: what is made of it must not outlive its mode
+            return self.compute((h, w, latent.device, latent.dtype))
+        # The lengths of ranges are numbers to torch.compile, where h and w may stand for any size.
+        size = (len(range(h)), len(range(w)), latent.device, latent.dtype)
+        self.prepare(size)
+        return self.kept[size]
+
+    def prepare(self, size: Size) -> None:
+        """Have a table ready; torch.compile runs this while it traces and keeps no trace of it."""
+        if size not in self.kept:
+            while len(self.kept) >= self.AT_MOST:
+                del self.kept[next(iter(self.kept))]
+            self.kept[size] = self.compute(size)
+
+    def compute(self, size: Size) -> Tensor:
+        h, w, device, dtype = size
+        return position_table(h, w, self.width, self.base_size, self.scale, device, dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}}
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler, which takes seconds.
+PositionTables.prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]

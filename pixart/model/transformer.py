@@ -19,7 +19,7 @@ from .block import FinalLayer, PixArtBlock
 from .embedders import CaptionEmbed, PatchEmbed, ScalarEmbed
 from .layers import Ops
 from .policy import Pass, Policy, Step, asked_for_branches, composed
-from .positions import position_table
+from .positions import PositionTables
 
 
 class BlockInputs(NamedTuple):
@@ -44,6 +44,7 @@ class PixArtTransformer(nn.Module):
                  dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.positions = PositionTables(config.hidden, config.base_size, config.position_scale)
         self.recompute = False      # training: trade a second forward of each block for its activations
         width, factory = config.hidden, {"dtype": dtype, "device": device}
         self.x_embedder = PatchEmbed(config.channels, width, config.patch, ops, **factory)
@@ -120,9 +121,7 @@ class PixArtTransformer(nn.Module):
         if bottom or right:
             latent = F.pad(latent, (0, right, 0, bottom), mode="replicate")
         grid = (latent.shape[-2] // config.patch, latent.shape[-1] // config.patch)
-        positions = position_table(*grid, config.hidden, config.base_size, config.position_scale,
-                                   latent.device, latent.dtype)
-        return self.x_embedder(latent) + positions, grid
+        return self.x_embedder(latent) + self.positions.like(latent, grid), grid        # (B, N, D)
 
     def embed_time(self, timestep: Tensor, latent: Tensor, size: Tensor | None, aspect: Tensor | None) -> Tensor:
         """Timestep, and picture size and ratio where the model knows them, -> (B, D)."""
@@ -141,7 +140,15 @@ class PixArtTransformer(nn.Module):
 
     def run_stack(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
         """(B, N, D) through all blocks, in the order and to the extent the policies want."""
+        if policies and torch.compiler.is_compiling():
+            return self.run_untraced(p, policies)
+        return self.ask_stack(p, policies)
+
+    def ask_stack(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
         return composed(policies, "stack", (), partial(self.run_blocks, policies=policies))(p)
+
+    # Policies decide anew in every step. Traced, each decision would become a graph of its own, or one for ever.
+    run_untraced = torch._disable_dynamo(ask_stack)     # torch.compiler.disable, without importing the compiler
 
     def run_blocks(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
         for index in range(len(self.blocks)):
