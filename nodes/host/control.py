@@ -18,12 +18,13 @@ from ...pixart.checkpoint.control import read_control
 from ...pixart.config import PixArtConfig
 from ...pixart.model.controlnet import PixArtControlNet
 from .conditioning import mask_of
+from .mixin import Mixin
 from .model import choose_dtypes
-from .transformer import HostTransformer, attend, host_table
+from .transformer import HostTransformer, attend, host_table, network_in
 
 logger = logging.getLogger(__name__)
 
-SHARED_CONDS = ("text_lengths", "c_size", "c_ar")       # what the copies need to know beside the text
+SHARED_CONDS = ("text_mask", "c_size", "c_ar")       # what the copies need to know beside the text
 
 
 class HostControlNet(PixArtControlNet):
@@ -37,7 +38,7 @@ class HostControlNet(PixArtControlNet):
     def forward(self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor,
                 live_base: Callable[[], HostTransformer], exact_timesteps: Tensor, weights: Sequence[float],
                 options: Mapping | None = None, c_size: Tensor | None = None, c_ar: Tensor | None = None,
-                text_lengths: Sequence[int] | None = None) -> dict[str, list[Tensor | None]]:
+                text_mask: Tensor | None = None) -> dict[str, list[Tensor | None]]:
         """Arguments as in HostTransformer.forward, with x, hint (B or 1, 4, H, W) and context in the data type of base.
 
         timesteps: rounded to that type by the host, so not used; exact_timesteps (B,) float32. live_base gives the
@@ -47,7 +48,7 @@ class HostControlNet(PixArtControlNet):
         aspect = None if c_ar is None else c_ar.view(torch.float32).flatten()
         size = None if c_size is None else c_size.float()
         found = super().forward(live_base(), hint.expand(x.shape[0], -1, -1, -1), x, exact_timesteps, context,
-                                mask_of(text_lengths, context), size, aspect, options)
+                                mask_of(text_mask), size, aspect, options)
         return {"output": [None, *(weigh(residual, weight) for residual, weight in zip(found[1:], weights))]}
 
 
@@ -69,7 +70,7 @@ def block_weights(blocks: int, fade: float, first: int) -> list[float]:
     return [(1 - fade) ** index if index < (first or blocks) else 0.0 for index in range(blocks)]
 
 
-class _PixArtControl:
+class _PixArtControl(Mixin):
     """What differs from the host's ControlNet class."""
 
     fade, first_blocks = 0.0, 0
@@ -92,8 +93,8 @@ class _PixArtControl:
     def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int,
                     transformer_options: dict) -> dict | None:
         """Called by the host in every pass, just before the model, whose weights are loaded and patched by then."""
-        if "crossattn_controlnet" in cond:      # other text for control only: the lengths are not its own
-            cond = {name: value for name, value in cond.items() if name != "text_lengths"}
+        if "crossattn_controlnet" in cond:      # other text for control only: the mask is not its own
+            cond = {name: value for name, value in cond.items() if name != "text_mask"}
         run = {"live_base": self.live_base(), "options": transformer_options,
                "weights": block_weights(len(self.control_model.controlnet), self.fade, self.first_blocks),
                "exact_timesteps": self.model_sampling_current.timestep(t).float()}
@@ -110,7 +111,9 @@ class _PixArtControl:
         Encoding the hint makes the host load its models again, which takes off the hooks (LoRAs) of the prompt; they
         must be back for the control and for the pass of the base that follows it.
         """
-        model = self.running()
+        model = self.running() if self.running is not None else None
+        if model is None:
+            raise RuntimeError("the host asked a ControlNet for residuals outside of a sampling")
         patcher = model.current_patcher
         hooks = patcher.current_hooks
 
@@ -155,12 +158,12 @@ class _PixArtControl:
 
 
 def network_of(model: Any) -> HostTransformer:
-    """The transformer of a MODEL, also under torch.compile; ValueError for what cannot take a PixArt ControlNet."""
-    network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
-    if not isinstance(network, HostTransformer):
-        raise ValueError(f"a PixArt ControlNet cannot control this MODEL ({type(model).__name__} with "
-                         f"{type(network).__name__}). Load a PixArt model with Load PixArt; a PixArt model loaded "
-                         "by a stock node ignores ControlNets.")
+    """The transformer of a MODEL; ValueError for what cannot take a PixArt ControlNet."""
+    network = network_in(model)
+    if network is None:
+        found = type(getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)).__name__
+        raise ValueError(f"a PixArt ControlNet cannot control this MODEL ({type(model).__name__} with {found}). Load "
+                         "a PixArt model with Load PixArt; a PixArt model loaded by a stock node ignores ControlNets.")
     return network
 
 
@@ -180,7 +183,7 @@ def to_rgb(pictures: Tensor) -> Tensor:
 
 
 @functools.cache
-def control_class() -> type:
+def control_class() -> Any:
     from comfy import controlnet
     return type("PixArtControl", (_PixArtControl, controlnet.ControlNet), {})
 
@@ -221,7 +224,7 @@ def apply_control(positive: list, negative: list | None, control_net: Any, image
     """
     from comfy_execution.graph_utils import ExecutionBlocker
 
-    from nodes import ControlNetApplyAdvanced
+    from nodes import ControlNetApplyAdvanced  # type: ignore[attr-defined]  # the host's `nodes`, not this pack's
     if not isinstance(control_net, control_class()):
         raise ValueError(f"this CONTROL_NET is a {type(control_net).__name__}, not a PixArt ControlNet; load one with "
                          "Load PixArt ControlNet, or use the stock Apply ControlNet for other models")

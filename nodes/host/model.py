@@ -11,6 +11,7 @@ from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.config import PixArtConfig
 from ...pixart.model.dtype_probe import faster_dtype
 from .conditioning import text_conds
+from .mixin import Mixin
 from .transformer import builder
 
 logger = logging.getLogger(__name__)
@@ -22,21 +23,28 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
 TABLE = "scale_shift_table"
 
 
-class _PixArt:
+class _PixArt(Mixin):
     """What differs from the host's own PixArt model class."""
 
+    bytes_to_keep = 0.0         # by policies, in the sampling that is being prepared
+
+    def memory_required(self, *args: Any, **kwargs: Any) -> float:
+        """Bytes that a pass needs, and what the policies of the sampling will keep beside it."""
+        return super().memory_required(*args, **kwargs) + self.bytes_to_keep
+
     def extra_conds(self, **kwargs: Any) -> dict[str, object]:
-        """Conditioning -> inputs of the transformer. Text is packed so that all conditions fit one pass."""
+        """Conditioning -> inputs of the transformer, on its device. Text is packed so that all conditions fit one
+        pass."""
         from comfy.conds import CONDRegular
         out = super().extra_conds(**kwargs)
-        context = kwargs.get("cross_attn")
+        context, device = kwargs.get("cross_attn"), kwargs.get("device")
         if context is not None:
             check_text(context, self.model_config.pixart)
-            out.update(text_conds(context, kwargs.get("attention_mask")))
+            out.update(text_conds(context, kwargs.get("attention_mask"), device))
         height, width = kwargs.get("height"), kwargs.get("width")
         if height and width:
-            aspect = torch.tensor([[kwargs.get("aspect_ratio", height / width)]], dtype=torch.float32)
-            out["c_size"] = CONDRegular(torch.tensor([[height, width]], dtype=torch.int32))
+            aspect = torch.tensor([[kwargs.get("aspect_ratio", height / width)]], dtype=torch.float32, device=device)
+            out["c_size"] = CONDRegular(torch.tensor([[height, width]], dtype=torch.int32, device=device))
             out["c_ar"] = CONDRegular(aspect.view(torch.int32))     # integers pass the host's casts unrounded
         return out
 
@@ -60,29 +68,32 @@ def model_class() -> type:
     return PixArtDelta
 
 
+class _PixArtConfig(Mixin):
+    """What differs from the host's descriptions of PixArt models."""
+
+    def __init__(self, config: PixArtConfig) -> None:
+        super().__init__({**self.unet_config, "depth": config.depth, "hidden_size": config.hidden,
+                          "num_heads": config.heads, "patch_size": config.patch, "in_channels": config.channels})
+        self.pixart = config
+        self.has_null_caption = True
+
+    def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> torch.nn.Module:
+        return model_class()(self, device).eval()
+
+    def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+        """Names of the published files, and what tells this package and other loaders which model it is."""
+        named = {key.replace(f"{TABLE}.weight", TABLE): value for key, value in state_dict.items()}
+        if not self.has_null_caption:
+            named.pop(NULL_CAPTION, None)
+        return super().process_unet_state_dict_for_saving(named | to_tensors(self.pixart))
+
+
 @functools.cache
 def config_class(latent_space: str) -> type:
     """The host's description of the model; it fixes latent format and previews."""
     from comfy import supported_models
     base = {"sd": supported_models.PixArtAlpha, "sdxl": supported_models.PixArtSigma}[latent_space]
-
-    class PixArtHostConfig(base):
-        def __init__(self, config: PixArtConfig) -> None:
-            super().__init__({**base.unet_config, "depth": config.depth, "hidden_size": config.hidden,
-                              "num_heads": config.heads, "patch_size": config.patch, "in_channels": config.channels})
-            self.pixart = config
-            self.has_null_caption = True
-
-        def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> torch.nn.Module:
-            return model_class()(self, device).eval()
-
-        def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
-            """Names of the published files, and what tells this package and other loaders which model it is."""
-            named = {key.replace(f"{TABLE}.weight", TABLE): value for key, value in state_dict.items()}
-            if not self.has_null_caption:
-                named.pop(NULL_CAPTION, None)
-            return super().process_unet_state_dict_for_saving(named | to_tensors(self.pixart))
-    return PixArtHostConfig
+    return type("PixArtHostConfig", (_PixArtConfig, base), {})
 
 
 def choose_dtypes(weight_dtype: str, stored: torch.dtype, config: PixArtConfig, parameters: int,
@@ -97,14 +108,12 @@ def choose_dtypes(weight_dtype: str, stored: torch.dtype, config: PixArtConfig, 
     if weight_dtype not in WEIGHT_DTYPES:
         raise ValueError(f"unknown weight_dtype {weight_dtype!r}; use {', '.join(WEIGHT_DTYPES)}")
     usable = [torch.float16, torch.bfloat16, torch.float32]
-    kept = WEIGHT_DTYPES[weight_dtype]
-    automatic = kept is None
-    if automatic:
-        kept = host.unet_dtype(model_params=parameters, supported_dtypes=usable, weight_dtype=stored)
+    wish = WEIGHT_DTYPES[weight_dtype]
+    kept: torch.dtype = wish or host.unet_dtype(model_params=parameters, supported_dtypes=usable, weight_dtype=stored)
     if device.type != "cpu":
         return kept, host.unet_manual_cast(kept, device, usable)
     forced = getattr(args, "fp32_unet", False) or getattr(args, "force_fp32", False)
-    if automatic and kept == torch.float32 and not forced:
+    if wish is None and kept == torch.float32 and not forced:
         return faster_dtype(config.hidden), None
     if kept in (torch.float32, torch.bfloat16):
         return kept, None
@@ -130,7 +139,7 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
     return patcher
 
 
-def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device) -> torch.nn.Module:
+def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device) -> Any:
     """The host's model object for a checkpoint, weights not filled in yet."""
     config, state = checkpoint.config, checkpoint.state_dict
     parameters = sum(tensor.numel() for tensor in state.values())

@@ -16,6 +16,7 @@ from ...pixart.sampling.consistency import boundary
 from ...pixart.sampling.dmd import TIMESTEP as DMD_TIMESTEP
 from ...pixart.sampling.lcm import lcm_timesteps
 from ...pixart.sampling.noise import PictureNoise
+from .mixin import Mixin
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ SEED_STEP = 0x9E3779B97F4A7C15      # odd, so that seed and picture number never
 Latent = dict[str, Any]
 
 
-class _Consistency:
+class _Consistency(Mixin):
     """Prediction of a latent consistency model, in place of the host's plain prediction of x0."""
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:

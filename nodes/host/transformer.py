@@ -1,5 +1,7 @@
 """PixArtTransformer with the forward that the host calls, its wrappers, block patches and attention."""
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from ...pixart.model.block import ScaleShiftTable
 from ...pixart.model.policy import Pass, Policy, Run
 from ...pixart.model.transformer import PixArtTransformer
 from .conditioning import mask_of
+from .mixin import Mixin
+from .policy_run import RUN, PolicyRun
 
 BLOCK = "double_block"       # the host's name for a transformer block
 
@@ -59,7 +63,7 @@ class BlockPatches(Policy):
         return replacement(state, {"original_block": original})["img"]
 
 
-class _Table:
+class _Table(Mixin):
     """ScaleShiftTable on the host's Embedding, whose `weight` the host moves, casts and patches like that of any layer.
 
     As a plain module it would lose its patches whenever the host keeps part of a model out of GPU memory.
@@ -67,15 +71,27 @@ class _Table:
 
     def forward(self, modulation: Tensor) -> tuple[Tensor, ...]:
         """modulation (B, rows, D) or (B, 1, D) -> rows tensors (B, 1, D) in its dtype."""
-        rows = torch.arange(self.num_embeddings, device=modulation.device)
-        weight = super().forward(rows, out_dtype=torch.float32)
+        rows = torch.arange(self.num_embeddings, device=modulation.device)                  # (rows,)
+        weight = super().forward(rows, out_dtype=torch.float32)                             # (rows, D)
         return (weight + modulation).to(modulation.dtype).chunk(len(rows), dim=1)
+
+
+@functools.lru_cache(maxsize=8)      # some hosts make layer classes anew for every model
+def table_class(embedding: type) -> type:
+    """One class for all tables made of the same layers, or torch.compile would take every block for another kind."""
+    return type("HostScaleShiftTable", (_Table, embedding), {})
 
 
 def host_table(table: ScaleShiftTable, ops: Any) -> torch.nn.Module:
     rows, width = table.weight.shape
-    return type("HostScaleShiftTable", (_Table, ops.Embedding), {})(rows, width, dtype=torch.float32,
-                                                                    device=table.weight.device)
+    return table_class(ops.Embedding)(rows, width, dtype=torch.float32, device=table.weight.device)
+
+
+class AskRun(Policy):
+    """Stands for the policies of the run, which are looked up outside of compiled graphs."""
+
+
+ASK_RUN = AskRun()
 
 
 class HostTransformer(PixArtTransformer):
@@ -86,32 +102,56 @@ class HostTransformer(PixArtTransformer):
         self.y_embedder.y_embedding = self.y_embedder.y_embedding.float()   # small, and never stored as fp8
         for owner in (*self.blocks, self.final_layer):
             owner.scale_shift_table = host_table(owner.scale_shift_table, ops)
+        # What the host's own PixArt network calls these: nodes of the host and of other packs look for them.
+        self.depth, self.hidden_size, self.num_heads = config.depth, config.hidden, config.heads
+        self.in_channels, self.out_channels, self.patch_size = config.channels, config.out_channels, config.patch
+        self.pred_sigma = config.out_channels == 2 * config.channels
+        self.micro_conditioning = config.micro_conditioning
+        self.pe_interpolation, self.pe_precision = config.position_scale, None
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Mapping | None = None,
                 transformer_options: Mapping | None = None, c_size: Tensor | None = None, c_ar: Tensor | None = None,
-                text_lengths: Sequence[int] | None = None, **_: object) -> Tensor:
+                text_mask: Tensor | None = None, policies: bool = False, **_: object) -> Tensor:
         """x (B, 4, H, W) scaled, timesteps (B,) 0..999, context (B, L, C) -> noise (B, 4, H, W).
 
         c_size (B, 2) height and width in pixels; c_ar (B, 1) height / width, float32 bits in int32 so that the host
-        does not round it; text_lengths: real tokens per row. Whatever else wrappers of other packs pass has no use
-        here. transformer_options stays the last positional argument: that is where the host's caches look for it.
+        does not round it; text_mask (B, L) int32, 1 = a real token, or (B, 0) where no row is padded; policies: ask
+        those of the run. Whatever else wrappers of other packs pass has no use here. transformer_options stays the
+        last positional argument: that is where the host's caches look for it.
         """
         from comfy import patcher_extension as host
         options = {} if transformer_options is None else transformer_options
         wrappers = host.get_all_wrappers(host.WrappersMP.DIFFUSION_MODEL, options)
         executor = host.WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timesteps, context, control, options,
-                                c_size=c_size, c_ar=c_ar, text_lengths=text_lengths)
+                                c_size=c_size, c_ar=c_ar, text_mask=text_mask, policies=policies)
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Mapping | None,
                 transformer_options: Mapping, c_size: Tensor | None = None, c_ar: Tensor | None = None,
-                text_lengths: Sequence[int] | None = None) -> Tensor:
+                text_mask: Tensor | None = None, policies: bool = False) -> Tensor:
         """What `forward` does when all wrappers are through."""
-        aspect = None if c_ar is None else c_ar.view(torch.float32).flatten()
-        size = None if c_size is None else c_size.float()
-        patches = BlockPatches(transformer_options)
-        return super().forward(x, timesteps, context, mask_of(text_lengths, context), size, aspect,
-                               residuals(control), [patches] if patches else [], None, transformer_options)
+        aspect = None if c_ar is None else c_ar.view(torch.float32).flatten()               # (B,)
+        size = None if c_size is None else c_size.float()                                   # (B, 2)
+        asked = [ASK_RUN] if policies else [BlockPatches(transformer_options)]
+        return super().forward(x, timesteps, context, mask_of(text_mask), size, aspect, residuals(control),
+                               [policy for policy in asked if policy], None, transformer_options)
+
+    def ask_stack(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
+        if ASK_RUN not in policies:
+            return super().ask_stack(p, policies)
+        options = p.options or {}
+        run: PolicyRun | None = options.get(RUN)
+        step = None if run is None else run.step(options, p.x.shape[0], p.grid, p.x.device)
+        asked = [] if run is None or step is None else run.policies
+        patches = BlockPatches(options)
+        return super().ask_stack(replace(p, step=step), [*asked, patches] if patches else asked)
+
+
+def network_in(model: Any) -> HostTransformer | None:
+    """The transformer of this pack in a model object of the host, also under torch.compile."""
+    network = getattr(model, "diffusion_model", None)
+    network = getattr(network, "_orig_mod", network)
+    return network if isinstance(network, HostTransformer) else None
 
 
 def residuals(control: Mapping | None) -> list[Tensor | None] | None:

@@ -145,10 +145,13 @@ class PixArtTransformer(nn.Module):
         return self.ask_stack(p, policies)
 
     def ask_stack(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
+        """`run_stack` where nothing is being traced."""
         return composed(policies, "stack", (), partial(self.run_blocks, policies=policies))(p)
 
-    # Policies decide anew in every step. Traced, each decision would become a graph of its own, or one for ever.
-    run_untraced = torch._disable_dynamo(ask_stack)     # torch.compiler.disable, without importing the compiler
+    @torch._disable_dynamo      # torch.compiler.disable, without importing the compiler, which takes seconds
+    def run_untraced(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
+        """Policies decide anew in every step: traced, a decision would hold for ever or make one graph a step."""
+        return self.ask_stack(p, policies)
 
     def run_blocks(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
         for index in range(len(self.blocks)):

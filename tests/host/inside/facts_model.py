@@ -72,12 +72,99 @@ def test_a_size_far_from_the_latents_changes_the_picture():
     assert off(sample(model, large, large, latent(64, 64)), sample(model, small, small, latent(64, 64))) > 1e-3
 
 
-def test_conditions_without_a_mask_get_no_mask():
+def test_prompts_of_one_length_get_no_mask_and_others_get_one():
     model = load("alpha-1024").clone()
     calls = spy(model)
-    sample(model, condition(text(3)), condition(text(3)), latent(64, 64), steps=1, cfg=2.0)
-    assert calls[0]["text_lengths"] == (3, 3)
-    assert pack("nodes.host.conditioning").mask_of((3, 3), calls[0]["context"]) is None
+    masks = [torch.tensor([[1, 1, 1, 0]]), torch.tensor([[0, 1, 1, 1]])]      # three real tokens, wherever they are
+    for negative in (condition(text(3)), condition(text(4), attention_mask=masks[0]), condition(text(5))):
+        sample(model, condition(text(4), attention_mask=masks[1]), negative, latent(64, 64), steps=1, cfg=2.0)
+    assert [call["text_mask"].shape for call in calls] == [(2, 0), (2, 0), (2, 5)]
+    assert calls[2]["text_mask"].dtype == torch.int32 and sorted(calls[2]["text_mask"].sum(1).tolist()) == [3, 5]
+    mask_of = pack("nodes.host.conditioning").mask_of
+    assert mask_of(calls[0]["text_mask"]) is None and mask_of(calls[2]["text_mask"]).dtype == torch.bool
+    both = torch.cat([text(4, 1), text(4, 2)])          # two prompts of one conditioning, one of them shorter
+    padded = condition(both, attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]))
+    sample(model, padded, padded, latent(64, 64, pictures=2), steps=1)
+    assert calls[3]["text_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_conditions_are_on_the_device_before_the_first_step():
+    """Moved there once, not in every pass."""
+    made = load("alpha-1024").model.extra_conds(cross_attn=text(4), device=torch.device("meta"), width=64, height=96,
+                                                attention_mask=torch.tensor([[1, 1, 1, 0]]))
+    ours = ("c_crossattn", "text_mask", "c_size", "c_ar")
+    assert {name: made[name].cond.device.type for name in ours} == dict.fromkeys(ours, "meta")
+
+
+def test_a_pack_that_runs_tiles_as_a_batch_gets_what_tiles_give_alone():
+    """Tiled Diffusion: it repeats whatever is a tensor for its tiles, and cuts the answer."""
+    import comfy.utils
+
+    def tiles_of(x: torch.Tensor) -> list[torch.Tensor]:
+        return [x[..., left:left + 8] for left in (0, 4, 8)]
+
+    def together(apply, arguments: dict) -> torch.Tensor:
+        x, t, c = arguments["input"], arguments["timestep"], arguments["c"]
+        rows = 3 * x.shape[0]
+        repeated = {name: comfy.utils.repeat_to_batch_size(value, rows) if torch.is_tensor(value) else value
+                    for name, value in c.items()}
+        return joined(apply(torch.cat(tiles_of(x)), t.repeat(3), **repeated).chunk(3), x)
+
+    def one_by_one(apply, arguments: dict) -> torch.Tensor:
+        x, t, c = arguments["input"], arguments["timestep"], arguments["c"]
+        return joined([apply(tile, t, **c) for tile in tiles_of(x)], x)
+
+    def joined(tiles, x: torch.Tensor) -> torch.Tensor:
+        sums, counts = torch.zeros_like(x), torch.zeros_like(x)
+        for tile, left in zip(tiles, (0, 4, 8)):
+            sums[..., left:left + 8] += tile
+            counts[..., left:left + 8] += 1
+        return sums / counts
+
+    results = []
+    for wrapper in (together, one_by_one):
+        model = load("alpha-1024").clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        results.append(sample(model, condition(text(7)), condition(text(2)), latent(64, 128, pictures=2), cfg=3.0))
+    assert off(*results) < 1e-5
+
+
+def test_what_the_hosts_own_network_says_about_itself_ours_says_too():
+    """Nodes such as RenormCFG look there."""
+    from comfy import ops
+    config = tiny.tiny("alpha-512", micro_conditioning=True)
+    ours = pack("nodes.host.transformer").HostTransformer(config, ops.disable_weight_init, torch.float32, "cpu")
+    native = native_network(config, ours.state_dict())
+    said = {name: value for name, value in vars(native).items() if not name.startswith("_") and name != "training"}
+    assert {"in_channels", "out_channels", "patch_size", "hidden_size", "depth", "num_heads", "dtype"} <= set(said)
+    assert {name: getattr(ours, name) for name in said} == said
+
+
+def test_stock_renorm_cfg_works():
+    from comfy_extras.nodes_lumina2 import RenormCFG
+    made = getattr(RenormCFG, "execute", None) or RenormCFG().patch
+    result = made(load("alpha-1024"), 100.0, 1.0)
+    patched = result[0] if isinstance(result, tuple) else result.result[0]
+    got = sample(patched, condition(text(5)), condition(text(3)), latent(64, 64), cfg=4.0)
+    assert off(got, sample(load("alpha-1024"), condition(text(5)), condition(text(3)), latent(64, 64), cfg=4.0)) > 1e-4
+
+
+def test_blocks_compiled_one_by_one_are_compiled_once():
+    """The modulation tables are of one class, and no layer of the host ends a graph."""
+    from comfy import ops
+    from torch._dynamo.testing import CompileCounter
+    for layers in (ops.disable_weight_init, ops.manual_cast):
+        torch._dynamo.reset()
+        config = tiny.tiny("alpha-512", depth=10)
+        network = pack("nodes.host.transformer").HostTransformer(config, layers, torch.float32, "cpu")
+        network.load_state_dict(tiny.random_model(config).state_dict(), strict=True)
+        given = (torch.randn(1, 4, 8, 8), torch.tensor([500.0]), text(5))
+        want, counter = network(*given), CompileCounter()
+        for block in network.blocks:
+            block.compile(backend=counter, fullgraph=True)
+        assert torch.equal(network(*given), want)
+        assert counter.frame_count == 1, layers
+    torch._dynamo.reset()
 
 
 def test_two_prompts_in_one_conditioning_are_two_pictures():

@@ -1,0 +1,87 @@
+"""Policies on a MODEL of the host: made anew for every sampling, gone when it ends."""
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ...pixart.model.policy import Policy
+from .policy_run import RUN, PolicyRun
+from .transformer import HostTransformer, network_in
+
+MakePolicies = Callable[[], Sequence[Policy]]
+
+
+def with_policies(model: Any, make_policies: MakePolicies) -> Any:
+    """A clone of a MODEL (ModelPatcher) whose transformer asks these policies.
+
+    make_policies is called once at the start of every sampling, so policies may keep what they like: it is let go at
+    the end, after an interruption or an error too. Called again on the result, the earlier policies are asked first.
+    Raises ValueError for a MODEL that is not one of Load PixArt.
+    """
+    from comfy.patcher_extension import WrappersMP
+    if network_in(model.model) is None:
+        raise ValueError(f"this MODEL is a {type(model.model).__name__} that this pack did not load; load a PixArt "
+                         "model with Load PixArt")
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sampling_with(make_policies))
+    for place, wrapper in ((WrappersMP.PREPARE_SAMPLING, leave_room), (WrappersMP.APPLY_MODEL, ask)):
+        if not patched.get_wrappers(place, RUN):
+            patched.add_wrapper_with_key(place, RUN, wrapper)
+    return patched
+
+
+def sampling_with(make_policies: MakePolicies) -> Callable[..., Any]:
+    """A wrapper around a whole sampling that puts the policies into its options, and takes them out again."""
+    def sample(executor: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        options = guider.model_options.setdefault("transformer_options", {})    # the copy of this sampling
+        outer = options.get(RUN)
+        earlier = outer.policies if outer is not None and outer.guider is guider else ()
+        schedule = guider.model_patcher.get_model_object("model_sampling")
+        run = PolicyRun([*earlier, *make_policies()], noise.shape[0], schedule, guider)
+        options[RUN] = run
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            run.end()
+            options.pop(RUN) if outer is None else options.update({RUN: outer})
+    return sample
+
+
+def leave_room(executor: Any, model: Any, noise_shape: Sequence[int], conds: Mapping, *args: Any,
+               **kwargs: Any) -> Any:
+    """A wrapper around the loading before a sampling: what policies will keep counts as memory that it needs."""
+    run = ((kwargs.get("model_options") or {}).get("transformer_options") or {}).get(RUN)
+    with room_for(model.model, run, noise_shape, conds):
+        return executor(model, noise_shape, conds, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def room_for(model: Any, run: PolicyRun | None, noise_shape: Sequence[int], conds: Mapping) -> Iterator[None]:
+    network = network_in(model)
+    if run is None or network is None:
+        yield
+        return
+    lanes = noise_shape[0] * sum(len(prompts) for prompts in conds.values())
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    model.bytes_to_keep = lanes * lane_bytes(network, run.policies, noise_shape[-2:], dtype.itemsize)
+    try:
+        yield
+    finally:
+        model.bytes_to_keep = 0
+
+
+def lane_bytes(network: HostTransformer, policies: Sequence[Policy], sides: Sequence[int], itemsize: int) -> int:
+    """Bytes that the policies keep for one row of a latent with these sides."""
+    config = network.config
+    tokens = math.prod(-(-side // config.patch) for side in sides)
+    return sum(policy.kept(config.depth) for policy in policies) * tokens * config.hidden * itemsize
+
+
+def ask(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """A wrapper around every pass that tells the transformer to look for policies.
+
+    By an argument of its own: hosts take whatever lies in transformer_options out of what a compiled graph depends
+    on, so a model compiled without policies would go on without them.
+    """
+    return executor(*args, **{**kwargs, "policies": True})

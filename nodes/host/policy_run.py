@@ -1,0 +1,78 @@
+"""Where in a sampling of the host a pass belongs, and what its rows are."""
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ...pixart.model.policy import Policy, Step
+
+RUN = "pixart_policies"         # the run's place in transformer_options
+
+
+class PolicyRun:
+    """The policies of one sampling. Lives in the transformer_options of that sampling and nowhere else.
+
+    pictures: how many the sampling makes. model_sampling: the host's, which knows the timestep of a sigma.
+    """
+
+    def __init__(self, policies: Sequence[Policy], pictures: int, model_sampling: Any, guider: object) -> None:
+        self.policies, self.pictures = list(policies), pictures
+        self.model_sampling, self.guider, self.token = model_sampling, guider, object()
+        self.schedule: list[float] = []
+        self.schedule_tensor: Tensor | None = None
+        self.sigma = -1.0
+        self.visits: Counter[Hashable] = Counter()
+
+    def step(self, options: Mapping, rows: int, *place: Hashable) -> Step | None:
+        """The step of a pass of so many rows, or None where the caller is not the host's sampling.
+
+        place: what tells passes of the same prompt apart beside that (size, device).
+        """
+        sigmas, sample_sigmas = options.get("sigmas"), options.get("sample_sigmas")
+        if sigmas is None or sample_sigmas is None or len(sample_sigmas) < 2:
+            return None
+        if sample_sigmas is not self.schedule_tensor:
+            self.schedule, self.schedule_tensor = sample_sigmas.tolist(), sample_sigmas
+        sigma = sigmas.flatten()[:1].cpu()
+        lanes = self.lanes(options, rows, sigma.item(), place)
+        if lanes is None:
+            return None
+        index = index_of(sigma.item(), self.schedule)
+        return Step(index, len(self.schedule) - 1, float(self.model_sampling.timestep(sigma)), lanes, self.token)
+
+    def lanes(self, options: Mapping, rows: int, sigma: float, place: tuple[Hashable, ...]) -> tuple | None:
+        """Prompt, positive or negative, picture and place of each row; None where the host did not say.
+
+        The same row may come several times at one sigma: for a guidance that asks once more with blocks left out, as
+        one tile of a picture after the other, or in both halves of a second-order step. So the number of the visit
+        is part of the name. Rows that are not pictures (batched tiles) lie in an order only their pack knows; then
+        the names hold for this company of prompts alone.
+        """
+        prompts, kinds = options.get("uuids") or (), options.get("cond_or_uncond") or ()
+        if not prompts or len(prompts) != len(kinds) or rows % len(prompts):
+            return None
+        if sigma != self.sigma:
+            self.sigma, self.visits = sigma, Counter()
+        each = rows // len(prompts)
+        company = () if each == self.pictures else tuple(prompts)
+        names = [(*prompt, row, place, company) for prompt in zip(prompts, kinds) for row in range(each)]
+        return tuple((*name, self.visit(name)) for name in names)
+
+    def visit(self, name: Hashable) -> int:
+        self.visits[name] += 1
+        return self.visits[name]
+
+    def end(self) -> None:
+        """Let go of the policies and all they keep, even where something holds on to this object."""
+        self.policies.clear()
+        self.schedule_tensor = self.guider = self.model_sampling = None
+
+
+def index_of(sigma: float, schedule: Sequence[float]) -> int:
+    """The step that a sigma belongs to: of a falling (or rising) schedule, the last one that has been reached."""
+    falling = schedule[0] >= schedule[-1]
+    near = 1e-4 * abs(sigma)            # samplers come back to a sigma through logarithms
+    reached = [i for i, each in enumerate(schedule[:-1])
+               if (each >= sigma - near if falling else each <= sigma + near)]
+    return reached[-1] if reached else 0
