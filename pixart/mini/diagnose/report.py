@@ -63,8 +63,8 @@ def _probed(found: Diagnosis) -> str:
 
 
 def _losses(found: Diagnosis) -> str:
-    rows = [[f"{one.first}-{one.last}", f"{one.signal_to_noise:.2g}", f"{one.loss:.4f} +- {one.error:.4f}",
-             f"{one.without_text:.4f}", f"{100 * (one.without_text / one.loss - 1):.1f}"] for one in found.bins]
+    rows = [[f"{one.first}-{one.last}", f"{one.signal_to_noise:.2g}", f"{one.loss:.3g} +- {one.error:.2g}",
+             f"{one.without_text:.3g}", f"{100 * (one.without_text / one.loss - 1):.0f}"] for one in found.bins]
     note = "Mean squared error of the teacher's noise prediction on real held-out pictures, +- its standard error."
     titles = ["timesteps", "SNR", "loss", "with the empty sentence", "higher by, %"]
     return f"{markdown(titles, rows)}\n\n{note}"
