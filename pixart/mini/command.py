@@ -33,6 +33,8 @@ def _add_build(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         command.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
         command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
+    build.add_argument("--measure", type=int, default=500, metavar="N", help="held-out sentences that the result is "
+                       "measured on at the end; 0 for none (default: 500)")
     data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; what it lacks "
                       "is trained (default: those in the repository)")
 
@@ -54,7 +56,6 @@ def _add_evaluate(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     evaluate.add_argument("--control", action="store_true", help="measure the ControlNet instead, at five strengths")
     evaluate.add_argument("--reference", metavar="M",
                           help="way of drawing that the pictures are compared with one by one")
-    evaluate.add_argument("--crowded", action="store_true", help="scenes of three to five things, with long captions")
     evaluate.add_argument("--diversity", type=int, default=50, metavar="N", help="sentences that diversity is measured "
                           "on, by three more pictures each; 0 for none (default: 50)")
     evaluate.add_argument("--probe", type=int, default=1, metavar="N", help="pictures whose multiplications are "
@@ -81,6 +82,7 @@ def _shared(command: argparse.ArgumentParser, count: int) -> None:
     command.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the weights (default: shipped)")
     command.add_argument("--count", type=int, default=count, help=f"held-out sentences (default: {count})")
     command.add_argument("--seed", type=int, default=7, help="which sentences (default: 7)")
+    command.add_argument("--crowded", action="store_true", help="scenes of three to five things, with long captions")
     command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     command.add_argument("--batch", type=int, help="pictures at a time (default: 100, on a GPU 500)")
     command.add_argument("--judge", choices=("a", "b"), default="b",
@@ -89,14 +91,22 @@ def _shared(command: argparse.ArgumentParser, count: int) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do the task that `args` of `add_parser` name, and print what came out."""
-    {"build": run_build, "data": run_build, "evaluate": run_evaluate, "compare": run_compare,
+    {"build": run_build, "data": run_data, "evaluate": run_evaluate, "compare": run_compare,
      "diagnose": run_diagnose}[args.task](args)
 
 
 def run_build(args: argparse.Namespace) -> None:
-    from .recipe import build, prepare_data
-    stages = build if args.task == "build" else prepare_data
-    stages(args.work, Files(args.weights), device=args.device or best_device())
+    from .recipe import build
+    files, device = Files(args.weights), args.device or best_device()
+    build(args.work, files, device=device)
+    if args.measure:
+        from .evaluate import evaluate
+        print(evaluate(args.measure, files=files, device=device, batch=batch_for(device)).table())
+
+
+def run_data(args: argparse.Namespace) -> None:
+    from .recipe import prepare_data
+    prepare_data(args.work, Files(args.weights), device=args.device or best_device())
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -146,7 +156,8 @@ def run_diagnose(args: argparse.Namespace) -> None:
     from .diagnose import diagnose, tables, write_diagnosis
     require_folder(args.out)
     device, batch = where(args)
-    found = diagnose(args.count, args.seed, Files(args.weights), device, batch, args.judge, args.guidance)
+    found = diagnose(args.count, args.seed, Files(args.weights), device, batch, args.judge, args.guidance,
+                     args.crowded)
     print(tables(found))
     if args.out:
         print("\n".join(map(str, write_diagnosis(found, args.out))))
@@ -164,7 +175,12 @@ def draw_sheets(args: argparse.Namespace, pictures: "Mapping[str, Pictures]", pr
 def where(args: argparse.Namespace) -> tuple[str, int]:
     """Device and pictures at a time."""
     device = args.device or best_device()
-    return device, 100 if args.batch is None and device == "cpu" else 500 if args.batch is None else args.batch
+    return device, batch_for(device) if args.batch is None else args.batch
+
+
+def batch_for(device: str) -> int:
+    """Pictures at a time that fill the device."""
+    return 100 if device == "cpu" else 500
 
 
 def best_device() -> str:

@@ -108,6 +108,9 @@ def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: 
     diversity is measured on, 0 for none. probe: pictures whose work is counted. Raises ValueError where two methods
     have one name, and what reading raises.
     """
+    if probe < 1 or diverse < 0:
+        raise ValueError(f"diversity of {diverse} sentences and work of {probe} pictures asked for; at least 0 and 1 "
+                         "are possible")
     methods = checked(methods, reference, files)
     instrument = Instrument(Bench.open(files, count, seed, crowded, device, batch), judge)
     rows, pictures = [instrument.real_row()], {REAL: instrument.real.first(KEPT)}

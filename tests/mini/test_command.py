@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from pixart.__main__ import main
+from pixart.mini import SHIPPED
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
@@ -25,6 +26,15 @@ def test_evaluate_then_compare(monkeypatch, capsys, tmp_path):
     assert code == 0 and "| minus two |" in out and (tmp_path / "both" / "results.md").exists()
     code, _, err = run(monkeypatch, capsys, "compare", *files, "--base", "three")
     assert code == 1 and "no row 'three'" in err
+
+
+def test_a_build_ends_with_the_table(monkeypatch, capsys, tmp_path):
+    built = []
+    monkeypatch.setattr("pixart.mini.recipe.build", lambda work, files, device: built.append((work, files, device)))
+    code, out, _ = run(monkeypatch, capsys, "build", "--work", str(tmp_path), "--weights", str(SHIPPED.root),
+                       "--device", "cpu", "--measure", "3")
+    assert code == 0 and built == [(tmp_path, SHIPPED, "cpu")]
+    assert "| teacher, 20 steps, guidance 2.5 |" in out and "| LCM, 1 step |" in out
 
 
 @pytest.mark.parametrize("arguments, said", [

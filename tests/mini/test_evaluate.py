@@ -79,3 +79,7 @@ def test_unknown_judge_and_empty_batch_are_refused():
         evaluate(5, judge="c", methods=[FAST])
     with pytest.raises(ValueError, match="0 pictures at a time"):
         evaluate(5, batch=0, methods=[FAST])
+    with pytest.raises(ValueError, match="work of 0 pictures"):
+        evaluate(5, probe=0, methods=[FAST])
+    with pytest.raises(ValueError, match="needs at least 3"):
+        evaluate(2, methods=[FAST])

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHOWN = ("pictures", "shape", "second shape", "second colour", "texture", "colour")      # in the plot
+SHOWN = ("pictures", "shape", "second shape", "second colour", "texture", "colour", "shape by place",
+         "colour by place")                 # in the plot, where they were asked for
 
 
 @dataclass(frozen=True)
