@@ -29,8 +29,8 @@ class PixArtLoader:
                         "What the checkpoint was trained as. auto reads it from the weights where these can tell, else "
                         "from the file's name; choose it yourself when the report says it was guessed."}),
             "weight_dtype": (list(WEIGHT_DTYPES), {"default": "auto", "tooltip":
-                             "How weights are kept. auto: as the host does it on a GPU; on a CPU whichever of fp32 and "
-                             "bf16 a half-second trial finds faster. fp8: half the memory of bf16, less quality."}),
+                             "How weights are kept. auto: as the host does it on a GPU; on a CPU bf16 where the "
+                             "processor is faster with it (AMX), else fp32. fp8: half the memory of bf16, less exact."}),
         }}
 
     @classmethod

@@ -81,10 +81,10 @@ def best_device() -> str:
 
 
 def choose_dtype(name: str, device: str, width: int) -> "torch.dtype":
-    """The asked-for dtype; on "auto" bf16 on a GPU, and on a CPU whatever a quick trial finds faster."""
+    """The asked-for dtype; on "auto" bf16 on a GPU, and on a CPU what the processor is faster with."""
     import torch
 
-    from .model.dtype_probe import faster_dtype
+    from .model.cpu_dtype import faster_dtype
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     return faster_dtype(width) if device == "cpu" else torch.bfloat16

@@ -9,7 +9,7 @@ from ...pixart.checkpoint import Checkpoint, read_checkpoint
 from ...pixart.checkpoint.header import to_tensors
 from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.config import PixArtConfig
-from ...pixart.model.dtype_probe import faster_dtype
+from ...pixart.model.cpu_dtype import faster_dtype
 from .conditioning import text_conds
 from .mixin import Mixin
 from .transformer import builder
@@ -100,7 +100,7 @@ def choose_dtypes(weight_dtype: str, stored: torch.dtype, config: PixArtConfig, 
                   device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
     """How weights are kept, and what they are cast to for computing (None: as kept).
 
-    "auto" is the host's choice on a GPU. On a CPU the host would always say float32; there a quick trial decides,
+    "auto" is the host's choice on a GPU. On a CPU the host would always say float32; there the processor decides,
     because bfloat16 is four times faster on some processors and slower on others.
     """
     from comfy import model_management as host

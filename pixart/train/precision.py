@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model.dtype_probe import faster_dtype
+from ..model.cpu_dtype import faster_dtype
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 HALF = (torch.float16, torch.bfloat16)
@@ -14,7 +14,7 @@ HALF = (torch.float16, torch.bfloat16)
 def fitting_precision(device: torch.device, width: int) -> str:
     """bf16 where the device computes with it and gains by it; fp16 on GPUs that lack it; "no" on others.
 
-    width: of the matrices. On a CPU a short trial decides: bf16 is several times faster on some and slower on others.
+    width: of the matrices. On a CPU the processor decides: bf16 is several times faster on some and slower on others.
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
