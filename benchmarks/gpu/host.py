@@ -106,7 +106,7 @@ def started(options: tuple[str, ...], setting: Setting, notes: Notes) -> Server:
     server = Server(setting.host(), base_folder(setting), options, max(20.0, setting.left() - 5))
     server.start()
     notes.row(TABLE, what=f"start {' '.join(options)}".strip(), seconds=server.start_seconds, **server.used())
-    if "IMPORT FAILED" in server.log:
+    if any("IMPORT FAILED" in line and PACK in line for line in server.log.splitlines()):
         server.stop()
         raise RuntimeError(f"the host could not import the pack: {server.end_of_log()}")
     return server

@@ -133,7 +133,7 @@ def peers(name: str, setting: Setting, notes: Notes) -> None:
         config = replace(size.config(setting), micro_conditioning=False)
         model = transformer(config, dtype, setting.device)
         state = {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
-        side = max(size.latent(setting), 64)        # the host's own cannot do with less
+        side = 2 * config.base_size     # the size of its training: at others the host's own has other positions
         inputs = given(config, [side] * 2, [TOKENS] * size.batch, setting.device, dtype)
         inputs = {key: inputs[key] for key in ("latent", "timestep", "context")}
         runs: dict[str, Run] = {"ours": partial(model, **inputs)}
