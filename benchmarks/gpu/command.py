@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     campaign = Campaign(args.out, 60 * args.minutes, args.rehearse, args.only, args.work)
     failures = campaign.run()
+    print(campaign.report.summary(), file=sys.stderr)
     print(f"{campaign.report.path}: {failures} failed, {time.monotonic() - started:.0f} s", file=sys.stderr)
     return 1 if failures else 0
 

@@ -103,8 +103,15 @@ def short_session(options: tuple[str, ...], setting: Setting, notes: Notes) -> N
 
 def started(options: tuple[str, ...], setting: Setting, notes: Notes) -> Server:
     options += ("--cpu",) if setting.tiny else ()
-    server = Server(setting.host(), base_folder(setting), options, max(20.0, setting.left() - 5))
-    server.start()
+    host, base = setting.host(), base_folder(setting)
+    try:
+        server = Server(host, base, options, max(20.0, setting.left() - 5)).start()
+    except RuntimeError as error:       # its own memory manager may not get along with the driver
+        if setting.tiny:
+            raise
+        notes.failed(f"host, start {' '.join(options)}".strip(), error)
+        options += ("--disable-dynamic-vram",)
+        server = Server(host, base, options, max(20.0, setting.left() - 5)).start()
     notes.row(TABLE, what=f"start {' '.join(options)}".strip(), seconds=server.start_seconds, **server.used())
     if any("IMPORT FAILED" in line and PACK in line for line in server.log.splitlines()):
         server.stop()

@@ -42,7 +42,9 @@ def profiled(title: str, run: Callable[[], object], setting: Setting, notes: Not
 
 
 def is_kernel(event: torch.autograd.profiler_util.FunctionEventAvg, setting: Setting) -> bool:
-    """On a GPU what ran there, on a CPU every operator."""
+    """On a GPU what ran there, and no span that only names a part of it; on a CPU every operator."""
+    if getattr(event, "is_user_annotation", False) or event.key.startswith(("Torch-Compiled", "## Call")):
+        return False
     return event.device_type == torch.autograd.DeviceType.CUDA if setting.cuda else time_of(event, setting) > 0
 
 

@@ -60,6 +60,14 @@ class Report:
             parts += ["## Stages", "", *table([{"stage": name, **facts} for name, facts in self.stages.items()]), ""]
         return "\n".join(parts)
 
+    def summary(self) -> str:
+        """Aims and failures alone, for a terminal."""
+        aims = [" ".join(f"{value:<12}" for value in aim_cells(note).values())
+                for note in self.notes if note["kind"] == "aim"]
+        failed = [" ".join(filter(None, (f"[{note['stage']}]", *map(shown, note["cells"].values()))))
+                  for note in self.rows(CHECKS) if str(note["cells"].get("verdict")).startswith("FAILED")]
+        return "\n".join(["aims:", *aims, "failed:", *failed])
+
     def titles(self) -> list[str]:
         """Of all tables in the order of their first rows, the long one of the checks last."""
         found = dict.fromkeys(note["table"] for note in self.notes if note["kind"] == "row")

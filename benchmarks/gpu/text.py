@@ -17,7 +17,7 @@ from .timing import peak
 
 PROMPT = "a small red house on a green hill beside a large blue lake under a grey sky, in the style of an old master"
 ENCODERS, JOBS = "Text encoder (T5-XXL, random weights)", "The whole job, two stages: text, then picture"
-LIMITS = {8: 0.1, 4: 0.5}               # relative, against 16 bits on the same device
+LIMITS = {8: 0.25, 4: 1.0}              # relative, against 16 bits; random weights carry errors on undamped
 BUDGET, AIM = 8.0, 6.0                  # GB of the whole job with an 8-bit T5
 
 

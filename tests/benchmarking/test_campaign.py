@@ -98,6 +98,7 @@ def test_aims_stand_first_and_say_whether_they_are_met(tmp_path):
         report.add(json.loads(line))
     text = report.path.read_text("utf-8")
     assert "| speed | <= 0.12 s | 0.1 s | yes |" in text and "| busy | >= 80 % | 70 % | NO |" in text
+    assert "NO" in report.summary() and "speed" in report.summary()
     assert "| 1 | x/y |" in text and text.index("## Aims") < text.index("## T")
 
 
