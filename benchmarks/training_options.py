@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load, save_checkpoint  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
-from pixart.mini.evaluate import Method, evaluate  # noqa: E402
+from pixart.mini.evaluate import evaluate  # noqa: E402
+from pixart.mini.measure.methods import Sampled  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
 from pixart.train.loop import train_averages  # noqa: E402
@@ -71,10 +72,10 @@ def run(case: str, seed: int, data: PreparedFolder, work: Path, steps: int, coun
     if not answer.exists():
         folder.mkdir(parents=True, exist_ok=True)
         weights = SHIPPED.teacher if case == BEFORE else file
-        results, _, _ = evaluate(count, methods=[Method(case, weights, "dpm", 20, 2.5)])
+        row = evaluate(count, methods=[Sampled(case, weights, "dpm", 20, 2.5)], diverse=0).rows[-1]
         with replacing(answer) as beside:
             beside.write_text(json.dumps({"case": case, "seed": seed, "count": count, "steps": steps,
-                                          "distance": results[-1].distance, "accuracy": results[-1].accuracy}))
+                                          "distance": row.fid, "accuracy": row.accuracy}))
 
 
 def table(work: Path) -> str:
