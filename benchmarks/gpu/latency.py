@@ -130,7 +130,8 @@ def peers(name: str, setting: Setting, notes: Notes) -> None:
     """Ours, diffusers and the host's own PixArt with equal weights and inputs, without masks and size conditions."""
     dtype = dtype_of(name, setting)
     for size in (MAIN, FOUR):
-        config = replace(setting.config("alpha-512") if setting.tiny else size.config(setting), micro_conditioning=False)
+        trained = setting.config("alpha-512") if setting.tiny else size.config(setting)
+        config = replace(trained, micro_conditioning=False)
         model = transformer(config, dtype, setting.device)
         state = {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
         side = 2 * config.base_size     # the size of its training: at others the host's own has other positions
