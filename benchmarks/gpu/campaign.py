@@ -33,9 +33,17 @@ class Campaign:
         self.work = work
         self.report = Report(out, machine("cpu" if rehearse else "cuda"))
         self.lock = threading.Lock()
+        self.running: set[subprocess.Popen] = set()
 
     def run(self) -> int:
-        """Failures."""
+        """Failures. However it ends, no stage runs on."""
+        try:
+            return self.run_rounds()
+        finally:
+            for process in list(self.running):
+                stop(process)
+
+    def run_rounds(self) -> int:
         with tempfile.TemporaryDirectory(prefix="pixart-gpu-", dir=roomy_folder(self.rehearse)) as folder:
             work = self.work or Path(folder)
             work.mkdir(parents=True, exist_ok=True)
@@ -51,7 +59,7 @@ class Campaign:
                 self.run_stage(stage, work, self.seconds_for(number) / (len(stages) - position), 1)
             return
         seconds = self.seconds_for(number)
-        threads = [threading.Thread(target=self.run_stage, args=(stage, work, seconds, len(stages)))
+        threads = [threading.Thread(target=self.run_stage, args=(stage, work, seconds, len(stages)), daemon=True)
                    for stage in stages]
         for thread in threads:
             thread.start()
@@ -71,6 +79,7 @@ class Campaign:
         process = subprocess.Popen(self.command(stage, work, seconds), cwd=ROOT, env=environment(threads),
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, encoding="utf-8",
                                    start_new_session=True)
+        self.running.add(process)
         reader = threading.Thread(target=self.read, args=(stage, process), daemon=True)
         reader.start()
         try:
@@ -80,6 +89,7 @@ class Campaign:
             end = "stopped: its time was over"
         finally:
             stop(process)
+            self.running.discard(process)
         reader.join(GRACE)
         with self.lock:
             self.report.stage(stage.name, about=stage.title, end=end, seconds=round(time.monotonic() - started, 1),

@@ -7,6 +7,7 @@ DIR/report.md and DIR/report.json are rewritten after every result, so that what
 later. What is missing on the machine (bitsandbytes, diffusers, ComfyUI at $COMFYUI_PATH) is a line in the report.
 """
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print("no CUDA GPU is at hand here; --rehearse runs every stage on the CPU with tiny models", file=sys.stderr)
         return 2
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))        # asked to end: the stages must end too
     campaign = Campaign(args.out, 60 * args.minutes, args.rehearse, args.only, args.work)
     failures = campaign.run()
     print(campaign.report.summary(), file=sys.stderr)

@@ -1,7 +1,9 @@
 """What the campaign promises when stages fail, hang or find something wrong; and how it counts arithmetic."""
 import json
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from benchmarks.gpu.timing import pass_flops
 from pixart.config import VARIANTS
 from pixart.model.transformer import PixArtTransformer
 
+ROOT = Path(__file__).resolve().parents[2]
 ROW = '{"kind": "row", "table": "T", "cells": {"a": 1}}'
 PROGRAMS = {"crash": f"import os; print('{ROW}', flush=True); os._exit(3)",
             "hang": f"import time; print('{ROW}', flush=True); time.sleep(600)",
@@ -121,3 +124,17 @@ def test_the_gpu_is_asked_for_before_anything_is_written(tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["benchmarks", "gpu", "--out", str(tmp_path / "out")])
     from benchmarks.__main__ import main
     assert main() == 2 and "--rehearse" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks processes of POSIX")
+def test_no_stage_runs_on_when_the_campaign_is_stopped(tmp_path):
+    program = subprocess.Popen([sys.executable, "-m", "benchmarks", "gpu", "--rehearse", "--out", str(tmp_path / "out"),
+                                "--work", str(tmp_path / "work"), "--only", "models"], cwd=ROOT,
+                               stderr=subprocess.PIPE, text=True)
+    assert "-- models" in program.stderr.readline()
+    time.sleep(1.0)
+    program.terminate()
+    program.communicate(timeout=60)
+    assert program.returncode == 143
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(str(tmp_path / "work").encode() in line for line in running)
