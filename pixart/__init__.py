@@ -1,15 +1,74 @@
-"""The PixArt family as a plain library: what a user of `import pixart` needs, loaded when first touched."""
+"""The PixArt family as a plain library: what a user of `import pixart` needs, loaded when it is first touched.
+
+`Pipeline` draws; `load`, `T5Encoder`, the samplers and `decode` are the same parts one by one. See docs/python.md.
+"""
 import importlib
+from typing import TYPE_CHECKING
 
 from .config import LATENT_SCALE, VARIANTS, KVCompression, PixArtConfig
 
-_LAZY = {"load": "checkpoint", "read_checkpoint": "checkpoint", "save_checkpoint": "checkpoint",
-         "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "PixArtTransformer": "model.transformer"}
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint as Checkpoint
+    from .checkpoint import CheckpointError as CheckpointError
+    from .checkpoint import load as load
+    from .checkpoint import load_control as load_control
+    from .checkpoint import read_checkpoint as read_checkpoint
+    from .checkpoint import save_checkpoint as save_checkpoint
+    from .checkpoint.merged import load_lora as load_lora
+    from .control.edges import edge_maps as edge_maps
+    from .drawing import Guide as Guide
+    from .drawing import Request as Request
+    from .drawing import sample as sample
+    from .model.controlnet import PixArtControlNet as PixArtControlNet
+    from .model.transformer import PixArtTransformer as PixArtTransformer
+    from .pictures import read_picture as read_picture
+    from .pictures import save_picture as save_picture
+    from .pipeline import Pictures as Pictures
+    from .pipeline import Pipeline as Pipeline
+    from .sampling.dmd import dmd as dmd
+    from .sampling.dpm_solver import dpm_solver_pp as dpm_solver_pp
+    from .sampling.guidance import guided as guided
+    from .sampling.lcm import lcm as lcm
+    from .sampling.lcm import lcm_timesteps as lcm_timesteps
+    from .sampling.noise import PictureNoise as PictureNoise
+    from .sampling.samplers import SAMPLERS as SAMPLERS
+    from .text.encoded import Encoded as Encoded
+    from .text.encoded import load_embeddings as load_embeddings
+    from .text.encoded import save_embeddings as save_embeddings
+    from .text.t5 import T5Encoder as T5Encoder
+    from .vae import decode as decode
+    from .vae import load_vae as load_vae
 
-__all__ = ["LATENT_SCALE", "VARIANTS", "KVCompression", "PixArtConfig", *_LAZY]
+__version__ = "0.1.0"
+
+# Name -> module; the imports above tell the same to type checkers, and a test compares the two.
+_LAZY = {
+    "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load": "checkpoint", "load_control": "checkpoint",
+    "read_checkpoint": "checkpoint", "save_checkpoint": "checkpoint", "load_lora": "checkpoint.merged",
+    "edge_maps": "control.edges", "Guide": "drawing", "Request": "drawing", "sample": "drawing",
+    "PixArtControlNet": "model.controlnet", "PixArtTransformer": "model.transformer", "read_picture": "pictures",
+    "save_picture": "pictures", "Pictures": "pipeline", "Pipeline": "pipeline", "dmd": "sampling.dmd",
+    "dpm_solver_pp": "sampling.dpm_solver", "guided": "sampling.guidance", "lcm": "sampling.lcm",
+    "lcm_timesteps": "sampling.lcm", "PictureNoise": "sampling.noise", "SAMPLERS": "sampling.samplers",
+    "Encoded": "text.encoded", "load_embeddings": "text.encoded", "save_embeddings": "text.encoded",
+    "T5Encoder": "text.t5", "decode": "vae", "load_vae": "vae",
+}
+
+__all__ = ["LATENT_SCALE", "VARIANTS", "KVCompression", "PixArtConfig", "__version__",
+           "Checkpoint", "CheckpointError", "Encoded", "Guide", "Pictures", "PictureNoise", "Pipeline",
+           "PixArtControlNet", "PixArtTransformer", "Request", "SAMPLERS", "T5Encoder", "decode", "dmd",
+           "dpm_solver_pp", "edge_maps", "guided", "lcm", "lcm_timesteps", "load", "load_control", "load_embeddings",
+           "load_lora", "load_vae", "read_checkpoint", "read_picture", "sample", "save_checkpoint", "save_embeddings",
+           "save_picture"]
 
 
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

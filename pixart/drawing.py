@@ -1,5 +1,6 @@
 """What to draw, and the sampling of it with a transformer that is in memory: captions in, latents out."""
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from .config import PixArtConfig
 from .model.controlnet import PixArtControlNet
+from .model.policy import Policy, Step
 from .model.transformer import PixArtTransformer
 from .sampling.guidance import guided
 from .sampling.noise import PictureNoise
@@ -40,6 +42,8 @@ class Request:
             raise ValueError(f"{self.steps} steps asked for; at least 1 is needed")
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number, 1 for none")
+        if not -2 ** 63 <= self.seed < 2 ** 64 - len(self.prompts):
+            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits")
         sampler(self.sampler).times(self.steps, self.rule)
 
     @property
@@ -53,7 +57,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Guide:
-    """An edge map for the picture to follow: white lines on black, (1 or B, 3, H, W) in 0..1, and how closely.
+    """An edge map for the picture to follow: white lines on black, (1 or B, 1 or 3, H, W) in 0..1, and how closely.
 
     It is scaled and cut to the size of the picture. start and end: from which to which share of the timesteps it is
     in force, 0 the noise, 1 the finished picture.
@@ -65,8 +69,9 @@ class Guide:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.edges.ndim != 4 or self.edges.shape[1] != 3:
-            raise ValueError(f"the edge map has shape {tuple(self.edges.shape)}; expected (pictures, 3, height, width)")
+        if self.edges.ndim != 4 or self.edges.shape[1] not in (1, 3):
+            raise ValueError(f"the edge map has shape {tuple(self.edges.shape)}; expected (pictures, 1 or 3, height, "
+                             "width)")
         if not 0 <= self.start <= self.end <= 1:
             raise ValueError(f"control from {self.start} to {self.end}; expected 0 <= start <= end <= 1")
         if not math.isfinite(self.strength):
@@ -94,11 +99,11 @@ class Conditioned:
     """
 
     def __init__(self, model: PixArtTransformer, request: Request, context: Tensor, mask: Tensor,
-                 control: Control | None) -> None:
+                 control: Control | None, policies: Sequence[Policy] = ()) -> None:
         """context (R, L, C) and mask (R, L) have a row for every row of x that the sampler will pass."""
         weight, rows = model.x_embedder.proj.weight, len(mask)
-        self.model, self.control, self.dtype = model, control, weight.dtype
-        self.times = iter(SAMPLERS[request.sampler].times(request.steps, request.rule))
+        self.model, self.control, self.policies, self.dtype = model, control, policies, weight.dtype
+        self.steps = steps_of(request, rows)
         size = torch.tensor([[request.height, request.width]] * rows, dtype=torch.float32)
         self.conditions = (context.to(weight.device, weight.dtype), mask.to(weight.device), size.to(weight.device),
                            (size[:, 0] / size[:, 1]).to(weight.device))
@@ -106,8 +111,9 @@ class Conditioned:
             self.hint = control.hint.to(weight.device, weight.dtype).repeat(rows // len(control.hint), 1, 1, 1)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        x = x.to(self.dtype)
-        return self.model(x, t, *self.conditions, control=self.residuals(x, t, next(self.times))).float()
+        x, step = x.to(self.dtype), next(self.steps)
+        return self.model(x, t, *self.conditions, control=self.residuals(x, t, step.timestep), policies=self.policies,
+                          step=step).float()
 
     def residuals(self, x: Tensor, t: Tensor, timestep: float) -> list[Tensor | None] | None:
         """What the ControlNet adds to the input of each block; None while it is not in force."""
@@ -117,16 +123,27 @@ class Conditioned:
         return [None if residual is None else residual * self.control.guide.strength for residual in found]
 
 
+def steps_of(request: Request, rows: int) -> Iterator[Step]:
+    """What policies are told at each call of the model; a row is a picture's prompt, or before these its negative."""
+    times = SAMPLERS[request.sampler].times(request.steps, request.rule)
+    pictures, run = range(len(request.prompts)), object()
+    kinds = ("negative", "prompt") if rows > len(pictures) else ("prompt",)
+    lanes = tuple((picture, kind) for kind in kinds for picture in pictures)
+    return (Step(index, len(times), timestep, lanes, run) for index, timestep in enumerate(times))
+
+
 @torch.inference_mode()
 def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: Encoded,
-           callback: Callback | None = None, control: Control | None = None) -> Tensor:
+           callback: Callback | None = None, control: Control | None = None,
+           policies: Sequence[Policy] = ()) -> Tensor:
     """Latents (B, 4, H / 8, W / 8), scaled as the transformer sees them, on the model's device.
 
     caption: the request's prompts, a row each; null: its negative prompt, one row, read by guided samplers only.
+    policies: what may answer instead of blocks, see PixArtTransformer.forward.
     """
     chosen, count = SAMPLERS[request.sampler], len(request.prompts)
     context, mask = stack_captions(null, caption) if request.guided else (caption.context, caption.mask)
-    network = Conditioned(model, request, context, mask, control)
+    network = Conditioned(model, request, context, mask, control, policies)
     noise = PictureNoise([request.seed + i for i in range(count)], (model.config.channels, *request.latent_shape),
                          model.x_embedder.proj.weight.device, ahead=chosen.noises(request.steps))
     return chosen.run(guided(network, request.guidance) if request.guided else network, noise, request.steps,

@@ -1,84 +1,261 @@
 """Prompt in, picture out, without ComfyUI: the parts of the library wired together.
 
-Two stages, so that the text encoder and the transformer are never in memory at the same time.
+Every file is opened once and read when it is first needed. Where memory is short the text encoder is freed before the
+transformer is read, so that the two are never in memory at the same time.
 """
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .checkpoint import OpenCheckpoint, load_control, open_checkpoint
+from .checkpoint.merged import with_loras
+from .config import PixArtConfig
 from .control.pictures import fit
+from .device import best_device, checked_device, is_out_of_memory
 from .drawing import Control, Guide, Request, check_captions, sample
+from .mini import SHIPPED
+from .model.controlnet import PixArtControlNet
+from .model.cpu_dtype import faster_dtype
+from .model.policy import Policy
 from .model.transformer import PixArtTransformer
+from .pictures import save_picture, to_image
 from .sampling.samplers import SAMPLERS
-from .text.encoded import Encoded
+from .sampling.samplers import sampler as sampler_of
+from .text.encoded import Encoded, join
+from .text.on_demand import T5OnDemand
+from .text.t5 import T5Encoder
 from .text.tokens import PromptReport
+from .vae import Autoencoder, decode, load_vae, require_vae
+from .vae import encode as encode_pictures
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-__all__ = ["SAMPLERS", "Control", "Guide", "Progress", "Request", "check_captions", "encode", "generate", "sample"]
+__all__ = ["SAMPLERS", "Control", "Guide", "Pictures", "Pipeline", "Progress", "Request", "check_captions", "encode",
+           "sample"]
 
 Progress = Callable[[str, int, int], None]       # (stage, done, total); may raise to stop
+Place = str | Path            # a file or a folder
+NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would be a black picture; use dtype float32 "
+              "or bfloat16, and if that does not help, other weights")
 
 
-def encode(t5: str | Path, request: Request, max_tokens: int, clean: bool, bits: int = 8,
+@dataclass(frozen=True)
+class Pictures:
+    """What was drawn: pixels (B, 3, height, width) in 0..1 on the CPU; for each picture a report and its seed."""
+
+    pixels: Tensor
+    reports: list[PromptReport]
+    seeds: list[int]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self) -> "list[Image]":
+        """As pictures of Pillow."""
+        return [to_image(picture) for picture in self.pixels]
+
+    def save(self, path: Place, first: int = 0) -> list[Path]:
+        """Write them to `path`, further ones with -1, -2, ... before its ending; first: the number to begin with."""
+        path = Path(path)
+        return [save_picture(path.with_stem(f"{path.stem}-{number}") if number else path, picture)
+                for number, picture in enumerate(self.pixels, first)]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a pipeline reads when it is first needed."""
+
+    checkpoint: OpenCheckpoint
+    vae: Place
+    controlnet: Place | None
+    loras: tuple[tuple[Place, float], ...]
+
+
+class Pipeline:
+    """A model with all that it needs to draw: `Pipeline.open(...)` once, then call it as often as you like."""
+
+    def __init__(self, files: Files, t5: T5OnDemand, device: torch.device, dtype: torch.dtype | None,
+                 keep_t5: bool | None) -> None:
+        """`open` is what you want. Reads nothing."""
+        self.files, self.t5, self.device, self.dtype, self.keep_t5 = files, t5, device, dtype, keep_t5
+
+    @classmethod
+    def open(cls, model: Place | None = None, vae: Place | None = None, t5: Place | None = None,
+             device: str | torch.device | None = None, dtype: torch.dtype | None = None, *, variant: str = "auto",
+             bits: int | None = None, loras: Sequence[tuple[Place, float]] = (), controlnet: Place | None = None,
+             keep_t5: bool | None = None) -> "Pipeline":
+        """Check all files; what is in them is read when it is first needed.
+
+        model: transformer, a file or folder; without it the embedded PixArt-mini with all its parts. vae and t5 must
+        be those the model was trained with. device: the best there is, by default. dtype of the transformer: by default
+        bfloat16 on a GPU, and on a CPU what the processor is faster with. variant: what weights cannot tell, a key
+        of VARIANTS. bits of T5: 16, 8 or 4; by default 8, and 16 for the small one of PixArt-mini. loras: files or
+        folders with strengths, 1 as trained, merged into the weights. controlnet: for calls with a guide. keep_t5:
+        whether T5 stays in memory beside the transformer; by default where it leaves as much memory free as it takes.
+        Raises ValueError, or FileNotFoundError, that names the file and what to do.
+        """
+        if bits not in (None, 16, 8, 4):
+            raise ValueError(f"T5 can be loaded in 16, 8 or 4 bits, not {bits!r}")
+        require_files(model, vae, t5, [("controlnet", controlnet), *(("loras", path) for path, _ in loras)])
+        place = checked_device(best_device() if device is None else device)
+        require_vae(vae or SHIPPED.vae)
+        if model is None and controlnet is None:
+            controlnet = SHIPPED.control
+        files = Files(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet, tuple(loras))
+        return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or (8 if t5 else 16), place), place, dtype, keep_t5)
+
+    @property
+    def config(self) -> PixArtConfig:
+        """Of the transformer; known before it is read."""
+        return self.files.checkpoint.config
+
+    @cached_property
+    def transformer(self) -> PixArtTransformer:
+        """With the LoRAs merged, in evaluation mode; read at the first use."""
+        dtype = self.dtype or fitting_dtype(self.device, self.config.hidden)
+        return with_loras(self.files.checkpoint.load(dtype, self.device), self.files.loras)
+
+    @cached_property
+    def controlnet(self) -> PixArtControlNet:
+        """In the dtype of the transformer; read at the first use. ValueError where the pipeline has none."""
+        if self.files.controlnet is None:
+            raise ValueError("a guide needs a ControlNet; open the pipeline with controlnet, one made for this model")
+        return load_control(self.files.controlnet, self.transformer.x_embedder.proj.weight.dtype, self.device)
+
+    @cached_property
+    def vae(self) -> Autoencoder:
+        """Read at the first use."""
+        return load_vae(self.files.vae, self.device)
+
+    def encode(self, prompts: str | Sequence[str], progress: Progress | None = None) -> Encoded:
+        """Text features, which calls take in place of prompts. The last 64 prompts are remembered in any case."""
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        with memory_advice(self.device, "encoding the prompt", "use T5 in fewer bits, encode on the CPU, or give "
+                           "features that were encoded before"):
+            encoded = self.t5.encode(texts, self.config.caption_tokens, self.config.cleans_captions,
+                                     progress and partial(progress, "reading T5"))
+        tell(progress, "encoding", 1, 1)
+        return encoded
+
+    def __call__(self, prompts: str | Sequence[str] | Encoded, negative: str | Encoded = "", *,
+                 steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
+                 sampler: str = "lcm", guidance: float = 4.5, rule: str = "official", guide: Guide | None = None,
+                 policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None) -> Pictures:
+        """Draw a picture for each prompt. Picture i has the seed seed + i and does not depend on the others.
+
+        prompts: texts, or features of `encode`. negative: what to avoid; for guided samplers. steps: by default what
+        the sampler is usually given. width and height: in pixels, by default what the model was trained on. guidance:
+        scale of guided samplers, 1 for none. guide: an edge map to follow. policies: what may answer instead of
+        blocks, see PixArtTransformer.forward. batch: pictures at once. progress: told (stage, done, total), may raise
+        to stop. Raises ValueError for what cannot be drawn, before anything is read where it can; MemoryError with
+        advice; FloatingPointError for a picture that is not finite.
+        """
+        side, chosen = self.config.resolution, sampler_of(sampler)
+        request = Request(texts_of(prompts), texts_of(negative)[0], side if height is None else height,
+                          side if width is None else width, sampler, chosen.steps if steps is None else steps,
+                          guidance, rule, seed)
+        if request.negative and not chosen.guided:
+            raise ValueError(f"a negative prompt has no effect with sampler {sampler}, which works without guidance")
+        if guide is not None and len(guide.edges) not in (1, len(request.prompts)):
+            raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} pictures; give one, or one each")
+        caption = self._features(prompts, progress)
+        null = self._features(negative, progress) if request.guided else caption
+        check_captions(caption, request, self.config)
+        self.t5.make_room(self.keep_t5)
+        with memory_advice(self.device, "drawing", "draw fewer pictures at once (batch), smaller ones, or in 16 bits"):
+            latents = [self._sample(rows, request, caption, null, guide, policies, progress)
+                       for rows in torch.arange(len(request.prompts)).split(max(1, batch))]
+        pixels = self._decode(torch.cat(latents), progress)[:, :, :request.height, :request.width]
+        return Pictures(pixels, caption.reports, [seed + i for i in range(len(pixels))])
+
+    def _features(self, given: str | Sequence[str] | Encoded, progress: Progress | None) -> Encoded:
+        return given if isinstance(given, Encoded) else self.encode(given, progress)
+
+    def _sample(self, rows: Tensor, request: Request, caption: Encoded, null: Encoded, guide: Guide | None,
+                policies: Sequence[Policy], progress: Progress | None) -> Tensor:
+        """Latents of some of the request's pictures, which are numbered by `rows`."""
+        first, numbers, total = int(rows[0]), rows.tolist(), len(request.prompts)
+        part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
+        if guide is not None and len(guide.edges) > 1:
+            guide = replace(guide, edges=guide.edges[rows])
+        done, every = first * request.steps, total * request.steps
+        latents = sample(self.transformer, part, join([caption.one(i) for i in numbers]), null,
+                         lambda step, x, x0: tell(progress, "sampling", done + (step + 1) * len(numbers), every),
+                         None if guide is None else self._control(guide, part), policies)
+        require_finite(latents, "the transformer")
+        return latents
+
+    def _control(self, guide: Guide, request: Request) -> Control:
+        """The ControlNet with the edge map encoded at the size of the picture."""
+        height, width = (8 * side for side in request.latent_shape)
+        edges = fit(guide.edges, width, height).expand(-1, 3, -1, -1)
+        return Control(self.controlnet, guide, encode_pictures(self.vae, edges, self.config.latent_scale)[0])
+
+    def _decode(self, latents: Tensor, progress: Progress | None) -> Tensor:
+        tell(progress, "decoding", 0, len(latents))
+        pixels = decode(self.vae, latents, self.config.latent_scale)
+        require_finite(pixels, "the VAE")
+        tell(progress, "decoding", len(latents), len(latents))
+        return pixels
+
+
+def require_files(model: Place | None, vae: Place | None, t5: Place | None,
+                  others: Sequence[tuple[str, Place | None]]) -> None:
+    """Refuse parts that are missing, before anything is opened."""
+    for name, given in (("vae", vae), ("t5", t5)):
+        if model is not None and given is None:
+            raise ValueError(f"model needs {name} too: that of PixArt-mini only fits PixArt-mini")
+    for name, given in (("model", model), ("vae", vae), ("t5", t5), *others):
+        if given is not None and not Path(given).expanduser().exists():
+            raise FileNotFoundError(f"there is no file or folder for {name} at this place: {given}")
+
+
+def texts_of(prompts: str | Sequence[str] | Encoded) -> tuple[str, ...]:
+    """The prompts themselves."""
+    if isinstance(prompts, Encoded):
+        return tuple(report.prompt for report in prompts.reports)
+    return (prompts,) if isinstance(prompts, str) else tuple(prompts)
+
+
+def fitting_dtype(device: torch.device, width: int) -> torch.dtype:
+    """bfloat16 on a GPU; on a CPU what the processor is faster with for a model of this width."""
+    return faster_dtype(width) if device.type == "cpu" else torch.bfloat16
+
+
+def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(stage, done, total)
+
+
+def require_finite(values: Tensor, who: str) -> None:
+    if not torch.isfinite(values).all():
+        raise FloatingPointError(NOT_FINITE.format(who))
+
+
+@contextmanager
+def memory_advice(device: torch.device, what: str, advice: str) -> Iterator[None]:
+    """Turn torch's error into one that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"not enough memory on {device} while {what}; {advice}") from error
+
+
+def encode(t5: Place, request: Request, max_tokens: int, clean: bool, bits: int = 8,
            device: torch.device | str = "cpu") -> tuple[Encoded, Encoded]:
-    """Text features of the prompts and of the negative prompt; the encoder is freed before returning."""
-    from .text.t5 import T5Encoder
+    """Text features of a request's prompts and of its negative prompt; the encoder is freed before returning."""
     encoder = T5Encoder(t5, bits=bits, device=device)
     try:
         return (encoder.encode(list(request.prompts), max_tokens, clean),
                 encoder.encode([request.negative], max_tokens, clean))
     finally:
         encoder.close()
-
-
-def load_guide(path: str | Path, guide: Guide, vae: nn.Module, model: PixArtTransformer, request: Request) -> Control:
-    """The ControlNet of a file, on device and in dtype of its base, with the edge map encoded at the picture's size."""
-    from .checkpoint import load_control
-    from .vae import encode as encode_pictures
-    weight = model.x_embedder.proj.weight
-    network = load_control(path, weight.dtype, weight.device)
-    height, width = (8 * side for side in request.latent_shape)
-    edges = fit(guide.edges, width, height)
-    return Control(network, guide, encode_pictures(vae, edges, model.config.latent_scale)[0])
-
-
-def generate(model_path: str | Path, vae_path: str | Path, request: Request, text: str | Path | tuple[Encoded, Encoded],
-             variant: str = "auto", bits: int = 8, dtype: torch.dtype | None = None,
-             device: torch.device | str = "cpu", progress: Progress | None = None,
-             control: tuple[str | Path, Guide] | None = None, loras: Sequence[tuple[str | Path, float]] = (),
-             ) -> tuple[Tensor, list[PromptReport]]:
-    """Pictures (B, 3, height, width) in 0..1, and a report a prompt on its tokens.
-
-    text: the T5 encoder's file or folder, or the features of the prompts and of the negative prompt, encoded before.
-    control: the file of a ControlNet, and what it shall follow. loras: files or folders, each at a
-    strength. Encode, free T5, load the transformer, sample, free it, decode. Errors name the file and what to do.
-    """
-    from .checkpoint import load, read_config
-    from .checkpoint.merged import with_loras
-    from .vae import decode, load_vae
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(stage, done, total)
-
-    config = read_config(model_path, variant)
-    if isinstance(text, tuple):
-        caption, null = text
-    else:
-        tell("text", 0, 1)
-        caption, null = encode(text, request, config.caption_tokens, config.cleans_captions, bits, device)
-        tell("text", 1, 1)
-    check_captions(caption, request, config)
-    model = with_loras(load(model_path, variant, dtype=dtype, device=device), loras)
-    follow = control and load_guide(*control, load_vae(vae_path, device), model, request)
-    latents = sample(model, request, caption, null, lambda step, x, x0: tell("sampling", step + 1, request.steps),
-                     follow)
-    del model, follow
-    tell("decoding", 0, 1)
-    pictures = decode(load_vae(vae_path, device), latents, config.latent_scale)
-    tell("decoding", 1, 1)
-    return pictures[:, :, :request.height, :request.width], caption.reports

@@ -3,7 +3,8 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,25 +28,52 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Any:
 
     Raises FileNotFoundError, ValueError for a file that holds no VAE, ImportError where diffusers is missing.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    kind = require_vae(path)
+    from diffusers import AutoencoderKL
+
+    with naming(path), tempfile.TemporaryDirectory() as folder:
+        if kind == "folder":
+            vae = AutoencoderKL.from_pretrained(path, local_files_only=True)
+        elif kind == "tiny":
+            vae = load_tiny(path)
+        else:
+            Path(folder, "config.json").write_text(json.dumps(_KL))
+            vae = AutoencoderKL.from_single_file(str(path), config=folder, local_files_only=True)
+        return vae.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """One error that names the file for whatever diffusers and torch say about missing tensors and wrong shapes."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ValueError(f"this VAE cannot be used, it is damaged, incomplete or of another kind ({lines[0][:160]}): "
+                         f"{path}") from error
+
+
+def require_vae(path: str | Path) -> str:
+    """Which kind of VAE lies at a path: "folder", "full" or "tiny". Reads names only; raises as `load_vae` does."""
+    path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no VAE at {path}")
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError as error:
+    if find_spec("diffusers") is None:
         raise ImportError("decoding pictures outside ComfyUI needs the diffusers package: "
-                          "pip install 'pixart-delta[standalone]' or pip install diffusers") from error
+                          "pip install 'pixart-delta[standalone]' or pip install diffusers")
     if path.is_dir():
-        return AutoencoderKL.from_pretrained(path, local_files_only=True).to(device).eval()
+        return "folder"
     keys = tensor_names(path)
     if "taesd_decoder.1.weight" in keys:
-        return load_tiny(path).to(device).eval()
+        return "tiny"
     if not any(name.endswith("decoder.conv_in.weight") for name in keys):
-        raise ValueError(f"{path} holds no VAE that this program knows ({len(keys)} tensors, such as {min(keys)}); use "
+        example = min(keys, default="none")
+        raise ValueError(f"{path} holds no VAE that this program knows ({len(keys)} tensors, such as {example}); use "
                          "sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma, or a TAESD file")
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps(_KL))
-        return AutoencoderKL.from_single_file(str(path), config=folder, local_files_only=True).to(device).eval()
+    return "full"
 
 
 def tensor_names(path: Path) -> list[str]:

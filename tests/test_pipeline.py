@@ -1,4 +1,5 @@
 """The standalone pipeline and its command line, end to end on tiny random weights of every part."""
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pixart import __main__ as command_line
 from pixart.checkpoint import load, save_checkpoint
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Guide, Request, encode, generate, sample
+from pixart.pipeline import Guide, Pictures, Pipeline, Request, encode, sample
 from pixart.vae import decode, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
@@ -59,9 +60,42 @@ def parts(tmp_path_factory) -> Path:
     return folder
 
 
-def draw(parts: Path, **changes: object) -> torch.Tensor:
-    request = Request(**({"prompts": ("a red circle",), "height": 64, "width": 64, "steps": 2} | changes))
-    return generate(parts / "model.safetensors", parts / "vae.safetensors", request, parts / "t5", bits=16)[0]
+@pytest.fixture(scope="module")
+def control(parts) -> Path:
+    from pixart.checkpoint import save_control
+    from pixart.model.controlnet import PixArtControlNet
+    torch.manual_seed(4)
+    network = PixArtControlNet(CONFIG, 1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return save_control(parts / "control.safetensors", network)
+
+
+@pytest.fixture(scope="module")
+def lora(parts) -> Path:
+    from pixart.train.lora import add_lora, save_lora
+    model = add_lora(load(parts / "model.safetensors"), rank=2, alpha=None)
+    for name, tensor in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor, std=0.3, generator=torch.Generator().manual_seed(1))
+    save_lora(parts / "lora.safetensors", model)
+    return parts / "lora.safetensors"
+
+
+@pytest.fixture(scope="module")
+def pipe(parts, control) -> Pipeline:
+    return Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32,
+                         bits=16, controlnet=control)
+
+
+def edge_picture(height: int = 64, width: int = 64) -> torch.Tensor:
+    map_ = torch.zeros(1, 3, height, width)
+    map_[:, :, height // 4:height // 4 + 2] = 1
+    return map_
+
+
+def draw(pipe: Pipeline, prompts: str | tuple[str, ...] = "a red circle", **changes: object) -> torch.Tensor:
+    return pipe(prompts, **({"height": 64, "width": 64, "steps": 2} | changes)).pixels
 
 
 @pytest.mark.parametrize("changes", [
@@ -70,53 +104,184 @@ def draw(parts: Path, **changes: object) -> torch.Tensor:
     {"height": 50, "width": 91}, {"prompts": ("a red circle", "", "the blue square on the left")},
     {"prompts": ("",), "sampler": "dpm", "negative": "a blue circle"},
 ])
-def test_every_way_of_drawing_gives_pictures_of_the_asked_size(parts, changes):
-    pictures = draw(parts, **changes)
+def test_every_way_of_drawing_gives_pictures_of_the_asked_size(pipe, changes):
+    pictures = draw(pipe, **changes)
     shape = (len(changes.get("prompts", "1")), 3, changes.get("height", 64), changes.get("width", 64))
     assert pictures.shape == shape and pictures.isfinite().all() and 0 <= pictures.min() <= pictures.max() <= 1
 
 
-def test_seed_decides_the_picture(parts):
-    assert torch.equal(draw(parts, seed=3), draw(parts, seed=3))
-    assert not torch.equal(draw(parts, seed=3), draw(parts, seed=4))
+def test_seed_decides_the_picture(pipe):
+    assert torch.equal(draw(pipe, seed=3), draw(pipe, seed=3))
+    assert not torch.equal(draw(pipe, seed=3), draw(pipe, seed=4))
 
 
-def test_picture_of_a_batch_equals_the_picture_alone(parts):
+def test_picture_of_a_batch_equals_the_picture_alone(pipe):
     prompts = ("a red circle", "the blue square on the left")
     for sampler in ("lcm", "dpm"):
-        together = draw(parts, prompts=prompts, seed=5, sampler=sampler)
-        alone = draw(parts, prompts=prompts[1:], seed=6, sampler=sampler)
+        together = draw(pipe, prompts=prompts, seed=5, sampler=sampler)
+        alone = draw(pipe, prompts=prompts[1:], seed=6, sampler=sampler)
         torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_guidance_and_negative_prompt_change_the_picture(parts):
+def test_guidance_and_negative_prompt_change_the_picture(pipe):
     base = {"sampler": "dpm", "steps": 2}
-    plain, strong = draw(parts, **base, guidance=1.0), draw(parts, **base, guidance=4.5)
-    other = draw(parts, **base, guidance=4.5, negative="the blue square")
+    plain, strong = draw(pipe, **base, guidance=1.0), draw(pipe, **base, guidance=4.5)
+    other = draw(pipe, **base, guidance=4.5, negative="the blue square")
     assert not torch.allclose(plain, strong) and not torch.allclose(strong, other)
+
+
+def test_a_prompt_alone_is_a_prompt_in_a_list(pipe):
+    assert torch.equal(draw(pipe, "a red circle"), draw(pipe, ("a red circle",)))
+
+
+def test_batches_of_any_size_draw_the_same_pictures(pipe, control):
+    """Prompts, seeds and edge maps stay with their picture."""
+    prompts, edges = ("a red circle", "", "the blue square", "a", "on"), torch.rand(5, 1, 64, 64)
+    for base in ({}, {"guide": Guide(edges)}, {"guide": Guide(edges[:1])}, {"sampler": "dpm", "negative": "left"}):
+        whole, parts = (pipe(prompts, height=64, width=64, steps=2, seed=3, batch=batch, **base) for batch in (5, 2))
+        torch.testing.assert_close(whole.pixels, parts.pixels, rtol=1e-4, atol=1e-4)
+        assert whole.seeds == parts.seeds == [3, 4, 5, 6, 7] and len(parts) == 5
+        assert [report.prompt for report in parts.reports] == list(prompts)
+
+
+def test_features_stand_for_prompts(pipe):
+    caption, null = pipe.encode(["a red circle", "the blue square"]), pipe.encode("left")
+    assert torch.equal(draw(pipe, caption), draw(pipe, ("a red circle", "the blue square")))
+    guided = {"sampler": "dpm", "steps": 2}
+    assert torch.equal(draw(pipe, caption, negative=null, **guided),
+                       draw(pipe, ("a red circle", "the blue square"), negative="left", **guided))
+
+
+def test_every_file_is_opened_once_however_often_is_drawn(parts, control, monkeypatch):
+    """A job with everything: guidance, control, a second prompt. The transformer's file is recognised once, too."""
+    from pixart import pipeline
+    from pixart.text import on_demand
+    reading, opened = sys.modules["pixart.checkpoint.load"], []
+
+    def spy(module: object, name: str) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **named: (opened.append(name), original(*args, **named))[1])
+
+    for module, name in ((reading, "open_network"), (reading, "configure"), (pipeline, "load_vae"),
+                         (pipeline, "load_control"), (on_demand, "T5Encoder")):
+        spy(module, name)
+    pipe = Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32,
+                         bits=16, controlnet=control, keep_t5=True)
+    for prompt in ("a red circle", "the blue square"):
+        draw(pipe, prompt, sampler="dpm", guide=Guide(edge_picture()))
+    assert sorted(opened) == ["T5Encoder", "configure", "load_control", "load_vae", "open_network"]
+
+
+@pytest.mark.parametrize("keep, free, stays", [(True, 0, True), (False, 1 << 40, False), (None, 1 << 40, True),
+                                               (None, 0, False), (None, None, False)])
+def test_t5_is_freed_before_the_transformer_is_read_where_memory_is_short(parts, monkeypatch, keep, free, stays):
+    from pixart.checkpoint.load import OpenCheckpoint
+    from pixart.text import on_demand
+    monkeypatch.setattr(on_demand, "free_bytes", lambda device: free)
+    pipe, load_, seen = Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu",
+                                      torch.float32, bits=16, keep_t5=keep), OpenCheckpoint.load, []
+
+    def load_and_look(self: OpenCheckpoint, *args: object) -> torch.nn.Module:
+        seen.append(pipe.t5.encoder is not None)
+        return load_(self, *args)
+    monkeypatch.setattr(OpenCheckpoint, "load", load_and_look)
+    first = draw(pipe, "a red circle")
+    assert seen == [stays]
+    again = draw(pipe, "a red circle")                          # remembered: T5 is not read again
+    assert torch.equal(first, again) and (pipe.t5.encoder is not None) == stays
+    assert not torch.equal(draw(pipe, "the blue square"), first) and seen == [stays]
+
+
+def test_loras_are_merged_once_at_their_strength(parts, lora, pipe):
+    files = (parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32)
+    plain, none, full = (draw(Pipeline.open(*files, bits=16, loras=loras))
+                         for loras in ((), ((lora, 0.0),), ((lora, 1.0),)))
+    assert torch.equal(plain, none) and torch.equal(plain, draw(pipe)) and not torch.allclose(plain, full)
+
+
+def test_policies_reach_the_model_with_their_steps(pipe):
+    """Guided rows have a lane each, and a policy that computes everything changes nothing."""
+    from pixart.model.policy import Policy
+    seen = []
+
+    class Watch(Policy):
+        def stack(self, p, go):
+            seen.append(p.step)
+            return go(p)
+    plain = draw(pipe, ("a", "on"), sampler="dpm", steps=3)
+    assert torch.equal(draw(pipe, ("a", "on"), sampler="dpm", steps=3, policies=[Watch()]), plain)
+    assert [(step.index, step.total) for step in seen] == [(0, 3), (1, 3), (2, 3)]
+    assert [step.timestep for step in seen] == pytest.approx([999, 666, 333])
+    assert seen[0].lanes == ((0, "negative"), (1, "negative"), (0, "prompt"), (1, "prompt"))
+    assert len({id(step.run) for step in seen}) == 1
 
 
 def test_progress_tells_every_stage_and_can_stop(parts):
     told = []
-    request = Request(("a red circle",), height=32, width=32, steps=3)
-    files = (parts / "model.safetensors", parts / "vae.safetensors", request, parts / "t5")
-    generate(*files, bits=16, progress=lambda *now: told.append(now))
-    assert [now for now in told if now[0] == "sampling"] == [("sampling", i, 3) for i in (1, 2, 3)]
-    assert {now[0] for now in told} == {"text", "sampling", "decoding"}
+    pipe = Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32,
+                         bits=16)
+    draw(pipe, ("a", "on"), steps=3, batch=1, progress=lambda *now: told.append(now))
+    assert [now for now in told if now[0] == "sampling"] == [("sampling", i, 6) for i in (1, 2, 3, 4, 5, 6)]
+    assert [now[0] for now in told if now[1] == now[2]] == ["reading T5", "encoding", "sampling", "decoding"]
 
     def stop(stage, done, total):
         if stage == "sampling":
             raise InterruptedError
     with pytest.raises(InterruptedError):
-        generate(*files, bits=16, progress=stop)
+        draw(pipe, progress=stop)
 
 
 def test_text_encoder_of_another_width_is_refused_before_loading_the_model(parts, tmp_path):
     wide = replace(CONFIG, caption_width=32)
     save_checkpoint(tmp_path / "wide.safetensors", random_(PixArtTransformer(wide)), wide)
+    pipe = Pipeline.open(tmp_path / "wide.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", bits=16)
     with pytest.raises(ValueError, match="width 64.*32"):
-        generate(tmp_path / "wide.safetensors", parts / "vae.safetensors", Request(("a",), height=32, width=32),
-                 parts / "t5", bits=16)
+        draw(pipe, "a")
+    assert "transformer" not in vars(pipe)
+
+
+def test_weights_that_overflow_are_one_error_and_no_black_picture(parts, tmp_path):
+    model = random_(PixArtTransformer(CONFIG))
+    with torch.no_grad():
+        model.final_layer.linear.weight.mul_(1e38)
+    save_checkpoint(tmp_path / "huge.safetensors", model, CONFIG)
+    pipe = Pipeline.open(tmp_path / "huge.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32,
+                         bits=16)
+    with pytest.raises(FloatingPointError, match="the transformer gave values that are not finite"):
+        draw(pipe)
+
+
+def test_running_out_of_memory_while_drawing_is_advice(pipe, monkeypatch):
+    from pixart import pipeline
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+    monkeypatch.setattr(pipeline, "sample", full)
+    with pytest.raises(MemoryError, match="not enough memory on cpu while drawing; draw fewer pictures at once"):
+        draw(pipe)
+
+
+def test_what_is_drawn_can_be_saved_in_the_format_of_its_name(pipe, tmp_path):
+    drawn = pipe(("a", "on"), height=32, width=48, steps=1)
+    assert drawn.save(tmp_path / "x.png", first=2) == [tmp_path / "x-2.png", tmp_path / "x-3.png"]
+    assert Image.open(tmp_path / "x-3.png").size == drawn.images()[1].size == (48, 32)
+    assert Image.open(drawn.save(tmp_path / "x.jpg")[0]).format == "JPEG"
+    with pytest.raises(ValueError, match="ending '.xyz'; use .png"):
+        drawn.save(tmp_path / "x.xyz")
+    assert isinstance(drawn, Pictures)
+
+
+@pytest.mark.parametrize("given, error, words", [
+    ({"model": "m"}, ValueError, "model needs vae"), ({"model": "m", "vae": "v"}, ValueError, "model needs t5"),
+    ({"t5": "nowhere"}, FileNotFoundError, "for t5 .*nowhere"), ({"vae": "nowhere"}, FileNotFoundError, "nowhere"),
+    ({"controlnet": "nowhere"}, FileNotFoundError, "for controlnet .*nowhere"),
+    ({"loras": [("nowhere", 1.0)]}, FileNotFoundError, "for loras .*nowhere"), ({"bits": 5}, ValueError, "not 5"),
+    ({"device": "foo"}, ValueError, "'foo' is not a device; use cpu"),
+    ({"device": "cuda:99"}, ValueError, "'cuda:99' was asked for, but this torch sees"),
+])
+def test_what_cannot_be_opened_is_said_at_once(given, error, words):
+    with pytest.raises(error, match=words):
+        Pipeline.open(**given)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -124,9 +289,9 @@ def test_text_encoder_of_another_width_is_refused_before_loading_the_model(parts
     ({"steps": 0}, "at least 1"), ({"sampler": "euler"}, "euler"), ({"sampler": "dmd", "steps": 4}, "1 step"),
     ({"steps": 60}, "between 1 and 50"),
 ])
-def test_impossible_requests_are_refused(parts, changes, words):
+def test_impossible_requests_are_refused(pipe, changes, words):
     with pytest.raises(ValueError, match=words):
-        draw(parts, **changes)
+        draw(pipe, **changes)
 
 
 def test_taesd_file_decodes_like_diffusers(tmp_path):
@@ -170,19 +335,13 @@ def test_command_line_draws_files(parts, tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "x.png").size == Image.open(tmp_path / "x-1.png").size == (64, 48)
 
 
-def test_loras_change_the_picture_by_their_strength_and_never_the_file(parts, tmp_path, monkeypatch):
-    from pixart.train.lora import add_lora, save_lora
-    model = add_lora(load(parts / "model.safetensors"), rank=2, alpha=None)
-    for name, tensor in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(tensor, std=0.3, generator=torch.Generator().manual_seed(1))
-    save_lora(tmp_path / "lora.safetensors", model)
+def test_loras_change_the_picture_by_their_strength_and_never_the_file(parts, lora, tmp_path, monkeypatch):
     base = ("generate", "a red circle", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
             "--t5", parts / "t5", "--bits", 16, "--size", "32x32", "--steps", 1, "--dtype", "fp32")
     before, pictures = (parts / "model.safetensors").read_bytes(), {}
     for name, more in (("none", ()), ("zero", ("--lora-strength", 0)), ("one", ()), ("half", ("--lora-strength", 0.5))):
-        lora = () if name == "none" else ("--lora", tmp_path / "lora.safetensors")
-        assert run(monkeypatch, *base, *lora, *more, "--out", tmp_path / f"{name}.png") == 0
+        given = () if name == "none" else ("--lora", lora)
+        assert run(monkeypatch, *base, *given, *more, "--out", tmp_path / f"{name}.png") == 0
         pictures[name] = (tmp_path / f"{name}.png").read_bytes()
     assert pictures["none"] == pictures["zero"] and len(set(pictures.values())) == 3
     assert (parts / "model.safetensors").read_bytes() == before
@@ -201,7 +360,9 @@ def test_saved_embeddings_give_the_same_picture(parts, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "nowhere.safetensors", "--t5", "t5", "--vae", "vae"), "nowhere.safetensors"),
-    (("--model", "x.safetensors"), "--vae"), (("--negative", "dog"), "no effect"), (("--count", "0"), "at least 1"),
+    (("--model", "x.safetensors"), "--vae"), (("--negative", "dog"), "no effect"),
+    (("--device", "foo"), "not a device"),
+    (("--out", "x.xyz"), "use .png"), (("--control", "tests"), "tests"),
     (("--out", "no/such/folder/x.png"), "create it first"),
 ])
 def test_command_line_errors_are_one_line(arguments, words, monkeypatch, capsys):
@@ -210,10 +371,41 @@ def test_command_line_errors_are_one_line(arguments, words, monkeypatch, capsys)
     assert words in shown and shown.count("\n") == 1 and "Traceback" not in shown
 
 
-def test_bad_size_is_explained(monkeypatch, capsys):
+@pytest.mark.parametrize("option, value, words", [
+    ("--size", "1024", "WIDTHxHEIGHT"), ("--size", "1000000x1000000", "sides of 16 to 8192 pixels"),
+    ("--size", "0x64", "WIDTHxHEIGHT"), ("--size", "\u00b2x64", "WIDTHxHEIGHT"), ("--count", "0", "at least 1"),
+    ("--guidance", "nan", "must be a number"), ("--strength", "x", "must be a number"), ("--steps", "-1", "at least 1"),
+])
+def test_bad_values_of_options_are_explained(monkeypatch, capsys, option, value, words):
     with pytest.raises(SystemExit):
-        run(monkeypatch, "generate", "a cat", "--size", "1024")
-    assert "WIDTHxHEIGHT" in capsys.readouterr().err
+        run(monkeypatch, "generate", "a cat", option, value)
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "cut.png"), ("empty.png", b"", "it is empty: .*empty.png"),
+    ("text.png", b"hello", "it is not a picture: .*text.png"), ("bomb.png", None, "bomb.png"),
+])
+def test_broken_pictures_are_one_line_with_the_name_of_the_file(tmp_path, monkeypatch, capsys, name, content, words):
+    if content is None:         # a small file that claims 40,000 x 40,000 pixels
+        import struct
+        import zlib
+        header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+        content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / name).write_bytes(content)
+    assert run(monkeypatch, "generate", "a cat", "--control", tmp_path / name) == 1
+    shown = capsys.readouterr().err
+    assert re.search(words, shown) and shown.count("\n") == 1 and "cannot be used" in shown
+
+
+def test_weights_of_whole_numbers_are_refused_in_one_line(parts, tmp_path, monkeypatch, capsys):
+    from safetensors.torch import load_file
+    state = {name: tensor.to(torch.int8) for name, tensor in load_file(parts / "model.safetensors").items()}
+    save_file(state, tmp_path / "int8.safetensors")
+    assert run(monkeypatch, "generate", "a cat", "--model", tmp_path / "int8.safetensors", "--t5", parts / "t5",
+               "--vae", parts / "vae.safetensors", "--bits", 16) == 1
+    shown = capsys.readouterr().err
+    assert "int8" in shown and shown.count("\n") == 1 and "Traceback" not in shown
 
 
 def test_encoding_frees_the_encoder(parts, monkeypatch):
@@ -235,55 +427,36 @@ def test_sampling_in_bf16_stays_near_fp32(parts):
     assert ((exact - rough).norm() / exact.norm()).item() < 0.05
 
 
-@pytest.fixture(scope="module")
-def control(parts) -> Path:
-    from pixart.checkpoint import save_control
-    from pixart.model.controlnet import PixArtControlNet
-    torch.manual_seed(4)
-    network = PixArtControlNet(CONFIG, 1)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return save_control(parts / "control.safetensors", network)
-
-
-def guided(parts: Path, control: Path, edges: torch.Tensor, strength: float = 1.0, start: float = 0.0, end: float = 1.0,
+def guided(pipe: Pipeline, edges: torch.Tensor, strength: float = 1.0, start: float = 0.0, end: float = 1.0,
            **changes: object) -> torch.Tensor:
-    request = Request(**({"prompts": ("a red circle",), "height": 64, "width": 64, "steps": 2} | changes))
-    return generate(parts / "model.safetensors", parts / "vae.safetensors", request, parts / "t5", bits=16,
-                    control=(control, Guide(edges, strength, start, end)))[0]
+    return draw(pipe, guide=Guide(edges, strength, start, end), **changes)
 
 
-def edge_picture(height: int = 64, width: int = 64) -> torch.Tensor:
-    map_ = torch.zeros(1, 3, height, width)
-    map_[:, :, height // 4:height // 4 + 2] = 1
-    return map_
+def test_control_changes_the_picture_and_strength_0_does_not(pipe):
+    plain = draw(pipe)
+    assert torch.equal(guided(pipe, edge_picture(), strength=0.0), plain)
+    assert not torch.equal(guided(pipe, edge_picture()), plain)
+    assert not torch.equal(guided(pipe, edge_picture()), guided(pipe, edge_picture().flip(2)))
 
 
-def test_control_changes_the_picture_and_strength_0_does_not(parts, control):
-    plain = draw(parts)
-    assert torch.equal(guided(parts, control, edge_picture(), strength=0.0), plain)
-    assert not torch.equal(guided(parts, control, edge_picture()), plain)
-    assert not torch.equal(guided(parts, control, edge_picture()), guided(parts, control, edge_picture().flip(2)))
-
-
-def test_control_is_in_force_for_its_share_of_the_steps(parts, control):
+def test_control_is_in_force_for_its_share_of_the_steps(pipe):
     """Steps of LCM 2: timesteps 999 and 499, shares 0 and 0.5."""
-    plain, always = draw(parts), guided(parts, control, edge_picture())
-    assert torch.equal(guided(parts, control, edge_picture(), start=0.6, end=1.0), plain)
-    assert torch.equal(guided(parts, control, edge_picture(), start=0.0, end=0.6), always)
-    first, second = (guided(parts, control, edge_picture(), start=a, end=b) for a, b in ((0, 0.2), (0.4, 1)))
+    plain, always = draw(pipe), guided(pipe, edge_picture())
+    assert torch.equal(guided(pipe, edge_picture(), start=0.6, end=1.0), plain)
+    assert torch.equal(guided(pipe, edge_picture(), start=0.0, end=0.6), always)
+    first, second = (guided(pipe, edge_picture(), start=a, end=b) for a, b in ((0, 0.2), (0.4, 1)))
     assert not torch.equal(first, second) and not torch.equal(first, always) and not torch.equal(second, plain)
 
 
 @pytest.mark.parametrize("changes", [{"sampler": "dpm", "steps": 3}, {"prompts": ("a red circle", "")},
                                      {"height": 50, "width": 91}])
-def test_control_works_with_guidance_batches_and_any_size(parts, control, changes):
-    pictures = guided(parts, control, edge_picture(90, 40), **changes)
-    assert pictures.isfinite().all() and not torch.equal(pictures, draw(parts, **changes))
+def test_control_works_with_guidance_batches_and_any_size(pipe, changes):
+    pictures = guided(pipe, edge_picture(90, 40), **changes)
+    assert pictures.isfinite().all() and not torch.equal(pictures, draw(pipe, **changes))
 
 
 def test_bad_guides_are_refused():
     with pytest.raises(ValueError, match="start <= end"):
         Guide(edge_picture(), start=0.5, end=0.2)
-    with pytest.raises(ValueError, match=r"\(pictures, 3, height, width\)"):
+    with pytest.raises(ValueError, match="1 or 3, height, width"):
         Guide(edge_picture()[0])

@@ -136,7 +136,8 @@ def read_config(path: str | os.PathLike, variant: str | PixArtConfig = "auto") -
 
 
 def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
-         device: torch.device | str = "cpu", ops: "Ops | None" = None, attend: "Attend | None" = None) -> "PixArtTransformer":
+         device: torch.device | str = "cpu", ops: "Ops | None" = None,
+         attend: "Attend | None" = None) -> "PixArtTransformer":
     """Open a checkpoint as a model, in evaluation mode; arguments as in `read_checkpoint`.
 
     The model is built without memory and takes over the tensors as they were read, so a file needs its own size at

@@ -26,3 +26,11 @@ def with_loras(model: PixArtTransformer, loras: Sequence[tuple[str | Path, float
     for lora, strength in read:
         merge_lora(model, lora, strength)
     return model
+
+
+def load_lora(model: PixArtTransformer, path: str | Path, strength: float = 1.0) -> PixArtTransformer:
+    """Merge a LoRA file or folder into a model that was just loaded, at a strength, 1 as trained; returns the model.
+
+    Raises as `with_loras` does.
+    """
+    return with_loras(model, [(path, strength)])

@@ -48,12 +48,23 @@ def fit(pictures: Tensor, width: int = 0, height: int = 0) -> Tensor:
         return pictures
     width = width or max(1, round(own_width * height / own_height))
     height = height or max(1, round(own_height * width / own_width))
-    scale = max(width / own_width, height / own_height)
-    across, down = max(width, round(own_width * scale)), max(height, round(own_height * scale))
-    if (across, down) != (own_width, own_height):
-        pictures = interpolate(pictures, (down, across), mode="bilinear", antialias=True)
-    left, top = (across - width) // 2, (down - height) // 2
+    scaled, (top, left) = covering((own_height, own_width), (height, width))
+    if scaled != (own_height, own_width):
+        pictures = interpolate(pictures, scaled, mode="bilinear", antialias=True)
     return pictures[..., top:top + height, left:left + width]
+
+
+def covering(own: tuple[int, int], wanted: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size to which a picture of size `own` is scaled, unstretched, to cover `wanted`; where the cut begins in it.
+
+    Sizes are height and width in pixels; the cut begins at row and column.
+    """
+    (own_height, own_width), (height, width) = own, wanted
+    if height / own_height > width / own_width:
+        scaled = height, max(width, round(own_width * height / own_height))
+    else:
+        scaled = max(height, round(own_height * width / own_width)), width
+    return scaled, ((scaled[0] - height) // 2, (scaled[1] - width) // 2)
 
 
 def with_room(pictures: Tensor, least: int) -> Tensor:

@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_build(args: argparse.Namespace) -> None:
+    from ..device import best_device
     from .recipe import build
     files, device = Files(args.weights), args.device or best_device()
     build(args.work, files, device=device)
@@ -105,6 +106,7 @@ def run_build(args: argparse.Namespace) -> None:
 
 
 def run_data(args: argparse.Namespace) -> None:
+    from ..device import best_device
     from .recipe import prepare_data
     prepare_data(args.work, Files(args.weights), device=args.device or best_device())
 
@@ -174,6 +176,7 @@ def draw_sheets(args: argparse.Namespace, pictures: "Mapping[str, Pictures]", pr
 
 def where(args: argparse.Namespace) -> tuple[str, int]:
     """Device and pictures at a time."""
+    from ..device import best_device
     device = args.device or best_device()
     return device, batch_for(device) if args.batch is None else args.batch
 
@@ -181,13 +184,6 @@ def where(args: argparse.Namespace) -> tuple[str, int]:
 def batch_for(device: str) -> int:
     """Pictures at a time that fill the device."""
     return 100 if device == "cpu" else 500
-
-
-def best_device() -> str:
-    import torch
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def require_folder(path: Path | None) -> None:

@@ -40,18 +40,16 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> None:
     """Prepare as `args` of `add_parser` say, and print what came out."""
-    import torch
-
+    from ..device import best_device, checked_device
     from ..mini import SHIPPED
     from .run import Job, prepare
 
     family, mini = FAMILIES[args.family], args.family == "mini"
     if args.resolution is None and not mini:
         raise ValueError(f"--family {args.family} needs --resolution: {', '.join(map(str, family.resolutions))}")
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     job = Job(tuple(args.source), args.out, family, args.resolution or 128, args.vae or (SHIPPED.vae if mini else None),
               args.t5 or (SHIPPED.t5 if mini else None), args.edges, args.hed, args.null, args.bits, args.batch,
-              args.shard, args.workers, args.device or best)
+              args.shard, args.workers, str(checked_device(args.device or best_device())))
     clock = Clock()
     try:
         report = prepare(job, clock)

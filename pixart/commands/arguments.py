@@ -1,0 +1,51 @@
+"""Values of options, checked as they are read; what several commands share."""
+import argparse
+import math
+from pathlib import Path
+
+from ..drawing import LEAST, MOST
+
+
+def size(text: str) -> tuple[int, int]:
+    """"1024x768" -> (width, height)."""
+    width, _, height = text.lower().partition("x")
+    sides = [int(side) if side.isdecimal() and len(side) < 10 else 0 for side in (width, height)]
+    if not LEAST <= min(sides) <= max(sides) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 1024x768, with "
+                                         f"sides of {LEAST} to {MOST} pixels")
+    return sides[0], sides[1]
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number")
+    return value
+
+
+def add_device(command: argparse._ActionsContainer) -> None:
+    command.add_argument("--device", help="what computes: cpu, cuda, cuda:1, mps, xpu (default: the best there is)")
+
+
+def add_bits(command: argparse._ActionsContainer, default: str) -> None:
+    command.add_argument("--bits", type=int, choices=(16, 8, 4),
+                         help=f"precision of T5; fewer need less memory (default: {default})")
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a place that cannot be written to before any work is done for it."""
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out {path}: the folder {path.absolute().parent} does not exist; create it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"--out {path}: this is a folder; give the name of a file in it")

@@ -1,0 +1,36 @@
+"""python -m pixart encode: save an encoded prompt."""
+import argparse
+from pathlib import Path
+
+from .arguments import add_bits, add_device, require_folder, whole
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", help="what to encode")
+    command.add_argument("--t5", type=Path, required=True, help="T5 encoder, a file or folder")
+    command.add_argument("--max-tokens", type=whole, default=120, metavar="N",
+                         help="longest prompt: 120 for alpha and delta, 300 for Sigma (default: 120)")
+    command.add_argument("--clean", action="store_true", help="clean the caption as in the training of alpha and delta")
+    command.add_argument("--out", type=Path, default=Path("prompt.safetensors"), metavar="FILE",
+                         help="file to write, for generate --embeddings (default: prompt.safetensors)")
+    add_bits(command, "8")
+    add_device(command)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Encode, save, and print what became of the prompt."""
+    from functools import partial
+
+    from ..device import best_device, checked_device
+    from ..text.encoded import save_embeddings
+    from ..text.t5 import T5Encoder
+    from .progress import Bars
+
+    require_folder(args.out)
+    with Bars() as bars:
+        encoder = T5Encoder(args.t5, args.bits or 8, checked_device(args.device or best_device()),
+                            progress=partial(bars, "reading T5"))
+    encoded = encoder.encode([args.prompt], args.max_tokens, args.clean)
+    save_embeddings(args.out, encoded)
+    print(encoded.reports[0].summary)
+    print(args.out)

@@ -1,0 +1,169 @@
+"""python -m pixart generate: draw pictures from a prompt."""
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import VARIANTS
+from ..sampling.samplers import SAMPLERS
+from .arguments import add_bits, add_device, number, require_folder, size, whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipeline import Guide, Pipeline
+    from ..text.encoded import Encoded
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+EDGES = ("canny", "soft", "hed", "none", "invert")
+MINI = "that of PixArt-mini"
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", help="what to draw")
+    command.add_argument("--out", type=Path, default=Path("pixart.png"), metavar="FILE",
+                         help="picture to write; further ones get -1, -2, ... before the ending (default: pixart.png)")
+    _add_files(command)
+    _add_sampling(command)
+    _add_control(command)
+
+
+def _add_files(command: argparse.ArgumentParser) -> None:
+    files = command.add_argument_group("files")
+    files.add_argument("--model", type=Path, help="transformer, a file or folder (default: PixArt-mini)")
+    files.add_argument("--vae", type=Path, help=f"VAE, a .safetensors file or diffusers folder (default: {MINI})")
+    text = files.add_mutually_exclusive_group()
+    text.add_argument("--t5", type=Path, help=f"T5 encoder, a file or folder (default: {MINI})")
+    text.add_argument("--embeddings", type=Path, metavar="FILE", help="a prompt saved by `encode`, in place of T5")
+    files.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
+                       help="which model it is, where its weights cannot tell (default: auto)")
+    files.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE", help="LoRA files or peft folders")
+    files.add_argument("--lora-strength", type=number, default=1.0, metavar="S",
+                       help="strength of each LoRA, 0 for none (default: 1, as trained)")
+    files.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer (default: bf16 on "
+                       "a GPU, on a CPU what the processor is faster with)")
+    add_bits(files, "8; 16 for the small one of PixArt-mini")
+    add_device(files)
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    names = "; ".join(f"{name}: {sampler.title}" for name, sampler in SAMPLERS.items())
+    steps = ", ".join(f"{name} {sampler.steps}" for name, sampler in SAMPLERS.items())
+    guided = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.guided)
+    rules = dict.fromkeys(rule for sampler in SAMPLERS.values() for rule in sampler.rules)
+    drawing = command.add_argument_group("drawing")
+    drawing.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm", help=f"{names} (default: lcm)")
+    drawing.add_argument("--steps", type=whole, metavar="N", help=f"passes through the model (default: {steps})")
+    drawing.add_argument("--guidance", type=number, default=4.5, metavar="W",
+                         help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
+                              "(default: 4.5)")
+    drawing.add_argument("--negative", default="", metavar="TEXT", help=f"what to avoid, with --sampler {guided}")
+    drawing.add_argument("--rule", choices=tuple(rules), default="official",
+                         help="which published rule chooses the timesteps (default: official)")
+    drawing.add_argument("--size", type=size, metavar="WxH",
+                         help="width x height in pixels (default: what the model was trained on)")
+    drawing.add_argument("--seed", type=int, default=0, help="chooses the noise; same seed, same picture (default: 0)")
+    drawing.add_argument("--count", type=whole, default=1, metavar="N",
+                         help="pictures to draw, with seeds that follow --seed (default: 1)")
+    drawing.add_argument("--batch", type=whole, default=4, metavar="N",
+                         help="pictures at once; more need more memory (default: 4)")
+
+
+def _add_control(command: argparse.ArgumentParser) -> None:
+    control = command.add_argument_group("control")
+    control.add_argument("--control", type=Path, metavar="PICTURE", help="picture whose edges the new one follows")
+    control.add_argument("--edges", choices=EDGES, default="canny", help="how they are found; none: PICTURE is an edge "
+                         "map already, white on black; invert: black on white (default: canny)")
+    control.add_argument("--controlnet", type=Path, metavar="FILE",
+                         help=f"ControlNet, a file or folder (default: {MINI})")
+    control.add_argument("--hed", type=Path, metavar="FILE", help="ControlNetHED.pth, for --edges hed")
+    control.add_argument("--strength", type=number, default=1.0, metavar="S",
+                         help="how closely the edges are followed, 0 for not at all (default: 1)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw and save, a batch at a time; print what became of the prompt and where the pictures lie."""
+    from ..pictures import format_of
+    from .progress import Bars
+
+    require_folder(args.out)
+    format_of(args.out)
+    pipe = open_pipeline(args)
+    width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
+    guide = read_guide(args, width, height)
+    prompt = saved_prompt(args) or pipe.encode(args.prompt)
+    told = False
+    for first in range(0, args.count, args.batch):
+        count = min(args.batch, args.count - first)
+        with Bars() as bars:
+            drawn = pipe(repeated(prompt, count), args.negative, steps=args.steps, seed=args.seed + first, width=width,
+                         height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
+                         batch=count, progress=bars)
+        if not told:
+            print(drawn.reports[0].summary)
+            told = True
+        for path in drawn.save(args.out, first):
+            print(path, flush=True)
+
+
+def open_pipeline(args: argparse.Namespace) -> "Pipeline":
+    """The files that the options name, checked."""
+    from ..pipeline import Pipeline
+
+    for name, given in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
+        if args.model and not given:
+            raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
+    if args.control and args.model and not args.controlnet:
+        raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
+    if args.negative and not SAMPLERS[args.sampler].guided:
+        raise ValueError(f"--negative has no effect with --sampler {args.sampler}, which works without guidance")
+    from ..mini import SHIPPED
+    return Pipeline.open(args.model, args.vae, args.t5 or (SHIPPED.t5 if args.model else None), args.device,
+                         dtype_of(args.dtype), variant=args.variant, bits=args.bits, controlnet=args.controlnet,
+                         loras=[(path, args.lora_strength) for path in args.lora], keep_t5=False)
+
+
+def dtype_of(name: str) -> "torch.dtype | None":
+    """None for "auto"."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+
+
+def saved_prompt(args: argparse.Namespace) -> "Encoded | None":
+    """The features that --embeddings names."""
+    if args.embeddings is None:
+        return None
+    from ..text.encoded import load_embeddings
+
+    if SAMPLERS[args.sampler].guided and args.guidance != 1:
+        raise ValueError("--embeddings holds no negative prompt; use --sampler lcm or dmd, or --guidance 1")
+    return load_embeddings(args.embeddings)
+
+
+def repeated(caption: "Encoded", count: int) -> "Encoded":
+    from ..text.encoded import join
+
+    return join([caption] * count)
+
+
+def read_guide(args: argparse.Namespace, width: int, height: int) -> "Guide | None":
+    """The edge map that the options ask for, found at the size of the new picture."""
+    if args.control is None:
+        return None
+    from ..control.edges import edge_maps
+    from ..control.hed import hed_edges, load_hed
+    from ..control.pictures import fit
+    from ..drawing import Guide
+    from ..mini.pictures import CANNY
+    from ..pictures import read_picture
+
+    picture = fit(read_picture(args.control), width, height)
+    if args.edges == "hed":
+        if not args.hed:
+            raise ValueError("--edges hed needs --hed, the file ControlNetHED.pth")
+        return Guide(hed_edges(load_hed(args.hed), picture), args.strength)
+    as_trained = CANNY if args.edges == "canny" and not args.model else {}
+    return Guide(edge_maps(picture, args.edges, **as_trained), args.strength)

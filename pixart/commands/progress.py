@@ -1,0 +1,31 @@
+"""Progress bars on the terminal."""
+import sys
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Bars:
+    """One bar a stage, told (stage, done, total); nothing is shown where nobody watches. Used as a context."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._bar is None or stage != self._stage:
+            self.close()
+            self._bar, self._stage = tqdm(total=total, desc=stage, file=sys.stderr, disable=None, leave=False), stage
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,51 @@
+"""A T5 encoder that is read when a prompt needs it, and freed where memory is short."""
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..device import free_bytes, release
+from .cache import EmbeddingCache
+from .encoded import Encoded
+from .t5 import T5Encoder, encoder_identity
+
+REMEMBERED = 64         # prompts; one of 300 tokens of T5-XXL takes 4.9 MB
+
+
+class T5OnDemand:
+    """Encodes prompts as T5Encoder does, and remembers the last ones, for which nothing is read again."""
+
+    def __init__(self, path: str | Path, bits: int, device: torch.device) -> None:
+        self.path, self.bits, self.device = Path(path), bits, device
+        self.encoder: T5Encoder | None = None
+        self._features = EmbeddingCache(REMEMBERED)
+        self._identity: str | None = None
+
+    def encode(self, prompts: list[str], max_tokens: int, clean: bool,
+               reading: Callable[[int, int], None] | None = None) -> Encoded:
+        """As T5Encoder.encode; reading(done, total) is told while the weights are read, and may raise to stop."""
+        if self.encoder is None:
+            self._identity = self._identity or encoder_identity(self.path)
+            known = self._features.find(self._identity, self.bits, prompts, max_tokens, clean)
+            if known is not None:
+                return known
+            self.encoder = T5Encoder(self.path, self.bits, self.device, progress=reading)
+        return self._features.encode(self.encoder, prompts, max_tokens, clean)
+
+    def make_room(self, keep: bool | None) -> None:
+        """Free the weights unless they are to be kept: always, never, or (None) where they leave their size free."""
+        if self.encoder is None or keep:
+            return
+        free = free_bytes(self.device)
+        if keep is None and free is not None and free >= size_of(self.encoder):
+            return
+        self.encoder.close()
+        self.encoder = None
+        release(self.device)
+
+
+def size_of(encoder: T5Encoder) -> int:
+    """Bytes of its weights."""
+    if encoder.model is None:
+        return 0
+    return sum(tensor.nbytes for tensor in (*encoder.model.parameters(), *encoder.model.buffers()))
