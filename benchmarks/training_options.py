@@ -4,37 +4,48 @@
     python benchmarks/training_options.py run --data W/data --work R
     python benchmarks/training_options.py table --work R
 
-Every case goes on from the shipped teacher for as many steps, on the same batches with the same noise, and draws
-the same held-out sentences. A case that is finished is left alone and one that was stopped goes on, so `run` may be
-stopped and started again.
+Every case goes on from the shipped teacher for as many steps, on the same batches with the same noise, and draws the
+same held-out sentences with the average whose decay is 0.98. A case that is finished is left alone and one that was
+stopped goes on, so `run` may be stopped and started again.
+
+    python benchmarks/training_options.py noise --data W/data
+
+says how much of the noise in the loss of one step comes from the draw of the timesteps, which stratification removes.
 """
 import argparse
-import json
 import logging
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load, save_checkpoint  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
-from pixart.mini.evaluate import evaluate  # noqa: E402
+from pixart.mini.evaluate import Instrument  # noqa: E402
+from pixart.mini.measure.bench import Bench  # noqa: E402
+from pixart.mini.measure.bootstrap import Estimate, difference, resamples  # noqa: E402
 from pixart.mini.measure.methods import Sampled  # noqa: E402
-from pixart.model.attention import matmul_attention  # noqa: E402
+from pixart.mini.measure.results import About, Measured, Row, Sums, read_measured  # noqa: E402
+from pixart.mini.measure.tables import markdown  # noqa: E402
+from pixart.model.attention import matmul_attention, sdpa  # noqa: E402
+from pixart.sampling.schedule import STEPS, add_noise  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
+from pixart.train.diffusion import diffusion_loss  # noqa: E402
 from pixart.train.loop import train_averages  # noqa: E402
 from pixart.train.loop_config import LoopConfig  # noqa: E402
 from pixart.train.objectives import Diffusion  # noqa: E402
 from pixart.train.timesteps import Timesteps  # noqa: E402
+from pixart.train.weighting import timestep_weights  # noqa: E402
 
 RANGE = Timesteps("range", low=250, high=800, share=0.7)
-BEFORE = "before"
+BEFORE, BASE = "before", "uniform"
 CASES: dict[str, dict[str, object]] = {
-    "uniform": {},
+    BASE: {},
     "v, cap 20": {"weighting": "v"},
     "range 250-800": {"timesteps": RANGE},
     "range 250-800, v, cap 20": {"timesteps": RANGE, "weighting": "v"},
@@ -46,11 +57,12 @@ CASES: dict[str, dict[str, object]] = {
     "logit-normal -3, 1.5": {"timesteps": Timesteps("logit-normal", centre=-3.0, scale=1.5, share=0.7)},
 }
 COLUMNS = ("shape", "second shape", "second colour", "all", "pictures")
+KEPT = 0.98              # decay of the average that is measured
 
 
 def config_for(steps: int, seed: int) -> LoopConfig:
-    """A short training with everything a long one has: warm-up, cooldown, a moving average."""
-    return LoopConfig(steps=steps, batch=64, learning_rate=5e-4, warmup=30, cooldown=150, optimizer="muon", ema=0.98,
+    """A short training with everything a long one has: warm-up, cooldown, moving averages."""
+    return LoopConfig(steps=steps, batch=64, learning_rate=5e-4, warmup=30, cooldown=150, optimizer="muon", ema=KEPT,
                       ema_decays=(0.95, 0.99), betas=(0.9, 0.98), precision="bf16", seed=seed, save_every=50,
                       log_every=25)
 
@@ -60,41 +72,102 @@ def place(work: Path, case: str, seed: int) -> Path:
     return work / f"{''.join(c if c.isalnum() else '_' for c in case)}-{seed}"
 
 
-def run(case: str, seed: int, data: PreparedFolder, work: Path, steps: int, count: int) -> None:
+@cache
+def instrument_of(count: int, device: str) -> Instrument:
+    return Instrument(Bench.open(SHIPPED, count, device=device))
+
+
+def run(case: str, seed: int, data: PreparedFolder, work: Path, steps: int, count: int, device: str) -> None:
     """Train a case unless its weights are there, then measure it unless that was done."""
     folder = place(work, case, seed)
-    file, answer = folder / "0.98.safetensors", folder / "measured.json"
-    if not file.exists() and case != BEFORE:
-        model = load(SHIPPED.teacher, dtype=torch.float32, attend=matmul_attention)
-        averages = train_averages(model, Diffusion(data, **CASES[case]), data, config_for(steps, seed), folder)
-        for decay, average in reversed(averages.items()):
+    file, answer = folder / f"{KEPT}.safetensors", folder / "results.json"
+    if case != BEFORE and not file.exists():
+        attend = matmul_attention if device == "cpu" else sdpa
+        model = load(SHIPPED.teacher, dtype=torch.float32, attend=attend)
+        averages = train_averages(model, Diffusion(data, **CASES[case]), data, config_for(steps, seed), folder,
+                                  cpu=device == "cpu")
+        for decay, average in reversed(averages.items()):          # the one that is looked for comes last
             save_checkpoint(folder / f"{decay}.safetensors", average, model.config, torch.float32)
     if not answer.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        weights = SHIPPED.teacher if case == BEFORE else file
-        row = evaluate(count, methods=[Sampled(case, weights, "dpm", 20, 2.5)], diverse=0).rows[-1]
-        with replacing(answer) as beside:
-            beside.write_text(json.dumps({"case": case, "seed": seed, "count": count, "steps": steps,
-                                          "distance": row.fid, "accuracy": row.accuracy}))
+        instrument = instrument_of(count, device)
+        method = Sampled(case, SHIPPED.teacher if case == BEFORE else file, "dpm", 20, 2.5)
+        row = instrument.row(f"{case}, seed {seed}", method.draw(instrument.bench))
+        prompts = instrument.bench.prompts
+        about = About(count, prompts.seed, False, prompts.digest, instrument.name, 0.0)
+        Measured(about, (row,)).save(answer)
+
+
+def rows_of(work: Path, case: str) -> dict[int, Row]:
+    """What was measured of a case, by seed."""
+    found = {seed: place(work, case, seed) / "results.json" for seed in range(100)}
+    return {seed: read_measured(path).rows[0] for seed, path in found.items() if path.is_file()}
 
 
 def table(work: Path) -> str:
-    """Markdown: one row a case, per cent of the sentences, mean over the seeds with each seed behind it."""
-    found = [json.loads(path.read_text()) for path in sorted(work.glob("*/measured.json"))]
-    lines = ["| | seeds | " + " | ".join(COLUMNS) + " | FID (judge) |", "|---" * (len(COLUMNS) + 3) + "|"]
+    """Markdown: per cent of the sentences, mean over the seeds, and the paired difference to the base case."""
+    base, lines = rows_of(work, BASE), []
     for case in (BEFORE, *CASES):
-        runs = sorted((one for one in found if one["case"] == case), key=lambda one: one["seed"])
-        if runs:
-            cells = [spread([100 * one["accuracy"][name] for one in runs]) for name in COLUMNS]
-            cells.append(spread([one["distance"] for one in runs]))
-            lines.append(f"| {case} | {len(runs)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows = rows_of(work, case)
+        if rows:
+            cells = [f"{100 * sum(row.accuracy[name] for row in rows.values()) / len(rows):.1f}"
+                     + ("" if case in (BEFORE, BASE) else minus(rows, base, name)) for name in COLUMNS]
+            fid = sum(row.fid for row in rows.values()) / len(rows)
+            lines.append([case, str(len(rows)), *cells, f"{fid:.2f}"])
+    return markdown(["", "trainings", *COLUMNS, "FID (judge)"], lines)
 
 
-def spread(values: list[float]) -> str:
-    """"71.0 (70.2, 71.8)"."""
-    mean = f"{sum(values) / len(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({', '.join(f'{value:.1f}' for value in values)})"
+def minus(rows: dict[int, Row], base: dict[int, Row], name: str) -> str:
+    """" (**+7.1**, 3.0 to 11.2)": a case minus the base with the same seeds, points of per cent, 95 % interval."""
+    seeds = sorted(rows.keys() & base.keys())
+    if not seeds:
+        return ""
+    pair = [joined([found[seed].sums()[name] for seed in seeds]) for found in (rows, base)]
+    found: Estimate = difference(*pair, resamples(len(pair[0][0])))
+    value = f"{100 * found.value:+.1f}"
+    return f" ({f'**{value}**' if found.clear else value}, {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+@torch.no_grad()
+def noise(data: PreparedFolder, batches: int, device: str, batch: int = 100, bins: int = 50) -> str:
+    """Markdown: of the loss of a step of 64 pictures, mean and standard deviation, without and with stratification.
+
+    From the loss of the shipped teacher at `batches * batch` evenly spread timesteps; its mean and its spread over
+    pictures are taken as constant within each of `bins` ranges of timesteps.
+    """
+    model = load(SHIPPED.teacher, dtype=torch.float32, device=device)
+    generator, losses, times = torch.Generator().manual_seed(0), [], []
+    for _ in range(batches):
+        some = data.batch(generator, batch).to(torch.device(device))
+        t = Timesteps(stratified=True).draw(batch, generator).to(device)
+        epsilon = torch.randn(some.latents.shape, generator=generator).to(device)
+        output = model(add_noise(some.latents, epsilon, t), t.float(), **some.conditions(), learned_variance=True)
+        losses.append(diffusion_loss(output, some.latents, epsilon, t).double().cpu())
+        times.append(t.cpu())
+    place_of, loss = torch.cat(times) * bins // STEPS, torch.cat(losses)
+    mean, spread = (torch.stack([measure(loss[place_of == i]) for i in range(bins)]).repeat_interleave(STEPS // bins)
+                    for measure in (torch.mean, torch.var))
+    return markdown(["", "mean loss", "standard deviation", "stratified", "less noise"], noise_rows(mean, spread))
+
+
+def noise_rows(mean: Tensor, spread: Tensor) -> list[list[str]]:
+    """A row a case, from mean and variance of the loss at each timestep, (1000,) each."""
+    lines = []
+    for case, options in CASES.items():
+        timesteps: Timesteps = options.get("timesteps", Timesteps())
+        if not timesteps.stratified:
+            weight = timestep_weights(options.get("weighting", "none"), options.get("weighting_cap", 20.0))
+            p, expected = timesteps.probabilities, weight * mean
+            middle, within = (p * expected).sum(), (p * weight ** 2 * spread).sum()
+            total = within + (p * expected ** 2).sum() - middle ** 2
+            apart, together = (total / 64).sqrt(), (within / 64).sqrt()
+            lines.append([case, f"{middle:.4f}", f"{apart:.4f}", f"{together:.4f}",
+                          f"{100 * (1 - together / apart):.0f} %"])
+    return lines
+
+
+def joined(parts: list[Sums]) -> Sums:
+    return torch.cat([values for values, _ in parts]), torch.cat([weights for _, weights in parts])
 
 
 def main() -> None:
@@ -106,6 +179,11 @@ def main() -> None:
     running.add_argument("--seeds", type=int, default=2, help="trainings of each case (default: 2)")
     running.add_argument("--steps", type=int, default=400, help="of each training (default: 400)")
     running.add_argument("--count", type=int, default=500, help="held-out sentences to draw (default: 500)")
+    running.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    noisy = tasks.add_parser("noise", help="print how noisy the loss of a step is")
+    noisy.add_argument("--data", type=Path, required=True, help="prepared folder of PixArt-mini")
+    noisy.add_argument("--batches", type=int, default=40, help="of 100 pictures (default: 40)")
+    noisy.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     tables = tasks.add_parser("table", help="print what was measured so far")
     for task in (running, tables):
         task.add_argument("--work", type=Path, required=True, help="folder of states, weights and results")
@@ -115,10 +193,13 @@ def main() -> None:
         print(table(args.work))
         return
     data = PreparedFolder(args.data)
-    run(BEFORE, 0, data, args.work, args.steps, args.count)
+    if args.task == "noise":
+        print(noise(data, args.batches, args.device))
+        return
+    run(BEFORE, 0, data, args.work, args.steps, args.count, args.device)
     for seed in range(args.seeds):
         for case in args.case or CASES:
-            run(case, seed, data, args.work, args.steps, args.count)
+            run(case, seed, data, args.work, args.steps, args.count, args.device)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """A line of text on the node that runs, which the page of every host from 0.3.64 on shows without JavaScript."""
+import sys
 import time
 
 
 def show_text(text: str) -> None:
-    """Put it on the node at work in place of what stood there; nothing without a server, as when a test runs a node."""
-    from server import PromptServer
-    server = getattr(PromptServer, "instance", None)
+    """Put it on the node at work in place of what stood there; nothing where a node runs without a server."""
+    module = sys.modules.get("server")          # imported by the host itself when there is one
+    server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if server is not None and server.last_node_id is not None:
         server.send_progress_text(text, server.last_node_id, server.client_id)
 
