@@ -8,11 +8,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from train.training_data import SHORT, TINY, fresh, write_data
 
+from pixart.model.controlnet import Controlled, PixArtControlNet
 from pixart.train import loop
 from pixart.train.compiled import blocks_of, compile_blocks, forget_compiled
 from pixart.train.data import Batch, PreparedFolder
-from pixart.train.draws import draw
-from pixart.train.objectives import Diffusion
+from pixart.train.draws import draw, generator_for
+from pixart.train.objectives import Consistency, Control, Diffusion
 from pixart.train.readings import Outcome, Readings
 from pixart.train.report import Record
 from pixart.train.state import read_state, write_state
@@ -25,15 +26,19 @@ def data(tmp_path):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes a program wait for a GPU: numbers that are read from tensors."""
+    """Counts what makes a program wait for a GPU, numbers that are read from tensors, and copies to another device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count = self.copies = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            assert result.device.type == "cpu" or result.dtype != torch.float64, "Apple GPUs have no float64"
+            self.copies += result.device != args[0].device
+        return result
 
 
 class Endless:
@@ -70,6 +75,26 @@ def test_a_step_reads_no_number_from_the_device(changes, monkeypatch):
             stepper.step()
     assert ours == waits.count
     assert len(training.readings.read()) == 2
+
+
+@pytest.mark.parametrize(("kind", "drawn"), [("diffusion", 3), ("control", 3), ("lcm", 3)])
+def test_only_the_batch_and_what_is_drawn_on_the_cpu_is_copied_to_the_device(data, kind, drawn):
+    """The meta device stands for a GPU: timesteps, dropped captions (w for lcm) and noise; tables are there by then."""
+    device = torch.device("meta")
+    model = fresh().to(device)
+    timesteps = Timesteps("range", stratified=True)
+    objective = {"diffusion": Diffusion(data, timesteps=timesteps, weighting="v"),
+                 "control": Control(data, timesteps=timesteps, weighting="min-snr"),
+                 "lcm": Consistency(data, fresh().to(device), guidance_max=6.0)}[kind]
+    if kind == "control":
+        model = Controlled(model, PixArtControlNet.copy_of(model, 1)).to(device)
+    batch = data.batch(torch.Generator().manual_seed(0), 4).to(device)
+    counts = []
+    for step in range(3):
+        with Waits() as waits:
+            objective(model, model, batch, generator_for(0, step)).backward()
+        counts.append((waits.copies, waits.count))
+    assert counts[0][0] > drawn and counts[1:] == [(drawn, 0)] * 2
 
 
 def test_readings_come_in_order_and_a_nan_is_found_before_anything_is_saved(data, tmp_path):
