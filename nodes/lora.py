@@ -6,16 +6,16 @@ from .host import folders
 
 
 class PixArtDeltaLoraLoader:
-    DESCRIPTION = ("Puts a LoRA or DoRA on a PixArt model, at the strength it was trained with: peft folders, files of "
-                   "the official trainers, diffusers, OneTrainer, kohya and our own. Says how many keys were used. "
-                   "Chain several.")
+    DESCRIPTION = ("Puts a LoRA on a PixArt model, at the strength it was trained with: LoRA, DoRA, LoHa, LoKr, GLoRA, "
+                   "OFT, BOFT and full differences, from peft folders, the official trainers, diffusers, OneTrainer, "
+                   "kohya, LyCORIS and ComfyUI itself. Says how many keys were used. Chain several.")
     CATEGORY = "PixArt"
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "report")
     OUTPUT_TOOLTIPS = ("The diffusion model with the LoRA.",
                        "What was found: layout, rank, scale and where it was said, keys used and ignored.")
-    SEARCH_ALIASES = ["lora", "dora", "lcm-lora", "peft", "load lora", "pixart lora"]
+    SEARCH_ALIASES = ["lora", "dora", "lokr", "loha", "lycoris", "lcm-lora", "peft", "load lora", "pixart lora"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:

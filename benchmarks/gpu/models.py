@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from pixart.checkpoint.lora import merge_lora
-from pixart.checkpoint.lora_read import read_lora
+from pixart.checkpoint.lora.read import read_lora
 from pixart.config import KVCompression, PixArtConfig
 from pixart.model.controlnet import Controlled, PixArtControlNet
 from pixart.model.policy import Policy, Step

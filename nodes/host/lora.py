@@ -1,13 +1,13 @@
 """A LoRA on a MODEL: patches that the host applies, moves and takes back like its own."""
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...pixart.checkpoint.lora import LoraPart
-from ...pixart.checkpoint.lora_read import read_lora
+from ...pixart.checkpoint.lora import Change, LoraPart, read_lora
 
 PREFIX = "diffusion_model."
 
@@ -28,40 +28,53 @@ def apply_lora(model: Any, path: Path, strength: float, alpha: float | None = No
     if strength == 0:
         return model, lora.description
     patched = model.clone()
-    patched.add_patches({place(part): adapter(part) for part in lora.parts}, strength)
+    patched.add_patches({place(part, shapes[part.target]): adapter(part) for part in lora.parts}, strength)
     return patched, lora.description
 
 
-def place(part: LoraPart) -> str | tuple[str, tuple[int, int, int]]:
-    """The host's name of a weight, or of some of its rows."""
-    name = f"{PREFIX}{part.module}.weight"
-    return name if part.parts == 1 else (name, (0, *part.rows))
+def place(part: Change, shape: tuple[int, ...]) -> str | tuple[str, tuple[int, int, int]]:
+    """The host's name of a weight or bias, or of some of its rows."""
+    name = PREFIX + part.target
+    return name if part.parts == 1 else (name, (0, *part.rows(shape)))
 
 
-def adapter(part: LoraPart) -> Any:
+def adapter(part: Change) -> Any:
     """The host's form of a change. Tensors are copied, so that the file can be replaced while the MODEL is in use."""
     from comfy.weight_adapter import LoRAAdapter
-    kind = LoRAAdapter if part.magnitude is None else dora_class()
-    magnitude = None if part.magnitude is None else part.magnitude.clone()
-    return kind(set(), (part.up.clone(), part.down.clone(), part.scale * part.rank, None, magnitude, None))
+    part = part.on("cpu", copy=True)
+    if isinstance(part, LoraPart) and part.magnitude is None and part.mid is None:
+        return LoRAAdapter(set(), (part.up, part.down, part.scale * part.rank, None, None, None))
+    values = part.tensors
+    blank = replace(part, **dict.fromkeys(values))
+    return change_class()(set(), (blank, tuple(values), *values.values()))
 
 
 @functools.cache
-def dora_class() -> type:
-    """The host's LoRA adapter with DoRA as peft computes it.
+def change_class() -> type:
+    """The host's adapter with the formula of the library, where the host has another or none.
 
-    The host divides by the lengths of the unchanged rows, DoRA by those of the changed ones (arXiv 2402.09353, eq. 5).
+    For DoRA the host divides by the lengths of the unchanged rows, where the paper takes those of the changed ones
+    (arXiv 2402.09353, eq. 5); its OFT and BOFT square the strength; its BOFT fails without an alpha. The numbers lie
+    in `weights`, one by one, where the host finds what it moves between devices.
     """
-    from comfy.weight_adapter import LoRAAdapter
+    from comfy.weight_adapter.base import WeightAdapterBase
 
-    class PixArtDoRA(LoRAAdapter):
+    class PixArtChange(WeightAdapterBase):
+        name = "pixart"
+
+        def __init__(self, loaded_keys: set, weights: tuple) -> None:
+            self.loaded_keys, self.weights = loaded_keys, weights
+
+        def change(self, device: torch.device) -> Change:
+            blank, names, *tensors = self.weights
+            values = {name: tensor.to(device) for name, tensor in zip(names, tensors, strict=True)}
+            return replace(blank, **values)
+
         def calculate_weight(self, weight: Tensor, key: str, strength: float, strength_model: float, offset: Any,
                              function: Any, intermediate_dtype: torch.dtype = torch.float32,
                              original_weight: Any = None) -> Tensor:
-            up, down, alpha, _, magnitude, _ = self.weights
-            up, down, magnitude = (tensor.to(weight.device) for tensor in (up, down, magnitude))
-            part = LoraPart(key, 0, 1, down, up, alpha / up.shape[1], magnitude)
             exact = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-            weight += function((strength * part.change(exact)).to(weight.dtype))
+            added = strength * self.change(weight.device).change(exact)
+            weight += function(added.to(weight.dtype))
             return weight
-    return PixArtDoRA
+    return PixArtChange

@@ -171,7 +171,7 @@ def _latent_space(facts: Facts, settings: Mapping[str, Any]) -> str | None:
     pipeline = str(settings.get("pipeline_class", ""))
     if "PixArt" in pipeline:
         return "sdxl" if "Sigma" in pipeline else "sd"
-    return TRAINED_TOKENS.get(facts.caption_tokens) or TRAINED_TOKENS.get(settings.get("tokens"))
+    return TRAINED_TOKENS.get(facts.caption_tokens or 0) or TRAINED_TOKENS.get(settings.get("tokens") or 0)
 
 
 def _size_from_settings(facts: Facts, settings: Mapping[str, Any]) -> tuple[int | None, float | None]:

@@ -26,6 +26,7 @@ from .read import open_network
 if TYPE_CHECKING:
     from ..model.attention import Attend
     from ..model.controlnet import PixArtControlNet
+    from ..model.layers import Ops
 
 CONTROL_FILE = "a PixArt ControlNet (bundled with its base model, alone, or in diffusers layout)"
 CLASSES = ("PixArtControlNetAdapterModel", "PixArtControlNetTransformerModel", "PixArtTransformer2DModel")
@@ -77,7 +78,7 @@ def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
 
 
 def load_control(path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
-                 ops: object = None, attend: "Attend | None" = None) -> "PixArtControlNet":
+                 ops: "Ops | None" = None, attend: "Attend | None" = None) -> "PixArtControlNet":
     """Open a ControlNet as a model, in evaluation mode, without memory beyond its weights."""
     from ..model.attention import sdpa
     from ..model.controlnet import PixArtControlNet
@@ -138,14 +139,15 @@ def _plan_ours(names: list[str], path: Path) -> dict[str, tuple[str, ...]]:
 
 def _plan_theirs(names: list[str], path: Path) -> dict[str, tuple[str, ...]]:
     """The blocks are those of a diffusers PixArt: its mapping holds inside."""
-    plan, unknown = {}, []
+    plan: dict[str, tuple[str, ...]] = {}
+    unknown = []
     for name in names:
         match = THEIRS.fullmatch(name)
-        place = match and match[3] and reference_name(f"transformer_blocks.0.{match[3]}")
+        place = reference_name(f"transformer_blocks.0.{match[3]}") if match and match[3] else None
         if match and match[3] is None:
             plan[f"controlnet.{match[1]}.{match[2]}"] = (name,)
-        elif place:
-            parts = diffusers_names(place[0])
+        elif match and place:
+            parts = diffusers_names(place[0]) or ()
             stem = f"controlnet_blocks.{match[1]}.transformer_block."
             inner = place[0].removeprefix("blocks.0.")
             plan[f"controlnet.{match[1]}.copied_block.{inner}"] = tuple(

@@ -98,7 +98,7 @@ def plan_reference(names: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
         if place is None:
             plan[name] = (name,)
         else:
-            plan[place[0]] = diffusers_names(place[0])
+            plan[place[0]] = diffusers_names(place[0]) or (name,)
     return {name: parts for name, parts in plan.items() if name != POSITIONS}
 
 
@@ -120,7 +120,7 @@ def to_diffusers(state_dict: Mapping[str, Tensor], null_caption: bool = False) -
     The position table is left out, and the null caption too unless asked for, because the diffusers class has no
     place for it. Raises KeyError for tensors diffusers cannot hold (key/value compression).
     """
-    result = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         name = file_name(name)
         if name == POSITIONS or (name == NULL_CAPTION and not null_caption):

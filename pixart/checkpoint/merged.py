@@ -3,8 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..model.transformer import PixArtTransformer
-from .lora import merge_lora
-from .lora_read import read_lora
+from .lora import merge_lora, read_lora
 
 
 def owned(model: PixArtTransformer) -> PixArtTransformer:

@@ -24,7 +24,9 @@ def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, 
     ValueError for what diffusers' class cannot hold: key/value compression and qk norm.
     """
     folder = Path(folder)
-    config = config or weights.config
+    config = config or getattr(weights, "config", None)
+    if config is None:
+        raise ValueError("a state dict does not say its configuration; pass config")
     if config.kv_compression or config.qk_norm:
         raise ValueError(f"{folder}: diffusers has no place for key/value compression or qk norm; give a name that "
                          "ends in .safetensors to write the reference layout")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.layouts import diffusers_names
 from ..checkpoint.lora import LoraPart
-from ..checkpoint.lora_write import write_lora
+from ..checkpoint.lora.write import write_lora
 from ..model.transformer import PixArtTransformer
 
 ADAPTER = "default"          # peft's name for the only adapter there is

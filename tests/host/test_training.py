@@ -9,7 +9,7 @@ import pytest
 import torch
 from host.test_server import node, picture, png_size, require_packages, run, start
 
-from pixart.checkpoint.lora_read import read_lora
+from pixart.checkpoint.lora.read import read_lora
 
 
 def graph(name: str, steps: int, **changed: object) -> dict:

@@ -11,7 +11,7 @@ from train.training_data import TINY, fresh, write_data
 
 from pixart.checkpoint import load, read_config, save_checkpoint
 from pixart.checkpoint.control import read_control
-from pixart.checkpoint.lora_read import read_lora
+from pixart.checkpoint.lora.read import read_lora
 from pixart.config import VARIANTS
 from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer

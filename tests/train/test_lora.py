@@ -8,7 +8,7 @@ from torch import nn
 
 from pixart.checkpoint import to_diffusers
 from pixart.checkpoint.lora import Lora, merge_lora
-from pixart.checkpoint.lora_read import read_lora
+from pixart.checkpoint.lora.read import read_lora
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 from pixart.train.lora import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint import load, read_config
-from ...checkpoint.lora_read import read_lora
+from ...checkpoint.lora.read import read_lora
 from ...checkpoint.merged import with_loras
 from ...drawing import Control, sample
 from ...model.transformer import PixArtTransformer

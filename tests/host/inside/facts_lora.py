@@ -11,8 +11,8 @@ from support import MODELS, condition, latent, load, network, off, pack, refusal
 from torch import Tensor
 
 from pixart.checkpoint.lora import Lora, LoraPart, merge_lora
-from pixart.checkpoint.lora_read import read_lora
-from pixart.checkpoint.lora_write import diffusers_parts, write_lora
+from pixart.checkpoint.lora.read import read_lora
+from pixart.checkpoint.lora.write import diffusers_parts, write_lora
 from pixart.model.transformer import PixArtTransformer
 
 FOLDER = MODELS / "loras"

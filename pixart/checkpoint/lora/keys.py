@@ -3,30 +3,43 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .families import Family, recognise
-from .layouts import INNER, INNER_BACK, OUTER, OUTER_BACK, reference_module
+from ..families import Family, recognise
+from ..layouts import INNER, INNER_BACK, OUTER, OUTER_BACK, reference_module
+from .changes import TABLE
 
-DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
-# What stands behind a module's name: peft, kohya and OneTrainer, older diffusers.
+DOWN, UP, MID, ALPHA, MAGNITUDE, DORA = "down", "up", "mid", "alpha", "magnitude", "dora"
+RESHAPE, RESCALE, BLOCKS = "reshape_weight", "rescale", "oft_blocks"
+DIFF, DIFF_BIAS, NORM, NORM_BIAS, SET = "diff", "diff_b", "w_norm", "b_norm", "set_weight"
+LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+GLORA = ("a1", "a2", "b1", "b2")
+WHOLE = (ALPHA, RESHAPE, RESCALE, BLOCKS, DIFF, DIFF_BIAS, NORM, NORM_BIAS, SET, *LOHA, *LOKR)
+
+# What stands behind a module's name: peft, kohya and OneTrainer, older diffusers, LyCORIS, ComfyUI.
 ENDINGS = (
-    (re.compile(r"\.(lora_A|lora_down|lora\.down|lora_linear_layer\.down)(\.\w+)?\.weight"), DOWN),
-    (re.compile(r"\.(lora_B|lora_up|lora\.up|lora_linear_layer\.up)(\.\w+)?\.weight"), UP),
-    (re.compile(r"\.alpha"), ALPHA),
-    (re.compile(r"\.(lora_magnitude_vector(\.\w+)*|dora_scale)"), MAGNITUDE),
+    (r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.\w+)?\.weight|_lora\.down\.weight|\.lora_A", DOWN),
+    (r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.\w+)?\.weight|_lora\.up\.weight|\.lora_B", UP),
+    (r"\.lora_mid\.weight", MID),
+    (r"\.lora_magnitude_vector(?:\.\w+)*", MAGNITUDE),
+    (r"\.dora_scale", DORA),
+    *((rf"\.{name}\.weight", name) for name in GLORA),
+    *((rf"\.{name}", name) for name in WHOLE),
 )
-ENDING = re.compile("(?P<module>.+?)(?P<ending>" + "|".join(f"(?:{ending.pattern})" for ending, _ in ENDINGS) + ")")
-DOTTED = re.compile(r"((base_model|model|module|unet|transformer|diffusion_model|net|_orig_mod)\.)*")
+KINDS = [(re.compile(ending), kind) for ending, kind in ENDINGS]
+ENDING = re.compile("(?P<module>.+?)(?P<ending>" + "|".join(ending for ending, _ in ENDINGS) + ")")
+DOTTED = re.compile(r"^((base_model|model|module|unet|transformer|diffusion_model|net|_orig_mod)\.)*")
 JOINED = ("lora_unet_transformer_", "lora_transformer_", "lora_unet_", "lycoris_", "lora_", "")
-JOINED_BLOCK = re.compile(r"(transformer_blocks|blocks)_(\d+)_(.+)")
+JOINED_BLOCK = re.compile(r"(transformer_blocks|blocks)_(\d{1,4})_(.+)")
 TEXT_ENCODER = re.compile(r"lora_te\d?_|text_encoder(_\d)?\.|text_encoders\.|te\d?\.")
 
 LAYOUTS = (("unet.base_model.model.", "official trainer (unet.base_model.model)"), ("base_model.model.", "PEFT"),
            ("transformer.", "diffusers"), ("diffusion_model.", "ComfyUI"), ("lora_transformer_", "OneTrainer"),
            ("lycoris_", "LyCORIS"), ("lora_", "kohya"), ("", "plain"))
 
-JOINED_OUTER = {name.replace(".", "_"): name for name in (*OUTER, *OUTER_BACK)}
-JOINED_INNER = {"blocks": {name.replace(".", "_"): name for name in INNER},
-                "transformer_blocks": {name.replace(".", "_"): name for name in INNER_BACK}}
+ONLY_OURS = (TABLE, "attn.sr", "attn.norm")              # modules of a block without a counterpart in diffusers
+JOINED_OUTER = {name.replace(".", "_"): name for name in (*OUTER, *OUTER_BACK, f"final_layer.{TABLE}")}
+JOINED_INNER = {"blocks": {name.replace(".", "_"): name for name in (*INNER, *ONLY_OURS)},
+                "transformer_blocks": {name.replace(".", "_"): name for name in (*INNER_BACK, TABLE)}}
 
 # LoRAs of other models, some of which share names with PixArt's. Checked before anything is used.
 OTHERS = (
@@ -42,8 +55,11 @@ OTHERS = (
     Family("a Wan (video) LoRA", (("self_attn.q", "cross_attn.k"), ("self_attn_q", "cross_attn_k"))),
     Family("a Qwen-Image LoRA", (("img_mlp.net", "txt_mlp.net"),)),
 )
-OTHER_METHODS = {".hada_w1": "LoHa", ".lokr_w1": "LoKr", ".oft_": "OFT", ".oft_blocks": "OFT", ".boft_": "BOFT",
-                 ".a1.weight": "GLoRA", ".lora_mid.": "a LoRA with a third factor (lora_mid)"}
+# Methods that neither ComfyUI nor this package knows; by parts of their names.
+OTHER_METHODS = {".vera_lambda": "VeRA", ".lora_E": "AdaLoRA", ".ia3_": "IA3", ".on_input": "IA3 of LyCORIS",
+                 ".oft_r": "OFT of peft", ".oft_R": "OFT of peft", ".boft_": "BOFT of peft", ".hra_u": "HRA",
+                 ".lora_embedding_": "embeddings", ".oft_diag": "an older OFT of LyCORIS", ".vblora_": "VB-LoRA",
+                 ".fourierft_": "FourierFT"}
 
 
 @dataclass(frozen=True)
@@ -56,18 +72,18 @@ class Place:
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """(name of the module as it is in the file, DOWN, UP, ALPHA or MAGNITUDE); None for any other tensor."""
+    """(name of the module as it is in the file, what the tensor is to it); None for any other tensor."""
     match = ENDING.fullmatch(key)
     if match is None:
         return None
-    return match["module"], next(kind for ending, kind in ENDINGS if ending.fullmatch(match["ending"]))
+    return match["module"], next(kind for ending, kind in KINDS if ending.fullmatch(match["ending"]))
 
 
 def place_of(module: str) -> Place | None:
     """The place of a module by its name in a file, whatever prefix it has; None where PixArt has no such module."""
     if TEXT_ENCODER.match(module):
         return None
-    bare = module[DOTTED.match(module).end():]
+    bare = DOTTED.sub("", module, count=1)
     names = [bare] if "." in bare else [dotted(bare[len(start):]) for start in JOINED if bare.startswith(start)]
     return next((place for place in map(known, names) if place is not None), None)
 
@@ -77,8 +93,14 @@ def known(name: str) -> Place | None:
     place = reference_module(name)
     if place is not None:
         return Place(*place)
-    match = re.fullmatch(r"blocks\.\d+\.(.+)", name)
-    return Place(name, 0, 1) if name in OUTER or (match and match[1] in INNER) else None
+    if name in OUTER or name == f"final_layer.{TABLE}":
+        return Place(name, 0, 1)
+    if name == TABLE:                                   # as diffusers names the one of the last layer
+        return Place(f"final_layer.{TABLE}", 0, 1)
+    match = re.fullmatch(r"(transformer_)?blocks\.(\d{1,4})\.(.+)", name)
+    if match is None or (match[1] and match[3] != TABLE) or match[3] not in (*INNER, *ONLY_OURS):
+        return None
+    return Place(f"blocks.{match[2]}.{match[3]}", 0, 1)
 
 
 def dotted(joined: str) -> str:
@@ -102,4 +124,4 @@ def stranger(keys: Iterable[str]) -> str | None:
     if family is not None:
         return f"it looks like {family.name}"
     method = next((name for mark, name in OTHER_METHODS.items() if any(mark in key for key in keys)), None)
-    return method and f"it is made by another method, {method}"
+    return f"it is made by a method that is not supported, {method}" if method else None

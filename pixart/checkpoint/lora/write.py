@@ -13,16 +13,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import replacing
-from .layouts import diffusers_names
+from ...atomic import replacing
+from ..layouts import diffusers_names
+from .alpha import ADAPTER_METADATA, PEFT_SETTINGS
+from .changes import Change
 from .lora import Lora, LoraPart
-from .lora_alpha import ADAPTER_METADATA, PEFT_SETTINGS
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 LAYOUTS = ("diffusers", "peft")
 
 
-def write_lora(path: str | os.PathLike, lora: Lora | Sequence[LoraPart], layout: str = "diffusers",
+def write_lora(path: str | os.PathLike, lora: Lora | Sequence[Change], layout: str = "diffusers",
                dtype: torch.dtype | None = None, metadata: Mapping[str, str] | None = None) -> Path:
     """Save a LoRA under the module names of diffusers, query, key and value apart.
 
@@ -31,12 +32,13 @@ def write_lora(path: str | os.PathLike, lora: Lora | Sequence[LoraPart], layout:
     of its parts that share `lora_A`, which is exact. dtype: of the tensors, as they are by default. metadata: further
     header entries. Raises ValueError for a module that diffusers does not have (key/value compression).
     """
-    path, parts = Path(path), lora.parts if isinstance(lora, Lora) else tuple(lora)
+    path = Path(path)
+    parts: tuple[Change, ...] = lora.parts if isinstance(lora, Lora) else tuple(lora)
     if layout not in LAYOUTS:
         raise ValueError(f"unknown LoRA layout {layout!r}; use {' or '.join(LAYOUTS)}")
     if not parts:
         raise ValueError("there is nothing to save: the LoRA changes no weight")
-    named = [(name, part) for whole in parts for name, part in diffusers_parts(whole)]
+    named = [(name, part) for whole in parts for name, part in diffusers_parts(low_rank(whole))]
     prefix = "transformer" if layout == "diffusers" else "base_model.model"
     tensors = {f"{prefix}.{name}.{kind}": tensor for name, part in named
                for kind, tensor in file_tensors(part, dtype).items()}
@@ -53,12 +55,21 @@ def write_lora(path: str | os.PathLike, lora: Lora | Sequence[LoraPart], layout:
     return path
 
 
+def low_rank(change: Change) -> LoraPart:
+    """The change itself; ValueError for what is written in no common layout, such as other methods."""
+    by_columns = isinstance(change, LoraPart) and change.magnitude is not None and change.magnitude.ndim > 1
+    if not isinstance(change, LoraPart) or change.mid is not None or by_columns:
+        raise ValueError(f"the change of {change.module} is by {change.method or 'another method'}; only low-rank "
+                         "changes can be written")
+    return change
+
+
 def diffusers_parts(part: LoraPart) -> list[tuple[str, LoraPart]]:
     """Diffusers modules and their changes, one for each slice of a fused weight."""
-    names = diffusers_names(f"{part.module}.weight")
-    if names is None:
+    found = diffusers_names(f"{part.module}.weight")
+    if found is None:
         raise ValueError(f"{part.module} has no place in the diffusers layout; leave it out of the LoRA's targets")
-    names = [name.removesuffix(".weight") for name in names]
+    names = [name.removesuffix(".weight") for name in found]
     return [(names[each.part], each) for each in part.split(len(names))]
 
 

@@ -1,0 +1,95 @@
+"""The scale of a LoRA, alpha / rank: where alpha is written down, and what holds where it is not."""
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...weights.errors import CheckpointError
+from ...weights.settings import Check, checked, flag, number, optional, parse_json, read_json, table, whole
+
+LORA_FILE = "a LoRA of a PixArt transformer (.safetensors, or a folder with adapter_config.json)"
+ADAPTER_METADATA = "lora_adapter_metadata"      # header entry where diffusers keeps the settings of peft
+PEFT_SETTINGS = "adapter_config.json"
+OFFICIAL_ALPHA = 8.0        # peft's default, which the official trainers never change and often do not write down
+LARGEST_ALPHA = 1e6
+SETTINGS: dict[str, Check] = {"r": whole(1, 1 << 16), "lora_alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
+                              "alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
+                              "use_rslora": optional(flag), "alpha_pattern": optional(table)}
+# Parts of a regular expression that name modules and cannot run on for ever.
+PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+?)+\$?")
+MOST_WILDCARDS = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is said about the scale outside of the tensors, in peft's words."""
+
+    source: str                              # for people, such as "alpha 8 from adapter_config.json"
+    alpha: float | None = None               # None: the rank
+    rslora: bool = False
+    alphas: Mapping[str, float] = field(default_factory=dict)       # for modules whose name ends so
+
+    def scale(self, module: str, rank: int) -> float:
+        """Of a diffusers module, "transformer_blocks.0.attn1.to_q"."""
+        alpha = next((alpha for end, alpha in self.alphas.items() if re.match(rf"(.*\.)?({end})$", module)), self.alpha)
+        return 1.0 if alpha is None else alpha / (rank ** 0.5 if self.rslora else rank)
+
+
+def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: int) -> Settings:
+    """What is known of alpha where the tensors do not tell, from the most trustworthy source.
+
+    by_peft: whether the keys are named as peft names them. metadata: the file's header. rank: of the file's tensors.
+    """
+    header = in_header(file, metadata)
+    if header is not None:
+        return header
+    if not by_peft:
+        return Settings("alpha not said, taken as the rank")
+    source = f"alpha {OFFICIAL_ALPHA:g} assumed, as the official trainers have it"
+    beside = file.with_name(PEFT_SETTINGS)
+    if beside.is_file():
+        said = checked(read_json(beside), SETTINGS, beside, "its LoRA settings")
+        if said.get("r", rank) == rank:
+            return in_words_of_peft(said, PEFT_SETTINGS, beside)
+        source += f"; the {PEFT_SETTINGS} beside is of another LoRA, of rank {said.get('r')}"
+    return Settings(source, OFFICIAL_ALPHA)
+
+
+def in_header(file: Path, metadata: Mapping[str, str]) -> Settings | None:
+    """What diffusers, our own trainer or kohya's left in the file's header."""
+    if ADAPTER_METADATA in metadata:
+        said = parse_json(metadata[ADAPTER_METADATA], file, "its LoRA settings")
+        own = {key.removeprefix("transformer."): value for key, value in said.items()}
+        if "lora_alpha" in own:
+            return in_words_of_peft(checked(own, SETTINGS, file, "its LoRA settings"), "the file's header", file)
+    try:
+        alpha = float(metadata.get("ss_network_alpha", ""))
+    except ValueError:          # kohya writes "None" where it has none
+        return None
+    if not math.isfinite(alpha) or abs(alpha) > LARGEST_ALPHA:
+        raise CheckpointError(file, f"ss_network_alpha is {alpha} in its header", f"a number up to {LARGEST_ALPHA:g}")
+    return Settings(f"alpha {alpha:g} from the file's header", alpha)
+
+
+def in_words_of_peft(said: Mapping[str, Any], source: str, path: Path) -> Settings:
+    """peft's settings, with its own defaults where they leave something out; LoHa and LoKr say alpha."""
+    alpha = float(said.get("lora_alpha", said.get("alpha", OFFICIAL_ALPHA)))
+    rslora = bool(said.get("use_rslora"))
+    words = f"alpha {alpha:g}{' over the square root of the rank' if rslora else ''} from {source}"
+    return Settings(words, alpha, rslora, alphas_by_name(said.get("alpha_pattern") or {}, path))
+
+
+def alphas_by_name(patterns: Mapping[str, Any], path: Path) -> dict[str, float]:
+    """peft's alpha_pattern, regular expressions of module names; only such as end in bounded time."""
+    for pattern, alpha in patterns.items():
+        bounded = len(pattern) <= 256 and PATTERN.fullmatch(pattern) and pattern.count("*") + pattern.count(
+            "+") <= MOST_WILDCARDS
+        if not bounded:
+            raise CheckpointError(path, f"{pattern[:60]!r} in alpha_pattern is no name of modules",
+                                  "names such as attn1.to_q, with .* at most three times")
+        wanted = number(-LARGEST_ALPHA, LARGEST_ALPHA)(alpha)
+        if wanted:
+            raise CheckpointError(path, f"alpha_pattern says {str(alpha)[:30]} for {pattern[:60]}", f"{wanted} there")
+    return {pattern: float(alpha) for pattern, alpha in patterns.items()}

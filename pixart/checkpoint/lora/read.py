@@ -1,0 +1,143 @@
+"""Reading LoRA files: every layout and adapter, at the scale it was trained with."""
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ...weights.errors import CheckpointError
+from ...weights.locate import Kind, find_files
+from ...weights.reader import open_weights
+from ...weights.values import check_finite, check_floating
+from ..layouts import diffusers_names
+from .adapters import COMPLETE, Found, build
+from .alpha import LORA_FILE, Settings, find_settings
+from .changes import Change
+from .keys import ALPHA, DOWN, layout_of, place_of, split_key, stranger
+from .lora import Lora
+
+LORA_KIND = Kind(LORA_FILE, "", ("adapter_model", "pytorch_lora_weights"))
+
+
+def read_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
+    """Read the LoRA of a PixArt transformer in any layout and of any method ComfyUI knows, at its true scale.
+
+    path: a .safetensors or .bin file, or a folder as peft saves it. The scale is alpha / rank; alpha is looked for in
+    the tensors, in the adapter_config.json beside, and in the file's header. Files of the official trainers
+    that say nothing were trained with 8; others that say nothing, with the rank. alpha > 0: use this instead of all
+    that. Text encoder keys and unknown ones are listed in `ignored`. Raises CheckpointError, a ValueError, for files of
+    other models and other methods, halves of pairs, numbers that are not finite and damaged files.
+    """
+    if alpha is not None and not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha is {alpha}; it must be above 0, or left out to take what the file says")
+    path = Path(path).expanduser()
+    file = find_files(path, LORA_KIND)[0]
+    weights = open_weights(file, LORA_KIND)
+    groups, ignored = group_keys(weights.tensors)
+    check_kind(weights.tensors, groups, file)
+    first = next(iter(groups))
+    settings = find_settings(file, first.startswith(("base_model.", "unet.base_model.")), weights.metadata,
+                             common_rank(groups, weights.tensors))
+    if alpha is not None:
+        settings = Settings(f"alpha {alpha:g} as chosen", alpha)
+    reader = _Reader(weights.tensors, settings, alpha is not None, file)
+    parts = tuple(part for module, keys in groups.items() for part in reader.changes(module, keys))
+    check_once(parts, file)
+    own = alpha is None and all(ALPHA in keys for keys in groups.values() if DOWN in keys)
+    used = {key for part in parts for key in part.keys}
+    unused = [key for keys in groups.values() for key in keys.values() if key not in used]
+    return Lora(parts, layout_of(first), "alpha from the file" if own else settings.source, (*ignored, *unused), file)
+
+
+def group_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Module name in the file -> {what the tensor is to it: key}, for modules of PixArt; and all other keys."""
+    groups: dict[str, dict[str, str]] = {}
+    ignored = []
+    for key in tensors:
+        split = split_key(key)
+        if split is None or place_of(split[0]) is None:
+            ignored.append(key)
+        else:
+            groups.setdefault(split[0], {})[split[1]] = key
+    return groups, ignored
+
+
+def check_kind(tensors: Mapping[str, Tensor], groups: Mapping[str, object], file: Path) -> None:
+    """Refuse LoRAs of other models, other methods, and files that are no LoRA."""
+    other = stranger(tensors)
+    if other is not None:
+        raise CheckpointError(file, other, LORA_FILE)
+    if groups:
+        return
+    if not any(split_key(key) for key in tensors):
+        raise CheckpointError(file, f"no LoRA: {len(tensors)} tensors such as {min(tensors)[:60]}", LORA_FILE,
+                              "Whole models are for Load PixArt.")
+    raise CheckpointError(file, f"a LoRA of another model, with keys such as {min(tensors)[:60]}", LORA_FILE)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """One file; `forced`: settings win over the alpha in its tensors."""
+
+    tensors: Mapping[str, Tensor]
+    settings: Settings
+    forced: bool
+    file: Path
+
+    def changes(self, module: str, keys: Mapping[str, str]) -> list[Change]:
+        """What the tensors of one module change: its weight, its bias or both."""
+        place = place_of(module)
+        assert place is not None            # as group_keys saw to it
+        for kind, key in keys.items():
+            if kind != ALPHA:
+                check_floating(key, self.tensors[key], self.file, LORA_FILE)
+            check_finite(key, self.tensors[key], self.file, LORA_FILE)
+        self._refuse_halves(module, keys)
+        found = Found(place, {kind: self.tensors[key] for kind, key in keys.items()}, keys, self.alpha(keys),
+                      lambda rank: self.settings.scale(diffusers_name(place.module, place.part), rank))
+        try:
+            return build(found)
+        except (ValueError, IndexError, RuntimeError) as error:
+            example = next(iter(keys.values()))
+            raise CheckpointError(self.file, f"{example} and its partners do not fit ({str(error)[:120]})", LORA_FILE,
+                                  "It is damaged or of another kind.") from error
+
+    def alpha(self, keys: Mapping[str, str]) -> float | None:
+        """In the tensors; None where it is not said there or does not count."""
+        if ALPHA not in keys or self.forced:
+            return None
+        tensor = self.tensors[keys[ALPHA]]
+        if tensor.numel() != 1 or tensor.is_complex():
+            raise CheckpointError(self.file, f"{keys[ALPHA]} holds {tensor.numel()} numbers", "one")
+        return float(tensor.item())
+
+    def _refuse_halves(self, module: str, keys: Mapping[str, str]) -> None:
+        for together in COMPLETE:
+            there = [kind for kind in together if kind in keys]
+            if there and len(there) < len(together):
+                raise CheckpointError(self.file, f"{keys[there[0]]} has no partner: a LoRA pair of {module} is "
+                                      "incomplete", LORA_FILE, "The file is damaged or cut; get it again.")
+
+
+def check_once(parts: tuple[Change, ...], file: Path) -> None:
+    """Refuse two changes of the same rows, such as one layer under two names."""
+    seen: dict[tuple[str, int, int], Change] = {}
+    for part in parts:
+        first = seen.setdefault((part.target, part.part, part.parts), part)
+        if first is not part:
+            raise CheckpointError(file, f"{first.keys[0]} and {part.keys[0]} change the same layer", LORA_FILE)
+
+
+def diffusers_name(module: str, part: int) -> str:
+    """Settings name modules as diffusers does; a module that only the reference has keeps its name."""
+    names = diffusers_names(f"{module}.weight")
+    return module if names is None else names[part if len(names) > part else 0].removesuffix(".weight")
+
+
+def common_rank(groups: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Tensor]) -> int:
+    """The most common rank in the file."""
+    ranks = Counter(tensors[keys[DOWN]].shape[0] for keys in groups.values()
+                    if DOWN in keys and tensors[keys[DOWN]].ndim)
+    return ranks.most_common(1)[0][0] if ranks else 0
