@@ -3,7 +3,7 @@
 Shapes: B batch, H x W latent pixels, h x w tokens (N = h * w), D width, L caption tokens, C caption width.
 Submodule names equal the names in the published .pth files, so these load with strict=True.
 """
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -154,29 +154,30 @@ class PixArtTransformer(nn.Module):
         return self.ask_stack(p, policies)
 
     def run_blocks(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
-        for index in range(len(self.blocks)):
-            compute = partial(self.run_block, index, policies=policies)
-            p = p.with_x(composed(policies, "block", (index,), compute)(p))             # (B, N, D)
+        for index, block in enumerate(cast(Iterable[PixArtBlock], self.blocks)):
+            if policies:
+                run = partial(self.run_block, index, block, policies=policies)
+                p = p.with_x(composed(policies, "block", (index,), run)(p))             # (B, N, D)
+            else:
+                p = p.with_x(self.compute(block, p.controlled(index)))                  # (B, N, D)
         return p.x
 
-    def run_block(self, index: int, p: Pass, policies: Sequence[Policy]) -> Tensor:
+    def run_block(self, index: int, block: PixArtBlock, p: Pass, policies: Sequence[Policy]) -> Tensor:
         """One block: in one piece, or branch by branch where a policy wants to be asked for these."""
         p = p.controlled(index)
         if not asked_for_branches(policies):
-            return self.compute(index, p)
-        block = cast(PixArtBlock, self.blocks[index])
+            return self.compute(block, p)
         rows = block.scale_shift_table(p.modulation)                                    # six of (B, 1, D)
         for name in block.branches:
-            said = composed(policies, "branch", (index, name), partial(self.compute, index, only=name))(p)
+            said = composed(policies, "branch", (index, name), partial(self.compute, block, only=name))(p)
             p = p.with_x(block.join(name, p.x, said, rows))                             # (B, N, D)
         return p.x
 
-    def compute(self, index: int, p: Pass, only: str | None = None) -> Tensor:
+    def compute(self, block: PixArtBlock, p: Pass, only: str | None = None) -> Tensor:
         """The call that recomputation and a compiled block wrap, so that policies are asked once and outside of it."""
-        arguments = (p.x, p.text, p.modulation, p.grid, p.mask, p.options, only)
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self.blocks[index], *arguments, use_reentrant=False)
-        return self.blocks[index](*arguments)
+            return checkpoint(block, p.x, p.text, p.modulation, p.grid, p.mask, p.options, only, use_reentrant=False)
+        return block(p.x, p.text, p.modulation, p.grid, p.mask, p.options, only)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, patch * patch * channels), channel fastest, -> (B, channels, h * patch, w * patch)."""

@@ -161,7 +161,7 @@ def test_a_branch_that_says_nothing_is_missing_from_the_block(model, name):
         if other != name:
             said = block(rest.x, p.text, p.modulation, p.grid, p.mask, None, other)
             rest = rest.with_x(block.join(other, rest.x, said, block.scale_shift_table(p.modulation)))
-    assert torch.equal(model.run_block(2, p, [Silent(name)]), rest.x)
+    assert torch.equal(model.run_block(2, block, p, [Silent(name)]), rest.x)
     assert not torch.allclose(rest.x, block(p.x, p.text, p.modulation, p.grid, p.mask))
 
 
