@@ -56,9 +56,9 @@ def _add_evaluate(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     evaluate.add_argument("--control", action="store_true", help="measure the ControlNet instead, at five strengths")
     evaluate.add_argument("--reference", metavar="M",
                           help="way of drawing that the pictures are compared with one by one")
-    evaluate.add_argument("--diversity", type=int, default=50, metavar="N", help="sentences that diversity is measured "
+    evaluate.add_argument("--diversity", type=int, metavar="N", help="sentences that diversity is measured "
                           "on, by three more pictures each; 0 for none (default: 50)")
-    evaluate.add_argument("--probe", type=int, default=1, metavar="N", help="pictures whose multiplications are "
+    evaluate.add_argument("--probe", type=int, metavar="N", help="pictures whose multiplications are "
                           "counted; more than one for methods that work more on some pictures (default: 1)")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, results.md, results.png")
     evaluate.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet to draw")
@@ -102,7 +102,7 @@ def run_build(args: argparse.Namespace) -> None:
     build(args.work, files, device=device)
     if args.measure:
         from .evaluate import evaluate
-        print(evaluate(args.measure, files=files, device=device, batch=batch_for(device)).table())
+        print(evaluate(args.measure, files=files, device=device, batch=batch_for(device), diverse=0).table())
 
 
 def run_data(args: argparse.Namespace) -> None:
@@ -112,7 +112,7 @@ def run_data(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from .evaluate import METHODS, evaluate, write_report
+    from .evaluate import DIVERSE, METHODS, evaluate, write_report
     from .measure.methods import few_step, method_of
     for path in (args.out, args.sheet, args.edge_sheet):
         require_folder(path)
@@ -121,7 +121,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         return
     methods = [*map(method_of, args.method), *few_step(args.student, args.lora)] or METHODS
     found = evaluate(args.count, args.seed, Files(args.weights), methods, *where(args), args.crowded, args.judge,
-                     method_of(args.reference) if args.reference else None, args.diversity, args.probe)
+                     method_of(args.reference) if args.reference else None,
+                     DIVERSE if args.diversity is None else args.diversity, 1 if args.probe is None else args.probe)
     print(found.table())
     if args.out:
         print("\n".join(map(str, write_report(found.measured, args.out))))
@@ -130,8 +131,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_control(args: argparse.Namespace) -> None:
     from .agreement import evaluate_control, table
-    for option in ("method", "student", "lora", "reference", "crowded", "out"):
-        if getattr(args, option):
+    for option in ("method", "student", "lora", "reference", "crowded", "diversity", "probe", "out"):
+        if getattr(args, option) not in (None, [], False):
             raise ValueError(f"--{option} has no effect with --control; leave one of the two out")
     rows, pictures, prompts = evaluate_control(args.count, args.seed, Files(args.weights), None, *where(args),
                                                args.judge)
