@@ -92,6 +92,7 @@ class Held(TorchDispatchMode):
 
 def networks(case: Case) -> tuple[nn.Module, Any]:
     """What is trained, and its objective."""
+    data: Any
     config, data = replace(VARIANTS["alpha-1024"], depth=case.depth), Captions()
     if case.method == "lcm-lora":
         return without_data(lambda: add_lora(PixArtTransformer(config, dtype=DTYPES[case.frozen]), 32, 8.0)), \
@@ -197,11 +198,11 @@ def table(depth: int) -> None:
 
 def measure(case: Case) -> None:
     """A real step, in a process that does nothing else: what it held at most, beside what is computed for it."""
-    before = peak_resident()
+    before = peak_resident() or 0
     started = time.perf_counter()
     run(case, steps=1)
     seconds = time.perf_counter() - started
-    most = peak_resident()
+    most = peak_resident() or 0
     print(f"measured: {most / GIB:.2f} GiB resident at most, {before / GIB:.2f} GiB of them before; {seconds:.0f} s")
     with FakeTensorMode(allow_non_fake_inputs=True), Held() as held:
         run(case, steps=1)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,11 +36,12 @@ def ours(config: PixArtConfig, dtype: torch.dtype, device: str) -> PixArtTransfo
 
 def diffusers_run(config: PixArtConfig, state: dict, given: dict, dtype: torch.dtype, device: str) -> Run:
     from diffusers import PixArtTransformer2DModel
-    model = PixArtTransformer2DModel(
+    model: Any = PixArtTransformer2DModel(
         num_attention_heads=config.heads, attention_head_dim=config.hidden // config.heads, out_channels=8,
         num_layers=config.depth, cross_attention_dim=config.hidden, sample_size=2 * config.base_size,
         caption_channels=config.caption_width, interpolation_scale=config.position_scale,
-        use_additional_conditions=False).to(device, dtype).eval()
+        use_additional_conditions=False)
+    model.to(device, dtype).eval()
     model.load_state_dict(to_diffusers(state))
     return lambda: model(given["latent"], encoder_hidden_states=given["context"], timestep=given["timestep"],
                          added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0][:, :4]

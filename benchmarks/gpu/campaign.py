@@ -103,7 +103,7 @@ class Campaign:
 
     def read(self, stage: Stage, process: subprocess.Popen) -> None:
         """Into the report, line by line as they come."""
-        for line in process.stdout:
+        for line in process.stdout or ():
             try:
                 note = json.loads(line)
             except ValueError:          # cut off by the end of the process

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+
+from pixart.model.transformer import PixArtTransformer
 
 from .latency import FOUR, MAIN, TOKENS, Size, drawing, dtype_of
 from .models import backend
@@ -15,21 +16,22 @@ from .setting import Absent, Setting
 from .stages import Case
 from .timing import medians, milliseconds
 
+Run = Callable[..., torch.Tensor]
 TABLE, AIM = "Compiled beside eager, one pass", 1.3
-Compile = Callable[[nn.Module, Setting], nn.Module]
+Compile = Callable[[PixArtTransformer, Setting], Run]
 
 
-def blocks(model: nn.Module, setting: Setting) -> nn.Module:
+def blocks(model: PixArtTransformer, setting: Setting) -> PixArtTransformer:
     for block in model.blocks:
         block.compile(fullgraph=True, dynamic=False, backend=backend(setting))
     return model
 
 
-def whole(model: nn.Module, setting: Setting) -> nn.Module:
+def whole(model: PixArtTransformer, setting: Setting) -> Run:
     return torch.compile(model, fullgraph=True, dynamic=False, backend=backend(setting))
 
 
-def graph(model: nn.Module, setting: Setting) -> nn.Module:
+def graph(model: PixArtTransformer, setting: Setting) -> Run:
     """Compiled and recorded: no launch costs."""
     if setting.tiny:
         raise Absent("device graphs are CUDA's")

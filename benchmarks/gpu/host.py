@@ -32,8 +32,7 @@ def base_folder(setting: Setting) -> Path:
     base = setting.work / "comfyui"
     if base.exists():
         return base
-    width = {"caption_width": text_width(setting)}
-    model = transformer_file(setting, setting.config(**width), "alpha-1024")
+    model = transformer_file(setting, setting.config(caption_width=text_width(setting)), "alpha-1024")
     try:
         vae = SHIPPED.vae if setting.tiny else vae_folder(setting) / "diffusion_pytorch_model.safetensors"
     except Absent:

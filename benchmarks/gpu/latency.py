@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from pixart.config import PixArtConfig
+from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Request, sample
 from pixart.vae import decode
 
 from ..transformer_speed import Run, diffusers_run, native_run
 from .networks import autoencoder, distance, encoded, given, transformer
-from .notes import Notes
+from .notes import Cell, Notes
 from .profile import profiled
 from .setting import HALF, Absent, Setting
 from .stages import Case
@@ -71,7 +72,7 @@ def ceiling(name: str, setting: Setting, notes: Notes) -> float:
 
 
 @torch.inference_mode()
-def one_pass(size: Size, name: str, model: nn.Module, setting: Setting, notes: Notes) -> float:
+def one_pass(size: Size, name: str, model: PixArtTransformer, setting: Setting, notes: Notes) -> float:
     """Milliseconds."""
     inputs = given(model.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device,
                    dtype_of(name, setting))
@@ -83,7 +84,7 @@ def one_pass(size: Size, name: str, model: nn.Module, setting: Setting, notes: N
     return taken
 
 
-def drawing(size: Size, model: nn.Module, setting: Setting) -> Run:
+def drawing(size: Size, model: PixArtTransformer, setting: Setting) -> Run:
     """Noise to latents in four steps, as the library does it."""
     text, side = encoded(model.config, [TOKENS] * size.batch), setting.pixels(size.side)
     request = Request(("",) * size.batch, height=side, width=side)
@@ -95,12 +96,12 @@ def picture(size: Size, name: str, setting: Setting, notes: Notes) -> None:
     one_pass(size, name, model, setting, notes)
     draw = drawing(size, model, setting)
     steps = median(draw, setting)
-    row = {"px": size.side, "batch": size.batch, "dtype": name, "4 steps ms": steps}
+    row: dict[str, Cell] = {"px": size.side, "batch": size.batch, "dtype": name, "4 steps ms": steps}
     latents, scale = draw(), model.config.latent_scale
     try:
         for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             vae = autoencoder(setting.tiny, dtype, setting.device)
-            taken = median(lambda v=vae: decode(v, latents, scale), setting, seconds=2.0)
+            taken = median(partial(decode, vae, latents, scale), setting, seconds=2.0)
             row |= {f"decode {kind} ms": taken, f"s a picture, decode {kind}": (steps + taken) / 1000 / size.batch}
             if size == MAIN and name == "fp16" and setting.cuda:
                 notes.aim(f"1024 px, 4 LCM steps fp16 and decoding {kind}", (steps + taken) / 1000, PICTURE_AIM, "s")

@@ -6,8 +6,10 @@ import torch
 
 from pixart.model.controlnet import Controlled, PixArtControlNet
 from pixart.pipeline import Request, sample
+from pixart.train.data import PreparedFolder
 from pixart.train.loop import Training
 from pixart.train.loop_config import LoopConfig
+from pixart.train.objectives import Objective
 from pixart.vae import decode
 
 from ..training_memory import Case as Computed
@@ -59,7 +61,7 @@ def training(title: str, setting: Setting, notes: Notes) -> None:
         notes.aim(f"{title}, peak held by the allocator", (found["reserved GiB"] or 0) * 2 ** 30 / 1e9, BUDGET, "GB")
 
 
-def parts(method: str, setting: Setting, data: object) -> tuple[torch.nn.Module, object]:
+def parts(method: str, setting: Setting, data: PreparedFolder) -> tuple[torch.nn.Module, Objective]:
     """What is trained, and its objective; teacher and base in 16 bits, as the recipes have them."""
     from pixart.train.lcm_lora import ConsistencyLora
     from pixart.train.lora import add_lora

@@ -3,7 +3,7 @@
 Weights are drawn with a standard deviation of 1 / sqrt(inputs), so that values stay in the range of 16-bit floats.
 """
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,15 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport
 
+Network = TypeVar("Network", bound=nn.Module)
 # Stable Diffusion's and SDXL's autoencoder.
-KL = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
+KL: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
       "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 512,
       "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
 TINY_KL = {**KL, "block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1}
 
 
-def drawn(model: nn.Module, seed: int) -> nn.Module:
+def drawn(model: Network, seed: int) -> Network:
     """In place: every weight and bias random, none zero; ready for use."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     with torch.no_grad():
@@ -40,24 +41,24 @@ def controlnet(config: PixArtConfig, blocks: int, dtype: torch.dtype, device: st
     return drawn(PixArtControlNet(config, blocks, dtype=dtype, device=device), seed)
 
 
-def copied(model: nn.Module, like: nn.Module) -> nn.Module:
+def copied(model: nn.Module, like: Network) -> Network:
     """The weights of `model` in the data types and on the device of `like`, which is returned."""
     like.load_state_dict(model.state_dict())
     return like.eval().requires_grad_(False)
 
 
-def autoencoder(tiny: bool, dtype: torch.dtype, device: str) -> nn.Module:
+def autoencoder(tiny: bool, dtype: torch.dtype, device: str) -> Any:
     """diffusers' AutoencoderKL at full size with its own random initialisation. Raises Absent."""
     from .setting import need
     need("diffusers")
     from diffusers import AutoencoderKL
     torch.manual_seed(2)
     with torch.device(device):
-        model = AutoencoderKL(**(TINY_KL if tiny else KL))
+        model: Any = AutoencoderKL(**(TINY_KL if tiny else KL))
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def given(config: PixArtConfig, sides: tuple[int, int], lengths: Sequence[int], device: str = "cpu",
+def given(config: PixArtConfig, sides: Sequence[int], lengths: Sequence[int], device: str = "cpu",
           dtype: torch.dtype = torch.float32, seed: int = 3) -> dict[str, Tensor]:
     """Arguments of the transformer for one picture a length: latent sides (h, w), prompts of `lengths` tokens."""
     generator = torch.Generator().manual_seed(seed)

@@ -3,7 +3,7 @@
 Text encoder, samplers, ControlNet and autoencoder, with the weights of the repository; and the edge maps of control.
 """
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -94,8 +94,12 @@ def one_step(setting: Setting, notes: Notes) -> None:
         model = load(SHIPPED.student, dtype=torch.float32, device=device)
         context, mask = (part.to(device) for part in (features(setting)[0].context, features(setting)[0].mask))
         noise = PictureNoise([SEED] * len(mask), (4, 16, 16), device)
-        results.append(dmd(lambda x, t, m=model, c=context, k=mask: m(x, t, c, k), noise()))
+        results.append(dmd(partial(conditioned, model, context, mask), noise()))
     notes.check("DMD", "one step, latents, fp32", distance(results[1], results[0]), LATENT_LIMITS["fp32"])
+
+
+def conditioned(model: torch.nn.Module, context: Tensor, mask: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    return model(x, t, context, mask)
 
 
 @torch.inference_mode()

@@ -43,7 +43,7 @@ def profiled(title: str, run: Callable[[], object], setting: Setting, notes: Not
 
 def is_kernel(event: torch.autograd.profiler_util.FunctionEventAvg, setting: Setting) -> bool:
     """On a GPU what ran there, and no span that only names a part of it; on a CPU every operator."""
-    if getattr(event, "is_user_annotation", False) or event.key.startswith(("Torch-Compiled", "## Call")):
+    if getattr(event, "is_user_annotation", False) or str(event.key).startswith(("Torch-Compiled", "## Call")):
         return False
     return event.device_type == torch.autograd.DeviceType.CUDA if setting.cuda else time_of(event, setting) > 0
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def carry_out(cases: dict[str, Case], setting: Setting, notes: Notes) -> None:
 
 
 @contextmanager
-def results_apart():
+def results_apart() -> Iterator[Callable[[str], None]]:
     """Standard output for results alone: libraries that print get stderr."""
     channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)

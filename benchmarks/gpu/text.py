@@ -91,5 +91,4 @@ def generated(files: tuple[Path, Path], bits: int, setting: Setting, held: dict)
 
 
 def most(held: dict[str, dict[str, float | None]], name: str) -> float | None:
-    known = [found[name] for found in held.values() if found[name] is not None]
-    return max(known) if known else None
+    return max((size for found in held.values() if (size := found[name]) is not None), default=None)

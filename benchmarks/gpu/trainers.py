@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,10 +91,10 @@ def cases(setting: Setting) -> dict[str, Case]:
 
 
 def config(setting: Setting) -> PixArtConfig:
-    return replace(ALPHA, caption_tokens=8, **({"depth": 2, "hidden": 48, "heads": 4} if setting.tiny else {}))
+    return replace(ALPHA, caption_tokens=8, depth=2, hidden=48) if setting.tiny else replace(ALPHA, caption_tokens=8)
 
 
-def settings(precision: str, **changes: object) -> LoopConfig:
+def settings(precision: str, **changes: Any) -> LoopConfig:
     return LoopConfig(**{"steps": PATIENCE, "batch": BATCH, "learning_rate": 1e-3, "warmup": 1, "ema": 0.9,
                          "precision": precision, "log_every": 1, **changes})
 
