@@ -14,6 +14,14 @@ HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded pr
 ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for people
 
 
+KERNELS = "bitsandbytes.backends.cpu.ops"
+
+
+def is_no_kernel_hint(record: logging.LogRecord) -> bool:
+    """Leaves out what bitsandbytes says of an optional kernel, in the middle of a progress bar, on every CPU."""
+    return "Failed to load CPU gemm_4bit_forward" not in record.getMessage()
+
+
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """Of all commands. Only `chosen` gets the options that take the whole library to know."""
     started = Path(sys.argv[0]).name
@@ -48,8 +56,8 @@ def main() -> int:
     args = parser(chosen).parse_args()
     chatty = args.verbose or args.command in ("mini", "train")
     logging.basicConfig(level=logging.INFO if chatty else logging.WARNING, format="%(message)s")
-    if not args.verbose:        # on CPUs it warns of a kernel that is not needed, in the middle of a progress bar
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not args.verbose:
+        logging.getLogger(KERNELS).addFilter(is_no_kernel_hint)
     try:
         run_of(args.command)(args)
     except ERRORS as error:

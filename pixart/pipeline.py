@@ -3,6 +3,7 @@
 Every file is opened once and read when it is first needed. Where memory is short the text encoder is freed before the
 transformer is read, so that the two are never in memory at the same time.
 """
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from .model.cpu_dtype import faster_dtype
 from .model.policy import Policy
 from .model.transformer import PixArtTransformer
 from .pictures import save_picture, to_image
+from .resolution import size_notice
 from .sampling.samplers import SAMPLERS
 from .sampling.samplers import sampler as sampler_of
 from .text.encoded import Encoded, join
@@ -36,6 +38,8 @@ from .vae import encode as encode_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["SAMPLERS", "Control", "Guide", "Pictures", "Pipeline", "Progress", "Request", "check_captions", "encode",
            "sample"]
@@ -96,9 +100,10 @@ class Pipeline:
         model: transformer, a file or folder; without it the embedded PixArt-mini with all its parts. vae and t5 must
         be those the model was trained with. device: the best there is, by default. dtype of the transformer: by default
         bfloat16 on a GPU, and on a CPU what the processor is faster with. variant: what weights cannot tell, a key
-        of VARIANTS. bits of T5: 16, 8 or 4; by default 8, and 16 for the small one of PixArt-mini. loras: files or
-        folders with strengths, 1 as trained, merged into the weights. controlnet: for calls with a guide. keep_t5:
-        whether T5 stays in memory beside the transformer; by default where it leaves as much memory free as it takes.
+        of VARIANTS. bits of T5: 16, 8 or 4; by default 8, and 16 for the small one of PixArt-mini and on Apple GPUs.
+        loras: files or folders with strengths, 1 as trained, merged into the weights. controlnet: for calls with a
+        guide. keep_t5: whether T5 stays in memory beside the transformer; by default where it leaves as much memory
+        free as it takes.
         Raises ValueError, or FileNotFoundError, that names the file and what to do.
         """
         if bits not in (None, 16, 8, 4):
@@ -109,7 +114,8 @@ class Pipeline:
         if model is None and controlnet is None:
             controlnet = SHIPPED.control
         files = Files(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet, tuple(loras))
-        return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or (8 if t5 else 16), place), place, dtype, keep_t5)
+        usual_bits = 8 if t5 is not None and place.type != "mps" else 16
+        return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or usual_bits, place), place, dtype, keep_t5)
 
     @property
     def config(self) -> PixArtConfig:
@@ -168,6 +174,8 @@ class Pipeline:
         caption = self._features(prompts, progress)
         null = self._features(negative, progress) if request.guided else caption
         check_captions(caption, request, self.config)
+        if (notice := size_notice(request.height, request.width, side)) is not None:
+            logger.warning(notice)
         self.t5.make_room(self.keep_t5)
         with memory_advice(self.device, "drawing", "draw fewer pictures at once (batch), smaller ones, or in 16 bits"):
             latents = [self._sample(rows, request, caption, null, guide, policies, progress)
@@ -200,7 +208,8 @@ class Pipeline:
 
     def _decode(self, latents: Tensor, progress: Progress | None) -> Tensor:
         tell(progress, "decoding", 0, len(latents))
-        pixels = decode(self.vae, latents, self.config.latent_scale)
+        with memory_advice(self.device, "decoding", "draw a smaller picture, or on the CPU"):
+            pixels = decode(self.vae, latents, self.config.latent_scale)
         require_finite(pixels, "the VAE")
         tell(progress, "decoding", len(latents), len(latents))
         return pixels

@@ -53,6 +53,16 @@ def nearest_class(height: int, width: int) -> int:
     return min(CLASSES, key=lambda side: max(area / side ** 2, side ** 2 / area))
 
 
+def size_notice(height: int, width: int, side: int) -> str | None:
+    """A sentence for people where a picture is far from the sizes that a model of class `side` was trained on."""
+    trained = nearest_class(side, side)
+    if nearest_class(height, width) == trained:
+        return None
+    near_height, near_width = nearest_size(height, width, trained)
+    return (f"{width} x {height} pixels is far from the sizes this PixArt model was trained on; the nearest one is "
+            f"{near_width} x {near_height}")
+
+
 def table(side: int) -> dict[float, tuple[int, int]]:
     """Trained ratios of one class, each with its (height, width)."""
     if side not in CLASSES:

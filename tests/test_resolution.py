@@ -54,3 +54,9 @@ def test_labels_name_width_before_height_and_every_ratio_once():
     assert resolution.LABELS["1:1"] == 1.0
     assert resolution.LABELS["7:4 (16:9)"] == 0.57
     assert resolution.LABELS["4:7 (9:16)"] == 1.75
+
+
+def test_a_picture_far_from_the_trained_sizes_is_noticed_with_the_nearest_one():
+    assert resolution.size_notice(1024, 1024, 1024) is None and resolution.size_notice(768, 1344, 1024) is None
+    notice = resolution.size_notice(256, 512, 1024)
+    assert notice is not None and notice.startswith("512 x 256 pixels is far") and notice.endswith("1408 x 704")

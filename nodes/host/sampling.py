@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...pixart.resolution import nearest_class, nearest_size
+from ...pixart.resolution import size_notice
 from ...pixart.sampling.consistency import boundary
 from ...pixart.sampling.dmd import TIMESTEP as DMD_TIMESTEP
 from ...pixart.sampling.lcm import lcm_timesteps
@@ -172,10 +172,6 @@ def check_latent(model: Any, latent: Latent) -> None:
 
 def notice_size(model: Any, height: int, width: int) -> None:
     config = getattr(model.model.diffusion_model, "config", None)
-    if config is None:
-        return
-    trained = nearest_class(config.resolution, config.resolution)
-    if nearest_class(height, width) != trained:
-        near_height, near_width = nearest_size(height, width, trained)
-        logger.warning("%d x %d pixels is far from the sizes this PixArt model was trained on; the nearest one is "
-                       "%d x %d", width, height, near_width, near_height)
+    notice = config and size_notice(height, width, config.resolution)
+    if notice:
+        logger.warning(notice)

@@ -44,7 +44,7 @@ def _add_files(command: argparse.ArgumentParser) -> None:
                        help="strength of each LoRA, 0 for none (default: 1, as trained)")
     files.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer (default: bf16 on "
                        "a GPU, on a CPU what the processor is faster with)")
-    add_bits(files, "8; 16 for the small one of PixArt-mini")
+    add_bits(files, "8; 16 for the small one of PixArt-mini and on Apple GPUs")
     add_device(files)
 
 

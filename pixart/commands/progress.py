@@ -15,8 +15,11 @@ class Bars:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self._bar is None or stage != self._stage:
             self.close()
-            self._bar, self._stage = tqdm(total=total, desc=stage, file=sys.stderr, disable=None, leave=False), stage
+            self._bar, self._stage = tqdm(desc=stage, file=sys.stderr, disable=None, leave=False), stage
+        self._bar.total = total or None         # 0: not known yet
         self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.refresh()
 
     def close(self) -> None:
         if self._bar is not None:

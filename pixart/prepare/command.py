@@ -1,8 +1,6 @@
 """python -m pixart prepare: its options, and what it says while it works."""
 import argparse
 import os
-import sys
-import time
 from pathlib import Path
 
 from ..resolution import CLASSES
@@ -40,6 +38,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(args: argparse.Namespace) -> None:
     """Prepare as `args` of `add_parser` say, and print what came out."""
+    from ..commands.progress import Bars
     from ..device import best_device, checked_device
     from ..mini import SHIPPED
     from .run import Job, prepare
@@ -50,11 +49,8 @@ def run(args: argparse.Namespace) -> None:
     job = Job(tuple(args.source), args.out, family, args.resolution or 128, args.vae or (SHIPPED.vae if mini else None),
               args.t5 or (SHIPPED.t5 if mini else None), args.edges, args.hed, args.null, args.bits, args.batch,
               args.shard, args.workers, str(checked_device(args.device or best_device())))
-    clock = Clock()
-    try:
-        report = prepare(job, clock)
-    finally:
-        clock.end()
+    with Bars() as bars:
+        report = prepare(job, bars)
     print(f"{report.examples} pictures are prepared in {args.out}, {report.added} of them now")
     if report.cut:
         print(f"{report.cut} captions were longer than {family.tokens} tokens and were cut")
@@ -62,31 +58,3 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(report.skipped)} pictures were skipped, listed in {args.out / 'skipped.jsonl'}:")
         for reason, count in report.reasons.most_common(8):
             print(f"  {count} x {reason}")
-
-
-class Clock:
-    """One line a stage on the terminal, overwritten as it goes on, with the time that is left."""
-
-    def __init__(self, every: float = 0.5) -> None:
-        self.every = every
-        self._stage, self._began, self._first, self._told = "", 0.0, 0, 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            self.end()
-            self._stage, self._began, self._first, self._told = stage, now, done, 0.0
-        if now - self._told >= self.every or done == total:
-            self._told = now
-            left = (now - self._began) / max(1, done - self._first) * (total - done)
-            text = f"{stage}: {done}" + (f" of {total}" if total else "")
-            text += f", {left / 60:.0f} min left" if total and left >= 90 else f", {left:.0f} s left" if total else ""
-            print(f"\r{text:<60}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-            if done == total:
-                self._stage = ""
-
-    def end(self) -> None:
-        """Close the line of a stage that did not come to its end."""
-        if self._stage:
-            print(file=sys.stderr)
-        self._stage = ""

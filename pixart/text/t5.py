@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..device import checked_device
 from ..weights.errors import CheckpointError
 from .cleaning import clean_caption, cleaning_notes
 from .emphasis import Part, parts_of, weigh
@@ -144,12 +145,10 @@ def _own_folder(files: T5Files) -> Path | None:
 def _checked_device(bits: int, device: str | torch.device) -> torch.device:
     if bits not in (16, 8, 4):
         raise ValueError(f"T5 can be loaded in 16, 8 or 4 bits, not {bits!r}")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{device!r} is not a device; use 'cpu', 'cuda' or 'cuda:1'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} was asked for, but this torch sees no CUDA GPU; use 'cpu'")
+    chosen = checked_device(device)
+    if bits < 16 and chosen.type == "mps":
+        raise ValueError(f"T5 in {bits} bits was asked for on {chosen}, for which bitsandbytes has no kernels; use 16 "
+                         "bits, or the device cpu")
     if bits < 16:
         require_bitsandbytes(bits)
     return chosen

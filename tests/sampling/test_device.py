@@ -70,6 +70,16 @@ def test_a_step_neither_copies_to_the_device_nor_asks_it(sampler, guide):
     assert few.questions == many.questions == 0
 
 
+def test_every_sampler_runs_on_a_device_without_float64():
+    from pixart.sampling.iddpm import iddpm
+    for name, chosen in SAMPLERS.items():
+        assert crossings(name, chosen.steps, None).questions == 0
+    noise = PictureNoise([1], (4, 8, 4), DEVICE, ahead=4)
+    with Device() as seen:
+        iddpm(lambda x, t: torch.cat([x, x], dim=1) * t.view(-1, 1, 1, 1), noise(), noise, steps=3)
+    assert seen.questions == 0
+
+
 def test_the_counter_counts():
     with Device() as seen:
         for _ in range(3):

@@ -1,0 +1,61 @@
+"""What the commands share: progress on the terminal, and values of options."""
+import argparse
+import io
+import logging
+
+import pytest
+
+from pixart.__main__ import KERNELS, is_no_kernel_hint
+from pixart.commands.arguments import number, size, whole
+from pixart.commands.progress import Bars
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def told(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("sys.stderr", stream)
+    with Bars() as bars:
+        for stage, total in (("looking", 0), ("sampling", 4), ("decoding", 2)):
+            for done in range(1, max(total, 3) + 1):
+                bars(stage, min(done, total or done), total)
+    return stream.getvalue()
+
+
+def test_each_stage_has_a_bar_on_a_terminal(monkeypatch):
+    shown = told(Terminal(), monkeypatch)
+    assert "looking: 0it" in shown and "sampling: 100%" in shown and "4/4" in shown and "decoding: 100%" in shown
+
+
+def test_nothing_is_shown_where_nobody_watches(monkeypatch):
+    assert told(io.StringIO(), monkeypatch) == ""
+
+
+def test_a_bar_is_closed_when_the_work_ends_badly(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with pytest.raises(InterruptedError), Bars() as bars:
+        bars("sampling", 1, 4)
+        raise InterruptedError
+    assert bars._bar is None
+
+
+def test_values_are_read_and_refused():
+    assert size("1024X768") == (1024, 768) and whole("3") == 3 and number("-1e-3") == -0.001
+    for parse, texts in ((size, ("1024", "8x8", "64x", "x", "9000x64", "-64x64")), (whole, ("0", "-1", "1.5", "")),
+                         (number, ("nan", "inf", "one"))):
+        for text in texts:
+            with pytest.raises(argparse.ArgumentTypeError, match="must be|is not a size"):
+                parse(text)
+
+
+def test_only_the_hint_about_an_optional_kernel_is_left_out(caplog):
+    logger = logging.getLogger(KERNELS)
+    logger.addFilter(is_no_kernel_hint)
+    try:
+        logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "no module")
+        logger.warning("something else")
+    finally:
+        logger.removeFilter(is_no_kernel_hint)
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
