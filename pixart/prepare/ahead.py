@@ -5,7 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-Given, Result = TypeVar("Given"), TypeVar("Result")
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
 def ahead(work: Callable[[Given], Result], given: Iterable[Given], workers: int) -> Iterator[Result]:

@@ -68,8 +68,8 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
-def encode_captions(captions: Captions, texts: Iterable[str], open_encoder: Callable[[], TextEncoder], tokens: int,
-                    batch: int, progress: Callable[[int, int], None]) -> int:
+def encode_captions(captions: Captions, texts: Iterable[str], open_encoder: Callable[[], TextEncoder] | None,
+                    tokens: int, batch: int, progress: Callable[[int, int], None]) -> int:
     """Add the features of `texts`, as they are to be tokenised, and free the encoder; returns how many were cut.
 
     Stopped by KeyboardInterrupt it keeps what is done. ValueError, FileNotFoundError of the encoder as they are.
@@ -77,9 +77,12 @@ def encode_captions(captions: Captions, texts: Iterable[str], open_encoder: Call
     wanted = [text for text in dict.fromkeys(texts) if text not in captions]
     if not wanted:
         return 0
+    if open_encoder is None:
+        raise ValueError(f"{len(wanted)} captions are to be encoded and there is no text encoder; give it with --t5")
     encoder = open_encoder()
     name = getattr(encoder, "path", "the text encoder")
-    done, found, cut = 0, [], 0
+    done = cut = 0
+    found: list[tuple[str, Tensor]] = []
 
     def flush() -> None:
         if found:

@@ -1,6 +1,7 @@
 """From an entry to an example: what is read from files, and what the networks compute, a few pictures at a time."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -71,10 +72,10 @@ class Reader:
             example = Example(item.key, slot, self._features(entry))
             if item.moments is not None:
                 example.latents = self._moments(item.moments, slot)
-            if uses_hint(item, self.edges):
+            if item.hint is not None and uses_hint(item, self.edges):
                 example.hint = self._moments(item.hint, slot)
             if example.latents is None or (self.edges != "none" and example.hint is None):
-                example.picture = load_picture(item.picture, slot.pixels, self.resolution >= SHARP)
+                example.picture = load_picture(item.place(), slot.pixels, self.resolution >= SHARP)
             return example
         except (BrokenPicture, BrokenFile) as error:
             return Skipped(item.key, str(error), stamp_of(item))
@@ -82,9 +83,11 @@ class Reader:
     def _features(self, entry: Entry) -> Tensor:
         if entry.text is not None:
             return self.captions.features(entry.text)
+        if entry.item.features is None:
+            raise BrokenFile("it has neither a caption nor text features")
         return half(read_features(entry.item.features, self.family.tokens), entry.item.features)
 
-    def _moments(self, path, slot: Slot) -> Posterior:
+    def _moments(self, path: Path, slot: Slot) -> Posterior:
         mean, deviation = read_moments(path)
         if tuple(mean.shape[1:]) != slot.sides:
             raise BrokenFile(f"its {path.name} has sides {tuple(mean.shape[1:])}, its latents {slot.sides}")
@@ -93,12 +96,12 @@ class Reader:
     def _finished(self, examples: list[Example]) -> list[Example]:
         """Let the networks see the pictures of a few examples, and drop the pictures."""
         plain = [example for example in examples if example.latents is None]
-        if plain:
+        if plain and self.vae is not None:
             for example, latents in zip(plain, _encode(self.vae, _batch(plain))):
                 example.latents = latents
         if self.edges != "none":
             blind = [example for example in examples if example.hint is None]
-            if blind:
+            if blind and self.vae is not None and self.maps is not None:
                 for example, hint in zip(blind, _encode(self.vae, self.maps(_batch(blind)))):
                     example.hint = hint
         for example in examples:
@@ -107,7 +110,8 @@ class Reader:
 
 
 def _batch(examples: list[Example]) -> Tensor:
-    return torch.stack([example.picture for example in examples]).float().div(255)
+    pictures = [example.picture for example in examples if example.picture is not None]
+    return torch.stack(pictures).float().div(255)
 
 
 def _encode(vae: PictureEncoder, pictures: Tensor) -> Iterator[Posterior]:

@@ -2,7 +2,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Window(io.RawIOBase):
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence])
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         self._file.seek(self._start + self._at)
         data = self._file.read(max(0, min(len(buffer), self._length - self._at)))
         buffer[:len(data)] = data
@@ -75,3 +75,9 @@ class Item:
     size: tuple[int, int] | None = None
     told_size: bool = True
     fault: str = ""
+
+    def place(self) -> Place:
+        """Of the picture. ValueError where there is none."""
+        if self.picture is None:
+            raise ValueError(f"{self.key} has no picture")
+        return self.picture

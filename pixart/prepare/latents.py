@@ -52,7 +52,9 @@ class EdgeMaps:
         from ..control.hed import load_hed
 
         self.name, self.device = name, device
-        self.network = load_hed(hed, device) if name == "hed" else None
+        if name == "hed" and hed is None:
+            raise ValueError("edges of HED need the file of the network, ControlNetHED.pth; give it with --hed")
+        self.network = load_hed(hed, device) if name == "hed" and hed is not None else None
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Tensor:

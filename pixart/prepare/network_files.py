@@ -1,4 +1,5 @@
 """Text encoder and autoencoder of files, as preparing asks for them."""
+from functools import partial
 from pathlib import Path
 
 from .families import Family
@@ -12,13 +13,13 @@ def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, dev
         if path is not None and not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
 
-    def open_text() -> TextEncoder:
+    def open_text(path: Path) -> TextEncoder:
         from ..text.t5 import T5Encoder
-        return T5Encoder(t5, bits, device)
+        return T5Encoder(path, bits, device)
 
-    def open_pictures() -> PictureEncoder:
+    def open_pictures(path: Path) -> PictureEncoder:
         from .latents import LatentEncoder
-        return LatentEncoder(vae, family, device)
+        return LatentEncoder(path, family, device)
 
-    return Networks(open_text if t5 else None, open_pictures if vae else None,
+    return Networks(partial(open_text, t5) if t5 else None, partial(open_pictures, vae) if vae else None,
                     {"VAE": fingerprint(vae), "T5": fingerprint(t5), "T5 bits": bits if t5 else None})

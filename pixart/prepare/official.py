@@ -49,11 +49,11 @@ def official_items(path: Path, family: str, resolution: int) -> Iterator[Item]:
         if not _named(record):
             yield Item(f"{path.name}, record {number}", fault="it is not a record with a `path`")
             continue
-        found = [_computed(folder, record["path"], ending, stems)
-                 for folder, ending in ((features, ".npz"), (moments, ".npy"), (hints, ".npz"))]
+        text, latents, hint = (_computed(folder, record["path"], ending, stems)
+                               for folder, ending in ((features, ".npz"), (moments, ".npy"), (hints, ".npz")))
         # Data of one size was trained on with that size, not with the pictures' own.
-        single = moments is not None and found[1] is not None and moments.name == "noflip"
-        yield _item(record, _picture(roots, record["path"]), *found, told_size=not single)
+        single = moments is not None and latents is not None and moments.name == "noflip"
+        yield _item(record, _picture(roots, record["path"]), text, latents, hint, told_size=not single)
 
 
 def _named(record: object) -> bool:
@@ -78,13 +78,18 @@ def _item(record: dict, picture: Place | None, features: Path | None, moments: P
         return Item(key, fault="it has neither a prompt nor text features")
     if moments is None and picture is None:
         return Item(key, fault="neither the picture nor its latents are there")
-    size = record.get("height"), record.get("width")
-    if not all(isinstance(side, (int, float)) and side > 0 for side in size):
-        if picture is None:
-            return Item(key, fault="its record has no height and width")
-        size = None
+    size = _size(record)
+    if size is None and picture is None:
+        return Item(key, fault="its record has no height and width")
     return Item(key, caption.strip() if isinstance(caption, str) else "", picture, features, moments, hint,
-                size and (int(size[0]), int(size[1])), told_size)
+                size, told_size)
+
+
+def _size(record: dict) -> tuple[int, int] | None:
+    """Height and width as the record has them."""
+    sides = record.get("height"), record.get("width")
+    found = [int(side) for side in sides if isinstance(side, (int, float)) and side > 0]
+    return (found[0], found[1]) if len(found) == 2 else None
 
 
 def _folder(roots: tuple[Path, ...], names: tuple[str, ...]) -> Path | None:
@@ -94,7 +99,7 @@ def _folder(roots: tuple[Path, ...], names: tuple[str, ...]) -> Path | None:
 def _picture(roots: tuple[Path, ...], path: str) -> Place | None:
     places = [root / inner / path for root in roots for inner in ("InternImgs", ".")]
     place = next((place for place in places if place.suffix.lower() in PICTURES and place.is_file()), None)
-    return place and Place(place)
+    return Place(place) if place else None
 
 
 def _computed(folder: Path | None, path: str, ending: str, stems: Counter) -> Path | None:

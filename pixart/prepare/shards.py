@@ -17,6 +17,14 @@ OPTIONAL = ("spread", "hints", "hints_spread")
 _NAME = re.compile(r"(bucket-(\d+)x(\d+))(?:-(\d{5,}))?\.safetensors")
 
 
+def _parts(path: Path) -> tuple[str, int, int, str | None]:
+    """Bucket, height and width of the latents, and number as written, of the name of a shard."""
+    found = _NAME.fullmatch(path.name)
+    if found is None:
+        raise ValueError(f"no name of a shard, bucket-HEIGHTxWIDTH-NUMBER.safetensors: {path}")
+    return found[1], int(found[2]), int(found[3]), found[4]
+
+
 def shard_path(folder: Path, sides: tuple[int, int], number: int) -> Path:
     """Where shard `number` of the bucket with these latent sides (h, w) lies."""
     return folder / f"bucket-{sides[0]}x{sides[1]}-{number:05d}.safetensors"
@@ -24,20 +32,20 @@ def shard_path(folder: Path, sides: tuple[int, int], number: int) -> Path:
 
 def shard_number(path: Path) -> int:
     """The number in a shard's name; -1 for a bucket that is one file without a number."""
-    number = _NAME.fullmatch(path.name)[4]
+    number = _parts(path)[3]
     return -1 if number is None else int(number)
 
 
 def shard_paths(folder: Path) -> list[Path]:
     """All shards of a folder: bucket by bucket in the order of their names, and by number within a bucket."""
     found = [path for path in folder.glob("bucket-*.safetensors") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (_NAME.fullmatch(path.name)[1], shard_number(path)))
+    return sorted(found, key=lambda path: (_parts(path)[0], shard_number(path)))
 
 
 def next_shard(folder: Path, sides: tuple[int, int]) -> Path:
     """The first shard of a bucket that does not exist yet."""
     stem = f"bucket-{sides[0]}x{sides[1]}"
-    numbers = [shard_number(path) for path in shard_paths(folder) if _NAME.fullmatch(path.name)[1] == stem]
+    numbers = [shard_number(path) for path in shard_paths(folder) if _parts(path)[0] == stem]
     return shard_path(folder, sides, max(numbers, default=-1) + 1)
 
 
@@ -45,7 +53,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write a safetensors file that is whole or not there. OSError, naming the file, where that fails."""
     try:
         with replacing(path) as beside:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, beside, metadata=metadata)
+            save_file({name: value.contiguous() for name, value in tensors.items()}, beside,
+                      metadata=dict(metadata) if metadata is not None else None)
     except (SafetensorError, OSError) as error:
         raise OSError(f"cannot write {path}: {error}. Free disk space or choose another folder; what was prepared so "
                       "far is kept") from error
@@ -65,8 +74,8 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.bucket, height, width = _NAME.fullmatch(path.name).group(1, 2, 3)
-        self.sides = int(height), int(width)
+        self.bucket, height, width, _ = _parts(path)
+        self.sides = height, width
         try:
             with safe_open(path, "pt") as file:
                 self.metadata: dict[str, str] = file.metadata() or {}

@@ -1,7 +1,7 @@
 """What a prepared folder knows about its own making: settings, skipped pictures, and who is at work in it."""
 import hashlib
 import json
-import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -96,7 +96,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         return

@@ -67,9 +67,9 @@ def _entry(item: Item, family: Family, resolution: int) -> Entry:
         if not text:
             raise Unfit("cleaning left nothing of its caption" if item.caption else "its caption is empty")
     if item.moments is not None:
-        size = (item.size or measure(item.picture)) if item.told_size else None
+        size = (item.size or measure(item.place())) if item.told_size else None
         if item.size:
             slot_of(item.size, resolution, family)          # refuses what is too long
         return Entry(item, slot_of_latents(moments_shape(item.moments), size, resolution, family), text)
     # The picture's own header, not the metadata: it is the picture that is scaled and cut.
-    return Entry(item, slot_of(measure(item.picture), resolution, family), text)
+    return Entry(item, slot_of(measure(item.place()), resolution, family), text)
