@@ -132,7 +132,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_control(args: argparse.Namespace) -> None:
     from .agreement import evaluate_control, table
     for option in ("method", "student", "lora", "reference", "crowded", "diversity", "probe", "out"):
-        if getattr(args, option) not in (None, [], False):
+        value = getattr(args, option)
+        if value is not None and value is not False and value != []:        # 0 is a wish too
             raise ValueError(f"--{option} has no effect with --control; leave one of the two out")
     rows, pictures, prompts = evaluate_control(args.count, args.seed, Files(args.weights), None, *where(args),
                                                args.judge)

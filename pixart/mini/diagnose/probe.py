@@ -40,14 +40,14 @@ def probe(files: Files, seed: int = 0, crowded: bool = False, device: str | torc
 
     Trained on captions of the training split, tested on combinations that the text encoder never saw either.
     """
-    limit = read_config(files.teacher).caption_tokens
+    config = read_config(files.teacher)
     encoder = T5Encoder(files.t5, bits=16, device=device)
     extra = {"crowded": True} if crowded else {}
     seen = [caption_of(index, seed, "train", **extra) for index in range(training)]
     held = Prompts.held_out(tested, seed, crowded)
     sets = []
     for scenes, texts in (([scene for scene, _ in seen], [text for _, text in seen]), (held.scenes, held.captions)):
-        encoded = encoder.encode(texts, limit, batch=BATCH)
+        encoded = encoder.encode(texts, config.caption_tokens, config.cleans_captions, BATCH)
         wanted = torch.tensor([labels(scene) for scene in scenes], device=device)
         sets.append((encoded.context.to(device), encoded.mask.to(device), wanted))
     encoder.close()

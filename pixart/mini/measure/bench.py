@@ -33,10 +33,10 @@ class Bench:
         if batch < 1:
             raise ValueError(f"{batch} pictures at a time asked for; at least 1 is needed")
         prompts, device = Prompts.held_out(count, seed, crowded), torch.device(device)
-        limit = read_config(files.teacher).caption_tokens
-        # Cleaning, which the pipeline does first, changes no caption of the grammar.
-        encoder = T5Encoder(files.t5, bits=16, device=device)
-        captions, null = encoder.encode(prompts.captions, limit, batch=batch), encoder.encode([""], limit)
+        config, encoder = read_config(files.teacher), T5Encoder(files.t5, bits=16, device=device)
+        limit, cleans = config.caption_tokens, config.cleans_captions        # as the pipeline does
+        captions = encoder.encode(prompts.captions, limit, cleans, batch)
+        null = encoder.encode([""], limit, cleans)
         encoder.close()
         return cls(prompts, files, load_autoencoder(files.vae).to(device), captions, null, device, batch)
 
