@@ -11,6 +11,7 @@ from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.config import PixArtConfig
 from ...pixart.model.cpu_dtype import faster_dtype
 from .conditioning import text_conds
+from .foreign import refuse_conditions
 from .mixin import Mixin
 from .transformer import builder
 
@@ -36,6 +37,7 @@ class _PixArt(Mixin):
         """Conditioning -> inputs of the transformer, on its device. Text is packed so that all conditions fit one
         pass."""
         from comfy.conds import CONDRegular
+        refuse_conditions(kwargs)
         out = super().extra_conds(**kwargs)
         context, device = kwargs.get("cross_attn"), kwargs.get("device")
         if context is not None:
@@ -73,7 +75,8 @@ class _PixArtConfig(Mixin):
 
     def __init__(self, config: PixArtConfig) -> None:
         super().__init__({**self.unet_config, "depth": config.depth, "hidden_size": config.hidden,
-                          "num_heads": config.heads, "patch_size": config.patch, "in_channels": config.channels})
+                          "num_heads": config.heads, "patch_size": config.patch, "in_channels": config.channels,
+                          "model_channels": config.hidden})     # the name of U-Nets, which some nodes look for
         self.pixart = config
         self.has_null_caption = True
 

@@ -12,6 +12,7 @@ from ...pixart.model.block import ScaleShiftTable
 from ...pixart.model.policy import Pass, Policy, Run
 from ...pixart.model.transformer import PixArtTransformer
 from .conditioning import mask_of
+from .foreign import refuse_foreign
 from .mixin import Mixin
 from .policy_run import RUN, PolicyRun
 
@@ -121,6 +122,7 @@ class HostTransformer(PixArtTransformer):
         """
         from comfy import patcher_extension as host
         options = {} if transformer_options is None else transformer_options
+        refuse_foreign(options, len(self.blocks))
         wrappers = host.get_all_wrappers(host.WrappersMP.DIFFUSION_MODEL, options)
         executor = host.WrapperExecutor.new_class_executor(self.predict, self, wrappers)
         return executor.execute(x, timesteps, context, control, options,
