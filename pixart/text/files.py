@@ -9,7 +9,7 @@ from torch import Tensor
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind, find_files
 from ..weights.reader import open_files
-from ..weights.settings import Check, checked, number, read_json, table, text, whole
+from ..weights.settings import Check, checked, number, one_of, read_json, table, text, whole
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
 from .families import check_family
 
@@ -19,7 +19,9 @@ T5_FILE = "the T5 v1.1 XXL encoder (t5xxl_fp16.safetensors, or the text_encoder 
 T5_KIND = Kind(T5_FILE, "text_encoder", ("model", "pytorch_model"))
 CONFIG: dict[str, Check] = {"model_type": text, "tokenizer_class": text, "quantization_config": table,
                             "relative_attention_max_distance": whole(2, 1 << 20),
-                            "layer_norm_epsilon": number(0, 1), "feed_forward_proj": text}
+                            "layer_norm_epsilon": number(0, 1),
+                            "feed_forward_proj": one_of("gated-gelu", "gated-gelu_new", "gated-silu", "gated-relu",
+                                                        "relu", "gelu")}
 _SCALES = (".scale_weight", ".weight_scale")        # names of the factor of a scaled float8 weight
 
 

@@ -52,7 +52,7 @@ def _check_entry(name: str, entry: Any, path: Path) -> int:
         if wanted or (value is offsets and len(offsets) != 2):
             raise CheckpointError(path, f"{field} of {name} is wrong in its safetensors header",
                                   wanted or "two numbers there")
-    if dtype not in WIDTHS:
+    if not isinstance(dtype, str) or dtype not in WIDTHS:
         raise CheckpointError(path, f"{name} is stored as {str(dtype)[:20]}", "numbers of 8 to 64 bits",
                               "It was quantised by another program; use the unquantised file.")
     if offsets[1] - offsets[0] != math.prod(shape) * WIDTHS[dtype]:

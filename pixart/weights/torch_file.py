@@ -100,6 +100,8 @@ def _records(archive: zipfile.ZipFile) -> tuple[str, list[zipfile.ZipInfo]]:
     names = {entry.filename for entry in entries}
     if f"{folder}constants.pkl" in names:
         raise ValueError("a TorchScript program, not weights")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries if entry.filename.startswith(folder)):
+        raise ValueError("its content is compressed, which torch.save never does")
     return folder, entries
 
 
@@ -119,11 +121,8 @@ def _zip_pickle(path: Path) -> bytes:
 def _zip_places(path: Path) -> dict[str, Place]:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         folder, entries = _records(archive)
-        inside = [entry for entry in entries if entry.filename.startswith(f"{folder}data/")]
-        packed = next((entry for entry in inside if entry.compress_type != zipfile.ZIP_STORED), None)
-        if packed is not None:
-            raise ValueError("its numbers are compressed")
-        return {entry.filename.removeprefix(f"{folder}data/"): _place(entry, file) for entry in inside}
+        return {entry.filename.removeprefix(f"{folder}data/"): _place(entry, file) for entry in entries
+                if entry.filename.startswith(f"{folder}data/")}
 
 
 def _place(entry: zipfile.ZipInfo, file: BufferedReader) -> Place:

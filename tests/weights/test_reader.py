@@ -54,6 +54,7 @@ HEADERS = {
     "shape of floats": ({"a": {**ENTRY, "shape": [2.0, 2]}}, "shape of a"),
     "shape of another size": ({"a": {**ENTRY, "shape": [2, 3]}}, "has 16 bytes"),
     "unknown type": ({"a": {**ENTRY, "dtype": "F4"}}, "stored as F4"),
+    "a list as type": ({"a": {**ENTRY, "dtype": []}}, "stored as []"),
     "no type": ({"a": {"shape": [2, 2], "data_offsets": [0, 16]}}, "stored as None"),
     "no entry": ({"a": None}, "a has no description"),
     "metadata of numbers": ({"__metadata__": {"a": 1}, "a": ENTRY}, "__metadata__"),

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...weights.values import is_finite
 from .changes import TABLE, Change, Scaled
 
 MICRO_CONDITIONING = ("csize_embedder.", "ar_embedder.")    # where a base may lack what a LoRA was trained on
@@ -153,7 +154,7 @@ def merge_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> Lora:
 
     Computed in float32, or in float64 for a float64 model, then rounded to the weight's dtype. Strength 0 touches
     nothing. Returns the LoRA as it was used, whose `description` tells the number of keys. Raises ValueError if it
-    does not fit; then nothing was changed.
+    does not fit; then nothing was changed. Raises it too where the sum is not finite; then throw the model away.
     """
     weights = dict(model.named_parameters())
     lora = lora.fitted({name: tuple(weight.shape) for name, weight in weights.items()})
@@ -164,5 +165,9 @@ def merge_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> Lora:
         start, count = part.rows(tuple(weight.shape))
         rows = weight[start:start + count]
         exact = rows.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-        rows.copy_(exact + strength * part.on(exact.device).change(exact))
+        merged = (exact + strength * part.on(exact.device).change(exact)).to(weight.dtype)
+        if not is_finite(merged):
+            raise ValueError(f"the LoRA makes {part.target} too large to be a finite number at strength {strength:g}: "
+                             f"its numbers or its alpha are wrong. File: {lora.path}")
+        rows.copy_(merged)
     return lora

@@ -1,0 +1,190 @@
+"""LoRAs of every adapter on a MODEL: ours draws what merged weights draw, the stock loader where the layout is its own.
+
+Also what the host itself trains and extracts.
+"""
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import torch
+from checkpoint.adapters_at_hand import ADAPTERS, LAYOUTS, STOCK, updated, written
+from host import tiny
+from safetensors.torch import load_file, save_file
+from support import MODELS, condition, latent, load, network, off, pack, sample, text
+from torch import Tensor
+
+from pixart.checkpoint import save_checkpoint
+from pixart.checkpoint.lora import merge_lora, read_lora
+
+FOLDER = MODELS / "loras"
+CONFIG = tiny.CONFIGS["alpha-1024"]
+MODULES = ("x_embedder.proj", "t_block.1", "final_layer.linear", "y_embedder.y_proj.fc1",
+           *(f"blocks.1.{name}" for name in ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.kv_linear",
+                                             "mlp.fc1", "mlp.fc2")))
+# The host needs an alpha for BOFT, and takes lengths of the unchanged rows for DoRA: no oracle.
+NOT_STOCK = ("DoRA", "LoRA of peft")
+
+
+def weights() -> dict[str, Tensor]:
+    parameters = dict(tiny.random_model(CONFIG).named_parameters())
+    return {module: parameters[f"{module}.weight"].clone() for module in MODULES}
+
+
+def write(name: str, tensors: dict[str, Tensor]) -> str:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, FOLDER / name)
+    return name
+
+
+def ours(file: str, strength: float = 1.0, alpha: float = 0.0):
+    return pack("nodes.lora").PixArtDeltaLoraLoader().load(load("alpha-1024", "fp32"), file, strength, alpha)
+
+
+def stock(file: str, strength: float = 1.0):
+    import nodes
+    return nodes.LoraLoaderModelOnly().load_lora_model_only(load("alpha-1024", "fp32"), file, strength)[0]
+
+
+def picture(model) -> Tensor:
+    return sample(model, condition(text(3)), condition(text(3)), latent(64, 64))
+
+
+def drawn_with(layout: str) -> Tensor:
+    """With the update in the weights themselves."""
+    model = load("alpha-1024", "fp32")
+    state = {f"{module}.weight": tensor for module, tensor in updated(layout, weights()).items()}
+    network(model).load_state_dict(state, strict=False)
+    return picture(model)
+
+
+def patched(model) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network(model).named_parameters()}
+
+
+def test_every_adapter_in_every_layout_draws_the_same_picture():
+    wanted = {layout: drawn_with(layout) for layout in ("ComfyUI", "diffusers")}
+    plain = picture(load("alpha-1024", "fp32"))
+    for layout, (_, diffusers, _) in LAYOUTS.items():
+        want = wanted["diffusers" if diffusers else "ComfyUI"]
+        assert off(want, plain) > 1e-2
+        for adapter in ADAPTERS:
+            keys = written(adapter, layout, weights())
+            file = write("adapter.safetensors", keys)
+            model, report = ours(file, alpha=2.0 if adapter == "LoRA of peft" else 0.0)
+            assert off(picture(model), want) < 1e-5, (adapter, layout)
+            assert f"{len(keys)} of {len(keys)} keys used" in report, (adapter, layout)
+
+
+def test_the_stock_loader_reads_its_own_layouts_the_same():
+    wanted = {layout: drawn_with(layout) for layout in ("ComfyUI", "diffusers")}
+    for layout in STOCK:
+        for adapter in ADAPTERS:
+            if not adapter.startswith(NOT_STOCK):
+                file = write("adapter.safetensors", written(adapter, layout, weights()))
+                want = wanted["diffusers" if LAYOUTS[layout][1] else "ComfyUI"]
+                assert off(picture(stock(file)), want) < 1e-5, (adapter, layout)
+
+
+def test_strength_and_unloading():
+    before = patched(load("alpha-1024", "fp32"))
+    for adapter in ADAPTERS:
+        file = write("adapter.safetensors", written(adapter, "ComfyUI", weights()))
+        alpha = 2.0 if adapter == "LoRA of peft" else None
+        model = ours(file, -0.4, alpha or 0.0)[0]
+        merged = tiny.random_model(CONFIG)
+        merge_lora(merged, read_lora(FOLDER / file, alpha), -0.4)
+        got = patched(model)
+        assert max(off(got[name], want) for name, want in merged.named_parameters()) < 1e-5, adapter
+        model.unpatch_model()
+        assert all(torch.equal(tensor, before[name])
+                   for name, tensor in model.model.diffusion_model.named_parameters()), adapter
+
+
+def test_layer_by_layer_offload_gives_the_same():
+    x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), text(5)
+    for adapter in ("LoKr", "OFT", "DoRA", "full difference"):
+        model = ours(write("adapter.safetensors", written(adapter, "ComfyUI", weights())))[0]
+        want = network(model)(x, t, context)
+        comfy.model_management.unload_all_models()
+        device = torch.device("cpu")
+        low = model.patch_model(device_to=device, lowvram_model_memory=1000)
+        try:
+            assert low.model_lowvram
+            assert off(low.diffusion_model(x, t, context), want) < 1e-5, adapter
+        finally:
+            model.unpatch_model(device)
+
+
+def test_two_adapters_of_different_kinds_add_up():
+    """The second acts on the weights as the first left them, as in the library."""
+    files = [write(f"{name}.safetensors", written(adapter, "ComfyUI", weights()))
+             for name, adapter in (("one", "LoKr"), ("two", "full difference"))]
+    loader = pack("nodes.lora").PixArtDeltaLoraLoader()
+    once = loader.load(load("alpha-1024", "fp32"), files[0], 0.5)[0]
+    twice = loader.load(once, files[1], 0.25)[0]
+    merged = tiny.random_model(CONFIG)
+    for file, strength in zip(files, (0.5, 0.25), strict=True):
+        merge_lora(merged, read_lora(FOLDER / file), strength)
+    got = patched(twice)
+    assert max(off(got[name], want) for name, want in merged.named_parameters()) < 1e-6
+
+
+def extracted(lora_type: str) -> str:
+    """What ModelMergeSubtract and LoraSave of the host make of two models; returns the LoRA's name."""
+    import asyncio
+
+    from comfy_extras import nodes_lora_extract
+    from comfy_extras.nodes_model_merging import ModelSubtract
+    save_checkpoint(MODELS / "diffusion_models" / "other.safetensors", tiny.random_model(CONFIG, seed=7))
+    difference = ModelSubtract().merge(load("other", "fp32"), load("alpha-1024", "fp32"), 1.0)[0]
+    done = nodes_lora_extract.LoraSave.execute("loras/extracted", 8, lora_type, True, difference)
+    assert not asyncio.iscoroutine(done)
+    found = max(Path(folder_paths.get_output_directory(), "loras").glob("extracted_*.safetensors"))
+    return write(f"extracted-{lora_type}.safetensors", load_file(found))
+
+
+def test_loras_that_the_host_extracts_are_used_whole_and_as_by_its_own_loader():
+    for lora_type in ("standard", "full_diff"):
+        file = extracted(lora_type)
+        model, report = ours(file)
+        count = len(load_file(FOLDER / file))
+        assert f"{count} of {count} keys used" in report and "bias" not in report
+        got, want = patched(model), patched(stock(file))
+        assert max(off(got[name], want[name]) for name in want) < 1e-5, lora_type
+        assert off(got["blocks.0.attn.qkv.bias"], patched(load("alpha-1024", "fp32"))["blocks.0.attn.qkv.bias"]) > 0.1
+    other = dict(tiny.random_model(CONFIG, seed=7).named_parameters())
+    assert max(off(got[name], want) for name, want in other.items()) < 2e-3          # the host keeps 16 bits
+
+
+def trained(algorithm: str) -> str:
+    """A LoRA in the very names and shapes of the host's training node, with numbers that are not zero."""
+    from comfy_extras import nodes_train
+    model = load("alpha-1024", "fp32")
+    network(model)
+    made = {}
+    for name, module in model.model.named_modules():
+        if not hasattr(module, "weight_function") or module.weight is None:
+            continue
+        if hasattr(nodes_train, "_create_weight_adapter"):
+            made |= nodes_train._create_weight_adapter(module, name, {}, algorithm, torch.float32, 4)[1]
+            if getattr(module, "bias", None) is not None:
+                made |= nodes_train._create_bias_adapter(module, name, torch.float32)[1]
+        else:
+            from comfy.weight_adapter import adapter_maps
+            train = adapter_maps[algorithm].create_train(module.weight, rank=4, alpha=1.0)
+            made |= {f"{name}.{key}": value for key, value in train.named_parameters()}
+    generator = torch.Generator().manual_seed(8)
+    return write(f"trained-{algorithm}.safetensors", {
+        key: tensor.detach().clone() if key.endswith("alpha") else 0.1 * torch.randn(tensor.shape, generator=generator)
+        for key, tensor in made.items()})
+
+
+def test_loras_that_the_host_trains_are_used_whole_and_as_by_its_own_loader():
+    for algorithm in ("LoRA", "LoHa", "LoKr", "OFT"):
+        file = trained(algorithm)
+        model, report = ours(file)
+        count = len(load_file(FOLDER / file))
+        assert f"{count} of {count} keys used" in report, report
+        got, want = patched(model), patched(stock(file))
+        worst = max(want, key=lambda name: off(got[name], want[name]))
+        assert off(got[worst], want[worst]) < 1e-4, (algorithm, worst)
