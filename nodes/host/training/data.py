@@ -37,11 +37,11 @@ class Pictures:
     def lines(self) -> list[str]:
         """A caption for each of the images."""
         found = [line.strip() for line in self.captions.splitlines() if line.strip()]
+        count = 0 if self.images is None else len(self.images)
         if len(found) == 1:
-            return found * len(self.images)
-        if len(found) != len(self.images):
-            raise ValueError(f"{len(found)} captions for {len(self.images)} images; write one line an image, or one "
-                             "line for all")
+            return found * count
+        if len(found) != count:
+            raise ValueError(f"{len(found)} captions for {count} images; write one line an image, or one line for all")
         return found
 
 
@@ -75,7 +75,8 @@ def family_of(config: PixArtConfig) -> Family:
 def written(pictures: Pictures, run: Path) -> tuple[Path, str]:
     """The images as files with captions beside them, in a folder named after what is in it; and that name's mark."""
     from PIL import Image
-    arrays = [(image[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for image in pictures.images]
+    images = () if pictures.images is None else pictures.images
+    arrays = [(image[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for image in images]
     captions = pictures.lines()
     mark = short_digest(*(text.encode() + array.tobytes() for array, text in zip(arrays, captions)))
     folder = run / f"pictures-{mark}"

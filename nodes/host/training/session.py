@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ....pixart.model.transformer import PixArtTransformer
 from ....pixart.resolution import nearest_class
 from ....pixart.train.data import PreparedFolder
 from ....pixart.train.jobs import Job, adapted, check_fit, controlled
@@ -91,7 +92,7 @@ def settings_of(wish: Wish, device: torch.device, width: int) -> LoopConfig:
                       recompute=wish.save_memory)
 
 
-def job_of(base: nn.Module, wish: Wish, data: PreparedFolder) -> Job:
+def job_of(base: PixArtTransformer, wish: Wish, data: PreparedFolder) -> Job:
     """Network, objective and how the result is written, as the command line has them."""
     output = OutputSettings(wish.run, wish.file)
     if wish.method == "controlnet":
