@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...pixart.model.attention import matmul_attention, sdpa
 from ...pixart.model.transformer import PixArtTransformer
-from .model import TABLE
+from .weights import TABLE
 
 PREFIX = "model.diffusion_model."
 SHORT = 1024            # tokens up to which plain matrix attention is the faster one to train on a CPU
@@ -38,4 +38,5 @@ def weights(model: Any) -> dict[str, Tensor]:
     named = {name.removeprefix(PREFIX): tensor for name, tensor in found.items() if name.startswith(PREFIX)}
     named = {f"{name}.weight" if name.endswith(TABLE) else name: tensor for name, tensor in named.items()}
     own = model.model.diffusion_model.state_dict()          # what is saved besides tells which model it is
-    return {name: named.get(name, tensor) for name, tensor in own.items()}
+    patched = {name for name in own if f"diffusion_model.{name}" in model.backup}   # in place; some hosts do it twice
+    return {name: tensor if name in patched else named.get(name, tensor) for name, tensor in own.items()}

@@ -21,6 +21,7 @@ from .conditioning import mask_of
 from .mixin import Mixin
 from .model import choose_dtypes
 from .transformer import HostTransformer, attend, host_table, network_in
+from .weights import fill
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def load_control_net(path: str | Path, weight_dtype: str = "auto") -> Any:
     kept, _ = choose_dtypes(weight_dtype, found.dtype, found.config, parameters, model_management.get_torch_device())
     # Casting layers, because the copies compute in the data type of whatever base they are used with.
     network = HostControlNet(found.config, found.blocks, ops.manual_cast, kept, model_management.unet_offload_device())
-    network.load_state_dict(found.state_dict, strict=True)
+    fill(network, found.state_dict)
     logger.info("%s: weights kept in %s", found.path.name, kept)
     control = as_control_net(network.eval().requires_grad_(False))
     control.description = found.description

@@ -14,6 +14,7 @@ from .conditioning import text_conds
 from .foreign import refuse_conditions
 from .mixin import Mixin
 from .transformer import builder
+from .weights import TABLE, fill, is_dynamic
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,6 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
     "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,
 }
-TABLE = "scale_shift_table"
 
 
 class _PixArt(Mixin):
@@ -132,11 +132,12 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
     from comfy import model_management, model_patcher
     checkpoint = read_checkpoint(path, variant)
     device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
-    model = build_model(checkpoint, weight_dtype, device).to(offload)
-    model.diffusion_model.load_state_dict(checkpoint.state_dict, strict=True)
+    model = build_model(checkpoint, weight_dtype, device)
     patcher = getattr(model_patcher, "CoreModelPatcher", model_patcher.ModelPatcher)
     patcher = (model_patcher.ModelPatcher if disable_dynamic else patcher)(model, load_device=device,
                                                                           offload_device=offload)
+    fill(model.diffusion_model, checkpoint.state_dict, is_dynamic(patcher))
+    model.to(offload)       # not before: the layers of some hosts have no memory until they are filled
     if hasattr(patcher, "cached_patcher_init"):     # newer hosts reload a model with it for another device
         patcher.cached_patcher_init = (load_model, (path, variant, weight_dtype))
     return patcher

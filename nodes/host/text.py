@@ -81,6 +81,8 @@ class TextEncoder(torch.nn.Module):
     stay on one device until the host wants its memory back, and come back when a new prompt needs them.
     """
 
+    disable_offload = True      # hosts with dynamic VRAM would reserve addresses for all its parameters: it has none
+
     def __init__(self, load: Callable[[], T5Encoder], encoder: T5Encoder) -> None:
         super().__init__()
         self.dtypes = {torch.float32}

@@ -10,28 +10,48 @@ INSIDE = Path(__file__).resolve().parent / "inside"
 IMPORT_SECONDS = 0.2
 
 
-def fact_names() -> list[str]:
-    return [f"{file.stem}.{item.name}" for file in sorted(INSIDE.glob("facts_*.py"))
+def fact_names(folder: Path = INSIDE) -> list[str]:
+    return [f"{file.stem}.{item.name}" for file in sorted(folder.glob("facts_*.py"))
             for item in ast.parse(file.read_text(encoding="utf-8")).body
             if isinstance(item, ast.FunctionDef) and item.name.startswith("test_")]
 
 
-@pytest.fixture(scope="session")
-def facts(host, base, tmp_path_factory) -> dict:
-    out = tmp_path_factory.mktemp("facts") / "facts.json"
-    done = subprocess.run([host.python, str(INSIDE / "run.py"), str(host.path), str(base), str(out)], timeout=900,
-                          cwd=host.path, env=host.environment, stdin=subprocess.DEVNULL, text=True,
+def run(host, base, out: Path, *folder: str) -> dict:
+    done = subprocess.run([host.python, str(INSIDE / "run.py"), str(host.path), str(base), str(out), *folder],
+                          cwd=host.path, env=host.environment, stdin=subprocess.DEVNULL, text=True, timeout=900,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert out.is_file(), f"ended with {done.returncode} before the end:\n{done.stdout[-4000:]}"
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("name", fact_names())
-def test_inside(name: str, host, facts: dict) -> None:
+@pytest.fixture(scope="session")
+def facts(host, base, tmp_path_factory) -> dict:
+    return run(host, base, tmp_path_factory.mktemp("facts") / "facts.json")
+
+
+@pytest.fixture(scope="session")
+def dynamic_facts(host, base, tmp_path_factory) -> dict:
+    """Of the host with its dynamic VRAM, which every host of today has on a CUDA machine."""
+    if not (host.path / "comfy" / "memory_management.py").is_file():
+        pytest.skip(f"ComfyUI {host.version} has no dynamic VRAM")
+    return run(host, base, tmp_path_factory.mktemp("facts") / "dynamic.json", "dynamic")
+
+
+def judge(name: str, host, facts: dict) -> None:
     if lacking := facts[name].get("lacking"):
         pytest.skip(f"the Python of ComfyUI {host.version} lacks {lacking}: {host.python} -m pip install {lacking}")
     if facts[name]["error"]:
         pytest.fail(facts[name]["error"], pytrace=False)
+
+
+@pytest.mark.parametrize("name", fact_names())
+def test_inside(name: str, host, facts: dict) -> None:
+    judge(name, host, facts)
+
+
+@pytest.mark.parametrize("name", fact_names(INSIDE / "dynamic"))
+def test_inside_with_dynamic_vram(name: str, host, dynamic_facts: dict) -> None:
+    judge(name, host, dynamic_facts)
 
 
 def test_the_pack_starts_in_a_fifth_of_a_second(facts: dict) -> None:

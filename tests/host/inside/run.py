@@ -1,6 +1,8 @@
-"""Runs inside a host's Python: loads the pack as the host does, runs every test function here, prints JSON.
+"""Runs inside a host's Python: loads the pack as the host does, runs every test function of a folder, prints JSON.
 
-    python run.py <host> <folder with models> <out.json>
+    python run.py <host> <folder with models> <out.json> [dynamic]
+
+The folder is this one, or "dynamic" for a host that manages GPU memory layer by layer, which it decides at its start.
 """
 import asyncio
 import importlib
@@ -16,14 +18,18 @@ ROOT = HERE.parents[2]
 HEAVY = ("transformers", "diffusers", "bitsandbytes", "accelerate", "ftfy", "bs4", "kornia", "peft")
 
 
-def start_host(host: str, base: str) -> None:
+def start_host(host: str, base: str, facts: Path) -> None:
     """Everything the host's own main does before nodes are imported, without a server."""
     sys.path[:0] = [host]
-    sys.path += [str(ROOT), str(ROOT / "tests"), str(HERE)]
+    sys.path += [str(ROOT), str(ROOT / "tests"), str(HERE), str(facts)]
+    if facts != HERE:
+        importlib.import_module("starting").start_memory()
     import comfy.options
     comfy.options.enable_args_parsing(False)
     from comfy.cli_args import args
     args.cpu, args.base_directory = True, base
+    if facts != HERE:
+        importlib.import_module("starting").start_patchers()
     import nodes
     loading = nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False)
     if asyncio.iscoroutine(loading):
@@ -41,9 +47,9 @@ def load_pack(folder: Path) -> float:
     return time.process_time() - started
 
 
-def run_all(results: dict) -> None:
+def run_all(results: dict, folder: Path) -> None:
     import torch
-    for file in sorted(HERE.glob("facts_*.py")):
+    for file in sorted(folder.glob("facts_*.py")):
         facts = importlib.import_module(file.stem)
         lacking = [name for name in getattr(facts, "NEEDS", ()) if importlib.util.find_spec(name) is None]
         for name in [name for name in vars(facts) if name.startswith("test_")]:
@@ -60,14 +66,15 @@ def run_all(results: dict) -> None:
 
 
 def main() -> None:
-    host, base, out = sys.argv[1:]
-    start_host(host, base)
+    host, base, out = sys.argv[1:4]
+    facts = Path(HERE, *sys.argv[4:])
+    start_host(host, base, facts)
     before = set(sys.modules)
     (folder,) = Path(base, "custom_nodes").iterdir()
     seconds = load_pack(folder)
     heavy = [name for name in HEAVY if name in sys.modules and name not in before]
     results: dict = {"import": {"seconds": seconds, "heavy": heavy}}
-    run_all(results)
+    run_all(results, facts)
     Path(out).write_text(json.dumps(results))
 
 

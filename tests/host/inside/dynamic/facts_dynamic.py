@@ -1,0 +1,151 @@
+"""With the host's dynamic VRAM, where layers have no memory until they are filled."""
+import comfy.model_management
+import comfy.ops
+import torch
+from host import tiny
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support import MODELS, condition, latent, load, load_control, network, off, pack, sample, text
+
+GIVEN = (torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([500.0]), text(5))
+
+
+def plain(name: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """The same file outside of the host."""
+    return pack("pixart.checkpoint").load(MODELS / "diffusion_models" / f"{name}.safetensors", dtype=dtype)
+
+
+def stored_as(dtype: torch.dtype) -> str:
+    """A copy of a tiny file with all tensors, tables too, in a data type."""
+    name = f"alpha-1024-in-{str(dtype).removeprefix('torch.')}"
+    with safe_open(MODELS / "diffusion_models" / "alpha-1024.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key).to(dtype) for key in file.keys()}      # noqa: SIM118
+        save_file(tensors, MODELS / "diffusion_models" / f"{name}.safetensors", file.metadata())
+    return name
+
+
+def test_the_rehearsal_has_layers_without_memory():
+    """Or nothing here would show anything."""
+    assert comfy.ops.disable_weight_init.Linear(4, 4).weight is None
+    assert comfy.ops.disable_weight_init.Embedding(4, 4).weight.is_meta
+    assert load("alpha-1024").is_dynamic()
+
+
+def test_a_model_loads_and_samples():
+    model = load("alpha-1024")
+    assert not any(value.is_meta for value in model.model.state_dict().values())
+    assert off(network(model)(*GIVEN), plain("alpha-1024")(*GIVEN)) < 1e-5
+    result = sample(model, condition(text(3)), condition(text(2)), latent(64, 64), cfg=3.0)
+    assert torch.isfinite(result).all() and result.abs().max() > 0
+
+
+def test_every_data_type_computes_the_same_picture():
+    want = plain("alpha-1024")(*GIVEN)
+    for name, limit in (("fp32", 1e-5), ("bf16", 0.05), ("fp16", 0.01), ("fp8_e4m3fn", 0.3)):
+        model = load("alpha-1024", name)
+        compute = model.model.manual_cast_dtype or model.model.get_dtype()
+        x, t, context = GIVEN
+        assert off(network(model)(x.to(compute), t, context.to(compute)), want) < limit, name
+
+
+def test_weights_stay_views_of_the_file():
+    """The host reads them when it needs them, so that a model takes no memory twice."""
+    model = load("alpha-1024", "bf16")
+    layer = model.model.diffusion_model.blocks[0].attn.qkv
+    assert layer.weight.dtype == torch.float32 and layer.weight_comfy_model_dtype == torch.bfloat16
+
+
+def test_small_tensors_are_exact_whatever_the_file_and_the_weights_are():
+    for dtype in ("fp16", "fp8_e4m3fn"):
+        transformer = load(stored_as(torch.float16), dtype).model.diffusion_model
+        for owner in (*transformer.blocks, transformer.final_layer):
+            assert owner.scale_shift_table.weight.dtype == torch.float32
+            assert owner.scale_shift_table.weight_comfy_model_dtype == torch.float32
+        assert transformer.y_embedder.y_embedding.dtype == torch.float32
+        assert transformer.y_embedder.y_embedding_comfy_model_dtype == torch.float32
+
+
+def test_missing_and_unknown_tensors_are_refused():
+    model = load("alpha-1024")
+    fill, state = pack("nodes.host.weights").fill, model.model.diffusion_model.state_dict()
+    for name in ("blocks.0.attn.qkv.weight", "blocks.1.mlp.fc2.bias", "x_embedder.proj.weight",
+                 "blocks.0.scale_shift_table.weight"):
+        for dynamic in (True, False):
+            fresh = pack("nodes.host.transformer").HostTransformer(
+                tiny.CONFIGS["alpha-1024"], comfy.ops.disable_weight_init, torch.float32, "cpu")
+            short = {key: value for key, value in state.items() if key != name}
+            assert name in refused(fill, fresh, short, dynamic)
+            assert "blocks.0.other.weight" in refused(fill, fresh, {**state, "blocks.0.other.weight": state[name]},
+                                                      dynamic)
+
+
+def refused(function, *arguments) -> str:
+    try:
+        function(*arguments)
+    except RuntimeError as error:
+        return str(error)
+    raise AssertionError("it was not refused")
+
+
+def test_without_dynamic_loading_weights_are_of_the_chosen_type():
+    """What the host's node for torch.compile asks for; its layers would keep the type of the file."""
+    load_model = pack("nodes.host.model").load_model
+    path = str(MODELS / "diffusion_models" / "alpha-1024.safetensors")
+    for name, dtype in (("bf16", torch.bfloat16), ("fp8_e4m3fn", torch.float8_e4m3fn)):
+        model = load_model(path, "auto", name, disable_dynamic=True)
+        assert not model.is_dynamic()
+        transformer = model.model.diffusion_model
+        kept = {key: value.dtype for key, value in transformer.named_parameters()}
+        assert {kind for key, kind in kept.items() if "table" not in key} == {dtype}
+        assert {kind for key, kind in kept.items() if "table" in key} == {torch.float32}
+        assert transformer.y_embedder.y_embedding.dtype == torch.float32
+
+
+def test_the_host_can_make_a_model_that_is_not_dynamic():
+    model = load("alpha-1024")
+    again = model.clone(disable_dynamic=True)
+    assert not again.is_dynamic() and again.model is not model.model
+    assert off(network(again)(*GIVEN), network(model)(*GIVEN)) < 1e-6
+
+
+def test_every_weight_can_be_patched():
+    model = load("alpha-1024")
+    weights = {key: value.clone() for key, value in model.model.diffusion_model.named_parameters()}
+    patched = model.clone()
+    patches = {f"diffusion_model.{key}": ("diff", (torch.ones_like(value),)) for key, value in weights.items()}
+    assert len(patched.add_patches(patches)) == len(weights)
+    transformer = network(patched)
+    unchanged = [key for key, value in transformer.named_parameters()
+                 if torch.equal(value, weights[key]) and not waits(transformer, key)]
+    assert unchanged == []
+    saved = pack("nodes.host.bare").weights(patched)        # what the host has patched already is not patched again
+    for key, value in weights.items():
+        assert off(saved[key].to("cpu", torch.float32, copy=True), value + 1) < 1e-6, key
+    network(model)
+
+
+def waits(transformer: torch.nn.Module, key: str) -> bool:
+    """Whether the host will patch this weight on its way to the GPU."""
+    layer, leaf = key.rsplit(".", 1)
+    return getattr(transformer.get_submodule(layer), f"{leaf}_lowvram_function", None) is not None
+
+
+def test_a_control_net_loads_and_steers():
+    control = load_control("control", "fp32")
+    values = control.control_model.state_dict()
+    assert not any(value.is_meta for value in values.values())
+    want = load_file(MODELS / "controlnet" / "control.safetensors")
+    for key, value in values.items():
+        assert torch.equal(value, want[key.replace("_table.weight", "_table")]), key
+    small = load_control("control", "fp8_e4m3fn").control_model
+    block = small.controlnet[0]
+    assert block.after_proj.weight.dtype == block.copied_block.attn.qkv.weight.dtype == torch.float8_e4m3fn
+    assert block.copied_block.scale_shift_table.weight.dtype == torch.float32
+
+
+def test_t5_loads_and_encodes():
+    """It has no weights that the host knows: an address range of size 0, which CUDA refuses."""
+    clip = pack("nodes.host.text").load_clip(MODELS / "text_encoders" / "tiny-t5", 16, "auto")
+    assert not clip.patcher.is_dynamic()
+    assert torch.isfinite(clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))[0][0]).all()
+    assert not clip.clone().patcher.is_dynamic()
