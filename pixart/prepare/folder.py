@@ -10,6 +10,8 @@ logger = logging.getLogger(__name__)
 
 PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".ppm"}
 
+SIDECARS = (".txt", ".caption")         # of most trainers, and the default of kohya's scripts
+
 
 def files_below(folder: Path) -> Iterator[Path]:
     """All files below a folder in a fixed order, hidden ones left out; links are followed, a circle once."""
@@ -31,21 +33,31 @@ def folder_items(folder: Path) -> Iterator[Item]:
         ending = path.suffix.lower()
         if ending in PICTURES:
             yield _item(path, path.relative_to(folder).as_posix())
-        elif ending != ".txt":
+        elif ending not in SIDECARS:
             others += 1
     if others:
         logger.warning("%d files in %s are neither pictures nor captions and were left out", others, folder)
 
 
 def _item(path: Path, key: str) -> Item:
-    sidecar = path.with_suffix(".txt")
+    sidecar = sidecar_of(path)
+    if sidecar is None:
+        return Item(key, fault=f"it has no caption: {path.stem}.txt is not there")
     try:
         caption = decode_caption(sidecar.read_bytes())
-    except FileNotFoundError:
-        return Item(key, fault=f"it has no caption: {sidecar.name} is not there")
     except (OSError, ValueError) as error:
         return Item(key, fault=f"its caption {sidecar.name} cannot be read: {error}")
     return Item(key, caption, Place(path))
+
+
+def sidecar_of(picture: Path) -> Path | None:
+    """The caption file of picture.png: picture.txt, picture.caption, picture.png.txt or picture.png.caption.
+
+    The first of these that is there, in letters of either case; None where there is none.
+    """
+    names = [stem + spelled for stem in (picture.stem, picture.name) for ending in SIDECARS
+             for spelled in (ending, ending.upper())]
+    return next((file for file in map(picture.with_name, names) if file.is_file()), None)
 
 
 def decode_caption(data: bytes) -> str:

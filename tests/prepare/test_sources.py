@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pixart.prepare.folder import folder_items
 from pixart.prepare.items import Item, Place
 from pixart.prepare.sources import items_of
 
@@ -143,3 +144,18 @@ def test_what_is_no_source_is_refused(tmp_path):
         read(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError, match="no source"):
         read(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.caption", "a.TXT", "a.png.txt", "a.png.caption"])
+def test_captions_lie_where_trainers_put_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / name).write_text("a red circle")
+    (item,) = folder_items(tmp_path)
+    assert item.caption == "a red circle" and not item.fault
+
+
+def test_a_text_file_goes_before_other_forms(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    for name in ("a.caption", "a.png.txt", "a.txt"):
+        (tmp_path / name).write_text(name)
+    assert next(iter(folder_items(tmp_path))).caption == "a.txt"
