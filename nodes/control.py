@@ -3,6 +3,7 @@ from typing import Any
 
 from .arguments import checked
 from .host import folders
+from .host.node_text import show_text
 from .loaders import WEIGHT_DTYPES
 
 
@@ -41,6 +42,7 @@ class PixArtControlNetLoader:
     def load(self, file: str, weight_dtype: str) -> tuple[Any, str]:
         from .host.control import load_control_net
         control = load_control_net(folders.control_path(file), weight_dtype)
+        show_text(control.description)
         return control, control.description
 
 

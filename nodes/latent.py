@@ -3,6 +3,7 @@ from typing import Any
 
 from ..pixart.resolution import CLASSES, LABELS, nearest_size
 from .arguments import checked
+from .host.node_text import show_text
 
 
 class PixArtEmptyLatent:
@@ -31,4 +32,6 @@ class PixArtEmptyLatent:
     def make(self, resolution: str, ratio: str, batch_size: int) -> tuple[dict[str, Any], int, int]:
         from .host.latent import empty_latent
         height, width = nearest_size(LABELS[ratio], 1.0, int(resolution))
-        return empty_latent(height, width, batch_size), width, height
+        latent = empty_latent(height, width, batch_size)
+        show_text(f"{width} x {height} pixels" + (f", {batch_size} pictures at once" if batch_size > 1 else ""))
+        return latent, width, height

@@ -4,6 +4,7 @@ from typing import Any
 from ..pixart.config import VARIANTS
 from .arguments import checked
 from .host import folders
+from .host.node_text import show_text
 
 WEIGHT_DTYPES = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
 
@@ -45,6 +46,7 @@ class PixArtLoader:
     def load(self, file: str, variant: str, weight_dtype: str) -> tuple[Any, str]:
         from .host.model import load_model
         model = load_model(str(folders.model_path(file)), variant, weight_dtype)
+        show_text(model.model.model_config.description)
         return model, model.model.model_config.description
 
 

@@ -3,6 +3,7 @@ from typing import Any
 
 from .arguments import checked
 from .host import folders
+from .host.node_text import show_text
 
 
 class PixArtDeltaLoraLoader:
@@ -43,7 +44,9 @@ class PixArtDeltaLoraLoader:
     @checked
     def load(self, model: Any, file: str, strength: float, alpha: float = 0.0) -> tuple[Any, str]:
         from .host.lora import apply_lora
-        return apply_lora(model, folders.lora_path(file), strength, alpha or None)
+        patched, report = apply_lora(model, folders.lora_path(file), strength, alpha or None)
+        show_text(report)
+        return patched, report
 
 
 class PixArtLoraLoader(PixArtDeltaLoraLoader):

@@ -2,6 +2,7 @@
 from typing import Any
 
 from .arguments import checked
+from .host.node_text import show_text
 
 
 class PixArtTextEncode:
@@ -53,4 +54,5 @@ class PixArtTextEncode:
             notes.append("treated as for alpha; connect the model or choose family for Sigma")
         if report.cut:
             host.logger.warning("prompt: %s", report.summary)
+        show_text("\n".join(notes))
         return conditioning, "\n".join(notes)

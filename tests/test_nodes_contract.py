@@ -108,3 +108,11 @@ def test_every_node_has_a_help_page_that_names_its_inputs(node):
 def test_weight_dtypes_of_node_and_adapter_agree(extension):
     from pixart_extension.nodes.host.model import WEIGHT_DTYPES
     assert list(WEIGHT_DTYPES) == inputs(extension.NODE_CLASS_MAPPINGS["PixArtLoader"])["weight_dtype"][0]
+
+
+def test_the_help_of_the_empty_latent_says_every_size_in_pixels():
+    from pixart.resolution import CLASSES, LABELS
+    page = (ROOT / "web" / "docs" / "PixArtEmptyLatent.md").read_text(encoding="utf-8")
+    for label, ratio in LABELS.items():
+        height, width = CLASSES[1024][ratio]
+        assert f"| `{label}` | {width} x {height} |" in page

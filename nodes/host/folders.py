@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# Bundled files in the folders of the host's own layout: <category>/pixart-mini/<file>, so that their names in every
-# list of the host begin with pixart-mini/.
+# Bundled files in the folders of the host's own layout: <category>/pixart-mini/<file>, so that their names begin with
+# pixart-mini/ in every list.
 BUNDLED = Path(__file__).resolve().parents[2] / "pixart" / "mini" / "weights"
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 TEXT_FOLDERS = ("text_encoders",)
@@ -14,7 +14,9 @@ HED_FILE = "ControlNetHED.pth"
 LORA_FOLDERS = ("loras",)
 CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets come with their base model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
+READ_BY_STOCK_LOADERS = ("vae",)
 NONE_FOUND = "no file found"
+_bundled: list[Path] = []
 PUT_IT_THERE = "Put it there and press R on the page to refresh the lists."
 
 
@@ -27,13 +29,18 @@ class MissingFile(FileNotFoundError):
 
 
 def register_bundled(root: Path = BUNDLED) -> None:
-    """Add the bundled models to the host's lists, behind every folder that is there already."""
+    """Offer the bundled models: all of them in this pack's lists, in the host's only what its own loaders can read.
+
+    A stock loader that met a transformer or T5 of this size would end in a long traceback.
+    """
     if not hosted():
         return
     import folder_paths
-    for folder in sorted(path for path in root.glob("*") if (path / "pixart-mini").is_dir()):
-        if folder.name in folder_paths.folder_names_and_paths:
-            folder_paths.add_model_folder_path(folder.name, str(folder))
+    if root not in _bundled:
+        _bundled.append(root)
+    for category in READ_BY_STOCK_LOADERS:
+        if (root / category / "pixart-mini").is_dir():
+            folder_paths.add_model_folder_path(category, str(root / category))
 
 
 def hosted() -> bool:
@@ -165,29 +172,41 @@ def fingerprint(path: Path) -> str:
 def _listed(categories: tuple[str, ...], with_folders: bool = False) -> list[str]:
     if not hosted():
         return [NONE_FOUND]
-    import folder_paths
     names: dict[str, None] = {}
     for category in categories:
-        files = [Path(name).as_posix() for name in folder_paths.get_filename_list(category)
-                 if name.endswith(WEIGHT_FILES)]       # with / on Windows too, so that workflows travel
+        files = _files_of(category)
         if with_folders:
             names.update(dict.fromkeys(_hugging_face_folders(category, files)))
         names.update(dict.fromkeys(files))
     return list(names) or [NONE_FOUND]
 
 
+def _files_of(category: str) -> list[str]:
+    """Names below the folders of a category, with / on Windows too, so that workflows travel."""
+    import folder_paths
+    listed = map(Path, folder_paths.get_filename_list(category))
+    bundled = (file.relative_to(root / category) for root in _bundled
+               for file in sorted((root / category).rglob("*")))
+    return [path.as_posix() for path in dict.fromkeys((*listed, *bundled)) if path.suffix.lower() in WEIGHT_FILES]
+
+
+def _roots(categories: Sequence[str]) -> list[Path]:
+    """Where files of these categories lie, the host's folders before the bundled models."""
+    import folder_paths
+    places = [Path(place) for category in categories for place in folder_paths.get_folder_paths(category)]
+    return list(dict.fromkeys([*places, *(root / category for root in _bundled for category in categories)]))
+
+
 def _hugging_face_folders(category: str, files: list[str]) -> list[str]:
     """Folders of weight files that have a config.json beside these, by the names the host would give them."""
-    import folder_paths
     folders = dict.fromkeys(Path(name).parent for name in files if Path(name).parent != Path("."))
-    roots = [Path(root) for root in folder_paths.get_folder_paths(category)]
-    return [folder.as_posix() for folder in folders if any((root / folder / "config.json").is_file() for root in roots)]
+    return [folder.as_posix() for folder in folders
+            if any((root / folder / "config.json").is_file() for root in _roots([category]))]
 
 
 def _resolve(name: str, categories: Sequence[str]) -> Path:
     """The first that is there; a name may have the separators of Windows."""
-    import folder_paths
-    roots = [Path(root) for category in categories for root in folder_paths.get_folder_paths(category)]
+    roots = _roots(categories)
     for spelled in map(Path, dict.fromkeys((name, name.replace("\\", "/")))):
         inside = name != NONE_FOUND and spelled.parts and not spelled.is_absolute() and ".." not in spelled.parts
         found = next((root / spelled for root in roots if inside and (root / spelled).exists()), None)

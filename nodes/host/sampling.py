@@ -17,6 +17,7 @@ from ...pixart.sampling.dmd import TIMESTEP as DMD_TIMESTEP
 from ...pixart.sampling.lcm import lcm_timesteps
 from ...pixart.sampling.noise import PictureNoise
 from .mixin import Mixin
+from .node_text import show_text
 
 logger = logging.getLogger(__name__)
 
@@ -175,3 +176,4 @@ def notice_size(model: Any, height: int, width: int) -> None:
     notice = config and size_notice(height, width, config.resolution)
     if notice:
         logger.warning(notice)
+        show_text(notice)

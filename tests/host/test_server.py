@@ -105,6 +105,18 @@ def test_text_to_picture_in_four_steps_with_previews(server):
     assert len(outcome.previews) >= 4 and any(b"\xff\xd8\xff" in frame[:200] for frame in outcome.previews)
 
 
+def test_nodes_say_on_themselves_what_they_found(server):
+    """As text that the page shows on a node; binary messages of kind 3 carry it."""
+    graph = lcm()
+    graph["model"]["inputs"]["weight_dtype"] = "bf16"       # loaded anew
+    graph["positive"]["inputs"]["text"] = "many words " * 200
+    (outcome,) = run(server, graph)
+    texts = [frame[8:].decode(errors="replace") for frame in outcome.previews if frame[:4] == b"\0\0\0\3"]
+    said = " | ".join(texts)
+    assert "PixArt-alpha 1024" in said and "120 of 120 tokens" in said and "words cut" in said
+    assert "128 x 128 pixels" in said
+
+
 def test_schedule_node_with_stock_custom_sampler(server):
     graph = {**start(), "schedule": node("PixArtLCMSigmas", model=["model", 0], steps=4, rule="official", denoise=1.0),
              "sampler": node("SamplerCustom", model=["schedule", 0], add_noise=True, noise_seed=1, cfg=1.0,

@@ -51,7 +51,9 @@ def test_bundled_models_are_listed_beside_the_others():
     assert set(folder_paths.get_filename_list("vae")) >= listed | {"pixart-mini/tiny-vae.safetensors"}
     assert "pixart-mini/alpha-1024.safetensors" in node("PixArtLoader").INPUT_TYPES()["required"]["file"][0]
     assert "pixart-mini/tiny-t5" in node("PixArtT5Loader").INPUT_TYPES()["required"]["file"][0]
-    assert not any("judge" in name for name in folder_paths.get_filename_list("diffusion_models"))
+    assert not any("judge" in name for name in node("PixArtLoader").INPUT_TYPES()["required"]["file"][0])
+    for category in ("diffusion_models", "text_encoders", "controlnet"):     # stock loaders would fail on these
+        assert not any("pixart-mini" in name for name in folder_paths.get_filename_list(category)), category
     _, report = node("PixArtLoader")().load("pixart-mini/alpha-1024.safetensors", "auto", "fp32")
     assert "PixArt-alpha 1024" in report
     node("PixArtT5Loader")().load("pixart-mini/tiny-t5", "16", "cpu")
@@ -99,6 +101,16 @@ def test_a_file_is_found_under_the_separators_of_windows():
     assert node("PixArtDeltaLoraLoader").VALIDATE_INPUTS("from windows\\named.safetensors") is True
     assert node("PixArtDeltaLoraLoader").VALIDATE_INPUTS("from windows/named.safetensors") is True
     assert node("PixArtDeltaLoraLoader").VALIDATE_INPUTS("..\\loras\\tiny-lora.safetensors") is not True
+
+
+def test_suffixes_of_any_case_are_offered():
+    for name in ("upper.SAFETENSORS", "short.sft"):
+        shutil.copy(MODELS / "diffusion_models" / "alpha-512.safetensors", MODELS / "diffusion_models" / name)
+        try:
+            folder_paths.filename_list_cache.pop("diffusion_models", None)
+            assert name in node("PixArtLoader").INPUT_TYPES()["required"]["file"][0]
+        finally:
+            (MODELS / "diffusion_models" / name).unlink()
 
 
 def test_what_the_page_shows_of_a_missing_file_needs_no_escaping():
