@@ -47,20 +47,32 @@ class Campaign:
         with tempfile.TemporaryDirectory(prefix="pixart-gpu-", dir=roomy_folder(self.rehearse)) as folder:
             work = self.work or Path(folder)
             work.mkdir(parents=True, exist_ok=True)
+            if self.rehearse:
+                self.run_side_by_side(self.rehearsal(), work, self.until - time.monotonic())
+                return self.report.failures()
             for number in sorted({stage.round for stage in self.stages}):
                 self.run_round(number, work)
         return self.report.failures()
 
+    def rehearsal(self) -> list[list[Stage]]:
+        """Two processes that share what takes longest there, importing: the first round, and all others."""
+        groups = [[stage for stage in self.stages if (stage.round == 1) is first] for first in (True, False)]
+        return [group for group in groups if group]
+
     def run_round(self, number: int, work: Path) -> None:
         """Its stages side by side where there is room, else one after the other."""
         stages = [stage for stage in self.stages if stage.round == number]
-        if not side_by_side(self.rehearse):
-            for position, stage in enumerate(stages):
-                self.run_stage(stage, work, self.seconds_for(number) / (len(stages) - position), 1)
+        if torch.cuda.get_device_properties(0).total_memory >= ROOMY:
+            self.run_side_by_side([[stage] for stage in stages], work, self.seconds_for(number))
             return
-        seconds = self.seconds_for(number)
-        threads = [threading.Thread(target=self.run_stage, args=(stage, work, seconds, len(stages)), daemon=True)
-                   for stage in stages]
+        for position, stage in enumerate(stages):
+            self.run_stages([stage], work, self.seconds_for(number) / (len(stages) - position), cores())
+
+    def run_side_by_side(self, groups: Sequence[Sequence[Stage]], work: Path, seconds: float) -> None:
+        """Each group in a process of its own."""
+        count = 1 if self.rehearse else cores() // len(groups)
+        threads = [threading.Thread(target=self.run_stages, args=(group, work, seconds, count), daemon=True)
+                   for group in groups]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -72,15 +84,15 @@ class Campaign:
                   for stage in self.stages if stage.round >= number}
         return max(1.0, (self.until - time.monotonic()) * shares[number] / sum(shares.values()))
 
-    def run_stage(self, stage: Stage, work: Path, seconds: float, beside: int) -> None:
-        started = time.monotonic()
-        say(f"-- {stage.name}: {stage.title}, at most {seconds:.0f} s")
-        threads = 1 if self.rehearse else cores() // beside
-        process = subprocess.Popen(self.command(stage, work, seconds), cwd=ROOT, env=environment(threads),
+    def run_stages(self, stages: Sequence[Stage], work: Path, seconds: float, threads: int) -> None:
+        """In one process, with that many threads; at most `seconds` all together."""
+        started, names = time.monotonic(), " ".join(stage.name for stage in stages)
+        say(f"-- {names}: at most {seconds:.0f} s")
+        process = subprocess.Popen(self.command(stages, work, seconds), cwd=ROOT, env=environment(threads),
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, encoding="utf-8",
                                    start_new_session=True)
         self.running.add(process)
-        reader = threading.Thread(target=self.read, args=(stage, process), daemon=True)
+        reader = threading.Thread(target=self.read, args=(process,), daemon=True)
         reader.start()
         try:
             code = process.wait(seconds)
@@ -91,17 +103,19 @@ class Campaign:
             stop(process)
             self.running.discard(process)
         reader.join(GRACE)
+        taken = time.monotonic() - started
+        facts = {"end": end, "seconds": round(taken, 1), "limit": round(seconds, 1)}
         with self.lock:
-            self.report.stage(stage.name, about=stage.title, end=end, seconds=round(time.monotonic() - started, 1),
-                              limit=round(seconds, 1))
-        say(f"-- {stage.name}: {end} after {time.monotonic() - started:.0f} s")
+            for stage in stages:
+                self.report.stage(stage.name, about=stage.title, **facts)
+        say(f"-- {names}: {end} after {taken:.0f} s")
 
-    def command(self, stage: Stage, work: Path, seconds: float) -> list[str]:
-        return [sys.executable, "-m", "benchmarks", "gpu", "--stage", stage.name, "--seconds", str(seconds - GRACE),
-                "--work", str(work.resolve()), "--out", str(self.report.folder.resolve()),
+    def command(self, stages: Sequence[Stage], work: Path, seconds: float) -> list[str]:
+        return [sys.executable, "-m", "benchmarks", "gpu", "--stage", *(stage.name for stage in stages), "--seconds",
+                str(seconds - GRACE), "--work", str(work.resolve()), "--out", str(self.report.folder.resolve()),
                 *(["--rehearse"] if self.rehearse else [])]
 
-    def read(self, stage: Stage, process: subprocess.Popen) -> None:
+    def read(self, process: subprocess.Popen) -> None:
         """Into the report, line by line as they come."""
         for line in process.stdout or ():
             try:
@@ -109,7 +123,7 @@ class Campaign:
             except ValueError:          # cut off by the end of the process
                 continue
             with self.lock:
-                self.report.add({"stage": stage.name, **note})
+                self.report.add(note)
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -117,11 +131,6 @@ def environment(threads: int) -> dict[str, str]:
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     return {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
             "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(max(1, threads))}
-
-
-def side_by_side(rehearse: bool) -> bool:
-    """A rehearsal has small models; a card must have room for all that a round holds at its worst."""
-    return rehearse or torch.cuda.get_device_properties(0).total_memory >= ROOMY
 
 
 def roomy_folder(rehearse: bool) -> str | None:

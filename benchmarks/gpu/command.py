@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU: proves the campaign itself")
     parser.add_argument("--only", choices=[stage.name for stage in STAGES], nargs="+", help="stages (default: all)")
     parser.add_argument("--work", type=Path, help="folder for weights written meanwhile (default: a temporary one)")
-    parser.add_argument("--stage", choices=[stage.name for stage in STAGES], help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=[stage.name for stage in STAGES], nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
@@ -36,7 +36,7 @@ def positive(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A stage in this process where the campaign asks for one, else the campaign."""
+    """Stages in this process where the campaign asks for them, else the campaign."""
     if args.stage:
         from .stages import perform
         return perform(args.stage, args.rehearse, args.work, args.seconds)

@@ -1,7 +1,8 @@
-"""Stage: what torch.compile gains: the blocks one by one, the whole network, and as a graph of the device."""
+"""Stage: what torch.compile gains, and what a recorded graph of the device gains on top, where launching takes long."""
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -14,76 +15,110 @@ from .notes import Notes
 from .profile import profiled
 from .setting import Absent, Setting
 from .stages import Case
-from .timing import medians, milliseconds
+from .timing import medians
 
 Run = Callable[..., torch.Tensor]
-TABLE, AIM = "Compiled beside eager, one pass", 1.3
-Compile = Callable[[PixArtTransformer, Setting], Run]
+Make = Callable[[PixArtTransformer, dict[str, torch.Tensor], Setting], Run]
+TABLE, AIM = "Compiled and recorded beside eager, one pass", 1.3
+DECODING = "Decoding one picture of 1024 px, the decoder alone"
 
 
-def blocks(model: PixArtTransformer, setting: Setting) -> PixArtTransformer:
+def blocks(model: PixArtTransformer, inputs: dict[str, torch.Tensor], setting: Setting) -> Run:
+    """Compiled one by one: one graph for all."""
     for block in model.blocks:
         block.compile(fullgraph=True, dynamic=False, backend=backend(setting))
-    return model
+    return partial(model, **inputs)
 
 
-def whole(model: PixArtTransformer, setting: Setting) -> Run:
-    return torch.compile(model, fullgraph=True, dynamic=False, backend=backend(setting))
+def whole(model: PixArtTransformer, inputs: dict[str, torch.Tensor], setting: Setting) -> Run:
+    return partial(torch.compile(model, fullgraph=True, dynamic=False, backend=backend(setting)), **inputs)
 
 
-def graph(model: PixArtTransformer, setting: Setting) -> Run:
-    """Compiled and recorded: no launch costs."""
-    if setting.tiny:
+def recorded(model: PixArtTransformer, inputs: dict[str, torch.Tensor], setting: Setting) -> Run:
+    """All launches of a pass recorded once and replayed: no time of the processor between them."""
+    if not setting.cuda:
         raise Absent("device graphs are CUDA's")
-    return torch.compile(model, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            model(**inputs)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = model(**inputs)
+    return partial(replayed, graph, output)
+
+
+def replayed(graph: torch.cuda.CUDAGraph, output: torch.Tensor) -> torch.Tensor:
+    graph.replay()
+    return output
+
+
+def blocks_recorded(model: PixArtTransformer, inputs: dict[str, torch.Tensor], setting: Setting) -> Run:
+    blocks(model, inputs, setting)()
+    return recorded(model, inputs, setting)
 
 
 def cases(setting: Setting) -> dict[str, Case]:
-    return {"blocks, 1024 px, batch 1": partial(measure, "blocks", blocks, MAIN),
+    found: dict[str, Case] = {
+            "blocks, 1024 px, batch 1": partial(measure, "blocks", blocks, MAIN),
+            "decoding": decoding, "profile, compiled": profile_compiled,
             "blocks, 1024 px, batch 4": partial(measure, "blocks", blocks, FOUR),
+            "recorded, 1024 px, batch 1": partial(measure, "not compiled, recorded", recorded, MAIN),
+            "blocks recorded, 1024 px, batch 1": partial(measure, "blocks, recorded", blocks_recorded, MAIN),
+            "whole, 1024 px, batch 1": partial(measure, "whole", whole, MAIN)}
+    return found if setting.tiny else found | {
+            "blocks recorded, 512 px, batch 1": partial(measure, "blocks, recorded", blocks_recorded, Size(512, 1)),
             "blocks, 512 px, batch 1": partial(measure, "blocks", blocks, Size(512, 1)),
-            "profile, compiled": profile_compiled, "decoding": decoding,
-            "whole, 1024 px, batch 1": partial(measure, "whole", whole, MAIN),
-            "graph, 512 px, batch 1": partial(measure, "whole, device graph", graph, Size(512, 1)),
             "blocks, 2048 px, batch 1": partial(measure, "blocks", blocks, Size(2048, 1))}
 
 
 @torch.inference_mode()
-def measure(title: str, make: Compile, size: Size, setting: Setting, notes: Notes) -> None:
+def measure(title: str, make: Make, size: Size, setting: Setting, notes: Notes) -> None:
     """Eager and compiled take turns; both have the same weights."""
     torch._dynamo.reset()
     dtype = dtype_of("fp16", setting)
     eager, other = (transformer(size.config(setting), dtype, setting.device) for _ in range(2))
     inputs = given(eager.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device, dtype)
-    compiled = make(other, setting)
     started = time.perf_counter()
-    found = compiled(**inputs).clone()
+    run = make(other, inputs, setting)
+    found = run().clone()
     seconds = time.perf_counter() - started
     error = distance(found, eager(**inputs))
     notes.check("compiled = eager", f"{title}, {size.side} px, batch {size.batch}", error, 2e-2)
-    taken = medians({"eager": partial(eager, **inputs), "compiled": partial(compiled, **inputs)}, setting, seconds=2.0)
+    taken = medians({"eager": partial(eager, **inputs), "compiled": run}, setting, seconds=2.0)
     gain = taken["eager"] / taken["compiled"]
-    notes.row(TABLE, px=size.side, batch=size.batch, dtype="fp16", compiled=title,
-              **{"eager ms": taken["eager"], "compiled ms": taken["compiled"], "times as fast": gain,
-                 "compiling s": seconds})
-    if setting.cuda:
+    notes.row(TABLE, px=size.side, batch=size.batch, dtype="fp16", how=title,
+              **{"eager ms": taken["eager"], "this way ms": taken["compiled"], "times as fast": gain,
+                 "preparing s": seconds})
+    if setting.cuda and "record" not in title:
         notes.aim(f"compiled ({title}) / eager, {size.side} px, batch {size.batch}", gain, AIM, "x", at_most=False)
 
 
 def profile_compiled(setting: Setting, notes: Notes) -> None:
     torch._dynamo.reset()
-    model = blocks(transformer(MAIN.config(setting), dtype_of("fp16", setting), setting.device), setting)
+    model = transformer(MAIN.config(setting), dtype_of("fp16", setting), setting.device)
+    blocks(model, {}, setting)
     profiled("1024 px, batch 1, 4 steps, fp16, blocks compiled", drawing(MAIN, model, setting), setting, notes)
 
 
 @torch.inference_mode()
 def decoding(setting: Setting, notes: Notes) -> None:
-    """The autoencoder's decoder with its memory laid out channels last, which its convolutions like better."""
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    """The autoencoder's decoder as it is, with convolutions that are tried out first, and compiled."""
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         vae = autoencoder(setting.tiny, dtype, setting.device)
-        last = autoencoder(setting.tiny, dtype, setting.device).to(memory_format=torch.channels_last)
         latents = torch.randn(1, 4, *[MAIN.latent(setting)] * 2, device=setting.device, dtype=dtype)
-        milliseconds(partial(last.decode, latents), setting)
-        taken = medians({"as it is": partial(vae.decode, latents), "channels last": partial(last.decode, latents)},
-                        setting, seconds=2.0)
-        notes.row("Decoding one picture of 1024 px", dtype=name, **{f"{way}, ms": ms for way, ms in taken.items()})
+        row = {"as it is ms": one_decoding(vae, latents, setting)}
+        torch.backends.cudnn.benchmark = True
+        row["convolutions tried out ms"] = one_decoding(vae, latents, setting)
+        if name == "bf16" and setting.cuda:
+            vae.decoder.compile(dynamic=False, backend=backend(setting))
+            row["compiled too ms"] = one_decoding(vae, latents, setting)
+        torch.backends.cudnn.benchmark = False
+        notes.row(DECODING, dtype=name, **row)
+
+
+def one_decoding(vae: Any, latents: torch.Tensor, setting: Setting) -> float:
+    """Milliseconds."""
+    return medians({"": partial(vae.decode, latents)}, setting, seconds=1.0)[""]

@@ -12,7 +12,7 @@ TABLE = "Memory of trainings, computed (benchmarks/training_memory.py)"
 
 
 def cases(setting: Setting) -> dict[str, Case]:
-    known = ("lcm",) if setting.tiny else ("lcm", "controlnet", "lcm-lora")
+    known = ("lcm",) if setting.tiny else ("lcm", "controlnet")
     return {title: partial(compute, title) for title, case in RECIPES.items() if case.method in known}
 
 

@@ -46,9 +46,10 @@ OTHERS = (Size(512, 1), Size(2048, 1), Size(512, 4), Size(2048, 4))
 def cases(setting: Setting) -> dict[str, Case]:
     found: dict[str, Case] = {"picture, 1024 px, batch 1, fp16": partial(picture, MAIN, "fp16"),
                               "picture, 1024 px, batch 4, fp16": partial(picture, FOUR, "fp16"),
-                              "other implementations": partial(peers, "fp16"), "guided step": guided_step,
                               "profile": partial(profiled_picture, FOUR),
                               "profile of one": partial(profiled_picture, MAIN),
+                              "profile of decoding": profiled_decoding,
+                              "other implementations": partial(peers, "fp16"), "guided step": guided_step,
                               "picture, 1024 px, batch 1, bf16": partial(picture, MAIN, "bf16"),
                               "other implementations, bf16": partial(peers, "bf16")}
     return found | {f"picture, {size.side} px, batch {size.batch}, fp16": partial(picture, size, "fp16")
@@ -177,3 +178,10 @@ def profiled_picture(size: Size, setting: Setting, notes: Notes) -> None:
     busy = profiled(f"{size.side} px, batch {size.batch}, 4 steps, fp16", draw, setting, notes)
     if size == FOUR and setting.cuda:
         notes.aim("GPU busy, 4 steps at batch 4", busy, BUSY_AIM, "%", at_most=False)
+
+
+def profiled_decoding(setting: Setting, notes: Notes) -> None:
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        vae = autoencoder(setting.tiny, dtype, setting.device)
+        latents = torch.randn(1, 4, *[MAIN.latent(setting)] * 2, device=setting.device)
+        profiled(f"decoding 1024 px, batch 1, {name}", partial(decode, vae, latents, 0.18215), setting, notes)

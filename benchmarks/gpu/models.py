@@ -31,8 +31,8 @@ def cases(setting: Setting) -> dict[str, Case]:
     torch.backends.cudnn.allow_tf32 = False         # the patch embedding is a convolution: float32 means float32 here
     return {"parity to the CPU": parity, "full size, parity to the CPU": full_size, "batch = single": batches,
             "padding changes nothing": padding, "control": control, "all-compute policy": policies,
-            "compile, block by block": compiled_blocks, "compile, whole": compiled_whole, "LoRA": lora,
-            "default TF32 setting": tf32}
+            "default TF32 setting": tf32, "LoRA": lora, "compile, block by block": compiled_blocks,
+            "compile, whole": compiled_whole}
 
 
 def alpha(setting: Setting) -> PixArtConfig:

@@ -8,13 +8,13 @@ CHECKS = "Correctness"
 
 
 class Notes:
-    """Writes results at once; `write` takes a line."""
+    """Writes the results of a stage at once; `write` takes a line."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self.write = write
+    def __init__(self, write: Callable[[str], None], stage: str = "") -> None:
+        self.write, self.stage = write, stage
 
     def note(self, **facts: object) -> None:
-        self.write(json.dumps(facts, allow_nan=False, default=str))
+        self.write(json.dumps({"stage": self.stage, **facts}, allow_nan=False, default=str))
 
     def row(self, table: str, **cells: Cell) -> None:
         """One row of the table with this title; the columns are the names of all its rows' cells."""

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,20 +44,24 @@ STAGES = (
 )
 
 
-def perform(name: str, rehearse: bool, work: Path | None, seconds: float) -> int:
-    """Run one stage here; its results go to standard output, a line of JSON each, everything else to stderr."""
+def perform(names: Sequence[str], rehearse: bool, work: Path | None, seconds: float) -> int:
+    """Run stages here; their results go to standard output, a line of JSON each, everything else to stderr."""
     until = time.monotonic() + seconds
     with results_apart() as write, tempfile.TemporaryDirectory() as spare:
-        notes = Notes(write)
         setting = Setting("cpu" if rehearse else "cuda", rehearse, work or Path(spare), until)
-        try:
-            found = importlib.import_module(f".{name}", __package__).cases(setting)
-        except Exception as error:      # a stage that cannot even begin is a result
-            traceback.print_exc()
-            notes.failed(f"stage {name}", error)
-            return 0
-        carry_out(found, setting, notes)
+        for name in names:
+            begin(name, setting, Notes(write, name))
     return 0
+
+
+def begin(name: str, setting: Setting, notes: Notes) -> None:
+    try:
+        found = importlib.import_module(f".{name}", __package__).cases(setting)
+    except Exception as error:      # a stage that cannot even begin is a result
+        traceback.print_exc()
+        notes.failed(f"stage {name}", error)
+        return
+    carry_out(found, setting, notes)
 
 
 def carry_out(cases: dict[str, Case], setting: Setting, notes: Notes) -> None:

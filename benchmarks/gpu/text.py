@@ -23,10 +23,9 @@ BUDGET, AIM = 8.0, 6.0                  # GB of the whole job with an 8-bit T5
 
 def cases(setting: Setting) -> dict[str, Case]:
     found: dict[str, Case] = {"T5-XXL file": write}
-    found |= {f"whole job, T5 in {bits} bits": partial(job, bits) for bits in (8, 4)}
+    found["whole job, T5 in 8 bits"] = partial(job, 8)
     found["T5-XXL in 16, 8 and 4 bits"] = encoders
-    found["whole job, T5 in 16 bits"] = partial(job, 16)
-    return found
+    return found | {f"whole job, T5 in {bits} bits": partial(job, bits) for bits in (4, 16)}
 
 
 def write(setting: Setting, notes: Notes) -> None:

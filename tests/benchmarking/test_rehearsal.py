@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"models", "pictures", "trainers", "text", "memory", "computed", "latency", "compiled", "host"}
-MINUTES = 8         # generous: a busy machine is no failure
+MINUTES = 30        # generous: a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_a_missing_host_is_a_line(report):
     assert any("no ComfyUI at $COMFYUI_PATH" in row["verdict"] for row in rows(report, "Correctness"))
 
 
-@pytest.mark.parametrize("table", ["One pass", "One picture", "A guided step", "Where the time goes", "Compiled beside",
-                                   "Measured ceiling", "Memory of pictures", "Memory of trainings",
-                                   "Memory of trainings, computed", "The whole job", "Text encoder"])
+@pytest.mark.parametrize("table", ["One pass", "One picture", "A guided step", "Where the time goes",
+                                   "Compiled and recorded", "Measured ceiling", "Memory of pictures",
+                                   "Memory of trainings", "Memory of trainings, computed", "The whole job", "Text encoder"])
 def test_every_topic_has_its_table(report, table):
     assert rows(report, table) and f"## {table}" in report["markdown"]
 
