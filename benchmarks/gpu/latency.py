@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pixart.config import PixArtConfig
+from pixart.drawing import Request, sample
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Request, sample
 from pixart.vae import decode
 
 from ..transformer_speed import Run, diffusers_run, native_run

@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
+from pixart.drawing import Request, sample
 from pixart.model.controlnet import Controlled, PixArtControlNet
-from pixart.pipeline import Request, sample
 from pixart.train.data import PreparedFolder
 from pixart.train.loop import Training
 from pixart.train.loop_config import LoopConfig

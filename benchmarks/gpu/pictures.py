@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoint import load, load_control
+from pixart.drawing import Request, sample
 from pixart.mini import SHIPPED
 from pixart.mini.prepare import held_out
-from pixart.pipeline import Request, sample
 from pixart.sampling.dmd import dmd
 from pixart.sampling.noise import PictureNoise
 from pixart.text.encoded import Encoded

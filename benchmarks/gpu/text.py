@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pixart.pipeline import Request, generate
+from pixart.pipeline import Pipeline
 from pixart.text.t5 import T5Encoder
 
 from .files import t5_folder, transformer_file, vae_folder
@@ -83,10 +83,11 @@ def generated(files: tuple[Path, Path], bits: int, setting: Setting, held: dict)
 
     side = setting.pixels(1024)
     started = time.perf_counter()
-    pictures, _ = generate(files[0], files[1], Request((PROMPT,), height=side, width=side), t5_folder(setting),
-                           variant="alpha-1024", bits=bits, dtype=torch.float16 if setting.cuda else torch.float32,
-                           device=setting.device, progress=progress)
-    return pictures, time.perf_counter() - started
+    pipe = Pipeline.open(files[0], files[1], t5_folder(setting), setting.device,
+                         torch.float16 if setting.cuda else torch.float32, variant="alpha-1024", bits=bits,
+                         keep_t5=False)
+    pictures = pipe(PROMPT, width=side, height=side, progress=progress)
+    return pictures.pixels, time.perf_counter() - started
 
 
 def most(held: dict[str, dict[str, float | None]], name: str) -> float | None:

@@ -43,7 +43,8 @@ def test_a_missing_host_is_a_line(report):
 
 @pytest.mark.parametrize("table", ["One pass", "One picture", "A guided step", "Where the time goes",
                                    "Compiled and recorded", "Measured ceiling", "Memory of pictures",
-                                   "Memory of trainings", "Memory of trainings, computed", "The whole job", "Text encoder"])
+                                   "Memory of trainings", "Memory of trainings, computed", "The whole job",
+                                   "Text encoder"])
 def test_every_topic_has_its_table(report, table):
     assert rows(report, table) and f"## {table}" in report["markdown"]
 
