@@ -6,6 +6,7 @@ import weakref
 
 import comfy.controlnet
 import comfy.hooks
+import comfy.latent_formats
 import comfy.model_management
 import comfy.sample
 import comfy.utils
@@ -142,7 +143,9 @@ def test_control_equals_the_core_outside_of_the_host():
 def test_control_on_a_sigma_base_scales_its_hint_for_it():
     base, copies = cores("deep-sigma", "control-sigma")
     model, calls = spy(load("deep-sigma"))
-    controlled, _ = apply(condition(text(5)), load_control("control-sigma"), image(64, 64))
+    control = load_control("control-sigma")
+    control.latent_format = comfy.latent_formats.SD15()     # as where the file does not tell its base
+    controlled, _ = apply(condition(text(5)), control, image(64, 64))
     sample(model, controlled, controlled, latent(64, 64), steps=1)
     want = copies(base, encoded(image(64, 64), 64, 64, 0.13025), *core_inputs(calls[0]))
     assert max(differences(calls[0]["residuals"], want)) < 1e-5

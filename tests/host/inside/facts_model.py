@@ -80,12 +80,24 @@ def test_prompts_of_one_length_get_no_mask_and_others_get_one():
         sample(model, condition(text(4), attention_mask=masks[1]), negative, latent(64, 64), steps=1, cfg=2.0)
     assert [call["text_mask"].shape for call in calls] == [(2, 0), (2, 0), (2, 5)]
     assert calls[2]["text_mask"].dtype == torch.int32 and sorted(calls[2]["text_mask"].sum(1).tolist()) == [3, 5]
+    for real in (text(4)[0, :3], text(4)[0, 1:]):       # what a mask excludes is not there, wherever it was
+        assert any(torch.equal(row, real) for row in calls[1]["context"])
     mask_of = pack("nodes.host.conditioning").mask_of
     assert mask_of(calls[0]["text_mask"]) is None and mask_of(calls[2]["text_mask"]).dtype == torch.bool
     both = torch.cat([text(4, 1), text(4, 2)])          # two prompts of one conditioning, one of them shorter
     padded = condition(both, attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]))
     sample(model, padded, padded, latent(64, 64, pictures=2), steps=1)
     assert calls[3]["text_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_a_padded_prompt_gives_what_it_gives_alone():
+    transformer = network(load("alpha-1024"))
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 20.0]), text(6).repeat(2, 1, 1)
+    mask = torch.tensor([[1] * 6, [1] * 2 + [0] * 4], dtype=torch.int32)
+    together = transformer(x, t, context, text_mask=mask)
+    for row, tokens in enumerate((6, 2)):
+        alone = transformer(x[row:row + 1], t[row:row + 1], context[:1, :tokens], text_mask=mask[:1, :0])
+        assert off(together[row:row + 1], alone) < 1e-5
 
 
 def test_conditions_are_on_the_device_before_the_first_step():

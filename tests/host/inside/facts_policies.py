@@ -292,10 +292,14 @@ def failing(step: int, *_: object) -> None:
 
 def test_nothing_is_kept_after_a_run_an_interruption_or_an_error():
     from comfy.patcher_extension import WrappersMP
-    model, options = load("deep-1024"), []
+    model, options, held = load("deep-1024"), [], []
 
     def remember(executor, *args, **kwargs):
         options.append(executor.class_obj.model_options)
+        return executor(*args, **kwargs)
+
+    def hold(executor, *args, **kwargs):
+        held.append(args[4])            # another pack that keeps the options of a pass
         return executor(*args, **kwargs)
 
     for callback, error in ((None, None), (interrupted, comfy.model_management.InterruptProcessingException),
@@ -303,6 +307,7 @@ def test_nothing_is_kept_after_a_run_an_interruption_or_an_error():
         Reuse.made.clear()
         patched = pack("nodes.host.policies").with_policies(model, lambda: [Reuse()])
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "remember", remember)
+        patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "hold", hold)
         try:
             sample(patched, condition(text(3)), condition(text(2)), latent(64, 64), steps=4, cfg=2.0,
                    callback=callback)
@@ -312,6 +317,7 @@ def test_nothing_is_kept_after_a_run_an_interruption_or_an_error():
         gc.collect()
         assert len(Reuse.made) == 1 and Reuse.made[0]() is None
         key = pack("nodes.host.policy_run").RUN
+        assert held[-1][key].policies == []
         assert key not in patched.model_options["transformer_options"]
         assert key not in options[-1]["transformer_options"]
         assert model.model.bytes_to_keep == 0
@@ -376,6 +382,23 @@ def test_a_sampling_that_is_not_the_hosts_computes_everything():
     assert run.step({}, 1) is None and run.step(sigmas, 1) is None
     assert run.step({**sigmas, "uuids": ["a", "b"], "cond_or_uncond": [0, 1]}, 3) is None
     assert run.step({**sigmas, "uuids": ["a"], "cond_or_uncond": [0]}, 1).index == 1
+
+
+def test_batched_tiles_are_rows_of_their_company_alone():
+    """In which order a pack puts tiles and prompts nobody knows: other prompts beside them, and nothing is reused."""
+    def lanes(pictures: int) -> list[set]:
+        run = pack("nodes.host.policy_run").PolicyRun([], pictures, load("alpha-1024").get_model_object(
+            "model_sampling"), None)
+        steps = [(9.0, ["a", "b"], 4), (5.0, ["a", "b"], 4), (2.0, ["a"], 2)]
+        options = {"sample_sigmas": torch.tensor([9.0, 5.0, 2.0, 0.0])}
+        return [set(run.step({**options, "sigmas": torch.tensor([sigma]), "uuids": prompts,
+                              "cond_or_uncond": list(range(len(prompts)))}, rows).lanes)
+                for sigma, prompts, rows in steps]
+
+    first, second, alone = lanes(pictures=2)
+    assert first == second and alone < first and len(first) == 4
+    first, second, alone = lanes(pictures=1)        # two tiles of one picture
+    assert first == second and not alone & first
 
 
 def test_other_models_are_refused():

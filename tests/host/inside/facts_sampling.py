@@ -45,6 +45,20 @@ def test_lcm_from_a_picture_equals_the_library():
         assert off(lcm(model, condition(context), given, 3, 3, "official", denoise), want) < 1e-4, denoise
 
 
+def test_the_consistency_function_is_the_identity_at_timestep_0():
+    """f = c_skip x + c_out x0 with c_skip = 0.25 / ((10 t)^2 + 0.25); of x0 alone nothing is left there."""
+    schedule = node("PixArtLCMSigmas")().make(load("alpha-1024"), 4, "official", 1.0)[0].get_model_object(
+        "model_sampling")
+    noisy, eps, t = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 1, 999])
+    sigma = schedule.sigmas[t]
+    each = sigma.double().view(-1, 1, 1, 1)
+    skip = (0.25 / ((10.0 * t.double()) ** 2 + 0.25)).view(-1, 1, 1, 1)
+    x, x0 = noisy.double() / (1 + each ** 2).sqrt(), noisy.double() - each * eps.double()
+    got = schedule.calculate_denoised(sigma, eps, noisy)
+    assert off(got, skip * x + (1 - skip).sqrt() * x0) < 1e-5
+    assert off(got[:1], x[:1]) < 1e-6 and off(x0[:1], x[:1]) > 1e-3
+
+
 def test_the_steps_visited_are_the_published_ones():
     from comfy.patcher_extension import WrappersMP
     for rule, want in (("official", [999, 759, 519, 279]), ("diffusers", [999, 759, 499, 259])):
@@ -157,8 +171,8 @@ def test_bad_latents_are_refused():
     broken["samples"][0, 0, 0, 0] = float("nan")
     assert "not finite" in refused(broken)
     assert "16" in refused({"samples": torch.ones(1, 16, 8, 8)})
-    assert "shape" in refused({"samples": torch.ones(1, 4, 5, 8, 8)})
-    assert "shape" in refused({"samples": torch.ones(1, 4, 1, 8)})
+    assert "Connect PixArt Empty Latent" in refused({"samples": torch.ones(1, 4, 5, 8, 8)})
+    assert "Connect PixArt Empty Latent" in refused({"samples": torch.ones(1, 4, 1, 8)})
 
 
 def test_nested_latents_are_refused():
