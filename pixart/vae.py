@@ -1,6 +1,7 @@
 """Latents to pictures and back with the autoencoders of the diffusers library, an optional extra of this package."""
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,14 +10,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .device import free_bytes, is_out_of_memory, release
 from .vae_parts import FULL, TINY, Parts, fitting, tiled
+from .weights.errors import CheckpointError
+from .weights.locate import Kind
+from .weights.reader import ShortLived, open_weights
+from .weights.values import check_finite
 
 logger = logging.getLogger(__name__)
 
+VAE_FILE = "sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma, or a TAESD file (.safetensors or a folder)"
+VAE_KIND = Kind(VAE_FILE, "", ("diffusion_pytorch_model",))
+VAE_NAME = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder|quant_conv|post_quant_conv|taesd_\w+)\.")
 # The architecture of Stable Diffusion's and SDXL's VAE, for single files, which do not carry it.
 _KL = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
        "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 512,
@@ -26,10 +33,12 @@ _KL = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "lat
 def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Any:
     """A diffusers folder, a single file of a Stable Diffusion or SDXL VAE, or a TAESD file (taesd_encoder.*, ...).
 
-    Raises FileNotFoundError, ValueError for a file that holds no VAE, ImportError where diffusers is missing.
+    Raises FileNotFoundError, CheckpointError (a ValueError) for a file that holds no VAE or numbers that are not
+    finite, ImportError where diffusers is missing.
     """
     path = Path(path).expanduser()
     kind = require_vae(path)
+    check_values(path)
     from diffusers import AutoencoderKL
 
     with naming(path), tempfile.TemporaryDirectory() as folder:
@@ -64,26 +73,24 @@ def require_vae(path: str | Path) -> str:
     if find_spec("diffusers") is None:
         raise ImportError("decoding pictures outside ComfyUI needs the diffusers package: "
                           "pip install 'pixart-delta[standalone]' or pip install diffusers")
+    keys = open_weights(path, VAE_KIND).tensors
     if path.is_dir():
         return "folder"
-    keys = tensor_names(path)
     if "taesd_decoder.1.weight" in keys:
         return "tiny"
     if not any(name.endswith("decoder.conv_in.weight") for name in keys):
-        example = min(keys, default="none")
-        raise ValueError(f"{path} holds no VAE that this program knows ({len(keys)} tensors, such as {example}); use "
-                         "sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma, or a TAESD file")
+        raise CheckpointError(path, f"it holds no VAE that this program knows ({len(keys)} tensors, such as "
+                              f"{min(keys)[:60]})", VAE_FILE)
     return "full"
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Names in a safetensors file; other formats are refused."""
-    try:
-        with safe_open(path, "pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file or is damaged ({error}); give a VAE as .safetensors or "
-                         "as a diffusers folder") from error
+def check_values(path: Path) -> None:
+    """Raises CheckpointError where a number of the VAE itself is not finite."""
+    weights = open_weights(path, VAE_KIND)
+    source = ShortLived(weights.remap)
+    for name in weights.tensors:
+        if VAE_NAME.match(name):
+            check_finite(name, source[name], path, VAE_FILE)
 
 
 def load_tiny(path: Path) -> Any:
@@ -91,14 +98,13 @@ def load_tiny(path: Path) -> Any:
     from diffusers import AutoencoderTiny
     model: Any = AutoencoderTiny()
     state = {}
-    with safe_open(path, "pt") as file:
-        for name in list(file.keys()):
-            part, _, rest = name.partition(".")
-            if part == "taesd_encoder":
-                state[f"encoder.layers.{rest}"] = file.get_tensor(name).float()
-            elif part == "taesd_decoder":            # module 0 there is the clamp, which diffusers does outside
-                index, _, leaf = rest.partition(".")
-                state[f"decoder.layers.{int(index) - 1}.{leaf}"] = file.get_tensor(name).float()
+    for name, tensor in open_weights(path, VAE_KIND).tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "taesd_encoder":
+            state[f"encoder.layers.{rest}"] = tensor.float()
+        elif part == "taesd_decoder":            # module 0 there is the clamp, which diffusers does outside
+            index, _, leaf = rest.partition(".")
+            state[f"decoder.layers.{int(index) - 1}.{leaf}"] = tensor.float()
     model.load_state_dict(state, strict=True)
     return model
 

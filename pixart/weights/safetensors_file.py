@@ -47,7 +47,8 @@ def _check_entry(name: str, entry: Any, path: Path) -> int:
     if not isinstance(entry, dict):
         raise CheckpointError(path, f"{name} has no description in its safetensors header",
                               "dtype, shape and data_offsets")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    values: tuple[Any, Any, Any] = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    dtype, shape, offsets = values
     for field, value, wanted in (("shape", shape, SHAPE(shape)), ("data_offsets", offsets, OFFSETS(offsets))):
         if wanted or (value is offsets and len(offsets) != 2):
             raise CheckpointError(path, f"{field} of {name} is wrong in its safetensors header",

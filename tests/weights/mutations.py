@@ -210,8 +210,8 @@ def _odd_tensor(tensor: Tensor, chance: random.Random) -> Tensor:
     if spoiled.numel():
         spoiled.view(-1)[chance.randrange(spoiled.numel())] = chance.choice((float("nan"), float("inf"), 3e38, -1e30))
     return chance.choice((spoiled, spoiled, tensor[:-1] if tensor.ndim else tensor, tensor.flatten(), tensor[None],
-                          tensor.new_zeros(()), tensor.new_zeros(0), tensor.to(torch.int8), tensor.bool(), tensor.half(),
-                          tensor.double(), tensor.bfloat16(), tensor.to(torch.float8_e4m3fn),
+                          tensor.new_zeros(()), tensor.new_zeros(0), tensor.to(torch.int8), tensor.bool(),
+                          tensor.half(), tensor.double(), tensor.bfloat16(), tensor.to(torch.float8_e4m3fn),
                           torch.view_as_complex(torch.zeros(*tensor.shape, 2)), tensor.expand(2, *tensor.shape))
                          ).contiguous()
 
