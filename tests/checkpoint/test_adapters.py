@@ -175,6 +175,7 @@ def test_modulation_tables_are_changed(stem, make, tmp_path):
 BROKEN = {
     "half of a pair": ({"hada_w1_a": torch.ones(48, 2)}, "has no partner"),
     "factors that do not fit": ({"lokr_w1": torch.ones(5, 5), "lokr_w2": torch.ones(3, 3)}, "another width or family"),
+    "a number as a factor": ({"lokr_w1": torch.ones(()), "lokr_w2": torch.ones(48, 48)}, "factors of shapes"),
     "blocks of another size": ({"oft_blocks": torch.ones(5, 5, 5)}, "another width or family"),
     "blocks that are not square": ({"oft_blocks": torch.ones(12, 4, 3)}, "do not fit"),
     "two methods": ({"oft_blocks": torch.ones(12, 4, 4), "diff": torch.ones(48, 48)}, "two methods"),

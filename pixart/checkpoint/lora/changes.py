@@ -157,6 +157,8 @@ class LoKr(_Product):
             second = tucker(self.t2, self.w2_a, self.w2_b, rows)
         else:
             second = whole_of(self.w2, self.w2_a, self.w2_b, rows)
+        if first.ndim != 2 or second.ndim not in (2, 4):
+            raise ValueError(f"factors of shapes {tuple(first.shape)} and {tuple(second.shape)}")
         return torch.kron(first.view(*first.shape, *[1] * (second.ndim - 2)), second)
 
 
