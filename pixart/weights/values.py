@@ -9,7 +9,8 @@ from .errors import CheckpointError
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
-PART = 1 << 24              # numbers looked at together where they have to be converted first
+NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}       # lowest bits, without sign, of NaN or infinity
+PART = 1 << 24              # numbers of 8 bits looked at together
 
 # Parts of names that tell which program quantised a file; the first that occurs names it.
 QUANTIZED = (
@@ -55,10 +56,7 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     if tensor.dtype in EIGHT_BITS:
-        return all(_within(part.to(torch.float32)) for part in tensor.reshape(-1).split(PART))
-    return _within(tensor)
-
-
-def _within(tensor: Tensor) -> bool:
+        parts = tensor.contiguous().view(-1).view(torch.uint8).split(PART)
+        return all(int((part & 0x7F).max()) < NOT_FINITE[tensor.dtype] for part in parts)
     low, high = torch.aminmax(tensor)            # NaN wins over every number in both
     return bool(torch.isfinite(low)) and bool(torch.isfinite(high))

@@ -24,6 +24,7 @@ from pixart.checkpoint import (
 from pixart.checkpoint.header import KEY
 from pixart.control.hed import HED, load_hed
 from pixart.weights import Kind, find_files, open_weights
+from pixart.weights.values import is_finite
 
 KIND = Kind("weights", "text_encoder", ("model",))
 
@@ -187,6 +188,13 @@ def test_not_a_number_is_found_in_small_types(dtype, tmp_path):
     weights = {name: tensor.to(dtype) for name, tensor in reference().items()}
     save_file(with_value(weights, "blocks.1.mlp.fc2.weight", float("nan")), tmp_path / "a.safetensors")
     assert "blocks.1.mlp.fc2.weight" in refusal(lambda path: read_checkpoint(path, TINY), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_number_of_eight_bits_is_told_apart(dtype):
+    for bits in range(256):
+        number = torch.tensor([bits], dtype=torch.uint8).view(dtype)
+        assert is_finite(number) == bool(torch.isfinite(number.float()).all()), bits
 
 
 def test_the_edge_network_and_a_controlnet_are_looked_at_too(tmp_path):
