@@ -20,7 +20,8 @@ every row (`tests/host/inside/facts_compatibility.py`).
 TAIL = """
 ## Samplers and schedulers of KSampler
 
-Every sampler and every scheduler in the lists of both versions draws a finite picture.
+Every sampler and every scheduler in the lists of both versions draws a finite picture (not run:
+dpm_adaptive, which chooses its number of passes and takes hundreds with random weights).
 
 ## Other packs
 
