@@ -100,13 +100,15 @@ class Conditioned:
 
     def __init__(self, model: PixArtTransformer, request: Request, context: Tensor, mask: Tensor,
                  control: Control | None, policies: Sequence[Policy] = ()) -> None:
-        """context (R, L, C) and mask (R, L) have a row for every row of x that the sampler will pass."""
+        """context (R, L, C) and mask (R, L), on the CPU, have a row for every row of x that the sampler will pass."""
         weight, rows = model.x_embedder.proj.weight, len(mask)
         self.model, self.control, self.policies, self.dtype = model, control, policies, weight.dtype
         self.steps = steps_of(request, rows)
-        size = torch.tensor([[request.height, request.width]] * rows, dtype=torch.float32)
-        self.conditions = (context.to(weight.device, weight.dtype), mask.to(weight.device), size.to(weight.device),
-                           (size[:, 0] / size[:, 1]).to(weight.device))
+        sides = (torch.full((rows,), float(side), device=weight.device) for side in (request.height, request.width))
+        size = torch.stack(list(sides), dim=1)                                          # (R, 2)
+        # Without padding there is nothing to mask: attention has a faster kernel then.
+        keep = None if mask.numpy().all() else mask.to(weight.device)
+        self.conditions = (context.to(weight.device, weight.dtype), keep, size, size[:, 0] / size[:, 1])
         if control is not None:
             self.hint = control.hint.to(weight.device, weight.dtype).repeat(rows // len(control.hint), 1, 1, 1)
 

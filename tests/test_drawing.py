@@ -6,6 +6,7 @@ import torch
 
 from pixart.config import PixArtConfig
 from pixart.drawing import Guide, Request, sample
+from pixart.model.attention import sdpa
 from pixart.model.transformer import PixArtTransformer
 from pixart.sampling.lcm import lcm, lcm_timesteps
 from pixart.sampling.noise import PictureNoise
@@ -44,6 +45,25 @@ def test_the_model_is_told_height_before_width_and_height_over_width():
     aspect.copy_(1 / aspect)
     noise = PictureNoise([7, 8], (4, 12, 5))
     assert not torch.allclose(got, lcm(network, noise(), lcm_timesteps(2), noise))
+
+
+def test_text_without_padding_is_not_masked():
+    """Attention without a mask is one kernel; with one, every block converts it first."""
+    seen: list[torch.Tensor | None] = []
+
+    def attend(q, k, v, heads, mask, options):
+        seen.append(mask)
+        return sdpa(q, k, v, heads, mask, options)
+
+    model = PixArtTransformer(CONFIG, attend=attend).eval()
+    model.load_state_dict(transformer().state_dict())
+    caption, request = features(2, 5), Request(("a", "b"), height=32, width=32, steps=1)
+    whole = sample(model, request, caption, caption)
+    assert seen == [None] * len(seen) and len(seen) == 2 * CONFIG.depth
+    longer = Encoded(torch.cat([caption.context, torch.randn(2, 2, 16)], 1), torch.arange(7).expand(2, -1) < 5, [])
+    seen.clear()
+    torch.testing.assert_close(sample(model, request, longer, longer), whole)
+    assert sum(mask is not None for mask in seen) == CONFIG.depth
 
 
 def test_the_unconditional_half_comes_first():

@@ -20,10 +20,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, int, Tensor | None, Options], Tensor]
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Options) -> Tensor:
     """Attention with torch's own kernel; `options` is for hosts and has no effect here."""
-    q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))       # (B, heads, N or M, D / heads)
+    # Not with einops, which would take longer than a GPU takes for a small picture's attention.
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))         # (B, heads, N or M, D / heads)
     if mask is not None:
         mask = mask[:, None, None, :]                                                   # (B, 1, 1, M)
-    return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Options) -> Tensor:

@@ -70,6 +70,12 @@ def test_a_step_neither_copies_to_the_device_nor_asks_it(sampler, guide):
     assert few.questions == many.questions == 0
 
 
+def test_text_and_noise_are_all_that_is_copied_to_the_device():
+    """With the position table of a new model, and the mask where prompts differ in length. Each copy is a wait."""
+    assert crossings("lcm", 4, None).copies == 3
+    assert crossings("dpm", 4, None).copies == 4    # the negative prompt is shorter
+
+
 def test_every_sampler_runs_on_a_device_without_float64():
     from pixart.sampling.iddpm import iddpm
     for name, chosen in SAMPLERS.items():
