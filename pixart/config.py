@@ -32,7 +32,7 @@ class PixArtConfig:
     learned_variance: bool = True      # twice the channels come out: noise, then variance logits
     caption_width: int = 4096          # width of the text encoder's output
     caption_tokens: int = 120          # longest caption in training: 120 alpha, 300 Sigma
-    base_size: int = 64                # training latent side / 2: the position table spans [0, base_size / position_scale)
+    base_size: int = 64                # training latent side / 2; the position table spans base_size / position_scale
     position_scale: float = 2.0        # "lewei_scale", "pe_interpolation", "interpolation_scale" elsewhere
     micro_conditioning: bool = True    # image size and aspect ratio enter with the timestep
     latent_space: str = "sd"           # "sd" (x 0.18215) for alpha and delta, "sdxl" (x 0.13025) for Sigma

@@ -35,7 +35,7 @@ def load(name: str) -> Golden:
     with safe_open(path, "pt") as file:
         for key, text in file.metadata().items():
             golden.meta[key] = json.loads(text) if text[:1] in "{[" else text
-        for key in file.keys():
+        for key in file.keys():      # noqa: SIM118 - a safetensors file is no dictionary
             kind, _, rest = key.partition(".")
             if kind == "weights":
                 golden.weights[rest] = file.get_tensor(key)
