@@ -1,20 +1,7 @@
-"""The world of PixArt-mini in words: what a scene can hold, and the sentences that describe it."""
+"""The sentences that describe the scenes of PixArt-mini."""
 import random
-import zlib
-from dataclasses import astuple, dataclass
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-SIZES = ("small", "large")
-TEXTURES = ("plain", "striped", "dotted")
-POSITIONS = ("centre", "left", "right", "top", "bottom")
-RELATIONS = ("left of", "above")
-BACKGROUNDS = ("black", "white", "grey", "sand", "navy")
-
-# Never shown in training: every shape once, every colour at most once (an eighth of the 48 pairs).
-HELD_OUT_PAIRS = frozenset({("circle", "purple"), ("square", "cyan"), ("triangle", "pink"),
-                            ("star", "green"), ("cross", "orange"), ("ring", "red")})
-TWO_OBJECTS = 0.2              # share of scenes that hold two objects
+from .scenes import Scene, sample
 
 _SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 _PLACE_WORDS = {
@@ -31,61 +18,37 @@ _RELATION_WORDS = {
 _TEXTURE_PHRASES = {"striped": "with stripes", "dotted": "with dots"}
 _OPENINGS = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "there is ")
 _BACKDROPS = ("on a {} background", "on {}", "against a {} background", "in front of a {} background")
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object. In scenes with two, size and texture are always "medium" and "plain" and stay unsaid."""
-
-    shape: str
-    colour: str
-    size: str
-    texture: str
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a picture shows. One thing has a position, two have a relation: the first is left of or above the second."""
-
-    background: str
-    things: tuple[Thing, ...]
-    position: str = ""
-    relation: str = ""
-
-
-def split(scene: Scene) -> str:
-    """"train" or "held-out": held out are six shape-colour pairs and, by hash, 5 % of all other combinations."""
-    if any((thing.shape, thing.colour) in HELD_OUT_PAIRS for thing in scene.things):
-        return "held-out"
-    return "held-out" if zlib.crc32(repr(astuple(scene)).encode()) % 20 == 0 else "train"
-
-
-def sample(index: int, seed: int, split: str = "train") -> Scene:
-    """The scene with this number in the endless row that `seed` and `split` ("train" or "held-out") name."""
-    if split not in ("train", "held-out"):
-        raise ValueError(f"unknown split {split!r}; use train or held-out")
-    rng = random.Random(f"scene {seed} {split} {index}")
-    while True:
-        scene = _draw_lots(rng)
-        if _split_of(scene) == split:
-            return scene
-
-
-_split_of = split              # `sample` has an argument of the same name
-
-
-def _draw_lots(rng: random.Random) -> Scene:
-    background = rng.choice(BACKGROUNDS)
-    if rng.random() >= TWO_OBJECTS:
-        thing = Thing(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES), rng.choice(TEXTURES))
-        return Scene(background, (thing,), position=rng.choice(POSITIONS))
-    first, second = rng.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], 2)
-    things = tuple(Thing(shape, colour, "medium", "plain") for shape, colour in (first, second))
-    return Scene(background, things, relation=rng.choice(RELATIONS))
+_CELL_WORDS = {
+    "upper left": ("in the upper left corner", "at the top on the left", "in the corner at the top left"),
+    "upper middle": ("at the top in the middle", "in the middle of the upper row", "at the top between the corners"),
+    "upper right": ("in the upper right corner", "at the top on the right", "in the corner at the top right"),
+    "middle left": ("on the left at half height", "in the middle row on the left", "at the left edge in the middle"),
+    "very middle": ("in the very middle of it all", "in the exact centre", "in the middle row in the middle"),
+    "middle right": ("on the right at half height", "in the middle row on the right",
+                     "at the right edge in the middle"),
+    "lower left": ("in the lower left corner", "at the bottom on the left", "in the corner at the bottom left"),
+    "lower middle": ("at the bottom in the middle", "in the middle of the lower row",
+                     "at the bottom between the corners"),
+    "lower right": ("in the lower right corner", "at the bottom on the right", "in the corner at the bottom right"),
+}
+_NUMBERS = ("one", "two", "three", "four", "five")
+_ORDER = ("first", "second", "third", "fourth", "fifth")
+# Sentences that say nothing new, so that the captions of crowded scenes are as long as people's long prompts.
+_ASIDES = ("all of its edges are clean and sharp, and nothing covers any part of it.",
+           "it is neither very small nor very large, and it has no stripes and no dots.",
+           "it is plain all over, without any pattern, and it does not touch any of the other things.",
+           "there is enough empty room around it, so that it can be seen as a whole.")
+_ENDINGS = ("there is nothing else to be seen in this picture.", "everything else in the picture is empty.",
+            "apart from these things the picture is empty, and nothing is written on it.")
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """One of several sentences that say everything `scene` holds; only a plain texture may stay unsaid."""
+    """One of several texts that say everything `scene` holds; only a plain texture may stay unsaid.
+
+    A sentence for one or two things; for crowded scenes a paragraph of 132 to 254 words and punctuation marks.
+    """
+    if scene.crowded:
+        return _paragraph(scene, rng)
     body = _one(scene, rng) if len(scene.things) == 1 else _two(scene, rng)
     backdrop = rng.choice(_BACKDROPS).format(scene.background)
     if rng.random() < 0.15:
@@ -116,6 +79,24 @@ def _two(scene: Scene, rng: random.Random) -> str:
     return f"{second} {rng.choice(backward)} {first}"
 
 
+def _paragraph(scene: Scene, rng: random.Random) -> str:
+    """What there is, thing by thing in any order, with sentences in between that say nothing new."""
+    number = _NUMBERS[len(scene.things) - 1]
+    sentences = [f"{rng.choice(('this is a picture of', 'a drawing of', 'there are'))} {number} different things "
+                 f"{rng.choice(_BACKDROPS).format(scene.background)}."]
+    for place, index in zip(_ORDER, rng.sample(range(len(scene.things)), len(scene.things))):
+        thing, where = scene.things[index], rng.choice(_CELL_WORDS[scene.cells[index]])
+        name = f"{_article(thing.colour)} {thing.colour} {thing.shape}"
+        sentences.append(rng.choice((
+            f"the {place} of the things is {name}, which you can find {where}.",
+            f"{where} of the picture there is {name}, the {place} of the {number} things.",
+            f"the {place} thing lies {where}. it is a {thing.shape}, and the colour of this {thing.shape} is "
+            f"{thing.colour}.")))
+        sentences.append(rng.choice(_ASIDES))
+    sentences.append(rng.choice(_ENDINGS))
+    return " ".join(sentences)
+
+
 def _article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
 
@@ -123,31 +104,7 @@ def _article(name: str) -> str:
 def vocabulary() -> list[str]:
     """Every word that captions use, sorted: a few thousand captions cover the grammar."""
     words: set[str] = set()
-    for index in range(4000):
-        text = caption(sample(index, 0), random.Random(index))
-        words.update(text.replace(".", " .").split())
+    for index in range(5000):
+        text = caption(sample(index, 0, crowded=index % 5 == 4), random.Random(index))
+        words.update(text.replace(".", " .").replace(",", " ,").split())
     return sorted(words)
-
-
-# What can be asked of a scene, and the possible answers. "second" is the right or lower of two things.
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "background": BACKGROUNDS, "count": ("one", "two"), "shape": SHAPES, "colour": COLOURS, "size": SIZES,
-    "texture": TEXTURES, "position": POSITIONS, "second shape": SHAPES, "second colour": COLOURS, "relation": RELATIONS,
-}
-
-
-def facts(scene: Scene) -> dict[str, str]:
-    """The answers that a caption of `scene` states: a subset of `ATTRIBUTES`."""
-    first = scene.things[0]
-    known = {"background": scene.background, "shape": first.shape, "colour": first.colour}
-    if len(scene.things) == 1:
-        return known | {"count": "one", "size": first.size, "texture": first.texture, "position": scene.position}
-    second = scene.things[1]
-    return known | {"count": "two", "second shape": second.shape, "second colour": second.colour,
-                    "relation": scene.relation}
-
-
-def labels(scene: Scene) -> list[int]:
-    """`facts` as one class number per attribute in the order of `ATTRIBUTES`; -100 where a caption states nothing."""
-    known = facts(scene)
-    return [answers.index(known[name]) if name in known else -100 for name, answers in ATTRIBUTES.items()]

@@ -5,7 +5,7 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .grammar import Scene, Thing
+from .scenes import CELLS, Scene, Thing
 
 # Height and width in pixels of the 128 px class.
 BUCKETS = ((128, 128), (112, 144), (144, 112), (96, 160), (160, 96))
@@ -18,10 +18,13 @@ COLOUR_RGB = {"red": (222, 32, 38), "orange": (250, 136, 16), "yellow": (250, 22
 # How the edge maps of these pictures are found: thresholds low enough for purple on navy.
 CANNY = {"low": 0.1, "high": 0.2}
 
-_RADIUS = {"small": 24.0, "large": 40.0, "medium": 26.0}     # pixels in a 128 x 128 picture
+RADIUS = {"small": 24.0, "large": 40.0, "medium": 26.0}      # pixels in a 128 x 128 picture
+PAIR_RADIUS, PAIR_PLACES = 0.205, (0.265, 0.735)             # of two things: shares of the side they lie along
+CELL_RADIUS, CELL_JITTER = 0.42, 0.04                        # of three and more: shares of the shorter side of a cell
+STRIPE, DOT, SPACING = 7.0, 4.6, 14.0                        # stripe width, dot radius, grid of dots, in pixels
+DARKER = 0.55                                                # tone of stripes and dots, as a share of the colour
+HOLE = 0.52                                                  # inner radius of a ring, as a share of the outer
 _OVERSAMPLE = 3
-_STRIPE, _DOT, _SPACING = 7.0, 4.6, 14.0                     # stripe width, dot radius, grid of dots, in pixels
-_DARKER = 0.55                                               # tone of stripes and dots, as a share of the colour
 
 
 def draw(scene: Scene, height: int, width: int, rng: random.Random) -> np.ndarray:
@@ -37,17 +40,30 @@ def _layout(scene: Scene, height: int, width: int, rng: random.Random) -> list[t
     """Centre y, centre x and radius of every thing, in pixels."""
     scale = (min(height, width) / 128) ** 0.7
     jitter = 3 * scale
+    if scene.crowded:
+        return _cells(scene, height, width, rng)
     if len(scene.things) == 1:
-        radius = _RADIUS[scene.things[0].size] * scale * rng.uniform(0.95, 1.05)
+        radius = RADIUS[scene.things[0].size] * scale * rng.uniform(0.95, 1.05)
         return [_place(scene.position, height, width, radius, jitter, rng)]
     sideways = scene.relation == "left of"
     reach = width if sideways else height
-    radius = min(_RADIUS["medium"] * scale, 0.205 * reach)
+    radius = min(RADIUS["medium"] * scale, PAIR_RADIUS * reach)
     layout = []
-    for share in (0.265, 0.735):
+    for share in PAIR_PLACES:
         y = (0.5 if sideways else share) * height + rng.uniform(-jitter, jitter)
         x = (share if sideways else 0.5) * width + rng.uniform(-jitter, jitter)
         layout.append((y, x, radius * rng.uniform(0.95, 1.05)))
+    return layout
+
+
+def _cells(scene: Scene, height: int, width: int, rng: random.Random) -> list[tuple[float, float, float]]:
+    """Near the middle of their cells."""
+    side = min(height, width) / 3
+    jitter, layout = CELL_JITTER * side, []
+    for cell in map(CELLS.index, scene.cells):
+        y = (cell // 3 + 0.5) * height / 3 + rng.uniform(-jitter, jitter)
+        x = (cell % 3 + 0.5) * width / 3 + rng.uniform(-jitter, jitter)
+        layout.append((y, x, CELL_RADIUS * side * rng.uniform(0.95, 1.05)))
     return layout
 
 
@@ -71,11 +87,11 @@ def _stamp(canvas: np.ndarray, thing: Thing, y: float, x: float, radius: float) 
     outline = Image.new("L", size)
     _outline(ImageDraw.Draw(outline), thing.shape, centre, radius * _OVERSAMPLE)
     paint = np.asarray(COLOUR_RGB[thing.colour], np.float32)
-    colour = paint
+    colour: np.ndarray = paint
     if thing.texture != "plain":
         pattern = Image.new("L", size)
         _pattern(ImageDraw.Draw(pattern), thing.texture, centre, size)
-        colour = paint * (1 - (1 - _DARKER) * _coverage(pattern))
+        colour = paint * (1 - (1 - DARKER) * _coverage(pattern))
     cover = _coverage(outline)
     region = canvas[top:bottom, left:right]
     region += (colour - region) * cover
@@ -90,24 +106,24 @@ def _outline(pen: ImageDraw.ImageDraw, shape: str, centre: tuple[float, float], 
     cx, cy = centre
     if shape in ("circle", "ring"):
         pen.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=255)
-        hole = 0.52 * radius if shape == "ring" else 0
+        hole = HOLE * radius if shape == "ring" else 0
         if hole:
             pen.ellipse((cx - hole, cy - hole, cx + hole, cy + hole), fill=0)
         return
-    pen.polygon([(cx + radius * dx, cy + radius * dy) for dx, dy in _CORNERS[shape]], fill=255)
+    pen.polygon([(cx + radius * dx, cy + radius * dy) for dx, dy in CORNERS[shape]], fill=255)
 
 
 def _pattern(pen: ImageDraw.ImageDraw, texture: str, centre: tuple[float, float], size: tuple[int, int]) -> None:
     """Level stripes or a grid of dots, fixed to the middle of the thing."""
     cx, cy = centre
-    step = _SPACING * _OVERSAMPLE
+    step = SPACING * _OVERSAMPLE
     rows = [cy + k * step for k in range(-4, 5)]
     for y in rows:
         if texture == "striped":
-            half = _STRIPE * _OVERSAMPLE / 2
+            half = STRIPE * _OVERSAMPLE / 2
             pen.rectangle((0, y - half, size[0], y + half), fill=255)
             continue
-        dot = _DOT * _OVERSAMPLE
+        dot = DOT * _OVERSAMPLE
         for x in (cx + k * step for k in range(-4, 5)):
             pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=255)
 
@@ -126,6 +142,6 @@ def _cross(half: float = 0.33, reach: float = 0.95) -> list[tuple[float, float]]
     return points
 
 
-_CORNERS = {"square": [(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)],
+CORNERS = {"square": [(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)],
             "triangle": [(0.0, -0.92), (0.98, 0.8), (-0.98, 0.8)],
             "star": _star(), "cross": _cross()}

@@ -7,7 +7,7 @@ import torch
 from pixart.mini.diagnose import diagnose, tables, write_diagnosis
 from pixart.mini.diagnose.finish import ddim, ddim_times, signal_to_noise
 from pixart.mini.diagnose.probe import fit, shares
-from pixart.mini.grammar import ATTRIBUTES
+from pixart.mini.scenes import ATTRIBUTES
 from pixart.sampling.schedule import ALPHAS_CUMPROD, add_noise
 
 

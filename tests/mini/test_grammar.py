@@ -4,19 +4,21 @@ from collections import Counter
 
 import pytest
 
-from pixart.mini.grammar import (
+from pixart.mini.grammar import caption
+from pixart.mini.scenes import (
     ATTRIBUTES,
+    CELLS,
     COLOURS,
     HELD_OUT_PAIRS,
     SHAPES,
     Scene,
     Thing,
-    caption,
     facts,
     labels,
     sample,
     split,
 )
+from pixart.text.cleaning import clean_caption
 
 
 @pytest.mark.parametrize("name", ["train", "held-out"])
@@ -73,9 +75,40 @@ def test_captions_vary() -> None:
     assert len({caption(scene, random.Random(index)) for index in range(200)}) > 60
 
 
+@pytest.mark.parametrize("name", ["train", "held-out"])
+def test_crowded_scenes_hold_three_to_five_things_in_cells_of_their_own(name: str) -> None:
+    counts = Counter()
+    for index in range(300):
+        scene = sample(index, 1, name, crowded=True)
+        assert split(scene) == name and len(set(scene.cells)) == len(scene.things) == len(scene.cells)
+        assert list(scene.cells) == sorted(scene.cells, key=CELLS.index)
+        counts[len(scene.things)] += 1
+    assert set(counts) == {3, 4, 5} and min(counts.values()) > 60
+
+
+def test_crowded_captions_are_long_and_name_every_thing() -> None:
+    for index in range(200):
+        scene = sample(index, 2, crowded=True)
+        text = caption(scene, random.Random(index))
+        words = text.replace(".", " .").replace(",", " ,").split()
+        assert 120 < len(words) < 255 and scene.background in text
+        assert clean_caption(text) == text, "cleaning as in training leaves it alone"
+        for thing in scene.things:
+            assert text.count(thing.shape) >= sum(other.shape == thing.shape for other in scene.things)
+            assert thing.colour in text
+
+
+def test_the_ordinary_held_out_sentences_are_those_of_earlier_versions() -> None:
+    """Figures measured on them stay comparable."""
+    earlier = ["a drawing of a tiny pink triangle on the right on grey",
+               "a green star on top of a green cross against a black background"]
+    texts = [caption(sample(i, 7, "held-out"), random.Random(f"caption 7 held-out {i}")) for i in (0, 3)]
+    assert texts == earlier
+
+
 def test_labels_and_facts_agree() -> None:
-    for index in range(100):
-        scene = sample(index, 0, "held-out")
+    for index in range(200):
+        scene = sample(index, 0, "held-out", crowded=index % 2 == 1)
         known = facts(scene)
         for (name, answers), label in zip(ATTRIBUTES.items(), labels(scene)):
             assert (label == -100) == (name not in known)

@@ -4,8 +4,10 @@ import random
 import numpy as np
 import pytest
 
-from pixart.mini.grammar import (
+from pixart.mini.pictures import BACKGROUND_RGB, BUCKETS, COLOUR_RGB, draw
+from pixart.mini.scenes import (
     BACKGROUNDS,
+    CELLS,
     COLOURS,
     POSITIONS,
     RELATIONS,
@@ -16,7 +18,6 @@ from pixart.mini.grammar import (
     Thing,
     sample,
 )
-from pixart.mini.pictures import BACKGROUND_RGB, BUCKETS, COLOUR_RGB, draw
 
 
 def drawn(scene: Scene, size: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -64,6 +65,17 @@ def test_the_first_of_two_things_is_left_or_above(size: tuple[int, int], relatio
     axis = 1 if relation == "left of" else 0
     assert second[axis] - first[axis] > 0.3
     assert abs(second[1 - axis] - first[1 - axis]) < 0.12
+
+
+@pytest.mark.parametrize("size", BUCKETS)
+def test_things_of_crowded_scenes_stay_in_their_cells(size: tuple[int, int]) -> None:
+    height, width = size
+    for index, cell in enumerate(CELLS):
+        where = painted(drawn(Scene("white", (Thing("circle", "red", "medium", "plain"),) * 3,
+                                    cells=(cell,) * 3), size, seed=index), "white")
+        row, column = divmod(index, 3)
+        inside = where[row * height // 3:-(-(row + 1) * height // 3), column * width // 3:-(-(column + 1) * width // 3)]
+        assert inside.sum() == where.sum() > 100
 
 
 def test_small_and_large_differ_clearly() -> None:

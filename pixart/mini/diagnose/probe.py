@@ -6,9 +6,9 @@ from torch.nn import functional as F
 from ...checkpoint import read_config
 from ...text.t5 import T5Encoder
 from .. import Files
-from ..grammar import ATTRIBUTES, labels
 from ..measure.prompts import Prompts
 from ..prepare import caption_of
+from ..scenes import ATTRIBUTES, labels
 
 TRAINING, TESTED = 6000, 2000            # captions
 EPOCHS, BATCH, RATE = 15, 250, 1e-2
@@ -42,8 +42,7 @@ def probe(files: Files, seed: int = 0, crowded: bool = False, device: str | torc
     """
     config = read_config(files.teacher)
     encoder = T5Encoder(files.t5, bits=16, device=device)
-    extra = {"crowded": True} if crowded else {}
-    seen = [caption_of(index, seed, "train", **extra) for index in range(training)]
+    seen = [caption_of(index, seed, "train", crowded) for index in range(training)]
     held = Prompts.held_out(tested, seed, crowded)
     sets = []
     for scenes, texts in (([scene for scene, _ in seen], [text for _, text in seen]), (held.scenes, held.captions)):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..grammar import ATTRIBUTES, Scene, labels
+from ..scenes import ATTRIBUTES, Scene, labels
 from .batches import Pictures, each
 from .judges import PictureJudge
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..grammar import Scene
 from ..pictures import BUCKETS, draw
 from ..prepare import held_out
+from ..scenes import Scene
 from .batches import Pictures
 
 _RUN, _BUCKET = 1_000_000, 100_000        # distances between the seeds of two runs, and of two buckets of a run
@@ -42,7 +42,7 @@ class Prompts:
         """The first `count` sentences of the endless row that `seed` and `crowded` name."""
         if not 1 <= count <= _BUCKET:
             raise ValueError(f"{count} sentences asked for; between 1 and {_BUCKET} can be drawn")
-        examples = held_out(count, seed, **({"crowded": True} if crowded else {}))
+        examples = held_out(count, seed, crowded)
         return cls([scene for scene, _ in examples], [text for _, text in examples], seed, crowded)
 
     def __len__(self) -> int:

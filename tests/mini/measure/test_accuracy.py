@@ -2,10 +2,10 @@
 import torch
 
 from pixart.mini import SHIPPED
-from pixart.mini.grammar import ATTRIBUTES
 from pixart.mini.judge import accuracy, load_judge, score
 from pixart.mini.measure.accuracy import Answers, columns
 from pixart.mini.measure.prompts import Prompts
+from pixart.mini.scenes import ATTRIBUTES
 
 NAMES = list(ATTRIBUTES)
 
@@ -45,3 +45,4 @@ def test_every_attribute_has_one_column_and_places_share_one():
     assert sorted(k for members in pooled.values() for k in members) == list(range(len(NAMES)))
     for name in ("shape", "second shape", "second colour", "relation"):
         assert pooled[name] == [NAMES.index(name)]
+    assert len(pooled["shape by place"]) == len(pooled["colour by place"]) == 9

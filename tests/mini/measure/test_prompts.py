@@ -12,7 +12,7 @@ def seeds(prompts, batch):
 
 
 def test_sentences_are_fixed_and_held_out():
-    from pixart.mini.grammar import split
+    from pixart.mini.scenes import split
     prompts, again = (Prompts.held_out(30, 7) for _ in range(2))
     assert prompts == again and all(split(scene) == "held-out" for scene in prompts.scenes)
     assert prompts.digest == again.digest != Prompts.held_out(30, 8).digest
@@ -50,3 +50,9 @@ def test_real_pictures_are_those_of_the_prepared_data():
 def test_no_sentences_are_refused():
     with pytest.raises(ValueError, match="0 sentences"):
         Prompts.held_out(0, 7)
+
+
+def test_crowded_sentences_have_scenes_and_pictures_of_their_own() -> None:
+    prompts = Prompts.held_out(20, 7, crowded=True)
+    assert {len(scene.things) for scene in prompts.scenes} == {3, 4, 5}
+    assert len(prompts.real()) == 20 and prompts.digest != Prompts.held_out(20, 7).digest

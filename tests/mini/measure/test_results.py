@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pixart.mini.grammar import ATTRIBUTES
 from pixart.mini.measure.cost import Cost
 from pixart.mini.measure.results import REAL, About, Measured, Row, merged, read_measured
 from pixart.mini.measure.tables import differences, table
+from pixart.mini.scenes import ATTRIBUTES
 
 ABOUT = About(4, 7, False, "abc", "b 123", 0.99)
 NAMES = list(ATTRIBUTES)
