@@ -28,12 +28,13 @@ def edge_maps(pictures: Tensor, method: str, low: float = 0.4, high: float = 0.8
     return drawing(pictures, dark_on_light=method == "invert")
 
 
-def canny(pictures: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1.0) -> Tensor:
+def canny(pictures: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1.0, together: bool = False) -> Tensor:
     """Lines one pixel wide, 0 or 1 (Canny, A Computational Approach to Edge Detection, 1986).
 
     A line starts where the slope of brightness exceeds `high` and goes on while it exceeds `low`. In these units a
     step from black to white has 4 without blur and 2.6 with blur 1. `blur`: standard deviation in pixels of the
-    Gaussian before, 0 for none. Raises ValueError for values out of order, ImportError without kornia.
+    Gaussian before, 0 for none. `together`: all pictures at once, for training on a GPU; it takes the memory of all.
+    Raises ValueError for values out of order, ImportError without kornia.
     """
     if not 0 < low <= high:
         raise ValueError(f"thresholds low {low} and high {high}; expected 0 < low <= high")
@@ -42,7 +43,8 @@ def canny(pictures: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1
     def find(picture: Tensor) -> Tensor:
         ridges = _ridges(*filters.spatial_gradient(_smooth(picture, blur), normalized=False).unbind(2))
         return _joined(ridges > low, ridges > high)
-    return each(grey(opaque(pictures)), find)
+    pictures = grey(opaque(pictures))
+    return find(pictures) if together else each(pictures, find)
 
 
 def soft_edges(pictures: Tensor, blur: float = 1.0, strength: float = 2.0) -> Tensor:

@@ -1,0 +1,59 @@
+"""Batches of pictures drawn afresh from catalogues of scenes, on whatever device these lie."""
+import random
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..train.draws import draw
+from .catalogue import Catalogue
+from .pictures import BUCKETS
+from .render import arrange, paint
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch of one size: pictures (B, 3, H, W) in 0..1, tokens (B, L) int64 and mask (B, L) bool of their captions,
+    answers (B, attributes) int64, -100 where the caption states nothing.
+
+    `kind` and `rows` (B,): the catalogue and where in it the scenes stand.
+    """
+
+    kind: Catalogue
+    rows: Tensor
+    pictures: Tensor
+    tokens: Tensor
+    mask: Tensor
+    answers: Tensor
+
+
+class Scenery:
+    """Draws pictures of catalogues: half of the batches square, the others shared out over the other buckets."""
+
+    def __init__(self, ordinary: Catalogue, crowded: Catalogue | None = None, share: float = 0.2) -> None:
+        """share: of the batches that are drawn from `crowded`."""
+        self.ordinary, self.crowded, self.share = ordinary, crowded, share
+        self.things = {id(kind): kind.things for kind in (ordinary, crowded) if kind is not None}
+
+    def draw(self, generator: torch.Generator, count: int) -> Drawn:
+        """`count` pictures of one size and kind."""
+        lot = random.Random(generator.initial_seed())     # on the CPU: a size must be known before anything is drawn
+        size = BUCKETS[0] if lot.random() < 0.5 else lot.choice(BUCKETS[1:])
+        crowded = self.crowded is not None and lot.random() < self.share
+        return self._drawn(self.crowded if crowded and self.crowded else self.ordinary, size, generator, count)
+
+    def draw_mixed(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """Pictures and answers of `count` scenes, half of them crowded: for networks that normalise over a batch."""
+        lot = random.Random(generator.initial_seed())
+        size = BUCKETS[0] if lot.random() < 0.5 else lot.choice(BUCKETS[1:])
+        kinds = [kind for kind in (self.ordinary, self.crowded) if kind is not None]
+        parts = [self._drawn(kind, size, generator, count // len(kinds)) for kind in kinds]
+        return torch.cat([part.pictures for part in parts]), torch.cat([part.answers for part in parts])
+
+    def _drawn(self, kind: Catalogue, size: tuple[int, int], generator: torch.Generator, count: int) -> Drawn:
+        device, (height, width) = kind.codes.device, size
+        rows = draw(partial(torch.randint, len(kind)), (count,), generator).to(device)
+        tokens, answers = kind.tokens[rows].long(), kind.answers[rows].long()
+        pictures = paint(arrange(kind.codes[rows], height, width, generator), height, width, self.things[id(kind)])
+        return Drawn(kind, rows, pictures, tokens, tokens > 0, answers.masked_fill(answers < 0, -100))
