@@ -9,6 +9,8 @@ from ...pixart.checkpoint import Checkpoint, read_checkpoint
 from ...pixart.checkpoint.header import to_tensors
 from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.config import PixArtConfig
+from ...pixart.mini import CAPTION_WIDTH
+from ...pixart.mini.colours import LATENT_RGB, LATENT_RGB_BIAS
 from ...pixart.model.cpu_dtype import faster_dtype
 from .conditioning import text_conds
 from .foreign import refuse_conditions
@@ -79,6 +81,9 @@ class _PixArtConfig(Mixin):
                           "model_channels": config.hidden})     # the name of U-Nets, which some nodes look for
         self.pixart = config
         self.has_null_caption = True
+        if config.caption_width == CAPTION_WIDTH:      # its autoencoder is its own, and so are the colours of previews
+            self.latent_format.latent_rgb_factors = [list(row) for row in LATENT_RGB]
+            self.latent_format.latent_rgb_factors_bias = list(LATENT_RGB_BIAS)
 
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> torch.nn.Module:
         return model_class()(self, device).eval()

@@ -2,6 +2,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+CAPTION_WIDTH = 128            # of its text features, by which its transformers are known
+
 
 @dataclass(frozen=True)
 class Files:
@@ -34,8 +36,13 @@ class Files:
 
     @property
     def judge(self) -> Path:
-        """Only for measuring: not in any of the host's lists."""
+        """Judge B, only for measuring: not in any of the host's lists."""
         return self.root / "judge.safetensors"
+
+    @property
+    def judge_a(self) -> Path:
+        """Judge A, which may teach: a reward, or features to align with. Never the one that measures."""
+        return self.root / "judge-a.safetensors"
 
 
 SHIPPED = Files()
