@@ -62,7 +62,7 @@ class Steered:
 
 def edges(pictures: Tensor) -> Tensor:
     """(B, 3, H, W) in 0..1 -> (B, 1, H, W): the maps that the ControlNet was trained on."""
-    return canny(pictures, **CANNY)
+    return canny(pictures, CANNY["low"], CANNY["high"])
 
 
 def edge_maps(pictures: Pictures, batch: int) -> Pictures:

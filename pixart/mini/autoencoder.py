@@ -4,7 +4,6 @@ It has the structure of TAESD with fewer channels and blocks where pictures are 
 zeros in the file, which computes the same function, so that every reader of TAESD files can open it.
 """
 import json
-import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic import replacing
-from .grammar import sample
-from .pictures import BUCKETS, draw
 from .resume import Progress
+from .scenery import Scenery
 
 LATENT_SCALE = 0.18215         # raw TAESD latents = this times the latents that a Stable Diffusion VAE would give
 _FILE_WIDTH = 64
@@ -131,44 +129,29 @@ def load_autoencoder(path: Path) -> Autoencoder:
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
-def train_autoencoder(path: Path, steps: int = 3000, batch: int = 32, seed: int = 0, state: Path | None = None,
-                      pool: int = 10000, rate: float = 2e-3, device: str = "cpu", plan: Plan = Plan(),
+def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: int = 32, seed: int = 0,
+                      state: Path | None = None, rate: float = 2e-3, plan: Plan = Plan(),
                       autocast: bool = False) -> Autoencoder:
-    """Trains on crops of 64 px, in the last fifth on whole pictures, and writes `path` every 500 steps."""
+    """Trains on crops of 64 px, in the last two fifths on whole pictures, and writes `path` every 500 steps.
+
+    A step takes `batch` crops, or a quarter as many whole pictures.
+    """
     torch.manual_seed(seed)
-    model = Autoencoder(plan).to(device, memory_format=torch.channels_last).train()
+    device = scenery.ordinary.codes.device
+    model = Autoencoder(plan).to(device, memory_format=torch.channels_last).train()     # type: ignore[call-overload]
     progress = Progress("autoencoder", model, rate, steps, state, seed)
-    pictures = _pool(pool, seed)
     for step in progress:
-        rng = random.Random(f"autoencoder {seed} {step}")
-        whole = step > 0.8 * steps
-        examples = _whole(pictures, batch // 4, rng) if whole else _crops(pictures, batch, rng)
-        examples = examples.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        whole = step > 0.6 * steps
+        drawn = scenery.draw(torch.Generator(device).manual_seed(seed * 1_000_003 + step),
+                             batch // 4 if whole else batch).pictures
+        examples = (drawn if whole else crops(drawn)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = autoencoder_loss(model, examples)
         progress.advance(loss)
         if progress.step % 500 == 0:
             save_autoencoder(model, path)
     save_autoencoder(model, path)
     return load_autoencoder(path)
-
-
-def refine_decoder(path: Path, into: Path, steps: int = 2000, batch: int = 16, seed: int = 1,
-                   state: Path | None = None, pool: int = 10000, rate: float = 1e-3, device: str = "cpu",
-                   autocast: bool = False) -> Autoencoder:
-    """Trains the decoder of `path` further and writes `into`. The encoder stays as it is, and so do all latents."""
-    model = load_autoencoder(path).to(device, memory_format=torch.channels_last).train()
-    model.taesd_encoder.requires_grad_(False)
-    progress = Progress("decoder", model.taesd_decoder, rate, steps, state, seed)
-    pictures = _pool(pool, seed)
-    for step in progress:
-        rng = random.Random(f"decoder {seed} {step}")
-        examples = _whole(pictures, batch // 4, rng) if step % 4 == 0 else _crops(pictures, batch, rng)
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
-            loss = autoencoder_loss(model, examples.to(device, memory_format=torch.channels_last))
-        progress.advance(loss)
-    save_autoencoder(model, into)
-    return load_autoencoder(into)
 
 
 def autoencoder_loss(model: Autoencoder, pictures: Tensor, noise: float = 0.1) -> Tensor:
@@ -183,27 +166,14 @@ def autoencoder_loss(model: Autoencoder, pictures: Tensor, noise: float = 0.1) -
     return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 0.02 * spread + 0.1 * excess
 
 
-def _pool(count: int, seed: int) -> list[Tensor]:
-    """Training pictures, uint8 (3, H, W), all buckets in turn."""
-    pictures = []
-    for index in range(count):
-        height, width = BUCKETS[index % len(BUCKETS)]
-        array = draw(sample(index, seed), height, width, random.Random(f"autoencoder {seed} picture {index}"))
-        pictures.append(torch.from_numpy(array).permute(2, 0, 1).contiguous())
-    return pictures
-
-
-def _crops(pictures: list[Tensor], batch: int, rng: random.Random, side: int = 64) -> Tensor:
-    """Crops (batch, 3, side, side) in 0..1 that hold something: the best of two places each."""
-    crops = []
-    for picture in rng.sample(pictures, batch):
-        places = [(rng.randint(0, picture.shape[1] - side), rng.randint(0, picture.shape[2] - side)) for _ in range(2)]
-        cuts = [picture[:, y:y + side, x:x + side] for y, x in places]
-        crops.append(max(cuts, key=lambda cut: cut.float().var()))
-    return torch.stack(crops).float() / 255
-
-
-def _whole(pictures: list[Tensor], batch: int, rng: random.Random) -> Tensor:
-    """Whole pictures of one bucket, (batch, 3, H, W) in 0..1."""
-    bucket = rng.randrange(len(BUCKETS))
-    return torch.stack(rng.sample(pictures[bucket::len(BUCKETS)], batch)).float() / 255
+def crops(pictures: Tensor, side: int = 64) -> Tensor:
+    """One crop (side x side) of each picture that holds something: the one of two places that varies more."""
+    batch, _, height, width = pictures.shape
+    cuts = []
+    for _ in range(2):
+        top, left = (torch.randint(extent - side + 1, (batch, 1), device=pictures.device) for extent in (height, width))
+        rows, columns = (start + torch.arange(side, device=pictures.device) for start in (top, left))
+        cuts.append(pictures[torch.arange(batch, device=pictures.device)[:, None, None], :, rows[:, :, None],
+                             columns[:, None, :]].permute(0, 3, 1, 2))
+    spread = [cut.flatten(1).var(1) for cut in cuts]
+    return torch.where((spread[0] > spread[1])[:, None, None, None], cuts[0], cuts[1])

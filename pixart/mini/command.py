@@ -35,6 +35,11 @@ def _add_build(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
     build.add_argument("--measure", type=int, default=500, metavar="N", help="held-out sentences that the result is "
                        "measured on at the end; 0 for none (default: 500)")
+    build.add_argument("--minutes", type=float, help="how long all of it may take, measuring included; the small "
+                       "networks take their own steps, the transformers what is left (default: the steps of the "
+                       "recipe)")
+    build.add_argument("--stages", help="only these, by commas: autoencoder, text, judge, judge_a, teacher, student, "
+                       "control (default: all)")
     data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; what it lacks "
                       "is trained (default: those in the repository)")
 
@@ -97,9 +102,13 @@ def run(args: argparse.Namespace) -> None:
 
 def run_build(args: argparse.Namespace) -> None:
     from ..device import best_device
-    from .recipe import build
+    from .recipe import STAGES, build
     files, device = Files(args.weights), args.device or best_device()
-    build(args.work, files, device=device)
+    stages = tuple(args.stages.split(",")) if args.stages else STAGES
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"--stages {unknown[0]} is unknown; use {', '.join(STAGES)}")
+    build(args.work, files, device=device, minutes=args.minutes, stages=stages)
     if args.measure:
         from .evaluate import evaluate
         print(evaluate(args.measure, files=files, device=device, batch=batch_for(device), diverse=0).table())

@@ -1,9 +1,13 @@
-"""A small network that reads the attributes of a picture, to measure what models draw."""
+"""Two small networks that read the attributes of a picture: judge B measures what models draw, judge A may teach them.
+
+They differ in architecture, seed and training pictures, so that what is optimised against A can be measured by B.
+"""
 import json
 import logging
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,46 +17,58 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic import replacing
-from .grammar import ATTRIBUTES, Scene, facts, labels, sample
 from .pictures import BUCKETS, draw
 from .resume import Progress
+from .scenery import Scenery
+from .scenes import ATTRIBUTES, Scene, facts, sample
 
 logger = logging.getLogger(__name__)
 
-FEATURES = 192                 # width of the features for the Frechet distance
+
+@dataclass(frozen=True)
+class Design:
+    """What distinguishes one judge's network from another's."""
+
+    widths: tuple[int, ...]        # channels after each halving of the picture
+    deeper: int                    # further convolutions at the last size
+    pooled: int                    # side of the map that the features are read from
+    features: int                  # width of the features for the Frechet distance
+    norm: str                      # "batch" or "group"
+
+
+DESIGNS = {"a": Design((32, 64, 96, 96), 2, 6, 192, "group"), "b": Design((24, 48, 96, 128), 1, 6, 192, "batch")}
 
 
 class Judge(nn.Module):
     """Reads pictures (B, 3, H, W) in 0..1 of any bucket; one linear head per attribute."""
 
-    def __init__(self) -> None:
+    def __init__(self, design: Design = DESIGNS["b"]) -> None:
         super().__init__()
-        widths = (5, 24, 48, 96, 128)
-        steps = [_stage(a, b, 2) for a, b in zip(widths, widths[1:])]
-        self.body = nn.Sequential(*steps, _stage(128, 128, 1), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
-                                  nn.Linear(128 * 16, FEATURES), nn.BatchNorm1d(FEATURES), nn.ReLU())
-        self.head = nn.Linear(FEATURES, sum(map(len, ATTRIBUTES.values())))
+        self.design = design
+        last, act = design.widths[-1], nn.SiLU if design.norm == "group" else nn.ReLU
+        widths = (5, *design.widths, *[last] * design.deeper)
+        self.stages = nn.ModuleList(_stage(a, b, 2 if index < len(design.widths) else 1, design.norm)
+                                    for index, (a, b) in enumerate(zip(widths, widths[1:])))
+        self.summary = nn.Sequential(nn.AdaptiveAvgPool2d(design.pooled), nn.Flatten(),
+                                     nn.Linear(last * design.pooled ** 2, design.features),
+                                     _norm(design.features, design.norm, 1), act())
+        self.head = nn.Linear(design.features, sum(map(len, ATTRIBUTES.values())))
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """What the heads read, (B, FEATURES), not negative."""
-        return self.body(self.with_places(pictures))
-
-    def with_places(self, pictures: Tensor) -> Tensor:
-        """(B, 5, H, W): colours in -1..1, and how far down and to the right each pixel is."""
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """The maps (B, C, h, w) after every stage, from half the size of the picture down to a sixteenth."""
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(f"pictures have shape {tuple(pictures.shape)}; the judge reads (B, 3, H, W) in 0..1")
         batch, _, height, width = pictures.shape
         y = torch.linspace(-1, 1, height, device=pictures.device).view(1, 1, -1, 1).expand(batch, 1, height, width)
         x = torch.linspace(-1, 1, width, device=pictures.device).view(1, 1, 1, -1).expand(batch, 1, height, width)
-        return torch.cat([pictures * 2 - 1, y.to(pictures), x.to(pictures)], 1)
+        maps = [torch.cat([pictures * 2 - 1, y.to(pictures), x.to(pictures)], 1)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
-    def maps(self, pictures: Tensor) -> list[Tensor]:
-        """The five convolution maps, each (B, C, h, w)."""
-        x, found = self.with_places(pictures), []
-        for stage in self.body[:5]:
-            x = stage(x)
-            found.append(x)
-        return found
+    def features(self, pictures: Tensor) -> Tensor:
+        """What the heads read, (B, features)."""
+        return self.summary(self.maps(pictures)[-1])
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, answers) for every attribute, in the order of `ATTRIBUTES`."""
@@ -67,8 +83,15 @@ class Judge(nn.Module):
                 for row in range(len(pictures))]
 
 
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+def _norm(width: int, kind: str, dimensions: int) -> nn.Module:
+    if kind == "group":
+        return nn.GroupNorm(8, width) if dimensions == 2 else nn.LayerNorm(width)
+    return nn.BatchNorm2d(width) if dimensions == 2 else nn.BatchNorm1d(width)
+
+
+def _stage(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), _norm(outputs, norm, 2),
+                         nn.SiLU() if norm == "group" else nn.ReLU())
 
 
 def score(scene: Scene, read: dict[str, str]) -> dict[str, bool]:
@@ -92,18 +115,23 @@ def accuracy(scores: Iterable[dict[str, bool]]) -> dict[str, float]:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 def save_judge(model: Judge, path: Path, measured: dict[str, float]) -> None:
-    """fp16 safetensors with the judge's own accuracy on fresh pictures in the header."""
+    """fp16 safetensors with the judge's design and its own accuracy on fresh pictures in the header."""
     state = {name: (value.half() if value.is_floating_point() else value).contiguous()
              for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
-        save_file(state, beside, metadata={"format": "pt", "accuracy": json.dumps(measured)})
+        save_file(state, beside, metadata={"format": "pt", "accuracy": json.dumps(measured),
+                                           "design": json.dumps(asdict(model.design))})
 
 
 def load_judge(path: Path) -> Judge:
     """Reads what `save_judge` wrote, in fp32, ready to read pictures."""
-    model = Judge()
     with safe_open(str(path), "pt") as file:
+        header = file.metadata() or {}
+        if "design" not in header:
+            raise ValueError(f"{path} does not say the design of a judge; it was not written by save_judge")
+        design = json.loads(header["design"])
+        model = Judge(Design(**design | {"widths": tuple(design["widths"])}))
         state = {name: file.get_tensor(name).to(value.dtype) for name, value in model.state_dict().items()}
     model.load_state_dict(state)
     return model.eval()
@@ -117,24 +145,25 @@ def own_accuracy(path: Path) -> dict[str, float]:
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
-def train_judge(path: Path, steps: int = 2000, batch: int = 64, seed: int = 0, state: Path | None = None,
-                rate: float = 2e-3, device: str = "cpu", autocast: bool = False) -> Judge:
+def train_judge(path: Path, scenery: Scenery, steps: int = 2000, batch: int = 64, seed: int = 0,
+                state: Path | None = None, rate: float = 2e-3, design: Design = DESIGNS["b"],
+                autocast: bool = False) -> Judge:
     """Trains on fresh pictures of both splits, noisy, blurred and relit, and writes `path` with its own accuracy."""
     torch.manual_seed(seed)
-    model = Judge().to(device, memory_format=torch.channels_last).train()
-    progress = Progress("judge", model, rate, steps, state, seed)
+    device = scenery.ordinary.codes.device
+    model = Judge(design).to(device, memory_format=torch.channels_last).train()     # type: ignore[call-overload]
+    progress = Progress(path.stem, model, rate, steps, state, seed)
     for step in progress:
-        scenes, pictures = fresh(step, batch, f"judge {seed}")
-        wanted = torch.tensor([labels(scene) for scene in scenes], device=device)
-        pictures = worsen(pictures.to(device), random.Random(f"judge {seed} {step}"))
-        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        drawn, wanted = scenery.draw_mixed(torch.Generator(device).manual_seed(seed * 1_000_003 + step), batch)
+        pictures = worsen(drawn, random.Random(f"judge {seed} {step}"))
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = model(pictures.contiguous(memory_format=torch.channels_last))
         progress.advance(_loss(logits, wanted))
     model.eval()
     save_judge(model, path, {})
     model = load_judge(path).to(device)
     measured = measure(model, 2000, device)
-    logger.info("judge: %s", measured)
+    logger.info("%s: %s", path.stem, measured)
     save_judge(model, path, measured)
     return model
 
@@ -147,10 +176,12 @@ def _loss(logits: tuple[Tensor, ...], wanted: Tensor) -> Tensor:
 
 
 def fresh(step: int, batch: int, seed: str) -> tuple[list[Scene], Tensor]:
-    """Batch number `step` of an endless row: scenes, a quarter held out, and pictures (batch, 3, H, W) in 0..1."""
+    """Batch number `step` of an endless row, drawn by PIL: scenes, a quarter held out and every third batch crowded,
+    and pictures (batch, 3, H, W) in 0..1."""
     rng = random.Random(f"{seed} {step}")
     height, width = BUCKETS[step % len(BUCKETS)]
-    scenes = [sample(rng.getrandbits(40), 1, "held-out" if k % 4 == 0 else "train") for k in range(batch)]
+    scenes = [sample(rng.getrandbits(40), 1, "held-out" if k % 4 == 0 else "train", crowded=step % 3 == 2)
+              for k in range(batch)]
     arrays = [torch.from_numpy(draw(scene, height, width, rng)) for scene in scenes]
     return scenes, torch.stack(arrays).permute(0, 3, 1, 2).float() / 255
 
@@ -167,7 +198,7 @@ def worsen(pictures: Tensor, rng: random.Random) -> Tensor:
     return (pictures * tint + shift + noise).clamp(0, 1)
 
 
-def measure(model: Judge, count: int = 2000, device: str = "cpu") -> dict[str, float]:
+def measure(model: Judge, count: int = 2000, device: torch.device | str = "cpu") -> dict[str, float]:
     """The judge's own accuracy on `count` fresh, clean pictures that no training saw."""
     scores: list[dict[str, bool]] = []
     for step in range(count // 50):

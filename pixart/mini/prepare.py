@@ -2,6 +2,7 @@
 import logging
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,9 +11,13 @@ from ..control.edges import canny
 from ..prepare.shards import write_shard, write_tensors
 from . import SHIPPED, Files
 from .autoencoder import Autoencoder, load_autoencoder
-from .grammar import Scene, caption, sample
+from .grammar import caption
 from .pictures import BUCKETS, CANNY, draw
+from .scenes import Scene, sample
 from .text_encoder import encode, load_text_encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +35,9 @@ def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", files
     """
     if count < len(BUCKETS):
         raise ValueError(f"{count} examples were asked for; the {len(BUCKETS)} buckets need at least one each")
-    vae = load_autoencoder(files.vae).to(device, memory_format=torch.channels_last)
+    vae = load_autoencoder(files.vae).to(device, memory_format=torch.channels_last)     # type: ignore[call-overload]
     tokenizer, encoder = load_text_encoder(files.t5)
-    encoder.to(device)
+    encoder.to(torch.device(device))     # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
     features, mask = encode(tokenizer, encoder, [""])
     write_tensors(folder / "null.safetensors", {"features": features[0].half(), "mask": mask[0].to(torch.uint8)})
@@ -55,7 +60,7 @@ def _shares(count: int) -> list[int]:
     return [count - other * (len(BUCKETS) - 1)] + [other] * (len(BUCKETS) - 1)
 
 
-def _texts(indices: range, seed: int, split: str, tokenizer: object, encoder: torch.nn.Module,
+def _texts(indices: range, seed: int, split: str, tokenizer: "PreTrainedTokenizerFast", encoder: "T5EncoderModel",
            batch: int = 250) -> tuple[Tensor, Tensor]:
     """Features (n, CAPTION_TOKENS, C), zero at padding, and mask (n, CAPTION_TOKENS) of the captions."""
     parts = []
@@ -73,11 +78,12 @@ def _latents(indices: range, seed: int, split: str, size: tuple[int, int], vae: 
              batch: int = 50) -> tuple[Tensor, Tensor]:
     """Raw latents (n, 4, h, w) of the pictures of these scenes, and those of their edge maps."""
     device = next(vae.parameters()).device
-    parts, hints = [], []
+    parts: list[Tensor] = []
+    hints: list[Tensor] = []
     for at in range(0, len(indices), batch):
         arrays = [picture_of(index, seed, split, size) for index in indices[at:at + batch]]
         pictures = torch.stack(arrays).to(device).float().div(255)
-        maps = canny(pictures, **CANNY).expand(-1, 3, -1, -1)
+        maps = canny(pictures, CANNY["low"], CANNY["high"]).expand(-1, 3, -1, -1)
         for given, made in ((pictures, parts), (maps, hints)):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 latents = vae.encode(given.contiguous(memory_format=torch.channels_last))
@@ -85,18 +91,21 @@ def _latents(indices: range, seed: int, split: str, size: tuple[int, int], vae: 
     return torch.cat(parts), torch.cat(hints)
 
 
-def caption_of(index: int, seed: int, split: str = "train") -> tuple[Scene, str]:
+def caption_of(index: int, seed: int, split: str = "train", crowded: bool = False) -> tuple[Scene, str]:
     """Scene and caption of an example."""
-    scene = sample(index, seed, split)
+    scene = sample(index, seed, split, crowded)
     return scene, caption(scene, random.Random(f"caption {seed} {split} {index}"))
 
 
-def picture_of(index: int, seed: int, split: str, size: tuple[int, int]) -> Tensor:
+def picture_of(index: int, seed: int, split: str, size: tuple[int, int], crowded: bool = False) -> Tensor:
     """The picture of an example, uint8 (3, H, W), at `size` (height, width)."""
-    array = draw(sample(index, seed, split), *size, random.Random(f"picture {seed} {split} {index}"))
+    array = draw(sample(index, seed, split, crowded), *size, random.Random(f"picture {seed} {split} {index}"))
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def held_out(count: int, seed: int = 0) -> list[tuple[Scene, str]]:
-    """Scenes and captions for evaluation, of combinations that were never trained on."""
-    return [caption_of(index, seed, "held-out") for index in range(count)]
+def held_out(count: int, seed: int = 0, crowded: bool = False) -> list[tuple[Scene, str]]:
+    """Scenes and captions for evaluation, of combinations that were never trained on.
+
+    crowded: three to five things each, in captions of 132 to 254 tokens.
+    """
+    return [caption_of(index, seed, "held-out", crowded) for index in range(count)]

@@ -1,110 +1,343 @@
 """The recipe of PixArt-mini: one command that rebuilds every weight from nothing, stage by stage, resumable.
 
-The transformer stages use the trainers of `pixart.train` as any user would; only pictures, judge, autoencoder and
-text encoder are particular to this small world.
+The transformer stages use the trainers of `pixart.train` as any user would; only pictures, judges, autoencoder and
+text encoder are particular to this small world. Every picture is drawn afresh while it is trained on.
 """
 import copy
+import json
 import logging
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from ..atomic import replacing
 from ..checkpoint import load, save_checkpoint, save_control
 from ..config import PixArtConfig
-from ..model.attention import matmul_attention
+from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.transformer import PixArtTransformer
+from ..train.average import copy_sharing_frozen
 from ..train.data import PreparedFolder
 from ..train.initialize import initialize
-from ..train.jobs import with_null_caption
-from ..train.loop import train
+from ..train.loop import Training, train
 from ..train.loop_config import LoopConfig
-from ..train.objectives import Consistency, Control, Diffusion
+from ..train.objectives import Consistency, Control, Diffusion, Objective
 from ..train.precision import fitting_precision
+from ..train.report import Record
+from ..train.timesteps import Timesteps
 from . import Files
-from .autoencoder import train_autoencoder
-from .judge import train_judge
+from .autoencoder import Plan, load_autoencoder, train_autoencoder
+from .catalogue import Wish, build_catalogue
+from .judge import DESIGNS, train_judge
 from .pictures import BUCKETS
 from .prepare import prepare
-from .text_encoder import TOKENS, WIDTH, train_text_encoder
+from .scenery import Scenery
+from .stream import EndlessData
+from .text_encoder import TOKENS, WIDTH, build_tokenizer, load_text_encoder, train_text_encoder
 
 logger = logging.getLogger(__name__)
 
 MINI = PixArtConfig(depth=8, hidden=192, heads=4, caption_width=WIDTH, caption_tokens=TOKENS, base_size=8,
                     position_scale=1.0, micro_conditioning=True)
+STAGES = ("autoencoder", "text", "judge", "judge_a", "teacher", "student", "control")
 PROBED = 256         # width of the matrices that decide whether small convolutions gain by 16 bits
+SNAPSHOT = 60.0      # seconds between two files of the weights so far
+
+
+@dataclass(frozen=True)
+class Small:
+    """Length of the training of one of the small networks."""
+
+    steps: int
+    batch: int
+    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of all stages; the defaults made the weights in the repository."""
+    """Sizes of all stages. The defaults suit two CPU cores and some hours, `for_gpu` some minutes of a large GPU."""
 
     seed: int = 0
-    pictures: int = 30_000
-    judge_steps: int = 1200
-    autoencoder_steps: int = 3000
-    text_steps: int = 1200
+    scenes: int = 100_000        # ordinary scenes, with a caption each
+    crowds: int = 25_000         # scenes of three to five things, with a long caption each
+    crowded: float = 0.2         # share of the batches that are drawn from these
+    two: float = 0.35            # share of two things among the ordinary scenes
+    reuse: int = 4               # steps in a row that see the same pictures, each with other noise
+    pictures: int = 30_000       # prepared by `mini data` for trainings from a folder
+    autoencoder: Small = Small(3000, 64)
+    text: Small = Small(2000, 64)
+    judge: Small = Small(1500, 64)
+    plan: Plan = Plan((32, 48, 64, 64), (0, 1, 2, 3), (1, 3, 3, 3))
     teacher: LoopConfig = field(default_factory=lambda: LoopConfig(
-        steps=3600, batch=64, learning_rate=1e-3, warmup=200, cooldown=900, optimizer="muon", ema=0.998,
-        betas=(0.9, 0.98), precision="auto"))
+        steps=9000, batch=64, learning_rate=1e-3, warmup=200, cooldown=3000, optimizer="muon", ema=0.998,
+        betas=(0.9, 0.98), precision="auto", threads=1))
+    timesteps: Timesteps = Timesteps("range", low=250, high=800, share=0.5, stratified=True)
+    weighting: str = "v"
+    weighting_cap: float = 100.0
     # What the student knows at t = 0 must travel up 50 grid points, one moving average at a time: a short memory.
     student: LoopConfig = field(default_factory=lambda: LoopConfig(
-        steps=1000, batch=32, learning_rate=3e-4, warmup=100, cooldown=300, ema=0.85, precision="auto"))
+        steps=1500, batch=32, learning_rate=3e-4, warmup=100, cooldown=500, ema=0.85, precision="auto", threads=1))
     control: LoopConfig = field(default_factory=lambda: LoopConfig(
-        steps=3000, batch=32, learning_rate=8e-4, warmup=100, cooldown=1000, ema=0.995, precision="auto"))
+        steps=3000, batch=32, learning_rate=8e-4, warmup=100, cooldown=1000, ema=0.995, precision="auto", threads=1))
     control_blocks: int = 4
     guidance: float = 1.5        # w of the distillation; 1.5 is a scale of 2.5, with which the teacher is measured
 
 
-def train_teacher(recipe: Recipe, data: PreparedFolder, work: Path, files: Files) -> None:
-    """Diffusion training from nothing."""
-    model = with_null_caption(initialize(PixArtTransformer(MINI, attend=matmul_attention), recipe.seed), data)
-    average = train(model, Diffusion(data), data, recipe.teacher, work / "teacher")
-    files.teacher.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(files.teacher, average, MINI, torch.float16)
+def for_gpu(recipe: Recipe = Recipe()) -> Recipe:
+    """Large batches at the rates that suit them; the steps of the last three stages are a first guess."""
+    return replace(
+        recipe, scenes=400_000, crowds=100_000, reuse=1, autoencoder=Small(3500, 128), text=Small(3000, 256),
+        judge=Small(2500, 128),
+        teacher=replace(recipe.teacher, steps=6000, batch=512, learning_rate=1.5e-3, warmup=200, cooldown=2400,
+                        ema=0.998, random_on_device=True, threads=0),
+        student=replace(recipe.student, steps=2000, batch=512, learning_rate=5e-4, cooldown=700, random_on_device=True,
+                        threads=0),
+        control=replace(recipe.control, steps=1000, batch=256, learning_rate=1e-3, cooldown=400, random_on_device=True,
+                        threads=0))
 
 
-def train_student(recipe: Recipe, data: PreparedFolder, work: Path, files: Files) -> None:
-    """Latent consistency distillation of the teacher."""
-    teacher = load(files.teacher, dtype=torch.float32, attend=matmul_attention).requires_grad_(False)
-    objective = Consistency(data, teacher, recipe.guidance)
-    average = train(copy.deepcopy(teacher).requires_grad_(True), objective, data, recipe.student, work / "student")
-    save_checkpoint(files.student, average, MINI, torch.float16)
+@dataclass
+class Clock:
+    """Shares out a number of minutes over the stages that are still to come; None: the stages' own steps."""
+
+    minutes: float | None
+    started: float = field(default_factory=time.monotonic)
+    reserve: float = 45.0        # seconds for what comes after the last stage
+
+    SHARES = {"teacher": 6.0, "student": 3.0, "control": 1.0}
+
+    def seconds(self, stage: str, to_come: tuple[str, ...]) -> float | None:
+        """For `stage`, one of those to come."""
+        if self.minutes is None:
+            return None
+        left = 60 * self.minutes - self.reserve - (time.monotonic() - self.started)
+        return max(5.0, left * self.SHARES[stage] / sum(self.SHARES[name] for name in to_come))
 
 
-def train_control(recipe: Recipe, data: PreparedFolder, work: Path, files: Files) -> None:
-    """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training pictures."""
-    base = load(files.teacher, dtype=torch.float32, attend=matmul_attention).requires_grad_(False)
-    network = PixArtControlNet.copy_of(base, recipe.control_blocks, attend=matmul_attention)
-    average = train(Controlled(base, network), Control(data), data, recipe.control, work / "control")
-    save_control(files.control, average.control, torch.float16)
+class Builder:
+    """One build: recipe, files and device, and the data that its stages share."""
+
+    def __init__(self, work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu",
+                 clock: Clock | None = None) -> None:
+        """Raises ValueError when the work folder belongs to another recipe."""
+        self.work, self.files, self.recipe = work, files, recipe
+        self.device, self.clock = torch.device(device), clock or Clock(None)
+        self.autocast = fitting_precision(self.device, PROBED) == "bf16"
+        self.attend: Attend = matmul_attention if self.device.type == "cpu" else sdpa
+        self.state = work / "state"
+        check_recipe(work / "recipe.json", recipe)
+
+    def missing(self) -> tuple[str, ...]:
+        """The stages whose result is not there."""
+        files = self.files
+        results = {"autoencoder": (files.vae,), "text": (files.t5,), "judge": (files.judge,),
+                   "judge_a": (files.judge_a,), "teacher": (files.teacher,), "student": (files.student,),
+                   "control": (files.control,)}
+        unfinished = self.state.joinpath("autoencoder.pt").exists() and not self.state.joinpath("vae.done").exists()
+        return tuple(stage for stage in STAGES if not all(path.exists() for path in results[stage])
+                     or (stage == "autoencoder" and unfinished))      # the file is written on the way
+
+    def run(self, stages: tuple[str, ...] = STAGES) -> None:
+        """Train what is missing of `stages`, in their order."""
+        for stage in self.missing():
+            if stage in stages:
+                logger.info("---- %s", stage)
+                getattr(self, f"train_{stage}")()
+
+    # -- small networks ------------------------------------------------------------------------------------------------
+
+    def scenery(self, seed: int, held_out: float = 0.0, crowded: float | None = None, part: int = 1) -> Scenery:
+        """Scenes to draw, of the training split but for a share that is held out; every `part`-th of the numbers."""
+        tokenizer = load_text_encoder(self.files.t5)[0] if self.files.t5.exists() else build_tokenizer()
+        words, recipe = tokenizer.get_vocab(), self.recipe
+        ordinary, crowds = (build_catalogue(wish, count, words).to(self.device) for wish, count in (
+            (Wish(seed, two=recipe.two, held_out=held_out), recipe.scenes // part),
+            (Wish(seed, crowded=True, held_out=held_out), recipe.crowds // part)))
+        return Scenery(ordinary, crowds, recipe.crowded if crowded is None else crowded)
+
+    @cached_property
+    def training(self) -> Scenery:
+        """What autoencoder and transformers see."""
+        return self.scenery(self.recipe.seed)
+
+    def train_autoencoder(self) -> None:
+        size = self.recipe.autoencoder
+        train_autoencoder(self.files.vae, self.training, size.steps, size.batch, self.recipe.seed,
+                          self.state / "autoencoder.pt", size.learning_rate, self.recipe.plan, self.autocast)
+        (self.state / "vae.done").touch()
+
+    def train_text(self) -> None:
+        size = self.recipe.text
+        train_text_encoder(self.files.t5, size.steps, size.batch, self.recipe.seed, self.state / "text.pt",
+                           size.learning_rate, str(self.device), self.recipe.scenes // 2)
+
+    def train_judge(self) -> None:
+        """Judge B, which measures."""
+        self._judge(self.files.judge, "b", self.recipe.seed + 11)
+
+    def train_judge_a(self) -> None:
+        """Judge A, which may teach: of other scenes, seed and architecture."""
+        self._judge(self.files.judge_a, "a", self.recipe.seed + 12)
+
+    def _judge(self, path: Path, name: str, seed: int) -> None:
+        size, scenery = self.recipe.judge, self.scenery(seed, held_out=0.25, crowded=0.35, part=4)
+        train_judge(path, scenery, size.steps, size.batch, seed, self.state / f"{path.stem}.pt", size.learning_rate,
+                    DESIGNS[name], self.autocast)
+
+    # -- transformers --------------------------------------------------------------------------------------------------
+
+    def data(self, hints: bool = False) -> EndlessData:
+        """Pictures without end, for the trainers."""
+        encoder: nn.Module = load_text_encoder(self.files.t5)[1]
+        vae = load_autoencoder(self.files.vae).to(self.device, memory_format=torch.channels_last)    # type: ignore[call-overload]
+        data = EndlessData(self.training, vae, encoder.to(self.device), TOKENS, hints, self.autocast,
+                           self.recipe.reuse)
+        if self.device.type == "cuda":          # there is room for the features of all captions
+            data.remember()
+        return data
+
+    def train_teacher(self) -> None:
+        """Diffusion training from nothing."""
+        recipe, data = self.recipe, self.data()
+        model = initialize(PixArtTransformer(MINI, attend=self.attend), recipe.seed)
+        model.y_embedder.y_embedding.copy_(data.null_context[:1].expand(TOKENS, -1))     # type: ignore[operator]
+        objective = Diffusion(data, timesteps=recipe.timesteps, weighting=recipe.weighting,
+                              weighting_cap=recipe.weighting_cap)
+        self.fit("teacher", model, objective, data, recipe.teacher,
+                 lambda average, path: save_checkpoint(path, average, MINI, torch.float16), self.files.teacher)
+
+    def train_student(self) -> None:
+        """Latent consistency distillation of the teacher."""
+        teacher, data = self.base(), self.data()
+        student = copy.deepcopy(teacher).requires_grad_(True)
+        self.fit("student", student, Consistency(data, teacher, self.recipe.guidance), data, self.recipe.student,
+                 lambda average, path: save_checkpoint(path, average, MINI, torch.float16), self.files.student)
+
+    def train_control(self) -> None:
+        """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training pictures."""
+        base, data = self.base(), self.data(hints=True)
+        network = PixArtControlNet.copy_of(base, self.recipe.control_blocks, attend=self.attend)
+        self.fit("control", Controlled(base, network), Control(data), data, self.recipe.control,
+                 save_control_of, self.files.control)
+
+    def base(self) -> PixArtTransformer:
+        """The finished teacher, frozen."""
+        return load(self.files.teacher, dtype=torch.float32, attend=self.attend).requires_grad_(False)
+
+    def fit(self, stage: str, model: nn.Module, objective: Objective, data: EndlessData, config: LoopConfig,
+            save: Callable[[nn.Module, Path], object], result: Path) -> None:
+        """Train one of the transformers for its share of the time, and write it; on the way, once a minute, what it
+        has become to `work`."""
+        folder = self.work / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        model.to(self.device)
+        to_come = tuple(name for name in self.missing() if name in Clock.SHARES)
+        config = planned(folder / "length.json", config, self.clock.seconds(stage, to_come), model, objective, data)
+        cpu = self.device.type == "cpu"
+        snapshot = Snapshot(lambda average: save(average, folder / "so-far.safetensors"))
+        average = train(model, objective, data, config, folder, watch=[snapshot], cpu=cpu)
+        result.parent.mkdir(parents=True, exist_ok=True)
+        save(average, result)
+
+
+def save_control_of(average: nn.Module, path: Path) -> None:
+    """Write the ControlNet of a `Controlled` network."""
+    control: Any = average.get_submodule("control")
+    save_control(path, control, torch.float16)
+
+
+class Snapshot:
+    """Writes the averaged weights of a training about once a minute."""
+
+    def __init__(self, write: Callable[[nn.Module], object]) -> None:
+        self.write, self.last = write, time.monotonic()
+
+    def __call__(self, record: Record, average: nn.Module) -> None:
+        if time.monotonic() - self.last > SNAPSHOT:
+            self.write(average)
+            self.last = time.monotonic()
+
+
+def planned(path: Path, config: LoopConfig, seconds: float | None, model: nn.Module, objective: Objective,
+            data: EndlessData) -> LoopConfig:
+    """The configuration with as many steps as fit into `seconds`; once found, kept at `path` for a run that goes on.
+
+    The moving average then reaches over a twelfth of them at most, so that it forgets where the training began.
+    """
+    if path.exists():
+        steps = json.loads(path.read_text())["steps"]
+    elif seconds is None:
+        steps = config.steps
+    else:
+        steps = max(1, int(seconds / seconds_a_step(model, objective, data, config)))
+    path.write_text(json.dumps({"steps": steps}))
+    save_every = max(1, steps // 5) if seconds else config.save_every
+    return replace(config, steps=steps, warmup=min(config.warmup, steps // 10 + 1), save_every=save_every,
+                   ema=min(config.ema, max(0.0, 1 - 12 / steps)), cooldown=int(steps * config.cooldown / config.steps))
+
+
+def seconds_a_step(model: nn.Module, objective: Objective, data: EndlessData, config: LoopConfig,
+                   warming: int = 12, timed: int = 20) -> float:
+    """Measured on a copy of the model, which is thrown away."""
+    cpu = next(model.parameters()).device.type == "cpu"
+    trial = Training(copy_sharing_frozen(model), objective, data, config, cpu=cpu)
+    started = 0.0
+    for step in range(warming + timed if not cpu else 6):
+        if step == (warming if not cpu else 2):
+            synchronize(trial.device)
+            started = time.monotonic()
+        trial.step(step)
+    synchronize(trial.device)
+    trial.finish()
+    seconds = (time.monotonic() - started) / (timed if not cpu else 4)
+    logger.info("%.4f s a step", seconds)
+    return seconds
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def check_recipe(path: Path, recipe: Recipe) -> None:
+    """Keep what a work folder was begun with, and refuse to go on in it with another recipe."""
+    now = json.loads(json.dumps(asdict(recipe)))
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+        if changed:
+            raise ValueError(f"other recipe in the work folder: {', '.join(changed)} changed. Give --work another "
+                             f"folder, or remove this one to start anew: {path.parent}")
+        return
+    if path.parent.exists() and any(path.parent.iterdir()):
+        raise ValueError("the work folder holds files of another or an older build, and no recipe.json. Give --work "
+                         f"an empty folder, or one that this version began: {path.parent}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(now, indent=1))
 
 
 def prepare_data(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> PreparedFolder:
-    """Train autoencoder, text encoder and judge where they are missing, and prepare work/data with them."""
-    state, seed, autocast = work / "state", recipe.seed, fitting_precision(torch.device(device), PROBED) == "bf16"
-    unfinished = (state / "vae.pt").exists() and not (state / "vae.done").exists()     # the file is written on the way
-    if unfinished or not files.vae.exists():
-        train_autoencoder(files.vae, recipe.autoencoder_steps, batch=16, seed=seed, state=state / "vae.pt",
-                          device=device, autocast=autocast)
-        (state / "vae.done").touch()
-    if not files.t5.exists():
-        train_text_encoder(files.t5, recipe.text_steps, batch=64, seed=seed, state=state / "t5.pt", device=device)
-    if not files.judge.exists():
-        train_judge(files.judge, recipe.judge_steps, seed=seed, state=state / "judge.pt", device=device,
-                    autocast=autocast)
+    """Train the small networks where they are missing, and prepare work/data with them, for trainings from a folder."""
+    builder = Builder(work, files, recipe, device)
+    builder.run(STAGES[:4])
     if len(list((work / "data").glob("*.safetensors"))) <= len(BUCKETS):
-        prepare(work / "data", recipe.pictures, seed, files=files, device=device, autocast=autocast)
+        prepare(work / "data", recipe.pictures, recipe.seed, files=files, device=device, autocast=builder.autocast)
     return PreparedFolder(work / "data")
 
 
-def build(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> None:
-    """Run every stage whose result is missing. `work` keeps states and data, `files` says where weights go."""
-    data = prepare_data(work, files, recipe, device)
-    if not files.teacher.exists():
-        train_teacher(recipe, data, work, files)
-    if not files.student.exists():
-        train_student(recipe, data, work, files)
-    if not files.control.exists():
-        train_control(recipe, data, work, files)
+def build(work: Path, files: Files, recipe: Recipe | None = None, device: str = "cpu", minutes: float | None = None,
+          stages: tuple[str, ...] = STAGES) -> None:
+    """Run every stage of `stages` whose result is missing. `work` keeps states, `files` says where weights go.
+
+    minutes: how long all of it may take; by default every stage takes its own steps.
+    """
+    if recipe is None:
+        recipe = Recipe() if device == "cpu" else for_gpu()
+    Builder(work, files, recipe, device, Clock(minutes)).run(stages)

@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Learning rate, state file and log of one training with AdamW: warm-up, then a cosine down to a hundredth."""
 
-    every = 100                # steps between two lines of the log, and two states on disk
+    every = 100                # steps between two lines of the log
+    saving = 10.0              # seconds between two states on disk, at least
 
     def __init__(self, name: str, model: nn.Module, rate: float, steps: int, state: Path | None,
                  seed: int = 0, decay: float = 0.01) -> None:
@@ -24,9 +25,9 @@ class Progress:
         self.name, self.model, self.steps, self.state, self.step, self.seed = name, model, steps, state, 0, seed
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=decay)
         self.rate = rate
-        self._since = time.monotonic()
+        self._since = self._saved = time.monotonic()
         if state is not None and state.exists():
-            self._load()
+            self._load(state)
 
     def __iter__(self) -> Iterator[int]:
         """The numbers of the steps that are left. Each starts torch's noise anew, so that going on changes nothing."""
@@ -48,7 +49,9 @@ class Progress:
             logger.info("%s: step %d of %d, loss %.4f, %.3f s a step", self.name, self.step, self.steps,
                         loss.item(), seconds)
             self._since = time.monotonic()
-            self._save()
+            if self._since - self._saved > self.saving or self.step == self.steps:
+                self._save()
+                self._saved = self._since
 
     def _share(self) -> float:
         """The share of the full learning rate at this step."""
@@ -63,9 +66,9 @@ class Progress:
         write_state(self.state, {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
                                  "step": self.step})
 
-    def _load(self) -> None:
-        kept = read_state(self.state)
+    def _load(self, path: Path) -> None:
+        kept = read_state(path)
         self.model.load_state_dict(kept["model"])
         self.optimiser.load_state_dict(kept["optimiser"])
         self.step = kept["step"]
-        logger.info("%s: goes on at step %d from %s", self.name, self.step, self.state)
+        logger.info("%s: goes on at step %d from %s", self.name, self.step, path)

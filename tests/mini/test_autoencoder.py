@@ -11,13 +11,16 @@ from pixart.mini.autoencoder import (
     Autoencoder,
     Plan,
     autoencoder_loss,
+    crops,
     load_autoencoder,
     padded_state,
-    refine_decoder,
     save_autoencoder,
     train_autoencoder,
 )
+from pixart.mini.catalogue import Wish, build_catalogue
 from pixart.mini.judge import accuracy, fresh, load_judge, score
+from pixart.mini.scenery import Scenery
+from pixart.mini.text_encoder import build_tokenizer
 
 SMALL = Plan((4, 6, 8, 8), (0, 1, 2, 3), (1, 1, 2, 3))
 
@@ -79,7 +82,8 @@ def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -
         torch.manual_seed(0)
         return autoencoder_loss(model, fresh(0, 4, "loss")[1]).item()
 
-    settings = {"steps": 12, "batch": 4, "pool": 20, "plan": SMALL}
+    scenery = Scenery(build_catalogue(Wish(0), 50, build_tokenizer().get_vocab()))
+    settings = {"scenery": scenery, "steps": 12, "batch": 4, "plan": SMALL}
     torch.manual_seed(0)
     before = loss(Autoencoder(SMALL))
     straight = train_autoencoder(tmp_path / "a.safetensors", **settings)
@@ -91,14 +95,16 @@ def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -
         assert torch.equal(finished.state_dict()[name], value), name
 
 
-def test_refining_the_decoder_leaves_every_latent_as_it_was(model: Autoencoder, tmp_path: Path) -> None:
-    save_autoencoder(model, tmp_path / "old.safetensors")
-    old = load_autoencoder(tmp_path / "old.safetensors")
-    new = refine_decoder(tmp_path / "old.safetensors", tmp_path / "new.safetensors", steps=4, batch=4, pool=20)
-    pictures = fresh(0, 2, "refined")[1]
-    with torch.no_grad():
-        assert torch.equal(new.encode(pictures), old.encode(pictures))
-        assert not torch.equal(new.decode(new.encode(pictures)), old.decode(old.encode(pictures)))
+def test_crops_are_parts_of_the_pictures_that_hold_something() -> None:
+    torch.manual_seed(0)
+    pictures = torch.zeros(8, 3, 96, 160)
+    pictures[:, :, 40:56, 72:88] = torch.rand(8, 3, 16, 16)
+    cut = crops(pictures)
+    assert cut.shape == (8, 3, 64, 64)
+    for picture, part in zip(pictures, cut):
+        places = picture.unfold(1, 64, 1).unfold(2, 64, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        assert (places == part).flatten(1).all(1).any()
+    assert (cut.flatten(1).amax(1) > 0).float().mean() > 0.7
 
 
 @torch.no_grad()

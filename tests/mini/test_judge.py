@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pixart.mini import SHIPPED
-from pixart.mini.grammar import ATTRIBUTES, facts, sample
+from pixart.mini.catalogue import Wish, build_catalogue
 from pixart.mini.judge import (
-    FEATURES,
+    DESIGNS,
     Judge,
     accuracy,
     fresh,
@@ -20,18 +20,21 @@ from pixart.mini.judge import (
     train_judge,
     worsen,
 )
+from pixart.mini.scenery import Scenery
+from pixart.mini.scenes import ATTRIBUTES, facts, sample
+from pixart.mini.text_encoder import build_tokenizer
 
 
-@pytest.fixture
-def judge() -> Judge:
+@pytest.fixture(params=DESIGNS)
+def judge(request: pytest.FixtureRequest) -> Judge:
     torch.manual_seed(0)
-    return Judge().eval()
+    return Judge(DESIGNS[request.param]).eval()
 
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (160, 96)])
 def test_it_reads_every_bucket(judge: Judge, size: tuple[int, int]) -> None:
     pictures = torch.rand(3, 3, *size)
-    assert judge.features(pictures).shape == (3, FEATURES)
+    assert judge.features(pictures).shape == (3, judge.design.features)
     reads = judge.attributes(pictures)
     assert len(reads) == 3
     assert all(read[name] in answers for read in reads for name, answers in ATTRIBUTES.items())
@@ -44,11 +47,11 @@ def test_grey_pictures_are_refused(judge: Judge) -> None:
 
 def test_scores_cover_what_a_caption_states_and_nothing_else() -> None:
     for index in range(30):
-        scene = sample(index, 0)
+        scene = sample(index, 0, crowded=index % 3 == 2)
         read = {name: answers[0] for name, answers in ATTRIBUTES.items()} | facts(scene)
         assert score(scene, read) == dict.fromkeys(facts(scene), True)
-        wrong = read | {"colour": "no colour"}
-        assert score(scene, wrong) == dict.fromkeys(facts(scene), True) | {"colour": False}
+        wrong = read | {"background": "no colour"}
+        assert score(scene, wrong) == dict.fromkeys(facts(scene), True) | {"background": False}
 
 
 def test_accuracy_counts_answers_and_pictures() -> None:
@@ -60,9 +63,10 @@ def test_a_written_judge_reads_the_same(judge: Judge, tmp_path: Path) -> None:
     save_judge(judge, tmp_path / "judge.safetensors", {"all": 0.5})
     again = load_judge(tmp_path / "judge.safetensors")
     pictures = fresh(0, 4, "file")[1]
+    assert again.design == judge.design
     assert torch.allclose(again.features(pictures), judge.features(pictures), atol=2e-2)
     assert own_accuracy(tmp_path / "judge.safetensors") == {"all": 0.5}
-    assert (tmp_path / "judge.safetensors").stat().st_size < 2_000_000
+    assert (tmp_path / "judge.safetensors").stat().st_size < 3_000_000
 
 
 def test_worse_pictures_stay_in_range_and_shape() -> None:
@@ -73,26 +77,44 @@ def test_worse_pictures_stay_in_range_and_shape() -> None:
         assert changed.min() >= 0 and changed.max() <= 1 and not torch.equal(changed, pictures)
 
 
+def test_maps_shrink_to_a_sixteenth(judge: Judge) -> None:
+    maps = judge.maps(torch.rand(2, 3, 96, 160))
+    assert [tuple(given.shape[2:]) for given in maps[:4]] == [(48, 80), (24, 40), (12, 20), (6, 10)]
+    assert maps[-1].shape[2:] == (6, 10)
+
+
+def test_a_file_that_is_no_judge_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not say the design"):
+        load_judge(SHIPPED.vae)
+
+
 def test_training_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pixart.mini.judge.measure", lambda *_: {"all": 0.0})
     monkeypatch.setattr("pixart.mini.resume.Progress.every", 4)
-    straight = train_judge(tmp_path / "a.safetensors", steps=7, batch=2)
+    monkeypatch.setattr("pixart.mini.resume.Progress.saving", 0.0)
+    scenery = Scenery(build_catalogue(Wish(0), 30, build_tokenizer().get_vocab()))
+    straight = train_judge(tmp_path / "a.safetensors", scenery, steps=7, batch=2)
 
     class Stop(Exception):
         pass
 
-    def breaks_at_6(step: int, batch: int, seed: str) -> tuple:
-        if step == 6:
-            raise Stop
-        return fresh(step, batch, seed)
+    class BreaksAt6(Scenery):
+        drawn = 0
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("pixart.mini.judge.fresh", breaks_at_6)
-        train_judge(tmp_path / "b.safetensors", steps=7, batch=2, state=tmp_path / "state.pt")
-    resumed = train_judge(tmp_path / "b.safetensors", steps=7, batch=2, state=tmp_path / "state.pt")
+        def draw_mixed(self, generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+            self.drawn += 1
+            if self.drawn == 7:
+                raise Stop
+            return super().draw_mixed(generator, count)
+
+    with pytest.raises(Stop):
+        train_judge(tmp_path / "b.safetensors", BreaksAt6(scenery.ordinary), steps=7, batch=2,
+                    state=tmp_path / "state.pt")
+    resumed = train_judge(tmp_path / "b.safetensors", scenery, steps=7, batch=2, state=tmp_path / "state.pt")
     for name, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_the_shipped_judge_reads_fresh_pictures() -> None:
-    assert measure(load_judge(SHIPPED.judge), 250)["all"] > 0.995
+@pytest.mark.parametrize("path", [SHIPPED.judge, SHIPPED.judge_a])
+def test_the_shipped_judges_read_fresh_pictures(path: Path) -> None:
+    assert measure(load_judge(path), 250)["all"] > 0.995

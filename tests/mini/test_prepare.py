@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 
 from pixart.mini import Files
 from pixart.mini.autoencoder import Autoencoder, Plan, load_autoencoder, save_autoencoder
-from pixart.mini.grammar import split
 from pixart.mini.pictures import BUCKETS
 from pixart.mini.prepare import CAPTION_TOKENS, caption_of, held_out, picture_of, prepare
+from pixart.mini.scenes import split
 from pixart.mini.text_encoder import WIDTH, build_encoder, build_tokenizer, encode, load_text_encoder, save_text_encoder
 
 

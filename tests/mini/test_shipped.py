@@ -1,19 +1,12 @@
 """The embedded model itself: what is in the repository draws what the sentence says."""
 import json
-import shutil
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from pixart.checkpoint import load, read_config, read_control
-from pixart.mini import SHIPPED, Files, evaluate, recipe
-from pixart.mini.prepare import prepare
-from pixart.train.data import PreparedFolder
-from pixart.train.loop_config import LoopConfig
-
-SMALL = LoopConfig(steps=2, batch=4, learning_rate=1e-4, save_every=1, log_every=1)
+from pixart.checkpoint import load, read_config
+from pixart.mini import SHIPPED, evaluate, recipe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,26 +44,3 @@ def test_four_steps_draw_held_out_sentences():
     real, student = (row.accuracy for row in found.rows)
     assert real["all"] > 0.97
     assert student["all"] > 0.75 and student["background"] > 0.9
-
-
-def test_recipe_trains_and_distils_with_the_public_trainers(tmp_path):
-    """Two steps each, from the shipped autoencoder and text encoder to loadable weights; then nothing is left to do."""
-    files = Files(tmp_path / "weights")
-    for source, target in ((SHIPPED.vae, files.vae), (SHIPPED.judge, files.judge)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
-    shutil.copytree(SHIPPED.t5, files.t5)
-    prepare(tmp_path / "data", 20, files=files)
-    plan = replace(recipe.Recipe(), teacher=SMALL, student=SMALL, control=SMALL)
-    data = PreparedFolder(tmp_path / "data")
-    recipe.train_teacher(plan, data, tmp_path, files)
-    recipe.train_student(plan, data, tmp_path, files)
-    recipe.train_control(plan, data, tmp_path, files)
-    assert load(files.student).config == load(files.teacher).config == recipe.MINI
-    made = (files.teacher, files.student, files.control)
-    assert read_control(files.control).blocks == read_control(SHIPPED.control).blocks == 4
-    stamps = [path.stat().st_mtime_ns for path in made]
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "vae.done").touch()
-    recipe.build(tmp_path, files, plan)
-    assert stamps == [path.stat().st_mtime_ns for path in made]

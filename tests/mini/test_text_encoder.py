@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from pixart.mini import SHIPPED
-from pixart.mini.grammar import caption, sample
+from pixart.mini.grammar import caption
+from pixart.mini.scenes import sample
 from pixart.mini.text_encoder import (
     TOKENS,
     WIDTH,
@@ -32,11 +33,15 @@ def test_the_grammar_needs_no_unknown_words_and_fits() -> None:
     texts = [caption(sample(index, 6, "held-out"), random.Random(index)) for index in range(1000)]
     tokens, mask = tokenise(build_tokenizer(), texts)
     assert not (tokens == 2).any()
-    assert mask.sum(1).max() <= 24 < TOKENS
+    assert mask.sum(1).max() <= 24
+    texts = [caption(sample(index, 6, "held-out", crowded=True), random.Random(index)) for index in range(300)]
+    tokens, mask = tokenise(build_tokenizer(), texts)
+    assert not (tokens == 2).any()
+    assert mask.sum(1).min() > 120 and mask.sum(1).max() < TOKENS
 
 
 def test_long_prompts_are_cut_and_keep_their_end() -> None:
-    tokens, mask = tokenise(build_tokenizer(), ["red " * 200], fixed=True)
+    tokens, mask = tokenise(build_tokenizer(), ["red " * 400], fixed=True)
     assert tokens.shape == (1, TOKENS) and tokens[0, -1] == 1 and mask.all()
 
 
@@ -67,7 +72,7 @@ def test_the_folder_opens_with_transformers_own_classes(tmp_path: Path) -> None:
 
 
 def test_training_writes_a_folder_that_opens(tmp_path: Path) -> None:
-    train_text_encoder(tmp_path / "t5", steps=3, batch=4)
+    train_text_encoder(tmp_path / "t5", steps=4, batch=4, captions=40)
     features, _ = encode(*load_text_encoder(tmp_path / "t5"), ["a small red ring in the centre on grey"])
     assert features.isfinite().all()
 

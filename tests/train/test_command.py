@@ -227,6 +227,8 @@ def test_mini_configurations_are_the_recipe():
     made = recipe.Recipe()
     teacher, student = ready("mini-teacher"), ready("mini-lcm")
     assert teacher.train == made.teacher and teacher.model.new == recipe.MINI and teacher.model.seed == made.seed
+    assert (teacher.method.timesteps, teacher.method.weighting) == (made.timesteps, made.weighting)
+    assert teacher.method.weighting_cap == made.weighting_cap
     assert student.train == made.student and student.method.guidance == made.guidance
 
 

@@ -1,0 +1,92 @@
+"""Training data without end: scenes drawn, encoded and captioned on the training device, every picture afresh.
+
+It takes the place of a prepared folder. Whatever a batch holds follows from its generator alone.
+"""
+import torch
+from torch import Tensor, nn
+
+from ..control.edges import canny
+from ..train.data import Batch, without_caption
+from ..train.draws import StepGenerator
+from .autoencoder import Autoencoder
+from .pictures import CANNY
+from .scenery import Drawn, Scenery
+
+
+class EndlessData:
+    """What the trainers read, drawn and encoded as they go. Attributes and methods as of `PreparedFolder`."""
+
+    latent_space, edges = "sd", "canny"
+
+    def __init__(self, scenery: Scenery, vae: Autoencoder, encoder: nn.Module, caption_tokens: int,
+                 hints: bool = False, autocast: bool = False, reuse: int = 1) -> None:
+        """vae and encoder are on the device of the scenery. hints: edge maps too; autocast: encode in bf16; reuse:
+        steps in a row that see the same pictures, with other noise, where drawing them takes much of a step."""
+        self.scenery, self.vae, self.encoder = scenery, vae.eval(), encoder.eval()
+        self.hints, self.autocast, self.caption_tokens, self.reuse = hints, autocast, caption_tokens, reuse
+        self._last: tuple[tuple[int, int], Batch] | None = None
+        self.device = scenery.ordinary.codes.device
+        self.remembered: dict[int, Tensor] = {}          # features of all captions, by catalogue
+        with torch.no_grad():
+            self.null_context = self.features(torch.ones(1, 1, dtype=torch.long, device=self.device))[0]
+        self.null_mask = torch.ones(1, dtype=torch.bool, device=self.device)
+        self.caption_width = self.null_context.shape[1]
+        self.folder = "the scenes of PixArt-mini"
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """tokens (B, L) -> (B, L, C) float32, zero at padding."""
+        mask = tokens > 0
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            found = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        return found.float() * mask[..., None]
+
+    @torch.no_grad()
+    def remember(self, batch: int = 1000) -> None:
+        """Encode all captions once and keep the features, in 16 bits: 5 kB a sentence, 65 kB a paragraph."""
+        for kind in (self.scenery.ordinary, self.scenery.crowded):
+            if kind is not None:
+                parts = [self.features(rows.long()).to(torch.bfloat16) for rows in kind.tokens.split(batch)]
+                self.remembered[id(kind)] = torch.cat(parts)
+
+    def context(self, drawn: Drawn) -> Tensor:
+        """(B, L, C) float32, zero at padding: the features of the captions."""
+        kept = self.remembered.get(id(drawn.kind))
+        return self.features(drawn.tokens) if kept is None else kept[drawn.rows].float()
+
+    @torch.no_grad()
+    def batch(self, generator: torch.Generator, size: int) -> Batch:
+        """`size` pictures of one bucket and kind."""
+        if self.reuse == 1:
+            return self._made(generator, size)
+        key = generator.initial_seed() // self.reuse, size
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._made(reseeded(generator, key[0]), size)
+        return self._last[1]
+
+    def _made(self, generator: torch.Generator, size: int) -> Batch:
+        drawn = self.scenery.draw(generator, size)
+        height, width = drawn.pictures.shape[-2:]
+        hints = None
+        if self.hints:
+            maps = canny(drawn.pictures, CANNY["low"], CANNY["high"], together=True)
+            hints = self.latents(maps.expand(-1, 3, -1, -1))
+        return Batch(self.latents(drawn.pictures), self.context(drawn), drawn.mask,
+                     torch.tensor([[height, width]], dtype=torch.float32).to(self.device).expand(size, 2),
+                     torch.full((size,), height / width, device=self.device), hints)
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) -> raw latents (B, 4, H / 8, W / 8)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.vae.encode(pictures.contiguous(memory_format=torch.channels_last)).float().contiguous()
+
+    def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
+        """The batch with the null caption in the given rows (B,) bool, or in all of them."""
+        return without_caption(batch, self.null_context, self.null_mask, rows)
+
+
+def reseeded(generator: torch.Generator, seed: int) -> StepGenerator:
+    """Another seed for the same rows of a step, on the same device."""
+    other = StepGenerator(generator.device)
+    other.manual_seed(seed)
+    other.rows, other.total = getattr(generator, "rows", slice(None)), getattr(generator, "total", None)
+    return other
