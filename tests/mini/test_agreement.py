@@ -48,4 +48,4 @@ def test_control_moves_edges_and_strength_zero_draws_as_without():
     plain = METHODS[2].draw(bench)
     zero, full = (Steered(METHODS[2], network, maps, strength).draw(bench) for strength in (0.0, 1.0))
     assert all(torch.equal(zero[i], plain[i]) for i in range(7))
-    assert agreement(full, maps, 7).mean() > agreement(plain, maps, 7).mean() + 0.1
+    assert agreement(full, maps, 7).mean() > agreement(plain, maps, 7).mean() + 0.05

@@ -30,10 +30,11 @@ def test_evaluate_then_compare(monkeypatch, capsys, tmp_path):
 
 def test_a_build_ends_with_the_table(monkeypatch, capsys, tmp_path):
     built = []
-    monkeypatch.setattr("pixart.mini.recipe.build", lambda work, files, device: built.append((work, files, device)))
+    monkeypatch.setattr("pixart.mini.recipe.build", lambda work, files, device, minutes, stages:
+                        built.append((work, files, device, minutes, stages)))
     code, out, _ = run(monkeypatch, capsys, "build", "--work", str(tmp_path), "--weights", str(SHIPPED.root),
-                       "--device", "cpu", "--measure", "3")
-    assert code == 0 and built == [(tmp_path, SHIPPED, "cpu")]
+                       "--device", "cpu", "--measure", "3", "--minutes", "2.5", "--stages", "teacher,student")
+    assert code == 0 and built == [(tmp_path, SHIPPED, "cpu", 2.5, ("teacher", "student"))]
     assert "| teacher, 20 steps, guidance 2.5 |" in out and "| LCM, 1 step |" in out
 
 
