@@ -14,7 +14,7 @@ from ..drawing import Control, Guide
 from ..model.controlnet import PixArtControlNet
 from . import SHIPPED, Files
 from .evaluate import KEPT, Instrument
-from .measure.batches import Pictures, each, each_pair, to_bytes
+from .measure.batches import Pictures, each_pair, to_bytes
 from .measure.bench import Bench
 from .measure.methods import LCM, TEACHER, Sampled
 from .measure.prompts import Group, Prompts
@@ -114,7 +114,8 @@ class ControlBench:
         parts = []
         with torch.inference_mode():
             for part in self.instrument.real.parts:
-                parts.append(each(Pictures((part,)), self.bench.batch, self.bench.device, there_and_back))
+                some = Pictures((part,)).batches(self.bench.batch, self.bench.device)
+                parts.append(torch.cat([there_and_back(batch) for batch in some]).cpu())
         drawn = Pictures(tuple(parts))
         f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
         return Followed("autoencoder alone", "none", 0.0, f1, self.instrument.row("autoencoder alone", drawn))

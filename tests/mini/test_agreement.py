@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pixart.mini import SHIPPED
-from pixart.mini.agreement import Steered, agreement, edge_f1, edge_maps
+from pixart.mini.agreement import ControlBench, Steered, agreement, edge_f1, edge_maps
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.methods import METHODS
 from pixart.mini.measure.prompts import Prompts
@@ -49,3 +49,9 @@ def test_control_moves_edges_and_strength_zero_draws_as_without():
     zero, full = (Steered(METHODS[2], network, maps, strength).draw(bench) for strength in (0.0, 1.0))
     assert all(torch.equal(zero[i], plain[i]) for i in range(7))
     assert agreement(full, maps, 7).mean() > agreement(plain, maps, 7).mean() + 0.05
+
+
+def test_the_ceiling_compares_every_picture_with_its_own_map():
+    """With several pictures of a size they used to be mixed up."""
+    ceiling = ControlBench(15, 7, SHIPPED).ceiling()
+    assert ceiling.f1 > 0.9 and ceiling.row.accuracy["all"] > 0.98
