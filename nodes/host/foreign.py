@@ -39,7 +39,7 @@ CONDITIONS = {"unclip_conditioning": "unCLIPConditioning", "reference_latents": 
 def refuse_conditions(given: Mapping) -> None:
     """Raises ValueError where a conditioning carries a picture or a place that PixArt cannot read."""
     for name, node in CONDITIONS.items():
-        if given.get(name) is not None:
+        if given.get(name) not in (None, [], ()):       # an empty list asks for nothing
             raise ValueError(f"PixArt cannot read what {node} adds to the prompt ({name}). Take that node out of the "
                              "workflow, or use a PixArt ControlNet to steer by a picture.")
     if given.get("concat_latent_image") is not None and given.get("concat_mask") is None:
