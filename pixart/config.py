@@ -1,5 +1,6 @@
 """What distinguishes one PixArt checkpoint from another, and nothing else."""
 from dataclasses import dataclass, replace
+from typing import Any
 
 LATENT_SCALE = {"sd": 0.18215, "sdxl": 0.13025}
 
@@ -77,7 +78,7 @@ _ALPHA = PixArtConfig(micro_conditioning=False)
 _SIGMA = PixArtConfig(micro_conditioning=False, caption_tokens=300, latent_space="sdxl")
 
 
-def _at(config: PixArtConfig, base_size: int, position_scale: float, **changes: object) -> PixArtConfig:
+def _at(config: PixArtConfig, base_size: int, position_scale: float, **changes: Any) -> PixArtConfig:
     return replace(config, base_size=base_size, position_scale=position_scale, **changes)
 
 

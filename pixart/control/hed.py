@@ -49,7 +49,8 @@ class HED(nn.Module):
 
     def sides(self, pictures: Tensor) -> list[Tensor]:
         """(B, 3, H, W) RGB in 0..255, sides of at least 16 -> five logits (B, 1, h, w), each half the size before."""
-        x, sides = pictures - self.norm.to(pictures.device), []
+        x = pictures - self.norm.to(pictures.device)
+        sides: list[Tensor] = []
         for index in range(1, len(BLOCKS) + 1):
             block = getattr(self, f"block{index}")
             x = block(max_pool2d(x, 2) if sides else x)
@@ -59,7 +60,8 @@ class HED(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in 0..255 -> edges (B, 1, H, W) in 0..1, white on black."""
         size = pictures.shape[-2:]
-        return sum(interpolate(side, size, mode="bilinear") for side in self.sides(pictures)).div(5).sigmoid()
+        first, *others = (interpolate(side, size, mode="bilinear") for side in self.sides(pictures))
+        return sum(others, first).div(5).sigmoid()
 
 
 def load_hed(path: str | os.PathLike, device: torch.device | str = "cpu") -> HED:
@@ -105,7 +107,7 @@ def hed_edges(network: HED, pictures: Tensor, progress: Progress | None = None) 
     (BYTES_PER_PIXEL: 0.8 GB); the maps lie where the pictures lie. Sides below 16 pixels are continued by their last
     pixel for the network. `progress(done, total)` is told after each picture.
     """
-    device = network.block1.projection.weight.device
+    device = network.norm.device
 
     def find(picture: Tensor) -> Tensor:
         height, width = picture.shape[-2:]
