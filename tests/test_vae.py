@@ -1,15 +1,13 @@
 """Decoding in parts: the same pictures in less memory, in the precision of the weights, and after memory ran out."""
 import logging
-import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.training_memory import Held
 from pixart.mini import SHIPPED
 from pixart.mini.prepare import picture_of
 from pixart.vae import _KL, decode, encode, load_vae
@@ -89,29 +87,6 @@ def test_parts_get_smaller_to_the_end():
         seen.append(parts)
         parts = parts.smaller(64)
     assert seen == [Parts(4), Parts(1), Parts(1, 48), Parts(1, 32)]
-
-
-class Held(TorchDispatchMode):
-    """The most bytes that ever were in use at the same time, of storages made under it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, torch.Tensor) and id(storage := leaf.untyped_storage()) not in self.known:
-                self.known.add(id(storage))
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.drop, id(storage), storage.nbytes())
-        return made
-
-    def drop(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def peak(memory: int, count: int = 4) -> float:

@@ -19,7 +19,6 @@ from .scenery import Scenery
 
 LATENT_SCALE = 0.18215         # raw TAESD latents = this times the latents that a Stable Diffusion VAE would give
 _FILE_WIDTH = 64
-_ENCODER, _DECODER = "taesd_encoder", "taesd_decoder"
 
 
 @dataclass(frozen=True)

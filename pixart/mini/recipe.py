@@ -136,11 +136,10 @@ class Builder:
     def missing(self) -> tuple[str, ...]:
         """The stages whose result is not there."""
         files = self.files
-        results = {"autoencoder": (files.vae,), "text": (files.t5,), "judge": (files.judge,),
-                   "judge_a": (files.judge_a,), "teacher": (files.teacher,), "student": (files.student,),
-                   "control": (files.control,)}
+        results = {"autoencoder": files.vae, "text": files.t5, "judge": files.judge, "judge_a": files.judge_a,
+                   "teacher": files.teacher, "student": files.student, "control": files.control}
         unfinished = self.state.joinpath("autoencoder.pt").exists() and not self.state.joinpath("vae.done").exists()
-        return tuple(stage for stage in STAGES if not all(path.exists() for path in results[stage])
+        return tuple(stage for stage in STAGES if not results[stage].exists()
                      or (stage == "autoencoder" and unfinished))      # the file is written on the way
 
     def run(self, stages: tuple[str, ...] = STAGES) -> None:
@@ -276,26 +275,27 @@ def planned(path: Path, config: LoopConfig, seconds: float | None, model: nn.Mod
         steps = config.steps
     else:
         steps = max(1, int(seconds / seconds_a_step(model, objective, data, config)))
-    path.write_text(json.dumps({"steps": steps}))
+    with replacing(path) as beside:
+        beside.write_text(json.dumps({"steps": steps}))
     save_every = max(1, steps // 5) if seconds else config.save_every
     return replace(config, steps=steps, warmup=min(config.warmup, steps // 10 + 1), save_every=save_every,
                    ema=min(config.ema, max(0.0, 1 - 12 / steps)), cooldown=int(steps * config.cooldown / config.steps))
 
 
-def seconds_a_step(model: nn.Module, objective: Objective, data: EndlessData, config: LoopConfig,
-                   warming: int = 12, timed: int = 20) -> float:
+def seconds_a_step(model: nn.Module, objective: Objective, data: EndlessData, config: LoopConfig) -> float:
     """Measured on a copy of the model, which is thrown away."""
     cpu = next(model.parameters()).device.type == "cpu"
+    warming, timed = (2, 4) if cpu else (12, 20)
     trial = Training(copy_sharing_frozen(model), objective, data, config, cpu=cpu)
-    started = 0.0
-    for step in range(warming + timed if not cpu else 6):
-        if step == (warming if not cpu else 2):
-            synchronize(trial.device)
-            started = time.monotonic()
+    for step in range(warming):
+        trial.step(step)
+    synchronize(trial.device)
+    started = time.monotonic()
+    for step in range(warming, warming + timed):
         trial.step(step)
     synchronize(trial.device)
     trial.finish()
-    seconds = (time.monotonic() - started) / (timed if not cpu else 4)
+    seconds = (time.monotonic() - started) / timed
     logger.info("%.4f s a step", seconds)
     return seconds
 

@@ -38,15 +38,13 @@ class Scenery:
 
     def draw(self, generator: torch.Generator, count: int) -> Drawn:
         """`count` pictures of one size and kind."""
-        lot = random.Random(generator.initial_seed())     # on the CPU: a size must be known before anything is drawn
-        size = BUCKETS[0] if lot.random() < 0.5 else lot.choice(BUCKETS[1:])
+        lot, size = _lot(generator)
         crowded = self.crowded is not None and lot.random() < self.share
         return self._drawn(self.crowded if crowded and self.crowded else self.ordinary, size, generator, count)
 
     def draw_mixed(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
         """Pictures and answers of `count` scenes, half of them crowded: for networks that normalise over a batch."""
-        lot = random.Random(generator.initial_seed())
-        size = BUCKETS[0] if lot.random() < 0.5 else lot.choice(BUCKETS[1:])
+        _, size = _lot(generator)
         kinds = [kind for kind in (self.ordinary, self.crowded) if kind is not None]
         parts = [self._drawn(kind, size, generator, count // len(kinds)) for kind in kinds]
         return torch.cat([part.pictures for part in parts]), torch.cat([part.answers for part in parts])
@@ -57,3 +55,9 @@ class Scenery:
         tokens, answers = kind.tokens[rows].long(), kind.answers[rows].long()
         pictures = paint(arrange(kind.codes[rows], height, width, generator), height, width, self.things[id(kind)])
         return Drawn(kind, rows, pictures, tokens, tokens > 0, answers.masked_fill(answers < 0, -100))
+
+
+def _lot(generator: torch.Generator) -> tuple[random.Random, tuple[int, int]]:
+    """What is drawn by lot on the CPU, as it must be known before anything is drawn; first the size of the batch."""
+    lot = random.Random(generator.initial_seed())
+    return lot, BUCKETS[0] if lot.random() < 0.5 else lot.choice(BUCKETS[1:])

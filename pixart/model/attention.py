@@ -89,7 +89,10 @@ class SelfAttention(nn.Module):
         return self.proj(self.attend(q, k, v, self.heads, None, options))               # (B, N, D)
 
     def compress(self, tokens: Tensor, grid: tuple[int, int], compression: KVCompression) -> Tensor:
-        """(B, N, D) -> (B, about N / factor^2, D); one convolution and norm serve keys and values (P-Sigma 3.3)."""
+        """(B, N, D) -> (B, about N / factor^2, D).
+
+        One convolution and norm serve keys and values (PixArt-Sigma, section 3.3).
+        """
         if compression.mode != "conv":
             return thin_out(tokens, grid, compression.mode, compression.factor)
         picture = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])                  # (B, D, h, w)

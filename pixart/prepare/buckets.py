@@ -28,7 +28,8 @@ class Slot:
 def slot_of(size: tuple[int, int], resolution: int, family: Family) -> Slot:
     """The bucket of the trained ratio nearest to that of a picture of `size` (height, width) pixels.
 
-    The official training tells a model the picture's own size and the ratio as it stands in the table (reference 1.5).
+    The official training tells a model the picture's own size and the ratio as it stands in the table
+    (`diffusion/data/datasets/InternalData_ms.py` of PixArt-alpha).
     PixArt-mini is told those of the bucket. Unfit for a picture that is too long for its family.
     """
     height, width = size

@@ -1,4 +1,4 @@
-"""Features and latents that the official tools computed: .npz and .npy files (reference 5.6, 6.2)."""
+"""Features and latents that the official tools computed: .npz and .npy files."""
 import zipfile
 from pathlib import Path
 from typing import Any

@@ -7,7 +7,7 @@ from ..resolution import CLASSES
 
 @dataclass(frozen=True)
 class Family:
-    """Facts of reference 1.5, 4.4, 5.6 and 8."""
+    """As in the data sets of the official training (`diffusion/data/datasets/InternalData_ms.py` of PixArt-alpha)."""
 
     name: str
     latent_space: str           # which autoencoder: "sd" or "sdxl"

@@ -1,6 +1,6 @@
 """The layout of the official PixArt code: JSON metadata, and files of features and latents computed by its tools.
 
-Facts on names and arrays: reference 5.6 (documented in `official_items`).
+Names and arrays are those that `diffusion/data/datasets/InternalData.py` of PixArt-alpha reads; see `official_items`.
 """
 import json
 import logging

@@ -45,10 +45,10 @@ def test_control_moves_edges_and_strength_zero_draws_as_without():
     from pixart.checkpoint import load_control
     bench, network = Bench.open(SHIPPED, 7, 7, batch=2), load_control(SHIPPED.control, torch.float32)
     maps = edge_maps(bench.prompts.real(), 7)
-    plain = METHODS[2].draw(bench)
-    zero, full = (Steered(METHODS[2], network, maps, strength).draw(bench) for strength in (0.0, 1.0))
+    plain = METHODS[1].draw(bench)
+    zero, full = (Steered(METHODS[1], network, maps, strength).draw(bench) for strength in (0.0, 1.0))
     assert all(torch.equal(zero[i], plain[i]) for i in range(7))
-    assert agreement(full, maps, 7).mean() > agreement(plain, maps, 7).mean() + 0.05
+    assert agreement(full, maps, 7).mean() > agreement(plain, maps, 7).mean() + 0.1
 
 
 def test_the_ceiling_compares_every_picture_with_its_own_map():

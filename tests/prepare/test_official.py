@@ -1,4 +1,4 @@
-"""Data that the official code computed (reference 5.6) comes out as it was there: features, latents, sizes, masks."""
+"""Data that the official code computed comes out as it was there: features, latents, sizes, masks."""
 import json
 import pickle
 from pathlib import Path

@@ -131,7 +131,7 @@ def test_diffusion_loss_falls(data, tmp_path):
 
 
 def test_student_of_an_unguided_identical_teacher_has_a_small_loss(data):
-    """At guidance 0 and equal networks only the DDIM step separates prediction and target (reference 10.10)."""
+    """At guidance 0 and equal networks only the DDIM step separates prediction and target."""
     model = fresh()
     torch.nn.init.normal_(model.final_layer.linear.weight, std=0.02)
     generator = torch.Generator().manual_seed(3)

@@ -98,3 +98,17 @@ def refusal(function, *arguments: object, **named: object) -> str:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     raise AssertionError("it was not refused")
+
+
+def off_when_offloaded(model) -> float:
+    """How far a pass with the weights kept out of the device, patched layer by layer, is from one with all there."""
+    x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), text(5)
+    want = network(model)(x, t, context)
+    comfy.model_management.unload_all_models()
+    device = torch.device("cpu")
+    low = model.patch_model(device_to=device, lowvram_model_memory=1000)
+    try:
+        assert low.model_lowvram
+        return off(low.diffusion_model(x, t, context), want)
+    finally:
+        model.unpatch_model(device)
