@@ -3,22 +3,22 @@ import random
 
 from .scenes import Scene, sample
 
-_SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
-_PLACE_WORDS = {
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+PLACE_WORDS = {
     "centre": ("in the centre", "in the middle", "in the center"),
     "left": ("on the left", "on the left side", "at the left"),
     "right": ("on the right", "on the right side", "at the right"),
     "top": ("at the top", "on the top", "near the top"),
     "bottom": ("at the bottom", "on the bottom", "near the bottom"),
 }
-_RELATION_WORDS = {
+RELATION_WORDS = {
     "left of": (("to the left of", "left of"), ("to the right of", "right of")),
     "above": (("above", "over", "on top of"), ("below", "under", "beneath")),
 }
 _TEXTURE_PHRASES = {"striped": "with stripes", "dotted": "with dots"}
 _OPENINGS = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "there is ")
 _BACKDROPS = ("on a {} background", "on {}", "against a {} background", "in front of a {} background")
-_CELL_WORDS = {
+CELL_WORDS = {
     "upper left": ("in the upper left corner", "at the top on the left", "in the corner at the top left"),
     "upper middle": ("at the top in the middle", "in the middle of the upper row", "at the top between the corners"),
     "upper right": ("in the upper right corner", "at the top on the right", "in the corner at the top right"),
@@ -31,7 +31,7 @@ _CELL_WORDS = {
                      "at the bottom between the corners"),
     "lower right": ("in the lower right corner", "at the bottom on the right", "in the corner at the bottom right"),
 }
-_NUMBERS = ("one", "two", "three", "four", "five")
+NUMBERS = ("one", "two", "three", "four", "five")
 _ORDER = ("first", "second", "third", "fourth", "fifth")
 # Sentences that say nothing new, so that the captions of crowded scenes are as long as people's long prompts.
 _ASIDES = ("all of its edges are clean and sharp, and nothing covers any part of it.",
@@ -58,7 +58,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 def _one(scene: Scene, rng: random.Random) -> str:
     thing = scene.things[0]
-    words = [rng.choice(_SIZE_WORDS[thing.size])]
+    words = [rng.choice(SIZE_WORDS[thing.size])]
     ending = ""
     if thing.texture == "plain":
         words += ["plain"] if rng.random() < 0.4 else []
@@ -67,13 +67,13 @@ def _one(scene: Scene, rng: random.Random) -> str:
     else:
         words.append(thing.texture)
     name = " ".join([*words, thing.colour, thing.shape])
-    return f"{_article(name)} {name}{ending} {rng.choice(_PLACE_WORDS[scene.position])}"
+    return f"{_article(name)} {name}{ending} {rng.choice(PLACE_WORDS[scene.position])}"
 
 
 def _two(scene: Scene, rng: random.Random) -> str:
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
     first, second = (f"{_article(name)} {name}" for name in names)
-    forward, backward = _RELATION_WORDS[scene.relation]
+    forward, backward = RELATION_WORDS[scene.relation]
     if rng.random() < 0.5:
         return f"{first} {rng.choice(forward)} {second}"
     return f"{second} {rng.choice(backward)} {first}"
@@ -81,11 +81,11 @@ def _two(scene: Scene, rng: random.Random) -> str:
 
 def _paragraph(scene: Scene, rng: random.Random) -> str:
     """What there is, thing by thing in any order, with sentences in between that say nothing new."""
-    number = _NUMBERS[len(scene.things) - 1]
+    number = NUMBERS[len(scene.things) - 1]
     sentences = [f"{rng.choice(('this is a picture of', 'a drawing of', 'there are'))} {number} different things "
                  f"{rng.choice(_BACKDROPS).format(scene.background)}."]
     for place, index in zip(_ORDER, rng.sample(range(len(scene.things)), len(scene.things))):
-        thing, where = scene.things[index], rng.choice(_CELL_WORDS[scene.cells[index]])
+        thing, where = scene.things[index], rng.choice(CELL_WORDS[scene.cells[index]])
         name = f"{_article(thing.colour)} {thing.colour} {thing.shape}"
         sentences.append(rng.choice((
             f"the {place} of the things is {name}, which you can find {where}.",

@@ -1,0 +1,39 @@
+"""What CLIP-type networks are shown of a picture: a square of their own size, in their own scale."""
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)      # of the pictures CLIP was trained on, by colour
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+def middle_square(pictures: Tensor, side: int) -> Tensor:
+    """Pictures (B, 3, H, W) in 0..1 -> (B, 3, side, side): the shorter side scaled to `side`, the longer one cut.
+
+    Bicubic with antialiasing, as the published preprocessing does it on 8-bit pictures; here in floats, so that it can
+    be differentiated.
+    """
+    height, width = pictures.shape[-2:]
+    short = min(height, width)
+    size = [int(side * height / short), int(side * width / short)]
+    top, left = (round((have - side) / 2) for have in size)
+    return scaled(pictures, size)[..., top:top + side, left:left + side]
+
+
+def whole_in_square(pictures: Tensor, side: int) -> Tensor:
+    """The same with the longer side scaled to `side` and black beside the shorter one, as HPSv2 does it."""
+    height, width = pictures.shape[-2:]
+    size = [round(side / max(height, width) * length) for length in (height, width)]
+    above, before = ((side - length) // 2 for length in size)
+    return F.pad(scaled(pictures, size), (before, side - size[1] - before, above, side - size[0] - above))
+
+
+def scaled(pictures: Tensor, size: list[int]) -> Tensor:
+    return F.interpolate(pictures, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def normalised(pictures: Tensor) -> Tensor:
+    """0..1 -> the scale of CLIP."""
+    mean, deviation = (torch.tensor(values, dtype=pictures.dtype, device=pictures.device).view(1, 3, 1, 1)
+                       for values in (MEAN, DEVIATION))
+    return (pictures - mean) / deviation
