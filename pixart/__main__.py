@@ -1,4 +1,4 @@
-"""The command line: `pixart`, or python -m pixart, with generate | encode | prepare | train | mini."""
+"""The command line: `pixart`, or python -m pixart, with generate | encode | reno | prepare | train | mini."""
 import argparse
 import logging
 import sys
@@ -10,7 +10,8 @@ from .mini import command as mini
 from .prepare import command as prepare
 from .train import command as train
 
-HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded prompt, for machines too small for T5"}
+HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded prompt, for machines too small for T5",
+        "reno": "optimise the noise of a picture by rewards"}
 ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for people
 
 
@@ -40,8 +41,8 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 
 def _command(name: str) -> ModuleType:
-    from .commands import encode, generate
-    return {"generate": generate, "encode": encode}[name]
+    from .commands import encode, generate, reno
+    return {"generate": generate, "encode": encode, "reno": reno}[name]
 
 
 def run_of(name: str) -> Callable[[argparse.Namespace], None]:

@@ -13,7 +13,7 @@ from .model.transformer import PixArtTransformer
 from .sampling.guidance import guided
 from .sampling.noise import PictureNoise
 from .sampling.samplers import SAMPLERS, sampler
-from .sampling.schedule import STEPS, Callback
+from .sampling.schedule import STEPS, Callback, Noise
 from .text.encoded import Encoded
 
 LEAST, MOST = 16, 8192      # pixels a side; 8192 is four times the largest side that PixArt was trained on
@@ -137,19 +137,31 @@ def steps_of(request: Request, rows: int) -> Iterator[Step]:
 @torch.inference_mode()
 def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: Encoded,
            callback: Callback | None = None, control: Control | None = None,
-           policies: Sequence[Policy] = ()) -> Tensor:
+           policies: Sequence[Policy] = (), start: Tensor | None = None) -> Tensor:
     """Latents (B, 4, H / 8, W / 8), scaled as the transformer sees them, on the model's device.
 
     caption: the request's prompts, a row each; null: its negative prompt, one row, read by guided samplers only.
-    policies: what may answer instead of blocks, see PixArtTransformer.forward.
+    policies: what may answer instead of blocks, see PixArtTransformer.forward. start: noise (B, C, H / 8, W / 8) to
+    begin with in place of that of the seeds; what a sampler adds later is theirs in any case.
     """
     chosen, count = SAMPLERS[request.sampler], len(request.prompts)
     context, mask = stack_captions(null, caption) if request.guided else (caption.context, caption.mask)
     network = Conditioned(model, request, context, mask, control, policies)
     noise = PictureNoise([request.seed + i for i in range(count)], (model.config.channels, *request.latent_shape),
                          model.x_embedder.proj.weight.device, ahead=chosen.noises(request.steps))
-    return chosen.run(guided(network, request.guidance) if request.guided else network, noise, request.steps,
+    draws = noise if start is None else starting_with(start.to(noise.device, noise.dtype), noise)
+    return chosen.run(guided(network, request.guidance) if request.guided else network, draws, request.steps,
                       request.rule, callback)
+
+
+def starting_with(start: Tensor, noise: Noise) -> Noise:
+    """The draws of `noise` with `start` in place of the first."""
+    first = [start]
+
+    def draw() -> Tensor:
+        drawn = noise()
+        return first.pop() if first else drawn
+    return draw
 
 
 def check_captions(caption: Encoded, request: Request, config: PixArtConfig) -> None:
@@ -159,6 +171,13 @@ def check_captions(caption: Encoded, request: Request, config: PixArtConfig) -> 
                          f"{config.caption_width}; use the T5 encoder that belongs to it")
     if len(caption) != len(request.prompts):
         raise ValueError(f"{len(caption)} encoded prompts for {len(request.prompts)} pictures; there must be one each")
+
+
+def check_noise(noise: Tensor | None, request: Request, config: PixArtConfig) -> None:
+    """Refuse noise to start from that is not of the request's pictures."""
+    shape = (len(request.prompts), config.channels, *request.latent_shape)
+    if noise is not None and tuple(noise.shape) != shape:
+        raise ValueError(f"the noise has shape {tuple(noise.shape)}; these pictures start from {shape}")
 
 
 def stack_captions(null: Encoded, caption: Encoded) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from .checkpoint.merged import with_loras
 from .config import PixArtConfig
 from .control.pictures import fit
 from .device import best_device, checked_device, is_out_of_memory
-from .drawing import Control, Guide, Request, check_captions, sample
+from .drawing import Control, Guide, Request, check_captions, check_noise, sample
 from .mini import SHIPPED
 from .model.controlnet import PixArtControlNet
 from .model.cpu_dtype import faster_dtype
@@ -153,15 +153,17 @@ class Pipeline:
     def __call__(self, prompts: str | Sequence[str] | Encoded, negative: str | Encoded = "", *,
                  steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
                  sampler: str = "lcm", guidance: float = 4.5, rule: str = "official", guide: Guide | None = None,
-                 policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None) -> Pictures:
+                 policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None,
+                 noise: Tensor | None = None) -> Pictures:
         """Draw a picture for each prompt. Picture i has the seed seed + i and does not depend on the others.
 
         prompts: texts, or features of `encode`. negative: what to avoid; for guided samplers. steps: by default what
         the sampler is usually given. width and height: in pixels, by default what the model was trained on. guidance:
         scale of guided samplers, 1 for none. guide: an edge map to follow. policies: what may answer instead of
         blocks, see PixArtTransformer.forward. batch: pictures at once. progress: told (stage, done, total), may raise
-        to stop. Raises ValueError for what cannot be drawn, before anything is read where it can; MemoryError with
-        advice; FloatingPointError for a picture that is not finite.
+        to stop. noise: (B, C, height / 8, width / 8) to start from, as `pixart reno` saves it. Raises ValueError for
+        what cannot be drawn, before anything is read where it can; MemoryError with advice; FloatingPointError for a
+        picture that is not finite.
         """
         side, chosen = self.config.resolution, sampler_of(sampler)
         request = Request(texts_of(prompts), texts_of(negative)[0], side if height is None else height,
@@ -171,6 +173,7 @@ class Pipeline:
             raise ValueError(f"a negative prompt has no effect with sampler {sampler}, which works without guidance")
         if guide is not None and len(guide.edges) not in (1, len(request.prompts)):
             raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} pictures; give one, or one each")
+        check_noise(noise, request, self.config)
         caption = self._features(prompts, progress)
         null = self._features(negative, progress) if request.guided else caption
         check_captions(caption, request, self.config)
@@ -178,7 +181,7 @@ class Pipeline:
             logger.warning(notice)
         self.t5.make_room(self.keep_t5)
         with memory_advice(self.device, "drawing", "draw fewer pictures at once (batch), smaller ones, or in 16 bits"):
-            latents = [self._sample(rows, request, caption, null, guide, policies, progress)
+            latents = [self._sample(rows, request, caption, null, guide, policies, progress, noise)
                        for rows in torch.arange(len(request.prompts)).split(max(1, batch))]
         pixels = self._decode(torch.cat(latents), progress)[:, :, :request.height, :request.width]
         return Pictures(pixels, caption.reports, [seed + i for i in range(len(pixels))])
@@ -187,7 +190,7 @@ class Pipeline:
         return given if isinstance(given, Encoded) else self.encode(given, progress)
 
     def _sample(self, rows: Tensor, request: Request, caption: Encoded, null: Encoded, guide: Guide | None,
-                policies: Sequence[Policy], progress: Progress | None) -> Tensor:
+                policies: Sequence[Policy], progress: Progress | None, noise: Tensor | None = None) -> Tensor:
         """Latents of some of the request's pictures, which are numbered by `rows`."""
         first, numbers, total = int(rows[0]), rows.tolist(), len(request.prompts)
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
@@ -196,7 +199,8 @@ class Pipeline:
         done, every = first * request.steps, total * request.steps
         latents = sample(self.transformer, part, join([caption.one(i) for i in numbers]), null,
                          lambda step, x, x0: tell(progress, "sampling", done + (step + 1) * len(numbers), every),
-                         None if guide is None else self._control(guide, part), policies)
+                         None if guide is None else self._control(guide, part), policies,
+                         None if noise is None else noise[rows])
         require_finite(latents, "the transformer")
         return latents
 

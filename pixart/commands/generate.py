@@ -25,12 +25,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompt", help="what to draw")
     command.add_argument("--out", type=Path, default=Path("pixart.png"), metavar="FILE",
                          help="picture to write; further ones get -1, -2, ... before the ending (default: pixart.png)")
-    _add_files(command)
+    add_files(command)
     _add_sampling(command)
     _add_control(command)
 
 
-def _add_files(command: argparse.ArgumentParser) -> None:
+def add_files(command: argparse.ArgumentParser) -> None:
     files = command.add_argument_group("files")
     files.add_argument("--model", type=Path, help="transformer, a file or folder (default: PixArt-mini)")
     files.add_argument("--vae", type=Path, help=f"VAE, a .safetensors file or diffusers folder (default: {MINI})")
@@ -65,6 +65,8 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     drawing.add_argument("--size", type=size, metavar="WxH",
                          help="width x height in pixels (default: what the model was trained on)")
     drawing.add_argument("--seed", type=int, default=0, help="chooses the noise; same seed, same picture (default: 0)")
+    drawing.add_argument("--noise", type=Path, metavar="FILE",
+                         help="noise to start from, as `reno` saves it, with its --seed, --size, --sampler and --steps")
     drawing.add_argument("--count", type=whole, default=1, metavar="N",
                          help="pictures to draw, with seeds that follow --seed (default: 1)")
     drawing.add_argument("--batch", type=whole, default=4, metavar="N",
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     format_of(args.out)
     pipe = open_pipeline(args)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
-    guide = read_guide(args, width, height)
+    guide, noise = read_guide(args, width, height), saved_noise(args)
     prompt = saved_prompt(args) or pipe.encode(args.prompt)
     told = False
     for first in range(0, args.count, args.batch):
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         with Bars() as bars:
             drawn = pipe(repeated(prompt, count), args.negative, steps=args.steps, seed=args.seed + first, width=width,
                          height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
-                         batch=count, progress=bars)
+                         batch=count, progress=bars, noise=noise)
         if not told:
             print(drawn.reports[0].summary)
             told = True
@@ -141,6 +143,17 @@ def saved_prompt(args: argparse.Namespace) -> "Encoded | None":
     if SAMPLERS[args.sampler].guided and args.guidance != 1:
         raise ValueError("--embeddings holds no negative prompt; use --sampler lcm or dmd, or --guidance 1")
     return load_embeddings(args.embeddings)
+
+
+def saved_noise(args: argparse.Namespace) -> "torch.Tensor | None":
+    """The noise that --noise names."""
+    if args.noise is None:
+        return None
+    from ..reward.record import load_noise
+
+    if args.count != 1:
+        raise ValueError("--noise is that of one picture; leave --count out")
+    return load_noise(args.noise)
 
 
 def repeated(caption: "Encoded", count: int) -> "Encoded":

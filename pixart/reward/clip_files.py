@@ -141,7 +141,7 @@ def restore_buffers(network: nn.Module) -> None:
 
 def open_tokenizer(path: Path, elsewhere: Path | None) -> "PreTrainedTokenizerBase":
     """CLIP's tokenizer from the folder of the weights, its `tokenizer` folder, or `elsewhere`."""
-    from transformers import CLIPTokenizerFast      # type: ignore[attr-defined]
+    from transformers import CLIPTokenizerFast  # type: ignore[attr-defined]
 
     own = path if path.is_dir() else path.parent
     places = [own, own / "tokenizer", *([] if elsewhere is None else [elsewhere])]

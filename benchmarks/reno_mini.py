@@ -1,0 +1,143 @@
+"""Does optimising noise help? PixArt-mini's student, rewarded by judge A, measured by judge B on held-out sentences.
+
+    python benchmarks/reno_mini.py --work DIR [--count 100]     goes on where it was stopped; prints the table so far
+
+Beside the optimisation stand what costs as much without gradients (a backward pass counts as two forward ones): the
+best of that many noises, and a random search around the best; and the noise of the seed as it is.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pixart.atomic import replacing  # noqa: E402
+from pixart.checkpoint import load  # noqa: E402
+from pixart.drawing import Request  # noqa: E402
+from pixart.mini import SHIPPED  # noqa: E402
+from pixart.mini.judge import load_judge  # noqa: E402
+from pixart.mini.measure.bootstrap import difference, estimate, resamples  # noqa: E402
+from pixart.mini.measure.prompts import Group, Prompts  # noqa: E402
+from pixart.mini.scenes import labels  # noqa: E402
+from pixart.model.attention import matmul_attention  # noqa: E402
+from pixart.reward.generator import Generator, decoder  # noqa: E402
+from pixart.reward.judge import JudgeReward  # noqa: E402
+from pixart.reward.optimise import Iteration, Recipe, optimise  # noqa: E402
+from pixart.reward.protocol import WeightedSum  # noqa: E402
+from pixart.reward.search import forwards_of, fresh, near, search  # noqa: E402
+from pixart.text.t5 import T5Encoder  # noqa: E402
+from pixart.vae import load_vae  # noqa: E402
+
+WAYS = ("as it is", "optimised", "best of n", "search")
+
+
+class Bench:
+    """The networks, and what both judges say of pictures."""
+
+    def __init__(self, weights: Path, sampler: str, steps: int, recipe: Recipe) -> None:
+        self.model = load(weights, dtype=torch.float32, attend=matmul_attention).requires_grad_(False)
+        self.decode = decoder(load_vae(SHIPPED.vae), self.model.config.latent_scale)
+        self.t5 = T5Encoder(SHIPPED.t5, 16)
+        self.reward = WeightedSum([(JudgeReward.open(), 1.0)])
+        self.judge_b, self.likely_b = load_judge(SHIPPED.judge), JudgeReward(load_judge(SHIPPED.judge))
+        self.sampler, self.steps, self.recipe = sampler, steps, recipe
+
+    def measure(self, prompts: Prompts, group: Group) -> dict:
+        """Every way of finding noise for the sentences of a group."""
+        texts = tuple(prompts.captions[i] for i in group.members)
+        wanted = torch.tensor([labels(prompts.scenes[i]) for i in group.members])
+        request = Request(texts, "", group.height, group.width, self.sampler, self.steps, seed=group.seed)
+        draw = Generator(self.model, self.decode, request, self.t5.encode(list(texts), 256))
+        curve: list[list[float]] = []
+
+        def watch(done: Iteration, pictures: Tensor) -> None:
+            with torch.no_grad():
+                curve.append(self.likely_b(pictures, texts).tolist())
+        found = {"optimised": optimise(draw, self.reward, texts, draw.start, self.recipe, watch)}
+        tries = forwards_of(self.recipe)
+        for name, propose in (("best of n", fresh), ("search", near)):
+            found[name] = search(draw, self.reward, texts, draw.start, tries,
+                                 propose(torch.Generator().manual_seed(group.seed + 1)))
+        with torch.no_grad():
+            shown = {"as it is": draw(draw.start), **{name: each.pictures for name, each in found.items()}}
+            said = {name: self.says(pictures, texts, wanted) for name, pictures in shown.items()}
+        return {"members": list(group.members), "ways": said, "curve b": curve,
+                "curve a": [each.total for each in found["optimised"].history],
+                "best a": [each.best for each in found["optimised"].history],
+                "norm": [each.norm for each in found["optimised"].history]}
+
+    def says(self, pictures: Tensor, texts: tuple[str, ...], wanted: Tensor) -> dict[str, list[float]]:
+        read = torch.stack([logits.argmax(1) for logits in self.judge_b((pictures * 255).round() / 255)], 1)
+        right = (read == wanted) & (wanted >= 0)
+        return {"right": right.sum(1).tolist(), "asked": (wanted >= 0).sum(1).tolist(),
+                "a": self.reward(pictures, texts).tolist(), "b": self.likely_b(pictures, texts).tolist()}
+
+
+def table(parts: list[dict]) -> str:
+    """Means with 95 % intervals, and differences from the noise as it is, of the same sentences."""
+    rows = {way: {what: torch.tensor([value for part in parts for value in part["ways"][way][what]]).double()
+                  for what in ("right", "asked", "a", "b")} for way in WAYS}
+    count = len(rows[WAYS[0]]["a"])
+    drawn, one = resamples(count), torch.ones(count).double()
+    lines = [f"{count} held-out sentences", "| noise | facts right, % | pictures wholly right, % | difference | "
+             "log-likelihood by judge B | by judge A |", "|---|---|---|---|---|---|"]
+    whole = {way: (row["right"] == row["asked"]).double() for way, row in rows.items()}
+    for way, row in rows.items():
+        facts, pictures = estimate(row["right"], row["asked"], drawn), estimate(whole[way], one, drawn)
+        more = difference((whole[way], one), (whole[WAYS[0]], one), drawn)
+        lines.append(f"| {way} | {100 * facts.value:.1f} ± {100 * facts.half:.1f} | {100 * pictures.value:.1f} ± "
+                     f"{100 * pictures.half:.1f} | {100 * more.value:+.1f} [{100 * more.low:+.1f}, "
+                     f"{100 * more.high:+.1f}] | {row['b'].mean():.3f} (median {row['b'].median():.3f}) | "
+                     f"{row['a'].mean():.3f} |")
+    return "\n".join(lines)
+
+
+def plot(parts: list[dict], path: Path) -> None:
+    """Mean log-likelihoods of the picture at each iteration: by the judge that rewards, and by the other one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, label in (("curve a", "judge A, the reward"), ("best a", "judge A, best so far"), ("curve b", "judge B")):
+        rows = torch.cat([torch.tensor(part[name]) for part in parts], 1)
+        axes.plot(range(1, len(rows) + 1), rows.mean(1), "--" if "best" in name else "-", label=label)
+    axes.set(xlabel="iteration", ylabel="mean log-likelihood of what the sentence states")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for results")
+    parser.add_argument("--weights", type=Path, default=SHIPPED.student, help="few-step student")
+    parser.add_argument("--sampler", default="lcm")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--count", type=int, default=100, help="held-out sentences")
+    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--groups", type=int, help="stop after so many groups of sentences")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    prompts = Prompts.held_out(args.count, 7)
+    bench = Bench(args.weights, args.sampler, args.steps, Recipe(args.iterations))
+    parts = []
+    groups = sorted(prompts.groups(args.batch), key=lambda group: group.members.start // (5 * args.batch))
+    for number, group in enumerate(groups[:args.groups]):
+        place = args.work / f"{number:03d}.json"
+        if not place.exists():
+            with replacing(place) as beside:
+                beside.write_text(json.dumps(bench.measure(prompts, group)))
+        parts.append(json.loads(place.read_text()))
+        plot(parts, args.work / "curve.png")
+        print(table(parts), flush=True)
+
+
+if __name__ == "__main__":
+    main()

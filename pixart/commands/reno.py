@@ -1,0 +1,143 @@
+"""python -m pixart reno: noise whose picture scores higher."""
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..sampling.samplers import SAMPLERS
+from .arguments import number, require_folder, size, whole
+from .generate import add_files, open_pipeline, saved_prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..pipeline import Pipeline
+    from ..reward.optimise import Found, Iteration, Recipe, Watch
+    from ..reward.protocol import WeightedSum
+    from .progress import Bars
+
+FEW = [name for name, sampler in SAMPLERS.items() if not sampler.guided]
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", help="what to draw")
+    command.add_argument("--out", type=Path, default=Path("reno.png"), metavar="FILE", help="picture to write; beside "
+                         "it go -start.png, -noise.safetensors, -rewards.png and .json (default: reno.png)")
+    add_files(command)
+    _add_rewards(command)
+    _add_drawing(command)
+    _add_recipe(command)
+
+
+def _add_rewards(command: argparse.ArgumentParser) -> None:
+    rewards = command.add_argument_group("rewards")
+    rewards.add_argument("--reward", action="append", default=[], metavar="R", help="NAME, NAME:WEIGHT, NAME=PATH or "
+                         "NAME=PATH:WEIGHT, NAME one of judge (PixArt-mini only), clip, pickscore, hpsv2, imagereward; "
+                         "may be given several times (default: judge with PixArt-mini)")
+    rewards.add_argument("--rewards", type=Path, metavar="DIR", help="folder that holds them: clip and pickscore are "
+                         "folders of Hugging Face in it, HPS_v2.1_compressed.pt a file, imagereward a folder")
+    rewards.add_argument("--reward-tokenizer", type=Path, metavar="DIR", help="CLIP's vocab.json and merges.txt, where "
+                         "they do not lie beside the weights")
+    rewards.add_argument("--reward-dtype", choices=("fp32", "bf16"), default="fp32",
+                         help="precision of the rewards; bf16 takes half the memory (default: fp32)")
+    rewards.add_argument("--relevance", type=number, default=1.0, metavar="W", help="rewards of the CLIP type: how "
+                         "much counts what all prompts share, 0..1; 0.3 in LongAlign, with --common (default: 1, all)")
+    rewards.add_argument("--common", type=Path, metavar="FILE", help="prompts, one a line, to find out what all share")
+
+
+def _add_drawing(command: argparse.ArgumentParser) -> None:
+    drawing = command.add_argument_group("drawing")
+    drawing.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm",
+                         help=f"one that can be differentiated: {', '.join(FEW)} (default: lcm)")
+    drawing.add_argument("--steps", type=whole, metavar="N", help="passes through the model (default: the sampler's)")
+    drawing.add_argument("--rule", choices=("official", "diffusers"), default="official",
+                         help="which published rule chooses the timesteps (default: official)")
+    drawing.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: what the model was trained on)")
+    drawing.add_argument("--seed", type=int, default=0, help="chooses the noise to begin with (default: 0)")
+    drawing.add_argument("--noise", type=Path, metavar="FILE", help="begin with this, from an earlier run")
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    recipe = command.add_argument_group("optimisation")
+    recipe.add_argument("--iterations", type=whole, default=50, metavar="N", help="pictures drawn (default: 50)")
+    recipe.add_argument("--rate", type=number, default=5.0, help="learning rate (default: 5)")
+    recipe.add_argument("--clip", type=number, default=0.1, help="largest norm of a gradient (default: 0.1)")
+    recipe.add_argument("--regularisation", type=number, default=0.01, metavar="W",
+                        help="how strongly the noise is held at the length of Gaussian noise (default: 0.01)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Optimise, save, and say what came of it. Ctrl-C ends it with the best so far."""
+    from ..pictures import format_of
+    from ..reward.optimise import Recipe
+    from ..reward.reno import reno
+    from .progress import Bars
+
+    require_folder(args.out)
+    format_of(args.out)
+    args.negative, args.guidance, args.control, args.controlnet = "", 1.0, None, None
+    recipe = Recipe(args.iterations, args.rate, clip=args.clip, regularisation=args.regularisation)
+    begin = saved_noise(args.noise)
+    pipe = open_pipeline(args)
+    reward = open_reward(args, pipe)
+    width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
+    with Bars() as bars:
+        found = reno(pipe, saved_prompt(args) or args.prompt, reward, recipe, steps=args.steps, seed=args.seed,
+                     width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
+                     watch=shown(bars, recipe, args.out))
+    write(args, found, reward)
+
+
+def saved_noise(path: Path | None) -> "Tensor | None":
+    from ..reward.record import load_noise
+    return None if path is None else load_noise(path)
+
+
+def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
+    """What --reward names, on the device of the pipeline."""
+    import torch
+
+    from ..reward.embedding import EmbeddingReward
+    from ..reward.table import Choice, open_rewards
+
+    if not args.reward and args.model:
+        raise ValueError("which reward? --model needs --reward, such as --reward hpsv2; judge reads PixArt-mini only")
+    if (args.relevance != 1) != (args.common is not None):
+        raise ValueError("--relevance and --common go together: what all prompts share is found out from --common")
+    choices = [Choice.parse(text) for text in args.reward or ["judge"]]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.reward_dtype]
+    reward = open_rewards(choices, args.rewards, args.reward_tokenizer, pipe.device, dtype)
+    if args.common is not None:
+        lines = [line for line in args.common.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for part in reward.rewards:
+            if isinstance(part, EmbeddingReward):
+                part.reweight(args.relevance, lines)
+    return reward
+
+
+def shown(bars: "Bars", recipe: "Recipe", out: Path) -> "Watch":
+    """A bar, and the picture that it began with, saved at once."""
+    from ..pictures import save_picture
+
+    def watch(done: "Iteration", pictures: "Tensor") -> None:
+        bars(f"optimising, reward {done.best[0]:.3g}", done.number, recipe.iterations)
+        if done.number == 1:
+            save_picture(beside(out, "-start", out.suffix), pictures[0].float().cpu())
+    return watch
+
+
+def write(args: argparse.Namespace, found: "Found", reward: "WeightedSum") -> None:
+    from ..pictures import save_picture
+    from ..reward.record import plot, save_log, save_noise, summary
+
+    about = {"prompt": args.prompt, "seed": args.seed, "sampler": args.sampler, "weights": reward.weights,
+             "rate": args.rate, "clip": args.clip, "regularisation": args.regularisation, "relevance": args.relevance}
+    print(("stopped; " if found.stopped else "") + summary(found.history))
+    for path in (save_picture(args.out, found.pictures[0]),
+                 save_noise(beside(args.out, "-noise", ".safetensors"), found.noise, about),
+                 save_log(args.out.with_suffix(".json"), found, about),
+                 plot(beside(args.out, "-rewards", ".png"), found.history, reward.weights)):
+        print(path)
+
+
+def beside(path: Path, ending: str, suffix: str) -> Path:
+    return path.with_name(f"{path.stem}{ending}{suffix}")

@@ -1,0 +1,100 @@
+"""From noise to picture with gradients: a few-step sampler and the VAE, both recomputed piece by piece going back."""
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..drawing import Conditioned, Request, check_captions
+from ..model.transformer import PixArtTransformer
+from ..sampling.noise import PictureNoise
+from ..sampling.samplers import SAMPLERS
+from ..text.encoded import Encoded
+from ..vae import Autoencoder, is_tiny, own_precision
+
+MOST_STEPS = 8
+# Parts of decoders that keep much for the way back, by the names of diffusers and of ComfyUI.
+COSTLY = {"ResnetBlock2D", "ResnetBlock", "Attention", "AttnBlock", "AutoencoderTinyBlock", "Block", "Upsample2D",
+          "Upsample"}
+
+
+class Generator:
+    """noise (B, C, h, w) float32, a row a prompt -> pictures (B, 3, height, width) in 0..1, differentiable.
+
+    Later steps of a sampler that adds noise use that of the request's seeds, so only the first noise is free: with it
+    `drawing.sample` draws the same picture.
+    """
+
+    def __init__(self, model: PixArtTransformer, decode: Callable[[Tensor], Tensor], request: Request,
+                 caption: Encoded) -> None:
+        """decode: latents as the transformer sees them -> pictures in 0..1, see `decoder`. ValueError as `check`."""
+        check(request)
+        check_captions(caption, request, model.config)
+        self.model, self.decode, self.request, self.caption = model, decode, request, caption
+        self.device = model.x_embedder.proj.weight.device
+        sampler, count = SAMPLERS[request.sampler], len(request.prompts)
+        draws = PictureNoise([request.seed + i for i in range(count)],
+                             (model.config.channels, *request.latent_shape), self.device)
+        self.start, *self.later = [draws() for _ in range(sampler.noises(request.steps))]
+
+    def latents(self, noise: Tensor) -> Tensor:
+        """Latents (B, C, h, w), scaled as the transformer sees them."""
+        network = Conditioned(self.model, self.request, self.caption.context, self.caption.mask, None)
+        waiting = iter([noise.to(self.device), *self.later])
+        return SAMPLERS[self.request.sampler].run(network, lambda: next(waiting), self.request.steps, self.request.rule,
+                                                  None)
+
+    def __call__(self, noise: Tensor) -> Tensor:
+        return self.decode(self.latents(noise))[..., :self.request.height, :self.request.width]
+
+
+def check(request: Request) -> None:
+    """Refuse what has no gradient worth following, by name. Raises ValueError."""
+    chosen = SAMPLERS[request.sampler]
+    if chosen.guided or request.steps > MOST_STEPS:
+        few = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.guided)
+        found = f"sampler {request.sampler}" + ("" if chosen.guided else f" in {request.steps} steps")
+        raise ValueError(f"{found} cannot be optimised through: it takes too many passes. Use {few} with at most "
+                         f"{MOST_STEPS} steps, and a model made for few steps")
+
+
+def decoder(vae: Autoencoder, latent_scale: float) -> Callable[[Tensor], Tensor]:
+    """Latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w) in 0..1 with gradients; the arithmetic of `vae.decode`."""
+    def decode(latents: Tensor) -> Tensor:
+        weight = next(vae.parameters())
+        with own_precision(weight.device):
+            given = latents.to(weight.device, weight.dtype)
+            decoded = vae.decode(given if is_tiny(vae) else given / latent_scale).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+    return decode
+
+
+class Recomputed(nn.Module):
+    """A module that is run again on the way back instead of keeping what it computed."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.inner(*given, **named)
+        return checkpoint(self.inner, *given, use_reentrant=False, **named)
+
+
+@contextmanager
+def recomputed(model: PixArtTransformer, vae: nn.Module) -> Iterator[None]:
+    """Inside, blocks of the transformer and costly parts of the decoder are recomputed going back."""
+    wrapped = [(parent, name, child) for parent in list(vae.modules()) for name, child in parent.named_children()
+               if type(child).__name__ in COSTLY]
+    before, model.recompute = model.recompute, True
+    try:
+        for parent, name, child in wrapped:
+            setattr(parent, name, Recomputed(child))
+        yield
+    finally:
+        model.recompute = before
+        for parent, name, child in wrapped:
+            setattr(parent, name, child)

@@ -1,0 +1,98 @@
+"""What is left of an optimisation: its noise, its log, and a plot of the rewards."""
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..atomic import replacing
+from .optimise import Found, Iteration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMAT = "pixart-noise-1"
+
+
+def save_noise(path: Path, noise: Tensor, about: Mapping[str, object]) -> Path:
+    """Noise (B, C, h, w) as safetensors, and what it was made for."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as beside:
+        save_file({"noise": noise.float().contiguous().cpu()}, beside,
+                  metadata={"format": FORMAT, "about": json.dumps(dict(about))})
+    return path
+
+
+def load_noise(path: str | Path) -> Tensor:
+    """What `save_noise` wrote, (B, C, h, w) float32. Raises FileNotFoundError, ValueError."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of noise at this place: {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise ValueError(f"this file holds no saved noise; choose one that `pixart reno` wrote: {path}")
+            noise = file.get_tensor("noise").clone()
+    except SafetensorError as error:
+        raise ValueError(f"this is no safetensors file, or it is damaged ({error}): {path}") from error
+    if noise.ndim != 4 or not torch.isfinite(noise).all():
+        raise ValueError(f"the noise in this file is damaged, of shape {tuple(noise.shape)}: {path}")
+    return noise.float()
+
+
+def save_log(path: Path, found: Found, about: Mapping[str, object]) -> Path:
+    """JSON: what was asked for, and every iteration."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps({**about, "best": found.total.tolist(), "stopped": found.stopped,
+                                      "iterations": [asdict(each) for each in found.history]}, indent=1) + "\n",
+                          encoding="utf-8")
+    return path
+
+
+def summary(history: Sequence[Iteration], picture: int = 0) -> str:
+    """One line: where the total began, where it came to and at which iteration."""
+    totals = [each.total[picture] for each in history]
+    best = max(range(len(history)), key=lambda i: (totals[i] == totals[i], totals[i]))
+    dropped = sum(each.dropped[picture] for each in history)
+    return (f"reward {totals[0]:.4g} -> {totals[best]:.4g} at iteration {history[best].number} of {len(history)}"
+            + (f"; {dropped} dropped, not finite" if dropped else ""))
+
+
+def plot(path: Path, history: Sequence[Iteration], weights: Mapping[str, float], picture: int = 0) -> Path:
+    """PNG of the total, the best so far, each reward times its weight, and the length of the noise."""
+    figure = curves(history, weights, picture)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
+    return path
+
+
+def curves(history: Sequence[Iteration], weights: Mapping[str, float], picture: int) -> "Figure":
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a plot of the rewards needs matplotlib: pip install matplotlib") from error
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    reward, length = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    numbers = [each.number for each in history]
+    reward.plot(numbers, [each.total[picture] for each in history], ".-", label="total")
+    reward.plot(numbers, [each.best[picture] for each in history], "--", color="grey", label="best so far")
+    if len(weights) > 1:
+        for name, weight in weights.items():
+            reward.plot(numbers, [weight * each.scores[name][picture] for each in history], alpha=0.7,
+                        label=f"{weight:g} {name}")
+    reward.set(ylabel="reward")
+    reward.legend()
+    length.plot(numbers, [each.norm[picture] for each in history], color="tab:green")
+    length.set(xlabel="iteration", ylabel="length of the noise")
+    for axes in (reward, length):
+        axes.grid(alpha=0.3)
+    return figure
