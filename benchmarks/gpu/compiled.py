@@ -10,7 +10,7 @@ from pixart.model.transformer import PixArtTransformer
 
 from .latency import FOUR, MAIN, TOKENS, Size, drawing, dtype_of
 from .models import backend
-from .networks import autoencoder, distance, given, transformer
+from .networks import as_drawn, autoencoder, distance, given, transformer
 from .notes import Notes
 from .profile import profiled
 from .setting import Absent, Setting
@@ -80,7 +80,7 @@ def measure(title: str, make: Make, size: Size, setting: Setting, notes: Notes) 
     torch._dynamo.reset()
     dtype = dtype_of("fp16", setting)
     eager, other = (transformer(size.config(setting), dtype, setting.device) for _ in range(2))
-    inputs = given(eager.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device, dtype)
+    inputs = as_drawn(given(eager.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device, dtype))
     started = time.perf_counter()
     run = make(other, inputs, setting)
     found = run().clone()

@@ -12,7 +12,7 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.vae import decode
 
 from ..transformer_speed import Run, diffusers_run, native_run
-from .networks import autoencoder, distance, encoded, given, transformer
+from .networks import as_drawn, autoencoder, distance, encoded, given, transformer
 from .notes import Cell, Notes
 from .profile import profiled
 from .setting import HALF, Absent, Setting
@@ -75,8 +75,8 @@ def ceiling(name: str, setting: Setting, notes: Notes) -> float:
 @torch.inference_mode()
 def one_pass(size: Size, name: str, model: PixArtTransformer, setting: Setting, notes: Notes) -> float:
     """Milliseconds."""
-    inputs = given(model.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device,
-                   dtype_of(name, setting))
+    inputs = as_drawn(given(model.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device,
+                            dtype_of(name, setting)))
     most = ceiling(name, setting, notes)
     taken = median(lambda: model(**inputs), setting)
     flops = size.batch * pass_flops(model.config, (size.latent(setting) // 2) ** 2, TOKENS)
@@ -117,7 +117,8 @@ def guided_step(setting: Setting, notes: Notes) -> None:
         model = transformer(size.config(setting), dtype_of("fp16", setting), setting.device)
         sides, dtype = [size.latent(setting)] * 2, dtype_of("fp16", setting)
         both = given(model.config, sides, [TOKENS, 1] * size.batch, setting.device, dtype)
-        apart = [given(model.config, sides, [length] * size.batch, setting.device, dtype) for length in (TOKENS, 1)]
+        apart = [as_drawn(given(model.config, sides, [length] * size.batch, setting.device, dtype))
+                 for length in (TOKENS, 1)]
         found = medians({"one": partial(run, model, [both]), "two": partial(run, model, apart)}, setting)
         notes.row(PAIRS, px=size.side, batch=size.batch, **{"one pass ms": found["one"], "two passes ms": found["two"],
                                                             "ratio": found["one"] / found["two"]})
