@@ -1,4 +1,4 @@
-"""The command line: `pixart`, or python -m pixart, with generate | encode | reno | prepare | train | mini."""
+"""The command line: `pixart`, or python -m pixart, with generate | encode | reno | quantize | prepare | train | mini."""
 import argparse
 import logging
 import sys
@@ -11,7 +11,8 @@ from .prepare import command as prepare
 from .train import command as train
 
 HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded prompt, for machines too small for T5",
-        "reno": "optimise the noise of a picture by rewards"}
+        "reno": "optimise the noise of a picture by rewards",
+        "quantize": "pack a transformer in 8 or 4 bits, for ComfyUI and Python"}
 ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for people
 
 
@@ -41,8 +42,8 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 
 def _command(name: str) -> ModuleType:
-    from .commands import encode, generate, reno
-    return {"generate": generate, "encode": encode, "reno": reno}[name]
+    from .commands import encode, generate, quantize, reno
+    return {"generate": generate, "encode": encode, "reno": reno, "quantize": quantize}[name]
 
 
 def run_of(name: str) -> Callable[[argparse.Namespace], None]:

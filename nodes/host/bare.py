@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...pixart.model.attention import matmul_attention, sdpa
 from ...pixart.model.transformer import PixArtTransformer
+from .packed import is_packed
 from .weights import TABLE
 
 PREFIX = "model.diffusion_model."
@@ -17,6 +18,9 @@ def bare_transformer(model: Any, dtype: torch.dtype, side: int) -> PixArtTransfo
 
     Call it outside of inference mode: the host's weights are inference tensors, copies made there are too.
     """
+    if is_packed(model):
+        raise ValueError("this MODEL has packed layers, which cannot be trained; load it with weight_dtype bf16 or "
+                         "fp32, or from its original weights")
     config = model.model.model_config.pixart
     on_cpu = model.load_device.type == "cpu"
     few = (side // 8 // config.patch) ** 2 <= SHORT

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ...pixart.checkpoint.lora import Change, LoraPart, read_lora
+from .branches import add_branches
+from .packed import packed_weights
 
 PREFIX = "diffusion_model."
 
@@ -24,11 +26,17 @@ def apply_lora(model: Any, path: Path, strength: float, alpha: float | None = No
                          "LoRA loader for it.")
     shapes = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in model.model.state_dict().items()
               if name.startswith(PREFIX)}
+    packed = {name: tuple(weight.shape) for name, weight in packed_weights(model.model.diffusion_model)}
+    shapes.update(packed)                   # their tensors have other shapes
     lora = read_lora(path, alpha).fitted(shapes)
     if strength == 0:
         return model, lora.description
     patched = model.clone()
-    patched.add_patches({place(part, shapes[part.target]): adapter(part) for part in lora.parts}, strength)
+    beside = [part for part in lora.parts if part.target in packed]
+    patched.add_patches({place(part, shapes[part.target]): adapter(part) for part in lora.parts
+                         if part.target not in packed}, strength)
+    if beside:
+        add_branches(patched, beside, strength)
     return patched, lora.description
 
 

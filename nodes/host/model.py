@@ -5,16 +5,18 @@ from typing import Any
 
 import torch
 
-from ...pixart.checkpoint import Checkpoint, read_checkpoint
+from ...pixart.checkpoint import Checkpoint, open_checkpoint
 from ...pixart.checkpoint.header import to_tensors
 from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.config import PixArtConfig
 from ...pixart.mini import CAPTION_WIDTH
 from ...pixart.mini.colours import LATENT_RGB, LATENT_RGB_BIAS
 from ...pixart.model.cpu_dtype import faster_dtype
+from ...pixart.weights.values import EIGHT_BITS
 from .conditioning import text_conds
 from .foreign import refuse_conditions
 from .mixin import Mixin
+from .packed import packed_entries
 from .transformer import builder
 from .weights import TABLE, fill, is_dynamic
 
@@ -128,34 +130,55 @@ def choose_dtypes(weight_dtype: str, stored: torch.dtype, config: PixArtConfig, 
     return kept, torch.float32 if forced else faster_dtype(config.hidden)
 
 
+def computing_dtype(config: PixArtConfig, device: torch.device) -> torch.dtype:
+    """What packed weights are unpacked to, and what all others are kept in."""
+    from comfy import model_management as host
+    from comfy.cli_args import args
+    if device.type != "cpu":
+        return host.unet_manual_cast(None, device, [torch.float16, torch.bfloat16, torch.float32])
+    forced = getattr(args, "fp32_unet", False) or getattr(args, "force_fp32", False)
+    return torch.float32 if forced else faster_dtype(config.hidden)
+
+
 def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
                disable_dynamic: bool = False) -> Any:
     """Read a checkpoint and hand it to the host's memory management; returns a ModelPatcher.
 
-    Raises what `read_checkpoint` raises for files that are not PixArt, and ValueError for an unknown option.
+    weight_dtype: "auto" leaves packed layers packed, any other unpacks them. Raises what `open_checkpoint` and reading
+    raise for files that are not PixArt, or packed as this host cannot run them, and ValueError for an unknown option.
     """
     from comfy import model_management, model_patcher
-    checkpoint = read_checkpoint(path, variant)
+    opened = open_checkpoint(path, variant)
+    packed = packed_entries(opened, weight_dtype)
+    unpacked = (WEIGHT_DTYPES.get(weight_dtype) or torch.bfloat16) if opened.packed_as and not packed else None
+    checkpoint = opened.read(torch.bfloat16 if unpacked in EIGHT_BITS else unpacked, leave_packed=bool(packed))
     device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
-    model = build_model(checkpoint, weight_dtype, device)
+    model = build_model(checkpoint, weight_dtype, device, bool(packed))
     patcher = getattr(model_patcher, "CoreModelPatcher", model_patcher.ModelPatcher)
     patcher = (model_patcher.ModelPatcher if disable_dynamic else patcher)(model, load_device=device,
                                                                           offload_device=offload)
-    fill(model.diffusion_model, checkpoint.state_dict, is_dynamic(patcher))
+    fill(model.diffusion_model, {**checkpoint.state_dict, **packed}, is_dynamic(patcher))
     model.to(offload)       # not before: the layers of some hosts have no memory until they are filled
     if hasattr(patcher, "cached_patcher_init"):     # newer hosts reload a model with it for another device
         patcher.cached_patcher_init = (load_model, (path, variant, weight_dtype))
     return patcher
 
 
-def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device) -> Any:
-    """The host's model object for a checkpoint, weights not filled in yet."""
+def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device, packed: bool = False) -> Any:
+    """The host's model object for a checkpoint, weights not filled in yet. packed: some layers will be."""
     config, state = checkpoint.config, checkpoint.state_dict
     parameters = sum(tensor.numel() for tensor in state.values())
-    kept, cast = choose_dtypes(weight_dtype, checkpoint.dtype, config, parameters, device)
+    kept: torch.dtype
+    cast: torch.dtype | None
+    if packed:
+        kept = cast = computing_dtype(config, device)
+    else:
+        kept, cast = choose_dtypes(weight_dtype, checkpoint.dtype, config, parameters, device)
     host_config = config_class(config.latent_space)(config)
     host_config.has_null_caption = checkpoint.has_null_caption
     host_config.description = checkpoint.description
     host_config.set_inference_dtype(kept, cast)
+    if packed:
+        host_config.quant_config = {"mixed_ops": True}      # what the host notes where it finds a packed layer
     logger.info("%s: weights kept in %s, computing in %s", checkpoint.path.name, kept, cast or kept)
     return host_config.get_model({})

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import VARIANTS, PixArtConfig
+from ..quantize.format import Packed
+from ..quantize.layer import keep_packed
+from ..quantize.read import PackedWeights, with_unpacked
 from ..weights.reader import ShortLived, Weights
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
 from .configure import Choice, configure
@@ -50,8 +53,8 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the large matrices."""
-        return self.state_dict["blocks.0.attn.qkv.weight"].dtype
+        """Of the large matrices; where these were left packed, of the others."""
+        return self.state_dict.get("blocks.0.attn.qkv.weight", self.state_dict["t_block.1.weight"]).dtype
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,41 @@ class OpenCheckpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the large matrices in the file."""
+        """Of the large matrices in the file; of their biases where they are packed."""
         return self.weights.tensors[self.layout.plan[SAMPLE][0]].dtype
 
-    def read(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Checkpoint:
-        """The weights; arguments as in `read_checkpoint`. Logs one line about what was found."""
+    @property
+    def packed_as(self) -> tuple[str, ...]:
+        """The formats of packed layers, in alphabetical order; empty for plain weights."""
+        layers = self.weights.layers.values() if isinstance(self.weights, PackedWeights) else ()
+        return tuple(sorted({layer.format.name for layer in layers}))
+
+    def packed(self) -> dict[str, Packed]:
+        """Packed layers by their reference names. CheckpointError where the file has them in parts (diffusers)."""
+        if not isinstance(self.weights, PackedWeights):
+            return {}
+        found = {}
+        for name, parts in self.layout.plan.items():
+            layer = parts[0].removesuffix(".weight")
+            if layer in self.weights.layers and name.endswith(".weight"):
+                if len(parts) > 1:
+                    raise CheckpointError(self.weights.path, f"{layer} is packed, and only a part of {name}",
+                                          "packed layers under the names of the official files",
+                                          "Unpack it: python -m pixart quantize FILE --to fp16 --out NEW.")
+                found[name.removesuffix(".weight")] = self.weights.packed(layer)
+        return found
+
+    def read(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
+             leave_packed: bool = False) -> Checkpoint:
+        """The weights; arguments as in `read_checkpoint`. Logs one line about what was found.
+
+        leave_packed: without the weights of the layers that `packed` gives.
+        """
         weights, plan = self.weights, self.layout.plan
+        if leave_packed:
+            packed = self.packed()
+            plan = {name: parts for name, parts in plan.items() if name.removesuffix(".weight") not in packed
+                    or not name.endswith(".weight")}
         state_dict = gather(weights, plan, dtype or common_dtype(weights, plan), torch.device(device))
         has_null_caption = NULL_CAPTION in state_dict
         if not has_null_caption:
@@ -83,22 +115,24 @@ class OpenCheckpoint:
             state_dict[NULL_CAPTION] = like.new_zeros(self.config.caption_tokens, self.config.caption_width)
         if self.divisor != 1:
             state_dict = fold_readout(state_dict, self.divisor)
-        kept = dtype_name(weights.tensors[plan[SAMPLE][0]])
+        kept = " and ".join(self.packed_as) or dtype_name(weights.tensors[plan[SAMPLE][0]])
         description = describe(self.config, self.guessed, kept, self.layout.name, self.divisor)
         logger.info("%s: %s", weights.path.name, description)
         _log_ignored(self.layout, weights.path)
         return Checkpoint(self.config, state_dict, description, self.guessed, has_null_caption, weights.path)
 
     def load(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", ops: "Ops | None" = None,
-             attend: "Attend | None" = None) -> "PixArtTransformer":
+             attend: "Attend | None" = None, packed: bool = False) -> "PixArtTransformer":
         """The weights as a model; arguments and promises of the function `load`."""
         from ..model.attention import sdpa
         from ..model.transformer import PixArtTransformer
         if dtype is None and self.dtype in EIGHT_BITS:
             dtype = torch.bfloat16
-        checkpoint = self.read(dtype, device)
+        checkpoint = self.read(dtype, device, leave_packed=packed)
         model = PixArtTransformer(checkpoint.config, ops=ops or nn, attend=attend or sdpa, dtype=checkpoint.dtype,
                                   device="meta")
+        if packed:
+            keep_packed(model, self.packed(), device)
         model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
         return model.eval()
 
@@ -108,7 +142,7 @@ def open_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
 
     Arguments and errors as in `read_checkpoint`.
     """
-    weights = open_network(path, ema)
+    weights = with_unpacked(open_network(path, ema))
     layout = find_layout(weights.tensors, weights.path)
     own = _own_config(weights, layout)
     choice = _recognise(weights, layout, variant, own)
@@ -136,15 +170,16 @@ def read_config(path: str | os.PathLike, variant: str | PixArtConfig = "auto") -
 
 
 def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
-         device: torch.device | str = "cpu", ops: "Ops | None" = None,
-         attend: "Attend | None" = None) -> "PixArtTransformer":
+         device: torch.device | str = "cpu", ops: "Ops | None" = None, attend: "Attend | None" = None,
+         packed: bool = False) -> "PixArtTransformer":
     """Open a checkpoint as a model, in evaluation mode; arguments as in `read_checkpoint`.
 
     The model is built without memory and takes over the tensors as they were read, so a file needs its own size at
     most; weights kept in 8 bits, which no layer computes with, become bfloat16. `ops` supplies the layers (default
-    torch.nn), `attend` the attention.
+    torch.nn), `attend` the attention. packed: layers that the file has packed stay so in memory, and are unpacked
+    whenever they run, which is slower; otherwise they are unpacked once. LoRAs cannot be merged into packed ones.
     """
-    return open_checkpoint(path, variant).load(dtype, device, ops, attend)
+    return open_checkpoint(path, variant).load(dtype, device, ops, attend, packed)
 
 
 def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
@@ -199,18 +234,25 @@ def gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.d
     source, result = ShortLived(weights.remap), {}
     for name, parts in plan.items():
         tensor = weights.tensors[parts[0]]
-        for part in parts:
-            check_floating(part, weights.tensors[part], weights.path, expected)
-            check_finite(part, source[part], weights.path, expected)
         target = tensor.dtype
         if dtype is not None:
             target = torch.float32 if name.endswith("scale_shift_table") else dtype
         if len(parts) > 1:
-            tensor = torch.cat([source[part].to(target) for part in parts]).to(device)
-        elif target != tensor.dtype or device.type != "cpu":
-            tensor = source[parts[0]].to(device=device, dtype=target)
+            tensor = torch.cat([sound(weights, source, part, expected).to(target) for part in parts]).to(device)
+        else:
+            found = sound(weights, source, parts[0], expected)
+            if target != tensor.dtype or device.type != "cpu" or tensor.is_meta:        # meta: packed in the file
+                tensor = found.to(device=device, dtype=target)
         result[name] = tensor
     return result
+
+
+def sound(weights: Weights, source: ShortLived, name: str, expected: str) -> Tensor:
+    """A tensor out of `source`, refused where it holds no weights."""
+    check_floating(name, weights.tensors[name], weights.path, expected)
+    tensor = source[name]
+    check_finite(name, tensor, weights.path, expected)
+    return tensor
 
 
 def common_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch.dtype | None:

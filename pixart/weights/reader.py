@@ -23,7 +23,7 @@ HEADS_OF_OTHER_FILES = {
     b"<": ("a web page, not weights", "The download went wrong; download the file itself, not the page about it."),
 }
 
-Remap = Callable[[], dict[str, Tensor]]
+Remap = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class ShortLived:
     """Tensors to be copied at once: their mapping is dropped now and then, and with it the pages that were read."""
 
     def __init__(self, remap: Remap) -> None:
-        self.remap, self.tensors, self.read = remap, remap(), 0
+        self.remap, self.read = remap, 0
+        self.tensors: Mapping[str, Tensor] = remap()
 
     def __getitem__(self, name: str) -> Tensor:
         if self.read > RELEASE_AFTER:

@@ -1,0 +1,94 @@
+"""LoRAs beside packed weights: what they add is computed from the layer's input, the packed weight stays as it is.
+
+Patches would be added to the unpacked weight and rounded again when it is packed, which loses most of a small change.
+These hang on the layers only while the host has the model loaded (its injections), so clones without them are not
+touched. The host's own bypass of LoRAs has one adapter a layer and one LoRA a model.
+"""
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...pixart.checkpoint.lora import Change, LoraPart
+
+KEY = "pixart_branches"
+
+
+@dataclass
+class Branch:
+    """One change of some output rows of one layer, at a strength."""
+
+    part: Change
+    strength: float
+    kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def add(self, layer: nn.Module, x: Tensor, out: Tensor) -> None:
+        """In place: out (..., N) plus what the change makes of x (..., K)."""
+        start, count = self.part.rows((out.shape[-1], x.shape[-1]))
+        matrices = self.kept.get((x.device, x.dtype))
+        if matrices is None:
+            matrices = self.kept[x.device, x.dtype] = tuple(
+                each.to(x.device, x.dtype) for each in self.matrices(layer, start, count))
+        added = x
+        for matrix in matrices:
+            added = F.linear(added, matrix)
+        out.narrow(-1, start, count).add_(added)
+
+    def matrices(self, layer: nn.Module, start: int, count: int) -> tuple[Tensor, ...]:
+        """What the input is multiplied with, one after the other; strength and scale included."""
+        part = self.part
+        if isinstance(part, LoraPart) and part.magnitude is None and part.mid is None:
+            return part.down.flatten(1).float(), self.strength * part.scale * part.up.float()
+        weight: Any = layer.weight
+        rows = weight.detach().dequantize().float()[start:start + count]
+        return (self.strength * part.on(rows.device).change(rows),)
+
+
+def injection_class() -> type:
+    from comfy.patcher_extension import PatcherInjection
+
+    class Branches(PatcherInjection):
+        """All branches of one MODEL, by layer."""
+
+        def __init__(self, layers: dict[str, tuple[Branch, ...]]) -> None:
+            super().__init__(self.hang_on, self.take_off)
+            self.layers = layers
+
+        def hang_on(self, patcher: Any) -> None:
+            for name, branches in self.layers.items():
+                layer = patcher.model.diffusion_model.get_submodule(name)
+                layer.forward = beside(layer, layer.forward, branches)
+
+        def take_off(self, patcher: Any) -> None:
+            for name, branches in self.layers.items():
+                patcher.model.diffusion_model.get_submodule(name).__dict__.pop("forward", None)
+                for branch in branches:
+                    branch.kept.clear()
+    return Branches
+
+
+def beside(layer: nn.Module, forward: Callable[..., Tensor], branches: Sequence[Branch]) -> Callable[..., Tensor]:
+    """The layer's forward, and what its branches add."""
+    def both(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        out = forward(x, *arguments, **named)
+        for branch in branches:
+            branch.add(layer, x, out)
+        return out
+    return both
+
+
+def add_branches(model: Any, parts: Sequence[Change], strength: float) -> None:
+    """In place: changes of packed layers on a MODEL that was just cloned, beside those that it has."""
+    layers: dict[str, tuple[Branch, ...]] = {}
+    for key in [key for key in model.injections if key.startswith(KEY)]:
+        (old,) = model.get_injections(key)
+        layers.update(old.layers)
+        model.remove_injections(key)
+    for part in parts:
+        layers[part.module] = (*layers.get(part.module, ()), Branch(part.on("cpu", copy=True), strength))
+    # The host compares MODELs by these names alone: another set of branches needs another one.
+    model.set_injections(f"{KEY}-{uuid.uuid4()}", [injection_class()(layers)])

@@ -1,0 +1,54 @@
+"""Packed layers of a file as the host's layers of mixed precision take them."""
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...pixart.checkpoint import CheckpointError, OpenCheckpoint
+
+
+def host_formats() -> tuple[str, ...]:
+    """The formats that this host computes with; none before it had layers that read them."""
+    try:
+        from comfy.ops import mixed_precision_ops, pick_operations  # noqa: F401
+        from comfy.quant_ops import QUANT_ALGOS, get_layout_class
+    except ImportError:
+        return ()
+    if "model_config" not in inspect.signature(pick_operations).parameters:
+        return ()
+    return tuple(name for name, told in QUANT_ALGOS.items() if get_layout_class(told["comfy_tensor_layout"]))
+
+
+def packed_entries(opened: OpenCheckpoint, weight_dtype: str) -> dict[str, Tensor]:
+    """All tensors of packed layers, by their names in the host's layers; none where they are to be unpacked.
+
+    weight_dtype: "auto" leaves them packed, any other unpacks. Raises CheckpointError for a format that this host does
+    not know.
+    """
+    if not opened.packed_as or weight_dtype != "auto":
+        return {}
+    known = host_formats()
+    strange = [name for name in opened.packed_as if name not in known]
+    if strange:
+        raise CheckpointError(opened.weights.path, f"layers packed as {strange[0]}, which this ComfyUI cannot run",
+                              f"one of {', '.join(known)}" if known else "weights that are not packed",
+                              "Choose weight_dtype bf16 to unpack them, or update ComfyUI and comfy-kitchen.")
+    return {f"{layer}.{own}": tensor for layer, packed in opened.packed().items()
+            for own, tensor in packed.entries().items()}
+
+
+def packed_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of those weights that the host keeps packed; a value knows its unpacked shape."""
+    try:
+        from comfy.quant_ops import QuantizedTensor
+    except ImportError:
+        return
+    for name, weight in network.named_parameters():
+        if isinstance(weight, QuantizedTensor):
+            yield name, weight
+
+
+def is_packed(model: Any) -> bool:
+    """Whether a MODEL has packed layers."""
+    return next(packed_weights(model.model.diffusion_model), None) is not None

@@ -1,0 +1,65 @@
+"""NVFP4: numbers of 4 bits (E2M1) in blocks of 16 columns, a scale of 8 bits for each, one of 32 bits for all.
+
+Source: NVIDIA, "Introducing NVFP4 for Efficient and Accurate Low-Precision Inference" (2025), for the format.
+"""
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .format import FLOATS, Format, Options, Tensors
+from .nibbles import join_nibbles, split_nibbles
+from .tiles import from_tiles, tiled_shape, to_tiles
+
+BLOCK = 16
+GRID = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])         # values of the codes 0..7; 8..15 are negative
+LARGEST, LARGEST_SCALE = 6.0, 448.0
+
+
+def _borders() -> Tensor:
+    """Where one code ends and the next begins; a value just between two goes to the even one."""
+    middles = (GRID[1:] + GRID[:-1]) / 2
+    odd = torch.arange(len(middles)) % 2 == 1
+    return torch.where(odd, torch.nextafter(middles, torch.zeros(())), middles)
+
+
+def to_codes(values: Tensor) -> Tensor:
+    """float32 of any shape, to be within -6..6 -> codes 0..15 of the nearest values, uint8."""
+    codes = torch.bucketize(values.abs(), _borders().to(values.device)).to(torch.uint8)
+    return codes | (values.signbit().to(torch.uint8) << 3)
+
+
+def from_codes(codes: Tensor) -> Tensor:
+    """Codes 0..15 -> float32."""
+    return torch.cat([GRID, -GRID]).to(codes.device)[codes.long()]
+
+
+class NVFP4(Format):
+    """weight (N, K / 2), weight_scale float8 in the order of `tiles`, weight_scale_2 float32, one number."""
+
+    name = "nvfp4"
+    storage = torch.uint8
+    scales: ClassVar = {"weight_scale": (torch.float8_e4m3fn, torch.uint8), "weight_scale_2": FLOATS}
+    extras: ClassVar = {"input_scale": FLOATS}
+    multiple = (16, BLOCK)
+    columns_per_value = 2
+
+    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
+        blocks = weight.unflatten(1, (-1, BLOCK))                                       # (N, K / 16, 16)
+        whole = (weight.abs().amax() / (LARGEST * LARGEST_SCALE)).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (blocks.abs().amax(2) / LARGEST / whole).clamp(max=LARGEST_SCALE).to(torch.float8_e4m3fn)
+        steps = (scale.float() * whole)[..., None]
+        values = torch.where(steps > 0, blocks / steps, 0.0)
+        return {"weight": join_nibbles(to_codes(values.flatten(1)), high_first=True),
+                "weight_scale": to_tiles(scale), "weight_scale_2": whole}
+
+    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
+        values = from_codes(split_nibbles(tensors["weight"], high_first=True)).unflatten(1, (-1, BLOCK))
+        tiled = tensors["weight_scale"].view(torch.float8_e4m3fn)
+        scale = from_tiles(tiled, values.shape[0], values.shape[1]).float()             # (N, K / 16)
+        return (values * (scale * tensors["weight_scale_2"].float())[..., None]).flatten(1)
+
+    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
+        single = ((), (1,))
+        return {"weight_scale": (tiled_shape(shape[0], shape[1] // BLOCK),), "weight_scale_2": single,
+                "input_scale": single}

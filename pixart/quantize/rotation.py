@@ -1,0 +1,47 @@
+"""Rotations that spread large values over their neighbours before weights are rounded (ConvRot).
+
+Groups of g columns are multiplied by a Hadamard matrix of order g = 4^n whose rows all have one sum: the n-fold
+Kronecker product of the 4 x 4 one, divided by sqrt(g). It is symmetric and its own inverse, so that a layer whose
+inputs are rotated too computes what it did before. Source: comfy_kitchen, tensor/int8_utils.py.
+"""
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .format import Options, whole
+
+SETTING = "convrot_groupsize"
+DEFAULT = 256
+GROUPS = (256, 64, 16)          # those the host has kernels for, best first
+
+
+@lru_cache(maxsize=8)
+def _hadamard(size: int) -> Tensor:
+    matrix = four = 0.5 * torch.tensor([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
+    while len(matrix) < size:
+        matrix = torch.kron(matrix, four)
+    return matrix
+
+
+def rotate(weight: Tensor, group: int) -> Tensor:
+    """(N, K) float -> the same shape, each group of columns rotated. Twice is the identity."""
+    return (weight.unflatten(1, (-1, group)) @ _hadamard(group).to(weight)).flatten(1)
+
+
+def largest_group(columns: int) -> int:
+    """The largest group that divides the columns, 0 where none does."""
+    return next((group for group in GROUPS if columns % group == 0), 0)
+
+
+def group_of(options: Options) -> int:
+    """The group of a file's settings."""
+    return whole(options, SETTING, DEFAULT)
+
+
+def group_problem(options: Options, columns: int) -> str:
+    """What is wrong with the group in a file's settings; "" if nothing is."""
+    group = group_of(options)
+    if group < 4 or group & (group - 1) or group.bit_length() % 2 == 0 or columns % group:
+        return f"{SETTING} is {group or 'no number'}, not a power of 4 that divides its {columns} columns"
+    return ""

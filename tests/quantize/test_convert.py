@@ -1,0 +1,263 @@
+"""Packed files: made, opened as if they were plain, kept packed, refused where they are wrong."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pixart.__main__ import parser, run_of
+from pixart.checkpoint import CheckpointError, load, open_checkpoint, save_checkpoint
+from pixart.config import PixArtConfig
+from pixart.model.transformer import PixArtTransformer
+from pixart.quantize import TARGETS
+from pixart.quantize.convert import MATRICES, convert
+from pixart.quantize.layer import PackedLinear
+from pixart.quantize.report import average_bits, rms, table, write_report
+
+CONFIG = PixArtConfig(depth=2, hidden=192, heads=4, caption_width=16, caption_tokens=20)
+LIMIT = {"float8_e4m3fn": 0.08, "float8_e5m2": 0.15, "int8_tensorwise": 0.03, "int8_convrot": 0.03, "mxfp8": 0.08,
+         "nvfp4": 0.25, "convrot_w4a4": 0.35, "asym_w4a8_int8": 0.2}
+GIVEN = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([999.0, 20.0]),
+         torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2)))
+
+
+def random_model(config: PixArtConfig = CONFIG) -> PixArtTransformer:
+    torch.manual_seed(0)
+    model = PixArtTransformer(config).eval().requires_grad_(False)
+    for name, tensor in model.state_dict().items():
+        fan_in = tensor[0].numel() if tensor.ndim > 1 and "table" not in name else 12
+        tensor.copy_(torch.randn_like(tensor) / fan_in ** 0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("plain") / "plain.safetensors", random_model())
+
+
+@pytest.fixture
+def packed(plain, tmp_path):
+    def make(target: str, **options: object) -> Path:
+        out = tmp_path / f"{target}.safetensors"
+        convert(plain, target, out, **options)
+        return out
+    return make
+
+
+def changed(path: Path, change) -> Path:
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    tensors = load_file(path)
+    change(tensors, metadata)
+    out = path.with_stem(f"{path.stem}-changed")
+    save_file(tensors, out, metadata)
+    return out
+
+
+def computed(path: Path) -> Tensor:
+    """What the model answers, unpacked."""
+    with torch.no_grad():
+        return load(path, dtype=torch.float32)(*GIVEN)
+
+
+def off(got: Tensor, want: Tensor) -> float:
+    return float((got - want).detach().norm() / want.detach().norm())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_packed_file_opens_like_any_other(target, plain, packed):
+    path = packed(target)
+    opened = open_checkpoint(path)
+    assert opened.config == CONFIG
+    assert opened.packed_as == (TARGETS[target].format.name,)
+    want = load(plain)(*GIVEN)
+    assert 0 < off(load(path, dtype=torch.float32)(*GIVEN), want) < LIMIT[target]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_kept_packed_it_computes_the_same_in_less_memory(target, packed):
+    path = packed(target)
+    whole, kept = load(path, dtype=torch.float32), load(path, dtype=torch.float32, packed=True)
+    assert off(kept(*GIVEN), whole(*GIVEN)) < 1e-6
+    layers = [layer for layer in kept.modules() if isinstance(layer, PackedLinear)]
+    assert len(layers) == 14
+    assert all(sum(buffer.nbytes for buffer in layer.buffers()) < 0.4 * 4 * layer.in_features * layer.out_features
+               for layer in layers)
+
+
+def test_what_is_not_a_matrix_of_a_block_stays_in_16_bits(plain, packed):
+    tensors, originals = load_file(packed("nvfp4")), load_file(plain)
+    rest = {name for name in originals if not MATRICES.fullmatch(name)}
+    for name in rest:
+        exact = "table" in name
+        assert tensors[name].dtype == (torch.float32 if exact else torch.float16), name
+        assert torch.equal(tensors[name], originals[name].to(tensors[name].dtype)), name
+    assert {name for name in tensors if name.endswith(".comfy_quant")} == {
+        name.replace(".weight", ".comfy_quant") for name in originals.keys() - rest}
+
+
+def test_files_in_16_bits_keep_their_type(plain, tmp_path):
+    half = save_checkpoint(tmp_path / "half.safetensors", load(plain, dtype=torch.bfloat16))
+    convert(half, "int8_tensorwise", tmp_path / "out.safetensors")
+    assert load_file(tmp_path / "out.safetensors")["t_block.1.weight"].dtype == torch.bfloat16
+
+
+def test_unpacking_gives_a_plain_file_of_the_same_numbers(packed, tmp_path):
+    path = packed("mxfp8")
+    convert(path, "fp32", tmp_path / "back.safetensors")
+    assert open_checkpoint(tmp_path / "back.safetensors").packed_as == ()
+    assert torch.equal(load(tmp_path / "back.safetensors")(*GIVEN), load(path, dtype=torch.float32)(*GIVEN))
+
+
+def test_the_report_has_every_layer_and_their_errors_are_true(plain, tmp_path):
+    errors = convert(plain, "int8_tensorwise", tmp_path / "out.safetensors")
+    assert len(errors) == 14 and average_bits(errors) == pytest.approx(8.14, abs=0.01)
+    got = load(tmp_path / "out.safetensors", dtype=torch.float32).state_dict()
+    want = load(plain).state_dict()
+    for error in errors:
+        name = f"{error.layer}.weight"
+        assert error.relative == pytest.approx(off(got[name], want[name]), rel=1e-4)
+    assert "2 x attn.qkv" in table(errors) and f"{rms(errors):.4f}" in table(errors)
+    write_report(errors, tmp_path / "report.json")
+    assert [row["layer"] for row in json.loads((tmp_path / "report.json").read_text())] == [e.layer for e in errors]
+    write_report(errors, tmp_path / "report.md")
+    assert (tmp_path / "report.md").read_text().count("blocks.") == 14
+
+
+def test_the_command_writes_file_and_report(plain, tmp_path, capsys):
+    out, report = tmp_path / "out.safetensors", tmp_path / "report.json"
+    words = ["quantize", str(plain), "--to", "convrot_w4a4", "--out", str(out), "--report", str(report)]
+    run_of("quantize")(parser("quantize").parse_args(words))
+    assert open_checkpoint(out).packed_as == ("convrot_w4a4",) and report.is_file()
+    assert "all 14" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--to", "fp16", "--report", "r.json"], "--report has no effect"),
+    (["--to", "int8_convrot", "--weights-only"], "rounds the inputs"),
+    (["--to", "fp16", "--weights-only"], "nothing is packed"),
+    (["--to", "nvfp4", "--out", "x.pth"], "written as .safetensors"),
+    (["--to", "nvfp4", "--out", "SOURCE"], "the model itself")])
+def test_options_that_cannot_be_meant_are_refused(words, message, plain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [str(plain) if word == "SOURCE" else word for word in words]
+    given = ["quantize", str(plain), "--out", "out.safetensors", *words]
+    with pytest.raises(ValueError, match=message):
+        run_of("quantize")(parser("quantize").parse_args(given))
+    assert load(plain) is not None and not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_run_that_stops_leaves_nothing(plain, tmp_path):
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(plain, "nvfp4", tmp_path / "out.safetensors", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packing_twice_is_refused(packed, tmp_path):
+    path = packed("int8_tensorwise")
+    with pytest.raises(ValueError, match="packed as int8_tensorwise already"):
+        convert(path, "nvfp4", tmp_path / "twice.safetensors")
+
+
+def test_a_width_that_does_not_fit_names_the_layer(tmp_path):
+    narrow = save_checkpoint(tmp_path / "narrow.safetensors", random_model(replace(CONFIG, hidden=48)))
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.proj.*columns is 48.*File:"):
+        convert(narrow, "convrot_w4a4", tmp_path / "out.safetensors")
+
+
+def drop(name: str):
+    return lambda tensors, metadata: tensors.pop(name)
+
+
+def set_mark(told: object):
+    def change(tensors: dict, metadata: dict) -> None:
+        tensors["blocks.0.attn.qkv.comfy_quant"] = torch.frombuffer(bytearray(json.dumps(told).encode()),
+                                                                    dtype=torch.uint8)
+    return change
+
+
+LAYER = "blocks.0.attn.qkv"
+DAMAGES = {
+    "missing scale": (drop(f"{LAYER}.weight_scale"), "weight_scale is missing"),
+    "missing weight": (drop(f"{LAYER}.weight"), "weight is missing"),
+    "short scale": (lambda t, m: t.update({f"{LAYER}.weight_scale": torch.ones(7, 1)}), r"shape \(7, 1\)"),
+    "scale of another type": (lambda t, m: t.update({f"{LAYER}.weight_scale": torch.ones(576, 1).double()}), "float64"),
+    "weight of another type": (lambda t, m: t.update({f"{LAYER}.weight": torch.ones(576, 192)}), "float32"),
+    "infinite scale": (lambda t, m: t[f"{LAYER}.weight_scale"].fill_(torch.inf), "not finite"),
+    "format of the future": (set_mark({"format": "awq_w4a16"}), "awq_w4a16.*one of float8_e4m3fn"),
+    "no format": (set_mark({}), "packed as None"),
+    "mark that is a list": (set_mark([1]), "comfy_quant"),
+    "wrong group": (set_mark({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 48}),
+                    "convrot_groupsize is 48"),
+    "group of letters": (set_mark({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": "x"}),
+                         "no number"),
+    "header without layers": (lambda t, m: m.update(_quantization_metadata='{"layers": 3}'), "names no layers"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_with_layer_and_file(damage, packed):
+    change, message = DAMAGES[damage]
+    path = changed(packed("int8_tensorwise"), change)
+    with pytest.raises(CheckpointError, match=f"{message}.*{path.name}"):
+        load(path)
+
+
+def test_marks_in_the_header_are_read_like_those_in_tensors(packed):
+    def move(tensors: dict, metadata: dict) -> None:
+        marks = {name: tensors.pop(name) for name in list(tensors) if name.endswith(".comfy_quant")}
+        layers = {name.removesuffix(".comfy_quant"): json.loads(bytes(mark.tolist())) for name, mark in marks.items()}
+        metadata["_quantization_metadata"] = json.dumps({"layers": layers})
+
+    path = packed("float8_e4m3fn")
+    assert torch.equal(computed(changed(path, move)), computed(path))
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_scaled_fp8_files_of_the_time_before_are_read(kind, packed):
+    def rename(tensors: dict, metadata: dict) -> None:
+        for name in list(tensors):
+            if name.endswith(".comfy_quant"):
+                del tensors[name]
+            elif name.endswith(".weight_scale"):
+                tensors[name.replace("weight_scale", "scale_weight")] = tensors.pop(name)
+        tensors["scaled_fp8"] = torch.zeros(2, dtype=kind)
+
+    path = packed(f"float8_{'e4m3fn' if kind == torch.float8_e4m3fn else 'e5m2'}")
+    assert torch.equal(computed(changed(path, rename)), computed(path))
+
+
+def test_a_prefix_changes_nothing(packed):
+    def prefix(tensors: dict, metadata: dict) -> None:
+        for name in list(tensors):
+            tensors[f"model.diffusion_model.{name}"] = tensors.pop(name)
+
+    path = packed("nvfp4")
+    again = changed(path, prefix)
+    assert torch.equal(computed(again), computed(path))
+    assert set(open_checkpoint(again).packed()) == set(open_checkpoint(path).packed())
+
+
+def test_smoothing_of_inputs_becomes_part_of_the_weight(packed):
+    smooth = torch.linspace(0.5, 2, 192)
+
+    def add(tensors: dict, metadata: dict) -> None:
+        tensors[f"{LAYER}.pre_quant_scale"] = smooth
+
+    path = packed("nvfp4")
+    got, want = (load(each, dtype=torch.float32).blocks[0].attn.qkv.weight for each in (changed(path, add), path))
+    assert torch.equal(got, want * smooth)
+
+
+def test_a_plain_file_is_read_as_before(plain):
+    assert open_checkpoint(plain).packed_as == () and open_checkpoint(plain).packed() == {}
+    kept = load(plain, packed=True)
+    assert torch.equal(kept(*GIVEN), load(plain)(*GIVEN))
