@@ -10,6 +10,8 @@ from .dpm_solver import dpm_solver_pp, nodes
 from .lcm import RULES as LCM_RULES
 from .lcm import lcm, lcm_timesteps
 from .schedule import Callback, Model, Noise
+from .tdm import RULES as TDM_RULES
+from .tdm import tdm, tdm_timesteps
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,20 @@ def _run_dmd(model: Model, noise: Noise, steps: int, rule: str, callback: Callba
     return dmd(model, noise(), callback)
 
 
+def _tdm_times(steps: int, rule: str) -> list[float]:
+    return [float(t) for t in tdm_timesteps(steps, rule)]
+
+
+def _run_tdm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
+    return tdm(model, noise(), tdm_timesteps(steps, rule), callback)
+
+
 SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in (
     Sampler("lcm", "latent consistency model, 1 to 8 steps", 4, False, LCM_RULES, _lcm_times, _run_lcm,
             noises=lambda steps: steps),
     Sampler("dpm", "DPM-Solver++ (2M), about 20 steps", 20, True, DPM_RULES, _dpm_times, _run_dpm),
     Sampler("dmd", "distribution matching distillation, one step", 1, False, (), _dmd_times, _run_dmd),
+    Sampler("tdm", "trajectory distribution matching, 4 steps", 4, False, TDM_RULES, _tdm_times, _run_tdm),
 )}
 
 

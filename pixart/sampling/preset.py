@@ -1,0 +1,103 @@
+"""How a checkpoint wants to be sampled: sampler, steps, timestep rule and guidance, as its own file says or its name.
+
+Our trainers write it into the header of what they make (`pixart_sampling`). Published files say nothing, but their
+names often do.
+"""
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..weights.settings import Check, checked, number, one_of, parse_json, whole
+from .samplers import SAMPLERS
+
+KEY = "pixart_sampling"           # of the header entry
+NOT_SAID = "neither its file nor its name says otherwise"
+METHODS = ("teacher", "lcm", "lcm-lora", "tdm", "dmd")
+_NAMES = ((r"(?<![a-z])dmd(?![a-z])", "dmd"), (r"(?<![a-z])tdm(?![a-z])", "tdm"),
+          (r"lcm[-_ ]?lora|lora[-_ ]?lcm", "lcm-lora"), (r"(?<![a-z])lcm(?![a-z])", "lcm"),
+          (r"pixart[-_ ]?delta", "lcm"), (r"(?<![a-z])teacher(?![a-z])", "teacher"))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way to sample, and where it was found."""
+
+    method: str                   # a key of METHODS
+    sampler: str                  # a key of SAMPLERS
+    steps: int
+    rule: str = "official"        # of the sampler's timestep rules
+    guidance: float = 1.0         # classifier-free scale
+    source: str = "as chosen"     # for people
+
+    @property
+    def line(self) -> str:
+        """For people, such as "tdm: 4 steps at 899, 674, 449, 224, cfg 1 (as the file says)"."""
+        times = SAMPLERS[self.sampler].times(self.steps, self.rule)
+        at = f" at {', '.join(f'{time:g}' for time in times)}" if len(times) <= 8 else ""
+        return (f"{self.method}: {self.steps} step{'s' * (self.steps > 1)}{at}, sampler {self.sampler}, "
+                f"cfg {self.guidance:g} ({self.source})")
+
+    def mismatch(self, sampler: str) -> str | None:
+        """A sentence for people where such a checkpoint is sampled with another sampler than it was trained for."""
+        if sampler == self.sampler or self.source == NOT_SAID:
+            return None
+        return (f"made for the sampler {self.sampler} ({self.method}, {self.steps} step{'s' * (self.steps > 1)}), but "
+                f"sampled with {sampler}: {self.source}")
+
+    def with_steps(self, steps: int | None) -> "Preset":
+        """The same in another number of steps; None: its own. ValueError where the sampler cannot."""
+        changed = self if steps is None else replace(self, steps=steps)
+        SAMPLERS[changed.sampler].times(changed.steps, changed.rule)
+        return changed
+
+    def to_header(self) -> dict[str, str]:
+        """The metadata entry that `from_header` reads."""
+        fields = asdict(self)
+        del fields["source"]
+        return {KEY: json.dumps(fields)}
+
+
+def preset(method: str, guidance: float = 4.5) -> Preset:
+    """What is usual for a method; guidance is that of a teacher. ValueError for unknown ones."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; use {', '.join(METHODS)}")
+    sampler = {"teacher": "dpm", "lcm-lora": "lcm"}.get(method, method)
+    return Preset(method, sampler, SAMPLERS[sampler].steps, guidance=guidance if SAMPLERS[sampler].guided else 1.0)
+
+
+FIELDS: dict[str, Check] = {"method": one_of(*METHODS), "sampler": one_of(*SAMPLERS), "steps": whole(1, 999),
+                            "rule": one_of("official", *sorted({r for s in SAMPLERS.values() for r in s.rules})),
+                            "guidance": number(0, 100)}
+
+
+def from_header(metadata: Mapping[str, str], path: Path) -> Preset | None:
+    """What a file says of itself, None where it says nothing. CheckpointError that names the field and the file."""
+    if KEY not in metadata:
+        return None
+    where = f"{KEY} of its header"
+    entries = parse_json(metadata[KEY], path, where)
+    known: dict[str, Any] = checked({name: value for name, value in entries.items() if name in FIELDS}, FIELDS, path,
+                                    where)
+    usual = preset(known.get("method", "teacher"))
+    found = replace(usual, **known, source=f"as {path.name} says")
+    return found.with_steps(None)
+
+
+def by_name(name: str, guidance: float = 4.5) -> Preset | None:
+    """What a file's name tells; None where it tells nothing."""
+    for pattern, method in _NAMES:
+        if re.search(pattern, name.lower()):
+            return replace(preset(method, guidance), source=f"guessed by the name {name}")
+    return None
+
+
+def found_in(files: Sequence[tuple[Path, Mapping[str, str]]], guidance: float = 4.5) -> Preset:
+    """Of a checkpoint and the LoRAs on it, each with its header: the last that says something, else a teacher."""
+    for path, metadata in reversed(files):
+        said = from_header(metadata, path) or by_name(path.name, guidance)
+        if said is not None:
+            return said
+    return replace(preset("teacher", guidance), source=NOT_SAID)

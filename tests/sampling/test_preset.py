@@ -1,0 +1,63 @@
+"""What files say of their sampling is written, read, checked and looked up in the right order."""
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pixart.sampling.preset import METHODS, NOT_SAID, by_name, found_in, from_header, preset
+from pixart.sampling.samplers import SAMPLERS
+
+FILE = Path("model.safetensors")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_written_is_read(method):
+    said = preset(method)
+    found = from_header(said.to_header(), FILE)
+    assert replace(found, source=said.source) == said and "model.safetensors" in found.source
+    assert said.guidance == (4.5 if method == "teacher" else 1.0)
+    assert SAMPLERS[said.sampler].times(said.steps, said.rule)
+
+
+def test_files_that_say_nothing():
+    assert from_header({"format": "pt"}, FILE) is None
+    found = found_in([(FILE, {}), (Path("style.safetensors"), {})], guidance=2.5)
+    assert (found.method, found.sampler, found.guidance, found.source) == ("teacher", "dpm", 2.5, NOT_SAID)
+
+
+@pytest.mark.parametrize("name, method", [
+    ("PixArt-LCM-XL-2-1024-MS.safetensors", "lcm"), ("PixArt-Alpha-DMD-XL-2-512x512", "dmd"), ("pixart_tdm", "tdm"),
+    ("pixart-delta-1024.pth", "lcm"), ("lcm-lora.safetensors", "lcm-lora"), ("pytorch_lora_lcm", "lcm-lora"),
+    ("teacher.safetensors", "teacher"), ("PixArt-Sigma-XL-2-1024-MS.pth", None), ("calcmap.pth", None)])
+def test_names(name, method):
+    found = by_name(name)
+    assert (found and found.method) == method
+
+
+def test_the_last_lora_goes_before_the_checkpoint_and_a_header_before_the_name():
+    tdm = replace(preset("tdm"), steps=2).to_header()
+    assert found_in([(Path("lcm.safetensors"), {}), (Path("x.safetensors"), tdm)]).method == "tdm"
+    assert found_in([(Path("lcm.safetensors"), tdm)]).steps == 2
+    assert found_in([(Path("a.safetensors"), tdm), (Path("style.safetensors"), {})]).method == "tdm"
+
+
+def test_only_another_sampler_than_the_files_is_a_mismatch():
+    said = from_header(preset("tdm").to_header(), FILE)
+    assert said.mismatch("tdm") is None
+    assert said.mismatch("lcm").startswith("made for the sampler tdm (tdm, 4 steps), but sampled with lcm")
+    assert found_in([(FILE, {})]).mismatch("lcm") is None
+
+
+@pytest.mark.parametrize("written, message", [
+    ('{"method": "turbo"}', "method is 'turbo' in pixart_sampling of its header"),
+    ('{"method": "tdm", "steps": 0}', "steps is 0"), ('{"method": "tdm", "steps": 1e99}', "steps is"),
+    ('{"method": "dmd", "steps": 4}', "exactly 1 step"), ("[1]", "is a JSON list"), ("{", "not readable as JSON"),
+    ('{"method": "tdm", "rule": "diffusers"}', "unknown TDM timestep rule")])
+def test_wrong_headers_are_refused(written, message):
+    with pytest.raises(ValueError, match=message):
+        from_header({"pixart_sampling": written}, FILE)
+
+
+def test_lines_for_people():
+    assert preset("tdm").line == "tdm: 4 steps at 899, 674, 449, 224, sampler tdm, cfg 1 (as chosen)"
+    assert preset("teacher").line == "teacher: 20 steps, sampler dpm, cfg 4.5 (as chosen)"
