@@ -17,11 +17,12 @@ from .save import plain
 
 
 def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, Tensor],
-                   config: PixArtConfig | None = None, dtype: torch.dtype | None = None) -> Path:
+                   config: PixArtConfig | None = None, dtype: torch.dtype | None = None,
+                   metadata: Mapping[str, str] | None = None) -> Path:
     """For `PixArtTransformer2DModel.from_pretrained(folder)`, and for `load`; returns the folder.
 
-    config: that of the model by default. dtype: convert the tensors. Each file is replaced in one step. Raises
-    ValueError for what diffusers' class cannot hold: key/value compression and qk norm.
+    config: that of the model by default. dtype: convert the tensors. metadata: further header entries. Each file is
+    replaced in one step. Raises ValueError for what diffusers' class cannot hold: key/value compression and qk norm.
     """
     folder = Path(folder)
     config = config or getattr(weights, "config", None)
@@ -34,7 +35,7 @@ def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, 
     tensors = {name: plain(tensor, dtype) for name, tensor in to_diffusers(state_dict).items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS_NAME) as beside:
-        save_file(tensors, beside, {"format": "pt", **to_header(config)})
+        save_file(tensors, beside, {"format": "pt", **(metadata or {}), **to_header(config)})
     with replacing(folder / "config.json") as beside:
         beside.write_text(json.dumps(settings(config), indent=2) + "\n", encoding="utf-8")
     return folder

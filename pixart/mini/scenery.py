@@ -13,6 +13,20 @@ from .render import arrange, paint
 
 
 @dataclass(frozen=True)
+class Worded:
+    """Captions of one kind: tokens (B, L) int64 and mask (B, L) bool, and the size (height, width) of their pictures.
+
+    `kind` and `rows` (B,): the catalogue and where in it the scenes stand.
+    """
+
+    kind: Catalogue
+    rows: Tensor
+    tokens: Tensor
+    mask: Tensor
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A batch of one size: pictures (B, 3, H, W) in 0..1, tokens (B, L) int64 and mask (B, L) bool of their captions,
     answers (B, attributes) int64, -100 where the caption states nothing.
@@ -38,9 +52,21 @@ class Scenery:
 
     def draw(self, generator: torch.Generator, count: int) -> Drawn:
         """`count` pictures of one size and kind."""
+        kind, size = self._chosen(generator)
+        return self._drawn(kind, size, generator, count)
+
+    def captions(self, generator: torch.Generator, count: int) -> Worded:
+        """Captions of the same scenes, and the size of their pictures, which are not drawn."""
+        kind, size = self._chosen(generator)
+        rows = draw(partial(torch.randint, len(kind)), (count,), generator).to(kind.codes.device)
+        tokens = kind.tokens[rows].long()
+        return Worded(kind, rows, tokens, tokens > 0, size)
+
+    def _chosen(self, generator: torch.Generator) -> tuple[Catalogue, tuple[int, int]]:
+        """Catalogue and picture size of a batch."""
         lot, size = _lot(generator)
         crowded = self.crowded is not None and lot.random() < self.share
-        return self._drawn(self.crowded if crowded and self.crowded else self.ordinary, size, generator, count)
+        return self.crowded if crowded and self.crowded else self.ordinary, size
 
     def draw_mixed(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
         """Pictures and answers of `count` scenes, half of them crowded: for networks that normalise over a batch."""

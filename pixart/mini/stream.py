@@ -10,7 +10,7 @@ from ..train.data import Batch, without_caption
 from ..train.draws import StepGenerator
 from .autoencoder import Autoencoder
 from .pictures import CANNY
-from .scenery import Drawn, Scenery
+from .scenery import Drawn, Scenery, Worded
 
 
 class EndlessData:
@@ -19,11 +19,13 @@ class EndlessData:
     latent_space, edges = "sd", "canny"
 
     def __init__(self, scenery: Scenery, vae: Autoencoder, encoder: nn.Module, caption_tokens: int,
-                 hints: bool = False, autocast: bool = False, reuse: int = 1) -> None:
+                 hints: bool = False, autocast: bool = False, reuse: int = 1, pictures: bool = True) -> None:
         """vae and encoder are on the device of the scenery. hints: edge maps too; autocast: encode in bf16; reuse:
-        steps in a row that see the same pictures, with other noise, where drawing them takes much of a step."""
+        steps in a row that see the same pictures, with other noise, where drawing them takes much of a step. pictures:
+        whether there are any; without, latents have no channels, for trainings that learn from captions alone."""
         self.scenery, self.vae, self.encoder = scenery, vae.eval(), encoder.eval()
         self.hints, self.autocast, self.caption_tokens, self.reuse = hints, autocast, caption_tokens, reuse
+        self.pictures = pictures
         self._last: tuple[tuple[int, int], Batch] | None = None
         self.device = scenery.ordinary.codes.device
         self.remembered: dict[int, Tensor] = {}          # features of all captions, by catalogue
@@ -48,7 +50,7 @@ class EndlessData:
                 parts = [self.features(rows.long()).to(torch.bfloat16) for rows in kind.tokens.split(batch)]
                 self.remembered[id(kind)] = torch.cat(parts)
 
-    def context(self, drawn: Drawn) -> Tensor:
+    def context(self, drawn: Drawn | Worded) -> Tensor:
         """(B, L, C) float32, zero at padding: the features of the captions."""
         kept = self.remembered.get(id(drawn.kind))
         return self.features(drawn.tokens) if kept is None else kept[drawn.rows].float()
@@ -56,6 +58,8 @@ class EndlessData:
     @torch.no_grad()
     def batch(self, generator: torch.Generator, size: int) -> Batch:
         """`size` pictures of one bucket and kind."""
+        if not self.pictures:
+            return self._worded(generator, size)
         if self.reuse == 1:
             return self._made(generator, size)
         key = generator.initial_seed() // self.reuse, size
@@ -71,8 +75,19 @@ class EndlessData:
             maps = canny(drawn.pictures, CANNY["low"], CANNY["high"], together=True)
             hints = self.latents(maps.expand(-1, 3, -1, -1))
         return Batch(self.latents(drawn.pictures), self.context(drawn), drawn.mask,
-                     torch.tensor([[height, width]], dtype=torch.float32).to(self.device).expand(size, 2),
-                     torch.full((size,), height / width, device=self.device), hints)
+                     *self._told((height, width), size), hints)
+
+    def _worded(self, generator: torch.Generator, count: int) -> Batch:
+        """Captions and shapes alone."""
+        worded = self.scenery.captions(generator, count)
+        height, width = worded.size
+        latents = torch.zeros(count, 0, height // 8, width // 8, device=self.device)
+        return Batch(latents, self.context(worded), worded.mask, *self._told(worded.size, count))
+
+    def _told(self, shape: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
+        """Size (B, 2) and aspect (B,) of pictures of this height and width."""
+        size = torch.tensor([shape], dtype=torch.float32).to(self.device).expand(count, 2)
+        return size, torch.full((count,), shape[0] / shape[1], device=self.device)
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) -> raw latents (B, 4, H / 8, W / 8)."""

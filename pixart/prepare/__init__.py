@@ -19,4 +19,6 @@ An example is drawn as latents + spread * noise. A file may keep fewer columns L
 says: readers pad to that. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, `edges` (none, canny, soft,
 hed) and `keys`, a JSON list that names the source of every example. All files of a folder agree in these but `keys`.
 `null.safetensors`: `features` (l, width) and `mask` (l,) that stand for "no caption".
+
+Captions without pictures (`prompts`) are kept alike, with latents of no channels.
 """

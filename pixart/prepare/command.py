@@ -16,7 +16,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                     "cannot be used are listed in skipped.jsonl of the folder.")
     command.add_argument("--source", type=Path, nargs="+", required=True, metavar="S",
                          help="folders of pictures with captions in .txt files beside them; lists (.jsonl, .csv, "
-                              ".tsv); WebDataset shards (.tar, or a folder of them); data of the official code "
+                              ".tsv); captions alone, one a line (.txt); "
+                              "WebDataset shards (.tar, or a folder of them); data of the official code "
                               "(folder, .json)")
     command.add_argument("--out", type=Path, required=True, help="folder to prepare into")
     command.add_argument("--family", choices=tuple(FAMILIES), required=True,
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from ..commands.progress import Bars
     from ..device import best_device, checked_device
     from ..mini import SHIPPED
+    from .prompts import are_prompts
     from .run import Job, prepare
 
     family, mini = FAMILIES[args.family], args.family == "mini"
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
               args.shard, args.workers, str(checked_device(args.device or best_device())))
     with Bars() as bars:
         report = prepare(job, bars)
-    print(f"{report.examples} pictures are prepared in {args.out}, {report.added} of them now")
+    kind = "captions" if are_prompts(args.source) else "pictures"
+    print(f"{report.examples} {kind} are prepared in {args.out}, {report.added} of them now")
     if report.cut:
         print(f"{report.cut} captions were longer than {family.tokens} tokens and were cut")
     if report.skipped:

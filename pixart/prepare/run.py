@@ -14,6 +14,7 @@ from .families import Family
 from .latents import EDGES, EdgeMaps
 from .network_files import from_files
 from .networks import Networks
+from .prompts import are_prompts, waiting, write_prompts
 from .shards import Shard, next_shard, shard_paths, write_shard, write_tensors
 from .sources import items_of
 from .state import Skipped, alone, fingerprint, read_skipped, settle, write_skipped
@@ -83,6 +84,8 @@ def prepare(job: Job, progress: Progress = lambda stage, done, total: None,
     job.out.mkdir(parents=True, exist_ok=True)
     with alone(job.out):
         _settle(job, networks)
+        if are_prompts(job.sources):
+            return _prompts(job, networks, progress)
         done = _keys_of(job.out)
         found = survey(items_of(job.sources, job.family.name, job.resolution), done, read_skipped(job.out), job.family,
                        job.resolution, lambda count, last: progress("looking at pictures", count, count if last else 0))
@@ -93,12 +96,27 @@ def prepare(job: Job, progress: Progress = lambda stage, done, total: None,
         try:
             check_needs(job, found, networks)
             captions = Captions(job.out / "text")
-            cut = _texts(job, found, captions, networks, progress)
+            texts = [entry.text for entry in found.entries if entry.text is not None]
+            cut = _texts(job, texts, captions, networks, progress)
             added = _pictures(job, found, captions, networks, progress)
         finally:
             write_skipped(job.out, found.skipped)
         captions.clear()
     return Report(len(done) + added, added, found.skipped, cut)
+
+
+def _prompts(job: Job, networks: Networks, progress: Progress) -> Report:
+    """Captions alone."""
+    if job.edges != "none":
+        raise ValueError(f"captions without pictures have no edge maps; use edges none, not {job.edges}")
+    found = waiting(job)
+    if networks.text is None:
+        raise ValueError(f"{len(found)} captions have no features yet; name a T5 encoder with --t5")
+    captions = Captions(job.out / "text")
+    cut = _texts(job, [text for _, text in found], captions, networks, progress)
+    added = write_prompts(job, found, captions, _metadata(job), lambda done, total: progress("writing", done, total))
+    captions.clear()
+    return Report(len(_keys_of(job.out)), added, [], cut)
 
 
 def _settle(job: Job, networks: Networks) -> None:
@@ -139,9 +157,8 @@ def check_needs(job: Job, found: Survey, networks: Networks) -> None:
 
 # -- text --------------------------------------------------------------------------------------------------------------
 
-def _texts(job: Job, found: Survey, captions: Captions, networks: Networks, progress: Progress) -> int:
-    """Features of all captions and of the empty one; the text encoder is freed before this returns."""
-    texts = [entry.text for entry in found.entries if entry.text is not None]
+def _texts(job: Job, texts: list[str], captions: Captions, networks: Networks, progress: Progress) -> int:
+    """Features of these captions and of the empty one; the text encoder is freed before this returns."""
     null = job.out / "null.safetensors"
     if job.null is not None and not null.exists():
         encoded = load_embeddings(job.null)

@@ -1,4 +1,4 @@
-"""The command line of the trainers: python -m pixart train {diffusion,lcm,lcm-lora,controlnet,lora}."""
+"""The command line of the trainers: python -m pixart train METHOD, one of METHODS."""
 import argparse
 import logging
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ METHODS = {
     "lcm-lora": "a few-step student of a checkpoint, as a LoRA",
     "controlnet": "a ControlNet on prepared edge maps",
     "lora": "a LoRA or DoRA on your pictures",
+    "tdm": "a four-step student by trajectory distribution matching, from captions alone",
 }
 
 
@@ -118,7 +119,7 @@ def execute(settings: "Settings", processes: "PartialState") -> Path:
     job = assemble(settings)
     watch = watchers(settings, job, processes.device) if processes.is_main_process else []
     averages = train_averages(job.model, job.objective, job.data, settings.train, settings.output.folder, watch=watch,
-                              settings=job.facts)
+                              settings=job.facts, make=job.kind)
     if not processes.is_main_process:
         return settings.output.file
     for decay in settings.train.ema_decays:

@@ -92,6 +92,11 @@ class PreparedFolder:
         if not self.buckets:
             raise ValueError(f"all shards in {folder} are empty; prepare pictures into it")
 
+    @property
+    def captions_only(self) -> bool:
+        """Whether there are captions and picture sizes but no pictures: latents without channels."""
+        return all(shard.tensors["latents"].shape[1] == 0 for shards in self.buckets.values() for shard in shards)
+
     def __len__(self) -> int:
         return sum(len(shard) for shards in self.buckets.values() for shard in shards)
 

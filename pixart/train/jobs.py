@@ -1,11 +1,12 @@
 """From settings to what is trained: network, objective and how the result is written, one function a method."""
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import load, save_checkpoint
 from ..checkpoint.control import save_control
@@ -15,11 +16,15 @@ from ..config import PixArtConfig
 from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.transformer import PixArtTransformer
+from ..sampling.preset import Preset, preset
+from ..sampling.tdm import TOTALS
 from .base_shapes import write_base_shapes
 from .data import PreparedFolder
 from .initialize import initialize
+from .loop import Training
 from .mup import initialize_mup
 from .objectives import Consistency, Control, Diffusion, Objective
+from .rivals import Rival, TwoPlayers
 from .settings import (
     ControlMethod,
     DiffusionMethod,
@@ -29,7 +34,9 @@ from .settings import (
     ModelSettings,
     OutputSettings,
     Settings,
+    TdmMethod,
 )
+from .trajectory import Trajectory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,6 +52,12 @@ class Job:
     write: Callable[[nn.Module, Path], Path]         # an averaged network, to a file
     config: PixArtConfig
     facts: Mapping[str, object]      # settings of the method that must not change when a training goes on
+    rival: Rival | None = None       # the second player, where there is one
+
+    @property
+    def kind(self) -> Callable[..., Training]:
+        """The class of its training."""
+        return Training if self.rival is None else partial(TwoPlayers, rival=self.rival)
 
     def save(self, average: nn.Module, decay: float | None = None) -> Path:
         """Write an averaged network to its place; with `decay`, a further average beside the result."""
@@ -67,13 +80,19 @@ def assemble(settings: Settings) -> Job:
         job = adapted(load_base(settings.model, settings.model.dtype), method, data, output, seed)
     elif isinstance(method, ControlMethod):
         job = controlled(load_base(settings.model, settings.model.dtype), method, data, output, seed)
+    elif isinstance(method, TdmMethod):
+        job = matched(settings, data)
     else:
         job = lcm(settings, data) if isinstance(method, LcmMethod) else diffusion(settings, data)
-    check_fit(job.config, data)
+    check_fit(job.config, data, pictures=not isinstance(method, TdmMethod))
     return job
 
 
-def check_fit(config: PixArtConfig, data: PreparedFolder) -> None:
+def check_fit(config: PixArtConfig, data: PreparedFolder, pictures: bool = True) -> None:
+    """Refuse data of another family; with `pictures` also data that are captions alone."""
+    if pictures and data.captions_only:
+        raise ValueError(f"only captions are prepared in {data.folder}, this method learns from pictures; prepare "
+                         "pictures, or train tdm")
     if data.caption_width != config.caption_width:
         raise ValueError(f"the text features in {data.folder} have width {data.caption_width}, the model reads "
                          f"{config.caption_width}; prepare the pictures with the text encoder that belongs to it")
@@ -90,7 +109,7 @@ def diffusion(settings: Settings, data: PreparedFolder) -> Job:
         model = new_model(settings.model, data, settings.train.mup_base_width)
     else:
         model = owned(load_base(settings.model, "fp32"))
-    return full(model, of_method(Diffusion, settings.method, data), data, settings)
+    return full(model, of_method(Diffusion, settings.method, data), data, settings, preset("teacher"))
 
 
 def of_method(kind: type[Diffusion], method: DiffusionMethod, data: PreparedFolder) -> Diffusion:
@@ -104,17 +123,18 @@ def lcm(settings: Settings, data: PreparedFolder) -> Job:
     student = owned(load_base(settings.model, "fp32")).requires_grad_(True)
     method: LcmMethod = settings.method
     return full(student, Consistency(data, teacher, method.guidance, method.huber_c, method.guidance_max), data,
-                settings)
+                settings, preset("lcm"))
 
 
-def full(model: PixArtTransformer, objective: Objective, data: PreparedFolder, settings: Settings) -> Job:
+def full(model: PixArtTransformer, objective: Any, data: PreparedFolder, settings: Settings, sampling: Preset) -> Job:
+    """All weights of one network. sampling: how the result wants to be sampled, which its file will say."""
     base_width = settings.train.mup_base_width
 
     def write(average: nn.Module, file: Path) -> Path:
         if base_width:
             write_base_shapes(file.with_suffix(".bsh"), model.config, base_width)
         save_as = save_checkpoint if file.suffix == ".safetensors" else save_diffusers
-        return save_as(file, average, model.config, DTYPES[settings.output.dtype])
+        return save_as(file, average, model.config, DTYPES[settings.output.dtype], sampling.to_header())
     return Job(model, objective, data, settings.output.file, write, model.config, {})
 
 
@@ -132,8 +152,10 @@ def adapted(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: P
         objective = of_method(Diffusion, method, data)
     model = add_lora(base, method.rank, method.alpha, method.targets, method.dora, seed)
 
+    sampling = preset("lcm-lora").to_header() if isinstance(method, LcmLoraMethod) else {}
+
     def write(average: nn.Module, file: Path) -> Path:
-        return save_lora(file, average, DTYPES[output.dtype])
+        return save_lora(file, average, DTYPES[output.dtype], sampling)
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
              "dora": method.dora}
     return Job(model, objective, data, output.file, write, base.config, facts)
@@ -149,6 +171,49 @@ def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFol
         return save_control(file, average.control, DTYPES[output.dtype])
     return Job(Controlled(base, control.requires_grad_(True)), of_method(Control, method, data), data, output.file,
                write, base.config, {"blocks": method.blocks})
+
+
+# -- two players -------------------------------------------------------------------------------------------------------
+
+def matched(settings: Settings, data: PreparedFolder) -> Job:
+    """A student of distribution matching and the fake score beside it; both start as their frozen teacher."""
+    method = settings.method
+    if method.rank:
+        return matched_lora(load_base(settings.model, settings.model.dtype), method, data, settings.output,
+                            settings.train.seed)
+    teacher = load_base(settings.model, settings.model.dtype).requires_grad_(False)
+    student, fake = (owned(load_base(settings.model, "fp32")).requires_grad_(True) for _ in range(2))
+    job = full(student, game_of(method, data, teacher, student.config), data, settings, sampling_of(method))
+    return replace(job, rival=Rival(fake, method.fake_learning_rate, method.fake_clip))
+
+
+def matched_lora(base: PixArtTransformer, method: Any, data: Any, output: OutputSettings, seed: int) -> Job:
+    """Student and fake score as LoRAs on one base, which without them is the teacher."""
+    from .average import copy_sharing_frozen
+    from .lora import add_lora, save_lora, without_adapters
+    student = add_lora(base, method.rank, method.alpha, method.targets, seed=seed)
+    fake = copy_sharing_frozen(student)
+
+    def teacher(*given: Tensor, **conditions: Tensor) -> Tensor:
+        with without_adapters(fake):
+            return fake(*given, **conditions)
+
+    def write(average: nn.Module, file: Path) -> Path:
+        return save_lora(file, average, DTYPES[output.dtype], sampling_of(method).to_header())
+    facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets}
+    return Job(student, game_of(method, data, teacher, base.config), data, output.file, write, base.config, facts,
+               Rival(fake, method.fake_learning_rate, method.fake_clip))
+
+
+def sampling_of(method: TdmMethod) -> Preset:
+    """How such a student wants to be sampled."""
+    return replace(preset("tdm"), steps=method.steps, rule=method.rule)
+
+
+def game_of(method: TdmMethod, data: Any, teacher: Callable[..., Tensor], config: PixArtConfig) -> Any:
+    """What the two minimise, as the settings have it."""
+    return Trajectory(data, teacher, config.channels, method.guidance, method.steps, TOTALS[method.rule],
+                      method.separate, method.importance, method.huber)
 
 
 # -- weights to start from ---------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .average import averaged_copy, update_averages
 from .compiled import compile_blocks, forget_compiled
-from .data import TrainingData
-from .draws import generator_for
+from .data import Batch, TrainingData
+from .draws import StepGenerator, generator_for
 from .fingerprint import fingerprint, usual
 from .loop_config import LoopConfig
 from .objectives import Objective
@@ -72,6 +72,11 @@ class Training:
         return self.device.type == "cpu"
 
     @property
+    def all_steppers(self) -> list[Any]:
+        """Every optimizer there is."""
+        return self.steppers
+
+    @property
     def average(self) -> nn.Module:
         """The moving average that is the result."""
         return self.averages[self.config.ema]
@@ -93,22 +98,34 @@ class Training:
         norm = self.clipped_norm()
         if self.waits and not self.readings.infinite_norms:
             check_finite("gradient", number, float(norm), "this step changed nothing")
-        for stepper in self.steppers:
-            for group in stepper.param_groups:
-                group["lr"] = self.config.rate_at(number) * group.get("rate_factor", 1.0)
-            stepper.step()
-            stepper.zero_grad()
-        update_averages(self.averages, self.model)
+        self.advance(self.steppers, self.config, number)
+        self.move_averages()
         self.readings.add(number + 1, loss, norm)
 
-    def gradients(self, number: int) -> Tensor:
-        """Leave the step's gradients in the parameters; the mean loss, a scalar on the device."""
-        config, accelerator, losses = self.config, self.accelerator, []
+    def advance(self, steppers: Sequence[Any], config: LoopConfig, number: int) -> None:
+        """Move weights by their gradients, at the rate that `config` has for the step, and forget the gradients."""
+        for stepper in steppers:
+            for group in stepper.param_groups:
+                group["lr"] = config.rate_at(number) * group.get("rate_factor", 1.0)
+            stepper.step()
+            stepper.zero_grad()
+
+    def move_averages(self) -> None:
+        update_averages(self.averages, self.model)
+
+    def parts(self, number: int) -> Iterator[tuple[Batch, StepGenerator]]:
+        """This process's batches of a step, on the device, each with what its random numbers come from."""
+        config, accelerator = self.config, self.accelerator
         for part in range(config.accumulation):
             first = (part * accelerator.num_processes + accelerator.process_index) * config.batch
             generator = generator_for(config.seed, number, slice(first, first + config.batch), self.total,
                                       self.device if config.random_on_device else "cpu")
-            batch = self.data.batch(generator, config.batch).to(self.device)
+            yield self.data.batch(generator, config.batch).to(self.device), generator
+
+    def gradients(self, number: int) -> Tensor:
+        """Leave the step's gradients in the parameters; the mean loss, a scalar on the device."""
+        accelerator, losses = self.accelerator, []
+        for batch, generator in self.parts(number):
             with accelerator.accumulate(self.prepared):
                 with accelerator.autocast():
                     loss = self.objective(self.prepared, self.average, batch, generator)
@@ -123,19 +140,24 @@ class Training:
 
     def save(self, path: Path, step: int) -> None:
         """Write everything `resume` needs; by the main process, while the others wait."""
+        state = self.state(step)
+        if self.accelerator.is_main_process:
+            write_state(path, state)
+        self.accelerator.wait_for_everyone()
+
+    def state(self, step: int) -> dict[str, object]:
+        """What `save` writes; all processes must ask together."""
         weights: Mapping[str, Any]
         moments: Any
         if self.sharded:
             weights, moments = gather(self.prepared, [stepper.optimizer for stepper in self.steppers])
         else:
             weights, moments = trainable(self.model), [stepper.state_dict() for stepper in self.steppers]
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            averages = {decay: trainable(average, like=self.model) for decay, average in self.averages.items()}
-            write_state(path, {"step": step, "settings": self.settings, "model": weights,
-                               "average": averages.pop(self.config.ema), "averages": averages, "optimizers": moments,
-                               "scaler": scaler.state_dict() if scaler is not None else None})
-        self.accelerator.wait_for_everyone()
+        scaler = self.accelerator.scaler
+        averages = {decay: trainable(average, like=self.model) for decay, average in self.averages.items()}
+        return {"step": step, "settings": self.settings, "model": weights, "average": averages.pop(self.config.ema),
+                "averages": averages, "optimizers": moments,
+                "scaler": scaler.state_dict() if scaler is not None else None}
 
     def resume(self, state: dict | None, path: Path) -> int:
         """Take over the state that was read from `path`, if there is one; the step to go on from."""
@@ -185,13 +207,17 @@ def train(model: nn.Module, objective: Objective, data: TrainingData, config: Lo
 
 def train_averages(model: nn.Module, objective: Objective, data: TrainingData, config: LoopConfig, folder: str | Path,
                    report: Callable[[int, float], None] | None = None, watch: Sequence[Watch] = (),
-                   settings: Mapping[str, object] | None = None, cpu: bool = False) -> dict[float, nn.Module]:
-    """The same; returns all moving averages by their decay, `config.ema` first, then `config.ema_decays`."""
+                   settings: Mapping[str, object] | None = None, cpu: bool = False,
+                   make: Callable[..., Training] = Training) -> dict[float, nn.Module]:
+    """The same; returns all moving averages by their decay, `config.ema` first, then `config.ema_decays`.
+
+    make: the class of the training, called with model, objective, data, config, settings and cpu.
+    """
     folder = Path(folder)
     require_writable(folder)
     path = folder / STATE
     state = read_state(path) if path.exists() else None
-    training = Training(model, objective, data, settled(config, model, cpu, state), settings, cpu)
+    training = make(model, objective, data, settled(config, model, cpu, state), settings, cpu)
     start = training.resume(state, path)
     del state
     try:

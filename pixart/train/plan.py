@@ -52,14 +52,16 @@ class Plan:
 
 def make_plan(job: Job, settings: Settings) -> Plan:
     """Takes PROBE real steps in memory; writes nothing. The job's model is changed by them."""
-    training = Training(job.model, job.objective, job.data, settings.train, job.facts)
+    training = job.kind(job.model, job.objective, job.data, settings.train, job.facts)
     seconds = probe(training)
-    trained = [p for p in job.model.parameters() if p.requires_grad]
-    networks = [job.model, *(part for part in vars(job.objective).values() if isinstance(part, nn.Module))]
+    averaged = [p for p in job.model.parameters() if p.requires_grad]
+    second = [] if job.rival is None else [job.rival.model]
+    trained = averaged + [p for network in second for p in network.parameters() if p.requires_grad]
+    networks = [job.model, *second, *(part for part in vars(job.objective).values() if isinstance(part, nn.Module))]
     everything = {id(p): p for network in networks for p in network.parameters()}
     frozen = [p for p in everything.values() if not p.requires_grad]
     fixed = {"trained weights": size_of(trained), "their gradients": size_of(trained),
-             "their average": size_of(trained), "optimizer": size_of(moments(training)),
+             "their average": size_of(averaged), "optimizer": size_of(moments(training)),
              "frozen weights": size_of(frozen)}
     device = training.accelerator.device
     return Plan(sum(p.numel() for p in trained), sum(p.numel() for p in everything.values()),
@@ -79,7 +81,7 @@ def probe(training: Training) -> float:
 
 
 def moments(training: Training) -> Iterator[torch.Tensor]:
-    for stepper in training.steppers:
+    for stepper in training.all_steppers:
         for state in stepper.state.values():
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 

@@ -12,6 +12,7 @@ class Outcome(NamedTuple):
     step: int                 # 1 .. steps
     loss: float
     norm: float
+    rival: float = math.nan   # loss of the second player, where there is one
 
 
 class Readings:
@@ -27,19 +28,21 @@ class Readings:
         self._steps: list[int] = []
         self._values: list[Tensor] = []
 
-    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def add(self, step: int, loss: Tensor, norm: Tensor, rival: Tensor | None = None) -> None:
         self._steps.append(step)
-        self._values.append(torch.stack([loss.detach().float(), norm.detach().float()]))
+        values = (loss, norm) if rival is None else (loss, norm, rival)
+        self._values.append(torch.stack([value.detach().float() for value in values]))
 
     def read(self) -> list[Outcome]:
         """All since the last reading. Raises FloatingPointError for the first that is no number."""
         if not self._steps:
             return []
         values = torch.stack(self._values).tolist()
-        found = [Outcome(step, *pair) for step, pair in zip(self._steps, values)]
+        found = [Outcome(step, *row) for step, row in zip(self._steps, values)]
         self._steps, self._values = [], []
-        for outcome in found:
-            check_finite("loss", outcome.step - 1, outcome.loss, "nothing was saved since")
+        for outcome, row in zip(found, values):
+            for value in (row[0], *row[2:]):
+                check_finite("loss", outcome.step - 1, value, "nothing was saved since")
             if not self.infinite_norms:
                 check_finite("gradient", outcome.step - 1, outcome.norm, "nothing was saved since")
         return found

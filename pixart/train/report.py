@@ -52,8 +52,10 @@ class Pace:
         """Log the progress; the mean loss since the last line."""
         mean = sum(self.losses) / len(self.losses)
         self.losses = []
-        logger.info("step %d of %d, loss %.4f, gradient %.3g, %.2f s a step, %s left", record.step, record.steps, mean,
-                    record.norm, (self.last - self.began) / (record.step - self.start), duration(record.left))
+        rival = "" if math.isnan(self.latest.rival) else f", loss of the fake score {self.latest.rival:.4f}"
+        logger.info("step %d of %d, loss %.4f%s, gradient %.3g, %.2f s a step, %s left", record.step, record.steps,
+                    mean, rival, record.norm, (self.last - self.began) / (record.step - self.start),
+                    duration(record.left))
         return mean
 
 
@@ -80,6 +82,8 @@ class TensorBoard:
         for outcome in record.known:
             self.writer.add_scalar("loss", outcome.loss, outcome.step)
             self.writer.add_scalar("gradient norm", outcome.norm, outcome.step)
+            if not math.isnan(outcome.rival):
+                self.writer.add_scalar("loss of the fake score", outcome.rival, outcome.step)
         self.writer.add_scalar("learning rate", record.rate, record.step)
         self.writer.add_scalar("seconds a step", record.seconds, record.step)
         if record.step == record.steps:

@@ -2,6 +2,7 @@
 
 The comment behind a field is what `--help` and the documentation say of it.
 """
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any, get_type_hints
 
 from ..config import VARIANTS, PixArtConfig
 from ..sampling.samplers import SAMPLERS
+from ..sampling.tdm import TOTALS
 from .from_toml import Source, build
 from .loop_config import LoopConfig
 from .options import Option, options_of
 from .timesteps import Timesteps
+from .trajectory import HUBER
 from .weighting import check_weighting
 
 DTYPES = ("fp32", "bf16", "fp16")
@@ -32,7 +35,7 @@ def check_dropout(value: float) -> None:
 class ModelSettings:
     """Where the weights come from."""
 
-    base: Path | None = None      # transformer to start from; for lcm and lcm-lora also the teacher
+    base: Path | None = None      # transformer to start from; for lcm, lcm-lora and tdm also the teacher
     variant: str = "auto"         # of base, where the weights cannot tell, such as alpha-512
     new: PixArtConfig | None = None   # a table instead of base: train such a model from nothing
     seed: int = 0                 # of the starting weights of new
@@ -116,6 +119,43 @@ class LoraMethod(Adapter, DiffusionMethod):
 
 
 @dataclass(frozen=True)
+class Rivalry:
+    """What the methods with two players share: the student, and the fake score that learns what it draws."""
+
+    guidance: float = 4.5         # classifier-free guidance scale of the teacher, 1 for none
+    fake_learning_rate: float = 2e-5   # of the fake score, constant
+    fake_clip: float = math.inf   # largest gradient norm of the fake score; inf: not cut
+    rank: int = 0                 # 0: all weights; above: student and fake score are LoRAs of this rank on one base
+    alpha: float | None = None    # of the LoRAs: the change is alpha / rank * B A; rank by default
+    targets: tuple[str, ...] | None = None   # of the LoRAs: ends of layer names; all the official trainers adapt
+
+    def __post_init__(self) -> None:
+        if self.guidance < 1 or self.fake_learning_rate <= 0 or self.fake_clip <= 0:
+            raise ValueError(f"guidance is {self.guidance}, fake_learning_rate {self.fake_learning_rate}, fake_clip "
+                             f"{self.fake_clip}; expected at least 1, and above 0")
+        if self.rank < 0 or (self.alpha is not None and self.alpha <= 0):
+            raise ValueError(f"rank is {self.rank}, alpha {self.alpha}; rank must be at least 0, alpha above 0")
+
+
+@dataclass(frozen=True)
+class TdmMethod(Rivalry):
+    """Trajectory distribution matching."""
+
+    steps: int = 4                # that the student draws in
+    rule: str = "official"        # its timesteps: official (899, 674, 449, 224) or tdm-800 (799, 599, 399, 199)
+    separate: bool = True         # compare only noise levels of the step's own part of the trajectory
+    importance: bool = True       # weigh the fake score's loss by how likely the noise in a picture is
+    huber: str = "element"        # of the student's loss: element (published code), vector (paper), none (squares)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rule, TOTALS, "rule")
+        require(self.huber, HUBER, "huber")
+        if not 1 <= self.steps <= 8:
+            raise ValueError(f"steps is {self.steps}; a TDM student draws in 1 to 8")
+
+
+@dataclass(frozen=True)
 class ControlMethod(DiffusionMethod):
     """A ControlNet on a frozen base."""
 
@@ -132,7 +172,7 @@ class ValidateSettings:
     vae: Path | None = None           # to draw with
     t5: Path | None = None            # to encode the prompts with
     bits: int = 8                     # of T5: 16, 8 or 4
-    sampler: str = "dpm"              # dpm for a base model, lcm for a few-step student, dmd for a one-step one
+    sampler: str = "dpm"              # dpm for a base model, lcm or tdm for a few-step student, dmd for a one-step one
     steps: int = 20                   # of the sampler
     guidance: float = 4.5             # of the sampler dpm
     width: int | None = None          # pixels; by default what the model was trained on
@@ -185,7 +225,7 @@ class Settings:
 
 
 METHODS = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod, "controlnet": ControlMethod,
-           "lora": LoraMethod}
+           "lora": LoraMethod, "tdm": TdmMethod}
 
 
 def read_settings(method: str, file: Path | None, replaced: Mapping[str, str]) -> Settings:

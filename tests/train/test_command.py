@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from train.training_data import TINY, fresh, write_data
 
 from pixart.checkpoint import load, read_config, save_checkpoint
@@ -15,6 +16,7 @@ from pixart.checkpoint.lora.read import read_lora
 from pixart.config import VARIANTS
 from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer
+from pixart.sampling.preset import from_header
 from pixart.train import command, settings
 from pixart.train.base_shapes import read_base_width
 from pixart.train.mup import at_width, initialize_mup
@@ -89,6 +91,31 @@ def test_lora_methods_write_adapters(file, method):
     assert {part.module for part in found.parts} == {f"blocks.{i}.{name}" for i in (0, 1)
                                                      for name in ("attn.qkv", "mlp.fc1")}
     assert all(part.rank == 2 and part.scale == 1.0 and part.up.abs().max() > 0 for part in found.parts)
+
+
+@pytest.mark.parametrize("method", ["tdm"])
+def test_students_of_distribution_matching_say_how_they_are_sampled(file, method):
+    pytest.importorskip("peft")
+    run(method, "--config", file, "--output.dtype", "fp32", "--method.fake_learning_rate", "1e-3")
+    result = file.parent / "run" / "result.safetensors"
+    assert read_config(result) == TINY and changed(result, file.parent / "base.safetensors")
+    run(method, "--config", file, "--method.rank", "2", "--output.folder", file.parent / "lora",
+        "--output.file", file.parent / "lora.safetensors")
+    assert all(part.rank == 2 for part in read_lora(file.parent / "lora.safetensors").parts)
+    for path in (result, file.parent / "lora.safetensors"):
+        with safe_open(path, "pt") as opened:
+            found = from_header(opened.metadata(), path)
+        assert found is not None and (found.method, found.sampler) == (method, method)
+
+
+def test_the_plan_of_two_players_counts_both(file, capsys):
+    run("tdm", "--config", file, "--dry-run")
+    count = sum(p.numel() for p in fresh().parameters())
+    assert f"{2 * count:,} of {3 * count:,} parameters with adamw" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="fake_learning_rate"):
+        run("tdm", "--config", file, "--method.fake_learning_rate", "0")
+    with pytest.raises(ValueError, match="a TDM student draws in 1 to 8"):
+        run("tdm", "--config", file, "--method.steps", "20")
 
 
 def test_training_from_nothing_stores_the_null_caption(file):
@@ -205,7 +232,7 @@ def recipe_like(**changes: object):
 
 METHOD_OF = {"lcm": "lcm", "lcm-lora": "lcm-lora", "controlnet": "controlnet", "lora": "lora", "finetune": "diffusion",
              "mini-teacher": "diffusion", "mini-lcm": "lcm", "mini-lcm-lora": "lcm-lora", "mini-lora": "lora",
-             "mini-controlnet": "controlnet", "mup": "diffusion"}
+             "mini-controlnet": "controlnet", "mup": "diffusion", "tdm": "tdm", "mini-tdm": "tdm"}
 
 
 def ready(name: str) -> settings.Settings:
@@ -246,6 +273,13 @@ def test_published_lcm_recipe():
     sigma = ready("lcm-sigma-1024").train
     assert (sigma.optimizer, sigma.learning_rate, sigma.betas, sigma.batch) == ("came", 1e-5, (0.9, 0.999), 12)
     assert ready("lcm-lora-1024").method.rank == 32 and ready("controlnet-512").method.blocks == 13
+
+
+def test_published_tdm_recipe():
+    found = ready("tdm-512")
+    assert (found.train.learning_rate, found.method.fake_learning_rate) == (4e-6, 2e-5)
+    assert (found.train.betas, found.train.weight_decay, found.train.clip) == ((0.0, 0.95), 0.01, 1.0)
+    assert (found.method.guidance, found.method.rule, found.method.fake_clip) == (4.5, "official", float("inf"))
 
 
 def test_previews_show_prompts_with_captions_and_the_same_pictures_each_time(tmp_path):

@@ -1,0 +1,74 @@
+"""Captions without pictures, one a line of a .txt file, to a folder for the trainers that need no pictures.
+
+Its shards are those of `pixart.prepare` with latents of no channels, (n, 0, h, w): they say the picture size alone.
+"""
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..text.cleaning import clean_caption
+from .captions import Captions
+from .families import Family
+from .shards import Shard, next_shard, shard_paths, write_shard
+
+if TYPE_CHECKING:
+    from .run import Job
+
+Prompt = tuple[str, str]         # its key, and the text as it is to be tokenised
+
+
+def are_prompts(sources: Sequence[Path]) -> bool:
+    """Whether all sources are lists of captions. ValueError where only some are."""
+    lists = [source for source in sources if source.is_file() and source.suffix.lower() == ".txt"]
+    if lists and len(lists) < len(sources):
+        raise ValueError(f"captions without pictures ({lists[0].name}) cannot be prepared together with pictures; "
+                         "prepare each kind into a folder of its own")
+    return bool(lists)
+
+
+def read_prompts(sources: Sequence[Path], family: Family) -> Iterator[Prompt]:
+    """Every line that says something, cleaned as the family's captions are; keys are "file, line n"."""
+    for source in sources:
+        try:
+            lines = source.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source} is not UTF-8 text ({error}); save it as UTF-8") from error
+        for number, line in enumerate(lines, 1):
+            text = clean_caption(line) if family.clean else line.strip()
+            if text:
+                yield f"{source.name}, line {number}", text
+
+
+def waiting(job: "Job") -> list[Prompt]:
+    """Those that are not in the folder yet. ValueError where the sources hold none at all."""
+    done = {key for path in shard_paths(job.out) for key in Shard(path).keys}
+    prompts = list(read_prompts(job.sources, job.family))
+    if not prompts:
+        raise ValueError("the sources hold no caption; write one a line")
+    return [prompt for prompt in prompts if prompt[0] not in done]
+
+
+def write_prompts(job: "Job", prompts: Sequence[Prompt], captions: Captions, metadata: dict[str, str],
+                  progress: Callable[[int, int], None]) -> int:
+    """Write the features of encoded captions, `job.shard` a file, for square pictures; returns their number."""
+    side = job.resolution // 8
+    for at in range(0, len(prompts), job.shard):
+        part = prompts[at:at + job.shard]
+        tensors = told(job.resolution, [captions.features(text) for _, text in part])
+        write_shard(next_shard(job.out, (side, side)), tensors, metadata, [key for key, _ in part])
+        progress(at + len(part), len(prompts))
+    return len(prompts)
+
+
+def told(resolution: int, features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of a shard of captions, features (tokens, width) fp16 each."""
+    count, side, longest = len(features), resolution // 8, max(map(len, features))
+    lengths = torch.tensor([len(one) for one in features])
+    return {"latents": torch.zeros(count, 0, side, side, dtype=torch.float16),
+            "features": torch.stack([F.pad(one, (0, 0, 0, longest - len(one))) for one in features]),
+            "mask": (torch.arange(longest)[None] < lengths[:, None]).byte(),
+            "size": torch.full((count, 2), float(resolution)), "aspect": torch.ones(count)}
