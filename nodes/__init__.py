@@ -5,7 +5,7 @@ from .host.guest import taken
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
 from .lora import PixArtDeltaLoraLoader, PixArtLoraLoader
-from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas
+from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas, PixArtSteps
 from .text import PixArtTextEncode
 from .train import PixArtTrain
 
@@ -23,6 +23,7 @@ TITLES = {
     PixArtLCMSampler: "PixArt LCM Sampler",
     PixArtLCMSigmas: "PixArt LCM Schedule",
     PixArtDMDSampler: "PixArt One-Step (DMD)",
+    PixArtSteps: "PixArt Steps",
     PixArtTrain: "PixArt Train",
 }
 # For workflows saved with them; left to another pack that has them, as ComfyUI_ExtraModels has this one.

@@ -1,6 +1,7 @@
 """Nodes that sample few-step PixArt models."""
 from typing import Any
 
+from ..pixart.sampling.preset import METHODS
 from ..pixart.sampling.samplers import SAMPLERS
 from .arguments import checked
 
@@ -94,3 +95,39 @@ class PixArtDMDSampler:
     def sample(self, model: Any, positive: list, latent: dict, seed: int) -> tuple[dict]:
         from .host.sampling import run_dmd
         return (run_dmd(model, positive, latent, seed),)
+
+
+class PixArtSteps:
+    DESCRIPTION = ("Sampler, steps and cfg that fit a PixArt model: a base model, LCM, LCM LoRA, TDM or DMD. Looks at "
+                   "what the model's file says, or at its name, unless you choose. For the stock SamplerCustom.")
+    CATEGORY = "PixArt"
+    FUNCTION = "make"
+    RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "INT", "FLOAT", "STRING")
+    RETURN_NAMES = ("MODEL", "SAMPLER", "SIGMAS", "steps", "cfg", "report")
+    OUTPUT_TOOLTIPS = ("The model, predicting as its method needs it. Use it with the other outputs.",
+                       "The sampler.", "The noise levels to visit.", "Number of steps.",
+                       "Guidance scale: connect it to cfg.", "What was chosen and why, in one line.")
+    SEARCH_ALIASES = ["few steps", "tdm", "dmd", "lcm", "sigmas", "scheduler", "turbo", "auto sampler"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "model": ("MODEL", {"tooltip": "A PixArt model, with its few-step LoRA if there is one."}),
+            "method": (["auto", *METHODS], {"default": "auto", "tooltip":
+                       "How the model was trained. auto: what its file says, else what its name says, else teacher."}),
+            "steps": ("INT", {"default": 0, "min": 0, "max": 200, "tooltip":
+                      "0: the usual number: teacher 20, LCM and TDM 4, DMD 1."}),
+            "cfg": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 30.0, "step": 0.1, "round": 0.01, "tooltip":
+                    "0: the usual scale: teacher 4.5 (PixArt-mini 2.5), few-step models 1, which have it built in."}),
+            "denoise": DENOISE,
+        }}
+
+    @checked
+    def make(self, model: Any, method: str, steps: int, cfg: float,
+             denoise: float) -> tuple[Any, Any, Any, int, float, str]:
+        from .host.node_text import show_text
+        from .host.steps import make_parts
+        parts = make_parts(model, method, steps, cfg, denoise)
+        show_text(parts.preset.line)
+        return (parts.model, parts.sampler, parts.sigmas, parts.preset.steps, parts.preset.guidance,
+                parts.preset.line)

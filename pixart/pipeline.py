@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from .checkpoint import OpenCheckpoint, load_control, open_checkpoint
+from .checkpoint.lora.read import lora_header
 from .checkpoint.merged import with_loras
 from .config import PixArtConfig
 from .control.pictures import fit
 from .device import best_device, checked_device, is_out_of_memory
 from .drawing import Control, Guide, Request, check_captions, check_noise, sample
-from .mini import SHIPPED
+from .mini import CAPTION_WIDTH, SHIPPED
 from .model.controlnet import PixArtControlNet
 from .model.cpu_dtype import faster_dtype
 from .model.policy import Policy
 from .model.transformer import PixArtTransformer
 from .pictures import save_picture, to_image
 from .resolution import size_notice
+from .sampling.preset import Preset, found_in
 from .sampling.samplers import SAMPLERS
 from .sampling.samplers import sampler as sampler_of
 from .text.encoded import Encoded, join
@@ -89,6 +91,7 @@ class Pipeline:
                  keep_t5: bool | None) -> None:
         """`open` is what you want. Reads nothing."""
         self.files, self.t5, self.device, self.dtype, self.keep_t5 = files, t5, device, dtype, keep_t5
+        self._said: set[str] = set()          # what was logged once
 
     @classmethod
     def open(cls, model: Place | None = None, vae: Place | None = None, t5: Place | None = None,
@@ -123,6 +126,14 @@ class Pipeline:
         return self.files.checkpoint.config
 
     @cached_property
+    def preset(self) -> Preset:
+        """How the checkpoint, with its LoRAs, wants to be sampled: what sampler "auto" stands for."""
+        usual = 2.5 if self.config.caption_width == CAPTION_WIDTH else 4.5
+        weights = self.files.checkpoint.weights
+        loras = [lora_header(Path(path)) for path, strength in self.files.loras if strength]
+        return found_in([(weights.path, weights.metadata), *loras], usual)
+
+    @cached_property
     def transformer(self) -> PixArtTransformer:
         """With the LoRAs merged, in evaluation mode; read at the first use."""
         dtype = self.dtype or fitting_dtype(self.device, self.config.hidden)
@@ -152,23 +163,24 @@ class Pipeline:
 
     def __call__(self, prompts: str | Sequence[str] | Encoded, negative: str | Encoded = "", *,
                  steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
-                 sampler: str = "lcm", guidance: float = 4.5, rule: str = "official", guide: Guide | None = None,
-                 policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None,
-                 noise: Tensor | None = None) -> Pictures:
+                 sampler: str = "lcm", guidance: float | None = None, rule: str | None = None,
+                 guide: Guide | None = None, policies: Sequence[Policy] = (), batch: int = 4,
+                 progress: Progress | None = None, noise: Tensor | None = None) -> Pictures:
         """Draw a picture for each prompt. Picture i has the seed seed + i and does not depend on the others.
 
         prompts: texts, or features of `encode`. negative: what to avoid; for guided samplers. steps: by default what
-        the sampler is usually given. width and height: in pixels, by default what the model was trained on. guidance:
-        scale of guided samplers, 1 for none. guide: an edge map to follow. policies: what may answer instead of
-        blocks, see PixArtTransformer.forward. batch: pictures at once. progress: told (stage, done, total), may raise
-        to stop. noise: (B, C, height / 8, width / 8) to start from, as `pixart reno` saves it. Raises ValueError for
-        what cannot be drawn, before anything is read where it can; MemoryError with advice; FloatingPointError for a
-        picture that is not finite.
+        the sampler is usually given. width and height: in pixels, by default what the model was trained on. sampler: a
+        key of SAMPLERS, or "auto" for what the checkpoint's file or its name says (`preset`). guidance: scale of guided
+        samplers, 1 for none, by default 4.5 or, with "auto", the preset's. rule: of the sampler's timesteps. guide: an
+        edge map to follow. policies: what may answer instead of blocks, see PixArtTransformer.forward. batch: pictures
+        at once. progress: told (stage, done, total), may raise to stop. noise: (B, C, height / 8, width / 8) to
+        start from, as `pixart reno` saves it. Raises ValueError for what cannot be drawn, before anything is read where
+        it can; MemoryError with advice; FloatingPointError for a picture that is not finite.
         """
-        side, chosen = self.config.resolution, sampler_of(sampler)
+        side, wanted = self.config.resolution, self.wanted(sampler, steps, guidance, rule)
+        sampler, chosen = wanted.sampler, sampler_of(wanted.sampler)
         request = Request(texts_of(prompts), texts_of(negative)[0], side if height is None else height,
-                          side if width is None else width, sampler, chosen.steps if steps is None else steps,
-                          guidance, rule, seed)
+                          side if width is None else width, sampler, wanted.steps, wanted.guidance, wanted.rule, seed)
         if request.negative and not chosen.guided:
             raise ValueError(f"a negative prompt has no effect with sampler {sampler}, which works without guidance")
         if guide is not None and len(guide.edges) not in (1, len(request.prompts)):
@@ -185,6 +197,24 @@ class Pipeline:
                        for rows in torch.arange(len(request.prompts)).split(max(1, batch))]
         pixels = self._decode(torch.cat(latents), progress)[:, :, :request.height, :request.width]
         return Pictures(pixels, caption.reports, [seed + i for i in range(len(pixels))])
+
+    def wanted(self, sampler: str, steps: int | None = None, guidance: float | None = None,
+               rule: str | None = None) -> Preset:
+        """What a call with these arguments does: everything it leaves open filled in, "auto" looked up."""
+        if sampler == "auto":
+            usual = self.preset
+            self._say(logging.INFO, usual.line)
+        else:
+            usual = Preset("as chosen", sampler, sampler_of(sampler).steps, guidance=4.5)
+            self._say(logging.WARNING, self.preset.mismatch(sampler))
+        return replace(usual, steps=usual.steps if steps is None else steps, rule=rule or usual.rule,
+                       guidance=usual.guidance if guidance is None else guidance)
+
+    def _say(self, level: int, text: str | None) -> None:
+        """Log a sentence the first time it is true."""
+        if text is not None and text not in self._said:
+            self._said.add(text)
+            logger.log(level, text)
 
     def _features(self, given: str | Sequence[str] | Encoded, progress: Progress | None) -> Encoded:
         return given if isinstance(given, Encoded) else self.encode(given, progress)

@@ -24,6 +24,8 @@ PROMISED = {
                          ["LATENT"]),
     "PixArtLCMSigmas": (["model", "steps", "rule", "denoise"], ["MODEL", "SAMPLER", "SIGMAS"]),
     "PixArtDMDSampler": (["model", "positive", "latent", "seed"], ["LATENT"]),
+    "PixArtSteps": (["model", "method", "steps", "cfg", "denoise"],
+                    ["MODEL", "SAMPLER", "SIGMAS", "INT", "FLOAT", "STRING"]),
     "PixArtTrain": (["model", "method", "name", "steps", "batch", "learning_rate", "rank", "blocks", "guidance",
                      "edges", "resolution", "save_memory", "start_seed", "preview_prompt", "preview_every", "images",
                      "clip", "vae", "captions", "folder"], ["MODEL", "CONTROL_NET", "IMAGE", "STRING"]),

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from pixart import __main__ as command_line
 from pixart.checkpoint import load, save_checkpoint
 from pixart.config import PixArtConfig
+from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Guide, Pictures, Pipeline, Request, encode, sample
+from pixart.sampling.preset import preset
 from pixart.vae import decode, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
@@ -468,3 +470,20 @@ def test_bad_guides_are_refused():
         Guide(edge_picture(), start=0.5, end=0.2)
     with pytest.raises(ValueError, match="1 or 3, height, width"):
         Guide(edge_picture()[0])
+
+
+def test_auto_samples_as_the_file_says(tmp_path, caplog):
+    """A student of TDM by its header, the shipped LCM by its name; another sampler is a notice, once."""
+    pipe = Pipeline.open(device="cpu")
+    assert (pipe.preset.method, pipe.wanted("auto").steps) == ("lcm", 4)
+    path = save_checkpoint(tmp_path / "student.safetensors", load(SHIPPED.student),
+                           metadata=preset("tdm").to_header())
+    pipe = Pipeline.open(path, SHIPPED.vae, SHIPPED.t5, "cpu")
+    want = pipe("a red circle", sampler="tdm", seed=3)
+    assert not caplog.text
+    got = pipe("a red circle", sampler="auto", seed=3)
+    assert torch.equal(got.pixels, want.pixels)
+    for _ in range(2):
+        pipe("a red circle", sampler="lcm", steps=1)
+    assert caplog.text.count("made for the sampler tdm") == 1
+    assert pipe.wanted("auto", 2, None, "tdm-800").rule == "tdm-800"

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ...pixart.checkpoint.lora import Change, LoraPart, read_lora
+from ...pixart.checkpoint.lora.read import lora_header
 from .branches import add_branches
 from .packed import packed_weights
+from .steps import attach
 
 PREFIX = "diffusion_model."
 
@@ -37,7 +39,7 @@ def apply_lora(model: Any, path: Path, strength: float, alpha: float | None = No
                          if part.target not in packed}, strength)
     if beside:
         add_branches(patched, beside, strength)
-    return patched, lora.description
+    return attach(patched, *lora_header(path)), lora.description
 
 
 def place(part: Change, shape: tuple[int, ...]) -> str | tuple[str, tuple[int, int, int]]:

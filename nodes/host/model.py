@@ -17,6 +17,7 @@ from .conditioning import text_conds
 from .foreign import refuse_conditions
 from .mixin import Mixin
 from .packed import packed_entries
+from .steps import attach
 from .transformer import builder
 from .weights import TABLE, fill, is_dynamic
 
@@ -161,7 +162,7 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
     model.to(offload)       # not before: the layers of some hosts have no memory until they are filled
     if hasattr(patcher, "cached_patcher_init"):     # newer hosts reload a model with it for another device
         patcher.cached_patcher_init = (load_model, (path, variant, weight_dtype))
-    return patcher
+    return attach(patcher, checkpoint.path, checkpoint.metadata)
 
 
 def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device, packed: bool = False) -> Any:

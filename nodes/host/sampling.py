@@ -35,7 +35,7 @@ class _Consistency(Mixin):
         return skip * model_input / (1 + sigma ** 2).sqrt() + out * (model_input - model_output * sigma)
 
 
-class _PureNoise:
+class PureNoise:
     """Start from noise of unit variance as it is, whatever the first timestep (DMD)."""
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
@@ -107,7 +107,9 @@ def lcm_schedule(model: Any, steps: int, rule: str, denoise: float) -> tuple[Any
 def run_lcm(model: Any, positive: list, negative: list | None, latent: Latent, seed: int, steps: int, rule: str,
             denoise: float, cfg: float) -> Latent:
     """All of an LCM job; returns a new LATENT."""
+    from .steps import notice_method
     patched, sigmas = lcm_schedule(model, steps, rule, denoise)
+    notice_method(model, "lcm")
     check_latent(model, latent)
     if cfg != 1 and negative is None:
         raise ValueError(f"cfg is {cfg}, which needs a negative prompt; connect one, or set cfg to 1 "
@@ -120,12 +122,14 @@ def run_lcm(model: Any, positive: list, negative: list | None, latent: Latent, s
 
 def run_dmd(model: Any, positive: list, latent: Latent, seed: int) -> Latent:
     """One step of a distribution-matching distilled model from pure noise; returns a new LATENT."""
+    from .steps import notice_method
     require_pixart(model)
+    notice_method(model, "dmd")
     check_latent(model, latent)
     if torch.count_nonzero(latent["samples"]):
         raise ValueError("one-step DMD starts from pure noise and cannot work on a picture; connect an empty latent "
                          "(PixArt Empty Latent), or use an LCM model for picture to picture")
-    patched, schedule = with_schedule(model, _PureNoise)
+    patched, schedule = with_schedule(model, PureNoise)
     return run(patched, positive, positive, latent, seed, lcm_sampler(), sigmas_at(schedule, [DMD_TIMESTEP]), 1.0)
 
 

@@ -2,7 +2,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +50,7 @@ class Checkpoint:
     guessed: bool                # part of the configuration rests on the file's name; say so to the user
     has_null_caption: bool
     path: Path
+    metadata: Mapping[str, str] = field(default_factory=dict)        # texts of the file's header
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,7 +120,8 @@ class OpenCheckpoint:
         description = describe(self.config, self.guessed, kept, self.layout.name, self.divisor)
         logger.info("%s: %s", weights.path.name, description)
         _log_ignored(self.layout, weights.path)
-        return Checkpoint(self.config, state_dict, description, self.guessed, has_null_caption, weights.path)
+        return Checkpoint(self.config, state_dict, description, self.guessed, has_null_caption, weights.path,
+                          weights.metadata)
 
     def load(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", ops: "Ops | None" = None,
              attend: "Attend | None" = None, packed: bool = False) -> "PixArtTransformer":

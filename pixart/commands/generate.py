@@ -54,13 +54,15 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     guided = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.guided)
     rules = dict.fromkeys(rule for sampler in SAMPLERS.values() for rule in sampler.rules)
     drawing = command.add_argument_group("drawing")
-    drawing.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm", help=f"{names} (default: lcm)")
+    drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="lcm",
+                         help="auto: what the checkpoint was made for, by its file or its name; "
+                              f"{names} (default: lcm)")
     drawing.add_argument("--steps", type=whole, metavar="N", help=f"passes through the model (default: {steps})")
-    drawing.add_argument("--guidance", type=number, default=4.5, metavar="W",
+    drawing.add_argument("--guidance", type=number, metavar="W",
                          help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
-                              "(default: 4.5)")
+                              "(default: 4.5, of PixArt-mini with --sampler auto 2.5)")
     drawing.add_argument("--negative", default="", metavar="TEXT", help=f"what to avoid, with --sampler {guided}")
-    drawing.add_argument("--rule", choices=tuple(rules), default="official",
+    drawing.add_argument("--rule", choices=tuple(rules),
                          help="which published rule chooses the timesteps (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH",
                          help="width x height in pixels (default: what the model was trained on)")
@@ -95,7 +97,8 @@ def run(args: argparse.Namespace) -> None:
     pipe = open_pipeline(args)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
     guide, noise = read_guide(args, width, height), saved_noise(args)
-    prompt = saved_prompt(args) or pipe.encode(args.prompt)
+    wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
+    prompt = saved_prompt(args, SAMPLERS[wanted.sampler].guided and wanted.guidance != 1) or pipe.encode(args.prompt)
     told = False
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)
@@ -119,7 +122,7 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
             raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
     if args.control and args.model and not args.controlnet:
         raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
-    if args.negative and not SAMPLERS[args.sampler].guided:
+    if args.negative and args.sampler != "auto" and not SAMPLERS[args.sampler].guided:
         raise ValueError(f"--negative has no effect with --sampler {args.sampler}, which works without guidance")
     from ..mini import SHIPPED
     return Pipeline.open(args.model, args.vae, args.t5 or (SHIPPED.t5 if args.model else None), args.device,
@@ -134,14 +137,14 @@ def dtype_of(name: str) -> "torch.dtype | None":
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
 
 
-def saved_prompt(args: argparse.Namespace) -> "Encoded | None":
-    """The features that --embeddings names."""
+def saved_prompt(args: argparse.Namespace, guided: bool) -> "Encoded | None":
+    """The features that --embeddings names. guided: whether a negative prompt is needed beside them."""
     if args.embeddings is None:
         return None
     from ..text.encoded import load_embeddings
 
-    if SAMPLERS[args.sampler].guided and args.guidance != 1:
-        raise ValueError("--embeddings holds no negative prompt; use --sampler lcm or dmd, or --guidance 1")
+    if guided:
+        raise ValueError("--embeddings holds no negative prompt; use --sampler lcm, tdm or dmd, or --guidance 1")
     return load_embeddings(args.embeddings)
 
 

@@ -51,6 +51,12 @@ def read_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
     return Lora(parts, layout_of(first), "alpha from the file" if own else settings.source, (*ignored, *unused), file)
 
 
+def lora_header(path: str | os.PathLike) -> tuple[Path, Mapping[str, str]]:
+    """The place that was named, and the texts in the header of the file there. Raises CheckpointError for no LoRA."""
+    path = Path(path).expanduser()
+    return path, open_weights(find_files(path, LORA_KIND)[0], LORA_KIND).metadata
+
+
 def group_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Module name in the file -> {what the tensor is to it: key}, for modules of PixArt; and all other keys."""
     groups: dict[str, dict[str, str]] = {}
