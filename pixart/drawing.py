@@ -1,14 +1,15 @@
 """What to draw, and the sampling of it with a transformer that is in memory: captions in, latents out."""
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import PixArtConfig
 from .model.controlnet import PixArtControlNet
-from .model.policy import Policy, Step
+from .model.policy import Lane, Policy, Step
 from .model.transformer import PixArtTransformer
 from .sampling.guidance import guided
 from .sampling.noise import PictureNoise
@@ -103,35 +104,50 @@ class Conditioned:
         """context (R, L, C) and mask (R, L), on the CPU, have a row for every row of x that the sampler will pass."""
         weight, rows = model.x_embedder.proj.weight, len(mask)
         self.model, self.control, self.policies, self.dtype = model, control, policies, weight.dtype
-        self.steps = steps_of(request, rows)
+        self.steps, self.calls = steps_of(request, rows), 0
         sides = (torch.full((rows,), float(side), device=weight.device) for side in (request.height, request.width))
         size = torch.stack(list(sides), dim=1)                                          # (R, 2)
         # Without padding there is nothing to mask: attention has a faster kernel then.
         keep = None if mask.numpy().all() else mask.to(weight.device)
-        self.conditions = (context.to(weight.device, weight.dtype), keep, size, size[:, 0] / size[:, 1])
+        aspect, text = size[:, 0] / size[:, 1], context.to(weight.device, weight.dtype)
+        self.conditions: tuple[Any, ...] = (text, keep, size, aspect)
+        self.hint = None
         if control is not None:
             self.hint = control.hint.to(weight.device, weight.dtype).repeat(rows // len(control.hint), 1, 1, 1)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        x, step = x.to(self.dtype), next(self.steps)
-        return self.model(x, t, *self.conditions, control=self.residuals(x, t, step.timestep), policies=self.policies,
-                          step=step).float()
+    @property
+    def guides(self) -> bool:
+        """Whether the next call wants the negative prompts too; else it takes the last rows alone."""
+        step = self.steps[self.calls]
+        return all(policy.guides(step.index, step.total) for policy in self.policies)
 
-    def residuals(self, x: Tensor, t: Tensor, timestep: float) -> list[Tensor | None] | None:
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        x, step = x.to(self.dtype), self.steps[self.calls]
+        self.calls += 1
+        conditions, hint = self.conditions, self.hint
+        if (less := len(step.lanes) - len(x)) > 0:
+            step = step.part(range(less, len(step.lanes)))
+            conditions = tuple(None if part is None else part[less:] for part in conditions)
+            hint = None if hint is None else hint[less:]
+        residuals = self.residuals(x, t, step.timestep, hint, conditions)
+        return self.model(x, t, *conditions, control=residuals, policies=self.policies, step=step).float()
+
+    def residuals(self, x: Tensor, t: Tensor, timestep: float, hint: Tensor | None,
+                  conditions: tuple[Any, ...]) -> list[Tensor | None] | None:
         """What the ControlNet adds to the input of each block; None while it is not in force."""
         if self.control is None or not self.control.guide.in_force(timestep):
             return None
-        found = self.control.network(self.model, self.hint, x, t, *self.conditions)
+        found = self.control.network(self.model, hint, x, t, *conditions)
         return [None if residual is None else residual * self.control.guide.strength for residual in found]
 
 
-def steps_of(request: Request, rows: int) -> Iterator[Step]:
+def steps_of(request: Request, rows: int) -> list[Step]:
     """What policies are told at each call of the model; a row is a picture's prompt, or before these its negative."""
     times = SAMPLERS[request.sampler].times(request.steps, request.rule)
     pictures, run = range(len(request.prompts)), object()
     kinds = ("negative", "prompt") if rows > len(pictures) else ("prompt",)
-    lanes = tuple((picture, kind) for kind in kinds for picture in pictures)
-    return (Step(index, len(times), timestep, lanes, run) for index, timestep in enumerate(times))
+    lanes = tuple(Lane(picture, kind, kind == "negative") for kind in kinds for picture in pictures)
+    return [Step(index, len(times), timestep, lanes, run) for index, timestep in enumerate(times)]
 
 
 @torch.inference_mode()
@@ -150,8 +166,12 @@ def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: E
     noise = PictureNoise([request.seed + i for i in range(count)], (model.config.channels, *request.latent_shape),
                          model.x_embedder.proj.weight.device, ahead=chosen.noises(request.steps))
     draws = noise if start is None else starting_with(start.to(noise.device, noise.dtype), noise)
-    return chosen.run(guided(network, request.guidance) if request.guided else network, draws, request.steps,
-                      request.rule, callback)
+    both = guided(network, request.guidance)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return both(x, t) if request.guided and network.guides else network(x, t)
+
+    return chosen.run(predict, draws, request.steps, request.rule, callback)
 
 
 def starting_with(start: Tensor, noise: Noise) -> Noise:

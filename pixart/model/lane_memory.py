@@ -1,5 +1,6 @@
 """What a policy keeps from one step to the next, row by row."""
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from .policy import Step
 
 Place = tuple[Tensor, int]      # a kept tensor and the number of the row in it
+Note = TypeVar("Note")
 
 
 class LaneMemory:
@@ -39,6 +41,17 @@ class LaneMemory:
         self.follow(step)
         self.places.setdefault(key, {}).update((lane, (rows, row)) for row, lane in enumerate(step.lanes))
 
+    def drop(self, step: Step, key: Hashable) -> None:
+        """Forget what the step's lanes have under this key, if anything."""
+        self.follow(step)
+        known = self.places.get(key, {})
+        for lane in step.lanes:
+            known.pop(lane, None)
+
+    def lanes(self, key: Hashable) -> list[Hashable]:
+        """Those that have something under this key."""
+        return list(self.places.get(key, {}))
+
     def follow(self, step: Step) -> None:
         if step.run is not self.run:
             self.clear()
@@ -54,6 +67,28 @@ class LaneMemory:
         """Bytes kept alive; those of a whole tensor where just a view of it is kept."""
         storages = [rows.untyped_storage() for known in self.places.values() for rows, _ in known.values()]
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+class LaneNotes(Generic[Note]):
+    """Small values kept for lanes within one sampling, by the same rule."""
+
+    def __init__(self) -> None:
+        self.run: object = None
+        self.notes: dict[Hashable, Note] = {}
+
+    def get(self, step: Step) -> list[Note | None]:
+        """One for each lane of the step; None where nothing was noted."""
+        self.follow(step)
+        return [self.notes.get(lane) for lane in step.lanes]
+
+    def put(self, step: Step, notes: Sequence[Note]) -> None:
+        """One for each lane of the step."""
+        self.follow(step)
+        self.notes.update(zip(step.lanes, notes))
+
+    def follow(self, step: Step) -> None:
+        if step.run is not self.run:
+            self.notes, self.run = {}, step.run
 
 
 def rows_at(places: list[Place]) -> Tensor:

@@ -9,11 +9,19 @@ Shapes: B rows (pictures times prompts), N image tokens, L text tokens, D width.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .attention import Options
+
+
+class Lane(NamedTuple):
+    """A name for a row that tells the two prompts of one picture apart from everything else."""
+
+    picture: Hashable       # the same in all rows of one picture
+    prompt: Hashable
+    negative: bool          # whether it is a prompt to avoid
 
 
 @dataclass(frozen=True)
@@ -21,8 +29,8 @@ class Step:
     """Where in a sampling a pass belongs, and what its rows are.
 
     index 0 .. total - 1 counts the steps of the schedule; solvers that evaluate a model twice in a step repeat it.
-    timestep 0 .. 999, as a number on the CPU. lanes: a name for each row, the same in every step, no two alike, e.g.
-    (picture, "negative"); rows may come in one pass or in several, in any order. run: any object, a new one for every
+    timestep 0 .. 999, as a number on the CPU. lanes: a name for each row, the same in every step, no two alike, best
+    a Lane; rows may come in one pass or in several, in any order. run: any object, a new one for every
     sampling, so that nothing is carried from one to the next. Raises ValueError when two lanes are equal.
     """
 
@@ -35,6 +43,10 @@ class Step:
     def __post_init__(self) -> None:
         if len(set(self.lanes)) < len(self.lanes):
             raise ValueError(f"two of the {len(self.lanes)} lanes are equal: {self.lanes}; every row needs its own")
+
+    def part(self, rows: Sequence[int]) -> "Step":
+        """The step of some of the rows."""
+        return replace(self, lanes=tuple(self.lanes[row] for row in rows))
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,15 @@ class Pass:
             return self
         left = [None if i == index else entry for i, entry in enumerate(self.control)]
         return replace(self, x=self.x + residual.to(self.x.dtype), control=left)
+
+    def part(self, rows: Sequence[int]) -> "Pass":
+        """The pass of some of the rows, in this order."""
+        chosen = list(rows)
+        control = self.control and [entry if entry is None or len(entry) == 1 else entry[chosen]
+                                    for entry in self.control]
+        return replace(self, x=self.x[chosen], text=self.text[chosen], modulation=self.modulation[chosen],
+                       mask=None if self.mask is None else self.mask[chosen], control=control,
+                       step=self.step and self.step.part(chosen))
 
     def known_step(self) -> Step:
         """The step, for policies that cannot do without; ValueError where the caller gave none."""
@@ -97,6 +118,10 @@ class Policy:
         The answer is (B, N, D) or what broadcasts to it.
         """
         return go(p)
+
+    def guides(self, index: int, total: int) -> bool:
+        """Whether step `index` of `total` takes the negative prompt; else the sampler runs the positive one alone."""
+        return True
 
     def kept(self, depth: int) -> int:
         """How many tensors (N, D) it keeps for each lane at the most, in a stack of `depth` blocks.

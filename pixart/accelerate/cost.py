@@ -1,0 +1,58 @@
+"""Work of a pass in multiply-accumulate operations (MACs), branch by branch.
+
+Counted are the matrix products of all layers, and with `attention` those of queries, keys and values too. Without them
+the numbers are those of ECAD's files (arXiv 2506.15682), whose counter does not see into fused attention.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..config import PixArtConfig
+from .schedule import BranchSchedule
+
+FREQUENCIES = 256       # width of the sinusoids that timesteps and sizes are embedded from
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one row, a picture with one prompt. tokens: of the picture; text: tokens of the caption, padding included."""
+
+    config: PixArtConfig
+    tokens: int
+    text: int
+    attention: bool = True
+
+    @property
+    def overhead(self) -> int:
+        """Everything but the blocks: embedders, modulation, final layer."""
+        c, width = self.config, self.config.hidden
+        pixels = c.patch ** 2 * width
+        total = self.tokens * pixels * (c.channels + c.out_channels) + 6 * width ** 2 + scalar(width)
+        total += self.text * (c.caption_width * width + width ** 2)
+        return total + (3 * scalar(width // 3) if c.micro_conditioning else 0)
+
+    def branches(self, block: int) -> tuple[int, int, int]:
+        """Self-attention, cross-attention and MLP of a block."""
+        square, width = self.config.hidden ** 2, self.config.hidden
+        attn, cross = 4 * self.tokens * square, 2 * (self.tokens + self.text) * square
+        if self.attention:
+            attn += 2 * self.tokens * self.keys(block) * width
+            cross += 2 * self.tokens * self.text * width
+        return attn, cross, 8 * self.tokens * square
+
+    def keys(self, block: int) -> int:
+        """Keys of self-attention, fewer where the block compresses them."""
+        compression = self.config.kv_compression
+        return self.tokens // compression.factor ** 2 if compression and block in compression.layers else self.tokens
+
+    def of(self, schedule: BranchSchedule, rows: Sequence[int]) -> int:
+        """MACs of a sampling that computes what the schedule says; rows: how many rows each step has."""
+        prices = torch.tensor([self.branches(block) for block in range(schedule.depth)])    # (depth, 3) int64
+        blocks = (schedule.computed() * prices).sum((1, 2))                                 # (steps,)
+        return int(((blocks + self.overhead) * torch.tensor(rows)).sum())
+
+
+def scalar(width: int) -> int:
+    """Embedding of one number: two layers."""
+    return FREQUENCIES * width + width ** 2

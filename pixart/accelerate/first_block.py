@@ -1,0 +1,107 @@
+"""First-block cache: the middle is computed once the first blocks have changed enough (ParaAttention, cache-dit)."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..model.lane_memory import LaneNotes
+from ..model.policy import Pass, Run, Step
+from .middle import ReuseMiddle, mean_size
+
+FRONT, INPUT = "front", "front input"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a threshold may go. With `passes` it only chooses when: each row is computed in exactly so many steps."""
+
+    warm_up: int = 2                # first steps, which are always computed
+    in_a_row: int | None = None     # reused steps between two computed ones at the most
+    passes: int | None = None       # computed steps, of all steps
+    allowed: range | None = None    # steps in which anything may be reused; None: all
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 1 or min(self.in_a_row or 1, self.passes or 1) < 1:
+            raise ValueError(f"{self}: all limits start at 1")
+
+    def allows(self, step: int) -> bool:
+        """Whether anything may be reused in this step."""
+        return self.allowed is None or step in self.allowed
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of a row: steps computed so far, and those reused since the last of them."""
+
+    computed: int = 0
+    reused: int = 0
+
+
+class FirstBlock(ReuseMiddle):
+    """Reuses while what the first blocks add differs by less than `threshold` from when the middle was computed.
+
+    The difference is mean |now - then| / mean |then|, for each row on its own. It is read back from the device once a
+    pass, where the limits leave a choice.
+    """
+
+    def __init__(self, depth: int, threshold: float = 0.08, order: int = 1, limits: Limits | None = None,
+                 front: int = 1, back: int = 0) -> None:
+        if front < 1:
+            raise ValueError("a threshold needs at least one first block to look at")
+        if not threshold >= 0:
+            raise ValueError(f"the threshold is {threshold}; it must be 0 (nothing is reused) or more")
+        super().__init__(depth, front, back, order)
+        self.threshold, self.limits = threshold, limits or Limits()
+        self.counts: LaneNotes[Counted] = LaneNotes()
+
+    def block(self, index: int, p: Pass, go: Run) -> Tensor:
+        if index == 0:
+            self.memory.put(p.known_step(), INPUT, p.x)
+        return super().block(index, p, go)
+
+    def decide(self, p: Pass) -> list[bool]:
+        step = p.known_step()
+        entered = self.memory.get(step, INPUT)
+        assert entered is not None
+        self.memory.drop(step, INPUT)
+        added = p.x - entered
+        counts = [count or Counted() for count in self.counts.get(step)]
+        choices = [self.forced(step, count) for count in counts]
+        open_rows = [row for row, choice in enumerate(choices) if choice is None]
+        for row, changed in zip(open_rows, self.changed(step, open_rows, added)):
+            choices[row] = changed
+        chosen = [bool(choice) for choice in choices]
+        self.counts.put(step, [Counted(count.computed + new, 0 if new else count.reused + 1)
+                               for count, new in zip(counts, chosen)])
+        new_rows = [row for row, new in enumerate(chosen) if new]
+        if new_rows:
+            whole = len(new_rows) == len(chosen)
+            self.memory.put(step.part(new_rows), FRONT, added if whole else added[new_rows])
+        return chosen
+
+    def forced(self, step: Step, count: Counted) -> bool | None:
+        """What the limits say of a row; None where it is the threshold's to say."""
+        limits = self.limits
+        if count.computed == 0 or step.index < limits.warm_up or not limits.allows(step.index):
+            return True
+        if limits.passes is not None:
+            ahead = [limits.allows(index) for index in range(step.index, step.total)]
+            left = limits.passes - count.computed - ahead.count(False)
+            if left <= 0 or left >= ahead.count(True):
+                return left > 0
+        if limits.in_a_row is not None and count.reused >= limits.in_a_row:
+            return True
+        return None
+
+    def changed(self, step: Step, rows: Sequence[int], added: Tensor) -> list[bool]:
+        """Whether the first blocks of these rows have changed enough."""
+        if not rows:
+            return []
+        then = self.memory.get(step.part(rows), FRONT)
+        assert then is not None
+        now = added if len(rows) == len(added) else added[list(rows)]
+        change = mean_size(now - then) / mean_size(then)
+        return [not each < self.threshold for each in change.tolist()]
+
+    def kept(self, depth: int) -> int:
+        return super().kept(depth) + 2
