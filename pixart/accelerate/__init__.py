@@ -14,7 +14,6 @@ from .schedule import BRANCHES, BranchSchedule
 from .t_gate import TGate, t_gate_schedule
 from .tally import Tally, TallyBranches
 
-__all__ = ["BRANCHES", "METHODS", "BranchSchedule", "Choice", "Costs", "DeltaCache", "FirstBlock", "Job", "Limits", "Plan",
-           "ReuseBranches", "Solved", "StepMask", "TGate", "Tally", "TallyBranches", "budget_of", "choice_of",
-           "delta_spans",
-           "every_n", "fora", "from_file", "read_ecad", "solve", "t_gate_schedule", "write_ecad"]
+__all__ = ["BRANCHES", "METHODS", "BranchSchedule", "Choice", "Costs", "DeltaCache", "FirstBlock", "Job", "Limits",
+           "Plan", "ReuseBranches", "Solved", "StepMask", "TGate", "Tally", "TallyBranches", "budget_of", "choice_of",
+           "delta_spans", "every_n", "fora", "from_file", "read_ecad", "solve", "t_gate_schedule", "write_ecad"]

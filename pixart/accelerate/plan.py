@@ -1,6 +1,6 @@
 """A way to reuse work in a sampling, with what it computes known before it starts."""
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ..config import PixArtConfig
@@ -25,7 +25,7 @@ class Job:
     @classmethod
     def of(cls, config: PixArtConfig, steps: int, height: int, width: int, text: int, guided: bool) -> "Job":
         """For a picture of so many pixels."""
-        tokens = math.prod(-(-(-(-side // 8)) // config.patch) for side in (height, width))
+        tokens = math.prod(math.ceil(math.ceil(side / 8) / config.patch) for side in (height, width))
         return cls(config, steps, tokens, text, guided)
 
     def within(self, start: float, end: float) -> "Job":

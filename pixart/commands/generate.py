@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..accelerate.methods import METHODS
 from ..config import VARIANTS
 from ..sampling.samplers import SAMPLERS
 from .arguments import add_bits, add_device, number, require_folder, size, whole
@@ -11,6 +12,9 @@ from .arguments import add_bits, add_device, number, require_folder, size, whole
 if TYPE_CHECKING:
     import torch
 
+    from ..accelerate.choice import Choice
+    from ..accelerate.plan import Job
+    from ..model.policy import Policy
     from ..pipeline import Guide, Pipeline
     from ..text.encoded import Encoded
 
@@ -27,6 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
                          help="picture to write; further ones get -1, -2, ... before the ending (default: pixart.png)")
     add_files(command)
     _add_sampling(command)
+    _add_cache(command)
     _add_control(command)
 
 
@@ -75,6 +80,39 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
                          help="pictures at once; more need more memory (default: 4)")
 
 
+def _add_cache(command: argparse.ArgumentParser) -> None:
+    cache = command.add_argument_group("reuse of work from step to step")
+    cache.add_argument("--cache", choices=tuple(METHODS), help="; ".join(
+        f"{name}: {method.title}" for name, method in METHODS.items()))
+    cache.add_argument("--budget", metavar="Nx", help="with --cache: how many times less work, solved to a setting "
+                       "beforehand (default: 2x)")
+    cache.add_argument("--ecad", type=Path, metavar="JSON", help="a schedule file of ECAD, in place of --cache; "
+                       "for its number of --steps and a model of its depth")
+
+
+def cache_choice(args: argparse.Namespace) -> "Choice | None":
+    """What --cache, --budget and --ecad ask for. ValueError for options that have no effect."""
+    from ..accelerate.budget import budget_of
+    from ..accelerate.choice import Choice
+
+    if args.ecad and (args.cache or args.budget):
+        raise ValueError("--ecad brings its own schedule; leave out --cache and --budget")
+    if args.budget and not args.cache:
+        raise ValueError("--budget needs --cache, the method to be set")
+    if args.ecad:
+        return Choice("ecad", file=args.ecad)
+    return Choice(args.cache, budget_of(args.budget or "2x")) if args.cache else None
+
+
+def cache_policies(choice: "Choice | None", job: "Job") -> "list[Policy]":
+    """The policies of the job, their setting printed."""
+    if choice is None:
+        return []
+    plan, line = choice.plan(job)
+    print(line)
+    return plan.make()
+
+
 def _add_control(command: argparse.ArgumentParser) -> None:
     control = command.add_argument_group("control")
     control.add_argument("--control", type=Path, metavar="PICTURE", help="picture whose edges the new one follows")
@@ -89,6 +127,7 @@ def _add_control(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw and save, a batch at a time; print what became of the prompt and where the pictures lie."""
+    from ..accelerate.plan import Job
     from ..pictures import format_of
     from .progress import Bars
 
@@ -97,15 +136,19 @@ def run(args: argparse.Namespace) -> None:
     pipe = open_pipeline(args)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
     guide, noise = read_guide(args, width, height), saved_noise(args)
+    choice = cache_choice(args)
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
-    prompt = saved_prompt(args, SAMPLERS[wanted.sampler].guided and wanted.guidance != 1) or pipe.encode(args.prompt)
+    guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
+    prompt = saved_prompt(args, guided) or pipe.encode(args.prompt)
+    job = Job.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
+    policies = cache_policies(choice, job)
     told = False
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)
         with Bars() as bars:
             drawn = pipe(repeated(prompt, count), args.negative, steps=args.steps, seed=args.seed + first, width=width,
                          height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
-                         batch=count, progress=bars, noise=noise)
+                         batch=count, progress=bars, policies=policies, noise=noise)
         if not told:
             print(drawn.reports[0].summary)
             told = True

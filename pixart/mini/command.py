@@ -51,13 +51,17 @@ def _add_evaluate(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                     "its features, diversity, cost; with --reference also PSNR, SSIM and judge-LPIPS. Prints tables.")
     _shared(evaluate, 1000)
     evaluate.add_argument("--method", action="append", default=[], metavar="M",
-                          help="[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]], WEIGHTS being teacher, student or a "
-                          "file: teacher:dpm:20:2.5, student:lcm:4; may be given several times (default: the "
+                          help="[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]][@CACHE], WEIGHTS being teacher, "
+                          "student or a file, CACHE METHOD[=BUDGET] or a schedule file of ECAD: teacher:dpm:20:2.5, "
+                          "student:lcm:4, teacher:dpm:20:2.5@fora=2x; may be given several times (default: the "
                           "teacher, and the student in 4, 2 and 1 steps)")
     evaluate.add_argument("--student", type=Path, nargs="+", default=[], metavar="FILE",
                           help="few-step students to measure, in 4, 2 and 1 steps")
     evaluate.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE",
                           help="LCM-LoRAs to measure, on the teacher, in 4, 2 and 1 steps")
+    evaluate.add_argument("--cache", action="append", default=[], metavar="CACHE",
+                          help="METHOD[=BUDGET] (fora=2x) or a schedule file of ECAD: measure the teacher with it too; "
+                          "may be given several times")
     evaluate.add_argument("--control", action="store_true", help="measure the ControlNet instead, at five strengths")
     evaluate.add_argument("--reference", metavar="M",
                           help="way of drawing that the pictures are compared with one by one")
@@ -128,7 +132,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.control:
         run_control(args)
         return
-    methods = [*map(method_of, args.method), *few_step(args.student, args.lora)] or METHODS
+    cached = [method_of(f"teacher:dpm:20:2.5@{cache}") for cache in args.cache]
+    methods = [*map(method_of, args.method), *few_step(args.student, args.lora), *cached] or METHODS
     found = evaluate(args.count, args.seed, Files(args.weights), methods, *where(args), args.crowded, args.judge,
                      method_of(args.reference) if args.reference else None,
                      DIVERSE if args.diversity is None else args.diversity, 1 if args.probe is None else args.probe)
@@ -140,7 +145,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_control(args: argparse.Namespace) -> None:
     from .agreement import evaluate_control, table
-    for option in ("method", "student", "lora", "reference", "crowded", "diversity", "probe", "out"):
+    for option in ("method", "cache", "student", "lora", "reference", "crowded", "diversity", "probe", "out"):
         value = getattr(args, option)
         if value is not None and value is not False and value != []:        # 0 is a wish too
             raise ValueError(f"--{option} has no effect with --control; leave one of the two out")

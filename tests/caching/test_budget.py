@@ -1,6 +1,8 @@
 """A budget becomes a setting beforehand, and the sampling does as much work as was said."""
+import argparse
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,16 +12,19 @@ from caching.tiny import CONFIG
 from pixart.accelerate import (
     METHODS,
     BranchSchedule,
+    Choice,
     Costs,
     Job,
     TallyBranches,
     budget_of,
+    choice_of,
     from_file,
     solve,
     write_ecad,
 )
 from pixart.accelerate.plan import plain_plan
 from pixart.accelerate.schedule import steps_within
+from pixart.commands import generate
 from pixart.config import VARIANTS, KVCompression
 from pixart.drawing import Request, sample
 from pixart.mini.measure.cost import counted_flops
@@ -140,3 +145,42 @@ def test_one_step_has_nothing_to_reuse():
     job = replace(SMALL, steps=1)
     for name in SOLVABLE:
         assert solve(name, 4.0, job).plan == plain_plan(job)
+
+
+def test_a_choice_says_what_it_saves(tmp_path):
+    plan, line = Choice("steps", 2.0).plan(FULL_SIZE)
+    assert line.startswith("10 of 20 steps: 2.00x less work (") and line.endswith("TMACs a picture)")
+    assert plan == solve("steps", 2.0, FULL_SIZE).plan
+    assert "nearest is" in Choice("t-gate", 9.0).plan(FULL_SIZE)[1]
+    path = write_ecad(tmp_path / "mine.json", BranchSchedule.full(20, CONFIG.depth, "mine"))
+    assert choice_of(str(path)).plan(SMALL)[1].startswith("mine: 1.00x")
+    assert choice_of("fora") == Choice("fora", 2.0) and choice_of("fora=3").title == "fora 3x"
+
+
+def test_a_choice_that_cannot_be_meant_is_refused():
+    for make, message in ((lambda: Choice("fora", 0.5), "budget is 0.5"), (lambda: Choice("x"), "unknown cache method"),
+                          (lambda: Choice("fora", file=Path("a.json")), "file is for the method ecad"),
+                          (lambda: Choice("fora", start=0.5, end=0.2), "0 <= start <= end <= 1")):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--budget", "2x"], "--budget needs --cache"), (["--ecad", "a.json", "--cache", "fora"], "leave out --cache"),
+    (["--cache", "fora", "--budget", "half"], "no speed-up"),
+])
+def test_options_of_the_command_that_have_no_effect_are_refused(words, message):
+    command = argparse.ArgumentParser()
+    generate.add_options(command)
+    with pytest.raises(ValueError, match=message):
+        generate.cache_choice(command.parse_args(["a cat", *words]))
+
+
+def test_the_command_makes_the_policies_of_its_job(capsys):
+    command = argparse.ArgumentParser()
+    generate.add_options(command)
+    args = command.parse_args(["a cat", "--cache", "every-n"])
+    (policy,) = generate.cache_policies(generate.cache_choice(args), SMALL)
+    assert policy.schedule == solve("every-n", 2.0, SMALL).plan.computed
+    assert "every 2 from the first: " in capsys.readouterr().out
+    assert Job.of(CONFIG, 20, 64, 96, 6, True) == SMALL and Job.of(CONFIG, 20, 57, 90, 6, True) == SMALL

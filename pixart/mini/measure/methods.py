@@ -1,4 +1,5 @@
 """Ways of drawing: anything with a name that draws the sentences of a bench, and those that a line of text can name."""
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,16 +10,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...accelerate.choice import Choice, choice_of
+from ...accelerate.plan import Job
 from ...checkpoint import load, read_config
 from ...checkpoint.lora.read import read_lora
 from ...checkpoint.merged import with_loras
 from ...drawing import Control, sample
+from ...model.policy import Policy
 from ...model.transformer import PixArtTransformer
 from ...sampling.samplers import SAMPLERS
 from .. import Files
 from .batches import Pictures
 from .bench import Bench
 from .prompts import Group
+
+logger = logging.getLogger(__name__)
 
 Follow = Callable[[Group], Control]       # the control of a group of sentences
 
@@ -44,6 +50,7 @@ class Sampled:
     steps: int
     guidance: float = 1.0
     lora: Path | None = None         # on top of the weights
+    cache: Choice | None = None      # reuse of work from step to step
 
     def model(self, files: Files, device: torch.device | str = "cpu") -> PixArtTransformer:
         """In float32, the LoRA merged. Raises what reading the files raises."""
@@ -61,13 +68,24 @@ class Sampled:
         if self.lora:
             read_lora(self.lora)
 
+    def policies(self, bench: Bench, model: PixArtTransformer) -> list[Policy]:
+        """Of the cache, set for a square picture; the other sizes have about as many tokens."""
+        if self.cache is None:
+            return []
+        side, guided = model.config.resolution, SAMPLERS[self.sampler].guided and self.guidance != 1
+        plan, line = self.cache.plan(Job.of(model.config, self.steps, side, side, bench.captions.mask.shape[1], guided))
+        logger.info("%s: %s", self.name, line)
+        return plan.make()
+
     def draw(self, bench: Bench, follow: Follow | None = None) -> Pictures:
         """follow: gives the control of a group."""
         model = self.model(bench.files, bench.device)
+        policies = self.policies(bench, model)
         parts: dict[tuple[int, int], list[Tensor]] = {}
         for group in bench.prompts.groups(bench.batch):
             request = bench.request(group, self.sampler, self.steps, self.guidance)
-            latents = sample(model, request, bench.text(group), bench.null, control=follow and follow(group))
+            latents = sample(model, request, bench.text(group), bench.null, control=follow and follow(group),
+                             policies=policies)
             parts.setdefault((group.height, group.width), []).append(bench.decode(latents))
         return Pictures(tuple(torch.cat(part) for part in parts.values()))
 
@@ -89,18 +107,20 @@ METHODS = (
 TEACHER, LCM = METHODS[:2]
 
 _SPEC = re.compile(rf"(?:(?P<name>[^=]+)=)?(?P<weights>.+?)(?:\+(?P<lora>.+?))?:(?P<sampler>{'|'.join(SAMPLERS)})"
-                   r"(?::(?P<steps>\d+)(?::(?P<guidance>\d+(?:\.\d+)?))?)?")
+                   r"(?::(?P<steps>\d+)(?::(?P<guidance>\d+(?:\.\d+)?))?)?(?:@(?P<cache>.+))?")
 
 
 def method_of(text: str) -> Sampled:
-    """`[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]]`, such as `teacher:dpm:20:2.5` or `run/lcm.safetensors:lcm:4`.
+    """`[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]][@CACHE]`, such as `teacher:dpm:20:2.5@fora=2x`.
 
-    WEIGHTS is teacher, student or a file. ValueError for anything else.
+    WEIGHTS is teacher, student or a file, CACHE is METHOD[=BUDGET] (fora=2x) or a schedule file of ECAD. ValueError for
+    anything else.
     """
     found = _SPEC.fullmatch(text)
     if not found:
-        raise ValueError(f"{text!r} names no way of drawing; write [NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]], "
-                         f"with teacher, student or a file, and one of {', '.join(SAMPLERS)}: teacher:dpm:20:2.5")
+        raise ValueError(f"{text!r} names no way of drawing; write [NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]]"
+                         f"[@CACHE], with teacher, student or a file, and one of {', '.join(SAMPLERS)}: "
+                         "teacher:dpm:20:2.5")
     part = found.groupdict()
     steps = int(part["steps"] or SAMPLERS[part["sampler"]].steps)
     guidance = float(part["guidance"] or 1)
@@ -110,8 +130,9 @@ def method_of(text: str) -> Sampled:
     sampler.times(steps, next(iter(sampler.rules), ""))
     weights = part["weights"] if part["weights"] in ("teacher", "student") else Path(part["weights"])
     lora = Path(part["lora"]) if part["lora"] else None
-    return Sampled(part["name"] or _title(weights, lora, part["sampler"], steps, guidance), weights, part["sampler"],
-                   steps, guidance, lora)
+    cache = choice_of(part["cache"]) if part["cache"] else None
+    title = _title(weights, lora, part["sampler"], steps, guidance) + (f", {cache.title}" if cache else "")
+    return Sampled(part["name"] or title, weights, part["sampler"], steps, guidance, lora, cache)
 
 
 def _title(weights: str | Path, lora: Path | None, sampler: str, steps: int, guidance: float) -> str:
