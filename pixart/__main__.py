@@ -1,4 +1,4 @@
-"""The command line: `pixart`, or python -m pixart, with generate | encode | reno | quantize | prepare | train | mini."""
+"""The command line: `pixart`, or python -m pixart; generate, encode, reno, quantize, prepare, train, mini."""
 import argparse
 import logging
 import sys

@@ -33,6 +33,7 @@ from .sampling.samplers import SAMPLERS
 from .sampling.samplers import sampler as sampler_of
 from .text.encoded import Encoded, join
 from .text.on_demand import T5OnDemand
+from .text.quantized import Bits, check_bits
 from .text.t5 import T5Encoder
 from .text.tokens import PromptReport
 from .vae import Autoencoder, decode, load_vae, require_vae
@@ -96,21 +97,21 @@ class Pipeline:
     @classmethod
     def open(cls, model: Place | None = None, vae: Place | None = None, t5: Place | None = None,
              device: str | torch.device | None = None, dtype: torch.dtype | None = None, *, variant: str = "auto",
-             bits: int | None = None, loras: Sequence[tuple[Place, float]] = (), controlnet: Place | None = None,
+             bits: Bits | None = None, loras: Sequence[tuple[Place, float]] = (), controlnet: Place | None = None,
              keep_t5: bool | None = None) -> "Pipeline":
         """Check all files; what is in them is read when it is first needed.
 
         model: transformer, a file or folder; without it the embedded PixArt-mini with all its parts. vae and t5 must
         be those the model was trained with. device: the best there is, by default. dtype of the transformer: by default
         bfloat16 on a GPU, and on a CPU what the processor is faster with. variant: what weights cannot tell, a key
-        of VARIANTS. bits of T5: 16, 8 or 4; by default 8, and 16 for the small one of PixArt-mini and on Apple GPUs.
-        loras: files or folders with strengths, 1 as trained, merged into the weights. controlnet: for calls with a
-        guide. keep_t5: whether T5 stays in memory beside the transformer; by default where it leaves as much memory
-        free as it takes.
+        of VARIANTS. bits of T5: 16, 8, 4 or "int8", see T5Encoder; by default 8, and 16 for the small one of
+        PixArt-mini and on Apple GPUs. loras: files or folders with strengths, 1 as trained, merged into the weights.
+        controlnet: for calls with a guide. keep_t5: whether T5 stays in memory beside the transformer; by default
+        where it leaves as much memory free as it takes.
         Raises ValueError, or FileNotFoundError, that names the file and what to do.
         """
-        if bits not in (None, 16, 8, 4):
-            raise ValueError(f"T5 can be loaded in 16, 8 or 4 bits, not {bits!r}")
+        if bits is not None:
+            check_bits(bits)
         require_files(model, vae, t5, [("controlnet", controlnet), *(("loras", path) for path, _ in loras)])
         place = checked_device(best_device() if device is None else device)
         require_vae(vae or SHIPPED.vae)
@@ -293,7 +294,7 @@ def memory_advice(device: torch.device, what: str, advice: str) -> Iterator[None
         raise MemoryError(f"not enough memory on {device} while {what}; {advice}") from error
 
 
-def encode(t5: Place, request: Request, max_tokens: int, clean: bool, bits: int = 8,
+def encode(t5: Place, request: Request, max_tokens: int, clean: bool, bits: Bits = 8,
            device: torch.device | str = "cpu") -> tuple[Encoded, Encoded]:
     """Text features of a request's prompts and of its negative prompt; the encoder is freed before returning."""
     encoder = T5Encoder(t5, bits=bits, device=device)

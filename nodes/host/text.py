@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder, clean_caption
 from ...pixart.text.emphasis import Part, parts_of, whole_characters, written
+from ...pixart.text.quantized import INT8, Bits, check_bits
 from .folders import tokenizer_folder
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ LOADED_BY = {
     "mt5xl": "For HunyuanDiT it comes with the checkpoint: use the stock Load Checkpoint.",
     "llama": "For HunyuanVideo and HiDream load it with the stock DualCLIPLoader or QuadrupleCLIPLoader.",
 }
-BYTES_PER_WEIGHT = {16: 2.0, 8: 1.3, 4: 0.9}      # with the layers that stay in 16 bits
+BYTES_PER_WEIGHT: dict[Bits, float] = {16: 2.0, 8: 1.3, 4: 0.9}     # with the layers that stay in 16 bits
 Conditioning = list[list]
 
 
@@ -88,7 +89,6 @@ class TextEncoder(torch.nn.Module):
         self.dtypes = {torch.float32}
         self.load, self.encoder, self.cache = load, encoder, EmbeddingCache()
         self.width, self.identity, self.bits = encoder.width, encoder.identity, encoder.bits
-        self.bytes = int(encoder.parameters * BYTES_PER_WEIGHT[encoder.bits])
 
     def encode(self, request: Request) -> Encoded:
         """context (1, L, C) float32 without padding. An unchanged prompt does not run the encoder again."""
@@ -104,6 +104,11 @@ class TextEncoder(torch.nn.Module):
         """Free the weights, on the host's request."""
         logger.info("T5 encoder %s leaves memory", self.encoder.path)
         self.encoder.close()
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights, about, which the host cannot see."""
+        return int(self.encoder.parameters * BYTES_PER_WEIGHT[self.bits])
 
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, None, dict]:
         """Of everything that nodes have put behind each other, as the host's own encoders do it."""
@@ -131,6 +136,17 @@ class TextEncoder(torch.nn.Module):
         return {f"{HOST_KEY}.transformer.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
 
 
+class MovableTextEncoder(TextEncoder):
+    """With the weights in sight of the host, which moves, keeps out and patches them layer by layer."""
+
+    def __init__(self, load: Callable[[], T5Encoder], encoder: T5Encoder) -> None:
+        super().__init__(load, encoder)
+        self.network = encoder.model
+
+    def release(self, *_: object) -> None:
+        """The host moves what it sees."""
+
+
 @functools.cache
 def clip_class() -> type:
     from comfy.sd import CLIP
@@ -156,17 +172,30 @@ def clip_class() -> type:
     return PixArtCLIP
 
 
-def load_clip(path: Path, bits: int, device: str) -> Any:
+def load_clip(path: Path, bits: Bits, device: str) -> Any:
     """CLIP of the host around T5Encoder. `device`: "auto" for where the host runs text encoders, or "cpu"."""
     from comfy import model_management
-    from comfy.patcher_extension import CallbacksMP
-    from comfy.supported_models_base import ClipTarget
+    check_bits(bits)
     place = torch.device("cpu") if device == "cpu" else model_management.text_encoder_device()
     load = functools.partial(load_encoder, path, bits, place)
-    network = TextEncoder(load, load())
+    if bits == INT8:
+        away = place if place.type == "cpu" else model_management.text_encoder_offload_device()
+        return clip_of(MovableTextEncoder(load, load()), place, away)
+    return pinned_clip(TextEncoder(load, load()), place)
+
+
+def clip_of(network: TextEncoder, place: torch.device, away: torch.device) -> Any:
+    """The host's CLIP around a text encoder that runs in one place and waits in another, where it is now."""
+    from comfy.supported_models_base import ClipTarget
     target = ClipTarget(TextTokenizer, lambda **_: network)
-    clip = clip_class()(target, model_options={"load_device": place, "offload_device": place,
-                                               "initial_device": place, "dtype": torch.float32})
+    return clip_class()(target, model_options={"load_device": place, "offload_device": away, "initial_device": away,
+                                               "dtype": torch.float32})
+
+
+def pinned_clip(network: TextEncoder, place: torch.device) -> Any:
+    """The same for weights that stay in one place until the host wants its memory."""
+    from comfy.patcher_extension import CallbacksMP
+    clip = clip_of(network, place, place)
     clip.patcher.size = network.bytes
     if place.type != "cpu":
         def detached(_: Any, unpatch: bool = True) -> None:
@@ -176,14 +205,17 @@ def load_clip(path: Path, bits: int, device: str) -> Any:
     return clip
 
 
-def load_encoder(path: Path, bits: int, device: torch.device) -> T5Encoder:
-    """With progress on the node, after the host has made room on a GPU."""
+def load_encoder(path: Path, bits: Bits, device: torch.device) -> T5Encoder:
+    """With progress on the node, after the host has made room on a GPU where the weights go there at once."""
     from comfy import model_management, utils
-    if device.type != "cpu":
+
+    from .int8_text import build_int8
+    if device.type != "cpu" and bits != INT8:
         model_management.free_memory(path_bytes(path) * BYTES_PER_WEIGHT[bits] / 2, device)
     bar = utils.ProgressBar(1)
     return T5Encoder(path, bits, device, tokenizer=tokenizer_folder(),
-                     progress=lambda done, total: bar.update_absolute(done, total))
+                     progress=lambda done, total: bar.update_absolute(done, total),
+                     build=build_int8 if bits == INT8 else None)
 
 
 def path_bytes(path: Path) -> int:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from ..drawing import LEAST, MOST
+from ..text.quantized import PRECISIONS, Bits
 
 
 def size(text: str) -> tuple[int, int]:
@@ -34,13 +35,19 @@ def number(text: str) -> float:
     return value
 
 
+def bits(text: str) -> Bits:
+    """A number of bits, or the name of a way to have them."""
+    return int(text) if text.isdecimal() else text
+
+
 def add_device(command: argparse._ActionsContainer) -> None:
     command.add_argument("--device", help="what computes: cpu, cuda, cuda:1, mps, xpu (default: the best there is)")
 
 
 def add_bits(command: argparse._ActionsContainer, default: str) -> None:
-    command.add_argument("--bits", type=int, choices=(16, 8, 4),
-                         help=f"precision of T5; fewer need less memory (default: {default})")
+    command.add_argument("--bits", type=bits, choices=PRECISIONS,
+                         help="precision of T5; fewer need less memory; int8 is for machines without bitsandbytes "
+                              f"(default: {default})")
 
 
 def require_folder(path: Path) -> None:

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from .cleaning import clean_caption
 from .encoded import Encoded, join
+from .quantized import Bits
 from .t5 import T5Encoder
 from .tokens import check_request
 
-_Key = tuple[str, int, int, bool, bool, str]
+_Key = tuple[str, Bits, int, bool, bool, str]
 
 
 class EmbeddingCache:
@@ -31,7 +32,7 @@ class EmbeddingCache:
     def clear(self) -> None:
         self._kept.clear()
 
-    def find(self, identity: str, bits: int, prompts: list[str], max_tokens: int,
+    def find(self, identity: str, bits: Bits, prompts: list[str], max_tokens: int,
              clean: bool = False, emphasis: bool = False) -> Encoded | None:
         """All prompts when every one is kept, else None; `identity` as `encoder_identity(path)` gives it."""
         check_request(prompts, max_tokens)
@@ -70,7 +71,7 @@ class EmbeddingCache:
             self._kept.popitem(last=False)
 
 
-def _keys(identity: str, bits: int, prompts: list[str], max_tokens: int, clean: bool, emphasis: bool) -> list[_Key]:
+def _keys(identity: str, bits: Bits, prompts: list[str], max_tokens: int, clean: bool, emphasis: bool) -> list[_Key]:
     """With emphasis by the prompt itself: brackets are read before the cleaning, which takes them away."""
     return [(identity, bits, max_tokens, clean, emphasis,
              clean_caption(prompt) if clean and not emphasis else prompt) for prompt in prompts]

@@ -7,6 +7,7 @@ import torch
 from ..device import free_bytes, release
 from .cache import EmbeddingCache
 from .encoded import Encoded
+from .quantized import Bits
 from .t5 import T5Encoder, encoder_identity
 
 REMEMBERED = 64         # prompts; one of 300 tokens of T5-XXL takes 4.9 MB
@@ -15,7 +16,7 @@ REMEMBERED = 64         # prompts; one of 300 tokens of T5-XXL takes 4.9 MB
 class T5OnDemand:
     """Encodes prompts as T5Encoder does, and remembers the last ones, for which nothing is read again."""
 
-    def __init__(self, path: str | Path, bits: int, device: torch.device) -> None:
+    def __init__(self, path: str | Path, bits: Bits, device: torch.device) -> None:
         self.path, self.bits, self.device = Path(path), bits, device
         self.encoder: T5Encoder | None = None
         self._features = EmbeddingCache(REMEMBERED)

@@ -1,4 +1,4 @@
-"""Linear layers in 8 and 4 bits by bitsandbytes, and quiet about their conversions."""
+"""Linear layers in 8 and 4 bits, by bitsandbytes, which this keeps quiet, or by this package."""
 import logging
 import warnings
 from collections.abc import Iterator
@@ -8,22 +8,41 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..quantize.formats import TARGETS
+from ..quantize.layer import PackedLinear
+
 OUTLIER_THRESHOLD = 6.0        # LLM.int8(): columns of the input with a larger value are multiplied in 16 bits
 _CAST_MESSAGE = "MatMul8bitLt: inputs will be cast"
 _CAST_LOGGER = "bitsandbytes.autograd._functions"
 
 
-def require_bitsandbytes(bits: int) -> None:
+Bits = int | str
+INT8: Bits = "int8"            # 8 bits without bitsandbytes
+PRECISIONS: tuple[Bits, ...] = (16, 8, 4, INT8)
+
+
+def check_bits(bits: Bits) -> None:
+    """ValueError that names the precisions there are."""
+    if bits not in PRECISIONS:
+        raise ValueError(f"T5 can be loaded in {', '.join(map(str, PRECISIONS[:-1]))} bits or {INT8!r}, not {bits!r}")
+
+
+def require_bitsandbytes(bits: Bits) -> None:
     """Raises ValueError that says what to install, or to use 16 bits."""
     try:
         import bitsandbytes  # noqa: F401
     except (ImportError, RuntimeError, OSError) as error:
         raise ValueError(f"T5 in {bits} bits needs bitsandbytes, which cannot be imported ({error}). "
-                         "Install it with: pip install -U bitsandbytes   or load T5 in 16 bits") from error
+                         "Install it with: pip install -U bitsandbytes   or load T5 in int8 or 16 bits") from error
 
 
-def quantized_linear(weight: Tensor, bits: int, device: torch.device) -> nn.Module:
-    """A linear layer without bias, of `weight` (out, in) float on the CPU: LLM.int8 for 8 bits, NF4 for 4."""
+def quantized_linear(weight: Tensor, bits: Bits, device: torch.device) -> nn.Module:
+    """A linear layer without bias, of `weight` (out, in) float on the CPU: LLM.int8 for 8 bits, NF4 for 4, else int8.
+
+    int8 rounds weights alone, with one scale a row; the layer can be moved to any device.
+    """
+    if bits == INT8:
+        return PackedLinear(TARGETS["int8_tensorwise"].pack(weight), None).to(device)
     layer = _int8(weight, device) if bits == 8 else _nf4(weight, device)
     if cast(Tensor, layer.weight).is_floating_point():
         raise ValueError(f"this version of bitsandbytes does not quantise on {device.type}; update it with "

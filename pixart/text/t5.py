@@ -1,4 +1,4 @@
-"""The T5 text encoder of PixArt in 16, 8 or 4 bits."""
+"""The T5 text encoder of PixArt in 16, 8 or 4 bits, or in 8 that can be moved."""
 import logging
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .cleaning import clean_caption, cleaning_notes
 from .emphasis import Part, parts_of, weigh
 from .encoded import Encoded, join
 from .files import EMBEDDING, FIRST_QUERY, T5_FILE, T5Files, files_identity
-from .quantized import quantized_linear, quiet_casts, require_bitsandbytes
+from .quantized import INT8, Bits, check_bits, quantized_linear, quiet_casts, require_bitsandbytes
 from .tokens import PromptReport, PromptTokenizer, check_request, load_tokenizer
 
 if TYPE_CHECKING:
@@ -27,23 +27,29 @@ _BLOCK = "encoder.block.{}.layer.{}.{}.weight"
 PAD = 0
 TIED = "embed_tokens.weight"            # the same tensor as shared.weight
 _Tokens = tuple[list[int], list[float], PromptReport]       # ids, their weights, what became of the prompt
+# Makes the network that is called as that of transformers is: (files, its configuration, progress) -> network.
+Build = Callable[[T5Files, "T5Config", Callable[[int, int], None] | None], nn.Module]
 
 
 class T5Encoder:
     """T5 v1.1 encoder, pinned to one device, in one of three precisions.
 
     bits 16: bfloat16. 8: LLM.int8 of bitsandbytes. 4: NF4 of bitsandbytes. In 8 and 4 bits the layers `wo` stay
-    bfloat16, as in the published 8-bit recipe: their inputs have extreme values. Nothing is ever cast to float16 as a
-    whole. Weights are read one at a time and quantised at once, so loading needs little more memory than the result.
+    bfloat16, as in the published 8-bit recipe: their inputs have extreme values. "int8": 8 bits of this package for
+    all of them, which round weights alone; for every device, and without bitsandbytes. Nothing is ever cast to float16
+    as a whole. Weights are read one at a time and quantised at once, so loading needs little more memory than the
+    result.
 
     `path`: safetensors or PyTorch file (any prefix in front of the encoder's names), a shard, an index, or a Hugging
     Face folder. `tokenizer`: folder or file for when there is no tokenizer beside the weights.
-    `progress(done, total)`, counted in tensors, may raise to stop loading.
+    `progress(done, total)`, counted in tensors, may raise to stop loading. `build`: makes the network in place of this
+    class, whose precision it then decides.
     Raises FileNotFoundError and ValueError that name the file and what to do.
     """
 
-    def __init__(self, path: str | Path, bits: int = 8, device: str | torch.device = "cpu",
-                 tokenizer: str | Path | None = None, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, path: str | Path, bits: Bits = 8, device: str | torch.device = "cpu",
+                 tokenizer: str | Path | None = None, progress: Callable[[int, int], None] | None = None,
+                 build: "Build | None" = None) -> None:
         self.device = _checked_device(bits, device)
         files = T5Files(path)
         config = _config(files)
@@ -55,7 +61,8 @@ class T5Encoder:
             raise ValueError(f"the tokenizer {self.tokenizer.source} has {self.tokenizer.size} ids, but the T5 in "
                              f"{path} only {config.vocab_size}; they do not belong together")
         self.identity = _identity(files.files, self.tokenizer.source)
-        self.model: nn.Module | None = _load(files, config, bits, self.device, progress)
+        self.model: nn.Module | None = build(files, config, progress) if build else _load(
+            files, config, bits, self.device, progress)
         self.parameters: int = sum(torch.Size(shape).numel() for shape in files.shapes.values() if len(shape))
         logger.info("T5 encoder %s: %d layers, width %d, %d-bit on %s",
                     path, config.num_layers, self.width, bits, device)
@@ -86,9 +93,10 @@ class T5Encoder:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights under the names of transformers, in bfloat16. ValueError in 8 and 4 bits, and when closed."""
-        if self.bits < 16:
-            raise ValueError(f"T5 in {self.bits} bits cannot be saved; load it in 16 bits to save it, or keep the file "
-                             f"it came from: {self.path}")
+        if self.bits != 16:
+            number = 8 if self.bits == INT8 else self.bits
+            raise ValueError(f"T5 in {number} bits cannot be saved; load it in 16 bits to save it, or keep the file it "
+                             f"came from: {self.path}")
         if self.model is None:
             raise ValueError(f"the T5 encoder was closed; load it again to save it: {self.path}")
         return {name: tensor for name, tensor in self.model.state_dict().items() if not name.endswith(TIED)}
@@ -142,14 +150,14 @@ def _own_folder(files: T5Files) -> Path | None:
     return files.folder if files.config or files.path.is_dir() or len(files.files) > 1 else None
 
 
-def _checked_device(bits: int, device: str | torch.device) -> torch.device:
-    if bits not in (16, 8, 4):
-        raise ValueError(f"T5 can be loaded in 16, 8 or 4 bits, not {bits!r}")
+def _checked_device(bits: Bits, device: str | torch.device) -> torch.device:
+    check_bits(bits)
     chosen = checked_device(device)
-    if bits < 16 and chosen.type == "mps":
-        raise ValueError(f"T5 in {bits} bits was asked for on {chosen}, for which bitsandbytes has no kernels; use 16 "
-                         "bits, or the device cpu")
-    if bits < 16:
+    by_bitsandbytes = bits in (8, 4)
+    if by_bitsandbytes and chosen.type == "mps":
+        raise ValueError(f"T5 in {bits} bits was asked for on {chosen}, for which bitsandbytes has no kernels; use "
+                         "int8 or 16 bits, or the device cpu")
+    if by_bitsandbytes:
         require_bitsandbytes(bits)
     return chosen
 
@@ -188,25 +196,34 @@ def _count_layers(files: T5Files) -> int:
     return layers
 
 
-def _load(files: T5Files, config: "T5Config", bits: int, device: torch.device,
+def _load(files: T5Files, config: "T5Config", bits: Bits, device: torch.device,
           progress: Callable[[int, int], None] | None) -> nn.Module:
     from transformers import T5EncoderModel
 
     with torch.device("meta"):
         model = T5EncoderModel(config)
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if name != "encoder.embed_tokens.weight"}
+    read_weights(files, wanted, lambda name, weight: _install(model, name, weight, bits, device), progress)
+    model.set_input_embeddings(model.shared)
+    return model.eval().requires_grad_(False)
+
+
+def read_weights(files: T5Files, wanted: dict[str, tuple[int, ...]], install: Callable[[str, Tensor], None],
+                 progress: Callable[[int, int], None] | None) -> None:
+    """Read tensors of these names and shapes, one at a time, block by block, and hand each to `install`.
+
+    Raises CheckpointError where one is missing or has another shape, before any is read.
+    """
     _check_complete(files, wanted)
     block = ""
     for done, name in enumerate(sorted(wanted, key=_block_of)):
         if _block_of(name) != block:
             block = _block_of(name)
             files.release()                     # pages of the block before need not stay in memory
-        _install(model, name, files.read(name), bits, device)
+        install(name, files.read(name))
         if progress:
             progress(done + 1, len(wanted))
     files.release()
-    model.set_input_embeddings(model.shared)
-    return model.eval().requires_grad_(False)
 
 
 def _block_of(name: str) -> str:
@@ -224,11 +241,11 @@ def _check_complete(files: T5Files, wanted: dict[str, tuple[int, ...]]) -> None:
                               f"{files.shapes[wrong[0]]}", f"{wanted[wrong[0]]} there")
 
 
-def _install(model: nn.Module, name: str, weight: Tensor, bits: int, device: torch.device) -> None:
-    """Put one weight into its place, quantised where `bits` asks for it and the layer is not `wo`."""
+def _install(model: nn.Module, name: str, weight: Tensor, bits: Bits, device: torch.device) -> None:
+    """Put one weight into its place, quantised where `bits` asks for it; bitsandbytes leaves `wo` out."""
     module_name, _, parameter = name.rpartition(".")
     module = model.get_submodule(module_name)
-    if bits < 16 and isinstance(module, nn.Linear) and not module_name.endswith(".wo"):
+    if bits != 16 and isinstance(module, nn.Linear) and (bits == INT8 or not module_name.endswith(".wo")):
         parent, _, child = module_name.rpartition(".")
         setattr(model.get_submodule(parent), child, quantized_linear(weight, bits, device))
     else:

@@ -1,16 +1,18 @@
 """The T5 encoder computes what transformers computes, in 16 bits exactly and in 8 and 4 bits nearly."""
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pixart.quantize.layer import PackedLinear
 from pixart.text import T5Encoder, encoder_identity
 
 PROMPTS = ["a red cat on the house", "one two three", "", "a photo of the small blue circle under a large green square"]
 # Measured: 0.009 in 16, 0.021 in 8, 0.20 in 4 bits on random weights, which are harder to quantise than trained ones.
-BOUNDS = {16: 0.013, 8: 0.03, 4: 0.28}
+BOUNDS = {16: 0.013, 8: 0.03, 4: 0.28, "int8": 0.02}
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
@@ -36,8 +38,8 @@ def test_sixteen_bits_equal_transformers_in_bfloat16_exactly(t5_folder: Path) ->
         assert torch.equal(encoded.one(row).context, features(model, encoder, prompt)), prompt
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
-def test_error_against_float32_is_bounded(t5_folder: Path, bits: int) -> None:
+@pytest.mark.parametrize("bits", [16, 8, 4, "int8"])
+def test_error_against_float32_is_bounded(t5_folder: Path, bits: int | str) -> None:
     encoder, model = T5Encoder(t5_folder, bits), reference(t5_folder, torch.float32)
     encoded = encoder.encode(PROMPTS, 120)
     got = torch.cat([encoded.one(row).context[0] for row in range(len(PROMPTS))])
@@ -182,3 +184,30 @@ def test_the_gpu_gives_what_the_cpu_gives(t5_folder: Path, bits: int) -> None:
     here, there = T5Encoder(t5_folder, bits), T5Encoder(t5_folder, bits, device="cuda")
     got, expected = there.encode(PROMPTS, 120), here.encode(PROMPTS, 120)
     assert got.context.device.type == "cpu" and relative(got.context, expected.context) < 0.03
+
+
+def test_int8_needs_no_bitsandbytes_and_can_be_moved(t5_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)      # importing it fails
+    with pytest.raises(ValueError, match="load T5 in int8 or 16 bits"):
+        T5Encoder(t5_folder, bits=8)
+    encoder = T5Encoder(t5_folder, bits="int8")
+    before = encoder.encode(PROMPTS, 120).context
+    assert encoder.model is not None
+    encoder.model.to("meta")                                    # nothing is pinned
+    assert {tensor.device.type for tensor in encoder.model.buffers()} == {"meta"}
+    assert torch.equal(T5Encoder(t5_folder, bits="int8").encode(PROMPTS, 120).context, before)
+
+
+def test_int8_takes_a_byte_a_weight(t5_folder: Path) -> None:
+    encoder = T5Encoder(t5_folder, bits="int8")
+    assert encoder.model is not None
+    rounded = [layer for layer in encoder.model.modules() if isinstance(layer, PackedLinear)]
+    assert len(rounded) == 3 * 7                                # wo included
+    assert all(layer.weight.dtype == torch.int8 for layer in rounded)
+    with pytest.raises(ValueError, match="T5 in 8 bits cannot be saved"):
+        encoder.state_dict()
+
+
+def test_an_unknown_precision_is_refused_with_the_choices(t5_folder: Path) -> None:
+    with pytest.raises(ValueError, match="16, 8, 4 bits or 'int8', not 'fp8'"):
+        T5Encoder(t5_folder, bits="fp8")
