@@ -6,7 +6,7 @@ one device, where they are whole or not at all.
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from ...pixart.quantize import TARGETS
 from ...pixart.text.files import T5Files
 from ...pixart.text.t5 import read_weights
 from .mixin import Mixin
-
-if TYPE_CHECKING:
-    from transformers import T5Config
 
 LARGEST = 127
 PACKING = TARGETS["int8_tensorwise"]
@@ -81,7 +78,8 @@ def operations() -> type:
 class HostT5(nn.Module):
     """The host's T5, called as that of transformers is. Computes in float32, as the host's own text encoders do."""
 
-    def __init__(self, config: "T5Config") -> None:
+    def __init__(self, config: Any) -> None:
+        """config: the T5Config of transformers."""
         from comfy.text_encoders.t5 import T5
         super().__init__()
         sizes = {"num_layers": config.num_layers, "d_model": config.d_model, "d_kv": config.d_kv,
@@ -95,7 +93,7 @@ class HostT5(nn.Module):
         return SimpleNamespace(last_hidden_state=hidden)
 
 
-def build_int8(files: T5Files, config: "T5Config", progress: Callable[[int, int], None] | None) -> nn.Module:
+def build_int8(files: T5Files, config: Any, progress: Callable[[int, int], None] | None) -> nn.Module:
     """What T5Encoder takes as `build`. ValueError for a T5 of settings that the host's network does not have."""
     settings = (config.relative_attention_max_distance, config.relative_attention_num_buckets,
                 config.feed_forward_proj)
