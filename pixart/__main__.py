@@ -1,4 +1,4 @@
-"""The command line: `pixart`, or python -m pixart; generate, encode, reno, quantize, prepare, train, mini."""
+"""The command line: `pixart`, or python -m pixart, with the commands of HELP, and prepare, train and mini."""
 import argparse
 import logging
 import sys
@@ -12,6 +12,7 @@ from .train import command as train
 
 HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded prompt, for machines too small for T5",
         "reno": "optimise the noise of a picture by rewards",
+        "pairs": "draw the pairs of noise and picture that one-step distillation learns from",
         "quantize": "pack a transformer in 8 or 4 bits, for ComfyUI and Python"}
 ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for people
 
@@ -42,8 +43,8 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 
 def _command(name: str) -> ModuleType:
-    from .commands import encode, generate, quantize, reno
-    return {"generate": generate, "encode": encode, "reno": reno, "quantize": quantize}[name]
+    from .commands import encode, generate, pairs, quantize, reno
+    return {"generate": generate, "encode": encode, "reno": reno, "pairs": pairs, "quantize": quantize}[name]
 
 
 def run_of(name: str) -> Callable[[argparse.Namespace], None]:

@@ -480,7 +480,7 @@ def test_auto_samples_as_the_file_says(tmp_path, caplog):
                            metadata=preset("tdm").to_header())
     pipe = Pipeline.open(path, SHIPPED.vae, SHIPPED.t5, "cpu")
     want = pipe("a red circle", sampler="tdm", seed=3)
-    assert not caplog.text
+    assert "made for" not in caplog.text
     got = pipe("a red circle", sampler="auto", seed=3)
     assert torch.equal(got.pixels, want.pixels)
     for _ in range(2):

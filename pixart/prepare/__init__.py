@@ -14,6 +14,7 @@ The prepared folder, format "pixart-prepared-1"
 | `aspect`       | (n,) fp32            | height / width that the model is told                                       |
 | `hints`        | (n, C, h, w) fp16    | latent of the edge map like `latents`; only where edges were prepared       |
 | `hints_spread` | (n, C, h, w) fp16    | like `spread`                                                               |
+| `noise`        | (n, C, h, w) fp16    | what a teacher drew the latents from; in pairs only (`pixart pairs`)       |
 
 An example is drawn as latents + spread * noise. A file may keep fewer columns L than `caption_tokens` in its header
 says: readers pad to that. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, `edges` (none, canny, soft,

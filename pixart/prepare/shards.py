@@ -13,7 +13,7 @@ from ..atomic import replacing
 
 FORMAT = "pixart-prepared-1"
 NEEDED = ("latents", "features", "mask", "size", "aspect")
-OPTIONAL = ("spread", "hints", "hints_spread")
+OPTIONAL = ("spread", "hints", "hints_spread", "noise")
 _NAME = re.compile(r"(bucket-(\d+)x(\d+))(?:-(\d{5,}))?\.safetensors")
 
 

@@ -22,6 +22,7 @@ METHODS = {
     "lcm-lora": "a few-step student of a checkpoint, as a LoRA",
     "controlnet": "a ControlNet on prepared edge maps",
     "lora": "a LoRA or DoRA on your pictures",
+    "dmd": "a one-step student by distribution matching, from pairs of noise and the teacher's picture",
     "tdm": "a four-step student by trajectory distribution matching, from captions alone",
 }
 

@@ -21,7 +21,8 @@ from .transfer import send
 class Batch:
     """Pictures of one size: latents (B, C, h, w), context (B, L, width), mask (B, L) bool, size (B, 2), aspect (B,).
 
-    hint (B, C, h, w) is the latent of the pictures' edge maps, None where the folder has none.
+    hint (B, C, h, w) is the latent of the pictures' edge maps, noise (B, C, h, w) what a teacher drew the latents from;
+    None where the folder has none.
     """
 
     latents: Tensor
@@ -30,6 +31,7 @@ class Batch:
     size: Tensor
     aspect: Tensor
     hint: Tensor | None = None
+    noise: Tensor | None = None
 
     def conditions(self) -> dict[str, Tensor]:
         """What the transformer wants to know beside latent and timestep, under its argument names."""
@@ -114,7 +116,8 @@ class PreparedFolder:
         context, mask = (self._gather(shards, name, rows, self.caption_tokens) for name in ("features", "mask"))
         return Batch(_draw(found, "latents", "spread", generator), context.float(), mask.bool(),
                      found["size"].float(), found["aspect"].float(),
-                     _draw(found, "hints", "hints_spread", generator) if "hints" in found else None)
+                     _draw(found, "hints", "hints_spread", generator) if "hints" in found else None,
+                     found["noise"].float() if "noise" in found else None)
 
     def _gather(self, shards: list[Shard], name: str, rows: Tensor, tokens: int | None = None) -> Tensor:
         """Rows of a bucket, numbered over all its shards; with `tokens`, dimension 1 is padded with zeros to it."""

@@ -16,6 +16,7 @@ from ..config import PixArtConfig
 from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.transformer import PixArtTransformer
+from ..sampling.dmd import TIMESTEP
 from ..sampling.preset import Preset, preset
 from ..sampling.tdm import TOTALS
 from .base_shapes import write_base_shapes
@@ -24,10 +25,12 @@ from .initialize import initialize
 from .loop import Training
 from .mup import initialize_mup
 from .objectives import Consistency, Control, Diffusion, Objective
+from .one_step import OneStep
 from .rivals import Rival, TwoPlayers
 from .settings import (
     ControlMethod,
     DiffusionMethod,
+    DmdMethod,
     LcmLoraMethod,
     LcmMethod,
     LoraMethod,
@@ -80,12 +83,17 @@ def assemble(settings: Settings) -> Job:
         job = adapted(load_base(settings.model, settings.model.dtype), method, data, output, seed)
     elif isinstance(method, ControlMethod):
         job = controlled(load_base(settings.model, settings.model.dtype), method, data, output, seed)
-    elif isinstance(method, TdmMethod):
+    elif isinstance(method, TdmMethod | DmdMethod):
         job = matched(settings, data)
     else:
         job = lcm(settings, data) if isinstance(method, LcmMethod) else diffusion(settings, data)
-    check_fit(job.config, data, pictures=not isinstance(method, TdmMethod))
+    check_fit(job.config, data, pictures=needs_pictures(method))
     return job
+
+
+def needs_pictures(method: object) -> bool:
+    """Whether captions alone will not do."""
+    return not (isinstance(method, TdmMethod) or (isinstance(method, DmdMethod) and not method.regression))
 
 
 def check_fit(config: PixArtConfig, data: PreparedFolder, pictures: bool = True) -> None:
@@ -205,13 +213,17 @@ def matched_lora(base: PixArtTransformer, method: Any, data: Any, output: Output
                Rival(fake, method.fake_learning_rate, method.fake_clip))
 
 
-def sampling_of(method: TdmMethod) -> Preset:
+def sampling_of(method: TdmMethod | DmdMethod) -> Preset:
     """How such a student wants to be sampled."""
+    if isinstance(method, DmdMethod):
+        return preset("dmd")
     return replace(preset("tdm"), steps=method.steps, rule=method.rule)
 
 
-def game_of(method: TdmMethod, data: Any, teacher: Callable[..., Tensor], config: PixArtConfig) -> Any:
+def game_of(method: TdmMethod | DmdMethod, data: Any, teacher: Callable[..., Tensor], config: PixArtConfig) -> Any:
     """What the two minimise, as the settings have it."""
+    if isinstance(method, DmdMethod):
+        return OneStep(data, teacher, config.channels, method.guidance, TIMESTEP, method.regression, method.share)
     return Trajectory(data, teacher, config.channels, method.guidance, method.steps, TOTALS[method.rule],
                       method.separate, method.importance, method.huber)
 

@@ -35,7 +35,7 @@ def check_dropout(value: float) -> None:
 class ModelSettings:
     """Where the weights come from."""
 
-    base: Path | None = None      # transformer to start from; for lcm, lcm-lora and tdm also the teacher
+    base: Path | None = None      # transformer to start from; for lcm, lcm-lora, tdm and dmd also the teacher
     variant: str = "auto"         # of base, where the weights cannot tell, such as alpha-512
     new: PixArtConfig | None = None   # a table instead of base: train such a model from nothing
     seed: int = 0                 # of the starting weights of new
@@ -54,7 +54,7 @@ class ModelSettings:
 class DataSettings:
     """What is trained on."""
 
-    folder: Path                  # written by python -m pixart prepare
+    folder: Path                  # written by python -m pixart prepare, for dmd by python -m pixart pairs
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,23 @@ class TdmMethod(Rivalry):
 
 
 @dataclass(frozen=True)
+class DmdMethod(Rivalry):
+    """One-step distillation by distribution matching."""
+
+    guidance: float = 3.0         # classifier-free guidance scale of the teacher, 1 for none
+    fake_learning_rate: float = 1e-6   # of the fake score, constant
+    fake_clip: float = 10.0       # largest gradient norm of the fake score; inf: not cut
+    regression: float = 0.25      # weight of the distance to what the teacher drew of the same noise; 0: no pairs
+    share: float = 0.5            # of the pictures of a step that the regression sees
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.regression < 0 or not 0 < self.share <= 1:
+            raise ValueError(f"regression is {self.regression}, share {self.share}; expected at least 0, and above 0 "
+                             "up to 1")
+
+
+@dataclass(frozen=True)
 class ControlMethod(DiffusionMethod):
     """A ControlNet on a frozen base."""
 
@@ -225,7 +242,7 @@ class Settings:
 
 
 METHODS = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod, "controlnet": ControlMethod,
-           "lora": LoraMethod, "tdm": TdmMethod}
+           "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod}
 
 
 def read_settings(method: str, file: Path | None, replaced: Mapping[str, str]) -> Settings:

@@ -10,9 +10,11 @@ from PIL import Image
 from safetensors import safe_open
 from train.training_data import TINY, fresh, write_data
 
+from pixart.__main__ import parser
 from pixart.checkpoint import load, read_config, save_checkpoint
 from pixart.checkpoint.control import read_control
 from pixart.checkpoint.lora.read import read_lora
+from pixart.commands import pairs
 from pixart.config import VARIANTS
 from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer
@@ -93,9 +95,14 @@ def test_lora_methods_write_adapters(file, method):
     assert all(part.rank == 2 and part.scale == 1.0 and part.up.abs().max() > 0 for part in found.parts)
 
 
-@pytest.mark.parametrize("method", ["tdm"])
+@pytest.mark.parametrize("method", ["tdm", "dmd"])
 def test_students_of_distribution_matching_say_how_they_are_sampled(file, method):
     pytest.importorskip("peft")
+    if method == "dmd":
+        for command_line in (["pairs", "--data", file.parent / "data", "--model", file.parent / "base.safetensors",
+                              "--out", file.parent / "pairs", "--steps", "2", "--device", "cpu"],) * 2:
+            pairs.run(parser("pairs").parse_args([str(word) for word in command_line]))
+        file.write_text(TOML.replace('folder = "data"', 'folder = "pairs"'))
     run(method, "--config", file, "--output.dtype", "fp32", "--method.fake_learning_rate", "1e-3")
     result = file.parent / "run" / "result.safetensors"
     assert read_config(result) == TINY and changed(result, file.parent / "base.safetensors")
@@ -232,7 +239,8 @@ def recipe_like(**changes: object):
 
 METHOD_OF = {"lcm": "lcm", "lcm-lora": "lcm-lora", "controlnet": "controlnet", "lora": "lora", "finetune": "diffusion",
              "mini-teacher": "diffusion", "mini-lcm": "lcm", "mini-lcm-lora": "lcm-lora", "mini-lora": "lora",
-             "mini-controlnet": "controlnet", "mup": "diffusion", "tdm": "tdm", "mini-tdm": "tdm"}
+             "mini-controlnet": "controlnet", "mup": "diffusion", "tdm": "tdm", "mini-tdm": "tdm", "dmd": "dmd",
+             "mini-dmd": "dmd"}
 
 
 def ready(name: str) -> settings.Settings:
@@ -273,6 +281,13 @@ def test_published_lcm_recipe():
     sigma = ready("lcm-sigma-1024").train
     assert (sigma.optimizer, sigma.learning_rate, sigma.betas, sigma.batch) == ("came", 1e-5, (0.9, 0.999), 12)
     assert ready("lcm-lora-1024").method.rank == 32 and ready("controlnet-512").method.blocks == 13
+
+
+def test_published_dmd_recipe():
+    found = ready("dmd-512")
+    assert (found.train.learning_rate, found.train.clip, found.train.accumulation) == (1e-6, 10.0, 2)
+    assert (found.method.fake_learning_rate, found.method.fake_clip) == (1e-6, 10.0)
+    assert (found.method.guidance, found.method.regression, found.train.epsilon) == (3.0, 0.25, 1e-6)
 
 
 def test_published_tdm_recipe():

@@ -1,0 +1,41 @@
+"""python -m pixart pairs: draw the pairs of noise and picture that one-step distillation learns from."""
+import argparse
+from pathlib import Path
+
+from ..config import VARIANTS
+from .arguments import add_device, number, whole
+
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, required=True, help="folder of captions, written by `prepare`")
+    command.add_argument("--model", type=Path, required=True, help="teacher, a file or folder")
+    command.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
+                         help="which model it is, where its weights cannot tell (default: auto)")
+    command.add_argument("--out", type=Path, required=True,
+                         help="folder for the pairs, which `train dmd` reads; what is there already stays")
+    command.add_argument("--steps", type=whole, default=20, metavar="N", help="of DPM-Solver++ (default: 20)")
+    command.add_argument("--guidance", type=number, default=4.5, metavar="W", help="of the teacher (default: 4.5)")
+    command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    command.add_argument("--batch", type=whole, default=8, metavar="N", help="pictures at once (default: 8)")
+    command.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the teacher (default: fp32)")
+    add_device(command)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw what is missing, and say how much that was."""
+    import torch
+
+    from ..checkpoint import load
+    from ..device import best_device, checked_device
+    from ..prepare.pairs import make_pairs
+    from .progress import Bars
+
+    device = checked_device(args.device or best_device())
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
+    teacher = load(args.model, args.variant, dtype=dtype, device=device)
+    with Bars() as bars:
+        drawn = make_pairs(args.data, args.out, teacher, args.steps, args.guidance, args.seed, args.batch,
+                           lambda done, total: bars("drawing", done, total), args.model)
+    print(f"{drawn} pairs were drawn into {args.out}")

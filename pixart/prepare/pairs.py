@@ -1,0 +1,93 @@
+"""Pairs of noise and what a teacher draws from it, for one-step distillation: a prepared folder with noise in it.
+
+Captions and picture sizes come from a prepared folder, its pictures are not looked at. Shard by shard, so that a kill
+costs one shard; the noise of a picture follows from the seed and its place, so it does not matter when it was made.
+"""
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..model.transformer import PixArtTransformer
+from ..sampling.dpm_solver import dpm_solver_pp
+from ..sampling.guidance import guided
+from ..sampling.noise import PictureNoise
+from .shards import Shard, load_null, shard_paths, write_shard, write_tensors
+from .state import alone, fingerprint, settle
+
+logger = logging.getLogger(__name__)
+
+_SHARD = 1_000_000            # distance between the seeds of two shards
+Progress = Callable[[int, int], None]
+
+
+def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int = 20, guidance: float = 4.5,
+               seed: int = 0, batch: int = 8, progress: Progress = lambda done, total: None,
+               weights: Path | None = None) -> int:
+    """Draw a picture for every caption of the folder `captions` that is not in `out` yet; how many were drawn.
+
+    teacher: in evaluation mode, where it is to compute. steps and guidance: of DPM-Solver++. weights: the teacher's
+    file, to tell it from others. Raises ValueError, naming the folder, for captions of another text encoder, and where
+    `out` was begun with other settings.
+    """
+    paths = shard_paths(captions)
+    if not paths:
+        raise FileNotFoundError(f"{captions} holds no prepared captions; prepare them first: python -m pixart prepare")
+    null, mask = load_null(captions)
+    width = teacher.config.caption_width
+    if null.shape[1] != width:
+        raise ValueError(f"the text features have width {null.shape[1]}, this teacher reads {width}; prepare the "
+                         f"captions with the text encoder that belongs to it: {captions}")
+    out.mkdir(parents=True, exist_ok=True)
+    drawn, total = 0, sum(len(Shard(path)) for path in paths)
+    with alone(out):
+        settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": fingerprint(weights)})
+        write_tensors(out / "null.safetensors", {"features": null.half(), "mask": mask.byte()})
+        for number, path in enumerate(paths):
+            shard = Shard(path)
+            if not (out / path.name).exists():
+                write_shard(out / path.name, _drawn(shard, teacher, (null, mask), steps, guidance,
+                                                    seed + number * _SHARD, batch),
+                            {**{key: value for key, value in shard.metadata.items() if key not in ("keys", "format")},
+                             "edges": "none", "latent_space": teacher.config.latent_space}, shard.keys)
+                drawn += len(shard)
+            progress(min(total, sum(len(Shard(one)) for one in paths[:number + 1])), total)
+    return drawn
+
+
+@torch.inference_mode()
+def _drawn(shard: Shard, teacher: PixArtTransformer, null: tuple[Tensor, Tensor], steps: int, guidance: float,
+           seed: int, batch: int) -> dict[str, Tensor]:
+    """The tensors of a shard of pairs."""
+    noises: list[Tensor] = []
+    latents: list[Tensor] = []
+    for rows in torch.arange(len(shard)).split(batch):
+        noise = PictureNoise([seed + int(row) for row in rows], (teacher.config.channels, *shard.sides))()
+        noises.append(noise)
+        latents.append(_sampled(shard, rows, noise, teacher, null, steps, guidance))
+    kept = {name: shard.tensors[name].clone() for name in ("features", "mask", "size", "aspect")}
+    return {"latents": torch.cat(latents).half(), "noise": torch.cat(noises).half(), **kept}
+
+
+def _sampled(shard: Shard, rows: Tensor, noise: Tensor, teacher: PixArtTransformer, null: tuple[Tensor, Tensor],
+             steps: int, guidance: float) -> Tensor:
+    """What the teacher draws from the noise as it will be stored, in 16 bits; (B, C, h, w) on the CPU."""
+    weight = teacher.x_embedder.proj.weight
+    context, mask = shard.rows("features", rows).float(), shard.rows("mask", rows).bool()
+    length = max(context.shape[1], len(null[1]))
+    both = context.new_zeros(2 * len(rows), length, context.shape[2])
+    keep = torch.zeros(2 * len(rows), length, dtype=torch.bool)
+    both[:len(rows), :len(null[1])], keep[:len(rows), :len(null[1])] = null
+    both[len(rows):, :context.shape[1]], keep[len(rows):, :context.shape[1]] = context, mask
+    size, aspect = (shard.rows(name, rows).float().repeat(2, *[1] * (shard.tensors[name].ndim - 1))
+                    for name in ("size", "aspect"))
+    given = [both.to(weight.device, weight.dtype), *(part.to(weight.device) for part in (keep, size, aspect))]
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        some = [part[-len(x):] for part in given]          # the captions alone where there is no guidance
+        return teacher(x.to(weight.dtype), t, *some).float()
+
+    start = noise.half().float().to(weight.device)
+    return dpm_solver_pp(model if guidance == 1 else guided(model, guidance), start, steps).cpu()
