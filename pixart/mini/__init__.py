@@ -23,6 +23,16 @@ class Files:
         return self.root / "diffusion_models" / "pixart-mini" / "lcm.safetensors"
 
     @property
+    def tdm(self) -> Path:
+        """Four-step student of the teacher by trajectory distribution matching, a LoRA."""
+        return self.root / "loras" / "pixart-mini" / "tdm.safetensors"
+
+    @property
+    def dmd(self) -> Path:
+        """One-step student of the teacher by distribution matching, a LoRA."""
+        return self.root / "loras" / "pixart-mini" / "dmd.safetensors"
+
+    @property
     def control(self) -> Path:
         return self.root / "controlnet" / "pixart-mini" / "edges.safetensors"
 

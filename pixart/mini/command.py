@@ -39,7 +39,7 @@ def _add_build(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
                        "networks take their own steps, the transformers what is left (default: the steps of the "
                        "recipe)")
     build.add_argument("--stages", help="only these, by commas: autoencoder, text, judge, judge_a, teacher, student, "
-                       "control (default: all)")
+                       "control, tdm, dmd (default: all)")
     data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; what it lacks "
                       "is trained (default: those in the repository)")
 

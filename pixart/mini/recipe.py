@@ -6,8 +6,9 @@ text encoder are particular to this small world. Every picture is drawn afresh w
 import copy
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,19 +23,22 @@ from ..config import PixArtConfig
 from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.transformer import PixArtTransformer
-from ..train.average import copy_sharing_frozen
+from ..sampling.preset import preset
 from ..train.data import PreparedFolder
 from ..train.initialize import initialize
-from ..train.loop import Training, train
+from ..train.loop import Training, train_averages
 from ..train.loop_config import LoopConfig
-from ..train.objectives import Consistency, Control, Diffusion, Objective
+from ..train.objectives import Consistency, Control, Diffusion
 from ..train.precision import fitting_precision
 from ..train.report import Record
+from ..train.settings import DmdMethod, TdmMethod
 from ..train.timesteps import Timesteps
 from . import Files
 from .autoencoder import Plan, load_autoencoder, train_autoencoder
 from .catalogue import Wish, build_catalogue
+from .clock import Clock, planned
 from .judge import DESIGNS, train_judge
+from .matched import train_matched
 from .pictures import BUCKETS
 from .prepare import prepare
 from .scenery import Scenery
@@ -45,9 +49,14 @@ logger = logging.getLogger(__name__)
 
 MINI = PixArtConfig(depth=8, hidden=192, heads=4, caption_width=WIDTH, caption_tokens=TOKENS, base_size=8,
                     position_scale=1.0, micro_conditioning=True)
-STAGES = ("autoencoder", "text", "judge", "judge_a", "teacher", "student", "control")
+STAGES = ("autoencoder", "text", "judge", "judge_a", "teacher", "student", "control", "tdm", "dmd")
 PROBED = 256         # width of the matrices that decide whether small convolutions gain by 16 bits
 SNAPSHOT = 60.0      # seconds between two files of the weights so far
+TEACHER, STUDENT = preset("teacher", 2.5).to_header(), preset("lcm").to_header()       # how they want to be sampled
+
+
+MATCHED = LoopConfig(steps=1000, batch=16, learning_rate=2e-4, warmup=20, betas=(0.0, 0.95), weight_decay=0.01,
+                     ema=0.98, precision="auto", threads=1)         # of the students by distribution matching
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,11 @@ class Recipe:
         steps=3000, batch=32, learning_rate=8e-4, warmup=100, cooldown=1000, ema=0.995, precision="auto", threads=1))
     control_blocks: int = 4
     guidance: float = 1.5        # w of the distillation; 1.5 is a scale of 2.5, with which the teacher is measured
+    tdm: LoopConfig = field(default_factory=lambda: MATCHED)
+    tdm_method: TdmMethod = TdmMethod(guidance=2.5, fake_learning_rate=1e-3, rank=16)
+    dmd: LoopConfig = field(default_factory=lambda: replace(MATCHED, steps=1500))
+    dmd_method: DmdMethod = DmdMethod(guidance=2.5, fake_learning_rate=1e-3, fake_clip=math.inf, rank=16)
+    pairs: int = 4000            # of noise and the teacher's picture, for dmd
 
 
 def for_gpu(recipe: Recipe = Recipe()) -> Recipe:
@@ -99,25 +113,9 @@ def for_gpu(recipe: Recipe = Recipe()) -> Recipe:
         student=replace(recipe.student, steps=2000, batch=512, learning_rate=5e-4, cooldown=700, random_on_device=True,
                         threads=0),
         control=replace(recipe.control, steps=1000, batch=256, learning_rate=1e-3, cooldown=400, random_on_device=True,
-                        threads=0))
-
-
-@dataclass
-class Clock:
-    """Shares out a number of minutes over the stages that are still to come; None: the stages' own steps."""
-
-    minutes: float | None
-    started: float = field(default_factory=time.monotonic)
-    reserve: float = 45.0        # seconds for what comes after the last stage
-
-    SHARES = {"teacher": 6.0, "student": 3.0, "control": 1.0}
-
-    def seconds(self, stage: str, to_come: tuple[str, ...]) -> float | None:
-        """For `stage`, one of those to come."""
-        if self.minutes is None:
-            return None
-        left = 60 * self.minutes - self.reserve - (time.monotonic() - self.started)
-        return max(5.0, left * self.SHARES[stage] / sum(self.SHARES[name] for name in to_come))
+                        threads=0),
+        tdm=replace(recipe.tdm, batch=128, random_on_device=True, threads=0), pairs=32_000,
+        dmd=replace(recipe.dmd, batch=128, random_on_device=True, threads=0))
 
 
 class Builder:
@@ -137,7 +135,8 @@ class Builder:
         """The stages whose result is not there."""
         files = self.files
         results = {"autoencoder": files.vae, "text": files.t5, "judge": files.judge, "judge_a": files.judge_a,
-                   "teacher": files.teacher, "student": files.student, "control": files.control}
+                   "teacher": files.teacher, "student": files.student, "control": files.control,
+                   "tdm": files.tdm, "dmd": files.dmd}
         unfinished = self.state.joinpath("autoencoder.pt").exists() and not self.state.joinpath("vae.done").exists()
         return tuple(stage for stage in STAGES if not results[stage].exists()
                      or (stage == "autoencoder" and unfinished))      # the file is written on the way
@@ -191,12 +190,12 @@ class Builder:
 
     # -- transformers --------------------------------------------------------------------------------------------------
 
-    def data(self, hints: bool = False) -> EndlessData:
-        """Pictures without end, for the trainers."""
+    def data(self, hints: bool = False, pictures: bool = True) -> EndlessData:
+        """Pictures without end, for the trainers; or captions alone."""
         encoder: nn.Module = load_text_encoder(self.files.t5)[1]
         vae = load_autoencoder(self.files.vae).to(self.device, memory_format=torch.channels_last)    # type: ignore[call-overload]
         data = EndlessData(self.training, vae, encoder.to(self.device), TOKENS, hints, self.autocast,
-                           self.recipe.reuse)
+                           self.recipe.reuse, pictures)
         if self.device.type == "cuda":          # there is room for the features of all captions
             data.remember()
         return data
@@ -209,14 +208,14 @@ class Builder:
         objective = Diffusion(data, timesteps=recipe.timesteps, weighting=recipe.weighting,
                               weighting_cap=recipe.weighting_cap)
         self.fit("teacher", model, objective, data, recipe.teacher,
-                 lambda average, path: save_checkpoint(path, average, MINI, torch.float16), self.files.teacher)
+                 lambda average, path: save_checkpoint(path, average, MINI, torch.float16, TEACHER), self.files.teacher)
 
     def train_student(self) -> None:
         """Latent consistency distillation of the teacher."""
         teacher, data = self.base(), self.data()
         student = copy.deepcopy(teacher).requires_grad_(True)
         self.fit("student", student, Consistency(data, teacher, self.recipe.guidance), data, self.recipe.student,
-                 lambda average, path: save_checkpoint(path, average, MINI, torch.float16), self.files.student)
+                 lambda average, path: save_checkpoint(path, average, MINI, torch.float16, STUDENT), self.files.student)
 
     def train_control(self) -> None:
         """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training pictures."""
@@ -225,22 +224,33 @@ class Builder:
         self.fit("control", Controlled(base, network), Control(data), data, self.recipe.control,
                  save_control_of, self.files.control)
 
+    def train_tdm(self) -> None:
+        """Trajectory distribution matching: the teacher in four steps, as a LoRA."""
+        train_matched(self, "tdm")
+
+    def train_dmd(self) -> None:
+        """Distribution matching distillation: the teacher in one step, as a LoRA."""
+        train_matched(self, "dmd")
+
     def base(self) -> PixArtTransformer:
         """The finished teacher, frozen."""
         return load(self.files.teacher, dtype=torch.float32, attend=self.attend).requires_grad_(False)
 
-    def fit(self, stage: str, model: nn.Module, objective: Objective, data: EndlessData, config: LoopConfig,
-            save: Callable[[nn.Module, Path], object], result: Path) -> None:
+    def fit(self, stage: str, model: nn.Module, objective: Any, data: Any, config: LoopConfig,
+            save: Callable[[nn.Module, Path], object], result: Path, make: Callable[..., Training] = Training,
+            facts: Mapping[str, object] | None = None) -> None:
         """Train one of the transformers for its share of the time, and write it; on the way, once a minute, what it
-        has become to `work`."""
+        has become to `work`. make: the class of the training. facts: what must not change when it goes on."""
         folder = self.work / stage
         folder.mkdir(parents=True, exist_ok=True)
         model.to(self.device)
         to_come = tuple(name for name in self.missing() if name in Clock.SHARES)
-        config = planned(folder / "length.json", config, self.clock.seconds(stage, to_come), model, objective, data)
+        config = planned(folder / "length.json", config, self.clock.seconds(stage, to_come), model, objective, data,
+                         make)
         cpu = self.device.type == "cpu"
         snapshot = Snapshot(lambda average: save(average, folder / "so-far.safetensors"))
-        average = train(model, objective, data, config, folder, watch=[snapshot], cpu=cpu)
+        average = train_averages(model, objective, data, config, folder, watch=[snapshot], settings=facts, cpu=cpu,
+                                 make=make)[config.ema]
         result.parent.mkdir(parents=True, exist_ok=True)
         save(average, result)
 
@@ -263,54 +273,14 @@ class Snapshot:
             self.last = time.monotonic()
 
 
-def planned(path: Path, config: LoopConfig, seconds: float | None, model: nn.Module, objective: Objective,
-            data: EndlessData) -> LoopConfig:
-    """The configuration with as many steps as fit into `seconds`; once found, kept at `path` for a run that goes on.
-
-    The moving average then reaches over a twelfth of them at most, so that it forgets where the training began.
-    """
-    if path.exists():
-        steps = json.loads(path.read_text())["steps"]
-    elif seconds is None:
-        steps = config.steps
-    else:
-        steps = max(1, int(seconds / seconds_a_step(model, objective, data, config)))
-    with replacing(path) as beside:
-        beside.write_text(json.dumps({"steps": steps}))
-    save_every = max(1, steps // 5) if seconds else config.save_every
-    return replace(config, steps=steps, warmup=min(config.warmup, steps // 10 + 1), save_every=save_every,
-                   ema=min(config.ema, max(0.0, 1 - 12 / steps)), cooldown=int(steps * config.cooldown / config.steps))
-
-
-def seconds_a_step(model: nn.Module, objective: Objective, data: EndlessData, config: LoopConfig) -> float:
-    """Measured on a copy of the model, which is thrown away."""
-    cpu = next(model.parameters()).device.type == "cpu"
-    warming, timed = (2, 4) if cpu else (12, 20)
-    trial = Training(copy_sharing_frozen(model), objective, data, config, cpu=cpu)
-    for step in range(warming):
-        trial.step(step)
-    synchronize(trial.device)
-    started = time.monotonic()
-    for step in range(warming, warming + timed):
-        trial.step(step)
-    synchronize(trial.device)
-    trial.finish()
-    seconds = (time.monotonic() - started) / timed
-    logger.info("%.4f s a step", seconds)
-    return seconds
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def check_recipe(path: Path, recipe: Recipe) -> None:
     """Keep what a work folder was begun with, and refuse to go on in it with another recipe."""
     now = json.loads(json.dumps(asdict(recipe)))
     if path.exists():
         before = json.loads(path.read_text())
-        changed = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+        usual = json.loads(json.dumps(asdict(Recipe())))        # of what a work folder of an older version does not say
+        changed = sorted(name for name in now.keys() | before.keys()
+                         if now.get(name) != before.get(name, usual.get(name)))
         if changed:
             raise ValueError(f"other recipe in the work folder: {', '.join(changed)} changed. Give --work another "
                              f"folder, or remove this one to start anew: {path.parent}")

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from pixart.checkpoint import load, read_control
+from pixart.checkpoint.lora.read import read_lora
 from pixart.mini import SHIPPED, Files
 from pixart.mini.autoencoder import Plan
 from pixart.mini.recipe import MINI, STAGES, Builder, Clock, Recipe, Small, build, for_gpu, planned
+from pixart.sampling.preset import from_header
 from pixart.train.loop_config import LoopConfig
 
 SHORT = LoopConfig(steps=2, batch=4, learning_rate=1e-4, warmup=1, save_every=1, log_every=1, threads=1)
 TINY = Recipe(scenes=60, crowds=20, autoencoder=Small(2, 4), text=Small(4, 4), judge=Small(2, 4),
-              plan=Plan((4, 4, 4, 4)), teacher=SHORT, student=SHORT, control=SHORT)
+              plan=Plan((4, 4, 4, 4)), teacher=SHORT, student=SHORT, control=SHORT,
+              tdm=SHORT, dmd=SHORT, pairs=8)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,10 @@ def test_everything_is_built_from_nothing(built: tuple[Path, Files]) -> None:
     _, files = built
     assert load(files.student).config == load(files.teacher).config == MINI
     assert read_control(files.control).blocks == 4
+    for path, sampler in ((files.tdm, "tdm"), (files.dmd, "dmd"), (files.student, "lcm"), (files.teacher, "dpm")):
+        with safe_open(path, "pt") as file:
+            assert from_header(file.metadata(), path).sampler == sampler
+    assert {part.rank for part in read_lora(files.tdm).parts} == {16}
     rows = load(files.teacher, dtype=torch.float32).y_embedder.y_embedding
     assert rows.any() and torch.equal(rows, rows[:1].expand_as(rows)), "the null caption"
 
@@ -62,6 +70,17 @@ def test_another_recipe_in_the_work_folder_is_refused(built: tuple[Path, Files])
     work, files = built
     with pytest.raises(ValueError, match="other recipe in the work folder: crowded, seed changed"):
         Builder(work, files, replace(TINY, seed=1, crowded=0.5))
+
+
+def test_a_work_folder_from_before_an_option_existed_had_its_default(built: tuple[Path, Files]) -> None:
+    work, files = built
+    path = work / "recipe.json"
+    written = path.read_text()
+    path.write_text(json.dumps({name: value for name, value in json.loads(written).items() if name != "two"}))
+    Builder(work, files, TINY)
+    with pytest.raises(ValueError, match="two changed"):
+        Builder(work, files, replace(TINY, two=0.1))
+    path.write_text(written)
 
 
 def test_the_work_folder_of_an_older_version_is_refused(tmp_path: Path) -> None:
@@ -101,7 +120,8 @@ def test_a_plan_once_made_is_kept(tmp_path: Path) -> None:
 def test_the_recipe_for_a_gpu_differs_in_size_alone() -> None:
     """What is learned, and how it is weighed, is the same."""
     here, there = Recipe(), for_gpu()
-    same = ("timesteps", "weighting", "weighting_cap", "plan", "control_blocks", "guidance", "crowded", "two")
+    same = ("tdm_method", "dmd_method", "timesteps",
+            "weighting", "weighting_cap", "plan", "control_blocks", "guidance", "crowded", "two")
     assert all(getattr(here, name) == getattr(there, name) for name in same)
     assert there.teacher.batch > here.teacher.batch and there.teacher.random_on_device
 

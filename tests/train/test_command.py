@@ -265,6 +265,9 @@ def test_mini_configurations_are_the_recipe():
     assert (teacher.method.timesteps, teacher.method.weighting) == (made.timesteps, made.weighting)
     assert teacher.method.weighting_cap == made.weighting_cap
     assert student.train == made.student and student.method.guidance == made.guidance
+    for name in ("tdm", "dmd"):
+        found = ready(f"mini-{name}")
+        assert found.train == getattr(made, name) and found.method == getattr(made, f"{name}_method"), name
 
 
 def test_mup_configurations_differ_in_width_alone():

@@ -1,0 +1,72 @@
+"""PixArt-mini's students by distribution matching: LoRAs of the teacher that draw in four steps (TDM) or one (DMD)."""
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..checkpoint import load
+from ..prepare.pairs import make_pairs
+from ..prepare.shards import shard_path, write_shard, write_tensors
+from ..train.data import PreparedFolder
+from ..train.draws import generator_for
+from ..train.jobs import Job, matched_lora
+from ..train.loop import Training
+from ..train.rivals import TwoPlayers
+from ..train.settings import DmdMethod, OutputSettings, TdmMethod
+
+if TYPE_CHECKING:
+    from .recipe import Builder
+    from .stream import EndlessData
+
+SHARD = 128                  # captions a file
+STEPS = 20                   # of the teacher that draws the pairs
+
+
+def train_matched(builder: "Builder", stage: str) -> None:
+    """Train the student "tdm" or "dmd" of a build, and write it to its place."""
+    recipe, captions = builder.recipe, builder.data(pictures=False)
+    method: TdmMethod | DmdMethod = recipe.tdm_method
+    data: EndlessData | PreparedFolder = captions
+    if stage == "dmd":
+        method = recipe.dmd_method
+        data = pairs(builder, captions, method.guidance)
+    result: Path = getattr(builder.files, stage)
+    base = builder.base().to(builder.device)
+    job = matched_lora(base, method, data, OutputSettings(builder.work / stage, result), recipe.seed)
+    builder.fit(stage, job.model, job.objective, data, getattr(recipe, stage), job.write, result, maker(job), job.facts)
+
+
+def maker(job: Job) -> Callable[..., Training]:
+    """Makes the training of a job; of its model or of a copy, as a probe of the speed takes one."""
+    if job.rival is None:
+        raise ValueError("this job has no second player")
+    return partial(TwoPlayers, rival=job.rival)
+
+
+def pairs(builder: "Builder", captions: "EndlessData", guidance: float) -> PreparedFolder:
+    """Noise and what the teacher draws from it, of captions of the training scenes; made once a work folder."""
+    folder = builder.work / "captions"
+    write_captions(folder, captions, builder.recipe.pairs, builder.recipe.seed)
+    teacher = load(builder.files.teacher, dtype=torch.float32, attend=builder.attend).to(builder.device)
+    with torch.autocast(builder.device.type, torch.bfloat16, enabled=builder.autocast):
+        make_pairs(folder, builder.work / "pairs", teacher, STEPS, guidance, builder.recipe.seed, SHARD,
+                   weights=builder.files.teacher)
+    return PreparedFolder(builder.work / "pairs")
+
+
+def write_captions(folder: Path, captions: "EndlessData", count: int, seed: int) -> None:
+    """`count` captions or a few more, in shards that are written once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    null = captions.null_context
+    write_tensors(folder / "null.safetensors", {"features": null.half().cpu(), "mask": captions.null_mask.byte().cpu()})
+    for number in range(-(-count // SHARD)):
+        batch = captions.batch(generator_for(seed, number, device=captions.device), min(SHARD, count))
+        sides = batch.latents.shape[-2], batch.latents.shape[-1]
+        path = shard_path(folder, sides, number)
+        if not path.exists():
+            tensors = {"latents": batch.latents.half(), "features": batch.context.half(), "mask": batch.mask.byte(),
+                       "size": batch.size, "aspect": batch.aspect}
+            write_shard(path, {name: value.cpu() for name, value in tensors.items()},
+                        {"latent_space": "sd", "caption_tokens": str(captions.caption_tokens), "edges": "none"})
