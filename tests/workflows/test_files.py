@@ -73,6 +73,16 @@ def test_page_and_api_say_the_same(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nodes_are_called_what_the_page_calls_them(name, extension):
+    """A title of its own, the same in both forms, or else the name that the node has in the menu."""
+    own = {str(node["id"]): node.get("title") for node in real_nodes(page_form(name))}
+    for key, node in api_form(name).items():
+        menu = extension.NODE_DISPLAY_NAME_MAPPINGS.get(node["class_type"])
+        if menu or own[key]:
+            assert node["_meta"]["title"] == (own[key] or menu), node["class_type"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_links_agree_at_both_ends(name):
     page = page_form(name)
     nodes = {node["id"]: node for node in page["nodes"]}
