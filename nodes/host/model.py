@@ -126,7 +126,7 @@ def choose_dtypes(weight_dtype: str, stored: torch.dtype, config: PixArtConfig, 
     forced = getattr(args, "fp32_unet", False) or getattr(args, "force_fp32", False)
     if wish is None and kept == torch.float32 and not forced:
         return faster_dtype(config.hidden), None
-    if kept in (torch.float32, torch.bfloat16):
+    if kept in (torch.float32, torch.bfloat16, torch.float64):
         return kept, None
     return kept, torch.float32 if forced else faster_dtype(config.hidden)
 

@@ -178,3 +178,22 @@ def test_loras_that_the_host_trains_are_used_whole_and_as_by_its_own_loader():
         got, want = patched(model), patched(stock(file))
         worst = max(want, key=lambda name: off(got[name], want[name]))
         assert off(got[worst], want[worst]) < 1e-4, (algorithm, worst)
+
+
+def test_loras_beside_the_weights_draw_what_merged_ones_do():
+    """The host's bypass mode, which changes what layers say instead of their weights: the modulation tables too.
+
+    Without OFT, which this mode of the host cannot run on any layer.
+    """
+    import comfy.sd
+    if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        return
+    plain = picture(load("alpha-1024", "fp32"))
+    for algorithm in ("LoRA", "LoHa", "LoKr"):
+        whole = load_file(FOLDER / trained(algorithm))
+        for keys in (whole, {key: value for key, value in whole.items() if "scale_shift_table" in key}):
+            want = picture(stock(write("beside.safetensors", keys), 0.5))
+            beside, _ = comfy.sd.load_bypass_lora_for_models(load("alpha-1024", "fp32"), None, keys, 0.5, 0)
+            assert 0 < 100 * off(picture(beside), want) < off(want, plain) or torch.equal(picture(beside), want)
+            assert not torch.equal(want, plain)
+    assert torch.equal(picture(load("alpha-1024", "fp32")), plain)
