@@ -1,7 +1,7 @@
 """What to draw, and the sampling of it with a transformer that is in memory: captions in, latents out."""
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,13 +61,15 @@ class Guide:
     """An edge map for the picture to follow: white lines on black, (1 or B, 1 or 3, H, W) in 0..1, and how closely.
 
     It is scaled and cut to the size of the picture. start and end: from which to which share of the timesteps it is
-    in force, 0 the noise, 1 the finished picture.
+    in force, 0 the noise, 1 the finished picture. latent: the map as a latent of the picture's size, (1 or B, C, h, w)
+    and scaled like that, where it is known already; otherwise the autoencoder makes it.
     """
 
     edges: Tensor
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    latent: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.edges.ndim != 4 or self.edges.shape[1] not in (1, 3):
@@ -77,6 +79,11 @@ class Guide:
             raise ValueError(f"control from {self.start} to {self.end}; expected 0 <= start <= end <= 1")
         if not math.isfinite(self.strength):
             raise ValueError(f"control strength is {self.strength}; it must be a finite number, 0 for none")
+
+    def rows(self, rows: Tensor) -> "Guide":
+        """That of some of the pictures, which are numbered by `rows`; one map is for all of them."""
+        latent = self.latent if self.latent is None or len(self.latent) == 1 else self.latent[rows]
+        return replace(self, edges=self.edges if len(self.edges) == 1 else self.edges[rows], latent=latent)
 
     def in_force(self, timestep: float) -> bool:
         """Whether it steers the step at this timestep, 0..999."""

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoint import OpenCheckpoint, load_control, open_checkpoint
 from .checkpoint.lora.read import lora_header
@@ -22,6 +22,7 @@ from .control.pictures import fit
 from .device import best_device, checked_device, is_out_of_memory
 from .drawing import Control, Guide, Request, check_captions, check_noise, sample
 from .mini import CAPTION_WIDTH, SHIPPED
+from .model.compiled import compile_blocks
 from .model.controlnet import PixArtControlNet
 from .model.cpu_dtype import faster_dtype
 from .model.policy import Policy
@@ -49,6 +50,8 @@ __all__ = ["SAMPLERS", "Control", "Guide", "Pictures", "Pipeline", "Progress", "
 
 Progress = Callable[[str, int, int], None]       # (stage, done, total); may raise to stop
 Place = str | Path            # a file or a folder
+Decoder = Callable[[Tensor], Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would be a black picture; use dtype float32 "
               "or bfloat16, and if that does not help, other weights")
 
@@ -83,14 +86,15 @@ class Files:
     vae: Place
     controlnet: Place | None
     loras: tuple[tuple[Place, float], ...]
+    compile: bool
 
 
 class Pipeline:
     """A model with all that it needs to draw: `Pipeline.open(...)` once, then call it as often as you like."""
 
-    def __init__(self, files: Files, t5: T5OnDemand, device: torch.device, dtype: torch.dtype | None,
-                 keep_t5: bool | None) -> None:
-        """`open` is what you want. Reads nothing."""
+    def __init__(self, files: Files | None, t5: T5OnDemand | None, device: torch.device,
+                 dtype: torch.dtype | None = None, keep_t5: bool | None = None) -> None:
+        """`open` or `of` is what you want. Reads nothing."""
         self.files, self.t5, self.device, self.dtype, self.keep_t5 = files, t5, device, dtype, keep_t5
         self._said: set[str] = set()          # what was logged once
 
@@ -98,7 +102,7 @@ class Pipeline:
     def open(cls, model: Place | None = None, vae: Place | None = None, t5: Place | None = None,
              device: str | torch.device | None = None, dtype: torch.dtype | None = None, *, variant: str = "auto",
              bits: Bits | None = None, loras: Sequence[tuple[Place, float]] = (), controlnet: Place | None = None,
-             keep_t5: bool | None = None) -> "Pipeline":
+             keep_t5: bool | None = None, compile: bool = False) -> "Pipeline":
         """Check all files; what is in them is read when it is first needed.
 
         model: transformer, a file or folder; without it the embedded PixArt-mini with all its parts. vae and t5 must
@@ -107,7 +111,9 @@ class Pipeline:
         of VARIANTS. bits of T5: 16, 8, 4 or "int8", see T5Encoder; by default 8, and 16 for the small one of
         PixArt-mini and on Apple GPUs. loras: files or folders with strengths, 1 as trained, merged into the weights.
         controlnet: for calls with a guide. keep_t5: whether T5 stays in memory beside the transformer; by default
-        where it leaves as much memory free as it takes.
+        where it leaves as much memory free as it takes. compile: run the blocks through torch.compile, once for all of
+        them, with policies too; the first picture of a size then takes longer, the others less. Where the machine has
+        no compiler, a line in the log says so and nothing is compiled.
         Raises ValueError, or FileNotFoundError, that names the file and what to do.
         """
         if bits is not None:
@@ -117,19 +123,38 @@ class Pipeline:
         require_vae(vae or SHIPPED.vae)
         if model is None and controlnet is None:
             controlnet = SHIPPED.control
-        files = Files(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet, tuple(loras))
+        files = Files(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet, tuple(loras),
+                      compile)
         usual_bits = 8 if t5 is not None and place.type != "mps" else 16
         return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or usual_bits, place), place, dtype, keep_t5)
+
+    @classmethod
+    def of(cls, transformer: PixArtTransformer, decoder: Decoder | None = None,
+           controlnet: PixArtControlNet | None = None) -> "Pipeline":
+        """A pipeline of networks that are in memory, which stay as and where they are.
+
+        decoder: scaled latents (B, C, h, w) -> pictures (B, 3, 8 h, 8 w) in 0..1; without one only `sample` works. It
+        has no text encoder: give features in place of prompts, and the latent of a guide's edge map beside that.
+        """
+        pipe = cls(None, None, transformer.x_embedder.proj.weight.device)
+        pipe.transformer = transformer
+        if decoder is not None:
+            pipe.decoder = decoder
+        if controlnet is not None:
+            pipe.controlnet = controlnet
+        return pipe
 
     @property
     def config(self) -> PixArtConfig:
         """Of the transformer; known before it is read."""
-        return self.files.checkpoint.config
+        return self.transformer.config if self.files is None else self.files.checkpoint.config
 
     @cached_property
     def preset(self) -> Preset:
         """How the checkpoint, with its LoRAs, wants to be sampled: what sampler "auto" stands for."""
         usual = 2.5 if self.config.caption_width == CAPTION_WIDTH else 4.5
+        if self.files is None:                  # networks in memory say nothing
+            return found_in([], usual)
         weights = self.files.checkpoint.weights
         loras = [lora_header(Path(path)) for path, strength in self.files.loras if strength]
         return found_in([(weights.path, weights.metadata), *loras], usual)
@@ -137,23 +162,43 @@ class Pipeline:
     @cached_property
     def transformer(self) -> PixArtTransformer:
         """With the LoRAs merged, in evaluation mode; read at the first use."""
+        files = self._opened("transformer")
         dtype = self.dtype or fitting_dtype(self.device, self.config.hidden)
-        return with_loras(self.files.checkpoint.load(dtype, self.device), self.files.loras)
+        return self._compiled(with_loras(files.checkpoint.load(dtype, self.device), files.loras))
 
     @cached_property
     def controlnet(self) -> PixArtControlNet:
         """In the dtype of the transformer; read at the first use. ValueError where the pipeline has none."""
-        if self.files.controlnet is None:
+        if self.files is None or self.files.controlnet is None:
             raise ValueError("a guide needs a ControlNet; open the pipeline with controlnet, one made for this model")
-        return load_control(self.files.controlnet, self.transformer.x_embedder.proj.weight.dtype, self.device)
+        dtype = self.transformer.x_embedder.proj.weight.dtype
+        return self._compiled(load_control(self.files.controlnet, dtype, self.device))
 
     @cached_property
     def vae(self) -> Autoencoder:
         """Read at the first use."""
-        return load_vae(self.files.vae, self.device)
+        return load_vae(self._opened("autoencoder").vae, self.device)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Scaled latents -> pictures in 0..1, with the autoencoder in slices or tiles by free memory."""
+        return partial(decode, self.vae, latent_scale=self.config.latent_scale)
+
+    def _opened(self, what: str) -> Files:
+        if self.files is None:
+            raise ValueError(f"this pipeline was made of networks in memory and has no {what}; give it to Pipeline.of")
+        return self.files
+
+    def _compiled(self, network: Network) -> Network:
+        if self.files is not None and self.files.compile:
+            compile_blocks([network], self.device)
+        return network
 
     def encode(self, prompts: str | Sequence[str], progress: Progress | None = None) -> Encoded:
         """Text features, which calls take in place of prompts. The last 64 prompts are remembered in any case."""
+        if self.t5 is None:
+            raise ValueError("this pipeline was made of networks in memory and has no text encoder; give it features "
+                             "of T5Encoder.encode in place of prompts")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         with memory_advice(self.device, "encoding the prompt", "use T5 in fewer bits, encode on the CPU, or give "
                            "features that were encoded before"):
@@ -184,20 +229,42 @@ class Pipeline:
                           side if width is None else width, sampler, wanted.steps, wanted.guidance, wanted.rule, seed)
         if request.negative and not chosen.guided:
             raise ValueError(f"a negative prompt has no effect with sampler {sampler}, which works without guidance")
-        if guide is not None and len(guide.edges) not in (1, len(request.prompts)):
-            raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} pictures; give one, or one each")
+        if guide is not None:
+            check_guide(guide, request)
         check_noise(noise, request, self.config)
         caption = self._features(prompts, progress)
         null = self._features(negative, progress) if request.guided else caption
+        pixels = self.decode(self.sample(request, caption, null, guide, policies, batch, progress, noise), progress)
+        return Pictures(pixels[:, :, :request.height, :request.width], caption.reports,
+                        [seed + i for i in range(len(pixels))])
+
+    def sample(self, request: Request, caption: Encoded, null: Encoded, guide: Guide | None = None,
+               policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None,
+               noise: Tensor | None = None) -> Tensor:
+        """Latents (B, C, h, w) of a request, scaled as the transformer sees them, on its device.
+
+        caption: features of the request's prompts; null: of its negative prompt, for guided samplers. The others as
+        for a call, which is this and `decode`.
+        """
+        if guide is not None:
+            check_guide(guide, request)
         check_captions(caption, request, self.config)
-        if (notice := size_notice(request.height, request.width, side)) is not None:
+        if (notice := size_notice(request.height, request.width, self.config.resolution)) is not None:
             logger.warning(notice)
-        self.t5.make_room(self.keep_t5)
+        if self.t5 is not None:
+            self.t5.make_room(self.keep_t5)
         with memory_advice(self.device, "drawing", "draw fewer pictures at once (batch), smaller ones, or in 16 bits"):
-            latents = [self._sample(rows, request, caption, null, guide, policies, progress, noise)
-                       for rows in torch.arange(len(request.prompts)).split(max(1, batch))]
-        pixels = self._decode(torch.cat(latents), progress)[:, :, :request.height, :request.width]
-        return Pictures(pixels, caption.reports, [seed + i for i in range(len(pixels))])
+            return torch.cat([self._sample(rows, request, caption, null, guide, policies, progress, noise)
+                              for rows in torch.arange(len(request.prompts)).split(max(1, batch))])
+
+    def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
+        """Scaled latents (B, C, h, w) -> pictures (B, 3, 8 h, 8 w) in 0..1; FloatingPointError where not finite."""
+        tell(progress, "decoding", 0, len(latents))
+        with memory_advice(self.device, "decoding", "draw a smaller picture, or on the CPU"):
+            pixels = self.decoder(latents)
+        require_finite(pixels, "the VAE")
+        tell(progress, "decoding", len(latents), len(latents))
+        return pixels
 
     def wanted(self, sampler: str, steps: int | None = None, guidance: float | None = None,
                rule: str | None = None) -> Preset:
@@ -225,8 +292,8 @@ class Pipeline:
         """Latents of some of the request's pictures, which are numbered by `rows`."""
         first, numbers, total = int(rows[0]), rows.tolist(), len(request.prompts)
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
-        if guide is not None and len(guide.edges) > 1:
-            guide = replace(guide, edges=guide.edges[rows])
+        if guide is not None:
+            guide = guide.rows(rows)
         done, every = first * request.steps, total * request.steps
         latents = sample(self.transformer, part, join([caption.one(i) for i in numbers]), null,
                          lambda step, x, x0: tell(progress, "sampling", done + (step + 1) * len(numbers), every),
@@ -237,17 +304,11 @@ class Pipeline:
 
     def _control(self, guide: Guide, request: Request) -> Control:
         """The ControlNet with the edge map encoded at the size of the picture."""
+        if guide.latent is not None:
+            return Control(self.controlnet, guide, guide.latent)
         height, width = (8 * side for side in request.latent_shape)
         edges = fit(guide.edges, width, height).expand(-1, 3, -1, -1)
         return Control(self.controlnet, guide, encode_pictures(self.vae, edges, self.config.latent_scale)[0])
-
-    def _decode(self, latents: Tensor, progress: Progress | None) -> Tensor:
-        tell(progress, "decoding", 0, len(latents))
-        with memory_advice(self.device, "decoding", "draw a smaller picture, or on the CPU"):
-            pixels = decode(self.vae, latents, self.config.latent_scale)
-        require_finite(pixels, "the VAE")
-        tell(progress, "decoding", len(latents), len(latents))
-        return pixels
 
 
 def require_files(model: Place | None, vae: Place | None, t5: Place | None,
@@ -259,6 +320,11 @@ def require_files(model: Place | None, vae: Place | None, t5: Place | None,
     for name, given in (("model", model), ("vae", vae), ("t5", t5), *others):
         if given is not None and not Path(given).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder for {name} at this place: {given}")
+
+
+def check_guide(guide: Guide, request: Request) -> None:
+    if len(guide.edges) not in (1, len(request.prompts)):
+        raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} pictures; give one, or one each")
 
 
 def texts_of(prompts: str | Sequence[str] | Encoded) -> tuple[str, ...]:

@@ -59,6 +59,15 @@ def test_slow_packages_are_imported_inside_functions(path):
     assert not [module for module, _, inside in imports(path) if module in SLOW and not inside]
 
 
+def test_pictures_are_drawn_through_the_pipeline():
+    """Commands, previews, evaluation and benchmarks are its callers; `sample` stays for people's own loops."""
+    free = {"pixart/__init__.py", "pixart/pipeline.py"}
+    found = [name_of(path) for path in [*LIBRARY, *(ROOT / "benchmarks").rglob("*.py"), *NODE_FILES, *ADAPTERS]
+             for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(item, ast.ImportFrom)
+             and (item.module or "").endswith(("drawing", "pipeline")) and any(a.name == "sample" for a in item.names)]
+    assert set(found) <= free
+
+
 def test_importing_the_pack_loads_nothing_slow():
     """Measured in a process of its own, with torch there already as in the host."""
     program = (

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from model.reuse import ReuseBlock, ReuseBranches
 from PIL import Image
 from safetensors.torch import save_file
+from torch._dynamo.testing import CompileCounter
 
 from pixart import __main__ as command_line
 from pixart.checkpoint import load, save_checkpoint
@@ -17,6 +19,7 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Guide, Pictures, Pipeline, Request, encode, sample
 from pixart.sampling.preset import preset
 from pixart.vae import decode, load_vae
+from pixart.vae import encode as encode_pictures
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
 WORDS = ("a", "red", "blue", "circle", "square", "on", "the", "left")
@@ -152,6 +155,63 @@ def test_features_stand_for_prompts(pipe):
     guided = {"sampler": "dpm", "steps": 2}
     assert torch.equal(draw(pipe, caption, negative=null, **guided),
                        draw(pipe, ("a red circle", "the blue square"), negative="left", **guided))
+
+
+def test_networks_in_memory_draw_what_their_files_draw(pipe, parts):
+    """Edge maps by their latents, batches in parts; decoding is whatever it is given."""
+    request = Request(("a red circle", "a", "on"), height=64, width=64, sampler="dpm", steps=2, seed=3)
+    caption, null, edges = pipe.encode(list(request.prompts)), pipe.encode(""), torch.rand(3, 1, 64, 64)
+    hints = encode_pictures(pipe.vae, edges.expand(-1, 3, -1, -1), CONFIG.latent_scale)[0]
+    mine = Pipeline.of(pipe.transformer, lambda latents: latents[:, :3].sigmoid(), pipe.controlnet)
+    for guide, known in ((None, None), (Guide(edges), Guide(edges, latent=hints))):
+        latents = pipe.sample(request, caption, null, guide)
+        assert torch.equal(mine.sample(request, caption, null, known), latents)
+        assert torch.equal(mine.decode(latents), latents[:, :3].sigmoid())
+        parted = mine.sample(request, caption, null, known, batch=2)
+        torch.testing.assert_close(parted, latents, rtol=1e-4, atol=1e-4)
+        whole = pipe(caption, null, height=64, width=64, sampler="dpm", steps=2, seed=3, guide=guide)
+        assert torch.equal(whole.pixels, pipe.decode(latents))
+
+
+def test_what_networks_in_memory_lack_is_said(pipe):
+    bare = Pipeline.of(pipe.transformer)
+    caption, request = pipe.encode("a red circle"), Request(("a red circle",), height=64, width=64)
+    for call, lack in ((lambda: bare("a red circle"), "no text encoder"),
+                       (lambda: bare.decode(torch.zeros(1, 4, 8, 8)), "no autoencoder"),
+                       (lambda: bare.sample(request, caption, caption, Guide(edge_picture())), "a ControlNet")):
+        with pytest.raises(ValueError, match=lack):
+            call()
+
+
+def test_compiled_blocks_draw_the_same_and_are_compiled_once(parts, control, pipe, monkeypatch):
+    """For all blocks, pictures and steps; once more for the ControlNet's mask-free pass and for each branch."""
+    from pixart import pipeline
+    torch._dynamo.reset()
+    counter, compile_blocks = CompileCounter(), pipeline.compile_blocks
+    monkeypatch.setattr(pipeline, "compile_blocks", lambda found, device: compile_blocks(found, device, counter))
+    compiled = Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32,
+                             bits=16, controlnet=control, compile=True)
+    assert compiled.transformer is not pipe.transformer and compiled.controlnet is not pipe.controlnet
+    counter.clear()                                             # of the trial whether the machine can compile
+    policy = ReuseBlock()
+    for seed, policies, frames in ((1, (), 1), (2, (), 1), (2, (policy,), 1), (3, (ReuseBranches(),), 4)):
+        got = draw(compiled, seed=seed, policies=policies, steps=4)
+        again = [type(one)() for one in policies]
+        torch.testing.assert_close(got, draw(pipe, seed=seed, policies=again, steps=4), rtol=0, atol=1e-5)
+        assert counter.frame_count == frames, (seed, frames)
+    assert policy.computed < 4
+    guided = {"guide": Guide(edge_picture()), "seed": 4}
+    torch.testing.assert_close(draw(compiled, **guided), draw(pipe, **guided), rtol=0, atol=1e-5)
+    assert counter.frame_count == 4                             # the copies are blocks of the same kind
+    torch._dynamo.reset()
+
+
+def test_nothing_is_compiled_where_the_machine_cannot(parts, pipe, monkeypatch, caplog):
+    from pixart.model import compiled
+    monkeypatch.setattr(compiled, "why_not", lambda device, backend: "no compiler here")
+    other = Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32,
+                          bits=16, compile=True)
+    assert torch.equal(draw(other), draw(pipe)) and "no compiler here" in caplog.text
 
 
 def test_every_file_is_opened_once_however_often_is_drawn(parts, control, monkeypatch):

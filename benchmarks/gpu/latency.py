@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from pixart.config import PixArtConfig
-from pixart.drawing import Request, sample
+from pixart.drawing import Request
 from pixart.model.transformer import PixArtTransformer
+from pixart.pipeline import Pipeline
 from pixart.vae import decode
 
 from ..transformer_speed import Run, diffusers_run, native_run
@@ -89,7 +90,8 @@ def drawing(size: Size, model: PixArtTransformer, setting: Setting) -> Run:
     """Noise to latents in four steps, as the library does it."""
     text, side = encoded(model.config, [TOKENS] * size.batch), setting.pixels(size.side)
     request = Request(("",) * size.batch, height=side, width=side)
-    return lambda: sample(model, request, text, text)
+    pipe = Pipeline.of(model)
+    return lambda: pipe.sample(request, text, text, batch=size.batch)
 
 
 def picture(size: Size, name: str, setting: Setting, notes: Notes) -> None:

@@ -4,8 +4,9 @@ from functools import partial
 
 import torch
 
-from pixart.drawing import Request, sample
+from pixart.drawing import Request
 from pixart.model.controlnet import Controlled, PixArtControlNet
+from pixart.pipeline import Pipeline
 from pixart.train.data import PreparedFolder
 from pixart.train.loop import Training
 from pixart.train.loop_config import LoopConfig
@@ -97,7 +98,7 @@ def pictures(setting: Setting, notes: Notes) -> None:
         setting.tidy()
         text = encoded(config, [120] * count)
         request = Request(("",) * count, height=setting.pixels(side), width=setting.pixels(side))
-        sample(model, request, text, text)
+        Pipeline.of(model).sample(request, text, text)
         notes.row(PICTURES, what=f"sample {count} of {side} px, fp16", **peak(setting))
         del model
 

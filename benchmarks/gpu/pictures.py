@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoint import load, load_control
-from pixart.drawing import Request, sample
+from pixart.drawing import Request
 from pixart.mini import SHIPPED
 from pixart.mini.prepare import held_out
+from pixart.pipeline import Pipeline
 from pixart.sampling.dmd import dmd
 from pixart.sampling.noise import PictureNoise
 from pixart.text.encoded import Encoded
@@ -67,7 +68,7 @@ def latents(way: Way, dtype: torch.dtype, device: str, setting: Setting) -> Tens
     side, steps = model.config.resolution, 4 if setting.tiny else way.steps
     request = Request(prompts(setting), height=side, width=side, sampler=way.sampler, steps=steps,
                       guidance=way.guidance, seed=SEED)
-    return sample(model, request, *features(setting))
+    return Pipeline.of(model).sample(request, *features(setting))
 
 
 def pictures(setting: Setting, notes: Notes) -> None:

@@ -38,7 +38,8 @@ def sampling_with(make_policies: MakePolicies) -> Callable[..., Any]:
         outer = options.get(RUN)
         earlier = outer.policies if outer is not None and outer.guider is guider else ()
         schedule = guider.model_patcher.get_model_object("model_sampling")
-        run = PolicyRun([*earlier, *make_policies()], noise.shape[0], schedule, guider)
+        run = PolicyRun([*earlier, *make_policies()], noise.shape[0], schedule, guider,
+                        guider.model_options.get("torch_compile_kwargs"))
         options[RUN] = run
         try:
             return executor(noise, *args, **kwargs)

@@ -1,9 +1,10 @@
 """Where in a sampling of the host a pass belongs, and what its rows are."""
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ...pixart.model.policy import Policy, Step
 
@@ -14,15 +15,28 @@ class PolicyRun:
     """The policies of one sampling. Lives in the transformer_options of that sampling and nowhere else.
 
     pictures: how many the sampling makes. model_sampling: the host's, which knows the timestep of a sigma.
+    compiling: what the host's compile node was told, for a model that is compiled; policies run outside of the graph of
+    the whole model, so blocks are compiled one by one for them.
     """
 
-    def __init__(self, policies: Sequence[Policy], pictures: int, model_sampling: Any, guider: object) -> None:
+    def __init__(self, policies: Sequence[Policy], pictures: int, model_sampling: Any, guider: object,
+                 compiling: Mapping[str, Any] | None = None) -> None:
         self.policies, self.pictures = list(policies), pictures
         self.model_sampling, self.guider, self.token = model_sampling, guider, object()
         self.schedule: list[float] = []
         self.schedule_tensor: Tensor | None = None
         self.sigma = -1.0
         self.visits: Counter[Hashable] = Counter()
+        self.compiling = compiling
+        self.compiled: dict[nn.Module, nn.Module] = {}
+
+    def block(self, block: nn.Module) -> nn.Module:
+        """The block as it is to be run: compiled where the model is. One graph serves all blocks."""
+        if self.compiling is None or hasattr(block, "_orig_mod"):       # a block that is compiled already
+            return block
+        if block not in self.compiled:
+            self.compiled[block] = cast(nn.Module, torch.compile(block, **self.compiling))
+        return self.compiled[block]
 
     def step(self, options: Mapping, rows: int, *place: Hashable) -> Step | None:
         """The step of a pass of so many rows, or None where the caller is not the host's sampling.
@@ -66,6 +80,7 @@ class PolicyRun:
     def end(self) -> None:
         """Let go of the policies and all they keep, even where something holds on to this object."""
         self.policies.clear()
+        self.compiled.clear()
         self.schedule_tensor = self.guider = self.model_sampling = None
 
 

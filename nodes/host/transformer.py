@@ -2,13 +2,13 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ...pixart.config import PixArtConfig
-from ...pixart.model.block import ScaleShiftTable
+from ...pixart.model.block import PixArtBlock, ScaleShiftTable
 from ...pixart.model.policy import Pass, Policy, Run
 from ...pixart.model.transformer import PixArtTransformer
 from .conditioning import mask_of
@@ -21,8 +21,10 @@ BLOCK = "double_block"       # the host's name for a transformer block
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Mapping | None) -> Tensor:
     """The host's attention, as chosen by its start options and overridden by patches; (B, N, D) in and out."""
+    from comfy.cli_args import args
     from comfy.ldm.modules import attention
-    if q.device.type == "cpu":      # the host's choice for a CPU takes up to three times as long
+    wished = args.use_split_cross_attention or args.use_quad_cross_attention
+    if q.device.type == "cpu" and not wished:       # what the host takes there by itself needs up to three times as long
         kernel = attention.attention_pytorch
     else:
         kernel = attention.optimized_attention if mask is None else attention.optimized_attention_masked
@@ -158,6 +160,11 @@ class HostTransformer(PixArtTransformer):
         asked = [] if run is None or step is None else run.policies
         patches = BlockPatches(options)
         return super().ask_stack(replace(p, step=step), [*asked, patches] if patches else asked)
+
+    def compute(self, block: PixArtBlock, p: Pass, only: str | None = None) -> Tensor:
+        """Also where the host compiles the whole model: policies run outside of its graph, their blocks in one."""
+        run: PolicyRun | None = (p.options or {}).get(RUN)
+        return super().compute(block if run is None else cast(PixArtBlock, run.block(block)), p, only)
 
 
 def network_in(model: Any) -> HostTransformer | None:

@@ -49,6 +49,8 @@ def add_files(command: argparse.ArgumentParser) -> None:
                        help="strength of each LoRA, 0 for none (default: 1, as trained)")
     files.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer (default: bf16 on "
                        "a GPU, on a CPU what the processor is faster with)")
+    files.add_argument("--compile", action="store_true", help="compile the transformer's blocks: the first picture of a "
+                       "size takes longer, further ones less")
     add_bits(files, "8; 16 for the small one of PixArt-mini and on Apple GPUs")
     add_device(files)
 
@@ -170,7 +172,7 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     from ..mini import SHIPPED
     return Pipeline.open(args.model, args.vae, args.t5 or (SHIPPED.t5 if args.model else None), args.device,
                          dtype_of(args.dtype), variant=args.variant, bits=args.bits, controlnet=args.controlnet,
-                         loras=[(path, args.lora_strength) for path in args.lora], keep_t5=False)
+                         loras=[(path, args.lora_strength) for path in args.lora], keep_t5=False, compile=args.compile)
 
 
 def dtype_of(name: str) -> "torch.dtype | None":

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..checkpoint import load_control
 from ..control.edges import canny
-from ..drawing import Control, Guide
+from ..drawing import Guide
 from ..model.controlnet import PixArtControlNet
 from . import SHIPPED, Files
 from .evaluate import KEPT, Instrument
@@ -52,12 +52,11 @@ class Steered:
         return f"{self.base.name}, control {self.strength:g}"
 
     def draw(self, bench: Bench) -> Pictures:
-        def follow(group: Group) -> Control:
+        def follow(group: Group) -> Guide:
             maps = self.maps.rows(group.members).to(bench.device).float() / 255
             with torch.inference_mode():
-                hint = bench.vae.encode(maps)
-            return Control(self.network, Guide(maps, self.strength), hint)
-        return self.base.draw(bench, follow if self.strength else None)
+                return Guide(maps, self.strength, latent=bench.vae.encode(maps))
+        return self.base.draw(bench, self.network, follow) if self.strength else self.base.draw(bench)
 
 
 def edges(pictures: Tensor) -> Tensor:

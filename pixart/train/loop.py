@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..model.compiled import compile_blocks, forget_compiled
 from .average import averaged_copy, update_averages
-from .compiled import compile_blocks, forget_compiled
 from .data import Batch, TrainingData
 from .draws import StepGenerator, generator_for
 from .fingerprint import fingerprint, usual

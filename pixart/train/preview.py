@@ -14,7 +14,7 @@ from ..config import PixArtConfig
 from ..control.pictures import fit
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
-from ..pipeline import Control, Guide, Request, check_captions, encode, sample
+from ..pipeline import Guide, Pipeline, Request, check_captions, encode
 from ..prepare.items import Place
 from ..prepare.pictures import BrokenPicture, open_picture
 from ..text.encoded import Encoded
@@ -81,7 +81,11 @@ class Preview:
             return
         path = self.folder / f"step-{record.step:07d}.png"
         self.folder.mkdir(parents=True, exist_ok=True)
-        sheet = self.sheet(average)
+        try:
+            sheet = self.sheet(average)
+        except FloatingPointError as error:     # a later one may be finite again: no reason to end a training
+            logger.warning("no preview at step %d: %s", record.step, error)
+            return
         with replacing(path) as beside:
             sheet.save(beside, format="PNG")
         logger.info("drew %s", path)
@@ -97,12 +101,13 @@ class Preview:
 
     def draw(self, average: nn.Module) -> Tensor:
         """Pictures (B, 3, height, width) in 0..1 of all prompts."""
-        subject, control = self.subject, None
+        subject, guide = self.subject, None
         base, network = self.parts(average)
         if network is not None and subject.hints is not None and subject.edges is not None:
-            control = Control(network, Guide(subject.edges), subject.hints)
-        pictures = subject.decode(sample(base, subject.request, subject.caption, subject.null, control=control))
-        return pictures[:, :, :subject.request.height, :subject.request.width]
+            guide = Guide(subject.edges, latent=subject.hints)
+        pipe, request = Pipeline.of(base, subject.decode, network), subject.request
+        latents = pipe.sample(request, subject.caption, subject.null, guide, batch=len(request.prompts))
+        return pipe.decode(latents)[:, :, :request.height, :request.width]
 
 
 def read_picture(path: Path) -> Tensor:

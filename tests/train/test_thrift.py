@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from train.training_data import SHORT, TINY, fresh, write_data
 
+from pixart.model.compiled import blocks_of, compile_blocks, forget_compiled
 from pixart.model.controlnet import Controlled, PixArtControlNet
 from pixart.train import loop
-from pixart.train.compiled import blocks_of, compile_blocks, forget_compiled
 from pixart.train.data import Batch, PreparedFolder
 from pixart.train.draws import draw, generator_for
 from pixart.train.objectives import Consistency, Control, Diffusion

@@ -49,7 +49,7 @@ class Bench:
         return replace(self, prompts=replace(self.prompts, run=run))
 
     def request(self, group: Group, sampler: str, steps: int, guidance: float) -> Request:
-        """What `pixart.pipeline.sample` is asked for a group."""
+        """What a `Pipeline` is asked for a group."""
         texts = tuple(self.prompts.captions[i] for i in group.members)
         return Request(texts, height=group.height, width=group.width, seed=group.seed, sampler=sampler, steps=steps,
                        guidance=guidance)

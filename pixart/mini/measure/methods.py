@@ -15,9 +15,11 @@ from ...accelerate.plan import Job
 from ...checkpoint import load, read_config
 from ...checkpoint.lora.read import read_lora
 from ...checkpoint.merged import with_loras
-from ...drawing import Control, sample
+from ...drawing import Guide
+from ...model.controlnet import PixArtControlNet
 from ...model.policy import Policy
 from ...model.transformer import PixArtTransformer
+from ...pipeline import Pipeline
 from ...sampling.samplers import SAMPLERS
 from .. import Files
 from .batches import Pictures
@@ -26,7 +28,7 @@ from .prompts import Group
 
 logger = logging.getLogger(__name__)
 
-Follow = Callable[[Group], Control]       # the control of a group of sentences
+Follow = Callable[[Group], Guide]       # what the pictures of a group of sentences follow
 
 
 class Method(Protocol):
@@ -77,15 +79,16 @@ class Sampled:
         logger.info("%s: %s", self.name, line)
         return plan.make()
 
-    def draw(self, bench: Bench, follow: Follow | None = None) -> Pictures:
-        """follow: gives the control of a group."""
+    def draw(self, bench: Bench, controlnet: PixArtControlNet | None = None,
+             follow: Follow | None = None) -> Pictures:
+        """follow: gives what a group follows, with its latent, through the ControlNet."""
         model = self.model(bench.files, bench.device)
-        policies = self.policies(bench, model)
+        pipe, policies = Pipeline.of(model, controlnet=controlnet), self.policies(bench, model)
         parts: dict[tuple[int, int], list[Tensor]] = {}
         for group in bench.prompts.groups(bench.batch):
             request = bench.request(group, self.sampler, self.steps, self.guidance)
-            latents = sample(model, request, bench.text(group), bench.null, control=follow and follow(group),
-                             policies=policies)
+            latents = pipe.sample(request, bench.text(group), bench.null, follow and follow(group), policies,
+                                  bench.batch)
             parts.setdefault((group.height, group.width), []).append(bench.decode(latents))
         return Pictures(tuple(torch.cat(part) for part in parts.values()))
 

@@ -6,6 +6,7 @@ import comfy.model_management
 import torch
 from host import tiny
 from support import MODELS, condition, latent, load, network, off, pack, refusal, sample, text
+from torch import Tensor
 
 
 def native_network(config, state: dict):
@@ -270,6 +271,39 @@ def test_start_options_of_the_host_win_over_the_trial():
         assert network(load("alpha-1024", "auto")).blocks[0].attn.qkv.weight.dtype == torch.float32
     finally:
         args.fp32_unet, module.faster_dtype = False, usual
+
+
+def test_the_attention_that_a_start_option_names_is_used_on_a_cpu_too():
+    """Without one it is torch's, whatever the host would take."""
+    from comfy.cli_args import args
+    from comfy.ldm.modules import attention
+    calls, usual, given = [], attention.optimized_attention, (torch.randn(1, 4, 16, 16), torch.tensor([500.0]), text(5))
+
+    def counted(*inputs: object, **named: object) -> Tensor:
+        calls.append(inputs)
+        return attention.attention_sub_quad(*inputs, **named)
+
+    model, attention.optimized_attention = network(load("alpha-1024")), counted
+    want = model(*given)
+    assert not calls
+    args.use_quad_cross_attention = True
+    try:
+        assert off(model(*given), want) < 1e-5 and len(calls) == 2 * len(model.blocks)
+    finally:
+        args.use_quad_cross_attention, attention.optimized_attention = False, usual
+
+
+def test_double_precision_as_a_start_option_computes_in_it():
+    from comfy.cli_args import args
+    given = (torch.randn(1, 4, 16, 16), torch.tensor([500.0]), text(5))
+    want, args.fp64_unet = network(load("alpha-1024"))(*given), True
+    try:
+        model = load("alpha-1024", "auto")
+        got = network(model)(given[0].double(), given[1], given[2].double())
+        assert model.model.get_dtype() == torch.float64 and model.model.manual_cast_dtype is None
+        assert got.dtype == torch.float64 and 0 < off(got, want) < 1e-5
+    finally:
+        args.fp64_unet = False
 
 
 def test_diffusers_lora_changes_just_its_part_of_the_fused_weights():

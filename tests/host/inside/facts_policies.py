@@ -373,6 +373,40 @@ def test_policies_act_under_whole_model_compilation():
     torch._dynamo.reset()
 
 
+class Seen(policy.Policy):
+    """Looks at every block."""
+
+    def block(self, index, p, go) -> Tensor:
+        return go(p)
+
+
+def graphs_of(name: str, policies: list) -> list[int]:
+    """Attentions in each graph that a sampling of a model, compiled as a whole, makes."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    graphs: list[int] = []
+
+    def backend(graph, examples):
+        called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        graphs.append(sum("scaled_dot_product" in target for target in called))
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = load(name).clone()
+    set_torch_compile_wrapper(model=model, backend=backend)
+    for _ in range(2):          # the second sampling finds what the first one compiled
+        sample(pack("nodes.host.policies").with_policies(model, lambda: policies), condition(text(3)),
+               condition(text(3)), latent(64, 64), 3)
+    torch._dynamo.reset()
+    return graphs
+
+
+def test_policies_leave_the_blocks_of_a_compiled_model_compiled():
+    """Once for all blocks and steps, whatever the depth; a policy that looks into blocks has a graph a branch."""
+    for name in ("alpha-1024", "deep-1024"):
+        assert sorted(graphs_of(name, [Seen()]))[-3:] == [0, 0, 2]
+        assert [count for count in graphs_of(name, [Reuse()]) if count] == [1, 1]
+
+
 def test_a_sampling_that_is_not_the_hosts_computes_everything():
     """Without prompts' names or a schedule nobody could say what a row is."""
     model = load("deep-1024")

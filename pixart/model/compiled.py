@@ -1,11 +1,11 @@
-"""torch.compile for the blocks of the networks of a training, where the machine can compile."""
+"""torch.compile for the blocks of networks, where the machine can compile."""
 import logging
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from ..model.block import PixArtBlock
+from .block import PixArtBlock
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,8 @@ def compile_blocks(networks: Iterable[nn.Module], device: torch.device, backend:
     """Compile every block, in place, when it is first run; False, with a line in the log, where that is not possible.
 
     Block by block, because all are alike: one of them is compiled, and what lies around them needs no compiler.
+    Policies are asked outside of blocks, so compiled ones serve them as they do without; one that looks into blocks
+    makes one graph for each of the three branches.
     """
     reason = why_not(device, backend)
     if reason:
