@@ -19,19 +19,18 @@ from .policy_run import RUN, PolicyRun
 BLOCK = "double_block"       # the host's name for a transformer block
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Mapping | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, options: Mapping | None) -> Tensor:
     """The host's attention, as chosen by its start options and overridden by patches; (B, N, D) in and out."""
     from comfy.cli_args import args
     from comfy.ldm.modules import attention
     wished = args.use_split_cross_attention or args.use_quad_cross_attention
-    if q.device.type == "cpu" and not wished:       # what the host takes there by itself needs up to three times as long
+    if q.device.type == "cpu" and not wished:       # the host's own choice takes up to three times as long there
         kernel = attention.attention_pytorch
     else:
-        kernel = attention.optimized_attention if mask is None else attention.optimized_attention_masked
-    if mask is not None:            # additive and of full shape: the one form that every backend understands
-        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, torch.finfo(q.dtype).min)
-        mask = bias[:, None, None, :].expand(-1, 1, q.shape[1], -1)
-    return kernel(q, k, v, heads, mask=mask, transformer_options=options)
+        kernel = attention.optimized_attention if bias is None else attention.optimized_attention_masked
+    if bias is not None:            # of full shape: the one form that every backend understands
+        bias = bias.expand(-1, 1, q.shape[1], -1)
+    return kernel(q, k, v, heads, mask=bias, transformer_options=options)
 
 
 class BlockPatches(Policy):

@@ -49,8 +49,8 @@ def add_files(command: argparse.ArgumentParser) -> None:
                        help="strength of each LoRA, 0 for none (default: 1, as trained)")
     files.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer (default: bf16 on "
                        "a GPU, on a CPU what the processor is faster with)")
-    files.add_argument("--compile", action="store_true", help="compile the transformer's blocks: the first picture of a "
-                       "size takes longer, further ones less")
+    files.add_argument("--compile", action="store_true", help="compile the transformer's blocks: the first "
+                       "picture of a size takes longer, further ones less")
     add_bits(files, "8; 16 for the small one of PixArt-mini and on Apple GPUs")
     add_device(files)
 

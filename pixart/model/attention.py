@@ -6,6 +6,7 @@ bring its own kernels.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,20 +15,30 @@ from ..config import KVCompression, PixArtConfig
 from .layers import Ops
 
 Options = Mapping[str, Any] | None
-# q (B, N, D), k and v (B, M, D), heads, mask (B, M) bool with True = keep, options -> (B, N, D)
+# q (B, N, D), k and v (B, M, D), heads, what is added to the scores (B, 1, 1, M) or None, options -> (B, N, D)
 Attend = Callable[[Tensor, Tensor, Tensor, int, Tensor | None, Options], Tensor]
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Options) -> Tensor:
+def score_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mask (B, M) bool, True = keep, -> what is added to the scores of attention for it, (B, 1, 1, M).
+
+    Made once a pass: given booleans, torch makes it anew in every call of attention. Finite, because some kernels of
+    hosts give NaN for -inf; after the softmax both are exactly 0.
+    """
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)                     # (B, M)
+    return bias.masked_fill_(~mask, torch.finfo(dtype).min)[:, None, None, :]           # (B, 1, 1, M)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, options: Options) -> Tensor:
     """Attention with torch's own kernel; `options` is for hosts and has no effect here."""
     # Not with einops, which would take longer than a GPU takes for a small picture's attention.
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))         # (B, heads, N or M, D / heads)
-    if mask is not None:
-        mask = mask[:, None, None, :]                                                   # (B, 1, 1, M)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    if bias is not None:
+        bias = bias.to(q.dtype)         # another one under autocast only
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
-def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, options: Options) -> Tensor:
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, options: Options) -> Tensor:
     """The same attention as two matrix products, for training short sequences on a CPU.
 
     The fused kernel saves memory that small pictures do not need, and its backward pass takes several times as long
@@ -35,8 +46,8 @@ def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor |
     """
     q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))       # (B, heads, N or M, D / heads)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                            # (B, heads, N, M)
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
     return rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h n d -> b n (h d)")
 
 
@@ -111,6 +122,11 @@ class CrossAttention(nn.Module):
         self.proj = ops.Linear(width, width, **factory)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None, options: Options) -> Tensor:
-        """x (B, N, D), text (B, L, D), mask (B, L) bool with at least one True a row, or None -> (B, N, D)."""
+        """x (B, N, D), text (B, L, D) -> (B, N, D).
+
+        mask: None, (B, L) bool with at least one True a row, or what `score_bias` made of that.
+        """
+        if mask is not None and mask.dtype == torch.bool:
+            mask = score_bias(mask, x.dtype)
         k, v = self.kv_linear(text).chunk(2, dim=-1)                                    # each (B, L, D)
         return self.proj(self.attend(self.q_linear(x), k, v, self.heads, mask, options))    # (B, N, D)

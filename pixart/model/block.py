@@ -63,7 +63,7 @@ class PixArtBlock(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, modulation: Tensor, grid: tuple[int, int],
                 mask: Tensor | None = None, options: Options = None, only: str | None = None) -> Tensor:
-        """x (B, N, D), text (B, L, D), modulation (B, 6, D), mask (B, L) bool -> (B, N, D).
+        """x (B, N, D), text (B, L, D), modulation (B, 6, D), mask as CrossAttention takes it -> (B, N, D).
 
         With `only`, what that branch says to x, before its gate. It is the same call, so that what wraps a block to
         compile or recompute it does the same for a branch alone.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import PixArtConfig
-from .attention import Attend, Options, sdpa
+from .attention import Attend, Options, score_bias, sdpa
 from .block import PixArtBlock
 from .layers import Ops
 from .transformer import PixArtTransformer
@@ -70,7 +70,8 @@ class PixArtControlNet(nn.Module):
         self.check(base, hint, latent)
         inputs = base.embed(latent, timestep, context, size, aspect)
         hint_tokens, _ = base.embed_latent(hint)                                        # (B, N, D)
-        shared = (inputs.text, inputs.modulation, inputs.grid, mask, options)
+        bias = None if mask is None else score_bias(mask, latent.dtype)                 # (B, 1, 1, L)
+        shared = (inputs.text, inputs.modulation, inputs.grid, bias, options)
         copies = cast(list[ControlBlock], self.controlnet)
         x = base.blocks[0](inputs.tokens, *shared)                                      # (B, N, D)
         x = x + copies[0].before_proj(hint_tokens)                                      # (B, N, D)

@@ -55,7 +55,7 @@ class Pass:
 
     x: Tensor                                   # (B, N, D)
     text: Tensor                                # (B, L, D)
-    mask: Tensor | None                         # (B, L) bool, True = a real token
+    mask: Tensor | None                         # (B, 1, 1, L), see `score_bias`; (B, L) bool is taken too
     modulation: Tensor                          # (B, 6, D)
     grid: tuple[int, int]                       # (h, w) in tokens, N = h * w
     control: Sequence[Tensor | None] | None     # entry i, (B, N, D) or None, is added to the input of block i

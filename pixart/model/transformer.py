@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..config import PixArtConfig
-from .attention import Attend, Options, sdpa
+from .attention import Attend, Options, score_bias, sdpa
 from .block import FinalLayer, PixArtBlock
 from .embedders import CaptionEmbed, PatchEmbed, ScalarEmbed
 from .layers import Ops
@@ -79,7 +79,8 @@ class PixArtTransformer(nn.Module):
         self.check(latent, timestep, context, mask, control, step)
         height, width = latent.shape[-2:]
         inputs = self.embed(latent, timestep, context, size, aspect)
-        p = Pass(inputs.tokens, inputs.text, mask, inputs.modulation, inputs.grid, control, options, step)
+        bias = None if mask is None else score_bias(mask, latent.dtype)                 # (B, 1, 1, L)
+        p = Pass(inputs.tokens, inputs.text, bias, inputs.modulation, inputs.grid, control, options, step)
         tokens = self.run_stack(p, policies)                                            # (B, N, D)
         patches = self.final_layer(tokens, inputs.time)                                 # (B, N, patch^2 * out)
         output = self.unpatchify(patches, inputs.grid)[:, :, :height, :width]           # (B, 2 * channels, H, W)

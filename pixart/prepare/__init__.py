@@ -16,8 +16,8 @@ The prepared folder, format "pixart-prepared-1"
 | `hints_spread` | (n, C, h, w) fp16    | like `spread`                                                               |
 | `noise`        | (n, C, h, w) fp16    | what a teacher drew the latents from; in pairs only (`pixart pairs`)       |
 
-An example is drawn as latents + spread * noise. A file may keep fewer columns L than `caption_tokens` in its header
-says: readers pad to that. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, `edges` (none, canny, soft,
+An example is drawn as latents + spread * noise. L is that of the longest caption of a file, and batches are as wide as
+their own longest one; `caption_tokens` is where captions were cut. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, `edges` (none, canny, soft,
 hed) and `keys`, a JSON list that names the source of every example. All files of a folder agree in these but `keys`.
 `null.safetensors`: `features` (l, width) and `mask` (l,) that stand for "no caption".
 

@@ -27,5 +27,5 @@ _LARGE = tuple(side for side in CLASSES if side >= 256)
 FAMILIES = {
     "alpha": Family("alpha", "sd", 120, True, 4.0, True, _LARGE),       # delta too
     "sigma": Family("sigma", "sdxl", 300, False, 4.5, True, _LARGE),
-    "mini": Family("mini", "sd", 40, True, 4.0, False, (128,)),
+    "mini": Family("mini", "sd", 256, True, 4.0, False, (128,)),
 }

@@ -119,7 +119,7 @@ class Shard:
 
     @property
     def caption_tokens(self) -> int:
-        """Length to which captions are padded in batches; the file may keep fewer columns."""
+        """The longest that a caption can be; the file may keep fewer columns."""
         return max(int(self.metadata.get("caption_tokens", 0)), self.tensors["mask"].shape[1])
 
     def rows(self, name: str, rows: Tensor) -> Tensor:

@@ -113,14 +113,22 @@ class PreparedFolder:
         rows = draw(partial(torch.randint, sum(map(len, shards))), (size,), generator)
         names = shards[0].tensors.keys()
         found = {name: self._gather(shards, name, rows) for name in names if name not in ("features", "mask")}
-        context, mask = (self._gather(shards, name, rows, self.caption_tokens) for name in ("features", "mask"))
+        mask = self._gather(shards, "mask", rows, self.caption_tokens)
+        tokens = self._width(mask)
+        context, mask = self._gather(shards, "features", rows, tokens), mask[:, :tokens]
         return Batch(_draw(found, "latents", "spread", generator), context.float(), mask.bool(),
                      found["size"].float(), found["aspect"].float(),
                      _draw(found, "hints", "hints_spread", generator) if "hints" in found else None,
                      found["noise"].float() if "noise" in found else None)
 
+    def _width(self, mask: Tensor) -> int:
+        """Tokens that captions with this mask (B, L) are kept in: a multiple of 8, so that few widths come up."""
+        used = mask.any(0).nonzero()
+        longest = max(int(used[-1]) + 1 if len(used) else 1, len(self.null_mask))
+        return min(-(-longest // 8) * 8, self.caption_tokens)
+
     def _gather(self, shards: list[Shard], name: str, rows: Tensor, tokens: int | None = None) -> Tensor:
-        """Rows of a bucket, numbered over all its shards; with `tokens`, dimension 1 is padded with zeros to it."""
+        """Rows of a bucket, numbered over all its shards; with `tokens`, dimension 1 is padded or cut to it."""
         ends = torch.tensor([len(shard) for shard in shards]).cumsum(0)
         owners = torch.searchsorted(ends, rows, right=True)
         parts, places = [], []

@@ -1,9 +1,10 @@
 """What the transformer promises whatever the weights: exactness, any size, clear refusals."""
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixart.config import PixArtConfig
-from pixart.model.attention import matmul_attention, sdpa
+from pixart.model.attention import matmul_attention, score_bias, sdpa
 from pixart.model.policy import Policy
 from pixart.model.positions import position_table
 from pixart.model.transformer import PixArtTransformer
@@ -31,6 +32,27 @@ def test_masked_padding_equals_no_padding(model):
     padded = dict(given, context=torch.cat([given["context"], 50 * torch.randn(2, 3, 10)], 1),
                   mask=torch.tensor([[True] * 5 + [False] * 3] * 2))
     torch.testing.assert_close(model(**padded), model(**given), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_is_prepared_once_a_pass(model):
+    """Not in each block; with booleans a block still does the same."""
+    class Count(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Count.made += "masked_fill" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    given = inputs(2, tokens=5)
+    given["mask"] = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    with Count():
+        model(**given)
+    assert Count.made == 1 < len(model.blocks)
+    x, text, attention = torch.randn(2, 6, 48), torch.randn(2, 5, 48), model.blocks[0].cross_attn
+    want = attention(x, text, score_bias(given["mask"], torch.float32), None)
+    assert torch.equal(attention(x, text, given["mask"], None), want)
+    alone = attention(x[1:], text[1:, :3], None, None)
+    torch.testing.assert_close(want[1:], alone, rtol=0, atol=1e-6)
 
 
 def test_batch_equals_single_pictures(model):
@@ -100,7 +122,7 @@ def test_position_table_values(h, w, base, scale, row, want):
 
 def test_both_attentions_agree():
     q, k, v = torch.randn(3, 2, 6, 48).unbind()
-    for mask in (None, torch.tensor([[True] * 6, [True] * 2 + [False] * 4])):
+    for mask in (None, score_bias(torch.tensor([[True] * 6, [True] * 2 + [False] * 4]), torch.float32)):
         torch.testing.assert_close(matmul_attention(q, k, v, 4, mask, None), sdpa(q, k, v, 4, mask, None))
 
 

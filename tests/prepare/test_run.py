@@ -95,9 +95,10 @@ def test_hed_maps_are_those_of_the_network_at_the_size_of_the_bucket(tmp_path):
 
 def test_the_trainers_read_it(prepared):
     data = PreparedFolder(prepared, need_hints=True)
-    assert len(data) == 8 and data.caption_tokens == 40 and data.edges == "soft" and data.latent_space == "sd"
+    assert len(data) == 8 and data.caption_tokens == 256 and data.edges == "soft" and data.latent_space == "sd"
     batch = data.batch(torch.Generator().manual_seed(0), 3)
-    assert batch.context.shape == (3, 40, 128) and batch.hint.shape == batch.latents.shape
+    longest = int(batch.mask.sum(1).max())
+    assert batch.context.shape == (3, -(-longest // 8) * 8, 128) and batch.hint.shape == batch.latents.shape
     assert data.null_context.shape == (1, 128) and data.null_mask.tolist() == [True]
     expected = T5Encoder(SHIPPED.t5, bits=16).encode([""], 40).context[0]
     assert torch.equal(data.null_context, expected.half().float())

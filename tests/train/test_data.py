@@ -43,6 +43,28 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_batch_is_as_wide_as_its_captions(tmp_path):
+    """In multiples of 8 and never below the null caption, whatever longer ones the folder or its header know."""
+    space = {**SPACE, "caption_tokens": "256"}
+    short, long = examples(3, (8, 8), 1, tokens=20), examples(3, (6, 10), 2, tokens=30)
+    long["mask"][1] = 1
+    long["features"] = torch.randn(3, 30, WIDTH).half() * long["mask"][..., None]
+    write_shard(shard_path(tmp_path, (8, 8), 0), short, space)
+    write_shard(shard_path(tmp_path, (6, 10), 0), long, space)
+    write_null(tmp_path)
+    data, widths = PreparedFolder(tmp_path), {}
+    for seed in range(12):
+        batch = data.batch(torch.Generator().manual_seed(seed), 4)
+        kind, longest = batch.latents.shape[2], int(batch.mask.sum(1).max())
+        widths.setdefault((kind, longest), set()).add(batch.context.shape[1])
+        assert batch.context.shape[:2] == batch.mask.shape and not batch.context[~batch.mask].any()
+        assert data.without_caption(batch).mask.sum() == 4
+    assert widths == {(8, 3): {8}, (6, 30): {32}} | ({(6, 3): {8}} if (6, 3) in widths else {})
+    save_file({"features": torch.ones(11, WIDTH), "mask": torch.ones(11, dtype=torch.uint8)},
+              tmp_path / "null.safetensors")
+    assert PreparedFolder(tmp_path).batch(torch.Generator().manual_seed(0), 1).context.shape[1] >= 16
+
+
 def test_a_batch_follows_from_the_generator_as_it_always_did(folder):
     """The draws of a folder with one file a bucket: bucket by its count, then rows; nothing else."""
     data = PreparedFolder(folder)
