@@ -3,6 +3,7 @@ from typing import Any
 
 from ..pixart.resolution import CLASSES, LABELS, nearest_size
 from .arguments import checked
+from .host.folders import only_mini
 from .host.node_text import show_text
 
 
@@ -19,9 +20,9 @@ class PixArtEmptyLatent:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "resolution": ([str(side) for side in CLASSES], {"default": "1024", "tooltip":
+            "resolution": ([str(side) for side in CLASSES], {"default": "128" if only_mini() else "1024", "tooltip":
                            "Trained resolution of the checkpoint: the side in pixels of its square picture. "
-                           "128 is PixArt-mini."}),
+                           "128 is PixArt-mini, and chosen where there is no other model yet."}),
             "ratio": (list(LABELS), {"default": "1:1", "tooltip":
                       "Width : height. In brackets what the ratio stands in for. PixArt-mini has five shapes and takes "
                       "the nearest of these."}),

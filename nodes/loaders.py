@@ -46,9 +46,11 @@ class PixArtLoader:
     @checked
     def load(self, file: str, variant: str, weight_dtype: str) -> tuple[Any, str]:
         from .host.model import load_model
+        from .host.notices import vae_for
         model = load_model(str(folders.model_path(file)), variant, weight_dtype)
-        show_text(model.model.model_config.description)
-        return model, model.model.model_config.description
+        found = model.model.model_config
+        show_text(f"{found.description}\ndecode with {vae_for(found.pixart)}")
+        return model, found.description
 
 
 class PixArtT5Loader:

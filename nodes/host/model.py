@@ -16,6 +16,7 @@ from ...pixart.weights.values import EIGHT_BITS
 from .conditioning import text_conds
 from .foreign import refuse_conditions
 from .mixin import Mixin
+from .notices import notice_size
 from .packed import packed_entries
 from .steps import attach
 from .transformer import builder
@@ -43,6 +44,8 @@ class _PixArt(Mixin):
         pass."""
         from comfy.conds import CONDRegular
         refuse_conditions(kwargs)
+        if kwargs.get("prompt_type") == "positive" and (noise := kwargs.get("noise")) is not None:
+            notice_size(self.model_config.pixart, *(8 * side for side in noise.shape[-2:]))
         out = super().extra_conds(**kwargs)
         context, device = kwargs.get("cross_attn"), kwargs.get("device")
         if context is not None:

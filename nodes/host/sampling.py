@@ -4,22 +4,17 @@ The host keeps a noisy latent as x / sqrt(a) = x0 + sigma * noise, with sigma = 
 alpha; PixArt's own x is that divided by sqrt(1 + sigma^2).
 """
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...pixart.resolution import size_notice
 from ...pixart.sampling.consistency import boundary
 from ...pixart.sampling.dmd import TIMESTEP as DMD_TIMESTEP
 from ...pixart.sampling.lcm import lcm_timesteps
 from ...pixart.sampling.noise import PictureNoise
 from .mixin import Mixin
-from .node_text import show_text
-
-logger = logging.getLogger(__name__)
 
 SEED_STEP = 0x9E3779B97F4A7C15      # odd, so that seed and picture number never fall together
 Latent = dict[str, Any]
@@ -160,7 +155,7 @@ def require_pixart(model: Any) -> None:
 
 
 def check_latent(model: Any, latent: Latent) -> None:
-    """Refuse latents of other models and damaged ones; say so when the size is far from the trained ones."""
+    """Refuse latents of other models and damaged ones."""
     samples, wanted = latent["samples"], model.get_model_object("latent_format").latent_channels
     if getattr(samples, "is_nested", False):
         raise ValueError("this latent holds several tensors (video and sound); PixArt makes single pictures. "
@@ -172,12 +167,3 @@ def check_latent(model: Any, latent: Latent) -> None:
     if not torch.isfinite(samples).all():
         raise ValueError("this latent holds values that are not finite (NaN or infinite); look at what made it. "
                          "The SDXL VAE, for one, overflows in fp16: use its fp16-fix version, or fp32.")
-    notice_size(model, *(8 * side for side in samples.shape[-2:]))
-
-
-def notice_size(model: Any, height: int, width: int) -> None:
-    config = getattr(model.model.diffusion_model, "config", None)
-    notice = config and size_notice(height, width, config.resolution)
-    if notice:
-        logger.warning(notice)
-        show_text(notice)

@@ -17,8 +17,9 @@ The prepared folder, format "pixart-prepared-1"
 | `noise`        | (n, C, h, w) fp16    | what a teacher drew the latents from; in pairs only (`pixart pairs`)       |
 
 An example is drawn as latents + spread * noise. L is that of the longest caption of a file, and batches are as wide as
-their own longest one; `caption_tokens` is where captions were cut. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, `edges` (none, canny, soft,
-hed) and `keys`, a JSON list that names the source of every example. All files of a folder agree in these but `keys`.
+their own longest one. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, where captions were cut, `edges`
+(none, canny, soft, hed) and `keys`, a JSON list that names the source of every example. All files of a folder agree in
+these but `caption_tokens` and `keys`.
 `null.safetensors`: `features` (l, width) and `mask` (l,) that stand for "no caption".
 
 Captions without pictures (`prompts`) are kept alike, with latents of no channels.

@@ -1,8 +1,11 @@
 """The few-step samplers: the library's mathematics inside the host's sampling."""
+from functools import partial
+
 import comfy.sample
 import comfy.samplers
 import torch
-from support import condition, latent, load, network, node, off, pack, picture, refusal, text
+from host import tiny
+from support import condition, latent, load, network, node, off, pack, picture, refusal, sample, text
 
 
 def lcm(model, positive: list, given: dict, seed: int = 7, steps: int = 4, rule: str = "official", denoise: float = 1.0,
@@ -241,19 +244,43 @@ def test_empty_latents_have_trained_sizes():
     assert made["samples"].count_nonzero() == 0
 
 
-def test_a_size_far_from_the_trained_ones_is_mentioned():
+def noticed(run) -> list[str]:
+    """What is said on nodes and in the log meanwhile."""
     import logging
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    logger = pack("nodes.host.sampling").logger
+    logger = pack("nodes.host.notices").logger
     logger.addHandler(handler)
     try:
-        lcm(load("alpha-512"), condition(text(3)), latent(512, 512), steps=1)
-        assert lines == []
-        lcm(load("alpha-512"), condition(text(3)), latent(64, 128), steps=1)
+        run()
     finally:
         logger.removeHandler(handler)
-    assert "128 x 64" in lines[0] and "704 x 352" in lines[0]
+    return lines
+
+
+def test_a_size_far_from_the_trained_ones_is_mentioned_by_every_sampler():
+    model, prompt = load("alpha-512"), condition(text(3))
+    for run in (partial(lcm, model, prompt, steps=1), partial(sample, model, prompt, prompt)):
+        assert not [line for line in noticed(partial(run, given=latent(512, 512))) if "far from" in line]
+        (line,) = [line for line in noticed(partial(run, given=latent(64, 128))) if "far from" in line]
+        assert "128 x 64" in line and "704 x 352" in line
+
+
+def test_a_fresh_installation_begins_with_the_size_of_mini():
+    folders, kind = pack("nodes.host.folders"), node("PixArtEmptyLatent")
+    assert not folders.only_mini()
+    assert kind.INPUT_TYPES()["required"]["resolution"][1]["default"] == "1024"
+    usual, folders._files_of = folders._files_of, lambda category: ["pixart-mini/lcm.safetensors"]
+    try:
+        assert folders.only_mini()
+        assert kind.INPUT_TYPES()["required"]["resolution"][1]["default"] == "128"
+    finally:
+        folders._files_of = usual
+
+
+def test_the_loader_says_which_vae_belongs_to_the_model():
+    said = pack("nodes.host.notices").vae_for
+    assert "SDXL" in said(tiny.CONFIGS["sigma-1024"]) and "sd-vae-ft-ema" in said(tiny.CONFIGS["alpha-512"])
 
 

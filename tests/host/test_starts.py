@@ -1,0 +1,96 @@
+"""The rows of docs/compatibility.md about start options: the host started with them draws PixArt-mini over HTTP.
+
+Options that do not exclude each other share a start, so that a version takes some ten starts and not forty.
+"""
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from host import harness
+from host.test_server import run
+from PIL import Image
+
+GRAPH = json.loads((harness.ROOT / "workflows" / "api" / "mini-lcm-4-steps.json").read_text(encoding="utf-8"))
+ROWS = [row for row in json.loads(Path(__file__).with_name("compatibility.json").read_text(encoding="utf-8"))
+        if "options" in row]
+ALONE, FAR, FLAT = "alone", 0.05, 0.1        # mean difference of another picture's pixels; deviation of no picture
+
+
+@dataclass(frozen=True)
+class Start:
+    """Options that one host is started with; same: whether its picture is that of a start without any, to the bit."""
+
+    options: tuple[str, ...]
+    same: bool
+    close: bool = True          # whether it is at least nearly that
+
+    @property
+    def title(self) -> str:
+        return " ".join(self.options)
+
+
+def column(version: str) -> str:
+    return "0.3.64" if version.startswith("0.3.") else "0.33.0"
+
+
+def starts(version: str) -> Iterator[Start]:
+    """As few as the rows that work or have no effect on this version need: one of each kind of options in each."""
+    for outcome in ("works", "same"):
+        rows = [row for row in ROWS if row["outcome"][column(version)] == outcome]
+        yield from (Start(tuple(row["options"]), outcome == "same", close=False) for row in rows
+                    if row["kind"] == ALONE)
+        kinds: dict[str, list[list[str]]] = {}
+        for row in rows:
+            if row["kind"] != ALONE:
+                kinds.setdefault(row["kind"], []).append(row["options"])
+        for number in range(max(map(len, kinds.values()), default=0)):
+            chosen = [options[number] for options in kinds.values() if number < len(options)]
+            yield Start(tuple(word for options in chosen for word in options), outcome == "same")
+
+
+def drawn(server: harness.Server) -> np.ndarray:
+    """Pixels in 0..1 of the picture that the server draws."""
+    (outcome,) = run(server, GRAPH)
+    assert outcome.end == "execution_success", f"{outcome.messages[-1]}\n{server.log[-3000:]}"
+    (entry,) = outcome.pictures("8")
+    data = server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) / 255
+
+
+@pytest.fixture(scope="session")
+def plain(server: harness.Server) -> np.ndarray:
+    """The picture of a start without options, which is there anyway."""
+    return drawn(server)
+
+
+def check(host: harness.Host, folder: Path, start: Start, plain: np.ndarray) -> None:
+    harness.link_pack(folder / "custom_nodes")
+    with harness.Server(host, folder, start.options) as server:
+        found = drawn(server)
+    difference = float(np.abs(found - plain).mean())
+    if start.same:
+        assert difference == 0, start.title
+        return
+    assert difference > 0 and found.std() > FLAT, start.title
+    assert difference < FAR or not start.close, f"{start.title}: {difference:.3f}"
+
+
+def test_a_start_with_one_option_of_each_kind_draws_a_picture(host, tmp_path, plain):
+    check(host, tmp_path, next(start for start in starts(host.version) if start.close), plain)
+
+
+@pytest.mark.slow
+def test_every_start_option_does_what_the_table_says(host, tmp_path, plain):
+    for number, start in enumerate(starts(host.version)):
+        check(host, tmp_path / str(number), start, plain)
+
+
+@pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
+def test_every_row_is_in_a_start_or_needs_what_is_not_there(version):
+    tried = {word for start in starts(version) for word in start.options}
+    for row in ROWS:
+        assert (row["options"][0] in tried) == (row["outcome"][version] in ("works", "same")), row["name"]
