@@ -6,16 +6,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATA, PAGE = ROOT / "tests" / "host" / "compatibility.json", ROOT / "docs" / "compatibility.md"
 COLUMNS = ("0.3.64", "0.33.0")
-WORDS = {"works": "works", "same": "no effect", "refused": "refused", "absent": "not there"}
+WORDS = {"works": "works", "same": "no effect", "refused": "refused", "absent": "not there",
+         "gpu": "needs a GPU"}
 HEAD = """# What works with PixArt in ComfyUI
 
 Stock nodes put between Load PixArt, Load T5 for PixArt or Load PixArt ControlNet and the sampler, each run with a small
 random model on both versions of ComfyUI. *works*: the picture is finite and another one than without the node.
 *refused*: one clear error, quoted. *no effect*: the picture is the same to the bit. *not there*: that version has no
-such node.
+such node. Start options were tried in real starts with PixArt-mini over HTTP; *works* there means another picture of
+the same thing.
 
 This page is written by `python tests/compatibility_table.py` from `tests/host/compatibility.json`; the host tests run
-every row (`tests/host/inside/facts_compatibility.py`).
+every row (`tests/host/inside/facts_compatibility.py`, `tests/host/test_starts.py`).
 """
 TAIL = """
 ## Samplers and schedulers of KSampler

@@ -1,19 +1,31 @@
 """Runs rows of ../compatibility.json: a stock node between Load PixArt and the sampler, and what it does."""
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import comfy.samplers
+import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
-from support import condition, image, latent, load, load_control, picture, text, vae
+from support import condition, image, latent, load, load_control, pack, picture, text, vae
 from torch import Tensor
 
-ROWS = json.loads((Path(__file__).parents[1] / "compatibility.json").read_text(encoding="utf-8"))
 STEPS = 6
+COMPILERS = ("c++", "g++", "clang++", "cl")
+
+
+def rows() -> list[dict[str, Any]]:
+    """Those about nodes; without a compiler not those that need one."""
+    every = json.loads((Path(__file__).parents[1] / "compatibility.json").read_text(encoding="utf-8"))
+    compiling = any(map(shutil.which, COMPILERS))
+    return [row for row in every if "node" in row and (compiling or row.get("needs") != "c++")]
+
+
+ROWS = rows()
 
 
 def call(name: str, inputs: dict[str, Any]) -> tuple:
@@ -24,7 +36,7 @@ def call(name: str, inputs: dict[str, Any]) -> tuple:
         made = kind.execute(**inputs)
         return tuple(made.args) if hasattr(made, "args") else tuple(made)
     made = getattr(kind(), kind.FUNCTION)(**inputs)
-    return tuple(made["result"]) if isinstance(made, dict) else tuple(made)
+    return tuple(made.get("result", ())) if isinstance(made, dict) else tuple(made)
 
 
 def scene() -> dict[str, Any]:
@@ -83,6 +95,9 @@ def run_row(row: dict[str, Any]) -> Tensor:
     for each in (row, *row.get("then", ())):
         made = call(each["node"], {name: fill(value, found) for name, value in each["inputs"].items()})
         found.update(zip(each["gives"], made))
+    if row.get("reopen"):
+        saved = max(Path(folder_paths.get_output_directory()).glob(f"{row['reopen']}_*.safetensors"))
+        found["model"] = pack("nodes.host.model").load_model(str(saved), "auto", "fp32")
     return found["made"] if row.get("after") else draw(found)
 
 
