@@ -28,6 +28,7 @@ from .model.cpu_dtype import faster_dtype
 from .model.policy import Policy
 from .model.transformer import PixArtTransformer
 from .pictures import save_picture, to_image
+from .progress import Progress
 from .resolution import size_notice
 from .sampling.preset import Preset, found_in
 from .sampling.samplers import SAMPLERS
@@ -48,8 +49,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["SAMPLERS", "Control", "Guide", "Pictures", "Pipeline", "Progress", "Request", "check_captions", "encode",
            "sample"]
 
-Progress = Callable[[str, int, int], None]       # (stage, done, total); may raise to stop
-Place = str | Path            # a file or a folder
+AnyPath = str | Path            # a file or a folder
 Decoder = Callable[[Tensor], Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would be a black picture; use dtype float32 "
@@ -71,7 +71,7 @@ class Pictures:
         """As pictures of Pillow."""
         return [to_image(picture) for picture in self.pixels]
 
-    def save(self, path: Place, first: int = 0) -> list[Path]:
+    def save(self, path: AnyPath, first: int = 0) -> list[Path]:
         """Write them to `path`, further ones with -1, -2, ... before its ending; first: the number to begin with."""
         path = Path(path)
         return [save_picture(path.with_stem(f"{path.stem}-{number}") if number else path, picture)
@@ -83,9 +83,9 @@ class Files:
     """What a pipeline reads when it is first needed."""
 
     checkpoint: OpenCheckpoint
-    vae: Place
-    controlnet: Place | None
-    loras: tuple[tuple[Place, float], ...]
+    vae: AnyPath
+    controlnet: AnyPath | None
+    loras: tuple[tuple[AnyPath, float], ...]
     compile: bool
 
 
@@ -99,9 +99,9 @@ class Pipeline:
         self._said: set[str] = set()          # what was logged once
 
     @classmethod
-    def open(cls, model: Place | None = None, vae: Place | None = None, t5: Place | None = None,
+    def open(cls, model: AnyPath | None = None, vae: AnyPath | None = None, t5: AnyPath | None = None,
              device: str | torch.device | None = None, dtype: torch.dtype | None = None, *, variant: str = "auto",
-             bits: Bits | None = None, loras: Sequence[tuple[Place, float]] = (), controlnet: Place | None = None,
+             bits: Bits | None = None, loras: Sequence[tuple[AnyPath, float]] = (), controlnet: AnyPath | None = None,
              keep_t5: bool | None = None, compile: bool = False) -> "Pipeline":
         """Check all files; what is in them is read when it is first needed.
 
@@ -311,8 +311,8 @@ class Pipeline:
         return Control(self.controlnet, guide, encode_pictures(self.vae, edges, self.config.latent_scale)[0])
 
 
-def require_files(model: Place | None, vae: Place | None, t5: Place | None,
-                  others: Sequence[tuple[str, Place | None]]) -> None:
+def require_files(model: AnyPath | None, vae: AnyPath | None, t5: AnyPath | None,
+                  others: Sequence[tuple[str, AnyPath | None]]) -> None:
     """Refuse parts that are missing, before anything is opened."""
     for name, given in (("vae", vae), ("t5", t5)):
         if model is not None and given is None:
@@ -360,7 +360,7 @@ def memory_advice(device: torch.device, what: str, advice: str) -> Iterator[None
         raise MemoryError(f"not enough memory on {device} while {what}; {advice}") from error
 
 
-def encode(t5: Place, request: Request, max_tokens: int, clean: bool, bits: Bits = 8,
+def encode(t5: AnyPath, request: Request, max_tokens: int, clean: bool, bits: Bits = 8,
            device: torch.device | str = "cpu") -> tuple[Encoded, Encoded]:
     """Text features of a request's prompts and of its negative prompt; the encoder is freed before returning."""
     encoder = T5Encoder(t5, bits=bits, device=device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .device import free_bytes, is_out_of_memory, release
-from .vae_parts import FULL, TINY, Parts, fitting, tiled
+from .vae_parts import FULL, TINY, Slices, fitting, tiled
 from .weights.errors import CheckpointError
 from .weights.locate import Kind
 from .weights.reader import ShortLived, open_weights
@@ -172,7 +172,7 @@ def decode(vae: Autoencoder, latents: Tensor, latent_scale: float, batch: int = 
         parts = smaller
 
 
-def _decode(vae: Autoencoder, latents: Tensor, latent_scale: float, parts: Parts) -> Tensor:
+def _decode(vae: Autoencoder, latents: Tensor, latent_scale: float, parts: Slices) -> Tensor:
     weight = next(vae.parameters())
 
     def run(part: Tensor) -> Tensor:

@@ -17,18 +17,18 @@ TILES = (96, 64, 48, 32)    # sides of tiles in latent pixels, the largest first
 
 
 @dataclass(frozen=True)
-class Parts:
+class Slices:
     """So many pictures at once; with `tile`, one picture in tiles of that many latent pixels a side."""
 
     count: int
     tile: int | None = None
 
-    def smaller(self, side: int) -> "Parts | None":
+    def smaller(self, side: int) -> "Slices | None":
         """The next to try where this was too much, for a longer side of `side` latent pixels; None at the end."""
         if self.count > 1:
-            return Parts(1)
+            return Slices(1)
         rest = [tile for tile in TILES if tile < (self.tile or side)]
-        return Parts(1, rest[0]) if rest else None
+        return Slices(1, rest[0]) if rest else None
 
     def __str__(self) -> str:
         if self.tile is not None:
@@ -36,12 +36,12 @@ class Parts:
         return f"{self.count} pictures at a time" if self.count > 1 else "one picture at a time"
 
 
-def fitting(height: int, width: int, bytes_per_pixel: int, free: int | None, most: int) -> Parts:
+def fitting(height: int, width: int, bytes_per_pixel: int, free: int | None, most: int) -> Slices:
     """The largest parts of pictures of height x width latent pixels that `free` bytes suffice for, at most `most`."""
     room = int(SPARE * (UNKNOWN if free is None else free)) // (64 * bytes_per_pixel)      # latent pixels at once
     if room >= height * width:
-        return Parts(min(most, room // (height * width)))
-    return Parts(1, next((side for side in TILES if side * side <= room), TILES[-1]))
+        return Slices(min(most, room // (height * width)))
+    return Slices(1, next((side for side in TILES if side * side <= room), TILES[-1]))
 
 
 def tiled(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: int) -> Tensor:

@@ -11,7 +11,7 @@ from benchmarks.training_memory import Held
 from pixart.mini import SHIPPED
 from pixart.mini.prepare import picture_of
 from pixart.vae import _KL, decode, encode, load_vae
-from pixart.vae_parts import FULL, TILES, Parts, fitting, ramp, starts, tiled
+from pixart.vae_parts import FULL, TILES, Slices, fitting, ramp, starts, tiled
 
 GIB = 1 << 30
 
@@ -74,19 +74,20 @@ def test_tiles_overlap_by_a_quarter_and_keep_their_side():
 
 
 @pytest.mark.parametrize("free, want", [
-    (100 * GIB, Parts(4)), (8 * GIB, Parts(2)), (4 * GIB, Parts(1)), (2 * GIB, Parts(1, 96)), (1 * GIB, Parts(1, 64)),
-    (0, Parts(1, TILES[-1])), (None, Parts(1)),
+    (100 * GIB, Slices(4)), (8 * GIB, Slices(2)), (4 * GIB, Slices(1)), (2 * GIB, Slices(1, 96)),
+    (1 * GIB, Slices(1, 64)),
+    (0, Slices(1, TILES[-1])), (None, Slices(1)),
 ])
 def test_free_memory_decides_the_parts(free, want):
     assert fitting(128, 128, FULL, free, most=4) == want
 
 
 def test_parts_get_smaller_to_the_end():
-    parts, seen = Parts(4), []
+    parts, seen = Slices(4), []
     while parts is not None:
         seen.append(parts)
         parts = parts.smaller(64)
-    assert seen == [Parts(4), Parts(1), Parts(1, 48), Parts(1, 32)]
+    assert seen == [Slices(4), Slices(1), Slices(1, 48), Slices(1, 32)]
 
 
 def peak(memory: int, count: int = 4) -> float:

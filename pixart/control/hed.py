@@ -14,7 +14,7 @@ from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
 from ..weights.values import check_finite, check_floating
-from .pictures import Progress, each, opaque, with_room
+from .pictures import Counted, each, opaque, with_room
 
 FILE = "ControlNetHED.pth"
 HED_FILE = f"the edge network {FILE} (37 tensors such as block1.convs.0.weight), as .pth or .safetensors"
@@ -24,7 +24,7 @@ BYTES_PER_PIXEL = 800                # most that is needed while a map is made: 
 OTHER_PORT = ("moduleVgg", "netVgg", "moduleScore", "netScore", "moduleCombine", "netCombine")
 
 
-class Block(nn.Module):
+class HedBlock(nn.Module):
     """Convolutions at one scale, and their view of the edges."""
 
     def __init__(self, into: int, out: int, count: int) -> None:
@@ -45,7 +45,7 @@ class HED(nn.Module):
         super().__init__()
         self.norm = nn.Parameter(torch.zeros(1, 3, 1, 1))
         for index, sizes in enumerate(BLOCKS, 1):
-            setattr(self, f"block{index}", Block(*sizes))
+            setattr(self, f"block{index}", HedBlock(*sizes))
 
     def sides(self, pictures: Tensor) -> list[Tensor]:
         """(B, 3, H, W) RGB in 0..255, sides of at least 16 -> five logits (B, 1, h, w), each half the size before."""
@@ -100,7 +100,7 @@ def check(path: str | os.PathLike, found: Mapping[str, Tensor], wanted: Mapping[
 
 
 @torch.no_grad()
-def hed_edges(network: HED, pictures: Tensor, progress: Progress | None = None) -> Tensor:
+def hed_edges(network: HED, pictures: Tensor, progress: Counted | None = None) -> Tensor:
     """(B, 1, 3 or 4, H, W) in 0..1, any size -> edge maps (B, 1, H, W) float32 in 0..1, at the pictures' own size.
 
     Computed one picture at a time on the network's device, so 16 pictures of 1024 pixels take the memory of one

@@ -51,7 +51,7 @@ def encode_scene(scene: Scene) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Arrangement:
     """What is painted where. background (B,); the others (B, K): shape, -1 for nothing; middle and radius in pixels."""
 
     background: Tensor
@@ -63,7 +63,7 @@ class Layout:
     radius: Tensor
 
 
-def arrange(codes: Tensor, height: int, width: int, generator: torch.Generator) -> Layout:
+def arrange(codes: Tensor, height: int, width: int, generator: torch.Generator) -> Arrangement:
     """Places the things of scenes, codes (B, CODE) integer, moved and resized a little within what the words say.
 
     The random numbers come from the generator's device.
@@ -79,7 +79,7 @@ def arrange(codes: Tensor, height: int, width: int, generator: torch.Generator) 
     single = _single(place, codes[:, 3], height, width, lots, scale)
     y, x, radius = (torch.where(count == 1, one, torch.where(count == 2, two, many))
                     for one, two, many in zip(single, pair, (y, x, radius)))
-    return Layout(codes[:, 0], things[..., 0], things[..., 1], things[..., 2], y, x, radius)
+    return Arrangement(codes[:, 0], things[..., 0], things[..., 1], things[..., 2], y, x, radius)
 
 
 def _jitter(lots: Tensor, reach: float) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def _single(position: Tensor, size: Tensor, height: int, width: int, lots: Tenso
     return y, x, radius
 
 
-def paint(layout: Layout, height: int, width: int, things: int = THINGS) -> Tensor:
+def paint(layout: Arrangement, height: int, width: int, things: int = THINGS) -> Tensor:
     """Pictures (B, 3, H, W) in 0..1, in steps of 1 / 255, one thing over the other; at most `things` of each."""
     device = layout.background.device
     backgrounds, colours = (_table(tuple(palette.values()), device) for palette in (BACKGROUND_RGB, COLOUR_RGB))

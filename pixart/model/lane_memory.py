@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .policy import Step
 
-Place = tuple[Tensor, int]      # a kept tensor and the number of the row in it
+KeptRow = tuple[Tensor, int]      # a kept tensor and the number of the row in it
 Note = TypeVar("Note")
 
 
@@ -21,7 +21,7 @@ class LaneMemory:
 
     def __init__(self) -> None:
         self.run: object = None
-        self.places: dict[Hashable, dict[Hashable, Place]] = {}
+        self.places: dict[Hashable, dict[Hashable, KeptRow]] = {}
 
     def get(self, step: Step, key: Hashable) -> Tensor | None:
         """The rows of the step's lanes, (B, ...), or None when one of them has nothing under this key.
@@ -91,7 +91,7 @@ class LaneNotes(Generic[Note]):
             self.notes, self.run = {}, step.run
 
 
-def rows_at(places: list[Place]) -> Tensor:
+def rows_at(places: list[KeptRow]) -> Tensor:
     """The rows at these places as one tensor; a view where they lie one behind the other."""
     rows, first = places[0]
     if all(other is rows and row == first + i for i, (other, row) in enumerate(places)):

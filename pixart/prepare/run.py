@@ -1,12 +1,12 @@
 """The whole of preparing: survey, text encoder, autoencoder, one after the other, each going on where it stopped."""
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..progress import Progress
 from ..text.encoded import load_embeddings
 from .captions import Captions, encode_captions, half
 from .examples import Example, Reader, stack, uses_hint
@@ -21,8 +21,6 @@ from .state import Skipped, alone, fingerprint, read_skipped, settle, write_skip
 from .survey import Survey, survey
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]       # (stage, done, total); total 0 where it is not known; may raise
 
 
 @dataclass(frozen=True)

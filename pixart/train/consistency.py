@@ -5,16 +5,16 @@ import torch
 from torch import Tensor
 
 from ..sampling.consistency import consistency
+from ..sampling.lcm import GRID_SIZE
 from ..sampling.schedule import STEPS, Model, add_noise, predicted_x0
 
-GRID_SIZE = 50
-SKIP = STEPS // GRID_SIZE
+STRIDE = STEPS // GRID_SIZE
 
 
 def interval(index: Tensor) -> tuple[Tensor, Tensor]:
     """Grid index (B,) 0..49 -> timesteps (start, end) of one DDIM step: 19 -> 0, 39 -> 19, ..., 999 -> 979."""
-    start = SKIP * (index + 1) - 1
-    return start, (start - SKIP).clamp(min=0)
+    start = STRIDE * (index + 1) - 1
+    return start, (start - STRIDE).clamp(min=0)
 
 
 def teacher_step(x: Tensor, cond: Tensor, uncond: Tensor, start: Tensor, end: Tensor,

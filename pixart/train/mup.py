@@ -25,12 +25,12 @@ import torch
 from torch import nn
 
 from ..checkpoint.layouts import file_name
+from ..checkpoint.mup import READOUT
 from ..config import PixArtConfig
 from ..model.transformer import PixArtTransformer
 from .base_shapes import base_shapes
 from .initialize import initialize
 
-READOUT = "final_layer.linear.weight"
 TABLE_STD = 0.02        # of the scale-shift tables in the published PixArt-muP; standard is width ** -0.5
 
 

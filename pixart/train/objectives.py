@@ -6,8 +6,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
+from ..sampling.lcm import GRID_SIZE
 from ..sampling.schedule import Table, add_noise
-from .consistency import GRID_SIZE, consistency_loss
+from .consistency import consistency_loss
 from .data import Batch, TrainingData
 from .diffusion import diffusion_loss
 from .draws import draw

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
-from ..control.pictures import fit
+from ..control.pictures import fit, opaque
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
+from ..pictures import read_picture
 from ..pipeline import Guide, Pipeline, Request, check_captions, encode
-from ..prepare.items import Place
-from ..prepare.pictures import BrokenPicture, open_picture
 from ..text.encoded import Encoded
 from ..vae import decode, load_vae
 from ..vae import encode as encode_pictures
@@ -60,7 +59,7 @@ def subject_from_files(settings: ValidateSettings, config: PixArtConfig, device:
     edges = hints = None
     if settings.hints:
         height, width = (8 * side for side in request.latent_shape)
-        edges = torch.cat([fit(read_picture(path), width, height) for path in settings.hints])
+        edges = torch.cat([fit(opaque(read_picture(path)), width, height) for path in settings.hints])
         hints = encode_pictures(vae, edges, config.latent_scale)[0]
     return Subject(request, caption, null, lambda latents: decode(vae, latents, config.latent_scale), edges, hints)
 
@@ -108,18 +107,6 @@ class Preview:
         pipe, request = Pipeline.of(base, subject.decode, network), subject.request
         latents = pipe.sample(request, subject.caption, subject.null, guide, batch=len(request.prompts))
         return pipe.decode(latents)[:, :, :request.height, :request.width]
-
-
-def read_picture(path: Path) -> Tensor:
-    """(1, 3, H, W) in 0..1, upright as its metadata say. FileNotFoundError, ValueError for what is no picture."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no picture {path}")
-    try:
-        picture = open_picture(Place(path))
-    except BrokenPicture as error:
-        raise ValueError(f"this picture cannot be used: {error}; {path}") from error
-    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return values.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2).float() / 255
 
 
 def contact_sheet(rows: Sequence[Tensor], captions: Sequence[str], most: int = 512) -> "Image":

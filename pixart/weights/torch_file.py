@@ -28,7 +28,7 @@ DEEPEST = 8                              # tables inside of tables around the we
 
 
 @dataclass(frozen=True)
-class Place:
+class Extent:
     """Where a storage lies in the file, in bytes."""
 
     start: int
@@ -65,7 +65,7 @@ def map_torch(path: Path, stored: Mapping[str, StoredTensor], zipped: bool, expe
             for name, tensor in stored.items()}
 
 
-def _view(mapped: mmap.mmap, tensor: StoredTensor, place: Place | None, name: str, path: Path,
+def _view(mapped: mmap.mmap, tensor: StoredTensor, place: Extent | None, name: str, path: Path,
           expected: str) -> Tensor:
     size = tensor.dtype.itemsize
     promised = tensor.storage.elements * bytes_each(tensor.storage)
@@ -118,14 +118,14 @@ def _zip_pickle(path: Path) -> bytes:
             return file.read(LARGEST)
 
 
-def _zip_places(path: Path) -> dict[str, Place]:
+def _zip_places(path: Path) -> dict[str, Extent]:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         folder, entries = _records(archive)
         return {entry.filename.removeprefix(f"{folder}data/"): _place(entry, file) for entry in entries
                 if entry.filename.startswith(f"{folder}data/")}
 
 
-def _place(entry: zipfile.ZipInfo, file: BufferedReader) -> Place:
+def _place(entry: zipfile.ZipInfo, file: BufferedReader) -> Extent:
     """An entry's own header, which may be longer than what the archive's directory says of it, lies before it."""
     file.seek(entry.header_offset)
     mark, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
@@ -133,7 +133,7 @@ def _place(entry: zipfile.ZipInfo, file: BufferedReader) -> Place:
         raise ValueError("its directory points nowhere")
     start = entry.header_offset + LOCAL_HEADER.size + name + extra
     end = file.seek(0, 2)
-    return Place(start, max(0, min(entry.file_size, end - start)))
+    return Extent(start, max(0, min(entry.file_size, end - start)))
 
 
 def _stream(path: Path) -> tuple[object, list[object], int]:
@@ -149,7 +149,7 @@ def _stream(path: Path) -> tuple[object, list[object], int]:
     return content, keys, stream.tell()
 
 
-def _stream_places(path: Path) -> dict[str, Place]:
+def _stream_places(path: Path) -> dict[str, Extent]:
     """Each storage is preceded by its number of elements."""
     content, keys, at = _stream(path)
     known = {each.key: each for each in storages(content)}
@@ -164,7 +164,7 @@ def _stream_places(path: Path) -> dict[str, Place]:
             size = count * bytes_each(stored)
             if count < 0 or at + 8 + size > end:
                 raise ValueError("it ends within its numbers")
-            places[stored.key] = Place(at + 8, size)
+            places[stored.key] = Extent(at + 8, size)
             at += 8 + size
     return places
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pixart.mini.pictures import BUCKETS, _layout, draw
-from pixart.mini.render import CODE, THINGS, Layout, arrange, encode_scene, paint
+from pixart.mini.render import CODE, THINGS, Arrangement, arrange, encode_scene, paint
 from pixart.mini.scenes import Scene, Thing, sample
 from pixart.train.draws import generator_for
 
@@ -15,7 +15,7 @@ def codes_of(*scenes: Scene) -> torch.Tensor:
     return torch.tensor([encode_scene(scene) for scene in scenes], dtype=torch.int8)
 
 
-def placed(scene: Scene, size: tuple[int, int], seed: int) -> Layout:
+def placed(scene: Scene, size: tuple[int, int], seed: int) -> Arrangement:
     """The scene with its things where PIL puts them."""
     layout = arrange(codes_of(scene), *size, torch.Generator().manual_seed(0))
     rows = torch.tensor(_layout(scene, *size, random.Random(seed)))
@@ -53,7 +53,7 @@ def test_a_batch_is_its_pictures_one_by_one() -> None:
     layout = arrange(codes_of(*scenes), 128, 128, torch.Generator().manual_seed(3))
     whole = paint(layout, 128, 128)
     for row in range(6):
-        alone = Layout(*(value[row:row + 1] for value in vars(layout).values()))
+        alone = Arrangement(*(value[row:row + 1] for value in vars(layout).values()))
         assert torch.equal(paint(alone, 128, 128)[0], whole[row])
 
 

@@ -18,11 +18,12 @@ from pixart.commands import pairs
 from pixart.config import VARIANTS
 from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer
+from pixart.pictures import read_picture
 from pixart.sampling.preset import from_header
 from pixart.train import command, settings
 from pixart.train.base_shapes import read_base_width
 from pixart.train.mup import at_width, initialize_mup
-from pixart.train.preview import Preview, read_picture, subject_from_files
+from pixart.train.preview import Preview, subject_from_files
 from pixart.train.report import Record, duration
 
 CONFIGS = Path(settings.__file__).parent / "configs"
@@ -381,9 +382,9 @@ def test_a_hint_turned_by_its_metadata_is_read_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (4, 2), "red").save(tmp_path / "turned.png", exif=exif)
-    assert read_picture(tmp_path / "turned.png").shape == (1, 3, 4, 2)
+    assert read_picture(tmp_path / "turned.png").shape == (1, 4, 4, 2)
     (tmp_path / "text.png").write_text("x")
-    with pytest.raises(ValueError, match="cannot be used: it is not a picture; .*text.png"):
+    with pytest.raises(ValueError, match="cannot be used, it is not a picture: .*text.png"):
         read_picture(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError, match="there is no picture .*none.png"):
         read_picture(tmp_path / "none.png")

@@ -86,6 +86,7 @@ def subject_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, 
 
 def last_sheet(folder: Path) -> tuple[Tensor | None, Path | None]:
     """The newest preview, (H, W, 3) in 0..1, and its file."""
-    from ....pixart.train.preview import read_picture
+    from ....pixart.control.pictures import opaque
+    from ....pixart.pictures import read_picture
     drawn = sorted(folder.glob("step-*.png"))
-    return (read_picture(drawn[-1])[0].permute(1, 2, 0), drawn[-1]) if drawn else (None, None)
+    return (opaque(read_picture(drawn[-1]))[0].permute(1, 2, 0), drawn[-1]) if drawn else (None, None)

@@ -23,7 +23,7 @@ MOST_WILDCARDS = 3
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScaleSettings:
     """What is said about the scale outside of the tensors, in peft's words."""
 
     source: str                              # for people, such as "alpha 8 from adapter_config.json"
@@ -37,7 +37,7 @@ class Settings:
         return 1.0 if alpha is None else alpha / (rank ** 0.5 if self.rslora else rank)
 
 
-def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: int) -> Settings:
+def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: int) -> ScaleSettings:
     """What is known of alpha where the tensors do not tell, from the most trustworthy source.
 
     by_peft: whether the keys are named as peft names them. metadata: the file's header. rank: of the file's tensors.
@@ -46,7 +46,7 @@ def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: 
     if header is not None:
         return header
     if not by_peft:
-        return Settings("alpha not said, taken as the rank")
+        return ScaleSettings("alpha not said, taken as the rank")
     source = f"alpha {OFFICIAL_ALPHA:g} assumed, as the official trainers have it"
     beside = file.with_name(PEFT_SETTINGS)
     if beside.is_file():
@@ -54,10 +54,10 @@ def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: 
         if said.get("r", rank) == rank:
             return in_words_of_peft(said, PEFT_SETTINGS, beside)
         source += f"; the {PEFT_SETTINGS} beside is of another LoRA, of rank {said.get('r')}"
-    return Settings(source, OFFICIAL_ALPHA)
+    return ScaleSettings(source, OFFICIAL_ALPHA)
 
 
-def in_header(file: Path, metadata: Mapping[str, str]) -> Settings | None:
+def in_header(file: Path, metadata: Mapping[str, str]) -> ScaleSettings | None:
     """What diffusers, our own trainer or kohya's left in the file's header."""
     if ADAPTER_METADATA in metadata:
         said = parse_json(metadata[ADAPTER_METADATA], file, "its LoRA settings")
@@ -70,15 +70,15 @@ def in_header(file: Path, metadata: Mapping[str, str]) -> Settings | None:
         return None
     if not math.isfinite(alpha) or abs(alpha) > LARGEST_ALPHA:
         raise CheckpointError(file, f"ss_network_alpha is {alpha} in its header", f"a number up to {LARGEST_ALPHA:g}")
-    return Settings(f"alpha {alpha:g} from the file's header", alpha)
+    return ScaleSettings(f"alpha {alpha:g} from the file's header", alpha)
 
 
-def in_words_of_peft(said: Mapping[str, Any], source: str, path: Path) -> Settings:
+def in_words_of_peft(said: Mapping[str, Any], source: str, path: Path) -> ScaleSettings:
     """peft's settings, with its own defaults where they leave something out; LoHa and LoKr say alpha."""
     alpha = float(said.get("lora_alpha", said.get("alpha", OFFICIAL_ALPHA)))
     rslora = bool(said.get("use_rslora"))
     words = f"alpha {alpha:g}{' over the square root of the rank' if rslora else ''} from {source}"
-    return Settings(words, alpha, rslora, alphas_by_name(said.get("alpha_pattern") or {}, path))
+    return ScaleSettings(words, alpha, rslora, alphas_by_name(said.get("alpha_pattern") or {}, path))
 
 
 def alphas_by_name(patterns: Mapping[str, Any], path: Path) -> dict[str, float]:

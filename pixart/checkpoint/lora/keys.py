@@ -63,7 +63,7 @@ OTHER_METHODS = {".vera_lambda": "VeRA", ".lora_E": "AdaLoRA", ".ia3_": "IA3", "
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Where a key belongs: slice `part` of `parts` of a reference module's weight."""
 
     module: str
@@ -79,7 +79,7 @@ def split_key(key: str) -> tuple[str, str] | None:
     return match["module"], next(kind for ending, kind in KINDS if ending.fullmatch(match["ending"]))
 
 
-def place_of(module: str) -> Place | None:
+def place_of(module: str) -> Target | None:
     """The place of a module by its name in a file, whatever prefix it has; None where PixArt has no such module."""
     if TEXT_ENCODER.match(module):
         return None
@@ -88,19 +88,19 @@ def place_of(module: str) -> Place | None:
     return next((place for place in map(known, names) if place is not None), None)
 
 
-def known(name: str) -> Place | None:
+def known(name: str) -> Target | None:
     """The place of a bare diffusers or reference module."""
     place = reference_module(name)
     if place is not None:
-        return Place(*place)
+        return Target(*place)
     if name in OUTER or name == f"final_layer.{TABLE}":
-        return Place(name, 0, 1)
+        return Target(name, 0, 1)
     if name == TABLE:                                   # as diffusers names the one of the last layer
-        return Place(f"final_layer.{TABLE}", 0, 1)
+        return Target(f"final_layer.{TABLE}", 0, 1)
     match = re.fullmatch(r"(transformer_)?blocks\.(\d{1,4})\.(.+)", name)
     if match is None or (match[1] and match[3] != TABLE) or match[3] not in (*INNER, *ONLY_OURS):
         return None
-    return Place(f"blocks.{match[2]}.{match[3]}", 0, 1)
+    return Target(f"blocks.{match[2]}.{match[3]}", 0, 1)
 
 
 def dotted(joined: str) -> str:

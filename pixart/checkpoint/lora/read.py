@@ -13,7 +13,7 @@ from ...weights.reader import open_weights
 from ...weights.values import check_finite, check_floating
 from ..layouts import diffusers_names
 from .adapters import COMPLETE, Found, build
-from .alpha import LORA_FILE, Settings, find_settings
+from .alpha import LORA_FILE, ScaleSettings, find_settings
 from .changes import Change
 from .keys import ALPHA, DOWN, layout_of, place_of, split_key, stranger
 from .lora import Lora
@@ -41,7 +41,7 @@ def read_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
     settings = find_settings(file, first.startswith(("base_model.", "unet.base_model.")), weights.metadata,
                              common_rank(groups, weights.tensors))
     if alpha is not None:
-        settings = Settings(f"alpha {alpha:g} as chosen", alpha)
+        settings = ScaleSettings(f"alpha {alpha:g} as chosen", alpha)
     reader = _Reader(weights.tensors, settings, alpha is not None, file)
     parts = tuple(part for module, keys in groups.items() for part in reader.changes(module, keys))
     check_once(parts, file)
@@ -88,7 +88,7 @@ class _Reader:
     """One file; `forced`: settings win over the alpha in its tensors."""
 
     tensors: Mapping[str, Tensor]
-    settings: Settings
+    settings: ScaleSettings
     forced: bool
     file: Path
 
