@@ -2,12 +2,15 @@
 import argparse
 import io
 import logging
+from collections.abc import Iterator
 
 import pytest
 
-from pixart.__main__ import KERNELS, is_no_kernel_hint
+from pixart.__main__ import HELP, KERNELS, is_no_kernel_hint
+from pixart.__main__ import parser as parser_of
 from pixart.commands.arguments import number, size, whole
 from pixart.commands.progress import Bars
+from pixart.train.command import METHODS, method_parser
 
 
 class Terminal(io.StringIO):
@@ -59,3 +62,28 @@ def test_only_the_hint_about_an_optional_kernel_is_left_out(caplog):
     finally:
         logger.removeFilter(is_no_kernel_hint)
     assert [record.getMessage() for record in caplog.records] == ["something else"]
+
+
+def options(parser: argparse.ArgumentParser, words: str = "pixart") -> Iterator[tuple[str, argparse.Action]]:
+    """Every option and argument, of commands inside of commands too, with the words that lead there."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from options(inner, f"{words} {name}")
+        else:
+            yield words, action
+
+
+@pytest.mark.parametrize("chosen", [*HELP, None])
+def test_help_says_what_every_option_means(chosen):
+    found = list(options(parser_of(chosen)))
+    assert len(found) > 20
+    assert not [f"{words} {action.dest}" for words, action in found if not action.help or len(action.help) < 8]
+    own = [action for words, action in found if words == f"pixart {chosen}" and action.dest != "help"]
+    assert own or chosen is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_help_of_training_says_what_every_field_means(method):
+    found = list(options(method_parser(method)))
+    assert len(found) > 20 and not [action.dest for _, action in found if not action.help or len(action.help) < 8]

@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train, fine-tune or distil", description=f"methods:\n{lines}",
                                 epilog="python -m pixart train METHOD --help lists the options of a method",
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    train.add_argument("method", choices=METHODS)
+    train.add_argument("method", choices=METHODS, help="what is trained, and how")
     train.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the method")
 
 
