@@ -24,7 +24,7 @@ from .keys import (
     RESHAPE,
     SET,
     UP,
-    Place,
+    Target,
 )
 from .lora import LoraPart
 
@@ -36,7 +36,7 @@ COMPLETE = ((DOWN, UP), LOHA[:4], LOHA[4:], GLORA, ("lokr_w1_a", "lokr_w1_b"), (
 class Found:
     """The tensors of one module by what they are to it, and what is known about their scale."""
 
-    place: Place
+    place: Target
     tensors: Mapping[str, Tensor]
     keys: Mapping[str, str]
     alpha: float | None                             # from the tensors
