@@ -263,7 +263,7 @@ def test_loras_are_merged_once_at_their_strength(parts, lora, pipe):
 
 def test_policies_reach_the_model_with_their_steps(pipe):
     """Guided rows have a lane each, and a policy that computes everything changes nothing."""
-    from pixart.model.policy import Policy
+    from pixart.model.policy import Lane, Policy
     seen = []
 
     class Watch(Policy):
@@ -274,7 +274,8 @@ def test_policies_reach_the_model_with_their_steps(pipe):
     assert torch.equal(draw(pipe, ("a", "on"), sampler="dpm", steps=3, policies=[Watch()]), plain)
     assert [(step.index, step.total) for step in seen] == [(0, 3), (1, 3), (2, 3)]
     assert [step.timestep for step in seen] == pytest.approx([999, 666, 333])
-    assert seen[0].lanes == ((0, "negative"), (1, "negative"), (0, "prompt"), (1, "prompt"))
+    assert seen[0].lanes == tuple(Lane(picture, prompt, prompt == "negative") for prompt in ("negative", "prompt")
+                                  for picture in (0, 1))
     assert len({id(step.run) for step in seen}) == 1
 
 
