@@ -1,5 +1,6 @@
 """The command line: `pixart`, or python -m pixart, with the commands of HELP, and prepare, train and mini."""
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from .train import command as train
 HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded prompt, for machines too small for T5",
         "reno": "optimise the noise of a picture by rewards",
         "pairs": "draw the pairs of noise and picture that one-step distillation learns from",
-        "quantize": "pack a transformer in 8 or 4 bits, for ComfyUI and Python"}
+        "quantize": "pack a transformer in 8 or 4 bits, for ComfyUI and Python",
+        "queue": "run a workflow on a ComfyUI server, and fetch its pictures"}
 ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for people
 
 
@@ -43,8 +45,8 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 
 def _command(name: str) -> ModuleType:
-    from .commands import encode, generate, pairs, quantize, reno
-    return {"generate": generate, "encode": encode, "reno": reno, "pairs": pairs, "quantize": quantize}[name]
+    """The file of the command's name."""
+    return importlib.import_module(f".commands.{name}", __package__)
 
 
 def run_of(name: str) -> Callable[[argparse.Namespace], None]:
@@ -65,7 +67,7 @@ def main() -> int:
         run_of(args.command)(args)
     except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -1,0 +1,15 @@
+"""Queue workflows on a running ComfyUI and fetch what they make; needs neither torch nor the host's code.
+
+    from pixart.client import Server, draw, read_workflow, with_seed, with_value
+
+    graph = with_value(read_workflow("workflow.json"), "prompt", "a red fox")
+    for outcome in draw(Server("127.0.0.1:8188"), [with_seed(graph, seed) for seed in (1, 2, 3)], "pictures"):
+        print(outcome.files or outcome.problem)
+"""
+from .draw import Outcome, draw
+from .errors import ClientError, Failed, Interrupted, Refused, Unreachable
+from .graph import Graph, read_workflow, seeds_of, with_seed, with_value
+from .server import Server
+
+__all__ = ["ClientError", "Failed", "Graph", "Interrupted", "Outcome", "Refused", "Server", "Unreachable", "draw",
+           "read_workflow", "seeds_of", "with_seed", "with_value"]

@@ -1,0 +1,69 @@
+"""python -m pixart queue: run a workflow on a ComfyUI server, and fetch its pictures."""
+import argparse
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..client import Graph, Outcome
+
+CODES = ("exit codes: 0 all there; 1 a file or an option cannot be used; 2 unknown option; 3 the server refused the "
+         "workflow; 4 no answer, or the server forgot the prompt; 5 a node failed; 6 interrupted on the server; "
+         "130 stopped here (what was queued is taken back)")
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.epilog = CODES
+    command.add_argument("workflow", type=Path, help="workflow in API format, such as those of workflows/api")
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="values",
+                         help="change an input: prompt=TEXT, negative=TEXT, NODE.input=VALUE with a node's id, title "
+                              "or class, or input=VALUE where one node has it; may be repeated")
+    command.add_argument("--seed", metavar="N..M", help="seeds, one run each: 7, 1..8 or 1,5,9 (default: as saved)")
+    command.add_argument("--server", default="127.0.0.1:8188", metavar="HOST:PORT", help="(default: 127.0.0.1:8188)")
+    command.add_argument("--out", type=Path, default=Path("."), metavar="DIR",
+                         help="folder for the pictures, made where it is missing (default: this one)")
+    command.add_argument("--patience", type=float, default=60.0, metavar="S",
+                         help="seconds to wait for a server that gives no answer (default: 60)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Queue everything, print each file, and each problem where it happens. Raises the last problem."""
+    from ..client import Server, draw
+    from .progress import Bars
+
+    graphs, seeds = workflows(args)
+    problems = []
+    with Bars() as bars, closing(draw(Server(args.server, args.patience), graphs, args.out, bars)) as outcomes:
+        for outcome in outcomes:
+            bars.close()
+            report(outcome, seeds)
+            if outcome.problem is not None:
+                problems.append(outcome.problem)
+    if problems:
+        last = problems[-1]
+        raise type(last)(f"{len(problems)} of {len(graphs)} runs gave no picture; see above" if len(graphs) > 1
+                         else str(last))
+
+
+def workflows(args: argparse.Namespace) -> "tuple[list[Graph], list[int] | None]":
+    """What to queue, and the seed of each."""
+    from ..client import ClientError, read_workflow, seeds_of, with_seed, with_value
+
+    graph = read_workflow(args.workflow)
+    for pair in args.values:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ClientError(f"--set {pair}: write NAME=VALUE, for example --set prompt=\"a red fox\"")
+        graph = with_value(graph, name.strip(), value)
+    if args.seed is None:
+        return [graph], None
+    seeds = seeds_of(args.seed)
+    return [with_seed(graph, seed) for seed in seeds], seeds
+
+
+def report(outcome: "Outcome", seeds: list[int] | None) -> None:
+    for path in outcome.files:
+        print(path, flush=True)
+    if outcome.problem is not None and seeds is not None and len(seeds) > 1:
+        print(f"seed {seeds[outcome.number]}: {outcome.problem}", file=sys.stderr, flush=True)

@@ -1,0 +1,183 @@
+"""Queueing on a server: once, whatever happens to the connection; files, problems, interruption, exit codes."""
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from client.fake_server import FakeServer
+
+from pixart.__main__ import main
+from pixart.client import ClientError, Server, draw, read_workflow, seeds_of, with_seed, with_value
+from pixart.client.draw import save
+
+ROOT = Path(__file__).resolve().parents[2]
+API = ROOT / "workflows" / "api"
+MINI = API / "mini-lcm-4-steps.json"
+
+
+@pytest.fixture
+def server():
+    with FakeServer() as running:
+        yield running
+
+
+def queue(server: FakeServer, out: Path, *options: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    command = ["pixart", "queue", str(MINI), "--server", server.address, "--out", str(out), *options]
+    monkeypatch.setattr(sys, "argv", command)
+    return main()
+
+
+def sampler(graph: dict) -> dict:
+    return next(node for node in graph.values() if "seed" in node["inputs"])
+
+
+def test_every_seed_is_drawn_once_and_fetched(server, tmp_path, monkeypatch, capsys):
+    assert queue(server, tmp_path, "--seed", "3..5", "--set", "prompt=a red fox", monkeypatch=monkeypatch) == 0
+    graphs = [server.graphs[key]["prompt"] for key in server.taken]
+    assert [sampler(graph)["inputs"]["seed"] for graph in graphs] == [3, 4, 5]
+    assert all("a red fox" in json.dumps(graph) for graph in graphs)
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == sorted(tmp_path.iterdir()) and len(printed) == 3
+    assert [path.read_bytes() for path in printed] == [server.files[path.name] for path in printed]
+
+
+@pytest.mark.parametrize("own_ids", [False, True])
+def test_a_lost_answer_does_not_queue_twice(server, tmp_path, own_ids):
+    server.answers_lost, server.own_ids = 1, own_ids
+    server.pause = 0.3          # still there when it is looked for
+    (outcome,) = draw(Server(server.address), [read_workflow(MINI)], tmp_path)
+    assert len(server.taken) == 1 and outcome.problem is None and len(outcome.files) == 1
+
+
+def test_a_lost_websocket_changes_nothing(server, tmp_path):
+    server.cut_at, server.pause, heard = 2, 0.05, []
+    outcomes = list(draw(Server(server.address), [read_workflow(MINI)] * 2, tmp_path, lambda *told: heard.append(told)))
+    assert [outcome.problem for outcome in outcomes] == [None, None] and len(server.taken) == 2
+    assert heard[0] == ('6 "PixArt LCM Sampler" (PixArtLCMSampler)', 1, 4)
+
+
+def test_without_a_websocket_the_end_is_found_all_the_same(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("pixart.client.listen.find_spec", lambda name: None)
+    (outcome,) = draw(Server(server.address), [read_workflow(MINI)], tmp_path)
+    assert len(outcome.files) == 1 and not server.sockets
+
+
+def test_stopping_takes_everything_back(server, tmp_path):
+    server.steps, server.pause = 1000, 0.05
+    outcomes = draw(Server(server.address), [read_workflow(MINI)] * 3, tmp_path)
+
+    def stop() -> None:
+        while server.running is None or len(server.taken) < 3:
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+    threading.Thread(target=stop).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(outcomes)
+    assert server.running is None and server.waiting == [] and server.interrupts == 1
+
+
+def test_a_refusal_names_node_title_and_input(server, tmp_path, monkeypatch, capsys):
+    server.refuses = {"error": {"message": "Prompt outputs failed validation", "details": ""}, "node_errors": {"6": {
+        "class_type": "PixArtLCMSampler", "errors": [{"message": "Value 99 bigger than max of 50", "details": "steps",
+                                                      "extra_info": {"input_name": "steps"}}]}}}
+    assert queue(server, tmp_path, monkeypatch=monkeypatch) == 3
+    assert 'node 6 "PixArt LCM Sampler" (PixArtLCMSampler), input steps: Value 99' in capsys.readouterr().err
+
+
+def test_a_failed_node_is_named(server, tmp_path, monkeypatch, capsys):
+    server.fails = {"node_id": "6", "node_type": "PixArtLCMSampler", "exception_type": "ValueError",
+                    "exception_message": "too many steps\n"}
+    assert queue(server, tmp_path, "--seed", "1,2", monkeypatch=monkeypatch) == 5
+    error = capsys.readouterr().err
+    assert 'seed 2: node 6 "PixArt LCM Sampler" (PixArtLCMSampler) failed: ValueError: too many steps\n' in error
+    assert "2 of 2 runs gave no picture" in error
+
+
+def test_a_run_that_somebody_interrupts_there_has_its_own_code(server, tmp_path, monkeypatch):
+    server.steps, server.pause = 1000, 0.05
+
+    def stop() -> None:
+        while server.running is None:
+            time.sleep(0.01)
+        server.loop.call_soon_threadsafe(server.interrupted.set)
+    threading.Thread(target=stop).start()
+    assert queue(server, tmp_path, monkeypatch=monkeypatch) == 6
+
+
+def test_a_forgotten_prompt_is_not_queued_again(server, tmp_path, monkeypatch, capsys):
+    server.forgets = True
+    assert queue(server, tmp_path, monkeypatch=monkeypatch) == 4
+    assert len(server.taken) == 1 and "not queued again" in capsys.readouterr().err
+
+
+def test_no_server_is_one_message_after_its_patience(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pixart", "queue", str(MINI), "--server", "127.0.0.1:1", "--patience", "0.1",
+                                      "--out", str(tmp_path)])
+    assert main() == 4
+    assert "no answer from http://127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_files_never_replace_others_nor_leave_the_folder(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"mine")
+    assert save(tmp_path, "a.png", b"new").name == "a-2.png" and (tmp_path / "a.png").read_bytes() == b"mine"
+    assert save(tmp_path, "a.png", b"new").name == "a-2.png"
+    assert save(tmp_path, "../../b.png", b"x") == tmp_path / "b.png"
+    assert save(tmp_path, "..\\c.png", b"x") == tmp_path / "c.png"
+    with pytest.raises(ClientError, match="impossible name"):
+        save(tmp_path, "..", b"x")
+
+
+def test_names_of_inputs(tmp_path):
+    graph = read_workflow(API / "mini-control-lcm-4-steps.json")
+    for name in ("Prompt.text", "prompt.TEXT".lower(), "11.text"):
+        assert with_value(graph, name, "a cat")["11"]["inputs"]["text"] == "a cat"
+    assert graph["11"]["inputs"]["text"] != "a cat"
+    assert with_value(graph, "filename_prefix", "x")["15"]["inputs"]["filename_prefix"] == "x"
+    assert with_value(graph, "13.steps", "2")["13"]["inputs"]["steps"] == 2
+    assert with_value(graph, "PixArtControlNetApply.strength", "0.5")["12"]["inputs"]["strength"] == 0.5
+    assert with_value(graph, "6.null_caption", "TRUE")["6"]["inputs"]["null_caption"] is True
+    assert {with_seed(graph, 9)[key]["inputs"]["seed"] for key in ("7", "13")} == {9}
+
+
+@pytest.mark.parametrize("name, value, finding", [
+    ("prompt", "x", 'ambiguous.*6 "First prompt".*11 "Prompt"'), ("steps", "2", "ambiguous.*7 .*13 "),
+    ("PixArtLCMSampler.steps", "2", "ambiguous"), ("13.step", "2", "13 .* has seed, steps"),
+    ("nothing", "2", "the nodes are"), ("13.steps", "two", "a whole number"), ("13.cfg", "x", "a number"),
+    ("6.null_caption", "maybe", "true or false"), ("13.latent", "x", 'comes from another node.*5 "PixArt Empty'),
+])
+def test_names_that_fit_badly_are_refused_with_the_choices(name, value, finding):
+    with pytest.raises(ClientError) as caught:
+        with_value(read_workflow(API / "mini-control-lcm-4-steps.json"), name, value)
+    assert re.search(finding, str(caught.value))
+
+
+@pytest.mark.parametrize("path", sorted(API.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_workflows_are_read(path):
+    assert read_workflow(path)
+
+
+def test_other_files_are_refused_with_advice(tmp_path):
+    with pytest.raises(ClientError, match=r"page's format.*api.mini-lcm-4-steps\.json instead"):
+        read_workflow(ROOT / "workflows" / "mini-lcm-4-steps.json")
+    for text, finding in (('{"nodes": []}', "Export"), ("{", "cannot be read"), ("[]", "no workflow"), 
+                          ("{}", "no work"), ('{"1": {"class_type": "A"}}', "class_type and inputs")):
+        (tmp_path / "w.json").write_text(text)
+        with pytest.raises(ClientError, match=finding):
+            read_workflow(tmp_path / "w.json")
+
+
+def test_seeds():
+    assert seeds_of("1..3,9, 2") == [1, 2, 3, 9]
+    for text in ("", "3..1", "a", "1..", "-1", "1.5", "18446744073709551616", "0..200000"):
+        with pytest.raises(ClientError, match="are no seeds"):
+            seeds_of(text)
+
+
+def test_the_client_needs_no_torch():
+    code = "import sys, pixart.client; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
