@@ -164,7 +164,7 @@ def test_shipped_workflows_are_read(path):
 def test_other_files_are_refused_with_advice(tmp_path):
     with pytest.raises(ClientError, match=r"page's format.*api.mini-lcm-4-steps\.json instead"):
         read_workflow(ROOT / "workflows" / "mini-lcm-4-steps.json")
-    for text, finding in (('{"nodes": []}', "Export"), ("{", "cannot be read"), ("[]", "no workflow"), 
+    for text, finding in (('{"nodes": []}', "Export"), ("{", "cannot be read"), ("[]", "no workflow"),
                           ("{}", "no work"), ('{"1": {"class_type": "A"}}', "class_type and inputs")):
         (tmp_path / "w.json").write_text(text)
         with pytest.raises(ClientError, match=finding):

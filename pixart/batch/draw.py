@@ -1,0 +1,82 @@
+"""Drawing a group of tasks with the pipeline: pictures as bytes of PNG files, or why there is none."""
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+
+# Errors of one picture, after which the next may still be drawn. Missing files and memory concern all of them.
+OF_ONE = (ValueError, FloatingPointError)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How everything is drawn; plain values, so that they can be sent to other processes. Paths are absolute."""
+
+    model: str | None = None
+    vae: str | None = None
+    t5: str | None = None
+    variant: str = "auto"
+    loras: tuple[tuple[str, float], ...] = ()
+    dtype: str = "auto"             # auto, fp32, bf16, fp16
+    bits: int | None = None
+    sampler: str = "lcm"
+    steps: int | None = None
+    guidance: float | None = None
+    rule: str | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A task with its picture, or its problem."""
+
+    task: Task
+    png: bytes | None
+    problem: str = ""
+
+
+def draw_group(settings: Settings, device: str | None, group: Sequence[Task]) -> list[Drawn]:
+    """All pictures at once; one by one where that fails, so that a bad prompt costs itself alone.
+
+    Raises OSError, ImportError and MemoryError, which concern all tasks.
+    """
+    pipe = opened(settings, device)
+    try:
+        return draw_together(pipe, settings, group)
+    except OF_ONE as error:
+        if len(group) == 1:
+            return [Drawn(group[0], None, str(error))]
+    return [drawn for task in group for drawn in draw_group(settings, device, [task])]
+
+
+@lru_cache(maxsize=1)
+def opened(settings: Settings, device: str | None) -> "Pipeline":
+    """Once a process."""
+    import torch
+
+    from ..pipeline import Pipeline
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.dtype)
+    return Pipeline.open(settings.model, settings.vae, settings.t5, device, dtype, variant=settings.variant,
+                         bits=settings.bits, loras=settings.loras)
+
+
+def draw_together(pipe: "Pipeline", settings: Settings, group: Sequence[Task]) -> list[Drawn]:
+    """Tasks of one size and negative prompt, whose seeds follow each other."""
+    from ..pictures import to_image
+
+    first = group[0]
+    drawn = pipe([task.prompt for task in group], first.negative, steps=settings.steps, seed=first.seed,
+                 width=first.width, height=first.height, sampler=settings.sampler, guidance=settings.guidance,
+                 rule=settings.rule, batch=len(group))
+    results = []
+    for task, pixels in zip(group, drawn.pixels):
+        file = io.BytesIO()
+        to_image(pixels).save(file, "PNG")
+        results.append(Drawn(task, file.getvalue()))
+    return results

@@ -1,0 +1,127 @@
+"""A list of prompts from beginning to end: what is there is kept, the rest is drawn, and a record is written."""
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..atomic import replacing
+from .draw import Drawn, Settings
+from .store import PictureFiles, Shards, Store, claimed, facts
+from .tasks import Task, digest, groups_of
+
+RECORD, RESULTS, FAILURES = "batch.json", "results.jsonl", "failures.jsonl"
+Progress = Callable[[str, int, int], None]          # (stage, done, total)
+Workers = Callable[[Sequence[Sequence[Task]]], Iterator[list[Drawn]]]
+
+
+@dataclass
+class Summary:
+    """What a run did. seconds: from its beginning, the loading of models included."""
+
+    total: int
+    there: int                  # before it began
+    drawn: int = 0
+    failed: dict[str, str] = field(default_factory=dict)        # name of the task -> problem
+    seconds: float = 0.0
+
+    @property
+    def line(self) -> str:
+        rate = f", {60 * self.drawn / self.seconds:.1f} a minute" if self.drawn else ""
+        there = f"; {self.there} were there" if self.there else ""
+        failed = f"; {len(self.failed)} failed, see {FAILURES}" if self.failed else ""
+        return f"{self.drawn} pictures in {self.seconds:.1f} s{rate}{there}{failed}"
+
+
+def run_batch(tasks: Sequence[Task], settings: Settings, out: str | Path, workers: Workers, batch: int = 4,
+              shard: int | None = None, progress: Progress | None = None) -> Summary:
+    """Draw what is missing in the folder `out`, each task once; may be killed and called again at any time.
+
+    workers: given groups of tasks, yields their results in any order. batch: pictures drawn at once. shard: pictures a
+    tar file; None for PNG files. Only this process writes. At the end results.jsonl holds a line for every picture and
+    failures.jsonl one for every failure, which the next call tries again. Raises ValueError where the folder holds
+    results of something else.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with claimed(out):
+        require_same(out, tasks, settings, batch, shard)
+        store: Store = PictureFiles(out, tasks) if shard is None else Shards(out, tasks, shard)
+        groups = [group for group in groups_of(tasks, batch) if not all(map(store.has, group))]
+        summary = Summary(len(tasks), sum(map(store.has, tasks)))
+        try:
+            draw_all(groups, workers, store, summary, progress)
+        finally:
+            summary.seconds = time.monotonic() - began
+            write_lines(out / FAILURES, [{"name": name, "problem": why} for name, why in summary.failed.items()])
+        write_lines(out / RESULTS, list(results(out, tasks, store)))
+    return summary
+
+
+def draw_all(groups: Sequence[Sequence[Task]], workers: Workers, store: Store, summary: Summary,
+             progress: Progress | None) -> None:
+    if not groups:
+        return
+    for group in workers(groups):
+        for drawn in group:
+            if drawn.png is None:
+                summary.failed[drawn.task.name] = drawn.problem
+            elif not store.has(drawn.task):         # beside others that were missing
+                store.put(drawn.task, drawn.png)
+                summary.drawn += 1
+        if progress is not None:
+            progress("pictures", summary.there + summary.drawn + len(summary.failed), summary.total)
+
+
+def require_same(out: Path, tasks: Sequence[Task], settings: Settings, batch: int, shard: int | None) -> None:
+    """Refuse a folder of other prompts or settings; a list of files may have grown at its end. Then write it down."""
+    record, path = {"settings": asdict(settings), "batch": batch, "shard": shard}, out / RECORD
+    if not path.is_file():
+        if any(out.glob("*.png")) or any(out.glob("*.tar")):
+            raise ValueError(f"there are pictures of something else; choose an empty folder: {out}")
+    else:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name, value in plain(record).items() if before.get(name) != value]
+        if changed:
+            raise ValueError(f"this folder was begun with another {changed[0]} ({difference(before, plain(record))}); "
+                             f"use that, or another folder: {out}")
+        count = before["tasks"]
+        if digest(tasks[:count]) != before["digest"] or (shard is not None and count != len(tasks)):
+            raise ValueError(f"this folder was begun with another list of {count} pictures; prompts may only be added "
+                             f"at its end, and none to shards: {out}")
+    with replacing(path) as beside:
+        beside.write_text(json.dumps({**plain(record), "tasks": len(tasks), "digest": digest(tasks)}, indent=1),
+                          encoding="utf-8")
+
+
+def plain(record: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(record))
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first value that changed, in words."""
+    flat = [{**values, **values["settings"]} for values in (before, now)]
+    name = next(key for key in flat[1] if key != "settings" and flat[0].get(key) != flat[1][key])
+    return f"{name} was {flat[0].get(name)}, is {flat[1][name]}"
+
+
+def results(out: Path, tasks: Sequence[Task], store: Store) -> Iterator[dict[str, object]]:
+    """A line for each picture that is there, in the order of the list."""
+    for task in tasks:
+        if store.has(task):
+            path = store.file(task)
+            own = {"sha256": hashlib.sha256((out / path).read_bytes()).hexdigest()} if path.endswith(".png") else {}
+            yield {"name": task.name, "file": path, **facts(task), **own}
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """JSON lines, whole or not at all; no file where there is none."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as beside:
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

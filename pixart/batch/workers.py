@@ -1,0 +1,141 @@
+"""Who draws: this process, one process a device, or actors of a Ray cluster. All of them hand pictures back to here."""
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from .draw import Drawn, Settings, draw_group
+from .tasks import Task
+
+Group = Sequence[Task]
+DrawGroup = Callable[[Settings, "str | None", Group], list[Drawn]]
+TRIES = 2                   # a group whose process dies twice is a failure
+LOST = "the process that drew it died, twice; was it killed, or is there too little memory?"
+
+
+def here(settings: Settings, device: str | None, groups: Sequence[Group], draw: DrawGroup = draw_group
+         ) -> Iterator[list[Drawn]]:
+    for group in groups:
+        yield draw(settings, device, group)
+
+
+def processes(settings: Settings, devices: Sequence[str], groups: Sequence[Group], draw: DrawGroup = draw_group
+              ) -> Iterator[list[Drawn]]:
+    """One process a device; each takes the next group when it is done. A process that dies is started again."""
+    todo: queue.SimpleQueue[Group] = queue.SimpleQueue()
+    done: queue.SimpleQueue[list[Drawn] | BaseException] = queue.SimpleQueue()
+    for group in groups:
+        todo.put(group)
+    stop = threading.Event()
+    threads = [threading.Thread(target=_serve, args=(settings, device, draw, todo, done, stop)) for device in devices]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in groups:
+            result = done.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _serve(settings: Settings, device: str, draw: DrawGroup, todo: "queue.SimpleQueue[Group]",
+           done: "queue.SimpleQueue[list[Drawn] | BaseException]", stop: threading.Event) -> None:
+    """Feed the process of one device until nothing is left."""
+    executor = _executor()
+    try:
+        while not stop.is_set():
+            group = todo.get_nowait()
+            for _ in range(TRIES):
+                try:
+                    done.put(executor.submit(draw, settings, device, group).result())
+                    break
+                except BrokenProcessPool:
+                    executor.shutdown()
+                    executor = _executor()
+            else:
+                done.put([Drawn(task, None, LOST) for task in group])
+    except queue.Empty:
+        pass
+    except BaseException as error:      # raised where the results are awaited
+        done.put(error)
+    finally:
+        executor.shutdown()
+
+
+def _executor() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+
+
+def end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever, with its models in memory."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def on_ray(settings: Settings, address: str, count: int | None, groups: Sequence[Group], draw: DrawGroup = draw_group
+           ) -> Iterator[list[Drawn]]:
+    """Actors of a Ray cluster, one a GPU, else `count` (or one) on CPUs; Ray starts again what dies.
+
+    address: as `ray.init` takes it; "auto" is the cluster of this machine, "local" one just for this run. The library
+    and the files of the settings must lie on every machine at the same places.
+    """
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        actor = ray.remote(RayDrawer).options(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=3, max_task_retries=3)
+        yield from _handed_out([actor.remote(settings, draw) for _ in range(count or gpus or 1)], groups)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class RayDrawer:
+    """What runs on a worker of Ray."""
+
+    def __init__(self, settings: Settings, draw: DrawGroup) -> None:
+        self.settings, self.draw = settings, draw
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def draw_group(self, group: Group) -> list[Drawn]:
+        return self.draw(self.settings, None, group)
+
+
+def _handed_out(actors: Sequence[Any], groups: Sequence[Group]) -> Iterator[list[Drawn]]:
+    """A group to every actor, and the next one to whichever is done."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    left, running = list(reversed(groups)), {}
+    free = list(actors)
+    while left or running:
+        while left and free:
+            actor, group = free.pop(), left.pop()
+            running[actor.draw_group.remote(group)] = (actor, group)
+        (ended, *_), _ = ray.wait(list(running), num_returns=1)
+        actor, group = running.pop(ended)
+        try:
+            yield ray.get(ended)
+            free.append(actor)
+        except RayActorError:               # for good: Ray has tried again
+            yield [Drawn(task, None, LOST) for task in group]
+        if not free and not running and left:
+            raise OSError(f"all workers of the Ray cluster died; {len(left)} groups are left, run the command again")

@@ -1,0 +1,103 @@
+"""Lists of prompts in a file: plain text, CSV or JSON lines."""
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".txt", ".csv", ".jsonl")
+MOST_BYTES = 64 * 2 ** 20
+MOST_CHARACTERS = 100_000           # of one line
+LEAST_SIDE, MOST_SIDE = 16, 8192    # pixels, as the library draws them
+LAST_SEED = 2 ** 64 - 1
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """One picture to draw; None is for what the file leaves open. line: its number in the file, from 1."""
+
+    line: int
+    prompt: str
+    negative: str = ""
+    seed: int | None = None
+    width: int | None = None        # pixels
+    height: int | None = None
+
+
+def read_prompts(path: str | Path) -> list[PromptLine]:
+    """All prompts of a file, in its order.
+
+    .txt: one a line, empty lines are left out. .csv: a header that names `prompt`. .jsonl: a text or an object a line.
+    The last two may have negative, seed, width and height; other columns are left alone. Raises ValueError with the
+    number of the line, FileNotFoundError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no list of prompts at this place: {path}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"a list of prompts ends in {', '.join(SUFFIXES)}, not {path.suffix!r}: {path}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"the list of prompts is larger than {MOST_BYTES // 2 ** 20} MB; split it: {path}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        rows = {".txt": text_rows, ".csv": csv_rows, ".jsonl": json_rows}[path.suffix.lower()](text)
+        found = [prompt_line(number, row) for number, row in rows]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the list of prompts is not UTF-8 (byte {error.start}); save it as UTF-8: {path}") from error
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{error}: {path}") from error
+    if not found:
+        raise ValueError(f"the list holds no prompt: {path}")
+    return found
+
+
+def text_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
+    return [(number, {"prompt": line.strip()}) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def csv_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    names = [name.strip().lower() for name in reader.fieldnames or []]
+    if "prompt" not in names:
+        raise ValueError(f"the first line names no column prompt, only {', '.join(names) or 'nothing'}")
+    reader.fieldnames = names
+    return [(reader.line_num, {key: value or None for key, value in row.items() if key}) for row in reader]
+
+
+def json_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"line {number} is no JSON ({error})") from error
+        rows.append((number, {"prompt": row} if isinstance(row, str) else row))
+    return rows
+
+
+def prompt_line(number: int, row: Any) -> PromptLine:
+    """One row, checked."""
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise ValueError(f"line {number} has no prompt; expected a text, or an object with \"prompt\"")
+    negative = row.get("negative") or ""
+    if not isinstance(negative, str) or max(len(negative), len(row["prompt"])) > MOST_CHARACTERS:
+        raise ValueError(f"line {number} has a prompt that is no text of at most {MOST_CHARACTERS} characters")
+    seed = whole_number(row, "seed", number, 0, LAST_SEED)
+    width, height = (whole_number(row, name, number, LEAST_SIDE, MOST_SIDE) for name in ("width", "height"))
+    if (width is None) != (height is None):
+        raise ValueError(f"line {number} has only one of width and height; give both, or none")
+    return PromptLine(number, row["prompt"], negative, seed, width, height)
+
+
+def whole_number(row: dict[str, Any], name: str, number: int, least: int, most: int) -> int | None:
+    given = row.get(name)
+    if given is None:
+        return None
+    exact = isinstance(given, int) and not isinstance(given, bool)
+    value = given if exact else int(given) if isinstance(given, str) and given.strip().isdecimal() else -1
+    if not least <= value <= most:
+        raise ValueError(f"line {number} has {name} {given!r}; expected a whole number from {least} to {most}")
+    return value

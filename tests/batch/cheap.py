@@ -1,0 +1,33 @@
+"""Drawing that costs nothing, for what surrounds it: the bytes depend on the task alone."""
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pixart.batch.draw import Drawn, Settings
+from pixart.batch.tasks import Task
+
+
+def draw(settings: Settings, device: str | None, group: Sequence[Task]) -> list[Drawn]:
+    """Takes a few milliseconds. A prompt `bad` fails."""
+    time.sleep(0.004)
+    return [Drawn(task, None, "no picture of that") if task.prompt == "bad" else
+            Drawn(task, hashlib.sha256(repr(task).encode()).digest() * 3000) for task in group]
+
+
+def dies_once(settings: Settings, device: str | None, group: Sequence[Task]) -> list[Drawn]:
+    """The first process that comes to the prompt `fatal` ends at once. Its negative prompt is the place of a mark."""
+    for task in group:
+        mark = Path(task.negative)
+        if task.prompt == "fatal" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return draw(settings, device, group)
+
+
+def always_dies(settings: Settings, device: str | None, group: Sequence[Task]) -> list[Drawn]:
+    if any(task.prompt == "fatal" for task in group):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return draw(settings, device, group)

@@ -1,0 +1,168 @@
+"""A batch gives each picture once and the same files, however often it is killed."""
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tarfile
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from batch import cheap
+
+from pixart.__main__ import main
+from pixart.batch.draw import Settings
+from pixart.batch.run import run_batch
+from pixart.batch.store import claimed
+from pixart.batch.tasks import Task, groups_of, tasks_of
+from pixart.batch.workers import here, on_ray, processes
+from pixart.prompts import PromptLine
+
+SETTINGS = Settings()
+
+
+def tasks(count: int, seeds: tuple[int, ...] = (1, 2, 3)) -> list[Task]:
+    return tasks_of([PromptLine(line, f"prompt {line}") for line in range(1, count + 1)], seeds, 0, 64, 32)
+
+
+def run(out: Path, todo: list[Task], shard: int | None = None, draw=cheap.draw, batch: int = 2):
+    return run_batch(todo, SETTINGS, out, partial(here, SETTINGS, None, draw=draw), batch, shard)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != ".lock"}
+
+
+def test_lines_without_seeds_follow_each_other_and_are_drawn_together():
+    lines = [PromptLine(1, "a"), PromptLine(2, "b"), PromptLine(4, "c", seed=9), PromptLine(5, "d", width=8, height=16)]
+    found = tasks_of(lines, None, 5, 64, 32)
+    assert [(task.name, task.seed, task.width) for task in found] == [("000001-5", 5, 64), ("000002-6", 6, 64),
+                                                                      ("000004-9", 9, 64), ("000005-8", 8, 8)]
+    assert [len(group) for group in groups_of(found, 4)] == [2, 1, 1]
+    assert [len(group) for group in groups_of(tasks(2), 2)] == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("shard", [None, 5])
+def test_killed_anywhere_and_resumed_the_files_are_the_same(tmp_path, shard):
+    todo = tasks(12)
+    run(tmp_path / "whole", todo, shard)
+    chance, again = random.Random(3), tmp_path / "again"
+    context = multiprocessing.get_context("fork")
+    killed = 0
+    for _ in range(10):
+        child = context.Process(target=run, args=(again, todo, shard))
+        child.start()
+        child.join(chance.uniform(0.02, 0.12))
+        killed += child.is_alive()
+        child.kill()
+        child.join()
+    summary = run(again, todo, shard)
+    assert killed >= 3 and summary.drawn + summary.there == 36
+    assert contents(again) == contents(tmp_path / "whole")
+    assert run(again, todo, shard).drawn == 0
+
+
+def test_shards_are_what_webdataset_reads(tmp_path):
+    run(tmp_path, tasks(3), shard=4)
+    names = []
+    for path in sorted(tmp_path.glob("shard-*.tar")):
+        with tarfile.open(path) as tar:
+            names += tar.getnames()
+            first = json.load(tar.extractfile(tar.getnames()[1]))
+            assert first["prompt"].startswith("prompt") and first["width"] == 64
+    stems = [name.partition(".")[0] for name in names]
+    assert stems[::2] == stems[1::2] == [task.name for task in tasks(3)]
+    assert not list((tmp_path / "unpacked").iterdir())
+
+
+def test_a_failure_costs_itself_alone_and_is_tried_again(tmp_path):
+    todo = [*tasks(2, (1, 2)), Task("bad-3", "bad", "", 3, 64, 32)]
+    summary = run(tmp_path, todo)
+    assert summary.drawn == 4 and summary.failed == {"bad-3": "no picture of that"}
+    assert json.loads((tmp_path / "failures.jsonl").read_text()) == {"name": "bad-3", "problem": "no picture of that"}
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
+    assert run(tmp_path, todo).failed and "1 failed" in run(tmp_path, todo).line
+
+
+def test_a_list_may_grow_and_nothing_else_may_change(tmp_path):
+    run(tmp_path / "a", tasks(2))
+    assert run(tmp_path / "a", tasks(3)).drawn == 3
+    with pytest.raises(ValueError, match="another list of 9 pictures"):
+        run(tmp_path / "a", tasks(3, (1, 2)))
+    with pytest.raises(ValueError, match="batch was 2, is 3"):
+        run(tmp_path / "a", tasks(3), batch=3)
+    run(tmp_path / "b", tasks(2), shard=2)
+    with pytest.raises(ValueError, match="none to shards"):
+        run(tmp_path / "b", tasks(3), shard=2)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine.png").touch()
+    with pytest.raises(ValueError, match="something else"):
+        run(tmp_path / "c", tasks(1))
+
+
+def test_two_runs_never_share_a_folder(tmp_path):
+    with claimed(tmp_path), pytest.raises(BlockingIOError, match="another run"):
+        run(tmp_path, tasks(1))
+
+
+def fatal(tmp_path: Path) -> list[Task]:
+    return [*tasks(2), Task("fatal-1", "fatal", str(tmp_path / "mark"), 1, 64, 32), *tasks_of(
+        [PromptLine(9, "after")], (1, 2), 0, 64, 32)]
+
+
+def test_a_process_that_dies_is_started_again(tmp_path):
+    todo = fatal(tmp_path)
+    run_batch(todo, SETTINGS, tmp_path / "out", partial(processes, SETTINGS, ("a", "b"), draw=cheap.dies_once), 2)
+    run(tmp_path / "whole", todo)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    summary = run_batch(todo, SETTINGS, tmp_path / "twice", partial(processes, SETTINGS, ("a",),
+                                                                    draw=cheap.always_dies), 2)
+    assert list(summary.failed) == ["fatal-1"] and summary.drawn == 8
+
+
+def test_a_worker_of_a_ray_cluster_is_killed_and_every_result_is_there_once(tmp_path):
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'pixart-delta[ray]'")
+    root = Path(__file__).resolve().parents[2]
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
+             runtime_env={"env_vars": {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}})
+    try:
+        todo = fatal(tmp_path)
+        summary = run_batch(todo, SETTINGS, tmp_path / "out",
+                            lambda groups: on_ray(SETTINGS, "auto", 2, groups, cheap.dies_once), 2)
+    finally:
+        ray.shutdown()
+    assert summary.drawn == len(todo) and not summary.failed and (tmp_path / "mark").exists()
+    run(tmp_path / "whole", todo)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def command(folder: Path, out: str) -> list[str]:
+    return ["pixart", "batch", str(folder / "prompts.txt"), "--out", str(folder / out), "--seeds", "1..2", "--steps",
+            "1", "--size", "32x32", "--batch", "2", "--device", "cpu"]
+
+
+def draw_all(words: list[str]) -> None:
+    sys.argv = words
+    sys.exit(main())
+
+
+def test_pictures_of_pixart_mini_are_the_same_after_a_kill(tmp_path, monkeypatch, capsys):
+    prompts = ["a large red circle", "a small blue square", "a large green star"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    child = multiprocessing.get_context("fork").Process(target=draw_all, args=(command(tmp_path, "killed"),))
+    child.start()
+    until = time.monotonic() + 300
+    while not list((tmp_path / "killed").glob("*.png")) and child.is_alive() and time.monotonic() < until:
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    for out in ("killed", "whole"):
+        monkeypatch.setattr(sys, "argv", command(tmp_path, out))
+        assert main() == 0
+    assert "6 pictures in" in capsys.readouterr().out
+    files = contents(tmp_path / "whole")
+    assert len(files) == 8 and contents(tmp_path / "killed") == files
+    assert len({data for name, data in files.items() if name.endswith(".png")}) == 6
