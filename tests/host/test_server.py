@@ -16,8 +16,8 @@ from pixart.control.hed import HED
 
 WORKFLOWS = harness.ROOT / "workflows" / "api"
 NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtLCMSampler",
-         "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtControlNetLoader", "PixArtControlNetApply", "PixArtEdges",
-         "PixArtHED", "PixArtDeltaLoraLoader", "PixArtLoraLoader", "PixArtTrain")
+         "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtSteps", "PixArtControlNetLoader", "PixArtControlNetApply",
+         "PixArtEdges", "PixArtHED", "PixArtDeltaLoraLoader", "PixArtLoraLoader", "PixArtTrain")
 
 TRAINING = ("accelerate", "peft")       # what ComfyUI does not bring along
 
@@ -124,6 +124,26 @@ def test_schedule_node_with_stock_custom_sampler(server):
                              sigmas=["schedule", 2], latent_image=["empty", 0])}
     custom, own = run(server, graph, lcm())
     assert picture(server, custom) == picture(server, own)
+
+
+def steps(method: str, **changed: object) -> dict[str, dict]:
+    """PixArt Steps with the stock SamplerCustom."""
+    inputs = {"model": ["model", 0], "method": method, "steps": 0, "cfg": 0.0, "denoise": 1.0}
+    return {**start(), "steps": node("PixArtSteps", **{**inputs, **changed}),
+            "sampler": node("SamplerCustom", model=["steps", 0], add_noise=True, noise_seed=1, cfg=["steps", 4],
+                            positive=["positive", 0], negative=["positive", 0], sampler=["steps", 1],
+                            sigmas=["steps", 2], latent_image=["empty", 0])}
+
+
+def test_steps_node_sets_what_each_method_needs(server):
+    """LCM is that of its own sampler; TDM, one step of DMD and a teacher are pictures of their own."""
+    graphs = [steps("lcm"), steps("tdm"), steps("dmd"), steps("teacher", steps=2), steps("auto", steps=2)]
+    outcomes = run(server, *graphs, lcm())
+    drawn = [picture(server, outcome) for outcome in outcomes]
+    assert drawn[0] == drawn[5] and len(set(drawn[:4])) == 4
+    assert drawn[4] == drawn[3], "a file that says nothing is taken for a teacher"
+    assert "leave steps at 0" in failed(server, steps("auto", model=["lora", 0], steps=3) | {
+        "lora": node("PixArtDeltaLoraLoader", model=["model", 0], file="tiny-dmd.safetensors", strength=1.0)})
 
 
 def test_one_step_dmd(server):
@@ -273,6 +293,8 @@ def small(graph: dict) -> dict:
             inputs.update(file="tiny-t5")
         elif entry["class_type"] == "VAELoader":
             inputs.update(vae_name="tiny-vae.safetensors")
+        elif entry["class_type"] == "PixArtDeltaLoraLoader":
+            inputs.update(file="tiny-tdm.safetensors")
         elif entry["class_type"] == "PixArtEmptyLatent":
             inputs.update(resolution="128")
         elif entry["class_type"] == "PixArtTrain":

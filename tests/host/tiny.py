@@ -162,6 +162,7 @@ def write_models(models: Path, host: Path) -> None:
     write_t5(models / "text_encoders" / "tiny-t5", tokenizer)
     write_t5(models / "text_encoders" / "wide-t5", tokenizer, 2 * WIDTH)
     write_vae(models / "vae" / "tiny-vae.safetensors")
-    write_lora(models / "loras" / "tiny-lora.safetensors")
+    for name in ("tiny-lora", "tiny-tdm", "tiny-dmd"):
+        write_lora(models / "loras" / f"{name}.safetensors")
     write_controls(models)
     (models / "notes.json").write_text(json.dumps({"made by": "tests/host/tiny.py"}))

@@ -10,8 +10,8 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}
-STOCK = {"KSampler", "VAELoader", "VAEDecode", "VAEEncode", "SaveImage", "PreviewImage", "LoadImage", "SolidMask",
-         "MaskComposite", "SetLatentNoiseMask", "ImageInvert"}
+STOCK = {"KSampler", "SamplerCustom", "VAELoader", "VAEDecode", "VAEEncode", "SaveImage", "PreviewImage", "LoadImage",
+         "SolidMask", "MaskComposite", "SetLatentNoiseMask", "ImageInvert"}
 AFTER_A_SEED = {"fixed", "randomize", "increment", "decrement"}
 
 
