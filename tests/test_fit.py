@@ -1,0 +1,83 @@
+"""The plan for a memory: every rule, at T5-XXL and the published transformers, against figures that were measured."""
+import pytest
+import torch
+
+from pixart.config import VARIANTS
+from pixart.fit import GIB, ORDER, plan, plan_for, t5_bytes, transformer_bytes
+from pixart.mini import SHIPPED
+
+CUDA = torch.device("cuda")
+CONFIG = VARIANTS["alpha-1024"]
+
+
+def t5_xxl() -> dict[str, tuple[int, ...]]:
+    block = "encoder.block.{}.layer.{}.{}.weight"
+    shapes: dict[str, tuple[int, ...]] = {"shared.weight": (32128, 4096), "encoder.final_layer_norm.weight": (4096,),
+                                          block.format(0, 0, "SelfAttention.relative_attention_bias"): (32, 64)}
+    for index in range(24):
+        shapes |= {block.format(index, 0, f"SelfAttention.{leaf}"): (4096, 4096) for leaf in "qkvo"}
+        shapes |= {block.format(index, 1, f"DenseReluDense.{leaf}"): (10240, 4096) for leaf in ("wi_0", "wi_1")}
+        shapes[block.format(index, 1, "DenseReluDense.wo")] = (4096, 10240)
+    return shapes
+
+
+XXL = t5_xxl()
+
+
+def of(gib: float, **named: object):
+    return plan(int(gib * GIB), XXL, CONFIG, CUDA, **named)
+
+
+def test_sizes_of_t5_are_those_measured():
+    assert t5_bytes(XXL, 16) == pytest.approx(9.5e9, rel=0.01)
+    assert t5_bytes(XXL, 8) / GIB == pytest.approx(5.5, abs=0.1)        # the text stage of the GPU run held 5.53 GiB
+    assert [t5_bytes(XXL, bits) for bits in ORDER[:1]] > [t5_bytes(XXL, "int8")] > [t5_bytes(XXL, 4)]
+
+
+def test_the_size_of_the_transformer_is_that_of_the_published_file():
+    assert transformer_bytes(CONFIG) == pytest.approx(1.22e9, rel=0.02)
+
+
+@pytest.mark.parametrize("gib, bits, device", [
+    (24, 16, "cuda"), (12, 16, "cuda"), (8, "int8", "cuda"), (6, "int8", "cuda"), (5, 4, "cuda"), (4, "int8", "cpu"),
+    (2, "int8", "cpu")])
+def test_the_best_precision_that_fits_is_taken(gib, bits, device):
+    found = of(gib)
+    assert (found.bits, found.t5_device.type) == (bits, device)
+    assert found.fits == (gib > 1.7) and f"{gib:.1f} GiB are free" in str(found)
+
+
+def test_more_memory_never_gives_less():
+    plans = [of(gib / 2) for gib in range(2, 60)]
+    ranks = [len(ORDER) if each.t5_device.type == "cpu" else ORDER.index(each.bits) for each in plans]
+    assert ranks == sorted(ranks, reverse=True)
+    tiles = [each.parts.tile or 10 ** 6 for each in plans]
+    assert tiles == sorted(tiles)
+
+
+def test_what_is_chosen_fits():
+    for gib in range(2, 40):
+        found = of(gib)
+        if found.t5_device.type == "cuda":
+            assert t5_bytes(XXL, found.bits) < 0.9 * gib * GIB
+        if found.keep_t5:
+            assert t5_bytes(XXL, found.bits) + transformer_bytes(CONFIG) < 0.9 * gib * GIB
+
+
+def test_a_packed_file_stays_packed_only_where_it_must():
+    assert not of(4, packed_bytes=int(0.45 * GIB)).keep_packed
+    tight = of(1.2, packed_bytes=int(0.45 * GIB))
+    assert tight.keep_packed and tight.fits and "packed" in str(tight)
+    assert not of(1.2).fits and "too much" in str(of(1.2))
+
+
+def test_the_words_say_what_was_chosen():
+    text = str(of(6))
+    for part in ("6.0 GiB are free on cuda", "in int8", "leaves before the transformer comes", "decoded"):
+        assert part in text
+
+
+def test_a_plan_for_files_and_this_machine():
+    from pixart.checkpoint import read_config
+    found = plan_for(SHIPPED.t5, read_config(SHIPPED.student), torch.device("cpu"))
+    assert found.bits == 16 and found.keep_t5 and found.fits and found.parts.tile is None
