@@ -12,7 +12,7 @@ import torch
 
 from .config import PixArtConfig
 from .text.quantized import INT8, Bits
-from .vae_parts import FULL, Parts, fitting
+from .vae_parts import FULL, Slices, fitting
 
 GIB = 1 << 30
 SPARE = 0.9                     # share of the free memory to plan with
@@ -31,7 +31,7 @@ class Plan:
     t5_device: torch.device
     keep_t5: bool                   # beside the transformer
     keep_packed: bool               # layers of a packed file are left so, unpacked whenever they run
-    parts: Parts                    # of pictures, for decoding
+    parts: Slices                   # of pictures, for decoding
     fits: bool
     words: tuple[str, ...]
 
@@ -108,7 +108,7 @@ def named(bits: Bits) -> str:
     return "int8" if bits == INT8 else f"{bits} bits"
 
 
-def spoken(parts: Parts) -> str:
+def spoken(parts: Slices) -> str:
     return f"in tiles of {8 * parts.tile} pixels" if parts.tile else "as a whole"
 
 
