@@ -1,4 +1,5 @@
 """The menu: every node, in the order of a workflow."""
+from .cache import PixArtCache
 from .control import PixArtControlNetApply, PixArtControlNetLoader
 from .edges import PixArtEdges, PixArtHED
 from .host.guest import taken
@@ -20,6 +21,7 @@ TITLES = {
     PixArtEdges: "PixArt Edges",
     PixArtHED: "PixArt HED",
     PixArtControlNetApply: "Apply PixArt ControlNet",
+    PixArtCache: "PixArt Cache",
     PixArtLCMSampler: "PixArt LCM Sampler",
     PixArtLCMSigmas: "PixArt LCM Schedule",
     PixArtDMDSampler: "PixArt One-Step (DMD)",

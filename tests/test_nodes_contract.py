@@ -20,6 +20,7 @@ PROMISED = {
                                "fade", "blocks", "negative"], ["CONDITIONING", "CONDITIONING"]),
     "PixArtEdges": (["image", "method", "low", "high", "blur", "strength", "width", "height"], ["IMAGE"]),
     "PixArtHED": (["image", "file", "width", "height"], ["IMAGE"]),
+    "PixArtCache": (["model", "method", "budget", "start", "end", "schedule", "vae"], ["MODEL"]),
     "PixArtLCMSampler": (["model", "positive", "latent", "seed", "steps", "rule", "denoise", "negative", "cfg"],
                          ["LATENT"]),
     "PixArtLCMSigmas": (["model", "steps", "rule", "denoise"], ["MODEL", "SAMPLER", "SIGMAS"]),

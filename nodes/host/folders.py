@@ -15,6 +15,7 @@ LORA_FOLDERS = ("loras",)
 CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets come with their base model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
 READ_BY_STOCK_LOADERS = ("vae",)
+SCHEDULE_FOLDER = "pixart_schedules"
 NONE_FOUND = "no file found"
 _bundled: list[Path] = []
 PUT_IT_THERE = "Put it there and press R on the page to refresh the lists."
@@ -100,6 +101,27 @@ def control_path(name: str) -> Path:
 def text_encoder_path(name: str) -> Path:
     """File or folder. Raises FileNotFoundError naming file and folders."""
     return _resolve(name, TEXT_FOLDERS)
+
+
+def schedule_files() -> list[str]:
+    """Names of ECAD's schedule files in models/pixart_schedules; none where there is no such folder."""
+    if not hosted():
+        return []
+    import folder_paths
+    _add_schedules()
+    names = map(Path, folder_paths.get_filename_list(SCHEDULE_FOLDER))
+    return [name.as_posix() for name in names if name.suffix.lower() == ".json"]
+
+
+def schedule_path(name: str) -> Path:
+    """Raises FileNotFoundError naming file and folder."""
+    _add_schedules()
+    return _resolve(name, (SCHEDULE_FOLDER,))
+
+
+def _add_schedules() -> None:
+    import folder_paths
+    folder_paths.add_model_folder_path(SCHEDULE_FOLDER, str(Path(folder_paths.models_dir) / SCHEDULE_FOLDER))
 
 
 def hed_files() -> list[str]:

@@ -1,14 +1,26 @@
 """A line of text on the node that runs, which the page of every host from 0.3.64 on shows without JavaScript."""
 import sys
 import time
+from typing import Any
 
 
-def show_text(text: str) -> None:
-    """Put it on the node at work in place of what stood there; nothing where a node runs without a server."""
+def show_text(text: str, node: str | None = None) -> None:
+    """Put it on a node, by default the one at work, in place of what stood there; nothing without a server."""
+    server = running_server()
+    node = node_at_work() if node is None else node
+    if server is not None and node is not None:
+        server.send_progress_text(text, node, server.client_id)
+
+
+def node_at_work() -> str | None:
+    """The id of the node that runs, for what is to be said on it later."""
+    return getattr(running_server(), "last_node_id", None)
+
+
+def running_server() -> Any:
+    """The host's server, None where a node runs without one."""
     module = sys.modules.get("server")          # imported by the host itself when there is one
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
-    if server is not None and server.last_node_id is not None:
-        server.send_progress_text(text, server.last_node_id, server.client_id)
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
 class RunningText:

@@ -6,9 +6,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...pixart.model.policy import Policy, Step
+from ...pixart.model.policy import Lane, Policy, Step
 
 RUN = "pixart_policies"         # the run's place in transformer_options
+NEGATIVE = 1                    # what the host calls a negative prompt in cond_or_uncond
 
 
 class PolicyRun:
@@ -27,6 +28,7 @@ class PolicyRun:
         self.schedule_tensor: Tensor | None = None
         self.sigma = -1.0
         self.visits: Counter[Hashable] = Counter()
+        self.unguided = 0           # rows with a negative prompt that were left out
         self.compiling = compiling
         self.compiled: dict[nn.Module, nn.Module] = {}
 
@@ -70,8 +72,19 @@ class PolicyRun:
             self.sigma, self.visits = sigma, Counter()
         each = rows // len(prompts)
         company = () if each == self.pictures else tuple(prompts)
-        names = [(*prompt, row, place, company) for prompt in zip(prompts, kinds) for row in range(each)]
-        return tuple((*name, self.visit(name)) for name in names)
+        names = [(*prompt, row) for prompt in zip(prompts, kinds) for row in range(each)]
+        visits = [self.visit((*name, place, company)) for name in names]
+        return tuple(Lane((row, place, company, visit), prompt, kind == NEGATIVE)
+                     for (prompt, kind, row), visit in zip(names, visits))
+
+    def guides(self, sigmas: Tensor, options: Mapping) -> bool:
+        """Whether the step at these sigmas (B,) takes the negative prompt."""
+        own = [policy for policy in self.policies if type(policy).guides is not Policy.guides]
+        sample_sigmas = options.get("sample_sigmas")
+        if not own or sample_sigmas is None or len(sample_sigmas) < 2:
+            return True
+        index = index_of(sigmas.flatten()[0].item(), sample_sigmas.tolist())
+        return all(policy.guides(index, len(sample_sigmas) - 1) for policy in own)
 
     def visit(self, name: Hashable) -> int:
         self.visits[name] += 1

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .budget import budget_of, from_file, solve
+from .cost import macs_text
 from .methods import method
 from .plan import Job, Plan
 from .schedule import steps_within
@@ -46,8 +47,7 @@ class Choice:
 
 def summary(plan: Plan, job: Job) -> str:
     """"FORA, every 2: 1.82x less work (47.1 of 85.6 TMACs a picture)"."""
-    done, whole = (f"{macs / 1e12:.3g}" for macs in (plan.work(job), job.plain))
-    return f"{plan.setting}: {plan.ratio(job):.2f}x less work ({done} of {whole} TMACs a picture)"
+    return f"{plan.setting}: {plan.ratio(job):.2f}x less work ({macs_text(plan.work(job), job.plain)} a picture)"
 
 
 def choice_of(text: str) -> Choice:

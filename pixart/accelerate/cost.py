@@ -52,6 +52,17 @@ class Costs:
         blocks = (schedule.computed() * prices).sum((1, 2))                                 # (steps,)
         return int(((blocks + self.overhead) * torch.tensor(rows)).sum())
 
+    def row(self) -> int:
+        """MACs of one row through the whole network."""
+        return self.overhead + sum(sum(self.branches(block)) for block in range(self.config.depth))
+
+
+def macs_text(*macs: float) -> str:
+    """Numbers of operations as people read them, in the unit of the largest: "44.4 of 85.1 MMACs"."""
+    size, unit = next((size, unit) for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1, ""))
+                      if max(macs) >= size or size == 1)
+    return " of ".join(f"{each / size:.3g}" for each in macs) + f" {unit}MACs"
+
 
 def scalar(width: int) -> int:
     """Embedding of one number: two layers."""

@@ -78,7 +78,8 @@ def test_a_sampling_does_as_much_work_as_was_said(model, name, window):
     got = sample(model, request, encoded(6), encoded(2, 1), policies=[*plan.make(), tally])
     assert got.isfinite().all() and plan.ratio(job) > 1.1
     computed, rows = plan.computed.computed(), torch.tensor(job.rows(plan.gate))
-    assert tally.branches == int((computed.sum((1, 2)) * rows).sum())
+    assert tally.branches(CONFIG.depth) == int((computed.sum((1, 2)) * rows).sum())
+    assert tally.macs(job.costs()) == plan.work(job)
     assert [tally.passes[step] for step in range(20)] == rows.tolist()
     if window is not None:
         outside = [step for step in range(20) if step not in window]

@@ -17,7 +17,7 @@ from pixart.control.hed import HED
 WORKFLOWS = harness.ROOT / "workflows" / "api"
 NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtLCMSampler",
          "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtSteps", "PixArtControlNetLoader", "PixArtControlNetApply",
-         "PixArtEdges", "PixArtHED", "PixArtDeltaLoraLoader", "PixArtLoraLoader", "PixArtTrain")
+         "PixArtEdges", "PixArtHED", "PixArtCache", "PixArtDeltaLoraLoader", "PixArtLoraLoader", "PixArtTrain")
 
 TRAINING = ("accelerate", "peft")       # what ComfyUI does not bring along
 

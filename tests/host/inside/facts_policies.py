@@ -43,7 +43,7 @@ def reusing(model, every: int = 2, policies: int = 1):
     """A patched clone, and the policies that its samplings make (kept here, to look at)."""
     made: list = []
 
-    def make() -> list:
+    def make(_) -> list:
         made.extend(Reuse(every) for _ in range(policies))
         return made[-policies:]
 
@@ -76,7 +76,7 @@ def passes(model):
 def test_policies_that_compute_everything_change_no_bit():
     model = load("deep-1024")
     positive, negative, given = condition(text(6)), condition(text(2)), latent(64, 96, pictures=2)
-    same = pack("nodes.host.policies").with_policies(model, lambda: [policy.Policy(), Reuse(1)])
+    same = pack("nodes.host.policies").with_policies(model, lambda _: [policy.Policy(), Reuse(1)])
     args = (positive, negative, given, 4, 3.0)
     assert torch.equal(sample(same, *args), sample(model, *args))
 
@@ -235,7 +235,7 @@ def test_block_patches_of_other_packs_run_inside_of_policies():
             return p.controlled(index).x if index in (1, 3) and p.step.index % 2 else go(p)
 
     seen.clear()
-    sample(pack("nodes.host.policies").with_policies(model, lambda: [Half()]), *given)
+    sample(pack("nodes.host.policies").with_policies(model, lambda _: [Half()]), *given)
     assert seen == ([0, "replaced", 1, 2, 3, 4] + [0, 2, 4]) * 2
 
 
@@ -269,8 +269,8 @@ def test_two_nodes_of_policies_work_together():
             return go(p)
 
     with_policies = pack("nodes.host.policies").with_policies
-    first = with_policies(load("alpha-1024"), lambda: [Says("a"), Says("b")])
-    second = with_policies(first, lambda: [Says("c")])
+    first = with_policies(load("alpha-1024"), lambda _: [Says("a"), Says("b")])
+    second = with_policies(first, lambda _: [Says("c")])
     sample(second, condition(text(3)), condition(text(3)), latent(64, 64), steps=1)
     sample(first, condition(text(3)), condition(text(3)), latent(64, 64), steps=1)
     assert asked == ["a", "b", "c", "a", "b"]
@@ -305,7 +305,7 @@ def test_nothing_is_kept_after_a_run_an_interruption_or_an_error():
     for callback, error in ((None, None), (interrupted, comfy.model_management.InterruptProcessingException),
                             (failing, Stop)):
         Reuse.made.clear()
-        patched = pack("nodes.host.policies").with_policies(model, lambda: [Reuse()])
+        patched = pack("nodes.host.policies").with_policies(model, lambda _: [Reuse()])
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "remember", remember)
         patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "hold", hold)
         try:
@@ -339,7 +339,7 @@ def test_what_will_be_kept_counts_as_memory_that_a_sampling_needs():
             return go(p)
 
     from comfy.patcher_extension import WrappersMP
-    patched = pack("nodes.host.policies").with_policies(model, lambda: [Watching()])
+    patched = pack("nodes.host.policies").with_policies(model, lambda _: [Watching()])
     estimates = []
 
     def estimate(executor, *args, **kwargs):
@@ -438,5 +438,5 @@ def test_batched_tiles_are_rows_of_their_company_alone():
 def test_other_models_are_refused():
     class Other:
         model = torch.nn.Identity()
-    message = refusal(pack("nodes.host.policies").with_policies, Other(), lambda: [])
+    message = refusal(pack("nodes.host.policies").with_policies, Other(), lambda _: [])
     assert "Identity" in message and "Load PixArt" in message

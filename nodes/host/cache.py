@@ -1,0 +1,124 @@
+"""Reuse of work from step to step on a MODEL of the host: set when a sampling begins, told when it ends."""
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...pixart.accelerate.choice import Choice
+from ...pixart.accelerate.cost import macs_text
+from ...pixart.accelerate.plan import Job, Plan
+from ...pixart.accelerate.tally import Tally, TallyBranches
+from ...pixart.model.policy import Policy
+from .node_text import node_at_work, show_text
+from .policies import Sampling, with_policies
+from .policy_run import RUN
+
+logger = logging.getLogger(__name__)
+KEY = "pixart_cache"            # of this file's wrapper on a MODEL
+CALLBACK = 4                    # place of the callback among the arguments of the host's sampling, behind the noise
+
+
+class Cache:
+    """One node's wish, and what became of it in the sampling at work."""
+
+    def __init__(self, choice: Choice, vae: Any = None) -> None:
+        self.choice, self.vae, self.node = choice, vae, node_at_work()
+        self.plan: Plan | None = None
+        self.job: Job | None = None
+        self.line, self.tally = "", Tally()
+
+    def policies(self, sampling: Sampling) -> Sequence[Policy]:
+        """For a sampling that begins, with a tally behind them."""
+        tokens = math.prod(math.ceil(side / sampling.config.patch) for side in sampling.sides)
+        self.job = Job(sampling.config, sampling.steps, tokens, sampling.text, sampling.guided)
+        self.plan, self.line = self.choice.plan(self.job)
+        self.tally = TallyBranches() if self.plan.by_branch else Tally()
+        self.say(self.line)
+        return [*self.plan.make(), self.tally]
+
+    def say(self, text: str) -> None:
+        """On the node and in the log."""
+        logger.info("PixArt Cache: %s", text)
+        show_text(text, self.node)
+
+    def report(self, unguided: int, seconds: float) -> str:
+        """What the sampling did, counted, in a few lines."""
+        job, tally = self.job, self.tally
+        assert job is not None and self.plan is not None
+        costs, depth = job.costs(), job.config.depth
+        done, whole = tally.macs(costs), costs.row() * (tally.rows + unguided)
+        lines = [self.line, f"{tally.branches(depth):,} of {3 * depth * (tally.rows + unguided):,} branches computed"
+                 + (f", {unguided} passes for negative prompts left out" if unguided else ""),
+                 f"{macs_text(done, whole)}, {whole / done:.2f}x less work, {seconds:.2f} s"]
+        return "\n".join(lines)
+
+
+def with_cache(model: Any, choice: Choice, vae: Any = None) -> Any:
+    """A clone of a MODEL that reuses work as chosen, whatever samples it.
+
+    vae: sample a second time without reuse, and say how far the two pictures are from each other. Raises ValueError for
+    a MODEL that is not of Load PixArt.
+    """
+    from comfy.patcher_extension import WrappersMP
+    cache = Cache(choice, vae)
+    patched = with_policies(model, cache.policies)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling_with(cache))
+    return patched
+
+
+def sampling_with(cache: Cache) -> Callable[..., Any]:
+    """A wrapper inside that of the policies: their run is there, and goes on being there until this returns."""
+    def sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        run = guider.model_options.get("transformer_options", {}).get(RUN)
+        if cache.plan is None or run is None or cache.tally not in run.policies:
+            return executor(noise, *args, **kwargs)
+        again = Again(guider)
+        started = time.perf_counter()
+        result = executor(noise, *args, **kwargs)
+        text = cache.report(run.unguided, time.perf_counter() - started)
+        if cache.vae is not None:
+            started = time.perf_counter()
+            plain = again.without_policies(executor, noise, *args, **kwargs)
+            seconds = time.perf_counter() - started
+            text += f"\nwithout reuse {seconds:.2f} s, PSNR of the pictures {psnr(cache.vae, result, plain):.1f} dB"
+        cache.say(text)
+        return result
+    return sample
+
+
+class Again:
+    """Runs a sampling of the host a second time as if it were the first."""
+
+    def __init__(self, guider: Any) -> None:
+        """Remembers prompts and random state, which a sampling changes."""
+        self.guider, self.state = guider, torch.get_rng_state()
+        self.conds = copied(guider.conds)
+
+    def without_policies(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What it gives without any reuse; progress is not shown twice."""
+        options = self.guider.model_options["transformer_options"]
+        run = options.pop(RUN)
+        self.guider.conds = self.conds
+        torch.set_rng_state(self.state)
+        quiet = [None if place == CALLBACK else each for place, each in enumerate(args)]
+        try:
+            return executor(noise, *quiet, **{name: None if name == "callback" else each
+                                              for name, each in kwargs.items()})
+        finally:
+            options[RUN] = run
+
+
+def copied(conds: dict[str, list]) -> dict[str, list]:
+    return {name: [cond.copy() for cond in entries] for name, entries in conds.items()}
+
+
+def psnr(vae: Any, one: Tensor, other: Tensor) -> float:
+    """Of two LATENTs' pictures, in dB; infinite where they are equal."""
+    pictures = [vae.decode(latents).float().clamp(0, 1).cpu() for latents in (one, other)]
+    error = (pictures[0] - pictures[1]).square().mean().item()
+    return math.inf if error == 0 else -10 * math.log10(error)
