@@ -17,7 +17,8 @@ HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded pr
         "quantize": "pack a transformer in 8 or 4 bits, for ComfyUI and Python",
         "queue": "run a workflow on a ComfyUI server, and fetch its pictures",
         "batch": "draw pictures for a list of prompts, on one device, several, or a Ray cluster",
-        "download": "fetch published weights into ComfyUI's folders"}
+        "download": "fetch published weights into ComfyUI's folders",
+        "ecad": "search for cache schedules, or show what is in a file of one"}
 ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for people
 
 
@@ -61,7 +62,7 @@ def run_of(name: str) -> Callable[[argparse.Namespace], None]:
 def main() -> int:
     chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     args = parser(chosen).parse_args()
-    chatty = args.verbose or args.command in ("mini", "train")
+    chatty = args.verbose or args.command in ("mini", "train", "ecad")
     logging.basicConfig(level=logging.INFO if chatty else logging.WARNING, format="%(message)s")
     if not args.verbose:
         logging.getLogger(KERNELS).addFilter(is_no_kernel_hint)

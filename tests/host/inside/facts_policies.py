@@ -394,7 +394,7 @@ def graphs_of(name: str, policies: list) -> list[int]:
     model = load(name).clone()
     set_torch_compile_wrapper(model=model, backend=backend)
     for _ in range(2):          # the second sampling finds what the first one compiled
-        sample(pack("nodes.host.policies").with_policies(model, lambda: policies), condition(text(3)),
+        sample(pack("nodes.host.policies").with_policies(model, lambda _: policies), condition(text(3)),
                condition(text(3)), latent(64, 64), 3)
     torch._dynamo.reset()
     return graphs

@@ -1,0 +1,77 @@
+"""python -m pixart ecad: search for schedules, and look at files of them."""
+import argparse
+from pathlib import Path
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    tasks = command.add_subparsers(dest="task", required=True)
+    show = tasks.add_parser("show", help="say what a schedule file computes, step by step")
+    show.add_argument("file", type=Path, metavar="JSON")
+    search = tasks.add_parser(
+        "search", help="search on PixArt-mini",
+        description="Search for schedules on PixArt-mini by evolution (NSGA-II): quality as judge A reads the "
+                    "pictures, over counted work. Goes on where it was stopped. Writes trials.jsonl, front/*.json "
+                    "and front.png.")
+    search.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for all that it writes")
+    for name, default, text in (("scenes", 50, "many tell more than many seeds"),
+                                ("seeds", 1, "pictures of each scene"), ("population", 72, "schedules of a generation"),
+                                ("generations", 50, "how many"), ("seed", 0, "of the search")):
+        search.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    search.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do the task that `args` name."""
+    {"show": run_show, "search": run_search}[args.task](args)
+
+
+def run_show(args: argparse.Namespace) -> None:
+    from ..accelerate.ecad import read_ecad
+    from ..accelerate.schedule import BRANCHES
+    found = read_ecad(args.file)
+    schedule, computed = found.schedule, found.schedule.computed()
+    gate = "" if found.gate is None else f", guidance and cross-attention end at step {found.gate}"
+    print(f"{schedule.name}: {schedule.steps} steps, {schedule.depth} blocks, {int(computed.sum())} of "
+          f"{computed.numel()} branches computed{gate}")
+    print("step " + "".join(f"{name:>12}" for name in BRANCHES))
+    for step, counts in enumerate(computed.sum(1).tolist()):
+        print(f"{step:4} " + "".join(f"{count:12}" for count in counts))
+
+
+def run_search(args: argparse.Namespace) -> None:
+    from ..accelerate.schedule import BranchSchedule
+    from ..accelerate.search import Trials, search
+    from ..accelerate.search_plot import plot_front
+    from ..accelerate.seeds import hand_made
+    from ..mini.schedule_search import Fitness
+    for name in ("scenes", "seeds"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; at least 1 is needed")
+    args.work.mkdir(parents=True, exist_ok=True)
+    fitness = Fitness(args.scenes, args.seeds, device=args.device)
+    steps, depth = fitness.job.steps, fitness.config.depth
+    trials = Trials(args.work / "trials.jsonl", steps, depth, fitness.about)
+    full = BranchSchedule.full(steps, depth)
+    plain = (fitness.loss(full), fitness.work(full))
+
+    def told(generation: int) -> None:
+        plot_front(trials, plain, args.work / "front.png", "mean -log likelihood of the stated facts, judge A")
+
+    front = search(trials, hand_made(steps, depth), fitness.loss, fitness.work, args.population, args.generations,
+                   args.seed, told)
+    write_front(args.work / "front", front, plain)
+
+
+def write_front(folder: Path, front: list, plain: tuple[float, float]) -> None:
+    """One schedule file each, and a line about each."""
+    from dataclasses import replace
+
+    from ..accelerate.ecad import write_ecad
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.json"):
+        old.unlink()
+    print(f"nothing reused: loss {plain[0]:.4f}")
+    for one in front:
+        name = f"{plain[1] / one.work:.2f}x"
+        path = write_ecad(folder / f"{name}.json", replace(one.schedule, name=f"PixArt-mini {name}"))
+        print(f"{name} less work: loss {one.loss:.4f}, {path}")

@@ -1,0 +1,65 @@
+"""What a schedule is worth on PixArt-mini: what judge A reads of the pictures, over counted work."""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..accelerate.branches import ReuseBranches
+from ..accelerate.plan import Job
+from ..accelerate.schedule import BranchSchedule
+from ..drawing import sample
+from . import SHIPPED, Files
+from .judge import load_judge
+from .measure.batches import Pictures, each
+from .measure.bench import Bench
+from .measure.methods import TEACHER
+from .scenes import labels
+
+SEED = 1000         # of the scenes; those of measurements have another
+STEPS, GUIDANCE = TEACHER.steps, TEACHER.guidance
+
+
+class Fitness:
+    """Mean negative log-likelihood of all stated facts by judge A, over some scenes with some seeds each."""
+
+    def __init__(self, scenes: int, seeds: int, files: Files = SHIPPED, device: str = "cpu") -> None:
+        self.bench = Bench.open(files, scenes, SEED, device=device)
+        self.judge = load_judge(files.judge_a).to(self.bench.device)
+        self.model, self.seeds = TEACHER.model(files, self.bench.device), seeds
+        self.wanted = torch.tensor([labels(scene) for scene in self.bench.prompts.scenes])
+        self.config = self.model.config
+        side, text = self.config.resolution, self.bench.captions.mask.shape[1]
+        self.job = Job.of(self.config, STEPS, side, side, text, guided=True)
+        self.about = f"PixArt-mini, {scenes} scenes, {seeds} seeds, {STEPS} steps, guidance {GUIDANCE}"
+
+    def loss(self, schedule: BranchSchedule) -> float:
+        """The lower the better."""
+        return sum(self.of_run(self.bench.again(1 + run), schedule) for run in range(self.seeds)) / self.seeds
+
+    def work(self, schedule: BranchSchedule) -> float:
+        """GMACs of a picture."""
+        return self.job.costs().of(schedule, self.job.rows()) / 1e9
+
+    def of_run(self, bench: Bench, schedule: BranchSchedule) -> float:
+        parts: dict[tuple[int, int], list[Tensor]] = {}
+        for group in bench.prompts.groups(bench.batch):
+            request = bench.request(group, TEACHER.sampler, STEPS, GUIDANCE)
+            latents = sample(self.model, request, bench.text(group), bench.null, policies=[ReuseBranches(schedule)])
+            parts.setdefault((group.height, group.width), []).append(bench.decode(latents))
+        drawn = Pictures(tuple(torch.cat(part) for part in parts.values()))
+        likelihoods = each(drawn, bench.batch, bench.device, self.reading())
+        stated = self.wanted >= 0
+        at = self.wanted.clamp(min=0)
+        logs = torch.stack([likelihoods[:, start:end].gather(1, at[:, [column]])[:, 0]
+                            for column, (start, end) in enumerate(self.columns)], 1)
+        return -(logs * stated).sum().item() / stated.sum().item()
+
+    def reading(self) -> Callable[[Tensor], Tensor]:
+        """Pictures -> log-likelihoods of all answers, side by side; which columns are whose is kept in `columns`."""
+        def read(some: Tensor) -> Tensor:
+            with torch.inference_mode():
+                answers = [logits.log_softmax(1) for logits in self.judge(some)]
+            ends = torch.tensor([answer.shape[1] for answer in answers]).cumsum(0).tolist()
+            self.columns = list(zip([0, *ends[:-1]], ends))
+            return torch.cat(answers, 1)
+        return read
