@@ -7,7 +7,7 @@ from torch import Tensor
 from ..accelerate.branches import ReuseBranches
 from ..accelerate.plan import Job
 from ..accelerate.schedule import BranchSchedule
-from ..drawing import sample
+from ..pipeline import Pipeline
 from . import SHIPPED, Files
 from .judge import load_judge
 from .measure.batches import Pictures, each
@@ -41,10 +41,12 @@ class Fitness:
         return self.job.costs().of(schedule, self.job.rows()) / 1e9
 
     def of_run(self, bench: Bench, schedule: BranchSchedule) -> float:
+        pipe = Pipeline.of(self.model)
         parts: dict[tuple[int, int], list[Tensor]] = {}
         for group in bench.prompts.groups(bench.batch):
             request = bench.request(group, TEACHER.sampler, STEPS, GUIDANCE)
-            latents = sample(self.model, request, bench.text(group), bench.null, policies=[ReuseBranches(schedule)])
+            latents = pipe.sample(request, bench.text(group), bench.null, policies=[ReuseBranches(schedule)],
+                                  batch=bench.batch)
             parts.setdefault((group.height, group.width), []).append(bench.decode(latents))
         drawn = Pictures(tuple(torch.cat(part) for part in parts.values()))
         likelihoods = each(drawn, bench.batch, bench.device, self.reading())
