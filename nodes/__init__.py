@@ -2,6 +2,7 @@
 from .cache import PixArtCache
 from .control import PixArtControlNetApply, PixArtControlNetLoader
 from .edges import PixArtEdges, PixArtHED
+from .feedback import PixArtFeedback
 from .host.guest import taken
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
@@ -26,6 +27,7 @@ TITLES = {
     PixArtLCMSigmas: "PixArt LCM Schedule",
     PixArtDMDSampler: "PixArt One-Step (DMD)",
     PixArtSteps: "PixArt Steps",
+    PixArtFeedback: "PixArt Feedback (ILF)",
     PixArtTrain: "PixArt Train",
 }
 # For workflows saved with them; left to another pack that has them, as ComfyUI_ExtraModels has this one.

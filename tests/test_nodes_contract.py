@@ -27,6 +27,7 @@ PROMISED = {
     "PixArtDMDSampler": (["model", "positive", "latent", "seed"], ["LATENT"]),
     "PixArtSteps": (["model", "method", "steps", "cfg", "denoise"],
                     ["MODEL", "SAMPLER", "SIGMAS", "INT", "FLOAT", "STRING"]),
+    "PixArtFeedback": (["model", "file", "start", "end"], ["MODEL", "STRING"]),
     "PixArtTrain": (["model", "method", "name", "steps", "batch", "learning_rate", "rank", "blocks", "guidance",
                      "edges", "resolution", "save_memory", "start_seed", "preview_prompt", "preview_every", "images",
                      "clip", "vae", "captions", "folder"], ["MODEL", "CONTROL_NET", "IMAGE", "STRING"]),

@@ -85,7 +85,7 @@ def make_parts(model: Any, method: str, steps: int, cfg: float, denoise: float) 
         patched, schedule = with_schedule(model, PureNoise)
         return Parts(patched, lcm_sampler(), sigmas_at(schedule, [DMD_TIMESTEP]), wanted)
     from comfy.samplers import sampler_object
-    name = "euler" if wanted.sampler == "tdm" else "dpmpp_2m"
+    name = "euler" if wanted.sampler in ("tdm", "ddim") else "dpmpp_2m"
     return Parts(model, sampler_object(name), plain_sigmas(model, wanted, denoise), wanted)
 
 

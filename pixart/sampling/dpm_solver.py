@@ -59,16 +59,17 @@ def advance(x: Tensor, here: Node, there: Node, x0: Tensor, before: tuple[Node, 
 
 
 def dpm_solver_pp(model: Model, noise: Tensor, steps: int = 20, rule: str = "official",
-                  callback: Callback | None = None) -> Tensor:
+                  callback: Callback | None = None, second_order: bool = True) -> Tensor:
     """Unit Gaussian noise (B, C, H, W) -> clean latent. Guidance belongs into `model`.
 
-    With fewer than 10 official steps the last one is first order, for stability.
+    With fewer than 10 official steps the last one is first order, for stability. Without `second_order` all are, which
+    makes it DDIM.
     """
     path, x, before = nodes(steps, rule), noise, None
     for step, (here, there) in enumerate(zip(path, path[1:])):
         x0 = (x - here.sigma * model(x, batch_of(here.time, x))) / here.alpha
         if callback is not None:
             callback(step, x, x0)
-        first_order = rule == "official" and steps < 10 and step == steps - 1
+        first_order = not second_order or (rule == "official" and steps < 10 and step == steps - 1)
         x, before = advance(x, here, there, x0, None if first_order else before), (here, x0)
     return x

@@ -47,6 +47,10 @@ def _run_dpm(model: Model, noise: Noise, steps: int, rule: str, callback: Callba
     return dpm_solver_pp(model, noise(), steps, rule, callback)
 
 
+def _run_ddim(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
+    return dpm_solver_pp(model, noise(), steps, rule, callback, second_order=False)
+
+
 def _dmd_times(steps: int, rule: str) -> list[float]:
     if steps != 1:
         raise ValueError(f"the dmd sampler makes exactly 1 step, not {steps}")
@@ -69,6 +73,7 @@ SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in (
     Sampler("lcm", "latent consistency model, 1 to 8 steps", 4, False, LCM_RULES, _lcm_times, _run_lcm,
             noises=lambda steps: steps),
     Sampler("dpm", "DPM-Solver++ (2M), about 20 steps", 20, True, DPM_RULES, _dpm_times, _run_dpm),
+    Sampler("ddim", "DDIM, first order; for feedback (ILF), 10 steps", 10, True, DPM_RULES, _dpm_times, _run_ddim),
     Sampler("dmd", "distribution matching distillation, one step", 1, False, (), _dmd_times, _run_dmd),
     Sampler("tdm", "trajectory distribution matching, 4 steps", 4, False, TDM_RULES, _tdm_times, _run_tdm),
 )}

@@ -23,6 +23,7 @@ METHODS = {
     "controlnet": "a ControlNet on prepared edge maps",
     "lora": "a LoRA or DoRA on your pictures",
     "dmd": "a one-step student by distribution matching, from pairs of noise and the teacher's picture",
+    "ilf": "feedback between the middle blocks of a frozen checkpoint, for half the steps",
     "tdm": "a four-step student by trajectory distribution matching, from captions alone",
 }
 

@@ -10,6 +10,19 @@ from ..model.transformer import PixArtTransformer
 
 
 @torch.no_grad()
+def initialize_block(block: PixArtBlock, seed: int) -> PixArtBlock:
+    """Xavier for a block by itself, its table as in a whole model; every branch speaks from the start. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+    table = block.scale_shift_table.weight
+    nn.init.normal_(table, std=table.shape[1] ** -0.5, generator=generator)
+    return block
+
+
+@torch.no_grad()
 def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
     """Xavier for the blocks, N(0, 0.02) for the conditioning MLPs, zero for what should start silent. In place."""
     generator = torch.Generator().manual_seed(seed)

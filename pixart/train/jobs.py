@@ -21,7 +21,7 @@ from ..sampling.preset import Preset, preset
 from ..sampling.tdm import TOTALS
 from .base_shapes import write_base_shapes
 from .data import PreparedFolder
-from .initialize import initialize
+from .initialize import initialize, initialize_block
 from .loop import Training
 from .mup import initialize_mup
 from .objectives import Consistency, Control, Diffusion, Objective
@@ -31,6 +31,7 @@ from .settings import (
     ControlMethod,
     DiffusionMethod,
     DmdMethod,
+    IlfMethod,
     LcmLoraMethod,
     LcmMethod,
     LoraMethod,
@@ -83,6 +84,8 @@ def assemble(settings: Settings) -> Job:
         job = adapted(load_base(settings.model, settings.model.dtype), method, data, output, seed)
     elif isinstance(method, ControlMethod):
         job = controlled(load_base(settings.model, settings.model.dtype), method, data, output, seed)
+    elif isinstance(method, IlfMethod):
+        job = looped(load_base(settings.model, settings.model.dtype), method, data, output, seed)
     elif isinstance(method, TdmMethod | DmdMethod):
         job = matched(settings, data)
     else:
@@ -179,6 +182,22 @@ def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFol
         return save_control(file, average.control, DTYPES[output.dtype])
     return Job(Controlled(base, control.requires_grad_(True)), of_method(Control, method, data), data, output.file,
                write, base.config, {"blocks": method.blocks})
+
+
+def looped(base: PixArtTransformer, method: IlfMethod, data: PreparedFolder, output: OutputSettings, seed: int) -> Job:
+    """A feedback block and scales beside the base; the block starts from nothing, the scales at zero."""
+    from ..checkpoint.feedback import save_feedback
+    from ..model.feedback import Feedback, WithFeedback
+    from .inner_loop import InnerLoopDistillation
+    first, last = method.blocks(base.config.depth)
+    feedback = Feedback(base.config, first, last, method.steps, attend=attend_of(base))
+    initialize_block(feedback.block, seed)
+
+    def write(average: Any, file: Path) -> Path:
+        return save_feedback(file, average.feedback, DTYPES[output.dtype])
+    model = WithFeedback(base.requires_grad_(False), feedback.requires_grad_(True))
+    return Job(model, InnerLoopDistillation(data, method.steps, method.substeps, method.guidance), data, output.file,
+               write, base.config, {"first": first, "last": last})
 
 
 # -- two players -------------------------------------------------------------------------------------------------------

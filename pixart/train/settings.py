@@ -173,6 +173,27 @@ class DmdMethod(Rivalry):
 
 
 @dataclass(frozen=True)
+class IlfMethod:
+    """Inner loop feedback on a frozen base."""
+
+    first: int | None = None      # of the blocks that run twice; by default a quarter of the way through
+    last: int | None = None       # of the blocks that run twice; by default three quarters of the way through
+    steps: int = 10               # that a picture is to take
+    substeps: int = 2             # of the base alone, that one of these is to be worth
+    guidance: float = 4.5         # classifier-free guidance scale of the base on its way, 1 for none
+
+    def __post_init__(self) -> None:
+        if self.substeps < 2 or self.steps < 1 or self.steps * self.substeps > 999:
+            raise ValueError(f"steps is {self.steps}, substeps {self.substeps}; expected at least 1 and 2, and at most "
+                             "999 in all")
+
+    def blocks(self, depth: int) -> tuple[int, int]:
+        """First and last of a network of so many blocks."""
+        last = max(depth * 3 // 4 - 1, 0) if self.last is None else self.last
+        return (min(depth // 4, last) if self.first is None else self.first), last
+
+
+@dataclass(frozen=True)
 class ControlMethod(DiffusionMethod):
     """A ControlNet on a frozen base."""
 
@@ -237,12 +258,16 @@ class Settings:
             raise ValueError("model.new trains from nothing, which only diffusion can; give model.base")
         if isinstance(self.method, ControlMethod) and self.output.file.suffix != ".safetensors":
             raise ValueError(f"output.file is {self.output.file}; the name of a ControlNet must end in .safetensors")
+        if isinstance(self.method, IlfMethod) and self.validate.prompts:
+            raise ValueError("validate.prompts have no effect with ilf; draw with generate --feedback")
+        if isinstance(self.method, IlfMethod) and self.output.file.suffix != ".safetensors":
+            raise ValueError(f"output.file is {self.output.file}; the name of feedback must end in .safetensors")
         if self.validate.prompts and isinstance(self.method, ControlMethod) and not self.validate.hints:
             raise ValueError("validate.prompts of a ControlNet need validate.hints, an edge map each")
 
 
 METHODS = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod, "controlnet": ControlMethod,
-           "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod}
+           "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod, "ilf": IlfMethod}
 
 
 def read_settings(method: str, file: Path | None, replaced: Mapping[str, str]) -> Settings:
