@@ -32,7 +32,8 @@ class PixArtLoader:
             "weight_dtype": (list(WEIGHT_DTYPES), {"default": "auto", "tooltip":
                              "How weights are kept. auto: as the host does it on a GPU; on a CPU bf16 where the "
                              "processor is faster with it (AMX), else fp32. fp8: half of bf16's memory, less exact. "
-                             "Packed files (float8, int8, nvfp4): auto keeps them packed, all others unpack them."}),
+                             "Packed files (float8, int8, nvfp4): auto keeps them packed, all others unpack them; "
+                             "fp4 files are always unpacked as they load."}),
         }}
 
     @classmethod

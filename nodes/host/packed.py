@@ -23,10 +23,10 @@ def host_formats() -> tuple[str, ...]:
 def packed_entries(opened: OpenCheckpoint, weight_dtype: str) -> dict[str, Tensor]:
     """All tensors of packed layers, by their names in the host's layers; none where they are to be unpacked.
 
-    weight_dtype: "auto" leaves them packed, any other unpacks. Raises CheckpointError for a format that this host does
-    not know.
+    weight_dtype: "auto" leaves them packed where any host computes with their format, any other unpacks. Raises
+    CheckpointError for a format that this host does not know.
     """
-    if not opened.packed_as or weight_dtype != "auto":
+    if not opened.packed_as or weight_dtype != "auto" or not opened.runs_in_host:
         return {}
     known = host_formats()
     strange = [name for name in opened.packed_as if name not in known]

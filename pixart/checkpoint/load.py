@@ -83,6 +83,12 @@ class OpenCheckpoint:
         layers = self.weights.layers.values() if isinstance(self.weights, PackedWeights) else ()
         return tuple(sorted({layer.format.name for layer in layers}))
 
+    @property
+    def runs_in_host(self) -> bool:
+        """Whether ComfyUI may compute with all packed layers as they are; else they are to be unpacked for it."""
+        layers = self.weights.layers.values() if isinstance(self.weights, PackedWeights) else ()
+        return all(layer.format.runs_in_host for layer in layers)
+
     def packed(self) -> dict[str, Packed]:
         """Packed layers by their reference names. CheckpointError where the file has them in parts (diffusers)."""
         if not isinstance(self.weights, PackedWeights):

@@ -78,6 +78,8 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
                          help="noise to start from, as `reno` saves it, with its --seed, --size, --sampler and --steps")
     drawing.add_argument("--count", type=whole, default=1, metavar="N",
                          help="pictures to draw, with seeds that follow --seed (default: 1)")
+    drawing.add_argument("--input-bits", type=int, choices=(6, 8), help="round what layers of the transformer read: "
+                         "shows what 6 or 8 bits would cost, and saves nothing")
     drawing.add_argument("--batch", type=whole, default=4, metavar="N",
                          help="pictures at once; more need more memory (default: 4)")
 
@@ -90,6 +92,36 @@ def _add_cache(command: argparse.ArgumentParser) -> None:
                        "beforehand (default: 2x)")
     cache.add_argument("--ecad", type=Path, metavar="JSON", help="a schedule file of ECAD, in place of --cache; "
                        "for its number of --steps and a model of its depth")
+    cache.add_argument("--feedback", type=Path, metavar="FILE", help="inner loop feedback (ILF) for this model, with "
+                       "--sampler ddim: half the steps, each somewhat longer")
+
+
+def feedback_policies(args: argparse.Namespace, pipe: "Pipeline", sampler: str) -> "list[Policy]":
+    """What --feedback asks for, checked against the model. ValueError where it cannot work."""
+    if args.feedback is None:
+        return []
+    from ..checkpoint.feedback import load_feedback
+    from ..model.feedback import PlacedInnerLoop
+
+    if args.cache or args.ecad:
+        raise ValueError("--feedback and --cache do not go together: a cache would answer in its place; leave one out")
+    if sampler != "ddim":
+        raise ValueError(f"--feedback is trained for --sampler ddim, not {sampler}; give that")
+    feedback = load_feedback(args.feedback)
+    feedback.check(pipe.config)
+    return [PlacedInnerLoop(feedback)]
+
+
+def round_activations(args: argparse.Namespace, pipe: "Pipeline") -> None:
+    """What --input-bits asks for, on the transformer of the pipeline."""
+    if args.input_bits is None:
+        return
+    from ..quantize.activations import round_inputs
+
+    if args.compile:
+        raise ValueError("--input-bits and --compile do not go together; leave one out")
+    pipe.t5.make_room(False)
+    round_inputs(pipe.transformer, args.input_bits)
 
 
 def cache_choice(args: argparse.Namespace) -> "Choice | None":
@@ -143,7 +175,8 @@ def run(args: argparse.Namespace) -> None:
     guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
     prompt = saved_prompt(args, guided) or pipe.encode(args.prompt)
     job = Job.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
-    policies = cache_policies(choice, job)
+    policies = cache_policies(choice, job) + feedback_policies(args, pipe, wanted.sampler)
+    round_activations(args, pipe)
     told = False
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)

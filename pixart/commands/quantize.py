@@ -1,10 +1,20 @@
-"""python -m pixart quantize: a transformer in 8 or 4 bits, in the formats of ComfyUI."""
+"""python -m pixart quantize: a transformer in 8 or 4 bits, in the formats of ComfyUI, or smaller in a file (fp4)."""
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import VARIANTS
 from ..quantize.formats import TARGETS
-from .arguments import require_folder
+from .arguments import add_bits, add_device, number, require_folder, whole
+
+if TYPE_CHECKING:
+    from ..config import PixArtConfig
+    from ..quantize.convert import LayerOptions
+    from ..quantize.format import Options
+    from ..quantize.report import LayerError
+    from .progress import Bars
+
+CALIBRATION = ("prompts", "t5", "bits", "passes", "iterations", "rate", "seed", "device")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -18,6 +28,24 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights-only", action="store_true", help="for float8, nvfp4, mxfp8: have ComfyUI "
                          "unpack weights before it multiplies: slower, but inputs of layers are not rounded too")
     command.add_argument("--report", type=Path, metavar="FILE", help="the error of every layer, as .json or .md")
+    _add_fp4(command)
+
+
+def _add_fp4(command: argparse.ArgumentParser) -> None:
+    fp4 = command.add_argument_group("for --to fp4")
+    fp4.add_argument("--floats", metavar="FC1,REST", help="types of the first linear of the MLP and of all others, of "
+                     "e3m0, e2m1, e1m2 (default, by the paper: e3m0 and, for alpha, e2m1, for Sigma e1m2)")
+    fp4.add_argument("--rank", type=whole, metavar="R", help="add a branch of this rank in 16 bits to every layer")
+    fp4.add_argument("--prompts", type=Path, metavar="FILE", help="learn the rounding (FP4DiT) on passes of drawing "
+                     "these prompts, one a line; goes on where it was stopped (default: round to the nearest)")
+    fp4.add_argument("--t5", type=Path, help="T5 encoder for --prompts, a file or folder (default: that of PixArt-mini "
+                     "for its own models)")
+    add_bits(fp4, "8; 16 for the small one of PixArt-mini")
+    fp4.add_argument("--passes", type=whole, metavar="N", help="passes that are learned from (default: 256)")
+    fp4.add_argument("--iterations", type=whole, metavar="N", help="of learning, a block (default: 2500)")
+    fp4.add_argument("--rate", type=number, metavar="LR", help="learning rate (default: 1e-4)")
+    fp4.add_argument("--seed", type=int, help="of the noise that is drawn from, and of the passes (default: 0)")
+    add_device(fp4)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -32,13 +60,52 @@ def run(args: argparse.Namespace) -> None:
     if args.report and args.to in UNPACKED:
         raise ValueError(f"--report has no effect with --to {args.to}; leave it out")
     with Bars() as bars:
-        errors = convert(args.model, args.to, args.out, args.variant, args.weights_only,
-                         lambda done, total: bars("packing", done, total))
+        if args.prompts:
+            errors = adapt(args, bars)
+        else:
+            errors = convert(args.model, args.to, args.out, args.variant, args.weights_only,
+                             lambda done, total: bars("packing", done, total), fp4_settings(args))
     if errors:
         print(table(errors))
     if args.report:
         write_report(errors, args.report)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+def fp4_settings(args: argparse.Namespace) -> "LayerOptions | None":
+    """What --floats and --rank say of each layer; None where they say nothing."""
+    if args.floats is None and args.rank is None:
+        return None
+    from ..quantize.fp4 import FLOAT, KINDS, RANK
+    names = args.floats.lower().split(",") if args.floats else []
+    if args.floats and (len(names) != 2 or not set(names) <= set(KINDS)):
+        raise ValueError(f"--floats {args.floats} are not two of {', '.join(KINDS)}, with a comma between")
+
+    def settings(layer: str, config: "PixArtConfig") -> "Options":
+        own = dict(TARGETS["fp4"].settings(layer, config))
+        if names:
+            own[FLOAT] = names[0 if layer.endswith("mlp.fc1") else 1]
+        return own if args.rank is None else {**own, RANK: args.rank}
+    return settings
+
+
+def adapt(args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
+    """Learn the rounding, on what the transformer is given while it draws --prompts."""
+    from ..device import best_device, checked_device
+    from ..quantize.adapted import convert_adapted
+    from ..quantize.adaptive import Adaptation
+    from ..quantize.calibrate import record
+    from ..quantize.convert import open_plain
+    from ..quantize.drawn import Calibration, read_prompts
+    device, usual = checked_device(args.device or best_device()), Adaptation()
+    checkpoint = open_plain(args.model, args.variant)
+    prompts = read_prompts(args.prompts)
+    drawn = Calibration.of(checkpoint, prompts, args.t5, args.bits, args.passes or 256, args.seed or 0)
+    wanted = Adaptation(args.iterations or usual.iterations,
+                        usual.learning_rate if args.rate is None else args.rate, seed=args.seed or 0)
+    return convert_adapted(checkpoint, args.out, lambda model: record(model, *drawn.encoded(device, bars), drawn.passes,
+                                                                      bars),
+                           drawn.about, wanted, fp4_settings(args), device, bars)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -47,3 +114,10 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"packed weights are written as .safetensors; name the file so: {args.out}")
     if args.out.exists() and args.model.exists() and args.out.samefile(args.model):
         raise ValueError(f"--out is the model itself; choose another name: {args.out}")
+    if args.to != "fp4" and (given := [name for name in ("floats", "rank", *CALIBRATION)
+                                       if getattr(args, name) is not None]):
+        raise ValueError(f"--{given[0]} has no effect with --to {args.to}; leave it out, or choose fp4")
+    if args.prompts is None and (given := [name for name in CALIBRATION if getattr(args, name) is not None]):
+        raise ValueError(f"--{given[0]} has no effect without --prompts; leave it out, or give prompts")
+    if args.prompts is not None and args.weights_only:
+        raise ValueError("--weights-only has no effect with --to fp4, which ComfyUI unpacks as it loads")

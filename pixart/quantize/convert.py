@@ -14,7 +14,7 @@ from ..checkpoint.header import to_header, to_tensors
 from ..checkpoint.layouts import NULL_CAPTION, POSITIONS
 from ..checkpoint.load import OpenCheckpoint, open_checkpoint
 from ..config import PixArtConfig
-from .format import Options
+from .format import Options, Packed
 from .formats import TARGETS
 from .report import LayerError, error_of
 
@@ -24,42 +24,73 @@ MATRICES = re.compile(r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_
 UNPACKED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLD = "pixart_packed"                  # header entry: the target that a file was made for
 Progress = Callable[[int, int], None]
+LayerOptions = Callable[[str, PixArtConfig], Options]       # (layer, model) -> settings of its format
 
 
 def convert(source: str | os.PathLike, target: str, out: str | os.PathLike, variant: str | PixArtConfig = "auto",
-            weights_only: bool = False, progress: Progress | None = None) -> list[LayerError]:
+            weights_only: bool = False, progress: Progress | None = None,
+            settings: LayerOptions | None = None) -> list[LayerError]:
     """Write `source`, a PixArt transformer in any layout, in the format `target`; returns what each layer lost.
 
     target: a key of TARGETS, or fp16, bf16, fp32, which unpack a packed file and lose nothing but what rounding
     loses. weights_only: tell the host to unpack weights before it multiplies, so that its kernels do not round their
-    inputs too; for float8, nvfp4 and mxfp8. progress(done, total), counted in layers, may raise to stop. The file is
-    written beside its place and renamed.
+    inputs too; for float8, nvfp4 and mxfp8. progress(done, total), counted in layers, may raise to stop. settings: in
+    place of the target's own; for fp4. The file is written beside its place and renamed.
     Raises CheckpointError for a file that is no PixArt, ValueError for an unknown target, for one that the width of
     the model does not allow, and for a file that is packed already.
     """
     if target not in TARGETS and target not in UNPACKED:
         raise ValueError(f"there is no format {target!r}; use {', '.join((*TARGETS, *UNPACKED))}")
-    if weights_only and (target in UNPACKED or TARGETS[target].format.rounds_inputs):
-        raise ValueError(f"weights_only has no effect with {target}: " + (
-            "nothing is packed" if target in UNPACKED else "the host rounds the inputs of its layers in any case"))
+    if weights_only and (reason := no_effect(target)):
+        raise ValueError(f"weights_only has no effect with {target}: {reason}")
+    if target in UNPACKED:
+        checkpoint = open_checkpoint(source, variant)
+        write(Path(out), tensors_of(checkpoint, UNPACKED[target]), checkpoint.config, {})
+        return []
+    checkpoint, chosen = open_plain(source, variant), TARGETS[target]
+    further: Options = {"full_precision_matrix_mult": True} if weights_only else {}
+    options_of = settings or chosen.settings
+
+    def packed(layer: str, weight: Tensor) -> Packed:
+        return chosen.pack(weight, {**options_of(layer, checkpoint.config), **further})
+    return convert_by(packed, checkpoint, target, out, progress)
+
+
+def no_effect(target: str) -> str:
+    """Why `weights_only` means nothing for a target; "" where it does."""
+    if target in UNPACKED:
+        return "nothing is packed"
+    if not TARGETS[target].format.runs_in_host:
+        return "the host unpacks it as it loads"
+    return "the host rounds the inputs of its layers in any case" if TARGETS[target].format.rounds_inputs else ""
+
+
+def open_plain(source: str | os.PathLike, variant: str | PixArtConfig) -> OpenCheckpoint:
+    """A checkpoint that is not packed yet; ValueError for one that is."""
     checkpoint = open_checkpoint(source, variant)
-    if target in TARGETS and checkpoint.packed_as:
+    if checkpoint.packed_as:
         raise ValueError(f"its layers are packed as {' and '.join(checkpoint.packed_as)} already; use the original "
                          f"weights, packing twice would add both errors. File: {source}")
-    found = checkpoint.read(UNPACKED.get(target, torch.float32))
-    state = dict(found.state_dict)
-    if not found.has_null_caption:
-        del state[NULL_CAPTION]
-    if target in UNPACKED:
-        write(Path(out), state, checkpoint.config, {})
-        return []
-    further: Options = {"full_precision_matrix_mult": True} if weights_only else {}
-    errors = pack(state, target, further, kept_dtype(checkpoint), found.path, progress)
+    return checkpoint
+
+
+def convert_by(packed: Callable[[str, Tensor], Packed], checkpoint: OpenCheckpoint, target: str, out: str | os.PathLike,
+               progress: Progress | None = None) -> list[LayerError]:
+    """Write a checkpoint with its matrices packed by `packed`(layer, weight (N, K) float32), as `target`."""
+    state = tensors_of(checkpoint, torch.float32)
+    errors = pack(state, packed, kept_dtype(checkpoint), checkpoint.weights.path, progress)
     write(Path(out), state, checkpoint.config, {TOLD: target})
     return errors
 
 
-def pack(state: dict[str, Tensor], target: str, further: Options, rest: torch.dtype, path: Path,
+def tensors_of(checkpoint: OpenCheckpoint, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Everything that belongs into a file of these weights."""
+    found = checkpoint.read(dtype)
+    return {name: tensor for name, tensor in found.state_dict.items()
+            if name != NULL_CAPTION or found.has_null_caption}
+
+
+def pack(state: dict[str, Tensor], packer: Callable[[str, Tensor], Packed], rest: torch.dtype, path: Path,
          progress: Progress | None) -> list[LayerError]:
     """In place: float32 tensors to those of the packed file. rest: type of what is not packed, tables excepted."""
     matrices = [name for name in state if MATRICES.fullmatch(name)]
@@ -69,7 +100,7 @@ def pack(state: dict[str, Tensor], target: str, further: Options, rest: torch.dt
     for done, name in enumerate(matrices, 1):
         layer, weight = name.removesuffix(".weight"), state.pop(name)
         try:
-            packed = TARGETS[target].pack(weight, further)
+            packed = packer(layer, weight)
         except ValueError as error:
             raise ValueError(f"{layer}: {error}. Choose another format. File: {path}") from error
         state.update({f"{layer}.{own}": tensor for own, tensor in packed.entries().items()})

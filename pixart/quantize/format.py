@@ -57,6 +57,7 @@ class Format(ABC):
     multiple: ClassVar[tuple[int, int]] = (1, 1)    # what N and K must be multiples of
     rounds_inputs: ClassVar[bool] = False           # the host does, whatever the file says; else only by its kernels
     columns_per_value: ClassVar[int] = 1            # how many columns one value of the stored weight holds
+    runs_in_host: ClassVar[bool] = True             # ComfyUI may have layers that compute with it
 
     @abstractmethod
     def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:

@@ -1,18 +1,33 @@
 """All formats: by the names that files have, and as targets to convert to."""
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..config import PixArtConfig
 from .asym_w4a8 import AsymW4A8
 from .convrot_w4a4 import ConvRotW4A4
 from .float8 import Float8E4M3, Float8E5M2
 from .format import Format, Options, Packed
+from .fp4 import FLOAT, FP4
 from .int8 import Int8, RotatedInt8
 from .mxfp8 import MXFP8
 from .nvfp4 import NVFP4
 
 FORMATS: dict[str, Format] = {each.name: each for each in (
-    Float8E4M3(), Float8E5M2(), Int8(), NVFP4(), MXFP8(), ConvRotW4A4(), AsymW4A8())}
+    Float8E4M3(), Float8E5M2(), Int8(), NVFP4(), MXFP8(), ConvRotW4A4(), AsymW4A8(), FP4())}
+
+
+def alike(layer: str, config: PixArtConfig) -> Options:
+    """No layer is treated otherwise than the rest."""
+    return {}
+
+
+def mixed(layer: str, config: PixArtConfig) -> Options:
+    """Which float of 4 bits FP4DiT takes for a layer: E3M0 before GELU, else E2M1 for alpha, E1M2 for Sigma."""
+    if layer.endswith("mlp.fc1"):
+        return {FLOAT: "e3m0"}
+    return {FLOAT: "e2m1" if config.latent_space == "sd" else "e1m2"}
 
 
 @dataclass(frozen=True)
@@ -21,14 +36,21 @@ class Target:
 
     format: Format
     about: str
+    settings: Callable[[str, PixArtConfig], Options] = alike        # (layer, model) -> what is particular to it
+
+    def options(self, shape: tuple[int, int], further: Options | None = None) -> Options:
+        """All settings for a weight (N, K). ValueError where they, or its sizes, do not fit."""
+        if (reason := self.format.why_not(shape)):
+            raise ValueError(f"a weight of shape {shape} cannot be packed as {self.format.name}: {reason}")
+        options = {**self.format.options_for(shape), **(further or {})}
+        if (reason := self.format.options_problem(options, shape)):
+            raise ValueError(f"a weight of shape {shape} cannot be packed as {self.format.name}: {reason}")
+        return options
 
     def pack(self, weight: Tensor, further: Options | None = None) -> Packed:
-        """weight (N, K) float, finite; further: settings for the host. ValueError where the sizes do not fit."""
-        rows, columns = weight.shape
-        if (reason := self.format.why_not((rows, columns))):
-            raise ValueError(f"a weight of shape {(rows, columns)} cannot be packed as {self.format.name}: {reason}")
-        options = self.format.options_for((rows, columns))
-        return Packed(self.format, self.format.pack(weight.float(), options), {**options, **(further or {})})
+        """weight (N, K) float, finite; further: settings of the format or for the host. ValueError as `options`."""
+        options = self.options((weight.shape[0], weight.shape[1]), further)
+        return Packed(self.format, self.format.pack(weight.float(), options), options)
 
 
 TARGETS: dict[str, Target] = {
@@ -40,4 +62,6 @@ TARGETS: dict[str, Target] = {
     "nvfp4": Target(FORMATS["nvfp4"], "4.5 bits, a scale for 16 columns; fast on NVIDIA's 50 series"),
     "convrot_w4a4": Target(FORMATS["convrot_w4a4"], "4 bits, rotated; the host rounds inputs to 4 bits too"),
     "asym_w4a8_int8": Target(FORMATS["asym_w4a8_int8"], "4.5 bits, rotated, a table of 16 values a layer"),
+    "fp4": Target(FORMATS["pixart_fp4"], "4.13 bits, mixed floats of 4 bits (FP4DiT); a small file, ComfyUI unpacks it "
+                  "as it loads", mixed),
 }

@@ -20,7 +20,7 @@ from pixart.quantize.report import average_bits, rms, table, write_report
 
 CONFIG = PixArtConfig(depth=2, hidden=192, heads=4, caption_width=16, caption_tokens=20)
 LIMIT = {"float8_e4m3fn": 0.08, "float8_e5m2": 0.15, "int8_tensorwise": 0.03, "int8_convrot": 0.03, "mxfp8": 0.08,
-         "nvfp4": 0.25, "convrot_w4a4": 0.35, "asym_w4a8_int8": 0.2}
+         "nvfp4": 0.25, "convrot_w4a4": 0.35, "asym_w4a8_int8": 0.2, "fp4": 0.3}
 GIVEN = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([999.0, 20.0]),
          torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2)))
 

@@ -16,7 +16,7 @@ from pixart.quantize.tiles import from_tiles, tiled_shape, to_tiles
 # Largest relative error (root mean square) on normal numbers, from the width of a step: 2^-4 / sqrt(3) of a value for
 # three bits of fraction, and so on; the formats of 4 bits as measured, rounded up.
 LIMITS = {"float8_e4m3fn": 0.04, "float8_e5m2": 0.075, "int8_tensorwise": 0.01, "int8_convrot": 0.01, "mxfp8": 0.04,
-          "nvfp4": 0.11, "convrot_w4a4": 0.15, "asym_w4a8_int8": 0.08}
+          "nvfp4": 0.11, "convrot_w4a4": 0.15, "asym_w4a8_int8": 0.08, "fp4": 0.13}
 
 
 def weight(rows: int = 160, columns: int = 192, seed: int = 0) -> Tensor:

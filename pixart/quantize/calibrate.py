@@ -1,0 +1,124 @@
+"""What the first block of a transformer is given while it draws: the data that rounding is fitted to."""
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..atomic import replacing
+from ..drawing import Request, sample
+from ..model.block import PixArtBlock
+from ..model.policy import Lane, Pass, Policy, Run
+from ..model.transformer import PixArtTransformer
+from ..sampling.samplers import SAMPLERS
+from ..text.encoded import Encoded, join
+from ..weights.errors import CheckpointError
+from ..weights.locate import Kind
+from ..weights.reader import open_weights
+
+AT_ONCE = 16                # rows that go through a block together, and pictures that are drawn together
+KIND = Kind("calibration data of this program")
+Told = Callable[[str, int, int], None]          # (stage, done, total); may raise to stop
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows of passes: tokens (R, N, D), text (R, L, D), mask (R, L) bool, modulation (R, 6, D), all of one grid."""
+
+    tokens: Tensor
+    text: Tensor
+    mask: Tensor
+    modulation: Tensor
+    grid: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, chosen: Tensor | slice) -> "Inputs":
+        return Inputs(self.tokens[chosen], self.text[chosen], self.mask[chosen], self.modulation[chosen], self.grid)
+
+    def through(self, block: PixArtBlock) -> Tensor:
+        """What a block makes of all rows, (R, N, D), on the CPU."""
+        device = block.attn.proj.weight.device
+        with torch.no_grad():
+            return torch.cat([self.rows(slice(at, at + AT_ONCE)).into(block, device).cpu()
+                              for at in range(0, len(self), AT_ONCE)])
+
+    def into(self, block: Callable[..., Tensor], device: torch.device) -> Tensor:
+        """The rows through a block, (R, N, D), on `device`."""
+        return block(self.tokens.to(device), self.text.to(device), self.modulation.to(device), self.grid,
+                     self.mask.to(device))
+
+
+@dataclass
+class Recorder(Policy):
+    """Keeps what enters the stack for chosen rows: index of the step, picture, whether it is of the negative prompt."""
+
+    chosen: set[tuple[int, int, bool]]
+    offset: int = 0                                     # number of the first picture of the sampling
+    kept: list[Inputs] = field(default_factory=list)
+
+    def stack(self, p: Pass, go: Run) -> Tensor:
+        step = p.known_step()
+        rows = torch.tensor([row for row, lane in enumerate(step.lanes) if self.wants(step.index, lane)],
+                            dtype=torch.long)
+        if len(rows):
+            mask = torch.ones(p.text.shape[:2], dtype=torch.bool) if p.mask is None else p.mask.cpu()
+            found = Inputs(p.x.cpu(), p.text.cpu(), mask, p.modulation.cpu(), p.grid).rows(rows)
+            self.kept.append(found)
+        return go(p)
+
+    def wants(self, step: int, lane: Hashable) -> bool:
+        return (isinstance(lane, Lane) and isinstance(lane.picture, int)
+                and (step, lane.picture + self.offset, lane.negative) in self.chosen)
+
+
+def record(model: PixArtTransformer, request: Request, captions: Encoded, null: Encoded, count: int,
+           told: Told | None = None) -> Inputs:
+    """`count` rows out of the passes of a real sampling, chosen at random by the request's seed: any picture, step,
+    and, with guidance, prompt or negative prompt. ValueError for more rows than there are."""
+    pictures, kinds = len(request.prompts), (True, False) if request.guided else (False,)
+    steps = len(SAMPLERS[request.sampler].times(request.steps, request.rule))
+    every = [(step, picture, negative) for picture in range(pictures) for step in range(steps) for negative in kinds]
+    if count > len(every):
+        raise ValueError(f"{count} passes asked for, {pictures} prompts in {steps} steps give {len(every)}; give more "
+                         "prompts")
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(request.seed))[:count].tolist()
+    recorder = Recorder({every[i] for i in order})
+    for first in range(0, pictures, AT_ONCE):
+        numbers = range(first, min(first + AT_ONCE, pictures))
+        part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
+        recorder.offset = first
+        sample(model, part, join([captions.one(i) for i in numbers]), null, policies=[recorder])
+        if told:
+            told("drawing calibration pictures", numbers.stop, pictures)
+    return together(recorder.kept)
+
+
+def together(parts: Sequence[Inputs]) -> Inputs:
+    """All rows in one, texts padded to the longest."""
+    longest = max(part.text.shape[1] for part in parts)
+    texts = [F.pad(part.text, (0, 0, 0, longest - part.text.shape[1])) for part in parts]
+    masks = [F.pad(part.mask, (0, longest - part.mask.shape[1])) for part in parts]
+    return Inputs(torch.cat([part.tokens for part in parts]), torch.cat(texts), torch.cat(masks),
+                  torch.cat([part.modulation for part in parts]), parts[0].grid)
+
+
+def save_inputs(path: Path, inputs: Inputs) -> None:
+    tensors = {"tokens": inputs.tokens, "text": inputs.text, "mask": inputs.mask, "modulation": inputs.modulation,
+               "grid": torch.tensor(inputs.grid)}
+    with replacing(path) as beside:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+
+
+def load_inputs(path: Path) -> Inputs:
+    """What `save_inputs` wrote. CheckpointError for anything else."""
+    tensors = open_weights(path, KIND).tensors
+    lacking = {"tokens", "text", "mask", "modulation", "grid"} - tensors.keys()
+    if lacking:
+        raise CheckpointError(path, f"calibration data without {min(lacking)}", KIND.expected, "Delete the file.")
+    height, width = tensors["grid"].tolist()
+    return Inputs(tensors["tokens"], tensors["text"], tensors["mask"], tensors["modulation"], (height, width))
