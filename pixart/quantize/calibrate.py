@@ -66,14 +66,20 @@ class Recorder(Policy):
         rows = torch.tensor([row for row, lane in enumerate(step.lanes) if self.wants(step.index, lane)],
                             dtype=torch.long)
         if len(rows):
-            mask = torch.ones(p.text.shape[:2], dtype=torch.bool) if p.mask is None else p.mask.cpu()
-            found = Inputs(p.x.cpu(), p.text.cpu(), mask, p.modulation.cpu(), p.grid).rows(rows)
+            found = Inputs(p.x.cpu(), p.text.cpu(), real_tokens(p), p.modulation.cpu(), p.grid).rows(rows)
             self.kept.append(found)
         return go(p)
 
     def wants(self, step: int, lane: Hashable) -> bool:
         return (isinstance(lane, Lane) and isinstance(lane.picture, int)
                 and (step, lane.picture + self.offset, lane.negative) in self.chosen)
+
+
+def real_tokens(p: Pass) -> Tensor:
+    """(B, L) bool on the CPU, True for tokens that are no padding, whichever form the pass has it in."""
+    if p.mask is None:
+        return torch.ones(p.text.shape[:2], dtype=torch.bool)
+    return (p.mask if p.mask.dtype == torch.bool else p.mask.flatten(1) == 0).cpu()
 
 
 def record(model: PixArtTransformer, request: Request, captions: Encoded, null: Encoded, count: int,

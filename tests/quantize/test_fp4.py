@@ -185,6 +185,7 @@ def test_recorded_rows_are_what_the_first_block_reads_while_drawing():
     hook = model.blocks[0].register_forward_pre_hook(lambda block, given: seen.append(given))
     found = record(model, request, texts(2), texts(1, 2), 12)       # every row there is
     hook.remove()
+    assert found.mask.sum(1).tolist().count(2) == 6        # the negative prompt, padded to 5 tokens
     assert len(found) == 12 and found.grid == (2, 2) and not found.tokens.is_inference()
     torch.testing.assert_close(found.tokens, torch.cat([given[0] for given in seen]))
     torch.testing.assert_close(found.modulation, torch.cat([given[2] for given in seen]))

@@ -134,7 +134,7 @@ def test_dpm_steps_are_exact_in_float64():
 
 
 def test_unknown_samplers_name_the_known_ones():
-    with pytest.raises(ValueError, match="euler.*lcm, dpm, dmd"):
+    with pytest.raises(ValueError, match="euler.*lcm, dpm, ddim, dmd"):
         sampler("euler")
 
 
