@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..atomic import replacing
-from ..drawing import Request, sample
+from ..drawing import Request
 from ..model.block import PixArtBlock
 from ..model.policy import Lane, Pass, Policy, Run
 from ..model.transformer import PixArtTransformer
+from ..pipeline import Pipeline
 from ..sampling.samplers import SAMPLERS
 from ..text.encoded import Encoded, join
 from ..weights.errors import CheckpointError
@@ -93,12 +94,12 @@ def record(model: PixArtTransformer, request: Request, captions: Encoded, null: 
         raise ValueError(f"{count} passes asked for, {pictures} prompts in {steps} steps give {len(every)}; give more "
                          "prompts")
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(request.seed))[:count].tolist()
-    recorder = Recorder({every[i] for i in order})
+    recorder, pipe = Recorder({every[i] for i in order}), Pipeline.of(model)
     for first in range(0, pictures, AT_ONCE):
         numbers = range(first, min(first + AT_ONCE, pictures))
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
         recorder.offset = first
-        sample(model, part, join([captions.one(i) for i in numbers]), null, policies=[recorder])
+        pipe.sample(part, join([captions.one(i) for i in numbers]), null, policies=[recorder], batch=AT_ONCE)
         if told:
             told("drawing calibration pictures", numbers.stop, pictures)
     return together(recorder.kept)
