@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> None:
     reward = open_reward(args, pipe)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
     with Bars() as bars:
-        found = reno(pipe, saved_prompt(args, guided=False) or args.prompt, reward, recipe, steps=args.steps, seed=args.seed,
-                     width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
+        found = reno(pipe, saved_prompt(args, guided=False) or args.prompt, reward, recipe, steps=args.steps,
+                     seed=args.seed, width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
                      watch=shown(bars, recipe, args.out))
     write(args, found, reward)
 
