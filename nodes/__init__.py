@@ -7,6 +7,7 @@ from .host.guest import taken
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
 from .lora import PixArtDeltaLoraLoader, PixArtLoraLoader
+from .reno import PixArtReNO
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas, PixArtSteps
 from .text import PixArtTextEncode
 from .train import PixArtTrain
@@ -29,6 +30,7 @@ TITLES = {
     PixArtSteps: "PixArt Steps",
     PixArtFeedback: "PixArt Feedback (ILF)",
     PixArtTrain: "PixArt Train",
+    PixArtReNO: "PixArt ReNO",
 }
 # For workflows saved with them; left to another pack that has them, as ComfyUI_ExtraModels has this one.
 FORMER = {PixArtLoraLoader: "Load PixArt LoRA (former id)"}

@@ -31,6 +31,9 @@ PROMISED = {
     "PixArtTrain": (["model", "method", "name", "steps", "batch", "learning_rate", "rank", "blocks", "guidance",
                      "edges", "resolution", "save_memory", "start_seed", "preview_prompt", "preview_every", "images",
                      "clip", "vae", "captions", "folder"], ["MODEL", "CONTROL_NET", "IMAGE", "STRING"]),
+    "PixArtReNO": (["model", "positive", "vae", "latent", "prompt", "seed", "sampler", "steps", "rule", "iterations",
+                    "rate", "clip", "regularisation", "judge", "clip_score", "pickscore", "hpsv2", "imagereward",
+                    "save_memory"], ["IMAGE", "NOISE", "LATENT", "STRING", "IMAGE"]),
 }
 # Ids of the host and of an older extension, which a second owner would break.
 TAKEN = {"PixArtCheckpointLoader", "PixArtCheckpointLoaderSimple", "PixArtResolutionSelect", "PixArtT5TextEncode",

@@ -12,6 +12,7 @@ TEXT_FOLDERS = ("text_encoders",)
 HED_FOLDERS = ("controlnet", "annotators")
 HED_FILE = "ControlNetHED.pth"
 LORA_FOLDERS = ("loras",)
+REWARD_FOLDERS = ("rewards",)
 CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets come with their base model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
 READ_BY_STOCK_LOADERS = ("vae",)
@@ -145,6 +146,20 @@ def hed_path(name: str) -> Path:
         raise MissingFile(wanted, f"Put {published} into {places}, then press R on the page.",
                           f"no HED weights are in a model folder. Get {published} and put it into "
                           f"{' or '.join(HED_FOLDERS)}, then press R on the page.") from error
+
+
+def reward_path(name: str) -> Path:
+    """File or folder in models/rewards. Raises FileNotFoundError naming it and the folder."""
+    import folder_paths
+    folder_paths.add_model_folder_path(REWARD_FOLDERS[0], str(Path(folder_paths.models_dir) / REWARD_FOLDERS[0]))
+    return _resolve(name, REWARD_FOLDERS)
+
+
+def clip_tokenizer_folder() -> Path | None:
+    """CLIP's tokenizer that comes with the host."""
+    from comfy import sd1_clip
+    folder = Path(sd1_clip.__file__).parent / "sd1_tokenizer"
+    return folder if (folder / "vocab.json").is_file() else None
 
 
 def _add_annotators() -> None:

@@ -23,23 +23,22 @@ def answers_of(text: str) -> list[int]:
 
 def facts_of(text: str) -> dict[str, str]:
     """What a caption in small letters states, as `scenes.facts`."""
-    backdrop = _only(BACKGROUNDS, text)
     if (crowd := _crowd(text)) is not None:
-        return {"background": backdrop, **crowd}
+        return {"background": _only(BACKGROUNDS, text), **crowd}
     things = [(found["shape"], found["colour"]) for found in _THING.finditer(text)]
-    known = {"background": backdrop, "count": COUNTS[len(things) - 1]} if 1 <= len(things) <= 2 else {}
+    if not 1 <= len(things) <= 2:
+        raise ValueError(f"PixArt-mini's judge cannot read this sentence, which names {len(things)} things such as "
+                         "\"red circle\"; write for example \"a large red circle on the left on a white background\": "
+                         f"{text[:80]!r}")
+    known = {"background": _only(BACKGROUNDS, text), "count": COUNTS[len(things) - 1]}
     if len(things) == 1:
         texture = next((kind for kind, words in _TEXTURES.items() if re.search(rf"\b({words})\b", text)), "plain")
         return known | {"shape": things[0][0], "colour": things[0][1], "texture": texture,
                         "size": _phrase(SIZE_WORDS, text), "position": _phrase(PLACE_WORDS, text)}
-    if len(things) == 2:
-        relation, turned = _relation(text)
-        first, second = reversed(things) if turned else things
-        return known | {"shape": first[0], "colour": first[1], "second shape": second[0], "second colour": second[1],
-                        "relation": relation}
-    raise ValueError(f"PixArt-mini's judge cannot read this sentence, which names {len(things)} things such as \"red "
-                     f"circle\"; write for example \"a large red circle on the left on a white background\": "
-                     f"{text[:80]!r}")
+    relation, turned = _relation(text)
+    first, second = reversed(things) if turned else things
+    return known | {"shape": first[0], "colour": first[1], "second shape": second[0], "second colour": second[1],
+                    "relation": relation}
 
 
 def _crowd(text: str) -> dict[str, str] | None:

@@ -11,6 +11,7 @@ from ..drawing import Conditioned, Request, check_captions
 from ..model.transformer import PixArtTransformer
 from ..sampling.noise import PictureNoise
 from ..sampling.samplers import SAMPLERS
+from ..sampling.schedule import Noise
 from ..text.encoded import Encoded
 from ..vae import Autoencoder, is_tiny, own_precision
 
@@ -24,19 +25,20 @@ class Generator:
     """noise (B, C, h, w) float32, a row a prompt -> pictures (B, 3, height, width) in 0..1, differentiable.
 
     Later steps of a sampler that adds noise use that of the request's seeds, so only the first noise is free: with it
-    `drawing.sample` draws the same picture.
+    `drawing.sample` draws the same picture. `start` is the first noise of the seeds.
     """
 
     def __init__(self, model: PixArtTransformer, decode: Callable[[Tensor], Tensor], request: Request,
-                 caption: Encoded) -> None:
-        """decode: latents as the transformer sees them -> pictures in 0..1, see `decoder`. ValueError as `check`."""
+                 caption: Encoded, noise: Noise | None = None) -> None:
+        """decode: latents as the transformer sees them -> pictures in 0..1, see `decoder`. noise: draws in place of
+        those of the request's seeds. ValueError as `check`."""
         check(request)
         check_captions(caption, request, model.config)
         self.model, self.decode, self.request, self.caption = model, decode, request, caption
         self.device = model.x_embedder.proj.weight.device
         sampler, count = SAMPLERS[request.sampler], len(request.prompts)
-        draws = PictureNoise([request.seed + i for i in range(count)],
-                             (model.config.channels, *request.latent_shape), self.device)
+        draws = noise or PictureNoise([request.seed + i for i in range(count)],
+                                      (model.config.channels, *request.latent_shape), self.device)
         self.start, *self.later = [draws() for _ in range(sampler.noises(request.steps))]
 
     def latents(self, noise: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from pixart.control.hed import HED
 
 WORKFLOWS = harness.ROOT / "workflows" / "api"
-NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtLCMSampler",
+NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtReNO", "PixArtLCMSampler",
          "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtSteps", "PixArtControlNetLoader", "PixArtControlNetApply",
          "PixArtEdges", "PixArtHED", "PixArtCache", "PixArtDeltaLoraLoader", "PixArtLoraLoader", "PixArtTrain")
 
@@ -299,6 +299,8 @@ def small(graph: dict) -> dict:
             inputs.update(resolution="128")
         elif entry["class_type"] == "PixArtTrain":
             inputs.update(name="tiny", steps=2, batch=1, resolution="256", preview_every=2)
+        elif entry["class_type"] == "PixArtReNO":
+            inputs.update(iterations=2, steps=1)
     return graph
 
 

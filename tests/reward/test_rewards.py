@@ -45,7 +45,8 @@ def test_every_caption_of_the_grammar_is_read_back():
         assert answers_of(caption(scene, random.Random(index))) == labels(scene)
 
 
-@pytest.mark.parametrize("text, message", [("a photo of a cat", "names 0"), ("a red circle", "one background"),
+@pytest.mark.parametrize("text, message", [("a photo of a cat", "cannot read this sentence, which names 0"),
+                                           ("a red circle", "one background"),
                                            ("a red circle on white", "none of these words"),
                                            ("a red circle and a blue ring on white", "does not say how"),
                                            ("three different things on white. a red star at the top in the middle.",

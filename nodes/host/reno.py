@@ -1,0 +1,258 @@
+"""ReNO inside the host: its own samplers' noise, changed along the gradient of rewards.
+
+The host runs nodes in inference mode, whose tensors know no gradients, so everything happens outside of it, on copies.
+"""
+import copy
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...pixart.drawing import Request
+from ...pixart.pictures import save_picture
+from ...pixart.reward.generator import Generator, check, recomputed
+from ...pixart.reward.optimise import Found, Iteration, Recipe
+from ...pixart.reward.optimise import optimise as optimise_noise
+from ...pixart.reward.protocol import WeightedSum
+from ...pixart.reward.record import save_noise, summary
+from ...pixart.reward.strip import curve, with_curve
+from ...pixart.reward.table import REWARDS, Choice, open_rewards
+from ...pixart.sampling.noise import PictureNoise
+from ...pixart.sampling.samplers import SAMPLERS
+from ...pixart.text.encoded import Encoded, join
+from ...pixart.text.tokens import PromptReport
+from .bare import bare_transformer
+from .folders import MissingFile, clip_tokenizer_folder, reward_path
+from .guest import advance, bar, make_room, stoppable
+from .node_text import RunningText
+from .sampling import check_latent, pictures_of, renoise_seeds
+from .text import is_ours
+
+logger = logging.getLogger(__name__)
+
+CURVE = (512, 160)          # pixels of the curve that the node returns
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user set on the node. weights: of every reward by its name in `REWARDS`, 0 for those left out."""
+
+    prompt: str
+    seed: int
+    sampler: str
+    steps: int
+    rule: str
+    weights: Mapping[str, float]
+    recipe: Recipe
+    save_memory: bool
+
+    @property
+    def choices(self) -> list[tuple[str, float]]:
+        return [(name, weight) for name, weight in self.weights.items() if weight]
+
+
+class FixedNoise:
+    """NOISE of the host that is always the same, for latents of its own size. seed: of what samplers add later."""
+
+    def __init__(self, noise: Tensor, seed: int) -> None:
+        self.noise, self.seed = noise, seed
+
+    def generate_noise(self, input_latent: dict) -> Tensor:
+        samples = input_latent["samples"]
+        if samples.shape != self.noise.shape:
+            raise ValueError(f"this noise is for latents of shape {tuple(self.noise.shape)}, the sampler has one of "
+                             f"{tuple(samples.shape)}; connect the latent that PixArt ReNO had")
+        return self.noise.clone()
+
+
+def missing_reward(weights: Mapping[str, float | None]) -> bool | str:
+    """What VALIDATE_INPUTS says: True, or which file is missing of a reward with a weight."""
+    for name, weight in weights.items():
+        if weight:
+            kind = REWARDS[name]
+            try:
+                reward_path(kind.file)
+            except MissingFile:
+                return f"{kind.title} is missing: put {kind.file} ({kind.source} on Hugging Face) into models/rewards"
+    return True
+
+
+def optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> tuple:
+    """Outputs of the node. Raises the host's own exception when it is interrupted, the best so far saved before.
+
+    ValueError, FileNotFoundError for what is wrong, before any work.
+    """
+    if not is_ours(model):
+        raise ValueError("optimising noise needs the MODEL of Load PixArt; this one comes from another loader")
+    if not wish.choices:
+        raise ValueError("every reward has the weight 0; give at least one a weight")
+    check_latent(model, latent)
+    with torch.inference_mode(False), torch.enable_grad(), stoppable(), memory_handed_back():
+        found = _optimise(model, positive, vae, latent, wish)
+        if found.stopped:
+            say_stopped(found, wish)
+            raise KeyboardInterrupt
+    return outputs(model, found, wish)
+
+
+def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> Found:
+    say, device = RunningText(), model.load_device
+    count, _, height, width = latent["samples"].shape
+    request = Request((wish.prompt,) * count, "", 8 * height, 8 * width, wish.sampler, wish.steps, 1.0, wish.rule)
+    check(request)
+    caption = caption_of(positive, count, wish.prompt)
+    say("reading the rewards", always=True)
+    reward = rewards_of(wish, device)
+    reward.rewards[0](torch.zeros(1, 3, 64, 64), [wish.prompt])         # what it cannot read is said before any work
+    say("reading the model", always=True)
+    network = bare_transformer(model, working_dtype(device), 8 * max(height, width)).requires_grad_(False)
+    decode, decoder_copy = differentiable_vae(vae, model, device)
+    make_room(device)
+    network, reward = network.to(device), reward.to(device)
+    draw = Generator(network, decode, request, caption, noise_of(latent, wish, device))
+    watch = HostWatch(wish, say)
+    with recomputed(network, decoder_copy) if wish.save_memory else nullcontext():
+        return optimise_noise(draw, reward, (wish.prompt,) * count, draw.start, wish.recipe, watch)
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """Of the transformer: what has the range for gradients without scaling them."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def rewards_of(wish: Wish, device: torch.device) -> WeightedSum:
+    """In bfloat16 on a GPU, where three of them would take 12 GB."""
+    choices = []
+    for name, weight in wish.choices:
+        said = missing_reward({name: weight}) if name != "judge" else True
+        if said is not True:
+            raise FileNotFoundError(said)
+        choices.append(Choice(name, weight, None if name == "judge" else reward_path(REWARDS[name].file)))
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    judged = all(name == "judge" for name, _ in wish.choices)
+    return open_rewards(choices, tokenizer=clip_tokenizer_folder(), dtype=torch.float32 if judged else dtype)
+
+
+def caption_of(positive: list, count: int, prompt: str) -> Encoded:
+    """A copy of the prompt's features for each picture. ValueError for what gradients do not go through here."""
+    if len(positive) != 1:
+        raise ValueError(f"this conditioning has {len(positive)} parts; PixArt ReNO takes one prompt without regions")
+    context, extra = positive[0]
+    foreign = [key for key in ("control", "area", "mask", "gligen", "hooks") if extra.get(key) is not None]
+    if foreign:
+        raise ValueError(f"this conditioning has {', '.join(foreign)}, which PixArt ReNO does not follow; connect the "
+                         "prompt itself")
+    context = context[:1].detach().to("cpu", torch.float32).clone()
+    mask = extra.get("attention_mask")
+    keep = torch.ones(context.shape[:2], dtype=torch.bool) if mask is None else (mask[:1].to("cpu") != 0).clone()
+    tokens = int(keep.sum())
+    return join([Encoded(context, keep, [PromptReport(prompt, prompt, tokens, tokens, tokens)])] * count)
+
+
+def noise_of(latent: dict, wish: Wish, device: torch.device) -> Callable[[], Tensor]:
+    """The draws of PixArt's own sampler nodes for this seed, so that iteration 1 draws what they draw."""
+    from comfy import sample
+    samples = latent["samples"]
+    pictures = pictures_of(latent)
+    seeds = renoise_seeds(wish.seed, pictures)
+    later = PictureNoise(seeds, (4, *samples.shape[2:]), device, ahead=SAMPLERS[wish.sampler].noises(wish.steps))
+    like = torch.zeros(len(samples), 4, *samples.shape[2:])
+    first = [sample.prepare_noise(like, wish.seed, latent.get("batch_index")).to(device).clone()]
+    return lambda: first.pop() if first else later()
+
+
+def differentiable_vae(vae: Any, model: Any, device: torch.device) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    """Latents as the transformer sees them -> pictures (B, 3, H, W) in 0..1, and the copy of the VAE behind it."""
+    from comfy import model_management
+    model_management.load_models_gpu([vae.patcher])
+    network = copied(vae.first_stage_model).to(device)
+    unscaled, dtype = model.model.latent_format.process_out, vae.vae_dtype
+
+    def decode(latents: Tensor) -> Tensor:
+        return vae.process_output(network.decode(unscaled(latents).to(dtype)).float().clone())
+    return decode, network
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy with ordinary tensors, whatever the host's are; handles of its memory management are left behind."""
+    memo: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        fresh = tensor.detach().to("cpu", copy=True)
+        memo[id(tensor)] = nn.Parameter(fresh, requires_grad=False) if isinstance(tensor, nn.Parameter) else fresh
+    handles = [module for module in network.modules() if hasattr(module, "_v")]
+    memo.update((id(module._v), None) for module in handles)
+    made = copy.deepcopy(network, memo)
+    for module in made.modules():
+        vars(module).pop("_v", None)
+    return made.eval()
+
+
+class HostWatch:
+    """Progress, preview and curve on the node; ends the work when the user does."""
+
+    def __init__(self, wish: Wish, say: RunningText) -> None:
+        self.wish, self.say, self.bar = wish, say, bar(wish.recipe.iterations)
+        self.totals: list[float] = []
+        self.began = time.monotonic()
+
+    def __call__(self, done: Iteration, pictures: Tensor) -> None:
+        self.totals.append(done.total[0])
+        total = self.wish.recipe.iterations
+        left = (time.monotonic() - self.began) / done.number * (total - done.number)
+        dropped = any(done.dropped)
+        self.say(f"iteration {done.number} of {total}: reward {done.total[0]:.4g}, best {done.best[0]:.4g}, "
+                 f"{left:.0f} s left" + ("; dropped, not finite" if dropped else ""), always=dropped)
+        sheet = with_curve(pictures[0].float().cpu(), self.totals, total)
+        if advance(self.bar, done.number, total, ("JPEG", sheet, max(sheet.size))):
+            raise KeyboardInterrupt
+
+
+def say_stopped(found: Found, wish: Wish) -> None:
+    """Keep the best so far, as an interrupted node has no outputs, and tell where."""
+    import folder_paths
+    folder = Path(folder_paths.get_output_directory()) / "pixart-reno"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"seed-{wish.seed}-{len(found.history)}"
+    noise = save_noise(folder / f"{name}-noise.safetensors", found.noise, {"prompt": wish.prompt, "seed": wish.seed})
+    save_picture(folder / f"{name}.png", found.pictures[0])
+    text = f"stopped; {summary(found.history)}; kept as {folder.name}/{noise.name}"
+    RunningText()(text, always=True)
+    logger.info("%s", text)
+
+
+def outputs(model: Any, found: Found, wish: Wish) -> tuple:
+    from comfy.model_management import intermediate_device
+    device = intermediate_device()
+    image = found.pictures.movedim(1, -1).contiguous().to(device)
+    text = summary(found.history)
+    RunningText()(text, always=True)
+    lines = [text, *(f"{each.number}: " + ", ".join(f"{name} {score[0]:.4g}" for name, score in each.scores.items())
+                     + (" dropped, not finite" if each.dropped[0] else "") for each in found.history)]
+    drawn = curve([each.total[0] for each in found.history], wish.recipe.iterations, *CURVE)
+    plot = torch.frombuffer(bytearray(drawn.tobytes()), dtype=torch.uint8).view(1, CURVE[1], CURVE[0], 3).float() / 255
+    return (image, FixedNoise(found.noise.clone(), wish.seed), {"samples": started(model, found.noise).to(device)},
+            "\n".join(lines), plot.to(device))
+
+
+def started(model: Any, noise: Tensor) -> Tensor:
+    """The noise as a latent with which a sampler that adds none begins: the host's x at its highest sigma."""
+    sigma = float(model.get_model_object("model_sampling").sigma_max)
+    return model.model.latent_format.process_out(noise * (1 + sigma ** 2) ** 0.5)
+
+
+@contextmanager
+def memory_handed_back() -> Iterator[None]:
+    """At the end nothing of the optimisation stays in memory, however it ended."""
+    from comfy import model_management
+    try:
+        yield
+    finally:
+        gc.collect()
+        model_management.soft_empty_cache()

@@ -1,0 +1,82 @@
+"""The node that optimises the noise of a picture by rewards."""
+from typing import Any
+
+from ..pixart.reward.table import REWARDS
+from ..pixart.sampling.samplers import SAMPLERS
+from .arguments import checked
+from .sampling import RULE, SEED
+
+FEW = [name for name, sampler in SAMPLERS.items() if not sampler.guided]
+
+
+def weight(name: str, tooltip: str, default: float = 0.0) -> tuple:
+    published = "" if name == "judge" else f" {REWARDS[name].weight:g} as published; 0 leaves it out."
+    return ("FLOAT", {"default": default, "min": -100.0, "max": 100.0, "step": 0.01, "round": 0.0001,
+                      "tooltip": tooltip + published})
+
+
+class PixArtReNO:
+    DESCRIPTION = ("Finds better noise for a one- or few-step model (ReNO): draws, scores the picture by rewards, "
+                   "changes the noise along the gradient, again and again, and keeps the best. Rewards: CLIP, "
+                   "PickScore, HPSv2 and ImageReward from models/rewards; PixArt-mini brings its own.")
+    CATEGORY = "PixArt"
+    FUNCTION = "optimise"
+    RETURN_TYPES = ("IMAGE", "NOISE", "LATENT", "STRING", "IMAGE")
+    RETURN_NAMES = ("picture", "NOISE", "noise", "log", "curve")
+    OUTPUT_TOOLTIPS = ("The best picture.",
+                       "Its noise, for SamplerCustomAdvanced with the model, sampler and steps of PixArt LCM Schedule.",
+                       "The same, scaled for samplers that add no noise of their own (KSampler Advanced with add_noise "
+                       "disabled).", "What each iteration scored.", "The rewards as a curve.")
+    SEARCH_ALIASES = ["reno", "reward", "noise optimization", "best of n", "hpsv2", "pickscore", "imagereward"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "model": ("MODEL", {"tooltip": "A few-step PixArt model from Load PixArt: LCM, with an LCM LoRA, or DMD."}),
+            "positive": ("CONDITIONING", {"tooltip": "The prompt, of PixArt Text Encode."}),
+            "vae": ("VAE", {"tooltip": "The VAE of the model."}),
+            "latent": ("LATENT", {"tooltip": "An empty latent; gives size and number of pictures. Each is optimised by "
+                                             "itself."}),
+            "prompt": ("STRING", {"multiline": True, "tooltip":
+                       "The words that rewards compare the picture with: the same as in PixArt Text Encode."}),
+            "seed": SEED,
+            "sampler": (FEW, {"default": "lcm", "tooltip": "lcm for LCM models, dmd for one-step DMD."}),
+            "steps": ("INT", {"default": 4, "min": 1, "max": 8, "tooltip":
+                      "Passes through the model; the gradient goes through all of them. dmd: 1."}),
+            "rule": RULE,
+            "iterations": ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip":
+                           "Pictures drawn and scored. 50 as published; each costs about three pictures."}),
+            "rate": ("FLOAT", {"default": 5.0, "min": 0.0, "max": 1000.0, "step": 0.1, "round": 0.0001, "tooltip":
+                     "How far the noise moves in an iteration; 5 as published."}),
+            "clip": ("FLOAT", {"default": 0.1, "min": 0.0001, "max": 1000.0, "step": 0.01, "round": 0.0001, "tooltip":
+                     "Gradients longer than this are shortened to it; 0.1 as published."}),
+            "regularisation": ("FLOAT", {"default": 0.01, "min": 0.0, "max": 10.0, "step": 0.001, "round": 0.00001,
+                               "tooltip": "Holds the noise at the length of Gaussian noise; 0.01 as published."}),
+            "judge": weight("judge", "Weight of PixArt-mini's judge, which reads its own sentences only; set it to 0 "
+                            "for every other model.", 1.0),
+            "clip_score": weight("clip", "Weight of CLIP ViT-H/14 (models/rewards/clip)."),
+            "pickscore": weight("pickscore", "Weight of PickScore (models/rewards/pickscore)."),
+            "hpsv2": weight("hpsv2", "Weight of HPSv2.1 (models/rewards/HPS_v2.1_compressed.pt)."),
+            "imagereward": weight("imagereward", "Weight of ImageReward (models/rewards/imagereward)."),
+            "save_memory": ("BOOLEAN", {"default": True, "tooltip":
+                            "Compute activations twice instead of keeping them: a third slower, far less memory."}),
+        }}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, clip_score: float | None = None, pickscore: float | None = None,
+                        hpsv2: float | None = None, imagereward: float | None = None) -> bool | str:
+        """Missing rewards are named before anything runs; numbers are checked by the method."""
+        from .host.reno import missing_reward
+        return missing_reward({"clip": clip_score, "pickscore": pickscore, "hpsv2": hpsv2, "imagereward": imagereward})
+
+    @checked
+    def optimise(self, model: Any, positive: list, vae: Any, latent: dict, prompt: str, seed: int, sampler: str,
+                 steps: int, rule: str, iterations: int, rate: float, clip: float, regularisation: float, judge: float,
+                 clip_score: float, pickscore: float, hpsv2: float, imagereward: float, save_memory: bool) -> tuple:
+        from ..pixart.reward.optimise import Recipe
+        from .host.reno import Wish, optimise
+        weights = {"judge": judge, "clip": clip_score, "pickscore": pickscore, "hpsv2": hpsv2,
+                   "imagereward": imagereward}
+        recipe = Recipe(iterations, rate, clip=clip, regularisation=regularisation)
+        wish = Wish(prompt, seed, sampler, 1 if sampler == "dmd" else steps, rule, weights, recipe, save_memory)
+        return optimise(model, positive, vae, latent, wish)
