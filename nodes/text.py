@@ -1,6 +1,7 @@
 """The node that turns a prompt into conditioning as PixArt was trained on it."""
 from typing import Any
 
+from ..pixart.text.long import MODES, check_mode
 from .arguments import checked
 from .host.node_text import show_text
 
@@ -35,18 +36,25 @@ class PixArtTextEncode:
             "null_caption": ("BOOLEAN", {"default": False, "advanced": True, "tooltip":
                              "For the negative input: gives the model's learned empty caption, as the official alpha "
                              "scripts do, with as many tokens as the text has (put the positive prompt there)."}),
+            "long_prompt": (list(MODES), {"default": "truncate", "advanced": True, "tooltip":
+                            "Prompts longer than the training captions. truncate: cut, as in training. whole: encoded "
+                            "in one go. segments: every sentence by itself, put behind each other (LongAlign)."}),
+            "inner_ends": ("BOOLEAN", {"default": False, "advanced": True, "tooltip":
+                           "segments: keep the end token of every sentence, not of the last alone."}),
         }}
 
     @checked
     def encode(self, clip: Any, text: str, family: str, width: int, height: int, model: Any = None,
-               null_caption: bool = False) -> tuple[list, str]:
+               null_caption: bool = False, long_prompt: str = "truncate",
+               inner_ends: bool = False) -> tuple[list, str]:
         from .host import text as host
+        check_mode(long_prompt, inner_ends)
         automatic = family == "auto"
         rules = host.FAMILIES["alpha" if automatic else family]
         if automatic and model is not None:
             rules = host.rules_of(model)
         extra: dict[str, object] = {"width": width, "height": height} if width and height else {}
-        conditioning, report = host.encode_prompt(clip, text, rules, extra, emphasis=True)
+        conditioning, report = host.encode_long_prompt(clip, text, rules, extra, long_prompt, inner_ends)
         if null_caption:
             conditioning = host.null_conditioning(model, report.tokens, extra)
         notes = [report.summary, *report.notes]

@@ -34,6 +34,7 @@ from .sampling.preset import Preset, found_in
 from .sampling.samplers import SAMPLERS
 from .sampling.samplers import sampler as sampler_of
 from .text.encoded import Encoded, join
+from .text.long import encode_long
 from .text.on_demand import T5OnDemand
 from .text.quantized import Bits, check_bits
 from .text.t5 import T5Encoder
@@ -194,16 +195,22 @@ class Pipeline:
             compile_blocks([network], self.device)
         return network
 
-    def encode(self, prompts: str | Sequence[str], progress: Progress | None = None) -> Encoded:
-        """Text features, which calls take in place of prompts. The last 64 prompts are remembered in any case."""
+    def encode(self, prompts: str | Sequence[str], progress: Progress | None = None, long: str = "truncate",
+               inner_ends: bool = False) -> Encoded:
+        """Text features, which calls take in place of prompts. The last 64 prompts are remembered in any case.
+
+        long: what to do with prompts longer than the training captions: truncate, whole or segments, see `encode_long`.
+        """
         if self.t5 is None:
             raise ValueError("this pipeline was made of networks in memory and has no text encoder; give it features "
                              "of T5Encoder.encode in place of prompts")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        reading = progress and partial(progress, "reading T5")
+        clean, encoder = self.config.cleans_captions, self.t5
         with memory_advice(self.device, "encoding the prompt", "use T5 in fewer bits, encode on the CPU, or give "
                            "features that were encoded before"):
-            encoded = self.t5.encode(texts, self.config.caption_tokens, self.config.cleans_captions,
-                                     progress and partial(progress, "reading T5"))
+            encoded = encode_long(lambda some, limit: encoder.encode(some, limit, clean, reading), texts,
+                                  self.config.caption_tokens, long, inner_ends)
         tell(progress, "encoding", 1, 1)
         return encoded
 

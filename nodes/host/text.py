@@ -1,7 +1,7 @@
 """The T5 encoder as a CLIP of the host, and prompts encoded by it or by the host's own T5."""
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder, clean_caption
 from ...pixart.text.emphasis import Part, parts_of, whole_characters, written
+from ...pixart.text.long import LONGEST, beyond, report_of
 from ...pixart.text.quantized import INT8, Bits, check_bits
+from ...pixart.text.segments import split_segments
 from .folders import tokenizer_folder
 
 logger = logging.getLogger(__name__)
@@ -237,6 +239,35 @@ def encode_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, object],
         return conditioning, clip.cond_stage_model.encode(request).reports[0]
     tokens, report = host_tokens(clip, text, rules, emphasis)
     return clip.encode_from_tokens_scheduled(tokens, add_dict=extra), report
+
+
+def encode_long_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, object], mode: str,
+                       inner_ends: bool = False) -> tuple[Conditioning, PromptReport]:
+    """As `encode_prompt` with emphasis; mode: one of MODES, for prompts longer than the training captions."""
+    if mode == "truncate":
+        return encode_prompt(clip, text, rules, extra, emphasis=True)
+    if mode == "whole":
+        conditioning, report = encode_prompt(clip, text, rules._replace(limit=LONGEST), extra, emphasis=True)
+        return conditioning, beyond(report, rules.limit)
+    parts = [encode_prompt(clip, segment, rules, extra, emphasis=True) for segment in split_segments(text, True)]
+    reports = [report for _, report in parts]
+    whole = joined_conditioning([conditioning for conditioning, _ in parts], reports, inner_ends)
+    return whole, report_of(reports, text, whole[0][0].shape[1])
+
+
+def joined_conditioning(parts: Sequence[Conditioning], reports: Sequence[PromptReport], inner_ends: bool
+                        ) -> Conditioning:
+    """Segments behind each other, entry by entry (a CLIP with hooks gives several); end tokens as in `joined`."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = [report.tokens - (0 if inner_ends or number == len(reports) - 1 else 1)
+            for number, report in enumerate(reports)]
+    whole = []
+    for entries in zip(*parts):
+        context = torch.cat([entry[0][:, :end] for entry, end in zip(entries, ends)], dim=1)
+        extra = {key: value for key, value in entries[0][1].items() if key != "attention_mask"}
+        whole.append([context, extra])
+    return whole
 
 
 def host_tokens(clip: Any, text: str, rules: Rules, emphasis: bool = False) -> tuple[dict[str, list], PromptReport]:

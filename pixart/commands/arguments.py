@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from ..drawing import LEAST, MOST
+from ..text.long import MODES
 from ..text.quantized import PRECISIONS, Bits
 
 
@@ -48,6 +49,13 @@ def add_bits(command: argparse._ActionsContainer, default: str) -> None:
     command.add_argument("--bits", type=bits, choices=PRECISIONS,
                          help="precision of T5; fewer need less memory; int8 is for machines without bitsandbytes "
                               f"(default: {default})")
+
+
+def add_long(command: argparse._ActionsContainer) -> None:
+    command.add_argument("--long", choices=MODES, default="truncate", help="prompts longer than the training captions: "
+                         "cut them, encode them whole, or sentence by sentence (default: truncate)")
+    command.add_argument("--inner-ends", action="store_true",
+                         help="with --long segments: keep the end token of every sentence, not of the last alone")
 
 
 def require_folder(path: Path) -> None:

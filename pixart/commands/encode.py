@@ -2,7 +2,7 @@
 import argparse
 from pathlib import Path
 
-from .arguments import add_bits, add_device, require_folder, whole
+from .arguments import add_bits, add_device, add_long, require_folder, whole
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -11,6 +11,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-tokens", type=whole, default=120, metavar="N",
                          help="longest prompt: 120 for alpha and delta, 300 for Sigma (default: 120)")
     command.add_argument("--clean", action="store_true", help="clean the caption as in the training of alpha and delta")
+    add_long(command)
     command.add_argument("--out", type=Path, default=Path("prompt.safetensors"), metavar="FILE",
                          help="file to write, for generate --embeddings (default: prompt.safetensors)")
     add_bits(command, "8")
@@ -23,14 +24,17 @@ def run(args: argparse.Namespace) -> None:
 
     from ..device import best_device, checked_device
     from ..text.encoded import save_embeddings
+    from ..text.long import check_mode, encode_long
     from ..text.t5 import T5Encoder
     from .progress import Bars
 
     require_folder(args.out)
+    check_mode(args.long, args.inner_ends)
     with Bars() as bars:
         encoder = T5Encoder(args.t5, args.bits or 8, checked_device(args.device or best_device()),
                             progress=partial(bars, "reading T5"))
-    encoded = encoder.encode([args.prompt], args.max_tokens, args.clean)
+    encoded = encode_long(lambda some, limit: encoder.encode(some, limit, args.clean), [args.prompt], args.max_tokens,
+                          args.long, args.inner_ends)
     save_embeddings(args.out, encoded)
-    print(encoded.reports[0].summary)
+    print(*(encoded.reports[0].summary, *encoded.reports[0].notes), sep="\n")
     print(args.out)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from ..accelerate.methods import METHODS
 from ..config import VARIANTS
 from ..sampling.samplers import SAMPLERS
-from .arguments import add_bits, add_device, number, require_folder, size, whole
+from ..text.long import check_mode
+from .arguments import add_bits, add_device, add_long, number, require_folder, size, whole
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ def add_files(command: argparse.ArgumentParser) -> None:
     text = files.add_mutually_exclusive_group()
     text.add_argument("--t5", type=Path, help=f"T5 encoder, a file or folder (default: {MINI})")
     text.add_argument("--embeddings", type=Path, metavar="FILE", help="a prompt saved by `encode`, in place of T5")
+    add_long(files)
     files.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
                        help="which model it is, where its weights cannot tell (default: auto)")
     files.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE", help="LoRA files or peft folders")
@@ -173,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
     choice = cache_choice(args)
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
     guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
-    prompt = saved_prompt(args, guided) or pipe.encode(args.prompt)
+    prompt = saved_prompt(args, guided) or pipe.encode(args.prompt, None, args.long, args.inner_ends)
     job = Job.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
     policies = cache_policies(choice, job) + feedback_policies(args, pipe, wanted.sampler)
     round_activations(args, pipe)
@@ -185,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
                          height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
                          batch=count, progress=bars, policies=policies, noise=noise)
         if not told:
-            print(drawn.reports[0].summary)
+            print(*(drawn.reports[0].summary, *(drawn.reports[0].notes if args.long != "truncate" else ())), sep="\n")
             told = True
         for path in drawn.save(args.out, first):
             print(path, flush=True)
@@ -202,6 +204,9 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
         raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
     if args.negative and args.sampler != "auto" and not SAMPLERS[args.sampler].guided:
         raise ValueError(f"--negative has no effect with --sampler {args.sampler}, which works without guidance")
+    check_mode(args.long, args.inner_ends)
+    if args.embeddings and args.long != "truncate":
+        raise ValueError(f"--long {args.long} has no effect with --embeddings; give it to `encode`, which makes these")
     from ..mini import SHIPPED
     return Pipeline.open(args.model, args.vae, args.t5 or (SHIPPED.t5 if args.model else None), args.device,
                          dtype_of(args.dtype), variant=args.variant, bits=args.bits, controlnet=args.controlnet,

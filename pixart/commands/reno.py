@@ -81,8 +81,9 @@ def run(args: argparse.Namespace) -> None:
     reward = open_reward(args, pipe)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
     with Bars() as bars:
-        found = reno(pipe, saved_prompt(args, guided=False) or args.prompt, reward, recipe, steps=args.steps,
-                     seed=args.seed, width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
+        prompt = saved_prompt(args, False) or pipe.encode(args.prompt, bars, args.long, args.inner_ends)
+        found = reno(pipe, prompt, reward, recipe, steps=args.steps, seed=args.seed,
+                     width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
                      watch=shown(bars, recipe, args.out))
     write(args, found, reward)
 
