@@ -39,8 +39,9 @@ class Bench:
     """The networks, and what both judges say of pictures."""
 
     def __init__(self, weights: Path, sampler: str, steps: int, recipe: Recipe) -> None:
-        self.model = load(weights, dtype=torch.float32, attend=matmul_attention).requires_grad_(False)
-        self.decode = decoder(load_vae(SHIPPED.vae), self.model.config.latent_scale)
+        self.model = load(weights, dtype=torch.bfloat16, attend=matmul_attention).requires_grad_(False)
+        vae = load_vae(SHIPPED.vae).to(torch.bfloat16, memory_format=torch.channels_last)
+        self.decode = decoder(vae, self.model.config.latent_scale)
         self.t5 = T5Encoder(SHIPPED.t5, 16)
         self.reward = WeightedSum([(JudgeReward.open(), 1.0)])
         self.judge_b, self.likely_b = load_judge(SHIPPED.judge), JudgeReward(load_judge(SHIPPED.judge))

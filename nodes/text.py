@@ -1,7 +1,6 @@
 """The node that turns a prompt into conditioning as PixArt was trained on it."""
 from typing import Any
 
-from ..pixart.text.long import MODES, check_mode
 from .arguments import checked
 from .host.node_text import show_text
 
@@ -19,6 +18,7 @@ class PixArtTextEncode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
+        from ..pixart.text.long import MODES        # not when the pack is imported: it brings all of the text encoder
         side = {"default": 0, "min": 0, "max": 16384, "step": 8}
         return {"required": {
             "clip": ("CLIP", {"tooltip": "The T5 text encoder."}),
@@ -47,6 +47,7 @@ class PixArtTextEncode:
     def encode(self, clip: Any, text: str, family: str, width: int, height: int, model: Any = None,
                null_caption: bool = False, long_prompt: str = "truncate",
                inner_ends: bool = False) -> tuple[list, str]:
+        from ..pixart.text.long import check_mode
         from .host import text as host
         check_mode(long_prompt, inner_ends)
         automatic = family == "auto"

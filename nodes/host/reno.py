@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,10 @@ def optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> 
 
 def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> Found:
     say, device = RunningText(), model.load_device
-    count, _, height, width = latent["samples"].shape
-    request = Request((wish.prompt,) * count, "", 8 * height, 8 * width, wish.sampler, wish.steps, 1.0, wish.rule)
+    pictures, _, height, width = latent["samples"].shape
+    request = Request((wish.prompt,) * pictures, "", 8 * height, 8 * width, wish.sampler, wish.steps, 1.0, wish.rule)
     check(request)
-    caption = caption_of(positive, count, wish.prompt)
+    caption = caption_of(positive, pictures, wish.prompt)
     say("reading the rewards", always=True)
     reward = rewards_of(wish, device)
     reward.rewards[0](torch.zeros(1, 3, 64, 64), [wish.prompt])         # what it cannot read is said before any work
@@ -119,7 +120,7 @@ def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) ->
     draw = Generator(network, decode, request, caption, noise_of(latent, wish, device))
     watch = HostWatch(wish, say)
     with recomputed(network, decoder_copy) if wish.save_memory else nullcontext():
-        return optimise_noise(draw, reward, (wish.prompt,) * count, draw.start, wish.recipe, watch)
+        return optimise_noise(draw, reward, (wish.prompt,) * pictures, draw.start, wish.recipe, watch)
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
@@ -219,12 +220,17 @@ def say_stopped(found: Found, wish: Wish) -> None:
     import folder_paths
     folder = Path(folder_paths.get_output_directory()) / "pixart-reno"
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"seed-{wish.seed}-{len(found.history)}"
+    name = free_name(folder, f"seed-{wish.seed}")
     noise = save_noise(folder / f"{name}-noise.safetensors", found.noise, {"prompt": wish.prompt, "seed": wish.seed})
     save_picture(folder / f"{name}.png", found.pictures[0])
     text = f"stopped; {summary(found.history)}; kept as {folder.name}/{noise.name}"
     RunningText()(text, always=True)
     logger.info("%s", text)
+
+
+def free_name(folder: Path, stem: str) -> str:
+    """stem-1, stem-2, ...: the first under which nothing is kept yet."""
+    return next(f"{stem}-{number}" for number in count(1) if not (folder / f"{stem}-{number}.png").exists())
 
 
 def outputs(model: Any, found: Found, wish: Wish) -> tuple:

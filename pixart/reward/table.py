@@ -7,9 +7,6 @@ import torch
 from torch import nn
 
 from ..mini import SHIPPED
-from .clip import ClipReward
-from .image_reward import ImageReward
-from .judge import JudgeReward
 from .protocol import WeightedSum
 
 
@@ -27,19 +24,32 @@ class Kind:
 
 
 def _clip(name: str, scaled: bool = True, whole: bool = False) -> Callable[[Path, Path | None], nn.Module]:
-    return lambda path, tokenizer: ClipReward.open(name, path, tokenizer, scaled, whole)
+    def opened(path: Path, tokenizer: Path | None) -> nn.Module:
+        from .clip import ClipReward
+        return ClipReward.open(name, path, tokenizer, scaled, whole)
+    return opened
+
+
+def _judge(path: Path, tokenizer: Path | None) -> nn.Module:
+    from .judge import JudgeReward
+    return JudgeReward.open(path)
+
+
+def _image_reward(path: Path, tokenizer: Path | None) -> nn.Module:
+    from .image_reward import ImageReward
+    return ImageReward.open(path, tokenizer)
 
 
 # Weights: ReNO (Eyring et al. 2024), appendix and published code.
 REWARDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("judge", "judge A of PixArt-mini, for its sentences only", "judge-a.safetensors", "this repository", 1.0,
-         lambda path, tokenizer: JudgeReward.open(path)),
+         _judge),
     Kind("clip", "CLIP ViT-H/14", "clip", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 0.01, _clip("clip")),
     Kind("pickscore", "PickScore", "pickscore", "yuvalkirstain/PickScore_v1", 0.05, _clip("pickscore")),
     Kind("hpsv2", "Human Preference Score v2.1", "HPS_v2.1_compressed.pt", "xswu/HPSv2", 5.0,
          _clip("hpsv2", scaled=False, whole=True)),
     Kind("imagereward", "ImageReward", "imagereward", "zai-org/ImageReward, with vocab.txt of "
-         "google-bert/bert-base-uncased", 1.0, lambda path, tokenizer: ImageReward.open(path, tokenizer)),
+         "google-bert/bert-base-uncased", 1.0, _image_reward),
 )}
 
 

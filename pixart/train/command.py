@@ -24,6 +24,7 @@ METHODS = {
     "lora": "a LoRA or DoRA on your pictures",
     "dmd": "a one-step student by distribution matching, from pairs of noise and the teacher's picture",
     "ilf": "feedback between the middle blocks of a frozen checkpoint, for half the steps",
+    "reward-lora": "a LoRA that raises rewards, by gradients through few-step sampling, from captions alone",
     "tdm": "a four-step student by trajectory distribution matching, from captions alone",
 }
 

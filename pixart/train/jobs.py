@@ -37,6 +37,7 @@ from .settings import (
     LoraMethod,
     ModelSettings,
     OutputSettings,
+    RewardLoraMethod,
     Settings,
     TdmMethod,
 )
@@ -78,6 +79,8 @@ class Job:
 
 def assemble(settings: Settings) -> Job:
     """Load what the settings name. Raises ValueError where data and model do not belong together."""
+    if isinstance(settings.method, RewardLoraMethod):
+        return rewarded(settings)
     data = PreparedFolder(settings.data.folder, need_hints=isinstance(settings.method, ControlMethod))
     method, output, seed = settings.method, settings.output, settings.train.seed
     if isinstance(method, LoraMethod | LcmLoraMethod):
@@ -170,6 +173,27 @@ def adapted(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: P
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
              "dora": method.dora}
     return Job(model, objective, data, output.file, write, base.config, facts)
+
+
+def rewarded(settings: Settings) -> Job:
+    """Adapters in a few-step model, which learn to draw what rewards score high."""
+    from ..drawing import Request
+    from ..reward.generator import check
+    from .lora import add_lora, save_lora
+    from .rewarded import ascent_of
+    method, output = settings.method, settings.output
+    check(Request(("x",), sampler=method.sampler, steps=method.steps, rule=method.rule))
+    base = load_base(settings.model, settings.model.dtype)
+    objective: Any = ascent_of(method, settings.data.folder, base.config)
+    model = add_lora(base, method.rank, method.alpha, method.targets, method.dora, settings.train.seed)
+    check_fit(base.config, objective.data, pictures=False)
+    sampling = replace(preset(method.sampler), steps=method.steps, rule=method.rule).to_header()
+
+    def write(average: nn.Module, file: Path) -> Path:
+        return save_lora(file, average, DTYPES[output.dtype], sampling)
+    facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
+             "dora": method.dora, "rewards": method.rewards}
+    return Job(model, objective, objective.data, output.file, write, base.config, facts)
 
 
 def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFolder, output: OutputSettings,

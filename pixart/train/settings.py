@@ -54,7 +54,7 @@ class ModelSettings:
 class DataSettings:
     """What is trained on."""
 
-    folder: Path                  # written by python -m pixart prepare, for dmd by python -m pixart pairs
+    folder: Path                  # written by python -m pixart prepare; for reward-lora a text file, a caption a line, for dmd by python -m pixart pairs
 
 
 @dataclass(frozen=True)
@@ -266,8 +266,40 @@ class Settings:
             raise ValueError("validate.prompts of a ControlNet need validate.hints, an edge map each")
 
 
+@dataclass(frozen=True)
+class RewardLoraMethod(Adapter):
+    """Reward fine-tuning of a few-step model with adapters."""
+
+    rewards: tuple[str, ...] = ("judge",)   # each NAME, NAME:WEIGHT or NAME=PATH:WEIGHT, as of `reno --reward`
+    folder: Path | None = None    # that holds the rewards under their published names
+    tokenizer: Path | None = None   # CLIP's, where none lies beside the weights
+    relevance: float = 1.0        # w: how much counts what all captions share, 0 to 1; LongAlign 0.3
+    common: str = "captions"      # what they share is found out from: captions (all of the data), batch (as published)
+    sampler: str = "lcm"          # pictures are drawn with: lcm, tdm or dmd
+    steps: int = 4                # of the sampler
+    rule: str = "official"        # of the sampler's timesteps
+    gradient_steps: int = 2       # of the steps that learn, evenly spaced from a random first one
+    size: int | None = None       # side of a picture in pixels; by default what the model was trained on
+    vae: Path | None = None       # to draw with; that of PixArt-mini for its models
+    t5: Path | None = None        # to encode the captions with; that of PixArt-mini for its models
+    bits: int = 8                 # of T5: 16, 8 or 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.sampler, SAMPLERS, "sampler")
+        require(self.bits, (16, 8, 4), "bits")
+        require(self.common, ("captions", "batch"), "common")
+        if not 1 <= self.gradient_steps <= self.steps:
+            raise ValueError(f"gradient_steps is {self.gradient_steps}; it must be 1 to {self.steps}, all steps")
+        if not 0 <= self.relevance <= 1:
+            raise ValueError(f"relevance is {self.relevance}; it must lie between 0 and 1")
+        if not self.rewards:
+            raise ValueError("there is no reward; give at least one")
+
+
 METHODS = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod, "controlnet": ControlMethod,
-           "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod, "ilf": IlfMethod}
+           "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod, "ilf": IlfMethod,
+           "reward-lora": RewardLoraMethod}
 
 
 def read_settings(method: str, file: Path | None, replaced: Mapping[str, str]) -> Settings:

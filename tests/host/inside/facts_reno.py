@@ -119,8 +119,8 @@ def test_cancelled_it_keeps_the_best_and_says_where():
         raise AssertionError("it was not interrupted")
     finally:
         watch.__call__ = call
-    kept = pack("pixart.reward.record").load_noise(folder / "seed-3-2-noise.safetensors")
-    assert kept.shape == (1, 4, 4, 6) and (folder / "seed-3-2.png").is_file()
+    kept = pack("pixart.reward.record").load_noise(folder / "seed-3-1-noise.safetensors")
+    assert kept.shape == (1, 4, 4, 6) and (folder / "seed-3-1.png").is_file()
 
 
 def test_what_is_wrong_is_said_before_any_work():

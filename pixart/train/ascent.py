@@ -1,0 +1,76 @@
+"""Reward fine-tuning: a network learns to draw what rewards score high, by gradients through few-step sampling.
+
+As LongAlign's trainer does it (Liu et al. 2024, section 4 and luping-liu/LongAlign): pictures are drawn from noise, the
+input of every pass is cut off from the gradient, and some passes alone, evenly spaced from a random first one, get any.
+"""
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..reward.generator import decoder
+from ..reward.protocol import WeightedSum
+from ..sampling.samplers import SAMPLERS
+from ..sampling.schedule import Model
+from .caption_list import CaptionList
+from .data import Batch
+from .draws import draw
+from .objectives import draw_noise
+
+
+@dataclass(frozen=True)
+class RewardAscent:
+    """Minus the mean reward of pictures drawn with the network, without guidance.
+
+    relevance is told for the fingerprint of a training; `reward` is reweighted by whoever makes it.
+    """
+
+    data: CaptionList
+    reward: WeightedSum
+    vae: nn.Module
+    latent_scale: float
+    sampler: str = "lcm"
+    steps: int = 4
+    rule: str = "official"
+    gradient_steps: int = 2
+    relevance: float = 1.0
+    common: str = "captions"
+
+    def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+        chosen = SAMPLERS[self.sampler]
+        noises = [draw_noise(batch, generator) for _ in range(chosen.noises(self.steps))]
+        taught = taught_passes(self.steps, self.gradient_steps, generator)
+        waiting = iter(noises)
+        latents = chosen.run(some_passes(model, batch.conditions(), taught), lambda: next(waiting), self.steps,
+                             self.rule, None)
+        pictures = decoder(self.vae, self.latent_scale)(latents)        # type: ignore[arg-type]
+        height, width = (int(side) for side in batch.size[0].tolist())
+        texts = getattr(batch, "texts", ())
+        return -self.reward(pictures[..., :height, :width], texts).mean()
+
+
+def taught_passes(steps: int, count: int, generator: torch.Generator) -> set[int]:
+    """`count` of the passes 0 .. steps - 1, evenly spaced from a random first one."""
+    stride = steps // count
+    first = int(draw(partial(torch.randint, stride), (1,), plain(generator))) if stride > 1 else 0
+    return set(range(first, first + stride * count, stride))
+
+
+def plain(generator: torch.Generator) -> torch.Generator:
+    """One of the same seed for what all pictures of a step share."""
+    beside = torch.Generator(generator.device)
+    beside.manual_seed(generator.initial_seed() ^ 0x5DEECE66D)
+    return beside
+
+
+def some_passes(model: nn.Module, conditions: dict[str, Tensor], taught: set[int]) -> Model:
+    """The network as a sampler calls it, with a gradient in the passes of these numbers and never through its input."""
+    numbers = iter(range(1000))
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        with torch.set_grad_enabled(next(numbers) in taught and torch.is_grad_enabled()):
+            found: Any = model(x.detach(), t, **conditions)
+            return found.float()
+    return call

@@ -1,0 +1,54 @@
+"""From settings to reward fine-tuning: captions encoded, rewards opened and reweighted, the objective of both."""
+from pathlib import Path
+
+from ..config import PixArtConfig
+from ..mini import CAPTION_WIDTH, SHIPPED
+from ..reward.embedding import EmbeddingReward
+from ..reward.protocol import WeightedSum
+from ..reward.table import Choice, open_rewards
+from ..text.t5 import T5Encoder
+from ..vae import load_vae
+from .ascent import RewardAscent
+from .caption_list import CaptionList, read_captions
+from .settings import RewardLoraMethod
+
+
+def ascent_of(method: RewardLoraMethod, captions: Path, config: PixArtConfig) -> RewardAscent:
+    """The objective with its data. Raises what reading the files raises, ValueError for parts that are missing."""
+    texts = read_captions(captions)
+    vae, t5 = parts_of(method, config)
+    reward = open_rewards([Choice.parse(text) for text in method.rewards], method.folder, method.tokenizer)
+    reweight(reward, method, texts)
+    data = encoded(texts, captions, t5, method, config)
+    return RewardAscent(data, reward, load_vae(vae), config.latent_scale, method.sampler, method.steps, method.rule,
+                        method.gradient_steps, method.relevance, method.common)
+
+
+def parts_of(method: RewardLoraMethod, config: PixArtConfig) -> tuple[Path, Path]:
+    """VAE and T5: those of PixArt-mini where the model is one of its."""
+    mini = config.caption_width == CAPTION_WIDTH
+    vae, t5 = method.vae or (SHIPPED.vae if mini else None), method.t5 or (SHIPPED.t5 if mini else None)
+    if vae is None or t5 is None:
+        raise ValueError("rewards look at pictures: method.vae and method.t5 are needed, the files to draw with and to "
+                         "encode the captions with")
+    return vae, t5
+
+
+def reweight(reward: WeightedSum, method: RewardLoraMethod, texts: list[str]) -> None:
+    """LongAlign's reweighting for rewards of the CLIP type."""
+    for part in reward.rewards if method.relevance != 1 else ():
+        if not isinstance(part, EmbeddingReward):
+            raise ValueError(f"the reward {part.name} reads words and picture together and cannot be reweighted; set "
+                             "relevance to 1, or leave it out")
+        part.reweight(method.relevance, texts if method.common == "captions" else None)
+
+
+def encoded(texts: list[str], source: Path, t5: Path, method: RewardLoraMethod, config: PixArtConfig) -> CaptionList:
+    """All captions through T5 once, which is freed then."""
+    encoder = T5Encoder(t5, 16 if t5 == SHIPPED.t5 else method.bits)
+    try:
+        captions = [encoder.encode([text], config.caption_tokens, config.cleans_captions) for text in ["", *texts]]
+    finally:
+        encoder.close()
+    side = method.size or config.resolution
+    return CaptionList(source, captions[1:], captions[0], config.channels, side, side)
