@@ -3,7 +3,7 @@
     python benchmarks/reno_memory.py                prints the table
 
 As in benchmarks/training_memory.py: tensors without data go through sampler, decoder, rewards and backward pass, and
-the highest sum of what their storages would hold counts. Not in it: what CUDA and its libraries take, usually 1 to 2 GiB.
+the highest sum of what their storages would hold counts. CUDA and its libraries take 1 to 2 GiB beside it, usually.
 T5 is not in memory then. Rewards are networks of the size of CLIP ViT-H/14.
 """
 import sys
@@ -27,7 +27,6 @@ from pixart.reward.generator import Generator, decoder, recomputed  # noqa: E402
 from pixart.text.encoded import Encoded  # noqa: E402
 from pixart.text.tokens import PromptReport  # noqa: E402
 from pixart.vae import _KL  # noqa: E402
-
 
 EVERY_TOKEN = torch.ones(1, 120, dtype=torch.bool)      # with data: whether all are there is asked of it
 

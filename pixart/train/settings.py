@@ -54,7 +54,7 @@ class ModelSettings:
 class DataSettings:
     """What is trained on."""
 
-    folder: Path                  # written by python -m pixart prepare; for reward-lora a text file, a caption a line, for dmd by python -m pixart pairs
+    folder: Path                  # of python -m pixart prepare, for dmd of pairs; for reward-lora a file of captions
 
 
 @dataclass(frozen=True)
