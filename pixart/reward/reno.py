@@ -32,7 +32,8 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
     request = Request(texts, "", height or side, width or side, sampler, steps or sampler_of(sampler).steps, 1.0, rule,
                       seed)
     check(request)
-    pipe.t5.make_room(pipe.keep_t5)
+    if pipe.t5 is not None:
+        pipe.t5.make_room(pipe.keep_t5)
     vae: Any = pipe.vae
     with torch.inference_mode(False), recomputed(pipe.transformer.requires_grad_(False), vae):
         draw = Generator(pipe.transformer, decoder(vae, pipe.config.latent_scale), request, given)
