@@ -20,7 +20,7 @@ class Captioned(Batch):
 
     def to(self, device: torch.device) -> "Captioned":
         plain = Batch(self.latents, self.context, self.mask, self.size, self.aspect).to(device)
-        return Captioned(plain.latents, plain.context, plain.mask, plain.size, plain.aspect, None, self.texts)
+        return Captioned(plain.latents, plain.context, plain.mask, plain.size, plain.aspect, texts=self.texts)
 
 
 class CaptionList:
@@ -51,7 +51,7 @@ class CaptionList:
         joined = join([self.captions[row] for row in rows])
         sides = torch.tensor([[float(self.height), float(self.width)]]).expand(size, 2)
         return Captioned(torch.zeros(size, *self.shape), joined.context, joined.mask, sides,
-                         sides[:, 0] / sides[:, 1], None, tuple(report.prompt for report in joined.reports))
+                         sides[:, 0] / sides[:, 1], texts=tuple(report.prompt for report in joined.reports))
 
     def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
         length = max(batch.context.shape[1], len(self.null_mask))
