@@ -12,13 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pixart.checkpoint import load  # noqa: E402
 from pixart.checkpoint.merged import with_loras  # noqa: E402
-from pixart.drawing import Request, sample  # noqa: E402
+from pixart.drawing import Request  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.judge import load_judge  # noqa: E402
 from pixart.mini.measure.bootstrap import estimate, resamples  # noqa: E402
 from pixart.mini.measure.prompts import Prompts  # noqa: E402
 from pixart.mini.scenes import labels  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
+from pixart.pipeline import Pipeline  # noqa: E402
 from pixart.text.encoded import Encoded, join  # noqa: E402
 from pixart.text.long import encode_long  # noqa: E402
 from pixart.text.t5 import T5Encoder  # noqa: E402
@@ -36,6 +37,7 @@ class Bench:
     def __init__(self, weights: Path, lora: Path | None, sampler: str, steps: int, crowded: bool, count: int) -> None:
         model = load(weights, dtype=torch.float32, attend=matmul_attention)
         self.model = with_loras(model, [(lora, 1.0)] if lora else []).eval().requires_grad_(False)
+        self.pipe = Pipeline.of(self.model)
         self.vae, self.t5, self.judge = load_vae(SHIPPED.vae), T5Encoder(SHIPPED.t5, 16), load_judge(SHIPPED.judge)
         self.prompts = Prompts.held_out(count, 7, crowded)
         self.sampler, self.steps = sampler, steps
@@ -53,7 +55,7 @@ class Bench:
             request = Request(tuple(self.prompts.captions[i] for i in rows), "", group.height, group.width,
                               self.sampler, self.steps, 2.5, seed=group.seed)
             null = self.t5.encode([""], 1)
-            latents = sample(self.model, request, join([caption.one(i) for i in rows]), null)
+            latents = self.pipe.sample(request, join([caption.one(i) for i in rows]), null, batch=batch)
             pictures = (decode(self.vae, latents, self.model.config.latent_scale) * 255).round() / 255
             with torch.inference_mode():
                 read[rows] = torch.stack([logits.argmax(1) for logits in self.judge(pictures)], 1)
