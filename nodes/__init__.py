@@ -1,5 +1,6 @@
 """The menu: every node, in the order of a workflow."""
 from .cache import PixArtCache
+from .check import PixArtCheck
 from .control import PixArtControlNetApply, PixArtControlNetLoader
 from .edges import PixArtEdges, PixArtHED
 from .feedback import PixArtFeedback
@@ -7,6 +8,7 @@ from .host.guest import taken
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
 from .lora import PixArtDeltaLoraLoader, PixArtLoraLoader
+from .prompts import PixArtPromptList
 from .reno import PixArtReNO
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas, PixArtSteps
 from .text import PixArtTextEncode
@@ -15,6 +17,8 @@ from .train import PixArtTrain
 # Ids are saved in people's workflows: they never change.
 TITLES = {
     PixArtLoader: "Load PixArt",
+    PixArtPromptList: "PixArt Prompt List",
+    PixArtCheck: "PixArt Check",
     PixArtDeltaLoraLoader: "Load PixArt LoRA",
     PixArtT5Loader: "Load T5 for PixArt",
     PixArtTextEncode: "PixArt Text Encode",

@@ -9,6 +9,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Saved workflows depend on ids, on the order of widgets and on output slots: this table only ever grows.
 PROMISED = {
     "PixArtLoader": (["file", "variant", "weight_dtype"], ["MODEL", "STRING"]),
+    "PixArtPromptList": (["file", "start", "count", "seed", "width", "height"],
+                         ["STRING", "INT", "INT", "INT", "STRING"]),
+    "PixArtCheck": (["width", "height", "batch_size", "model", "clip", "vae", "control_net"], ["STRING", "BOOLEAN"]),
     "PixArtDeltaLoraLoader": (["model", "file", "strength", "alpha"], ["MODEL", "STRING"]),
     "PixArtLoraLoader": (["model", "file", "strength", "alpha"], ["MODEL", "STRING"]),
     "PixArtT5Loader": (["file", "bits", "device"], ["CLIP"]),

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from pixart.control.hed import HED
 
 WORKFLOWS = harness.ROOT / "workflows" / "api"
-NODES = ("PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtReNO", "PixArtLCMSampler",
+NODES = ("PixArtPromptList", "PixArtCheck",
+         "PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtReNO", "PixArtLCMSampler",
          "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtSteps", "PixArtControlNetLoader", "PixArtControlNetApply",
          "PixArtEdges", "PixArtHED", "PixArtCache", "PixArtDeltaLoraLoader", "PixArtLoraLoader", "PixArtTrain")
 

@@ -1,0 +1,149 @@
+"""What MODEL, CLIP, VAE and CONTROL_NET are, whether they fit together, and the memory they need, in words."""
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ...pixart.config import PixArtConfig
+from ...pixart.mini import CAPTION_WIDTH
+from .text import TextEncoder, is_ours
+
+FAMILY = {"sd": "alpha and delta", "sdxl": "Sigma"}
+VAE_FILE = {"sd": "vae-ft-ema-560000-ema-pruned.safetensors", "sdxl": "sdxl_vae.safetensors"}
+FACTOR = 8              # pixels a side of the latent's
+
+
+@dataclass
+class Found:
+    """facts: a line for each part. problems: what will not work. needs: name of a stage -> bytes at its peak."""
+
+    facts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    needs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        verdict = [f"PROBLEM: {problem}" for problem in self.problems] or ["No problem was found."]
+        return "\n".join([*verdict, *self.facts])
+
+
+def examine(model: Any, clip: Any, vae: Any, control: Any, height: int, width: int, pictures: int) -> Found:
+    """All that can be said of the parts that are given, without running them."""
+    found = Found()
+    if model is clip is vae is control is None:
+        found.problems.append("nothing is connected; connect a MODEL, CLIP, VAE or CONTROL_NET")
+        return found
+    latents = (pictures, 4, -(-height // FACTOR), -(-width // FACTOR))
+    config = of_model(found, model, latents, height, width) if model is not None else None
+    if clip is not None:
+        of_clip(found, clip, config)
+    if vae is not None:
+        of_vae(found, vae, config, latents)
+    if control is not None:
+        of_control(found, control, model)
+    of_memory(found, model)
+    return found
+
+
+def of_model(found: Found, model: Any, latents: tuple[int, ...], height: int, width: int) -> PixArtConfig | None:
+    """Its configuration; None where it is not of this pack's loader."""
+    size = model.model_size()
+    found.needs["sampling"] = size + model.model.memory_required([2 * latents[0], *latents[1:]])
+    if not is_ours(model):
+        found.facts.append(f"MODEL: {type(model.model).__name__} of a stock loader, {gigabytes(size)}")
+        found.problems.append(foreign(model))
+        return None
+    described, config = model.model.model_config.description, model.model.model_config.pixart
+    found.facts.append(f"MODEL: {described}; {gigabytes(size)} in {str(model.model.get_dtype()).removeprefix('torch.')}"
+                       f"; trained at {config.resolution} px, prompts up to {config.caption_tokens} tokens")
+    from ...pixart.resolution import size_notice
+    notice = size_notice(height, width, config.resolution)
+    if notice is not None:
+        found.facts.append(f"Notice: {notice}")
+    return config
+
+
+def foreign(model: Any) -> str:
+    """Why a MODEL of another loader is not what it should be."""
+    from comfy import model_base
+    if isinstance(model.model, model_base.PixArt):
+        return ("this PixArt model was loaded by a stock node, which ignores ControlNets and masks of prompts; load it "
+                "with Load PixArt")
+    return f"this MODEL is not of the PixArt family ({type(model.model).__name__}); load a PixArt file with Load PixArt"
+
+
+def of_clip(found: Found, clip: Any, config: PixArtConfig | None) -> None:
+    network = clip.cond_stage_model
+    if isinstance(network, TextEncoder):
+        width, size, how = network.width, network.bytes, f"{network.bits} bits, of Load T5 for PixArt"
+    else:
+        width, size = width_of(network), clip.patcher.model_size()
+        how = "of a stock loader"
+    found.needs["encoding the prompt"] = float(size)
+    if width is None:
+        found.facts.append(f"CLIP: {type(network).__name__}, not a T5, {gigabytes(size)}")
+        found.problems.append("this CLIP is not a T5 text encoder; PixArt takes T5-XXL, as of Load T5 for PixArt, or "
+                              "of CLIPLoader with type pixart")
+        return
+    found.facts.append(f"CLIP: T5 that gives {width} numbers a token, {how}, {gigabytes(size)}")
+    if config is not None and config.caption_width != width:
+        wanted = "pixart-mini/t5" if config.caption_width == CAPTION_WIDTH else "T5-XXL (t5-v1_1-xxl)"
+        found.problems.append(f"the text encoder gives {width} numbers a token, the model takes "
+                              f"{config.caption_width}; load {wanted}")
+
+
+def width_of(network: torch.nn.Module) -> int | None:
+    """Of the embeddings of a stock T5; None for other encoders."""
+    tables = [tensor for name, tensor in network.named_parameters() if name.endswith("transformer.shared.weight")]
+    return tables[0].shape[1] if len(tables) == 1 else None
+
+
+def of_vae(found: Found, vae: Any, config: PixArtConfig | None, latents: tuple[int, ...]) -> None:
+    size = sum(tensor.nbytes for tensor in vae.first_stage_model.parameters())
+    found.facts.append(f"VAE: {type(vae.first_stage_model).__name__} of {vae.latent_channels} channels, "
+                       f"{gigabytes(size)}")
+    found.needs["decoding"] = size + vae.memory_used_decode(latents, vae.vae_dtype)
+    if vae.latent_channels != latents[1]:
+        found.problems.append(f"this VAE has latents of {vae.latent_channels} channels, PixArt has {latents[1]}; load "
+                              f"{VAE_FILE[config.latent_space if config else 'sd']}")
+    elif config is not None and config.caption_width != CAPTION_WIDTH:
+        found.facts.append(f"(the VAEs of {FAMILY['sd']} and of {FAMILY['sdxl']} have the same shapes; this model is "
+                           f"{FAMILY[config.latent_space]}, whose VAE is {VAE_FILE[config.latent_space]})")
+
+
+def of_control(found: Found, control: Any, model: Any) -> None:
+    from .control import HostControlNet, check_fits, network_of
+    network = getattr(control, "control_model", None)
+    if not isinstance(network, HostControlNet):
+        found.facts.append(f"CONTROL_NET: {type(control).__name__} of another loader")
+        found.problems.append("this ControlNet is not one of PixArt; load one with Load PixArt ControlNet")
+        return
+    size = sum(tensor.nbytes for tensor in network.parameters())
+    found.facts.append(f"CONTROL_NET: {control.description}, {gigabytes(size)}")
+    if "sampling" in found.needs:
+        found.needs["sampling"] += size
+    if model is None or not is_ours(model):
+        return
+    try:
+        check_fits(network, network_of(model.model), control.latent_space)
+    except ValueError as error:
+        found.problems.append(str(error))
+
+
+def of_memory(found: Found, model: Any) -> None:
+    """The stages need memory one after the other: the host takes off what a stage does not use."""
+    from comfy import model_management
+    device = model.load_device if model is not None else model_management.get_torch_device()
+    free = model_management.get_free_memory(device)
+    stages = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.needs.items())
+    if not stages:
+        return
+    found.facts.append(f"Memory, about, one after the other: {stages}; {gigabytes(free)} are free on {device}")
+    for name, size in found.needs.items():
+        if size > free:
+            found.facts.append(f"{name} needs more than is free: the host will unload other models, or keep a part in "
+                               "main memory and be slower")
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

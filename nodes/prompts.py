@@ -1,0 +1,58 @@
+"""The node that reads many prompts from one file."""
+from .arguments import checked
+from .host import folders, inputs
+from .host.node_text import show_text
+
+MOST = 10_000           # prompts of one run
+SIDE = {"default": 1024, "min": 16, "max": 8192, "step": 16}
+LAST_SEED = 2 ** 64 - 1
+
+
+class PixArtPromptList:
+    DESCRIPTION = ("Prompts from a text file, CSV or JSON lines in ComfyUI's input folder, one picture each: the nodes "
+                   "behind it run once a line. A line may bring its own seed, width, height and negative prompt.")
+    CATEGORY = "PixArt"
+    FUNCTION = "read"
+    RETURN_TYPES = ("STRING", "INT", "INT", "INT", "STRING")
+    RETURN_NAMES = ("prompt", "seed", "width", "height", "negative")
+    OUTPUT_TOOLTIPS = ("A prompt a line, for PixArt Text Encode.", "Of the line, else the seed below and those that "
+                       "follow it.", "Width in pixels, of the line or as below.", "Height in pixels, likewise.",
+                       "Of the line, else empty.")
+    OUTPUT_IS_LIST = (True, True, True, True, True)
+    SEARCH_ALIASES = ["prompts from file", "batch prompts", "csv", "jsonl", "load text file", "wildcards"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "file": (inputs.prompt_files(), {"tooltip":
+                     "A list in ComfyUI's input folder. .txt: a prompt a line. .csv: a first line that names prompt, "
+                     "and if you like negative, seed, width, height. .jsonl: objects with these names."}),
+            "start": ("INT", {"default": 1, "min": 1, "max": 10_000_000, "tooltip": "The first prompt that is taken."}),
+            "count": ("INT", {"default": 100, "min": 1, "max": MOST, "tooltip": "So many prompts at most."}),
+            "seed": ("INT", {"default": 0, "min": 0, "max": LAST_SEED, "control_after_generate": True, "tooltip":
+                     "Of the list's first prompt, where it gives none; those of the others follow, so that a prompt "
+                     "keeps its seed wherever you start."}),
+            "width": ("INT", {**SIDE, "tooltip": "Pixels, for lines that give no size."}),
+            "height": ("INT", {**SIDE, "tooltip": "Pixels, for lines that give no size."}),
+        }}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
+        return folders.is_there(file, inputs.prompt_path)
+
+    @classmethod
+    def IS_CHANGED(cls, file: str | None = None, **_: object) -> str:
+        return folders.changed(file, inputs.prompt_path)
+
+    @checked
+    def read(self, file: str, start: int, count: int, seed: int, width: int, height: int
+             ) -> tuple[list[str], list[int], list[int], list[int], list[str]]:
+        from ..pixart.prompts import read_prompts
+        lines = read_prompts(inputs.prompt_path(file))
+        if start > len(lines):
+            raise ValueError(f"start is {start}, the list has {len(lines)} prompts; choose 1 to {len(lines)}")
+        taken = list(enumerate(lines))[start - 1:start - 1 + count]
+        show_text(f"prompts {start} to {start - 1 + len(taken)} of {len(lines)}")
+        seeds = [(seed + number) % (LAST_SEED + 1) if line.seed is None else line.seed for number, line in taken]
+        return ([line.prompt for _, line in taken], seeds, [line.width or width for _, line in taken],
+                [line.height or height for _, line in taken], [line.negative for _, line in taken])
