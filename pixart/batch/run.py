@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..progress import Progress
 from .draw import Drawn, Settings
 from .store import PictureFiles, Shards, Store, claimed, facts
 from .tasks import Task, digest, groups_of
 
 RECORD, RESULTS, FAILURES = "batch.json", "results.jsonl", "failures.jsonl"
-Progress = Callable[[str, int, int], None]          # (stage, done, total)
 Workers = Callable[[Sequence[Sequence[Task]]], Iterator[list[Drawn]]]
 
 

@@ -1,18 +1,18 @@
 """Queue workflows, follow each to its end, fetch what it made."""
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..atomic import replacing
+from ..progress import Progress
 from .errors import ClientError, Failed, Interrupted, Unreachable
 from .graph import Graph, named
 from .listen import Listener
 from .server import Server
 
-Progress = Callable[[str, int, int], None]      # (stage, done, total)
 LOOK_SECONDS = 1.0              # the history is asked this often, whatever the websocket says
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 FORGOTTEN = ("the server no longer has the prompt: it was deleted from the queue, or the server was started anew. It "

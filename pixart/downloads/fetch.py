@@ -9,16 +9,15 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from ..progress import Progress
 from .catalogue import Published, size_text
 
 HUB = "https://huggingface.co"
-Progress = Callable[[str, int, int], None]      # (name, bytes done, bytes in all)
 CHUNK = 2 ** 20
 TRIES = 5               # without a single new byte
 PAUSE_SECONDS = 1.0
@@ -44,8 +43,9 @@ def fetch(file: Published, target: Path, endpoint: str = HUB, progress: Progress
     """Fetch into `target`, in an existing folder; False where the same file is there already.
 
     What was fetched before an interruption lies in a hidden .part file beside it, from which the next call goes on.
-    Raises FileExistsError for another file of this name, ValueError where the hub's file is not the one of the table or
-    came damaged, OSError where it cannot be reached or the disk is full.
+    progress: told (file, bytes done, bytes in all). Raises FileExistsError for another file of this name, ValueError
+    where the hub's file is not the one of the table or came damaged, OSError where it cannot be reached or the disk is
+    full.
     """
     remote = ask(file, endpoint)
     if file.sha256 and remote.sha256 and file.sha256 != remote.sha256:
