@@ -1,8 +1,12 @@
 """ComfyUI entry point: which nodes exist and where their help pages lie."""
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from .nodes.host.folders import register_bundled
+from .nodes.host.guest import refused_as_second_copy
 
-register_bundled()
+if refused_as_second_copy():
+    NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = {}, {}
+else:
+    register_bundled()
 
 WEB_DIRECTORY = "./web"
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

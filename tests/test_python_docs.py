@@ -29,7 +29,7 @@ def ran(tmp_path_factory) -> tuple[Path, dict]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for line, code in examples():
-            exec(compile("\n" * line + code, str(PAGE), "exec"), names)     # line numbers in errors are the page's
+            exec(compile("\n" * line + code, str(PAGE), "exec"), names)     # noqa: S102 - with the page's line numbers
     return folder, names
 
 

@@ -1,17 +1,41 @@
 """Being a guest in the host's process: ids that others have, long work that stops when the user says so."""
 import gc
+import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+
+logger = logging.getLogger(__name__)
+PACK = __package__.removesuffix(".nodes.host")
 
 
 def taken(node_id: str) -> bool:
     """Whether a pack that the host imported before this one has a node of this id. One imported later wins anyway."""
     host = sys.modules.get("nodes") if "folder_paths" in sys.modules else None
     return host is not None and node_id in host.NODE_CLASS_MAPPINGS
+
+
+def refused_as_second_copy() -> bool:
+    """Whether the host imported another folder with this pack before: that one keeps the nodes, and this is said once.
+
+    Two copies with the same ids would replace each other's nodes in the order of the file system.
+    """
+    host = sys.modules.get("nodes") if "folder_paths" in sys.modules else None
+    first = getattr(host, "NODE_CLASS_MAPPINGS", {}).get("PixArtLoader")
+    module = sys.modules.get(getattr(first, "__module__", ""))
+    if module is None or module.__file__ is None or module.__name__ == f"{PACK}.nodes.loaders":
+        return False
+    there, here = Path(os.path.abspath(module.__file__)).parents[1], Path(os.path.abspath(__file__)).parents[2]
+    if there == here:
+        return False
+    logger.warning("ComfyUI-PixArt-Delta is installed twice. The nodes of %s are used; remove this folder: %s", there,
+                   here)
+    return True
 
 
 def bar(total: int) -> Any:
