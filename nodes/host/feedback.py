@@ -17,7 +17,7 @@ def apply_feedback(model: Any, path: Path, start: float, end: float) -> tuple[An
     network = network_in(model.model)
     if network is not None:
         feedback.check(network.config)
-    patched = with_policies(model, lambda: [PlacedInnerLoop(feedback, start, end)])
+    patched = with_policies(model, lambda sampling: [PlacedInnerLoop(feedback, start, end)])
     blocks = len(feedback.blocks)
     return patched, (f"feedback: blocks {feedback.first} to {feedback.last} run twice, {blocks + 1} more than "
                      f"{feedback.config.depth} a step; trained for {feedback.steps} steps with euler, scheduler "
