@@ -17,10 +17,10 @@ from .train import PixArtTrain
 # Ids are saved in people's workflows: they never change.
 TITLES = {
     PixArtLoader: "Load PixArt",
-    PixArtPromptList: "PixArt Prompt List",
     PixArtCheck: "PixArt Check",
     PixArtDeltaLoraLoader: "Load PixArt LoRA",
     PixArtT5Loader: "Load T5 for PixArt",
+    PixArtPromptList: "PixArt Prompt List",
     PixArtTextEncode: "PixArt Text Encode",
     PixArtEmptyLatent: "PixArt Empty Latent",
     PixArtControlNetLoader: "Load PixArt ControlNet",

@@ -39,6 +39,24 @@ def test_every_module_that_is_imported_is_in_the_archive(archive):
             for path in (ROOT / folder).rglob("*.py")} <= modules
 
 
+def test_the_archive_alone_is_a_pack_that_writes_nothing(archive, tmp_path):
+    """Unpacked into a folder of its own, as ComfyUI-Manager does it; removing the folder removes everything."""
+    folder = tmp_path / "custom_nodes" / "pixart-delta"
+    for name in archive:
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(ROOT / name)
+    before = sorted(tmp_path.rglob("*"))
+    code = ("import importlib.util as util, sys; "
+            f"spec = util.spec_from_file_location('p', {str(folder / '__init__.py')!r}, "
+            f"submodule_search_locations=[{str(folder)!r}]); "
+            "module = sys.modules['p'] = util.module_from_spec(spec); spec.loader.exec_module(module); "
+            "module.NODE_CLASS_MAPPINGS['PixArtLoader'].INPUT_TYPES(); print(len(module.NODE_CLASS_MAPPINGS))")
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 15, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_metadata_is_what_the_registry_takes():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, comfy = settings["project"], settings["tool"]["comfy"]

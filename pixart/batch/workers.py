@@ -1,11 +1,14 @@
 """Who draws: this process, one process a device, or actors of a Ray cluster. All of them hand pictures back to here."""
+import logging
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
 from typing import Any
 
 from .draw import Drawn, Settings, draw_group
@@ -71,11 +74,12 @@ def _serve(settings: Settings, device: str, draw: DrawGroup, todo: "queue.Simple
 
 
 def _executor() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker)
 
 
-def end_with_parent() -> None:
-    """A process whose parent was killed would wait for work for ever, with its models in memory."""
+def start_worker() -> None:
+    """Ctrl-C is the parent's to answer. One whose parent was killed would wait for ever, with its models in memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -92,11 +96,13 @@ def on_ray(settings: Settings, address: str, count: int | None, groups: Sequence
     address: as `ray.init` takes it; "auto" is the cluster of this machine, "local" one just for this run. The library
     and the files of the settings must lie on every machine at the same places.
     """
+    if find_spec("ray") is None:
+        raise ImportError("--ray needs the package ray: pip install 'pixart-delta[ray]'")
     import ray
 
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actor = ray.remote(RayDrawer).options(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=3, max_task_retries=3)
@@ -124,7 +130,8 @@ def _handed_out(actors: Sequence[Any], groups: Sequence[Group]) -> Iterator[list
     import ray
     from ray.exceptions import RayActorError
 
-    left, running = list(reversed(groups)), {}
+    left = list(reversed(groups))
+    running: dict[Any, tuple[Any, Group]] = {}
     free = list(actors)
     while left or running:
         while left and free:

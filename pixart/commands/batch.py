@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
     from ..prompts import read_prompts
     from .progress import Bars
 
+    if args.device and (args.devices or args.ray):
+        raise ValueError("--device names one device; leave it out beside --devices and --ray")
     if args.workers and not args.ray:
         raise ValueError("--workers is for --ray; for one machine name --devices")
     lines = read_prompts(args.prompts)

@@ -144,6 +144,17 @@ def command(folder: Path, out: str) -> list[str]:
             "1", "--size", "32x32", "--batch", "2", "--device", "cpu"]
 
 
+@pytest.mark.parametrize("words, finding", [
+    (["--devices", "cpu,cpu"], "--device names one device"), (["--ray"], "--device names one device"),
+    (["--workers", "2"], "--workers is for --ray"), (["--embeddings", "x"], "is one prompt"),
+])
+def test_options_that_contradict_each_other_are_refused(tmp_path, monkeypatch, capsys, words, finding):
+    (tmp_path / "prompts.txt").write_text("a")
+    monkeypatch.setattr(sys, "argv", command(tmp_path, "out") + words)
+    assert main() == 1 and finding in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def draw_all(words: list[str]) -> None:
     sys.argv = words
     sys.exit(main())

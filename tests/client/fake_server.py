@@ -23,6 +23,7 @@ class FakeServer:
         self.cut_at: int | None = None          # all websockets are cut off in this step
         self.forgets = False                    # a run leaves nothing in the history
         self.refuses: dict | None = None
+        self.drops: dict = {}                   # node errors of a workflow that is taken in part
         self.fails: dict | None = None
         self.steps, self.pause = 4, 0.01
         self.interrupts = 0
@@ -72,7 +73,7 @@ class FakeServer:
         if self.answers_lost:
             self.answers_lost -= 1
             request.transport.abort()
-        return web.json_response({"prompt_id": prompt_id, "number": len(self.taken), "node_errors": {}})
+        return web.json_response({"prompt_id": prompt_id, "number": len(self.taken), "node_errors": self.drops})
 
     def _entry(self, prompt_id: str) -> list:
         body = self.graphs[prompt_id]

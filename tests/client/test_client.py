@@ -89,6 +89,14 @@ def test_a_refusal_names_node_title_and_input(server, tmp_path, monkeypatch, cap
     assert 'node 6 "PixArt LCM Sampler" (PixArtLCMSampler), input steps: Value 99' in capsys.readouterr().err
 
 
+def test_a_workflow_that_is_taken_in_part_is_taken_back(server, tmp_path, monkeypatch, capsys):
+    server.steps, server.pause = 1000, 0.05
+    server.drops = {"6": {"class_type": "PixArtLCMSampler", "errors": [{"message": "Wrong", "details": "steps"}]}}
+    assert queue(server, tmp_path, monkeypatch=monkeypatch) == 3
+    assert "only a part of the workflow" in capsys.readouterr().err
+    assert len(server.taken) == 1 and server.running is None and server.waiting == []
+
+
 def test_a_failed_node_is_named(server, tmp_path, monkeypatch, capsys):
     server.fails = {"node_id": "6", "node_type": "PixArtLCMSampler", "exception_type": "ValueError",
                     "exception_message": "too many steps\n"}
