@@ -1,5 +1,6 @@
 """A batch gives each picture once and the same files, however often it is killed."""
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -126,8 +127,14 @@ def test_a_process_that_dies_is_started_again(tmp_path):
 def test_a_worker_of_a_ray_cluster_is_killed_and_every_result_is_there_once(tmp_path):
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'pixart-delta[ray]'")
     root = Path(__file__).resolve().parents[2]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
-             runtime_env={"env_vars": {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}})
+    try:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+                 logging_level=logging.ERROR,
+                 runtime_env={"env_vars": {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}})
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        pytest.skip("Ray gave up after the 30 s that it gives itself to start; this machine is too busy")
     try:
         todo = fatal(tmp_path)
         summary = run_batch(todo, SETTINGS, tmp_path / "out",
