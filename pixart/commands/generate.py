@@ -122,7 +122,8 @@ def round_activations(args: argparse.Namespace, pipe: "Pipeline") -> None:
 
     if args.compile:
         raise ValueError("--input-bits and --compile do not go together; leave one out")
-    pipe.t5.make_room(False)
+    if pipe.t5 is not None:
+        pipe.t5.make_room(False)
     round_inputs(pipe.transformer, args.input_bits)
 
 

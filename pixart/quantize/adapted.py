@@ -66,7 +66,7 @@ def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: 
                                          lambda step, total, stage=stage: told(stage, step, total)))    # type: ignore
         layers = load_block(path)
         for layer, packed in layers.items():
-            block.get_submodule(layer).weight.copy_(packed.unpacked())      # type: ignore[operator, union-attr]
+            block.get_parameter(f"{layer}.weight").copy_(packed.unpacked())
         exact, rounded = wanted, given.through(block)
         logger.info("block %d: its output is %.2f %% off", index, 100 * float((rounded - exact).norm() / exact.norm()))
         done |= {f"blocks.{index}.{layer}": packed for layer, packed in layers.items()}

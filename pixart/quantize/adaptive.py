@@ -97,7 +97,7 @@ def adapt_block(block: PixArtBlock, options: Mapping[str, Options], inputs: Inpu
     The block is left as it was. told(done, total), in iterations, may raise to stop.
     """
     device = block.attn.proj.weight.device
-    soft = {layer: SoftWeight(block.get_submodule(layer).weight.detach(), own).to(device)       # type: ignore[arg-type]
+    soft = {layer: SoftWeight(block.get_parameter(f"{layer}.weight").detach(), own).to(device)
             for layer, own in options.items()}
     generator = torch.Generator().manual_seed(adaptation.seed)
     optimizer = torch.optim.Adam([each.variable for each in soft.values()], adaptation.learning_rate)

@@ -60,15 +60,15 @@ class Recorder(Policy):
 
     chosen: set[tuple[int, int, bool]]
     offset: int = 0                                     # number of the first picture of the sampling
-    kept: list[Inputs] = field(default_factory=list)
+    found: list[Inputs] = field(default_factory=list)
 
     def stack(self, p: Pass, go: Run) -> Tensor:
         step = p.known_step()
         rows = torch.tensor([row for row, lane in enumerate(step.lanes) if self.wants(step.index, lane)],
                             dtype=torch.long)
         if len(rows):
-            found = Inputs(p.x.cpu(), p.text.cpu(), real_tokens(p), p.modulation.cpu(), p.grid).rows(rows)
-            self.kept.append(found)
+            every = Inputs(p.x.cpu(), p.text.cpu(), real_tokens(p), p.modulation.cpu(), p.grid)
+            self.found.append(every.rows(rows))
         return go(p)
 
     def wants(self, step: int, lane: Hashable) -> bool:
@@ -102,7 +102,7 @@ def record(model: PixArtTransformer, request: Request, captions: Encoded, null: 
         pipe.sample(part, join([captions.one(i) for i in numbers]), null, policies=[recorder], batch=AT_ONCE)
         if told:
             told("drawing calibration pictures", numbers.stop, pictures)
-    return together(recorder.kept)
+    return together(recorder.found)
 
 
 def together(parts: Sequence[Inputs]) -> Inputs:
