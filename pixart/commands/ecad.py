@@ -6,7 +6,7 @@ from pathlib import Path
 def add_options(command: argparse.ArgumentParser) -> None:
     tasks = command.add_subparsers(dest="task", required=True)
     show = tasks.add_parser("show", help="say what a schedule file computes, step by step")
-    show.add_argument("file", type=Path, metavar="JSON")
+    show.add_argument("file", type=Path, metavar="JSON", help="schedule file of ECAD, or one that a search wrote")
     search = tasks.add_parser(
         "search", help="search on PixArt-mini",
         description="Search for schedules on PixArt-mini by evolution (NSGA-II): quality as judge A reads the "
