@@ -104,6 +104,7 @@ def optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> 
 
 
 def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> Found:
+    from comfy.model_management import InterruptProcessingException
     say, device = RunningText(), model.load_device
     pictures, _, height, width = latent["samples"].shape
     request = Request((wish.prompt,) * pictures, "", 8 * height, 8 * width, wish.sampler, wish.steps, 1.0, wish.rule)
@@ -120,7 +121,8 @@ def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) ->
     draw = Generator(network, decode, request, caption, noise_of(latent, wish, device))
     watch = HostWatch(wish, say)
     with recomputed(network, decoder_copy) if wish.save_memory else nullcontext():
-        return optimise_noise(draw, reward, (wish.prompt,) * pictures, draw.start, wish.recipe, watch)
+        return optimise_noise(draw, reward, (wish.prompt,) * pictures, draw.start, wish.recipe, watch,
+                              (KeyboardInterrupt, InterruptProcessingException))    # layers of newer hosts raise it
 
 
 def working_dtype(device: torch.device) -> torch.dtype:

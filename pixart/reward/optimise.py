@@ -67,13 +67,13 @@ Watch = Callable[[Iteration, Tensor], None]     # (what was done, its pictures);
 
 
 def optimise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor, recipe: Recipe = PUBLISHED,
-             watch: Watch | None = None) -> Found:
+             watch: Watch | None = None, stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> Found:
     """Raise the reward of the pictures that `draw` makes of noise; the best of all iterations is returned.
 
     noise: float32, not changed. A picture whose reward or gradient is not finite drops its iteration: it goes half
-    the way back and loses its momentum. A KeyboardInterrupt ends the work and the best so far is returned. Call it
-    outside of inference mode, whose tensors know no gradients. Raises ValueError, and FloatingPointError where no
-    iteration of a picture gave a finite reward.
+    the way back and loses its momentum. stops: exceptions, wherever they come from, that end the work; the best so far
+    is returned, and where there is none they are raised again. Call it outside of inference mode, whose tensors know
+    no gradients. Raises ValueError, and FloatingPointError where no iteration of a picture gave a finite reward.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("noise cannot be optimised in inference mode; call this within torch.inference_mode(False)")
@@ -84,7 +84,7 @@ def optimise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Ten
                 done, pictures = ascent.iterate(number)
                 if watch is not None:
                     watch(done, pictures)
-        except KeyboardInterrupt:
+        except stops:
             if not ascent.history:
                 raise
             ascent.stopped = True

@@ -142,6 +142,16 @@ def test_stopped_it_returns_the_best_so_far():
     found = run(noise(), Recipe(iterations=50, rate=1.0), watch=watch)
     assert found.stopped and len(found.history) == 4 and found.total.item() == found.history[-1].best[0]
 
+    calls = []
+
+    def passing(given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise TimeoutError
+        return draw(given)
+    found = optimise(passing, WeightedSum([(Nearness(), 1.0)]), ["x"], noise(), Recipe(rate=1.0), None, (TimeoutError,))
+    assert found.stopped and len(found.history) == 2
+
     def at_once(given):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):

@@ -329,19 +329,19 @@ SENTENCES = "a red cat. a (blue. dog:1.3) on a mat! the end"
 
 def test_long_prompts_are_put_together_from_sentences_with_either_clip():
     for clip in (our_clip(), stock_clip()):
-        parts = [encode(clip, text)[0][0][0] for text in ("a red cat.", "a (blue. dog:1.3) on a mat!", "the end")]
-        plain, report = encode(clip, SENTENCES, long_prompt="segments")
-        assert torch.equal(plain[0][0], torch.cat([parts[0][:, :-1], parts[1][:, :-1], parts[2]], 1))
-        assert "segment 2, " in report and f"{plain[0][0].shape[1]} of {plain[0][0].shape[1]} tokens" in report
-        kept, _ = encode(clip, SENTENCES, long_prompt="segments", inner_ends=True)
-        assert torch.equal(kept[0][0], torch.cat(parts, 1))
-        assert torch.equal(encode(clip, "a red cat.", long_prompt="segments")[0][0][0], parts[0])
+        parts = [encode(clip, text)[0] for text in ("a red cat.", "a (blue. dog:1.3) on a mat!", "the end")]
+        plain, _, report = encode(clip, SENTENCES, long_prompt="segments")
+        assert torch.equal(plain, torch.cat([parts[0][:, :-1], parts[1][:, :-1], parts[2]], 1))
+        assert "segment 2, " in report and f"{plain.shape[1]} of {plain.shape[1]} tokens" in report
+        kept = encode(clip, SENTENCES, long_prompt="segments", inner_ends=True)[0]
+        assert torch.equal(kept, torch.cat(parts, 1))
+        assert torch.equal(encode(clip, "a red cat.", long_prompt="segments")[0], parts[0])
 
 
 def test_whole_prompts_are_not_cut_with_either_clip():
     for clip in (our_clip(), stock_clip()):
         cut, whole = (encode(clip, "a cat " * 200, long_prompt=mode) for mode in ("truncate", "whole"))
-        assert cut[0][0][0].shape[1] == 120 < whole[0][0][0].shape[1]
-        assert "words cut" in cut[1] and "words cut" not in whole[1]
-        assert "longer than the 120 tokens of PixArt's training captions" in whole[1]
+        assert cut[0].shape[1] == 120 < whole[0].shape[1]
+        assert "words cut" in cut[2] and "words cut" not in whole[2]
+        assert "longer than the 120 tokens of PixArt's training captions" in whole[2]
     assert "inner end tokens are those of segments" in refusal(encode, our_clip(), "a", inner_ends=True)
