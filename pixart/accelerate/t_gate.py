@@ -76,7 +76,8 @@ class TGate(ReuseBranches):
             self.memory.put(replace(step, lanes=waiting), place, torch.cat(means))
 
     def kept(self, depth: int) -> int:
-        return super().kept(depth) + len(self.averaged) * depth
+        """What each row said for itself, and the mean, beside what every schedule keeps."""
+        return super().kept(depth) + 2 * len(self.averaged) * depth
 
 
 def counterpart(lane: Hashable, known: Sequence[Hashable]) -> Sequence[Hashable]:

@@ -162,7 +162,7 @@ def test_an_impossible_token_limit_is_an_error(t5_folder: Path, limit: object) -
 
 
 def test_impossible_choices_are_errors(t5_folder: Path) -> None:
-    with pytest.raises(ValueError, match="16, 8 or 4 bits, not 3"):
+    with pytest.raises(ValueError, match="16, 8, 4 bits or 'int8', not 3"):
         T5Encoder(t5_folder, bits=3)
     with pytest.raises(ValueError, match="is not a device"):
         T5Encoder(t5_folder, bits=16, device="toaster")
