@@ -175,7 +175,7 @@ def differentiable_vae(vae: Any, model: Any, device: torch.device) -> tuple[Call
     """Latents as the transformer sees them -> pictures (B, 3, H, W) in 0..1, and the copy of the VAE behind it."""
     from comfy import model_management
     model_management.load_models_gpu([vae.patcher])
-    network = copied(vae.first_stage_model).to(device)
+    network: Any = copied(vae.first_stage_model).to(device)
     unscaled, dtype = model.model.latent_format.process_out, vae.vae_dtype
 
     def decode(latents: Tensor) -> Tensor:

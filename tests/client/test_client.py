@@ -74,7 +74,7 @@ def test_stopping_takes_everything_back(server, tmp_path):
     def stop() -> None:
         while server.running is None or len(server.taken) < 3:
             time.sleep(0.01)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)       # as a terminal does: it ends a wait
     threading.Thread(target=stop).start()
     with pytest.raises(KeyboardInterrupt):
         next(outcomes)

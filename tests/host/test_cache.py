@@ -71,7 +71,7 @@ def test_after_a_cancelled_run(server):
             posted.append(server.post("/interrupt", {}))
 
     (want,) = run(server, cached(seed=67, method="first-block"))
-    (cut,) = run(server, cached(4000, seed=68, method="first-block"), on_message=stop)
+    (cut,) = run(server, cached(300, seed=68, method="first-block"), on_message=stop)
     (got,) = run(server, cached(seed=67, method="first-block"))
     assert cut.end == "execution_interrupted" and picture(server, got) == picture(server, want)
 
