@@ -67,7 +67,7 @@ def test_without_a_websocket_the_end_is_found_all_the_same(server, tmp_path, mon
     assert len(outcome.files) == 1 and not server.sockets
 
 
-def test_stopping_takes_everything_back(server, tmp_path):
+def test_stopping_takes_everything_back(server, tmp_path, interruptible):
     server.steps, server.pause = 1000, 0.05
     outcomes = draw(Server(server.address), [read_workflow(MINI)] * 3, tmp_path)
 

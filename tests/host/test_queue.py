@@ -1,4 +1,5 @@
 """`pixart queue` against a real server: pictures of several seeds, a refusal, an interruption."""
+import signal
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from pixart.client import Server, draw, read_workflow, with_seed, with_value
 MINI = harness.ROOT / "workflows" / "api" / "mini-lcm-4-steps.json"
 
 
-def test_a_workflow_is_queued_refused_and_taken_back(server, tmp_path, monkeypatch, capsys):
+def test_a_workflow_is_queued_refused_and_taken_back(server, tmp_path, monkeypatch, capsys, interruptible):
     command = ["pixart", "queue", str(MINI), "--server", f"127.0.0.1:{server.port}", "--out", str(tmp_path),
                "--set", "prompt=a large red circle on a white background", "--seed", "5,6"]
     monkeypatch.setattr(sys, "argv", command)
@@ -31,11 +32,10 @@ def test_a_workflow_is_queued_refused_and_taken_back(server, tmp_path, monkeypat
                     tmp_path, lambda *told: heard.append(told))
 
     def stop() -> None:
-        import signal
         until = time.monotonic() + harness.PROMPT_SECONDS
         while not heard and time.monotonic() < until:
             time.sleep(0.05)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)       # as a terminal does: it ends a wait
     threading.Thread(target=stop).start()
     with pytest.raises(KeyboardInterrupt):
         next(outcomes)
