@@ -241,7 +241,8 @@ def recipe_like(**changes: object):
 METHOD_OF = {"lcm": "lcm", "lcm-lora": "lcm-lora", "controlnet": "controlnet", "lora": "lora", "finetune": "diffusion",
              "mini-teacher": "diffusion", "mini-lcm": "lcm", "mini-lcm-lora": "lcm-lora", "mini-lora": "lora",
              "mini-controlnet": "controlnet", "mup": "diffusion", "tdm": "tdm", "mini-tdm": "tdm", "dmd": "dmd",
-             "mini-dmd": "dmd", "ilf": "ilf", "mini-ilf": "ilf", "reward-lora": "reward-lora", "mini-reward-lora": "reward-lora"}
+             "mini-dmd": "dmd", "ilf": "ilf", "mini-ilf": "ilf", "reward-lora": "reward-lora",
+             "mini-reward-lora": "reward-lora"}
 
 
 def ready(name: str) -> settings.Settings:
