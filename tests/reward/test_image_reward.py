@@ -20,8 +20,9 @@ WIDTH, DEPTH = 64, 2
 def published(name: str) -> types.ModuleType:
     """One file of the image-reward package; what that imports besides would replace torch."""
     spec = importlib.util.find_spec("ImageReward")
-    if spec is None or importlib.util.find_spec("timm") is None:
-        pytest.skip("image-reward and timm are not installed; they are oracles only")
+    lacking = [needed for needed in ("ImageReward", "timm", "torchvision") if importlib.util.find_spec(needed) is None]
+    if spec is None or lacking:
+        pytest.skip(f"{', '.join(lacking)} not installed; image-reward is an oracle only")
     place = Path(spec.origin).parent / "models" / "BLIP" / f"{name}.py"
     text = place.read_text(encoding="utf-8")
     text = text.replace("from timm.models.registry import", "from timm.models import")
