@@ -18,6 +18,8 @@ MOST_SEEDS = 100_000
 def read_workflow(path: str | Path) -> Graph:
     """The workflow in a file of API format. ClientError for everything else, with what to do."""
     path = Path(path)
+    if not path.is_file():
+        raise ClientError(f"there is no workflow file at this place; give one in API format: {path}")
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -81,6 +81,11 @@ def test_stopping_takes_everything_back(server, tmp_path, interruptible):
     assert server.running is None and server.waiting == [] and server.interrupts == 1
 
 
+def test_a_workflow_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ClientError, match="no workflow file at this place.*nowhere.json"):
+        read_workflow(tmp_path / "nowhere.json")
+
+
 def test_a_refusal_names_node_title_and_input(server, tmp_path, monkeypatch, capsys):
     server.refuses = {"error": {"message": "Prompt outputs failed validation", "details": ""}, "node_errors": {"6": {
         "class_type": "PixArtLCMSampler", "errors": [{"message": "Value 99 bigger than max of 50", "details": "steps",
