@@ -1,10 +1,12 @@
 """T-GATE: once text has said what it has to say, cross-attention is kept and guidance dropped (arXiv 2404.02747)."""
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..model.lane_memory import LaneNotes
 from ..model.policy import Lane, Pass, Run, Step
 from .branches import ReuseBranches
 from .schedule import BRANCHES, BranchSchedule
@@ -44,6 +46,7 @@ class TGate(ReuseBranches):
         if gate < 1:
             raise ValueError(f"gate {gate} asked for; it must be 1 or more, the first step that reuses")
         self.gate, self.drop_guidance, self.averaged = gate, drop_guidance, tuple(averaged)
+        self._done: defaultdict[tuple[int, str], LaneNotes[bool]] = defaultdict(LaneNotes)
 
     def guides(self, index: int, total: int) -> bool:
         return index < self.gate or not self.drop_guidance
@@ -63,21 +66,20 @@ class TGate(ReuseBranches):
 
     def average(self, step: Step, key: tuple[int, str]) -> None:
         """Put the mean with the counterpart in the place of what each lane said, once."""
-        apart, mean = (*key, "apart"), (*key, "mean")
-        done, known = self.memory.lanes(mean), self.memory.lanes(apart)
-        waiting = tuple(lane for lane in step.lanes if lane in known and lane not in done)
+        apart, done = (*key, "apart"), self._done[key]
+        known = self.memory.lanes(apart)
+        waiting = tuple(lane for lane, found in zip(step.lanes, done.get(step)) if lane in known and not found)
         if not waiting:
             return
         means = []
         for lane in waiting:
             both = (self.memory.get(replace(step, lanes=(each,)), apart) for each in (lane, *counterpart(lane, known)))
             means.append(torch.stack([said for said in both if said is not None]).mean(0))
-        for place in (mean, key):
-            self.memory.put(replace(step, lanes=waiting), place, torch.cat(means))
+        self.memory.put(replace(step, lanes=waiting), key, torch.cat(means))
+        done.put(replace(step, lanes=waiting), [True] * len(waiting))
 
     def kept(self, depth: int) -> int:
-        """What each row said for itself, and the mean, beside what every schedule keeps."""
-        return super().kept(depth) + 2 * len(self.averaged) * depth
+        return super().kept(depth) + len(self.averaged) * depth
 
 
 def counterpart(lane: Hashable, known: Sequence[Hashable]) -> Sequence[Hashable]:
