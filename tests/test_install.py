@@ -16,7 +16,7 @@ MOST_BYTES = 45_000_000
 @pytest.fixture(scope="module")
 def archive() -> list[str]:
     """Files that comfy-cli packs: what git tracks, without the patterns of .comfyignore."""
-    pathspec = pytest.importorskip("pathspec")
+    pathspec = pytest.importorskip("pathspec", reason="pathspec, which reads .comfyignore, is not installed")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
         pytest.skip("this is no git checkout")

@@ -12,7 +12,7 @@ from pixart.accelerate.seeds import hand_made
 from pixart.commands.ecad import write_front
 
 STEPS, DEPTH = 5, 3
-pytest.importorskip("pymoo")
+pytest.importorskip("pymoo", reason="pymoo is not installed: pip install 'pixart-delta[ecad]'")
 
 
 class Toy:

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -181,6 +182,21 @@ class Outcome:
 
     def pictures(self, node: str) -> list[dict]:
         return self.outputs.get(node, {}).get("images", [])
+
+
+def told(outcome: Outcome) -> list[tuple[str, str]]:
+    """Nodes and what stood on them, in order. A binary message of kind 3 holds length of the id, id, text."""
+    found = []
+    for frame in outcome.previews:
+        kind, length = struct.unpack(">II", frame[:8])
+        if kind == 3:
+            found.append((frame[8:8 + length].decode(), frame[8 + length:].decode()))
+    return found
+
+
+def texts(outcome: Outcome, name: str) -> list[str]:
+    """What stood on one node, in order."""
+    return [text for node, text in told(outcome) if node == name]
 
 
 class Session:

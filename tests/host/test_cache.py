@@ -15,15 +15,10 @@ def sized(graph: dict[str, dict], resolution: str) -> dict[str, dict]:
     return graph
 
 
-def texts(outcome: harness.Outcome) -> list[str]:
-    """What nodes said on themselves."""
-    return [frame[8:].decode(errors="replace") for frame in outcome.previews if frame[:4] == b"\0\0\0\3"]
-
-
 def test_it_says_on_itself_what_it_did(server):
     (outcome,) = run(server, cached(seed=61))
     picture(server, outcome)
-    said = [text for text in texts(outcome) if text.startswith("cache")]
+    said = harness.texts(outcome, "cache")
     assert len(said) == 2 and "every 2 from the first: " in said[0]
     assert "of 96 branches computed" in said[1]
 
@@ -40,7 +35,7 @@ def test_a_prompt_that_reuses_the_nodes_output_is_cached_too(server):
     outcomes = run(server, *(cached(seed=seed) for seed in (63, 64, 63)))
     pictures = [picture(server, outcome) for outcome in outcomes]
     assert pictures[0] == pictures[2] != pictures[1]
-    assert all(any("less work, " in text for text in texts(outcome)) for outcome in outcomes)
+    assert all(any("less work, " in text for text in harness.texts(outcome, "cache")) for outcome in outcomes)
 
 
 def test_another_size_between_two_runs(server):
@@ -60,7 +55,7 @@ def test_a_second_sampler_and_a_hires_pass_in_one_graph(server):
     graph["decode"]["inputs"]["samples"] = ["second", 0]
     (outcome,) = run(server, graph)
     assert picture(server, outcome)[16:24] == (256).to_bytes(4, "big") * 2
-    assert sum("less work, " in text for text in texts(outcome)) == 2
+    assert sum("less work, " in text for _, text in harness.told(outcome)) == 2
 
 
 def test_after_a_cancelled_run(server):
@@ -85,7 +80,7 @@ def test_two_models_in_one_graph(server):
     graph["decode"]["inputs"]["samples"] = ["second", 0]
     (outcome,) = run(server, graph)
     picture(server, outcome)
-    assert {text.split("\n")[0][:5] for text in texts(outcome) if "less work, " in text} == {"cache", "other"}
+    assert {node_id for node_id, text in harness.told(outcome) if "less work, " in text} == {"cache", "other cache"}
 
 
 def test_a_lora_and_a_batch(server):

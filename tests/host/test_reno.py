@@ -1,9 +1,9 @@
 """PixArt ReNO over HTTP and websocket: progress, previews and curve as it goes, stock samplers on its noise, a stop."""
 import re
-import struct
 from pathlib import Path
 
 import pytest
+from host.harness import texts
 from host.test_server import node, picture, png_size, refused, run, start
 
 from pixart.reward.record import load_noise
@@ -24,16 +24,6 @@ def graph(iterations: int, **changed: object) -> dict:
     return made
 
 
-def texts(outcome, name: str = "reno") -> list[str]:
-    """What stood on a node, in order: binary messages of kind 3, the length of the node's id, the id, the text."""
-    found = []
-    for frame in outcome.previews:
-        kind, length = struct.unpack(">II", frame[:8])
-        if kind == 3 and frame[8:8 + length].decode() == name:
-            found.append(frame[8 + length:].decode())
-    return found
-
-
 def test_it_optimises_with_progress_and_previews_and_its_noise_goes_into_stock_nodes(server):
     made = graph(3)
     made.update(schedule=node("PixArtLCMSigmas", model=["model", 0], steps=1, rule="official", denoise=1.0),
@@ -46,7 +36,7 @@ def test_it_optimises_with_progress_and_previews_and_its_noise_goes_into_stock_n
     assert png_size(picture(server, outcome)) == (128, 128)
     told = [data["value"] for kind, data in outcome.messages if kind == "progress" and data["node"] == "reno"]
     assert told == [1, 2, 3]
-    lines = texts(outcome)
+    lines = texts(outcome, "reno")
     assert lines[:2] == ["reading the rewards", "reading the model"]
     assert re.match(r"reward -[\d.]+ -> -[\d.]+ at iteration \d of 3", lines[-1])
     assert sum(b"\xff\xd8\xff" in frame[:200] for frame in outcome.previews) >= 3
@@ -61,8 +51,8 @@ def test_stopped_it_keeps_the_best_and_the_next_run_works(server):
             posted.append(server.post("/interrupt", {}))
     (outcome,) = run(server, graph(1000), on_message=stop)
     assert outcome.end == "execution_interrupted" and posted
-    kept = re.search(r"kept as pixart-reno/(\S+)", texts(outcome)[-1])
-    assert kept, texts(outcome)[-3:]
+    kept = re.search(r"kept as pixart-reno/(\S+)", texts(outcome, "reno")[-1])
+    assert kept, texts(outcome, "reno")[-3:]
     assert load_noise(Path(server.folder) / "output" / "pixart-reno" / kept[1]).shape == (1, 4, 16, 16)
     (outcome,) = run(server, graph(1, seed=6))
     picture(server, outcome)

@@ -1,12 +1,12 @@
 """Training over HTTP and websocket: progress and previews as it goes, a stop that keeps the state, and going on."""
 import json
 import re
-import struct
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from host.harness import texts
 from host.test_server import node, picture, png_size, require_packages, run, start
 
 from pixart.checkpoint.lora.read import read_lora
@@ -36,23 +36,13 @@ def state(server, name: str) -> dict:
     return torch.load(folder / "state.pt", weights_only=True)
 
 
-def texts(outcome, name: str = "train") -> list[str]:
-    """What stood on a node, in order: binary messages of kind 3, the length of the node's id, the id, the text."""
-    found = []
-    for frame in outcome.previews:
-        kind, length = struct.unpack(">II", frame[:8])
-        if kind == 3 and frame[8:8 + length].decode() == name:
-            found.append(frame[8 + length:].decode())
-    return found
-
-
 def test_it_trains_with_progress_and_previews_and_draws_with_the_result(ready):
     (outcome,) = run(ready, graph("over-http", 8))
     assert png_size(picture(ready, outcome)) == (128, 128)
     told = [(data["value"], data["max"]) for kind, data in outcome.messages
             if kind == "progress" and data["node"] == "train"]
     assert [pair for pair in told if pair[1] == 8][-1] == (8, 8) and (5, 8) in told
-    lines = texts(outcome)
+    lines = texts(outcome, "train")
     assert lines[0] == "reading the model" and lines[-1] == "trained 8 steps: over-http.safetensors"
     assert lines.index("getting ready to train") > 0
     assert any(re.fullmatch(r"training: step \d of 8, loss \d+\.\d{4}, \d+ s left", line) for line in lines)
@@ -75,7 +65,7 @@ def test_stopped_it_keeps_what_it_has_and_goes_on_with_the_same_node(ready):
     (outcome,) = run(ready, graph("stopped", 5000, preview_prompt=""), on_message=stop)
     assert outcome.end == "execution_interrupted" and posted
     reached = state(ready, "stopped")["step"]
-    assert texts(outcome)[-1] == f"stopped at step {reached} of 5000; run the node again to go on"
+    assert texts(outcome, "train")[-1] == f"stopped at step {reached} of 5000; run the node again to go on"
     assert 3 <= reached < 5000
     assert (Path(ready.folder) / "models" / "loras" / "stopped.safetensors").is_file()
     (outcome,) = run(ready, graph("stopped", reached + 2, preview_prompt=""))

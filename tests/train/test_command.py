@@ -88,7 +88,7 @@ def test_controlnet_writes_a_control_file_from_a_half_precision_base(file):
 
 @pytest.mark.parametrize("method", ["lora", "lcm-lora"])
 def test_lora_methods_write_adapters(file, method):
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="peft is not installed: pip install 'pixart-delta[train]'")
     run(method, "--config", file, "--method.rank", "2", "--method.targets", '["attn.qkv", "mlp.fc1"]')
     found = read_lora(file.parent / "run" / "result.safetensors")
     assert {part.module for part in found.parts} == {f"blocks.{i}.{name}" for i in (0, 1)
@@ -98,7 +98,7 @@ def test_lora_methods_write_adapters(file, method):
 
 @pytest.mark.parametrize("method", ["tdm", "dmd"])
 def test_students_of_distribution_matching_say_how_they_are_sampled(file, method):
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="peft is not installed: pip install 'pixart-delta[train]'")
     if method == "dmd":
         for command_line in (["pairs", "--data", file.parent / "data", "--model", file.parent / "base.safetensors",
                               "--out", file.parent / "pairs", "--steps", "2", "--device", "cpu"],) * 2:

@@ -1,11 +1,9 @@
 """The MODEL: parity with the host's own network, size conditioning, data types, LoRA, offload, saving."""
 import copy
 
-import comfy.lora
-import comfy.model_management
 import torch
 from host import tiny
-from support import MODELS, condition, latent, load, network, off, pack, refusal, sample, text
+from support import MODELS, condition, latent, load, network, off, off_when_offloaded, pack, refusal, sample, text
 from torch import Tensor
 
 
@@ -341,16 +339,7 @@ def test_layer_by_layer_offload_with_lora_gives_the_same():
     delta = torch.randn(3 * tiny.SHAPE["hidden"], tiny.SHAPE["hidden"])
     patched.add_patches({"diffusion_model.blocks.0.attn.qkv.weight": ("diff", (delta,)),
                          "diffusion_model.blocks.0.scale_shift_table.weight": ("diff", (torch.ones(6, 48),))})
-    x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), text(5)
-    want = network(patched)(x, t, context)
-    comfy.model_management.unload_all_models()
-    device = torch.device("cpu")
-    low = patched.patch_model(device_to=device, lowvram_model_memory=1000)
-    try:
-        assert low.model_lowvram
-        assert off(low.diffusion_model(x, t, context), want) < 1e-5
-    finally:
-        patched.unpatch_model(device)
+    assert off_when_offloaded(patched) < 1e-5
 
 
 def test_saved_under_the_names_of_published_files():
