@@ -246,20 +246,21 @@ def gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.d
         if dtype is not None:
             target = torch.float32 if name.endswith("scale_shift_table") else dtype
         if len(parts) > 1:
-            tensor = torch.cat([sound(weights, source, part, expected).to(target) for part in parts]).to(device)
+            tensor = torch.cat([sound(weights, source, part, expected, target).to(target)
+                                for part in parts]).to(device)
         else:
-            found = sound(weights, source, parts[0], expected)
+            found = sound(weights, source, parts[0], expected, target)
             if target != tensor.dtype or device.type != "cpu" or tensor.is_meta:        # meta: packed in the file
                 tensor = found.to(device=device, dtype=target)
         result[name] = tensor
     return result
 
 
-def sound(weights: Weights, source: ShortLived, name: str, expected: str) -> Tensor:
-    """A tensor out of `source`, refused where it holds no weights."""
+def sound(weights: Weights, source: ShortLived, name: str, expected: str, dtype: torch.dtype) -> Tensor:
+    """A tensor out of `source`, refused where it holds no weights or `dtype` cannot hold them."""
     check_floating(name, weights.tensors[name], weights.path, expected)
     tensor = source[name]
-    check_finite(name, tensor, weights.path, expected)
+    check_finite(name, tensor, weights.path, expected, dtype if dtype.itemsize < 4 else torch.float32)
     return tensor
 
 

@@ -44,11 +44,18 @@ def check_floating(name: str, tensor: Tensor, path: Path, expected: str) -> None
                               "It was quantised by another program, or is damaged; use the original weights.")
 
 
-def check_finite(name: str, tensor: Tensor, path: Path, expected: str) -> None:
-    """CheckpointError where a number is NaN or infinite: it would make every picture black."""
+def check_finite(name: str, tensor: Tensor, path: Path, expected: str, dtype: torch.dtype = torch.float32) -> None:
+    """CheckpointError where a number is NaN or infinite, or would be in `dtype`: it would make every picture black.
+
+    Networks compute in float32 at most, so what a float64 tensor holds beyond its range is refused too.
+    """
     if not is_finite(tensor):
         raise CheckpointError(path, f"{name} holds numbers that are not finite (NaN or infinity)", expected,
                               "The file is damaged, or its training went wrong; use another one.")
+    if not fits(tensor, dtype):
+        action = "Load it with a wider data type" if dtype.itemsize < 4 else "The file is damaged; use another one"
+        kind = str(dtype).removeprefix("torch.")
+        raise CheckpointError(path, f"{name} holds numbers too large for {kind}", expected, f"{action}.")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -58,5 +65,13 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.dtype in EIGHT_BITS:
         parts = tensor.contiguous().view(-1).view(torch.uint8).split(PART)
         return all(int((part & 0x7F).max()) < NOT_FINITE[tensor.dtype] for part in parts)
-    low, high = torch.aminmax(tensor)            # NaN wins over every number in both
-    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))      # NaN wins over every number in both
+
+
+def fits(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether finite numbers stay finite in `dtype`: the smallest and the largest of them tell."""
+    if tensor.numel() == 0 or not tensor.is_floating_point() or tensor.dtype in EIGHT_BITS:
+        return True
+    if torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
+        return True
+    return all(bool(torch.isfinite(end.to(dtype).float())) for end in torch.aminmax(tensor))

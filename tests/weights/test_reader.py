@@ -190,6 +190,17 @@ def test_not_a_number_is_found_in_small_types(dtype, tmp_path):
     assert "blocks.1.mlp.fc2.weight" in refusal(lambda path: read_checkpoint(path, TINY), tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(1e5, torch.float16), (1e39, None), (-1e300, torch.float64)])
+def test_numbers_that_become_infinite_in_the_models_data_type_are_refused(value, dtype, tmp_path):
+    name = "blocks.1.mlp.fc2.weight"
+    weights = {key: tensor.double() for key, tensor in reference().items()}
+    torch.save(with_value(weights, name, value), tmp_path / "a.pth")
+    message = refusal(lambda path: read_checkpoint(path, TINY, dtype=dtype), tmp_path / "a.pth")
+    assert f"{name} holds numbers too large for {'float16' if dtype is torch.float16 else 'float32'}" in message
+    torch.save(with_value(weights, name, 6e4), tmp_path / "a.pth")
+    assert float(read_checkpoint(tmp_path / "a.pth", TINY, dtype=dtype).state_dict[name].max()) == 6e4
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_every_number_of_eight_bits_is_told_apart(dtype):
     for bits in range(256):
