@@ -5,6 +5,8 @@ none, the one that the hub sends with the download is taken.
 """
 from dataclasses import dataclass
 
+HUB = "https://huggingface.co"
+
 
 @dataclass(frozen=True)
 class Published:
@@ -19,6 +21,15 @@ class Published:
     licence: str
     about: str
     sha256: str | None = None
+
+    def url(self, endpoint: str = HUB) -> str:
+        """Where it is fetched from; `endpoint` may be a mirror of the hub."""
+        return f"{endpoint.rstrip('/')}/{self.repo}/resolve/main/{self.path}"
+
+    def page_entry(self) -> dict[str, str]:
+        """What `properties.models` of a workflow's loader says, from which ComfyUI's page offers what is missing."""
+        entry = {"name": self.saved_as, "url": self.url(), "directory": self.folder}
+        return entry if self.sha256 is None else {**entry, "hash": self.sha256, "hash_type": "SHA256"}
 
 
 OPENRAIL, OPENRAIL_PP = "openrail", "openrail++"

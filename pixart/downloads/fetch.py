@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import Progress
-from .catalogue import Published, size_text
+from .catalogue import HUB, Published, size_text
 
-HUB = "https://huggingface.co"
 CHUNK = 2 ** 20
 TRIES = 5               # without a single new byte
 PAUSE_SECONDS = 1.0
@@ -67,7 +66,7 @@ def fetch(file: Published, target: Path, endpoint: str = HUB, progress: Progress
 
 def ask(file: Published, endpoint: str) -> Remote:
     """Size and hash by the headers of the hub. Raises OSError."""
-    url = f"{endpoint.rstrip('/')}/{file.repo}/resolve/main/{file.path}"
+    url = file.url(endpoint)
     opener = urllib.request.build_opener(NoRedirect)
     try:
         with opener.open(urllib.request.Request(url, method="HEAD"), timeout=60) as answer:

@@ -1,5 +1,6 @@
 """A running ComfyUI with this extension, and its page in a headless Chromium."""
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -13,6 +14,7 @@ from quickstart import inspect_host, running
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
+REFUSED = re.compile(r"^(Connecting to|Fetch API cannot load) '?https://")
 READY = "() => window.app && window.app.graph && Object.keys(window.LiteGraph.registered_node_types).length > 100"
 ARTEFACTS = Path(os.environ.get("PIXART_ARTEFACTS", Path(tempfile.gettempdir()) / "pixart-artefacts"))
 
@@ -31,6 +33,8 @@ class Screen:
 
     def _hear(self, message) -> None:
         source = (message.location or {}).get("url", "")
+        if REFUSED.search(message.text):         # the page wants to know how large a published file is; see `screen`
+            return
         if message.type == "error" and (source.startswith(self.address) or "pixart" in message.text.lower()):
             self.errors.append(f"{message.text} ({source})")
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from workflows.model_entries import OF_FILE, with_entries
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}
 STOCK = {"KSampler", "SamplerCustom", "VAELoader", "VAEDecode", "VAEEncode", "SaveImage", "PreviewImage", "LoadImage",
          "SolidMask", "MaskComposite", "SetLatentNoiseMask", "ImageInvert"}
+WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt"}
 AFTER_A_SEED = {"fixed", "randomize", "increment", "decrement"}
 
 
@@ -154,3 +156,14 @@ def test_thumbnail_is_a_small_jpeg(name):
     data = (FOLDER / f"{name}.jpg").read_bytes()
     assert data[:3] == b"\xff\xd8\xff"
     assert len(data) < 100_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loaders_say_where_the_files_they_name_are_published(name):
+    """The page offers what is missing from this; the table of `pixart download --list` is where it comes from."""
+    page = page_form(name)
+    for node in page["nodes"]:
+        assert node["properties"] == with_entries(node)["properties"], "run python tests/workflows/model_entries.py"
+        files = [value for value in node["widgets_values"] if isinstance(value, str) and Path(value).suffix in WEIGHTS]
+        for file in files:
+            assert (file in OF_FILE) != file.startswith("pixart-mini/"), f"{file} is neither published nor bundled"
