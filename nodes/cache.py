@@ -13,7 +13,7 @@ HOW = "; ".join(f"{method.name}: {method.title}" for method in METHODS.values())
 class PixArtCache:
     DESCRIPTION = ("Makes any sampler faster by reusing work from step to step. The wanted speed is turned into a "
                    "setting when sampling begins, so the time is known beforehand; the node says what it did.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/model"
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("MODEL",)

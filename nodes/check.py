@@ -10,7 +10,7 @@ SIDE = {"default": 1024, "min": 16, "max": 8192, "step": 16}
 class PixArtCheck:
     DESCRIPTION = ("Says what the connected parts are, whether they fit together, how much memory they will need and "
                    "what is wrong. Connect any of them; nothing is drawn.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/utilities"
     FUNCTION = "check"
     RETURN_TYPES = ("STRING", "BOOLEAN")
     RETURN_NAMES = ("report", "fits")

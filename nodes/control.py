@@ -10,7 +10,7 @@ from .loaders import WEIGHT_DTYPES
 class PixArtControlNetLoader:
     DESCRIPTION = ("Loads a PixArt ControlNet: the published files with the base model in them (512 and 1024), files "
                    "of the control part alone, and the diffusers research layout.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("CONTROL_NET", "STRING")
     RETURN_NAMES = ("CONTROL_NET", "report")
@@ -49,7 +49,7 @@ class PixArtControlNetLoader:
 class PixArtControlNetApply:
     DESCRIPTION = ("Lets a picture steer a PixArt model through a PixArt ControlNet. As the stock Apply ControlNet, "
                    "and a say in how deep into the model the control reaches. Chain several for several pictures.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/controlnet"
     FUNCTION = "apply"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")

@@ -20,7 +20,7 @@ class PixArtEdges:
     DESCRIPTION = ("An edge map, white on black, for Apply PixArt ControlNet: thin lines (canny), soft lines, or a "
                    "drawing taken as it is. Needs no weights. PixArt-delta's own ControlNet was trained on HED edges: "
                    "use PixArt HED for photographs with it.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/controlnet"
     FUNCTION = "find"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("edges",)
@@ -61,7 +61,7 @@ class PixArtEdges:
 class PixArtHED:
     DESCRIPTION = ("HED edges, exactly as PixArt-delta's ControlNet was trained on them: soft, unquantised, found at "
                    "the size of the final picture. Needs ControlNetHED.pth (29 MB) in models/controlnet.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/controlnet"
     FUNCTION = "find"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("edges",)

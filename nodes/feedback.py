@@ -10,7 +10,7 @@ class PixArtFeedback:
     DESCRIPTION = ("Inner loop feedback (ILF): a small trained block sends what the middle of the network found back "
                    "to it, so that one step goes as far as two. Only for the model it was trained with (python -m "
                    "pixart train ilf). Sample with euler, scheduler sgm_uniform, in the steps that the report says.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/model"
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "report")

@@ -10,7 +10,7 @@ from .host.node_text import show_text
 class PixArtEmptyLatent:
     DESCRIPTION = ("An empty latent of a size that PixArt was trained on. Away from these sizes pictures lose quality; "
                    "choose the resolution of the checkpoint and then a shape.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/latent"
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT", "INT", "INT")
     RETURN_NAMES = ("LATENT", "width", "height")

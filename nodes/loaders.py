@@ -12,7 +12,7 @@ WEIGHT_DTYPES = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
 class PixArtLoader:
     DESCRIPTION = ("Loads any checkpoint of the PixArt family: alpha, delta (LCM), DMD, Sigma, 900M; official .pth, "
                    "diffusers or ComfyUI layout. The MODEL works with KSampler, LoRA loaders and other stock nodes.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "report")
@@ -57,7 +57,7 @@ class PixArtLoader:
 class PixArtT5Loader:
     DESCRIPTION = ("Loads the T5-XXL text encoder of PixArt in 8, 4 or 16 bits. 8 bits: about 6 GB instead of 9.5, "
                    "with practically the same pictures. The CLIP works with the stock CLIP Text Encode too.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("CLIP",)
     RETURN_NAMES = ("CLIP",)

@@ -10,7 +10,7 @@ class PixArtDeltaLoraLoader:
     DESCRIPTION = ("Puts a LoRA on a PixArt model, at the strength it was trained with: LoRA, DoRA, LoHa, LoKr, GLoRA, "
                    "OFT, BOFT and full differences, from peft folders, the official trainers, diffusers, OneTrainer, "
                    "kohya, LyCORIS and ComfyUI itself. Says how many keys were used. Chain several.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "report")

@@ -11,7 +11,7 @@ LAST_SEED = 2 ** 64 - 1
 class PixArtPromptList:
     DESCRIPTION = ("Prompts from a text file, CSV or JSON lines in ComfyUI's input folder, one picture each: the nodes "
                    "behind it run once a line. A line may bring its own seed, width, height and negative prompt.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/utilities"
     FUNCTION = "read"
     RETURN_TYPES = ("STRING", "INT", "INT", "INT", "STRING")
     RETURN_NAMES = ("prompt", "seed", "width", "height", "negative")

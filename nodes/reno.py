@@ -19,7 +19,7 @@ class PixArtReNO:
     DESCRIPTION = ("Finds better noise for a one- or few-step model (ReNO): draws, scores the picture by rewards, "
                    "changes the noise along the gradient, again and again, and keeps the best. Rewards: CLIP, "
                    "PickScore, HPSv2 and ImageReward from models/rewards; PixArt-mini brings its own.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/sampling"
     FUNCTION = "optimise"
     RETURN_TYPES = ("IMAGE", "NOISE", "LATENT", "STRING", "IMAGE")
     RETURN_NAMES = ("picture", "NOISE", "noise", "log", "curve")

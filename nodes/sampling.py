@@ -20,7 +20,7 @@ DENOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tool
 class PixArtLCMSampler:
     DESCRIPTION = ("Samples PixArt-delta (LCM) and PixArt LCM LoRAs in 1 to 8 steps, with live preview, masks and "
                    "picture to picture.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/sampling"
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("LATENT",)
@@ -51,7 +51,7 @@ class PixArtLCMSampler:
 class PixArtLCMSigmas:
     DESCRIPTION = ("The parts of PixArt's LCM sampling for the stock SamplerCustom nodes: a model that predicts as a "
                    "consistency model, the sampler, and its steps. Use all three together.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/sampling"
     FUNCTION = "make"
     RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS")
     RETURN_NAMES = ("MODEL", "SAMPLER", "SIGMAS")
@@ -75,7 +75,7 @@ class PixArtLCMSigmas:
 class PixArtDMDSampler:
     DESCRIPTION = ("Makes a picture in a single pass with PixArt-alpha DMD (512 px). Only for DMD checkpoints: others "
                    "give blurs.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/sampling"
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("LATENT",)
@@ -100,7 +100,7 @@ class PixArtDMDSampler:
 class PixArtSteps:
     DESCRIPTION = ("Sampler, steps and cfg that fit a PixArt model: a base model, LCM, LCM LoRA, TDM or DMD. Looks at "
                    "what the model's file says, or at its name, unless you choose. For the stock SamplerCustom.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/sampling"
     FUNCTION = "make"
     RETURN_TYPES = ("MODEL", "SAMPLER", "SIGMAS", "INT", "FLOAT", "STRING")
     RETURN_NAMES = ("MODEL", "SAMPLER", "SIGMAS", "steps", "cfg", "report")

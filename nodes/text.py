@@ -9,7 +9,7 @@ class PixArtTextEncode:
     DESCRIPTION = ("Encodes a prompt as in PixArt's training: cleaned and cut at 120 tokens for alpha and delta, as "
                    "written and cut at 300 for Sigma. Reports the tokens used and the words that were cut. Takes the "
                    "CLIP of Load T5 for PixArt or of the stock CLIPLoader (type pixart).")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/conditioning"
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "STRING")
     RETURN_NAMES = ("CONDITIONING", "report")

@@ -13,7 +13,7 @@ class PixArtTrain:
     DESCRIPTION = ("Trains on your own pictures: a LoRA that learns what they show, an LCM-LoRA that makes a model "
                    "draw in 4 steps, or a ControlNet that follows edges. Interrupted, it keeps what it has learned, "
                    "and the same node goes on from there. Needs the Python packages accelerate and peft.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/training"
     FUNCTION = "train"
     RETURN_TYPES = ("MODEL", "CONTROL_NET", "IMAGE", "STRING")
     RETURN_NAMES = ("MODEL", "CONTROL_NET", "preview", "file")
