@@ -97,8 +97,10 @@ class TwoPlayers(Training):
     def step(self, number: int) -> None:
         """One update of each player; a number that is none is found before it reaches weights on a CPU."""
         game: Any = self.objective
-        with self.accelerator.autocast():
-            turns: list[Turn] = [game.turn(self.prepared, batch, generator) for batch, generator in self.parts(number)]
+        turns: list[Turn] = []
+        for batch, generator in self.parts(number):         # read without autocast, which cannot join float16 on a CPU
+            with self.accelerator.autocast():
+                turns.append(game.turn(self.prepared, batch, generator))
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for name in game.order:
             found[name] = self.move(name, number, turns)

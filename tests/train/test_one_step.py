@@ -1,4 +1,5 @@
 """One-step distillation: its statements, its pairs, and that it learns to draw what its teacher drew."""
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,20 @@ def test_resumed_equals_uninterrupted_to_the_bit(pairs, tmp_path):
     whole = run(tmp_path / "whole", 6)
     run(tmp_path / "parts", 3)
     assert all(torch.equal(a, b) for a, b in zip(run(tmp_path / "parts", 6).values(), whole.values()))
+
+
+def test_pairs_of_several_files_are_learned_from_in_bf16(pairs, tmp_path):
+    """What lies in float16 is joined outside autocast, which on a CPU knows bfloat16 alone."""
+    for path in pairs.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+        if path.name.startswith("bucket"):
+            shutil.copy(path, tmp_path / f"{path.stem}-00001.safetensors")
+    data, student = PreparedFolder(tmp_path), fresh()
+    assert all(len(shards) > 1 for shards in data.buckets.values())
+    game = OneStep(data, fresh().requires_grad_(False))
+    training = TwoPlayers(student, game, data, replace(SHORT, precision="bf16", batch=8), rival=Rival(fresh(), 1e-4))
+    training.step(0)
+    assert training.readings.read()[-1].loss > 0
 
 
 def test_with_the_regression_alone_it_learns_the_pairs(pairs):
