@@ -70,10 +70,10 @@ class PixArtT5Loader:
             "file": (folders.text_encoders(), {
                 "tooltip": "T5 v1.1 XXL encoder in models/text_encoders: one file, or a Hugging Face folder with its "
                            "config.json. pixart-mini/t5 comes with the extension."}),
-            "bits": (["8", "4", "16", "int8"], {"default": "8", "tooltip":
+            "bits": (["8", "4", "16", "int8", "auto"], {"default": "8", "tooltip":
                      "8: LLM.int8, the paper's choice, about 6 GB. 4: NF4, about 4 GB, slightly different pictures. "
                      "16: bfloat16, 9.5 GB. int8: 5 GB without bitsandbytes, of which the host can keep a part out of "
-                     "the GPU."}),
+                     "the GPU. auto: the best that the memory of the device holds; the node says which."}),
             "device": (["auto", "cpu"], {"default": "auto", "tooltip":
                        "auto: where the host runs text encoders, the GPU if it has room. cpu: keep the GPU for the "
                        "picture; a prompt then takes seconds instead of a moment."}),

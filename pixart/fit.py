@@ -11,16 +11,13 @@ from pathlib import Path
 import torch
 
 from .config import PixArtConfig
-from .text.quantized import INT8, Bits
+from .device import free_bytes
+from .text.files import T5Files
+from .text.fitting import GIB, ORDER, SPARE, UNKNOWN, best_t5, precisions_on
+from .text.quantized import Bits
 from .vae_parts import FULL, Slices, fitting
 
-GIB = 1 << 30
-SPARE = 0.9                     # share of the free memory to plan with
-ENCODING = 0.2 * GIB            # what a prompt of 300 tokens takes beside the weights of T5-XXL
 PER_TOKEN = 32_000              # bytes a picture's token takes in a pass, in 16 bits: 0.12 GiB for 1024 x 1024
-NF4_BYTES = 4.127 / 8           # a weight, scales included
-# Best first: exact, weights alone rounded, inputs too where they are not extreme, 4 bits.
-ORDER: tuple[Bits, ...] = (16, INT8, 8, 4)
 
 
 @dataclass(frozen=True)
@@ -37,19 +34,6 @@ class Plan:
 
     def __str__(self) -> str:
         return " ".join(self.words)
-
-
-def t5_bytes(shapes: Mapping[str, tuple[int, ...]], bits: Bits) -> int:
-    """Of the weights of a T5 encoder in memory; shapes by the names of transformers."""
-    return int(sum(math.prod(shape) * bytes_of(name, shape, bits) for name, shape in shapes.items()))
-
-
-def bytes_of(name: str, shape: tuple[int, ...], bits: Bits) -> float:
-    """A weight: linear layers in the precision, bitsandbytes leaves `wo` in 16 bits, everything else has them too."""
-    linear = ".SelfAttention." in name or ".DenseReluDense." in name
-    if bits == 16 or not linear or "relative_attention_bias" in name or (bits != INT8 and name.endswith(".wo.weight")):
-        return 2.0
-    return NF4_BYTES if bits == 4 else 1 + 4 / shape[1]         # a scale of 4 bytes for a row
 
 
 def transformer_bytes(config: PixArtConfig) -> int:
@@ -74,26 +58,18 @@ def plan(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtConfig, dev
     """
     room, side = int(SPARE * free), config.resolution
     height, width = height or side, width or side
-    sizes = {bits: t5_bytes(t5, bits) + ENCODING for bits in precisions}
-    bits: Bits | None = next((each for each in precisions if sizes[each] <= room), None)
+    found = best_t5(free, t5, device, precisions)
     drawing = transformer_bytes(config) + pass_bytes(config, height, width, rows)
     keep_packed = packed_bytes is not None and drawing > room
     if keep_packed and packed_bytes is not None:
         drawing = packed_bytes + pass_bytes(config, height, width, rows)
     parts = fitting(height // 8, width // 8, FULL, free, max(1, rows // 2))
-    keep = bits is not None and sizes[bits] + drawing <= room
-    place = device if bits is not None else torch.device("cpu")
-    words = (f"{free / GIB:.1f} GiB are free on {device}.", t5_words(bits, sizes, place, keep),
-             drawing_words(drawing, room, keep_packed), f"Pictures are decoded {spoken(parts)}.")
-    return Plan(INT8 if bits is None else bits, place, keep, keep_packed, parts, drawing <= room, words)
-
-
-def t5_words(bits: Bits | None, sizes: Mapping[Bits, float], place: torch.device, keep: bool) -> str:
-    if bits is None:
-        return (f"T5 needs {min(sizes.values()) / GIB:.1f} GiB at least, so it runs on the CPU as int8, where a prompt "
-                "takes seconds.")
-    stays = "stays there" if keep else "leaves before the transformer comes"
-    return f"T5 is loaded in {named(bits)} ({sizes[bits] / GIB:.1f} GiB) on {place} and {stays}."
+    keep = found.device == device and found.size is not None and found.size + drawing <= room
+    stays = ("It stays beside the transformer." if keep else "It leaves before the transformer comes."
+             if found.device == device else "")
+    words = tuple(word for word in (found.words, stays, drawing_words(drawing, room, keep_packed),
+                                    f"Pictures are decoded {spoken(parts)}.") if word)
+    return Plan(found.bits, found.device, keep, keep_packed, parts, drawing <= room, words)
 
 
 def drawing_words(drawing: int, room: int, packed: bool) -> str:
@@ -104,10 +80,6 @@ def drawing_words(drawing: int, room: int, packed: bool) -> str:
             "(python -m pixart quantize), or let ComfyUI keep a part of it out of the GPU.")
 
 
-def named(bits: Bits) -> str:
-    return "int8" if bits == INT8 else f"{bits} bits"
-
-
 def spoken(parts: Slices) -> str:
     return f"in tiles of {8 * parts.tile} pixels" if parts.tile else "as a whole"
 
@@ -115,9 +87,6 @@ def spoken(parts: Slices) -> str:
 def plan_for(t5: str | Path, config: PixArtConfig, device: torch.device, height: int | None = None,
              width: int | None = None, rows: int = 2, packed_bytes: int | None = None) -> Plan:
     """`plan` for a T5 file and what is free on a device now. Raises as opening the file does."""
-    from .device import free_bytes
-    from .text.files import T5Files
     free = free_bytes(device)
-    precisions = tuple(each for each in ORDER if each in (16, INT8) or device.type != "mps")
-    return plan(4 * GIB if free is None else free, T5Files(t5).shapes, config, device, height, width, rows,
-                packed_bytes, precisions)
+    return plan(UNKNOWN if free is None else free, T5Files(t5).shapes, config, device, height, width, rows,
+                packed_bytes, precisions_on(device))

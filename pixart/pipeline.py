@@ -36,7 +36,7 @@ from .sampling.samplers import sampler as sampler_of
 from .text.encoded import Encoded, join
 from .text.long import encode_long
 from .text.on_demand import T5OnDemand
-from .text.quantized import Bits, check_bits
+from .text.quantized import Bits
 from .text.t5 import T5Encoder
 from .text.tokens import PromptReport
 from .vae import Autoencoder, decode, load_vae, require_vae
@@ -109,16 +109,14 @@ class Pipeline:
         model: transformer, a file or folder; without it the embedded PixArt-mini with all its parts. vae and t5 must
         be those the model was trained with. device: the best there is, by default. dtype of the transformer: by default
         bfloat16 on a GPU, and on a CPU what the processor is faster with. variant: what weights cannot tell, a key
-        of VARIANTS. bits of T5: 16, 8, 4 or "int8", see T5Encoder; by default 8, and 16 for the small one of
-        PixArt-mini and on Apple GPUs. loras: files or folders with strengths, 1 as trained, merged into the weights.
-        controlnet: for calls with a guide. keep_t5: whether T5 stays in memory beside the transformer; by default
-        where it leaves as much memory free as it takes. compile: run the blocks through torch.compile, once for all of
-        them, with policies too; the first picture of a size then takes longer, the others less. Where the machine has
-        no compiler, a line in the log says so and nothing is compiled.
+        of VARIANTS. bits of T5: 16, 8, 4 or "int8", see T5Encoder, or "auto" for the best that the free memory holds;
+        by default 8, and 16 for the small one of PixArt-mini and on Apple GPUs. loras: files or folders with strengths,
+        1 as trained, merged into the weights. controlnet: for calls with a guide. keep_t5: whether T5 stays in memory
+        beside the transformer; by default where it leaves as much memory free as it takes. compile: run the blocks
+        through torch.compile, once for all of them, with policies too; the first picture of a size then takes longer,
+        the others less. Where the machine has no compiler, a line in the log says so and nothing is compiled.
         Raises ValueError, or FileNotFoundError, that names the file and what to do.
         """
-        if bits is not None:
-            check_bits(bits)
         require_files(model, vae, t5, [("controlnet", controlnet), *(("loras", path) for path, _ in loras)])
         place = checked_device(best_device() if device is None else device)
         require_vae(vae or SHIPPED.vae)

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from pixart.config import VARIANTS
-from pixart.fit import GIB, ORDER, plan, plan_for, t5_bytes, transformer_bytes
+from pixart.fit import plan, plan_for, transformer_bytes
 from pixart.mini import SHIPPED
+from pixart.text.fitting import AUTO, GIB, ORDER, fit_t5, t5_bytes
 
 CUDA = torch.device("cuda")
 CONFIG = VARIANTS["alpha-1024"]
@@ -44,7 +45,7 @@ def test_the_size_of_the_transformer_is_that_of_the_published_file():
 def test_the_best_precision_that_fits_is_taken(gib, bits, device):
     found = of(gib)
     assert (found.bits, found.t5_device.type) == (bits, device)
-    assert found.fits == (gib > 1.7) and f"{gib:.1f} GiB are free" in str(found)
+    assert found.fits == (gib > 1.7) and str(found).startswith(f"{gib:.1f} GiB are free on cuda: T5")
 
 
 def test_more_memory_never_gives_less():
@@ -73,7 +74,7 @@ def test_a_packed_file_stays_packed_only_where_it_must():
 
 def test_the_words_say_what_was_chosen():
     text = str(of(6))
-    for part in ("6.0 GiB are free on cuda", "in int8", "leaves before the transformer comes", "decoded"):
+    for part in ("6.0 GiB are free on cuda", "in int8", "It leaves before the transformer comes", "decoded"):
         assert part in text
 
 
@@ -81,3 +82,28 @@ def test_a_plan_for_files_and_this_machine():
     from pixart.checkpoint import read_config
     found = plan_for(SHIPPED.t5, read_config(SHIPPED.student), torch.device("cpu"))
     assert found.bits == 16 and found.keep_t5 and found.fits and found.parts.tile is None
+
+
+def test_auto_stands_for_the_best_precision_of_a_file_and_others_for_themselves():
+    cpu = torch.device("cpu")
+    whole = fit_t5(SHIPPED.t5, AUTO, cpu)
+    assert whole.bits == 16 and whole.device == cpu and "T5 is loaded in 16 bits" in whole.words
+    small = fit_t5(SHIPPED.t5, AUTO, CUDA, free=GIB // 8)
+    assert (small.bits, small.device) == ("int8", cpu) and "needs 0.2 GiB at least" in small.words
+    assert fit_t5("nowhere", 4, cpu).bits == 4
+    with pytest.raises(ValueError, match="not 7"):
+        fit_t5(SHIPPED.t5, 7, cpu)
+
+
+def test_without_bitsandbytes_only_what_needs_none_is_chosen(monkeypatch):
+    from pixart.text import fitting
+    assert fitting.precisions_on(torch.device("mps")) == (16, "int8")
+    monkeypatch.setattr(fitting.importlib.util, "find_spec", lambda name: None)
+    assert fitting.precisions_on(CUDA) == (16, "int8")
+
+
+def test_a_pipeline_chooses_when_it_is_opened_and_says_what(caplog):
+    from pixart import Pipeline
+    pipe = Pipeline.open(bits="auto", device="cpu")
+    assert pipe.t5.bits == 16 and "T5 is loaded in 16 bits" in caplog.text
+    assert len(pipe("a red star on a sand background", steps=1)) == 1

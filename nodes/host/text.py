@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder, clean_caption
 from ...pixart.text.emphasis import Part, parts_of, whole_characters, written
+from ...pixart.text.fitting import GIB, fit_t5
 from ...pixart.text.long import LONGEST, beyond, report_of
-from ...pixart.text.quantized import INT8, Bits, check_bits
+from ...pixart.text.quantized import INT8, Bits
 from ...pixart.text.segments import split_segments
 from .folders import tokenizer_folder
+from .node_text import show_text
 
 logger = logging.getLogger(__name__)
 
@@ -177,13 +179,28 @@ def clip_class() -> type:
 def load_clip(path: Path, bits: Bits, device: str) -> Any:
     """CLIP of the host around T5Encoder. `device`: "auto" for where the host runs text encoders, or "cpu"."""
     from comfy import model_management
-    check_bits(bits)
     place = torch.device("cpu") if device == "cpu" else model_management.text_encoder_device()
+    bits = fitting_bits(path, bits, place)
     load = functools.partial(load_encoder, path, bits, place)
     if bits == INT8:
         away = place if place.type == "cpu" else model_management.text_encoder_offload_device()
         return clip_of(MovableTextEncoder(load, load()), place, away)
     return pinned_clip(TextEncoder(load, load()), place)
+
+
+def fitting_bits(path: Path, bits: Bits, place: torch.device) -> Bits:
+    """For "auto" the best that the device's memory holds once other models have left; the node says which.
+
+    Where nothing fits that is int8, of whose layers the host keeps a part outside.
+    """
+    from comfy import model_management
+    room = (model_management.get_free_memory(place) if place.type == "cpu"
+            else model_management.get_total_memory(place) - model_management.extra_reserved_memory())
+    found = fit_t5(path, bits, place, int(room))
+    if found.words:
+        show_text(found.words if found.device == place else
+                  f"{room / GIB:.1f} GiB are too little for all of T5: int8, a part of it stays outside.")
+    return found.bits
 
 
 def clip_of(network: TextEncoder, place: torch.device, away: torch.device) -> Any:

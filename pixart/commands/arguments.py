@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from ..drawing import LEAST, MOST
+from ..text.fitting import AUTO
 from ..text.long import MODES
 from ..text.quantized import PRECISIONS, Bits
 
@@ -46,9 +47,9 @@ def add_device(command: argparse._ActionsContainer) -> None:
 
 
 def add_bits(command: argparse._ActionsContainer, default: str) -> None:
-    command.add_argument("--bits", type=bits, choices=PRECISIONS,
-                         help="precision of T5; fewer need less memory; int8 is for machines without bitsandbytes "
-                              f"(default: {default})")
+    command.add_argument("--bits", type=bits, choices=(AUTO, *PRECISIONS),
+                         help="precision of T5; fewer need less memory; int8 is for machines without bitsandbytes, "
+                              f"auto takes the best that the free memory holds (default: {default})")
 
 
 def add_long(command: argparse._ActionsContainer) -> None:

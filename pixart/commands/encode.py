@@ -25,16 +25,15 @@ def run(args: argparse.Namespace) -> None:
     from ..device import best_device, checked_device
     from ..text.encoded import save_embeddings
     from ..text.long import check_mode, encode_long
-    from ..text.t5 import T5Encoder
+    from ..text.on_demand import T5OnDemand
     from .progress import Bars
 
     require_folder(args.out)
     check_mode(args.long, args.inner_ends)
+    encoder = T5OnDemand(args.t5, args.bits or 8, checked_device(args.device or best_device()))
     with Bars() as bars:
-        encoder = T5Encoder(args.t5, args.bits or 8, checked_device(args.device or best_device()),
-                            progress=partial(bars, "reading T5"))
-    encoded = encode_long(lambda some, limit: encoder.encode(some, limit, args.clean), [args.prompt], args.max_tokens,
-                          args.long, args.inner_ends)
+        encoded = encode_long(lambda some, limit: encoder.encode(some, limit, args.clean, partial(bars, "reading T5")),
+                              [args.prompt], args.max_tokens, args.long, args.inner_ends)
     save_embeddings(args.out, encoded)
     print(*(encoded.reports[0].summary, *encoded.reports[0].notes), sep="\n")
     print(args.out)

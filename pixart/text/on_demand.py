@@ -1,4 +1,5 @@
 """A T5 encoder that is read when a prompt needs it, and freed where memory is short."""
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import torch
 from ..device import free_bytes, release
 from .cache import EmbeddingCache
 from .encoded import Encoded
+from .fitting import fit_t5
 from .quantized import Bits
 from .t5 import T5Encoder, encoder_identity
+
+logger = logging.getLogger(__name__)
 
 REMEMBERED = 64         # prompts; one of 300 tokens of T5-XXL takes 4.9 MB
 
@@ -17,7 +21,11 @@ class T5OnDemand:
     """Encodes prompts as T5Encoder does, and remembers the last ones, for which nothing is read again."""
 
     def __init__(self, path: str | Path, bits: Bits, device: torch.device) -> None:
-        self.path, self.bits, self.device = Path(path), bits, device
+        """bits "auto" is settled now, by what is free on the device; see `fit_t5`."""
+        found = fit_t5(path, bits, device)
+        self.path, self.bits, self.device = Path(path), found.bits, found.device
+        if found.words:
+            logger.warning(found.words)
         self.encoder: T5Encoder | None = None
         self._features = EmbeddingCache(REMEMBERED)
         self._identity: str | None = None

@@ -106,6 +106,12 @@ def test_text_to_picture_in_four_steps_with_previews(server):
     assert len(outcome.previews) >= 4 and any(b"\xff\xd8\xff" in frame[:200] for frame in outcome.previews)
 
 
+def test_t5_in_auto_says_which_bits_it_took(server):
+    (outcome,) = run(server, {**lcm(seed=11), **{"clip": start(bits="auto")["clip"]}})
+    assert png_size(picture(server, outcome)) == (128, 128)
+    assert any("are free on cpu: T5 is loaded in 16 bits" in text for text in harness.texts(outcome, "clip"))
+
+
 def test_nodes_say_on_themselves_what_they_found(server):
     """As text that the page shows on a node; binary messages of kind 3 carry it."""
     graph = lcm()

@@ -87,3 +87,14 @@ def test_the_node_offers_it_and_it_is_not_saved():
     (clip,) = node("PixArtT5Loader")().load("tiny-t5", "int8", "cpu")
     assert "T5 in 8 bits cannot be saved" in refusal(clip.get_sd)
     assert "not 'int3'" in refusal(clip_in, "int3")
+
+
+def test_auto_takes_what_the_cards_memory_holds(monkeypatch):
+    """On a card that has other models on it: they leave, so all of its memory counts."""
+    text, path = pack("nodes.host.text"), MODELS / "text_encoders" / "tiny-t5"
+    monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 0)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 0)
+    for room, bits in ((24 << 30, 16), (1 << 20, "int8")):
+        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_, room=room: room)
+        assert text.fitting_bits(path, "auto", torch.device("cuda")) == bits
+    assert text.fitting_bits(path, 8, torch.device("cuda")) == 8
