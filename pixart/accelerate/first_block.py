@@ -13,7 +13,11 @@ FRONT, INPUT = "front", "front input"
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a threshold may go. With `passes` it only chooses when: each row is computed in exactly so many steps."""
+    """How far a threshold may go. With `passes` each row is computed in exactly so many steps, evenly spread.
+
+    The steps that leave a choice are then cut into as many windows as passes are left, and the threshold chooses one
+    step of each: without windows it would spend all of them early, where pictures change most.
+    """
 
     warm_up: int = 2                # first steps, which are always computed
     in_a_row: int | None = None     # reused steps between two computed ones at the most
@@ -26,7 +30,19 @@ class Limits:
 
     def allows(self, step: int) -> bool:
         """Whether anything may be reused in this step."""
-        return self.allowed is None or step in self.allowed
+        return step >= self.warm_up and (self.allowed is None or step in self.allowed)
+
+    def paced(self, step: int, total: int, computed: int) -> bool | None:
+        """With `passes`: whether a row that was computed in so many steps is in this one; None: the threshold says."""
+        assert self.passes is not None
+        free = [index for index in range(total) if self.allows(index)]
+        passes, place = self.passes - (total - len(free)), free.index(step)
+        if passes <= 0 or passes >= len(free):
+            return passes > 0
+        window, following = (each * passes // len(free) for each in (place, place + 1))
+        if computed - (step - place) > window:      # before this step, step - place ones had to be computed
+            return False
+        return True if following > window else None
 
 
 @dataclass(frozen=True)
@@ -82,13 +98,10 @@ class FirstBlock(ReuseMiddle):
     def forced(self, step: Step, count: Counted) -> bool | None:
         """What the limits say of a row; None where it is the threshold's to say."""
         limits = self.limits
-        if count.computed == 0 or step.index < limits.warm_up or not limits.allows(step.index):
+        if count.computed == 0 or not limits.allows(step.index):
             return True
-        if limits.passes is not None:
-            ahead = [limits.allows(index) for index in range(step.index, step.total)]
-            left = limits.passes - count.computed - ahead.count(False)
-            if left <= 0 or left >= ahead.count(True):
-                return left > 0
+        if limits.passes is not None and (said := limits.paced(step.index, step.total, count.computed)) is not None:
+            return said
         if limits.in_a_row is not None and count.reused >= limits.in_a_row:
             return True
         return None

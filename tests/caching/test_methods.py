@@ -172,15 +172,18 @@ def test_limits_of_the_threshold(model):
             self.seen = [*getattr(self, "seen", []), *([p.step.index] if all(chosen) else [])]
             return chosen
 
-    def run(limits: Limits) -> list[int]:
-        policy = Seen(DEPTH, 1e9, 0, limits)
+    def run(limits: Limits, threshold: float = 1e9) -> list[int]:
+        policy = Seen(DEPTH, threshold, 0, limits)
         sampled(model, [policy])
         return policy.seen
 
     assert run(Limits(1)) == [0]
     assert run(Limits(3)) == [0, 1, 2]
     assert run(Limits(1, in_a_row=2)) == [0, 3]
-    assert run(Limits(1, passes=3)) == [0, 4, 5]
+    assert run(Limits(1, passes=3)) == [0, 3, 5]                    # the last step of each window
+    assert run(Limits(1, passes=3), threshold=0) == [0, 1, 4]       # the first
+    assert run(Limits(2, passes=2), threshold=0) == [0, 1]
+    assert run(Limits(2, passes=9)) == [0, 1, 2, 3, 4, 5]
     assert run(Limits(1, allowed=range(2, 5))) == [0, 1, 5]
     assert run(Limits(1, passes=4, allowed=range(2, 5))) == [0, 1, 4, 5]
 
