@@ -4,9 +4,10 @@
     python benchmarks/training_options.py run --data W/data --work R
     python benchmarks/training_options.py table --work R
 
-Every case goes on from the shipped teacher for as many steps, on the same batches with the same noise, and draws the
-same held-out sentences with the average whose decay is 0.98. A case that is finished is left alone and one that was
-stopped goes on, so `run` may be stopped and started again.
+Every case goes on from one teacher for as many steps, on the same batches with the same noise, and draws the same
+held-out sentences with the average whose decay is 0.98. A case that is finished is left alone and one that was stopped
+goes on, so `run` may be stopped and started again. The shipped teacher has little left to learn: --teacher takes
+another one for the same text encoder and autoencoder, such as an earlier state of its training.
 
     python benchmarks/training_options.py noise --data W/data
 
@@ -33,6 +34,7 @@ from pixart.mini.measure.methods import Sampled  # noqa: E402
 from pixart.mini.measure.results import About, Measured, Row, Sums, read_measured  # noqa: E402
 from pixart.mini.measure.tables import markdown  # noqa: E402
 from pixart.model.attention import matmul_attention, sdpa  # noqa: E402
+from pixart.prepare.state import fingerprint, settle  # noqa: E402
 from pixart.sampling.schedule import STEPS, add_noise  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
 from pixart.train.diffusion import diffusion_loss  # noqa: E402
@@ -77,13 +79,14 @@ def instrument_of(count: int, device: str) -> Instrument:
     return Instrument(Bench.open(SHIPPED, count, device=device))
 
 
-def run(case: str, seed: int, data: PreparedFolder, work: Path, steps: int, count: int, device: str) -> None:
+def run(case: str, seed: int, teacher: Path, data: PreparedFolder, work: Path, steps: int, count: int, device: str
+        ) -> None:
     """Train a case unless its weights are there, then measure it unless that was done."""
     folder = place(work, case, seed)
     file, answer = folder / f"{KEPT}.safetensors", folder / "results.json"
     if case != BEFORE and not file.exists():
         attend = matmul_attention if device == "cpu" else sdpa
-        model = load(SHIPPED.teacher, dtype=torch.float32, attend=attend)
+        model = load(teacher, dtype=torch.float32, attend=attend)
         averages = train_averages(model, Diffusion(data, **CASES[case]), data, config_for(steps, seed), folder,
                                   cpu=device == "cpu")
         for decay, average in reversed(averages.items()):          # the one that is looked for comes last
@@ -91,7 +94,7 @@ def run(case: str, seed: int, data: PreparedFolder, work: Path, steps: int, coun
     if not answer.exists():
         folder.mkdir(parents=True, exist_ok=True)
         instrument = instrument_of(count, device)
-        method = Sampled(case, SHIPPED.teacher if case == BEFORE else file, "dpm", 20, 2.5)
+        method = Sampled(case, teacher if case == BEFORE else file, "dpm", 20, 2.5)
         row = instrument.row(f"{case}, seed {seed}", method.draw(instrument.bench))
         prompts = instrument.bench.prompts
         about = About(count, prompts.seed, False, prompts.digest, instrument.name, 0.0)
@@ -175,6 +178,7 @@ def main() -> None:
     tasks = parser.add_subparsers(dest="task", required=True)
     running = tasks.add_parser("run", help="train and measure what is missing")
     running.add_argument("--data", type=Path, required=True, help="prepared folder of PixArt-mini")
+    running.add_argument("--teacher", type=Path, default=SHIPPED.teacher, help="where all begin (default: the shipped)")
     running.add_argument("--case", choices=CASES, action="append", help="default: all of them, one after the other")
     running.add_argument("--seeds", type=int, default=2, help="trainings of each case (default: 2)")
     running.add_argument("--steps", type=int, default=400, help="of each training (default: 400)")
@@ -196,10 +200,12 @@ def main() -> None:
     if args.task == "noise":
         print(noise(data, args.batches, args.device))
         return
-    run(BEFORE, 0, data, args.work, args.steps, args.count, args.device)
+    args.work.mkdir(parents=True, exist_ok=True)
+    settle(args.work, {"teacher": fingerprint(args.teacher), "steps": args.steps, "sentences": args.count})
+    run(BEFORE, 0, args.teacher, data, args.work, args.steps, args.count, args.device)
     for seed in range(args.seeds):
         for case in args.case or CASES:
-            run(case, seed, data, args.work, args.steps, args.count, args.device)
+            run(case, seed, args.teacher, data, args.work, args.steps, args.count, args.device)
 
 
 if __name__ == "__main__":
