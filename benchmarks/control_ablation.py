@@ -19,17 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pixart.checkpoint import load, load_control, save_control  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
-from pixart.mini.agreement import ControlBench, Followed, table  # noqa: E402
-from pixart.mini.measure.batches import Pictures  # noqa: E402
-from pixart.mini.measure.methods import LCM  # noqa: E402
+from pixart.mini.agreement import ControlBench, Followed, agreement_table  # noqa: E402
+from pixart.mini.measure.batches import BenchPictures  # noqa: E402
+from pixart.mini.measure.methods import LCM_METHOD  # noqa: E402
 from pixart.mini.measure.prompts import Prompts  # noqa: E402
-from pixart.mini.measure.sheets import contact_sheet  # noqa: E402
+from pixart.mini.measure.sheets import method_sheet  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.model.controlnet import Controlled, PixArtControlNet  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
 from pixart.train.loop import train  # noqa: E402
 from pixart.train.loop_config import LoopConfig  # noqa: E402
-from pixart.train.objectives import Control  # noqa: E402
+from pixart.train.objectives import ControlDiffusion  # noqa: E402
 
 
 class UNetWired(PixArtControlNet):
@@ -59,11 +59,11 @@ def config_for(steps: int) -> LoopConfig:
 def run(case: str, data: PreparedFolder, work: Path, steps: int) -> None:
     base = load(SHIPPED.teacher, dtype=torch.float32, attend=matmul_attention).requires_grad_(False)
     control = CASES[case].network.copy_of(base, CASES[case].blocks, attend=matmul_attention)
-    average = train(Controlled(base, control), Control(data), data, config_for(steps), work / case)
+    average = train(Controlled(base, control), ControlDiffusion(data), data, config_for(steps), work / case)
     save_control(work / f"{case}.safetensors", average.control)
 
 
-def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, Pictures], Prompts]:
+def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, BenchPictures], Prompts]:
     """Every case on the LCM student in 4 steps, and no control before them."""
     bench = ControlBench(count, 7, SHIPPED)
     rows, pictures = [], {"real": bench.instrument.real, "control": bench.maps}
@@ -72,8 +72,8 @@ def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, Pictures]
         network = case.network(trained.config, case.blocks).eval()
         network.load_state_dict(trained.state_dict())
         if not rows:
-            rows.append(bench.measure(LCM, "none", network, 0.0)[0])
-        row, pictures[name] = bench.measure(LCM, case.title, network, 1.0)
+            rows.append(bench.measure(LCM_METHOD, "none", network, 0.0)[0])
+        row, pictures[name] = bench.measure(LCM_METHOD, case.title, network, 1.0)
         rows.append(row)
     return rows, pictures, bench.bench.prompts
 
@@ -94,9 +94,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.task == "table":
         rows, pictures, prompts = compare(args.work, args.count)
-        print(table(rows))
+        print(agreement_table(rows))
         if args.sheet:
-            contact_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)
+            method_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)
         return
     data = PreparedFolder(args.data)
     for case in args.case or CASES:

@@ -20,7 +20,7 @@ from pixart.mini.measure.prompts import Prompts  # noqa: E402
 from pixart.mini.scenes import labels  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.pipeline import Pipeline  # noqa: E402
-from pixart.text.encoded import Encoded, join  # noqa: E402
+from pixart.text.encoded import Encoded, join_encoded  # noqa: E402
 from pixart.text.long import encode_long  # noqa: E402
 from pixart.text.t5 import T5Encoder  # noqa: E402
 from pixart.vae import decode, load_vae  # noqa: E402
@@ -55,7 +55,7 @@ class Bench:
             request = Request(tuple(self.prompts.captions[i] for i in rows), "", group.height, group.width,
                               self.sampler, self.steps, 2.5, seed=group.seed)
             null = self.t5.encode([""], 1)
-            latents = self.pipe.sample(request, join([caption.one(i) for i in rows]), null, batch=batch)
+            latents = self.pipe.sample(request, join_encoded([caption.one(i) for i in rows]), null, batch=batch)
             pictures = (decode(self.vae, latents, self.model.config.latent_scale) * 255).round() / 255
             with torch.inference_mode():
                 read[rows] = torch.stack([logits.argmax(1) for logits in self.judge(pictures)], 1)

@@ -20,15 +20,15 @@ from pixart.checkpoint import load  # noqa: E402
 from pixart.drawing import Request  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.judge import load_judge  # noqa: E402
-from pixart.mini.measure.bootstrap import difference, estimate, resamples  # noqa: E402
-from pixart.mini.measure.prompts import Group, Prompts  # noqa: E402
+from pixart.mini.measure.bootstrap import estimate, paired_difference, resamples  # noqa: E402
+from pixart.mini.measure.prompts import PromptGroup, Prompts  # noqa: E402
 from pixart.mini.scenes import labels  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.reward.generator import Generator, decoder  # noqa: E402
 from pixart.reward.judge import JudgeReward  # noqa: E402
-from pixart.reward.optimise import Iteration, Recipe, optimise  # noqa: E402
+from pixart.reward.optimise import Iteration, NoiseRecipe, optimise_noise  # noqa: E402
 from pixart.reward.protocol import WeightedSum  # noqa: E402
-from pixart.reward.search import forwards_of, fresh, near, search  # noqa: E402
+from pixart.reward.search import forwards_of, fresh_noise, near, search_noise  # noqa: E402
 from pixart.text.t5 import T5Encoder  # noqa: E402
 from pixart.vae import load_vae  # noqa: E402
 
@@ -38,7 +38,7 @@ WAYS = ("as it is", "optimised", "best of n", "search")
 class Bench:
     """The networks, and what both judges say of pictures."""
 
-    def __init__(self, weights: Path, sampler: str, steps: int, recipe: Recipe) -> None:
+    def __init__(self, weights: Path, sampler: str, steps: int, recipe: NoiseRecipe) -> None:
         self.model = load(weights, dtype=torch.bfloat16, attend=matmul_attention).requires_grad_(False)
         vae = load_vae(SHIPPED.vae).to(torch.bfloat16, memory_format=torch.channels_last)
         self.decode = decoder(vae, self.model.config.latent_scale)
@@ -47,7 +47,7 @@ class Bench:
         self.judge_b, self.likely_b = load_judge(SHIPPED.judge), JudgeReward(load_judge(SHIPPED.judge))
         self.sampler, self.steps, self.recipe = sampler, steps, recipe
 
-    def measure(self, prompts: Prompts, group: Group) -> dict:
+    def measure(self, prompts: Prompts, group: PromptGroup) -> dict:
         """Every way of finding noise for the sentences of a group."""
         texts = tuple(prompts.captions[i] for i in group.members)
         wanted = torch.tensor([labels(prompts.scenes[i]) for i in group.members])
@@ -58,11 +58,11 @@ class Bench:
         def watch(done: Iteration, pictures: Tensor) -> None:
             with torch.no_grad():
                 curve.append(self.likely_b(pictures, texts).tolist())
-        found = {"optimised": optimise(draw, self.reward, texts, draw.start, self.recipe, watch)}
+        found = {"optimised": optimise_noise(draw, self.reward, texts, draw.start, self.recipe, watch)}
         tries = forwards_of(self.recipe)
-        for name, propose in (("best of n", fresh), ("search", near)):
-            found[name] = search(draw, self.reward, texts, draw.start, tries,
-                                 propose(torch.Generator().manual_seed(group.seed + 1)))
+        for name, propose in (("best of n", fresh_noise), ("search", near)):
+            found[name] = search_noise(draw, self.reward, texts, draw.start, tries,
+                                       propose(torch.Generator().manual_seed(group.seed + 1)))
         with torch.no_grad():
             shown = {"as it is": draw(draw.start), **{name: each.pictures for name, each in found.items()}}
             said = {name: self.says(pictures, texts, wanted) for name, pictures in shown.items()}
@@ -89,7 +89,7 @@ def table(parts: list[dict]) -> str:
     whole = {way: (row["right"] == row["asked"]).double() for way, row in rows.items()}
     for way, row in rows.items():
         facts, pictures = estimate(row["right"], row["asked"], drawn), estimate(whole[way], one, drawn)
-        more = difference((whole[way], one), (whole[WAYS[0]], one), drawn)
+        more = paired_difference((whole[way], one), (whole[WAYS[0]], one), drawn)
         lines.append(f"| {way} | {100 * facts.value:.1f} ± {100 * facts.half:.1f} | {100 * pictures.value:.1f} ± "
                      f"{100 * pictures.half:.1f} | {100 * more.value:+.1f} [{100 * more.low:+.1f}, "
                      f"{100 * more.high:+.1f}] | {row['b'].mean():.3f} (median {row['b'].median():.3f}) | "
@@ -127,7 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     prompts = Prompts.held_out(args.count, 7)
-    bench = Bench(args.weights, args.sampler, args.steps, Recipe(args.iterations))
+    bench = Bench(args.weights, args.sampler, args.steps, NoiseRecipe(args.iterations))
     parts = []
     groups = sorted(prompts.groups(args.batch), key=lambda group: group.members.start // (5 * args.batch))
     for number, group in enumerate(groups[:args.groups]):

@@ -34,7 +34,7 @@ from pixart.train.lcm_lora import ConsistencyLora  # noqa: E402
 from pixart.train.loop import set_recompute  # noqa: E402
 from pixart.train.loop_config import LoopConfig  # noqa: E402
 from pixart.train.lora import add_lora  # noqa: E402
-from pixart.train.objectives import Consistency, Control  # noqa: E402
+from pixart.train.objectives import Consistency, ControlDiffusion  # noqa: E402
 from pixart.train.optimizers import optimizers  # noqa: E402
 from pixart.train.plan import peak_resident  # noqa: E402
 
@@ -100,7 +100,7 @@ def networks(case: Case) -> tuple[nn.Module, Any]:
     base = PixArtTransformer(config, dtype=DTYPES[case.frozen]).requires_grad_(False)
     if case.method == "lcm":
         return PixArtTransformer(config).train(), Consistency(data, base)
-    return Controlled(base, PixArtControlNet(config, min(13, case.depth - 1))), Control(data)
+    return Controlled(base, PixArtControlNet(config, min(13, case.depth - 1))), ControlDiffusion(data)
 
 
 def without_data(make: Callable[[], nn.Module]) -> nn.Module:

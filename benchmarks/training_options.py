@@ -29,7 +29,7 @@ from pixart.checkpoint import load, save_checkpoint  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.evaluate import Instrument  # noqa: E402
 from pixart.mini.measure.bench import Bench  # noqa: E402
-from pixart.mini.measure.bootstrap import Estimate, difference, resamples  # noqa: E402
+from pixart.mini.measure.bootstrap import Estimate, paired_difference, resamples  # noqa: E402
 from pixart.mini.measure.methods import Sampled  # noqa: E402
 from pixart.mini.measure.results import About, Measured, Row, Sums, read_measured  # noqa: E402
 from pixart.mini.measure.tables import markdown  # noqa: E402
@@ -126,7 +126,7 @@ def minus(rows: dict[int, Row], base: dict[int, Row], name: str) -> str:
     if not seeds:
         return ""
     pair = [joined([found[seed].sums()[name] for seed in seeds]) for found in (rows, base)]
-    found: Estimate = difference(*pair, resamples(len(pair[0][0])))
+    found: Estimate = paired_difference(*pair, resamples(len(pair[0][0])))
     value = f"{100 * found.value:+.1f}"
     return f" ({f'**{value}**' if found.clear else value}, {100 * found.low:+.1f} to {100 * found.high:+.1f})"
 

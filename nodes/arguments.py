@@ -47,7 +47,7 @@ def check_all(declared: Declared, given: Mapping[str, Any]) -> None:
         if name in given:
             expected = wrong(name, kind, options[0] if options else {}, given[name])
             if expected:
-                raise ValueError(f"{name} is {shown(given[name])}; expected {expected}")
+                raise ValueError(f"{name} is {described(given[name])}; expected {expected}")
 
 
 def wrong(name: str, kind: str | list, options: Mapping[str, Any], value: Any) -> str:
@@ -56,20 +56,20 @@ def wrong(name: str, kind: str | list, options: Mapping[str, Any], value: Any) -
         return "" if isinstance(value, str) else "the name of a file"
     if isinstance(kind, list):
         return "" if value in kind else f"one of {', '.join(map(str, kind))}"
-    if kind in NUMBERS:
+    if kind in NUMBER_TYPES:
         return wrong_number(kind, options, value)
     return "" if WIRES[kind][0](value) else WIRES[kind][1]
 
 
 def wrong_number(kind: str, options: Mapping[str, Any], value: Any) -> str:
     least, most = options["min"], options["max"]
-    of_kind = isinstance(value, NUMBERS[kind]) and not isinstance(value, bool)
+    of_kind = isinstance(value, NUMBER_TYPES[kind]) and not isinstance(value, bool)
     if of_kind and math.isfinite(value) and least <= value <= most:
         return ""
     return f"a {'whole ' * (kind == 'INT')}number from {least} to {most}"
 
 
-def shown(value: Any) -> str:
+def described(value: Any) -> str:
     """A value as a person reads it, in a few words."""
     if value is None:
         return "nothing (null)"
@@ -104,7 +104,7 @@ def is_conditioning(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(is_entry, value))
 
 
-NUMBERS: dict[str, type] = {"INT": Integral, "FLOAT": Real}
+NUMBER_TYPES: dict[str, type] = {"INT": Integral, "FLOAT": Real}
 # Type of a wire -> whether a value is one, and what to say where it is not. By what the nodes do with it, not by class:
 # other packs have classes of their own.
 WIRES: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -1,7 +1,7 @@
 """Nodes that turn a picture into the edge map a ControlNet follows."""
 from typing import Any
 
-from ..pixart.control.edges import METHODS
+from ..pixart.control.edges import EDGE_METHODS
 from .arguments import checked
 from .host import folders
 
@@ -33,7 +33,7 @@ class PixArtEdges:
         return {"required": {
             "image": ("IMAGE", {"tooltip": "Pictures of any size. Transparent parts count as mid-grey for canny and "
                                            "soft, as paper for none and invert."}),
-            "method": (list(METHODS), {"default": "soft", "tooltip":
+            "method": (list(EDGE_METHODS), {"default": "soft", "tooltip":
                        "canny: lines of one pixel. soft: lines as bright as the step they stand for. none: the picture "
                        "is an edge map or a drawing already, white on black, and is used as it is. invert: it is a "
                        "drawing, black on white, and is turned over."}),

@@ -1,7 +1,7 @@
 """The node that chooses a picture size PixArt was trained on."""
 from typing import Any
 
-from ..pixart.resolution import CLASSES, LABELS, nearest_size
+from ..pixart.resolution import ASPECT_RATIOS, LABELS, nearest_size
 from .arguments import checked
 from .host.folders import only_mini
 from .host.node_text import show_text
@@ -20,7 +20,8 @@ class PixArtEmptyLatent:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "resolution": ([str(side) for side in CLASSES], {"default": "128" if only_mini() else "1024", "tooltip":
+            "resolution": ([str(side) for side in ASPECT_RATIOS], {
+                           "default": "128" if only_mini() else "1024", "tooltip":
                            "Trained resolution of the checkpoint: the side in pixels of its square picture. "
                            "128 is PixArt-mini, and chosen where there is no other model yet."}),
             "ratio": (list(LABELS), {"default": "1:1", "tooltip":

@@ -3,7 +3,7 @@ from .arguments import checked
 from .host import folders, inputs
 from .host.node_text import show_text
 
-MOST = 10_000           # prompts of one run
+MOST_PROMPTS = 10_000   # prompts of one run
 SIDE = {"default": 1024, "min": 16, "max": 8192, "step": 16}
 LAST_SEED = 2 ** 64 - 1
 
@@ -28,7 +28,7 @@ class PixArtPromptList:
                      "A list in ComfyUI's input folder. .txt: a prompt a line. .csv: a first line that names prompt, "
                      "and if you like negative, seed, width, height. .jsonl: objects with these names."}),
             "start": ("INT", {"default": 1, "min": 1, "max": 10_000_000, "tooltip": "The first prompt that is taken."}),
-            "count": ("INT", {"default": 100, "min": 1, "max": MOST, "tooltip": "So many prompts at most."}),
+            "count": ("INT", {"default": 100, "min": 1, "max": MOST_PROMPTS, "tooltip": "So many prompts at most."}),
             "seed": ("INT", {"default": 0, "min": 0, "max": LAST_SEED, "control_after_generate": True, "tooltip":
                      "Of the list's first prompt, where it gives none; those of the others follow, so that a prompt "
                      "keeps its seed wherever you start."}),

@@ -4,7 +4,7 @@ from typing import Any
 from ..pixart.reward.table import REWARDS
 from ..pixart.sampling.samplers import SAMPLERS
 from .arguments import checked
-from .sampling import RULE, SEED
+from .sampling import RULE, SEED_INPUT
 
 FEW = [name for name, sampler in SAMPLERS.items() if not sampler.guided]
 
@@ -39,7 +39,7 @@ class PixArtReNO:
                                              "itself."}),
             "prompt": ("STRING", {"multiline": True, "tooltip":
                        "The words that rewards compare the picture with: the same as in PixArt Text Encode."}),
-            "seed": SEED,
+            "seed": SEED_INPUT,
             "sampler": (FEW, {"default": "lcm", "tooltip": "lcm for LCM models, dmd for one-step DMD."}),
             "steps": ("INT", {"default": 4, "min": 1, "max": 8, "tooltip":
                       "Passes through the model; the gradient goes through all of them. dmd: 1."}),
@@ -73,10 +73,10 @@ class PixArtReNO:
     def optimise(self, model: Any, positive: list, vae: Any, latent: dict, prompt: str, seed: int, sampler: str,
                  steps: int, rule: str, iterations: int, rate: float, clip: float, regularisation: float, judge: float,
                  clip_score: float, pickscore: float, hpsv2: float, imagereward: float, save_memory: bool) -> tuple:
-        from ..pixart.reward.optimise import Recipe
-        from .host.reno import Wish, optimise
+        from ..pixart.reward.optimise import NoiseRecipe
+        from .host.reno import RenoWish, run_reno
         weights = {"judge": judge, "clip": clip_score, "pickscore": pickscore, "hpsv2": hpsv2,
                    "imagereward": imagereward}
-        recipe = Recipe(iterations, rate, clip=clip, regularisation=regularisation)
-        wish = Wish(prompt, seed, sampler, 1 if sampler == "dmd" else steps, rule, weights, recipe, save_memory)
-        return optimise(model, positive, vae, latent, wish)
+        recipe = NoiseRecipe(iterations, rate, clip=clip, regularisation=regularisation)
+        wish = RenoWish(prompt, seed, sampler, 1 if sampler == "dmd" else steps, rule, weights, recipe, save_memory)
+        return run_reno(model, positive, vae, latent, wish)

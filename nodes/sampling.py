@@ -1,14 +1,14 @@
 """Nodes that sample few-step PixArt models."""
 from typing import Any
 
-from ..pixart.sampling.preset import METHODS
+from ..pixart.sampling.preset import PRESET_METHODS
 from ..pixart.sampling.samplers import SAMPLERS
 from .arguments import checked
 
-SEED = ("INT", {"default": 0, "min": 0, "max": 0xffffffffffffffff, "control_after_generate": True,
-                "tooltip": "Chooses the noise. The same seed gives the same picture on one machine."})
-STEPS = ("INT", {"default": SAMPLERS["lcm"].steps, "min": 1, "max": 8, "tooltip":
-                 "Passes through the model. 4 is the usual choice, 2 is nearly as good, 1 is a sketch."})
+SEED_INPUT = ("INT", {"default": 0, "min": 0, "max": 0xffffffffffffffff, "control_after_generate": True,
+                      "tooltip": "Chooses the noise. The same seed gives the same picture on one machine."})
+STEPS_INPUT = ("INT", {"default": SAMPLERS["lcm"].steps, "min": 1, "max": 8, "tooltip":
+                       "Passes through the model. 4 is the usual choice, 2 is nearly as good, 1 is a sketch."})
 RULE = (list(SAMPLERS["lcm"].rules), {"default": "official", "tooltip":
                       "Which timesteps are visited: as in PixArt's own code (4 steps: 999, 759, 519, 279) or as in "
                       "diffusers (999, 759, 499, 259)."})
@@ -33,7 +33,7 @@ class PixArtLCMSampler:
             "model": ("MODEL", {"tooltip": "A PixArt LCM checkpoint, or a PixArt model with an LCM LoRA."}),
             "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
             "latent": ("LATENT", {"tooltip": "An empty latent, or an encoded picture with denoise below 1."}),
-            "seed": SEED, "steps": STEPS, "rule": RULE, "denoise": DENOISE,
+            "seed": SEED_INPUT, "steps": STEPS_INPUT, "rule": RULE, "denoise": DENOISE,
         }, "optional": {
             "negative": ("CONDITIONING", {"tooltip": "Only used when cfg is not 1."}),
             "cfg": ("FLOAT", {"default": 1.0, "min": 1.0, "max": 5.0, "step": 0.1, "round": 0.01, "tooltip":
@@ -62,7 +62,7 @@ class PixArtLCMSigmas:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "model": ("MODEL", {"tooltip": "A PixArt LCM checkpoint, or a PixArt model with an LCM LoRA."}),
-            "steps": STEPS, "rule": RULE, "denoise": DENOISE,
+            "steps": STEPS_INPUT, "rule": RULE, "denoise": DENOISE,
         }}
 
     @checked
@@ -88,7 +88,7 @@ class PixArtDMDSampler:
             "model": ("MODEL", {"tooltip": "PixArt-Alpha-DMD-XL-2-512x512; set the loader's variant to alpha-512."}),
             "positive": ("CONDITIONING", {"tooltip": "The prompt. There is no negative prompt in one step."}),
             "latent": ("LATENT", {"tooltip": "An empty latent; it gives size and number of pictures."}),
-            "seed": SEED,
+            "seed": SEED_INPUT,
         }}
 
     @checked
@@ -113,7 +113,7 @@ class PixArtSteps:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "model": ("MODEL", {"tooltip": "A PixArt model, with its few-step LoRA if there is one."}),
-            "method": (["auto", *METHODS], {"default": "auto", "tooltip":
+            "method": (["auto", *PRESET_METHODS], {"default": "auto", "tooltip":
                        "How the model was trained. auto: what its file says, else what its name says, else teacher."}),
             "steps": ("INT", {"default": 0, "min": 0, "max": 200, "tooltip":
                       "0: the usual number: teacher 20, LCM and TDM 4, DMD 1."}),

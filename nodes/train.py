@@ -2,10 +2,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..pixart.resolution import CLASSES
+from ..pixart.resolution import ASPECT_RATIOS
 from .arguments import checked
 
-METHODS = ["lora", "lcm-lora", "controlnet"]
+NODE_METHODS = ["lora", "lcm-lora", "controlnet"]
 FILE_NAME = "my-pixart-lora"
 
 
@@ -27,7 +27,7 @@ class PixArtTrain:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "model": ("MODEL", {"tooltip": "From Load PixArt: a base model; for lora an LCM one too."}),
-            "method": (METHODS, {"default": "lora", "tooltip":
+            "method": (NODE_METHODS, {"default": "lora", "tooltip":
                        "lora: learn a subject or style. lcm-lora: draw in few steps. controlnet: follow edges; takes "
                        "thousands of pictures."}),
             "name": ("STRING", {"default": FILE_NAME, "tooltip":
@@ -51,7 +51,7 @@ class PixArtTrain:
                          "PixArt-mini: 1.5."}),
             "edges": (["canny", "soft", "hed"], {"default": "canny", "tooltip":
                       "controlnet: the edges to follow. hed needs ControlNetHED.pth, as PixArt HED does."}),
-            "resolution": (["auto", *map(str, CLASSES)], {"default": "auto", "tooltip":
+            "resolution": (["auto", *map(str, ASPECT_RATIOS)], {"default": "auto", "tooltip":
                            "Side of a square picture in pixels; pictures of other shapes go to the trained shape "
                            "nearest to theirs. auto: what the model was trained on. Lower takes less memory."}),
             "save_memory": ("BOOLEAN", {"default": True, "tooltip":
@@ -86,8 +86,8 @@ class PixArtTrain:
     def VALIDATE_INPUTS(cls, method: str | None = None) -> bool | str:
         if method is None:                          # linked: the training itself looks
             return True
-        if method not in METHODS:
-            return f"method is {method}; use {', '.join(METHODS)}"
+        if method not in NODE_METHODS:
+            return f"method is {method}; use {', '.join(NODE_METHODS)}"
         from .host.training.packages import missing_packages
         missing = missing_packages(method)
         return f"training needs: pip install {' '.join(missing)}" if missing else True
@@ -97,9 +97,10 @@ class PixArtTrain:
               blocks: int, guidance: float, edges: str, resolution: str, save_memory: bool, start_seed: int,
               preview_prompt: str, preview_every: int, images: Any = None, clip: Any = None, vae: Any = None,
               captions: str = "", folder: str = "") -> dict:
-        from .host.training.data import Pictures
+        from .host.training.data import TrainingPictures
         from .host.training.session import result_of, train_on
-        from .host.training.wish import Wish
-        wish = Wish(method, name.strip(), steps, batch, learning_rate, rank, blocks, guidance, edges, resolution,
-                    save_memory, start_seed, preview_prompt, preview_every)
-        return result_of(model, wish, train_on(model, wish, Pictures(images, captions, folder.strip()), clip, vae))
+        from .host.training.wish import TrainingWish
+        wish = TrainingWish(method, name.strip(), steps, batch, learning_rate, rank, blocks, guidance, edges,
+                            resolution, save_memory, start_seed, preview_prompt, preview_every)
+        return result_of(model, wish, train_on(model, wish, TrainingPictures(images, captions, folder.strip()), clip,
+                                               vae))

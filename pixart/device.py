@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-KINDS = ("cpu", "cuda", "mps", "xpu")
+DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -19,7 +19,8 @@ def checked_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{str(name)!r} is not a device; use {', '.join(KINDS)}, or for example cuda:1") from error
+        raise ValueError(f"{str(name)!r} is not a device; use {', '.join(DEVICE_KINDS)}, or for example "
+                         "cuda:1") from error
     count = _count(device.type)
     if (device.index or 0) >= count:
         there = f"this torch sees {count} of them" if count else "this torch sees none"

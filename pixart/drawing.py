@@ -17,7 +17,7 @@ from .sampling.samplers import SAMPLERS, sampler
 from .sampling.schedule import STEPS, Callback, Noise
 from .text.encoded import Encoded
 
-LEAST, MOST = 16, 8192      # pixels a side; 8192 is four times the largest side that PixArt was trained on
+LEAST_SIDE, MOST_SIDE = 16, 8192  # pixels a side; 8192 is four times the largest side that PixArt was trained on
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("there is no prompt; give at least one, an empty one is allowed")
-        if not LEAST <= min(self.height, self.width) <= max(self.height, self.width) <= MOST:
-            raise ValueError(f"picture size is {self.width}x{self.height}; both sides must be {LEAST} pixels to {MOST}")
+        if not LEAST_SIDE <= min(self.height, self.width) <= max(self.height, self.width) <= MOST_SIDE:
+            raise ValueError(f"picture size is {self.width}x{self.height}; both sides must be {LEAST_SIDE} pixels to "
+                             f"{MOST_SIDE}")
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps asked for; at least 1 is needed")
         if not math.isfinite(self.guidance):

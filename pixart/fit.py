@@ -21,7 +21,7 @@ PER_TOKEN = 32_000              # bytes a picture's token takes in a pass, in 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """What to load how. `words` say why, one sentence each; `fits` is False where even that will be too much."""
 
     bits: Bits
@@ -48,9 +48,9 @@ def pass_bytes(config: PixArtConfig, height: int, width: int, rows: int) -> int:
     return PER_TOKEN * tokens * rows * config.hidden // 1152
 
 
-def plan(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtConfig, device: torch.device,
-         height: int | None = None, width: int | None = None, rows: int = 2, packed_bytes: int | None = None,
-         precisions: tuple[Bits, ...] = ORDER) -> Plan:
+def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtConfig, device: torch.device,
+                 height: int | None = None, width: int | None = None, rows: int = 2, packed_bytes: int | None = None,
+                 precisions: tuple[Bits, ...] = ORDER) -> LoadPlan:
     """The best that `free` bytes of a device allow for pictures of height x width pixels (by default the trained size).
 
     t5: shapes of its weights. rows: pictures in a pass, doubled by guidance. packed_bytes: size of a packed file of
@@ -69,7 +69,7 @@ def plan(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtConfig, dev
              if found.device == device else "")
     words = tuple(word for word in (found.words, stays, drawing_words(drawing, room, keep_packed),
                                     f"Pictures are decoded {spoken(parts)}.") if word)
-    return Plan(found.bits, found.device, keep, keep_packed, parts, drawing <= room, words)
+    return LoadPlan(found.bits, found.device, keep, keep_packed, parts, drawing <= room, words)
 
 
 def drawing_words(drawing: int, room: int, packed: bool) -> str:
@@ -85,8 +85,8 @@ def spoken(parts: Slices) -> str:
 
 
 def plan_for(t5: str | Path, config: PixArtConfig, device: torch.device, height: int | None = None,
-             width: int | None = None, rows: int = 2, packed_bytes: int | None = None) -> Plan:
-    """`plan` for a T5 file and what is free on a device now. Raises as opening the file does."""
+             width: int | None = None, rows: int = 2, packed_bytes: int | None = None) -> LoadPlan:
+    """`plan_loading` for a T5 file and what is free on a device now. Raises as opening the file does."""
     free = free_bytes(device)
-    return plan(UNKNOWN if free is None else free, T5Files(t5).shapes, config, device, height, width, rows,
-                packed_bytes, precisions_on(device))
+    return plan_loading(UNKNOWN if free is None else free, T5Files(t5).shapes, config, device, height, width, rows,
+                        packed_bytes, precisions_on(device))

@@ -33,22 +33,21 @@ from .resolution import size_notice
 from .sampling.preset import Preset, found_in
 from .sampling.samplers import SAMPLERS
 from .sampling.samplers import sampler as sampler_of
-from .text.encoded import Encoded, join
+from .text.encoded import Encoded, join_encoded
 from .text.long import encode_long
 from .text.on_demand import T5OnDemand
 from .text.quantized import Bits
 from .text.t5 import T5Encoder
 from .text.tokens import PromptReport
-from .vae import Autoencoder, decode, load_vae, require_vae
-from .vae import encode as encode_pictures
+from .vae import Autoencoder, decode, encode_pictures, load_vae, require_vae
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["SAMPLERS", "Control", "Guide", "Pictures", "Pipeline", "Progress", "Request", "check_captions", "encode",
-           "sample"]
+__all__ = ["SAMPLERS", "Control", "Guide", "Pictures", "Pipeline", "Progress", "Request", "check_captions",
+           "encode_request", "sample"]
 
 AnyPath = str | Path            # a file or a folder
 Decoder = Callable[[Tensor], Tensor]
@@ -80,7 +79,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Files:
+class PipelineFiles:
     """What a pipeline reads when it is first needed."""
 
     checkpoint: OpenCheckpoint
@@ -93,7 +92,7 @@ class Files:
 class Pipeline:
     """A model with all that it needs to draw: `Pipeline.open(...)` once, then call it as often as you like."""
 
-    def __init__(self, files: Files | None, t5: T5OnDemand | None, device: torch.device,
+    def __init__(self, files: PipelineFiles | None, t5: T5OnDemand | None, device: torch.device,
                  dtype: torch.dtype | None = None, keep_t5: bool | None = None) -> None:
         """`open` or `of` is what you want. Reads nothing."""
         self.files, self.t5, self.device, self.dtype, self.keep_t5 = files, t5, device, dtype, keep_t5
@@ -122,8 +121,8 @@ class Pipeline:
         require_vae(vae or SHIPPED.vae)
         if model is None and controlnet is None:
             controlnet = SHIPPED.control
-        files = Files(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet, tuple(loras),
-                      compile)
+        files = PipelineFiles(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet,
+                              tuple(loras), compile)
         usual_bits = 8 if t5 is not None and place.type != "mps" else 16
         return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or usual_bits, place), place, dtype, keep_t5)
 
@@ -183,7 +182,7 @@ class Pipeline:
         """Scaled latents -> pictures in 0..1, with the autoencoder in slices or tiles by free memory."""
         return partial(decode, self.vae, latent_scale=self.config.latent_scale)
 
-    def _opened(self, what: str) -> Files:
+    def _opened(self, what: str) -> PipelineFiles:
         if self.files is None:
             raise ValueError(f"this pipeline was made of networks in memory and has no {what}; give it to Pipeline.of")
         return self.files
@@ -300,7 +299,7 @@ class Pipeline:
         if guide is not None:
             guide = guide.rows(rows)
         done, every = first * request.steps, total * request.steps
-        latents = sample(self.transformer, part, join([caption.one(i) for i in numbers]), null,
+        latents = sample(self.transformer, part, join_encoded([caption.one(i) for i in numbers]), null,
                          lambda step, x, x0: tell(progress, "sampling", done + (step + 1) * len(numbers), every),
                          None if guide is None else self._control(guide, part), policies,
                          None if noise is None else noise[rows])
@@ -365,8 +364,8 @@ def memory_advice(device: torch.device, what: str, advice: str) -> Iterator[None
         raise MemoryError(f"not enough memory on {device} while {what}; {advice}") from error
 
 
-def encode(t5: AnyPath, request: Request, max_tokens: int, clean: bool, bits: Bits = 8,
-           device: torch.device | str = "cpu") -> tuple[Encoded, Encoded]:
+def encode_request(t5: AnyPath, request: Request, max_tokens: int, clean: bool, bits: Bits = 8,
+                   device: torch.device | str = "cpu") -> tuple[Encoded, Encoded]:
     """Text features of a request's prompts and of its negative prompt; the encoder is freed before returning."""
     encoder = T5Encoder(t5, bits=bits, device=device)
     try:

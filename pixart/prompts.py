@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".txt", ".csv", ".jsonl")
+PROMPT_SUFFIXES = (".txt", ".csv", ".jsonl")
 MOST_BYTES = 64 * 2 ** 20
 MOST_CHARACTERS = 100_000           # of one line
 LEAST_SIDE, MOST_SIDE = 16, 8192    # pixels, as the library draws them
@@ -35,8 +35,8 @@ def read_prompts(path: str | Path) -> list[PromptLine]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no list of prompts at this place: {path}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"a list of prompts ends in {', '.join(SUFFIXES)}, not {path.suffix!r}: {path}")
+    if path.suffix.lower() not in PROMPT_SUFFIXES:
+        raise ValueError(f"a list of prompts ends in {', '.join(PROMPT_SUFFIXES)}, not {path.suffix!r}: {path}")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"the list of prompts is larger than {MOST_BYTES // 2 ** 20} MB; split it: {path}")
     try:

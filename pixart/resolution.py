@@ -23,7 +23,7 @@ def _class_of(side: int) -> dict[float, tuple[int, int]]:
 
 
 # Side in pixels of the square -> ratio -> (height, width). 128 is PixArt-mini.
-CLASSES: dict[int, dict[float, tuple[int, int]]] = {
+ASPECT_RATIOS: dict[int, dict[float, tuple[int, int]]] = {
     128: {0.6: (96, 160), 0.78: (112, 144), 1.0: (128, 128), 1.29: (144, 112), 1.67: (160, 96)},
     256: _class_of(256),
     512: _class_of(512),
@@ -37,12 +37,12 @@ def nearest_ratio(height: float, width: float, side: int) -> float:
     """The trained ratio of class `side` that is nearest to height / width."""
     if height <= 0 or width <= 0:
         raise ValueError(f"a picture of {width} x {height} pixels has no aspect ratio; both sides must be positive")
-    return min(table(side), key=lambda ratio: abs(ratio - height / width))
+    return min(trained_sizes(side), key=lambda ratio: abs(ratio - height / width))
 
 
 def nearest_size(height: float, width: float, side: int) -> tuple[int, int]:
     """(height, width) of the trained size of class `side` whose shape is nearest."""
-    return table(side)[nearest_ratio(height, width, side)]
+    return trained_sizes(side)[nearest_ratio(height, width, side)]
 
 
 def nearest_class(height: int, width: int) -> int:
@@ -50,7 +50,7 @@ def nearest_class(height: int, width: int) -> int:
     if height < 1 or width < 1:
         raise ValueError(f"a picture of {width} x {height} pixels has no area; both sides must be positive")
     area = height * width
-    return min(CLASSES, key=lambda side: max(area / side ** 2, side ** 2 / area))
+    return min(ASPECT_RATIOS, key=lambda side: max(area / side ** 2, side ** 2 / area))
 
 
 def size_notice(height: int, width: int, side: int) -> str | None:
@@ -63,11 +63,11 @@ def size_notice(height: int, width: int, side: int) -> str | None:
             f"{near_width} x {near_height}")
 
 
-def table(side: int) -> dict[float, tuple[int, int]]:
+def trained_sizes(side: int) -> dict[float, tuple[int, int]]:
     """Trained ratios of one class, each with its (height, width)."""
-    if side not in CLASSES:
-        raise ValueError(f"no sizes are known for {side} px; use one of {', '.join(map(str, CLASSES))}")
-    return CLASSES[side]
+    if side not in ASPECT_RATIOS:
+        raise ValueError(f"no sizes are known for {side} px; use one of {', '.join(map(str, ASPECT_RATIOS))}")
+    return ASPECT_RATIOS[side]
 
 # What people call some of the ratios, width : height.
 _KNOWN_AS = {0.42: "21:9", 0.57: "16:9", 0.68: "3:2", 0.78: "4:3", 1.29: "3:4", 1.46: "2:3", 1.75: "9:16"}

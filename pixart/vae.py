@@ -21,8 +21,8 @@ from .weights.values import check_finite
 
 logger = logging.getLogger(__name__)
 
-VAE_FILE = "sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma, or a TAESD file (.safetensors or a folder)"
-VAE_KIND = Kind(VAE_FILE, "", ("diffusion_pytorch_model",))
+VAE_EXPECTED = "sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma, or a TAESD file (.safetensors or a folder)"
+VAE_KIND = Kind(VAE_EXPECTED, "", ("diffusion_pytorch_model",))
 VAE_NAME = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder|quant_conv|post_quant_conv|taesd_\w+)\.")
 # The architecture of Stable Diffusion's and SDXL's VAE, for single files, which do not carry it.
 _KL = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
@@ -80,7 +80,7 @@ def require_vae(path: str | Path) -> str:
         return "tiny"
     if not any(name.endswith("decoder.conv_in.weight") for name in keys):
         raise CheckpointError(path, f"it holds no VAE that this program knows ({len(keys)} tensors, such as "
-                              f"{min(keys)[:60]})", VAE_FILE)
+                              f"{min(keys)[:60]})", VAE_EXPECTED)
     return "full"
 
 
@@ -90,7 +90,7 @@ def check_values(path: Path) -> None:
     source = ShortLived(weights.remap)
     for name in weights.tensors:
         if VAE_NAME.match(name):
-            check_finite(name, source[name], path, VAE_FILE)
+            check_finite(name, source[name], path, VAE_EXPECTED)
 
 
 def load_tiny(path: Path) -> Any:
@@ -125,7 +125,8 @@ def is_tiny(vae: Autoencoder) -> bool:
 
 
 @torch.inference_mode()
-def encode(vae: Autoencoder, pictures: Tensor, latent_scale: float, batch: int = 4) -> tuple[Tensor, Tensor | None]:
+def encode_pictures(vae: Autoencoder, pictures: Tensor, latent_scale: float,
+                    batch: int = 4) -> tuple[Tensor, Tensor | None]:
     """Pictures (B, 3, H, W) in 0..1, sides multiples of 8 -> mean and standard deviation of their latents on the CPU.
 
     Both (B, 4, H / 8, W / 8) and scaled as the transformer sees them; a draw is mean + deviation * noise. A tiny

@@ -8,9 +8,9 @@ import pytest
 
 from pixart.__main__ import HELP, KERNELS, is_no_kernel_hint
 from pixart.__main__ import parser as parser_of
-from pixart.commands.arguments import number, size, whole
+from pixart.commands.arguments import finite_number, positive_whole, size
 from pixart.commands.progress import Bars
-from pixart.train.command import METHODS, method_parser
+from pixart.train.command import METHOD_HELP, method_parser
 
 
 class Terminal(io.StringIO):
@@ -45,9 +45,9 @@ def test_a_bar_is_closed_when_the_work_ends_badly(monkeypatch):
 
 
 def test_values_are_read_and_refused():
-    assert size("1024X768") == (1024, 768) and whole("3") == 3 and number("-1e-3") == -0.001
-    for parse, texts in ((size, ("1024", "8x8", "64x", "x", "9000x64", "-64x64")), (whole, ("0", "-1", "1.5", "")),
-                         (number, ("nan", "inf", "one"))):
+    assert size("1024X768") == (1024, 768) and positive_whole("3") == 3 and finite_number("-1e-3") == -0.001
+    for parse, texts in ((size, ("1024", "8x8", "64x", "x", "9000x64", "-64x64")),
+                         (positive_whole, ("0", "-1", "1.5", "")), (finite_number, ("nan", "inf", "one"))):
         for text in texts:
             with pytest.raises(argparse.ArgumentTypeError, match="must be|is not a size"):
                 parse(text)
@@ -83,7 +83,7 @@ def test_help_says_what_every_option_means(chosen):
     assert own or chosen is None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_HELP)
 def test_help_of_training_says_what_every_field_means(method):
     found = list(options(method_parser(method)))
     assert len(found) > 20 and not [action.dest for _, action in found if not action.help or len(action.help) < 8]

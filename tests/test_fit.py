@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pixart.config import VARIANTS
-from pixart.fit import plan, plan_for, transformer_bytes
+from pixart.fit import plan_for, plan_loading, transformer_bytes
 from pixart.mini import SHIPPED
 from pixart.text.fitting import AUTO, GIB, ORDER, fit_t5, t5_bytes
 
@@ -26,7 +26,7 @@ XXL = t5_xxl()
 
 
 def of(gib: float, **named: object):
-    return plan(int(gib * GIB), XXL, CONFIG, CUDA, **named)
+    return plan_loading(int(gib * GIB), XXL, CONFIG, CUDA, **named)
 
 
 def test_sizes_of_t5_are_those_measured():

@@ -122,8 +122,8 @@ def test_weight_dtypes_of_node_and_adapter_agree(extension):
 
 
 def test_the_help_of_the_empty_latent_says_every_size_in_pixels():
-    from pixart.resolution import CLASSES, LABELS
+    from pixart.resolution import ASPECT_RATIOS, LABELS
     page = (ROOT / "web" / "docs" / "PixArtEmptyLatent" / "en.md").read_text(encoding="utf-8")
     for label, ratio in LABELS.items():
-        height, width = CLASSES[1024][ratio]
+        height, width = ASPECT_RATIOS[1024][ratio]
         assert f"| `{label}` | {width} x {height} |" in page

@@ -16,10 +16,9 @@ from pixart.checkpoint import load, save_checkpoint
 from pixart.config import PixArtConfig
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Guide, Pictures, Pipeline, Request, encode, sample
+from pixart.pipeline import Guide, Pictures, Pipeline, Request, encode_request, sample
 from pixart.sampling.preset import preset
-from pixart.vae import decode, load_vae
-from pixart.vae import encode as encode_pictures
+from pixart.vae import decode, encode_pictures, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
 WORDS = ("a", "red", "blue", "circle", "square", "on", "the", "left")
@@ -484,7 +483,7 @@ def test_encoding_frees_the_encoder(parts, monkeypatch):
     closed = []
     original = T5Encoder.close
     monkeypatch.setattr(T5Encoder, "close", lambda self: (closed.append(self), original(self)))
-    encode(parts / "t5", Request(("a",), height=32, width=32), 20, True, bits=16)
+    encode_request(parts / "t5", Request(("a",), height=32, width=32), 20, True, bits=16)
     assert len(closed) == 1 and closed[0].model is None
 
 
@@ -492,7 +491,7 @@ def test_sampling_in_bf16_stays_near_fp32(parts):
     """Relative root mean square difference of 2-step latents stays under 5 %."""
     from pixart.checkpoint import load
     request = Request(("a red circle",), height=64, width=64, steps=2)
-    caption, null = encode(parts / "t5", request, 20, True, bits=16)
+    caption, null = encode_request(parts / "t5", request, 20, True, bits=16)
     exact, rough = (sample(load(parts / "model.safetensors", dtype=dtype), request, caption, null)
                     for dtype in (torch.float32, torch.bfloat16))
     assert ((exact - rough).norm() / exact.norm()).item() < 0.05

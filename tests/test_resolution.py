@@ -6,26 +6,26 @@ from pixart import resolution
 
 @pytest.mark.parametrize("side", [256, 512, 2048])
 def test_other_classes_are_the_1024_table_scaled(side):
-    for ratio, (height, width) in resolution.CLASSES[1024].items():
-        assert resolution.CLASSES[side][ratio] == (height * side / 1024, width * side / 1024)
+    for ratio, (height, width) in resolution.ASPECT_RATIOS[1024].items():
+        assert resolution.ASPECT_RATIOS[side][ratio] == (height * side / 1024, width * side / 1024)
 
 
 @pytest.mark.parametrize("side", [256, 512, 1024, 2048])
 def test_a_class_has_forty_sizes_of_about_one_area(side):
-    sizes = resolution.CLASSES[side].values()
+    sizes = resolution.ASPECT_RATIOS[side].values()
     assert len(sizes) == 40
     assert all(0.89 < height * width / side ** 2 <= 1.01 for height, width in sizes)
 
 
 @pytest.mark.parametrize("side", [256, 512, 1024, 2048])
 def test_keys_are_height_over_width(side):
-    for ratio, (height, width) in resolution.CLASSES[side].items():
+    for ratio, (height, width) in resolution.ASPECT_RATIOS[side].items():
         assert abs(height / width - ratio) < 0.011
 
 
-@pytest.mark.parametrize("side", list(resolution.CLASSES))
+@pytest.mark.parametrize("side", list(resolution.ASPECT_RATIOS))
 def test_sides_fit_patches_of_two_latent_pixels(side):
-    assert all(h % 16 == 0 and w % 16 == 0 for h, w in resolution.CLASSES[side].values())
+    assert all(h % 16 == 0 and w % 16 == 0 for h, w in resolution.ASPECT_RATIOS[side].values())
 
 
 def test_landscape_is_wider_than_high():
@@ -34,7 +34,7 @@ def test_landscape_is_wider_than_high():
 
 
 def test_the_nearest_class_of_a_known_size_is_its_own():
-    for side, sizes in resolution.CLASSES.items():
+    for side, sizes in resolution.ASPECT_RATIOS.items():
         assert all(resolution.nearest_class(*size) == side for size in sizes.values())
 
 
@@ -46,7 +46,7 @@ def test_impossible_sizes_are_refused(height, width):
 
 def test_an_unknown_class_names_the_known_ones():
     with pytest.raises(ValueError, match="300 px.*128, 256, 512, 1024, 2048"):
-        resolution.table(300)
+        resolution.trained_sizes(300)
 
 
 def test_labels_name_width_before_height_and_every_ratio_once():

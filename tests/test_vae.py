@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.training_memory import Held
 from pixart.mini import SHIPPED
 from pixart.mini.prepare import picture_of
-from pixart.vae import _KL, decode, encode, load_vae
+from pixart.vae import _KL, decode, encode_pictures, load_vae
 from pixart.vae_parts import FULL, TILES, Slices, fitting, ramp, starts, tiled
 
 GIB = 1 << 30
@@ -46,7 +46,7 @@ def test_slices_equal_the_whole_to_the_last_bit_of_a_picture(mini, full):
 
 def test_tiles_of_a_real_picture_equal_the_whole(mini, scenes):
     """Of 255 steps 0.05 on average, nowhere more than 16; tiles of 32 latent pixels, 8 of them overlap."""
-    latents = encode(mini, scenes, 1.0)[0]
+    latents = encode_pictures(mini, scenes, 1.0)[0]
     off = 255 * (decode(mini, latents, 1.0, memory=0) - decode(mini, latents, 1.0)).abs()
     assert 0 < off.max() < 16 and off.mean() < 0.05
 
@@ -128,7 +128,7 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize("room, parts", [(32 * 48, "one picture at a time"), (32 * 32, "tiles of 256 pixels")])
 def test_running_out_of_memory_goes_on_with_smaller_parts_and_says_so(mini, scenes, caplog, room, parts):
-    latents = encode(mini, scenes.expand(2, -1, -1, -1), 1.0)[0]
+    latents = encode_pictures(mini, scenes.expand(2, -1, -1, -1), 1.0)[0]
     small = Small(mini, room)
     with caplog.at_level(logging.WARNING):
         got = decode(small, latents, 1.0, memory=100 * GIB)
@@ -151,8 +151,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(mini):
 def test_autocast_does_not_reach_the_vae(mini, scenes, low):
     """Previews are drawn inside the trainer's autocast; in fp16 the VAE of SDXL gives NaN there."""
     picture = scenes[..., :64, :64]
-    latents = encode(mini, picture, 1.0)[0]
-    want, want_latents = decode(mini, latents, 1.0), encode(mini, picture, 1.0)[0]
+    latents = encode_pictures(mini, picture, 1.0)[0]
+    want, want_latents = decode(mini, latents, 1.0), encode_pictures(mini, picture, 1.0)[0]
     with torch.autocast("cpu", low):
         assert torch.equal(decode(mini, latents, 1.0), want)
-        assert torch.equal(encode(mini, picture, 1.0)[0], want_latents)
+        assert torch.equal(encode_pictures(mini, picture, 1.0)[0], want_latents)

@@ -66,14 +66,14 @@ def parts(method: str, setting: Setting, data: PreparedFolder) -> tuple[torch.nn
     """What is trained, and its objective; teacher and base in 16 bits, as the recipes have them."""
     from pixart.train.lcm_lora import ConsistencyLora
     from pixart.train.lora import add_lora
-    from pixart.train.objectives import Consistency, Control, Diffusion
+    from pixart.train.objectives import Consistency, ControlDiffusion, Diffusion
     frozen = transformer(setting.config(), torch.bfloat16, setting.device)
     if method == "lcm":
         student = transformer(setting.config(), torch.float32, setting.device).requires_grad_(True)
         return student, Consistency(data, frozen)
     if method == "controlnet":
         copies = PixArtControlNet(setting.config(), min(13, frozen.config.depth - 1), device=setting.device)
-        return Controlled(frozen, drawn(copies, 1).requires_grad_(True)), Control(data)
+        return Controlled(frozen, drawn(copies, 1).requires_grad_(True)), ControlDiffusion(data)
     need("peft")
     model = add_lora(frozen, 32, 8.0)
     return model, ConsistencyLora(data) if method == "lcm-lora" else Diffusion(data)

@@ -19,7 +19,7 @@ from pixart.train.average import averaged_copy
 from pixart.train.data import PreparedFolder
 from pixart.train.loop import train
 from pixart.train.loop_config import LoopConfig
-from pixart.train.objectives import Consistency, Control, Diffusion, Objective
+from pixart.train.objectives import Consistency, ControlDiffusion, Diffusion, Objective
 
 from .models import ALPHA
 from .networks import distance, drawn
@@ -63,7 +63,7 @@ def lcm(config: PixArtConfig, data: PreparedFolder) -> tuple[nn.Module, Objectiv
 def controlnet(config: PixArtConfig, data: PreparedFolder) -> tuple[nn.Module, Objective]:
     base = fresh(config)
     network = drawn(PixArtControlNet(config, config.depth // 2), 2).requires_grad_(True)
-    return Controlled(base, network), Control(data)
+    return Controlled(base, network), ControlDiffusion(data)
 
 
 def adapted(config: PixArtConfig, data: PreparedFolder, consistency: bool = False, dora: bool = False
@@ -128,9 +128,9 @@ def moved(check: str, case: str, losses: list[float], still: list[str], notes: N
 def loss_on(device: str, model: nn.Module, objective: Objective, data: PreparedFolder) -> float:
     """Of step 0, by the objective alone."""
     from pixart.train.draws import generator_for
-    from pixart.train.loop import place
+    from pixart.train.loop import place_networks
     network = deepcopy(model).to(device).train()
-    place(objective, torch.device(device))
+    place_networks(objective, torch.device(device))
     generator = generator_for(0, 0, slice(0, BATCH), BATCH)
     batch = data.batch(generator, BATCH).to(torch.device(device))
     with torch.no_grad():

@@ -9,7 +9,7 @@ from ...pixart.model.transformer import PixArtTransformer
 from .packed import is_packed
 from .weights import TABLE
 
-PREFIX = "model.diffusion_model."
+COMBINED_PREFIX = "model.diffusion_model."
 SHORT = 1024            # tokens up to which plain matrix attention is the faster one to train on a CPU
 
 
@@ -39,7 +39,8 @@ def weights(model: Any) -> dict[str, Tensor]:
     else:
         model_management.load_models_gpu([model], force_patch_weights=True)
         found = model.model.state_dict_for_saving()
-    named = {name.removeprefix(PREFIX): tensor for name, tensor in found.items() if name.startswith(PREFIX)}
+    named = {name.removeprefix(COMBINED_PREFIX): tensor for name, tensor in found.items()
+             if name.startswith(COMBINED_PREFIX)}
     named = {f"{name}.weight" if name.endswith(TABLE) else name: tensor for name, tensor in named.items()}
     own = model.model.diffusion_model.state_dict()          # what is saved besides tells which model it is
     patched = {name for name in own if f"diffusion_model.{name}" in model.backup}   # in place; some hosts do it twice

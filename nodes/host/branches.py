@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...pixart.checkpoint.lora import Change, LoraPart
 
-KEY = "pixart_branches"
+BRANCHES_KEY = "pixart_branches"
 
 
 @dataclass
@@ -61,7 +61,7 @@ def injection_class() -> type:
         def hang_on(self, patcher: Any) -> None:
             for name, branches in self.layers.items():
                 layer = patcher.model.diffusion_model.get_submodule(name)
-                layer.forward = beside(layer, layer.forward, branches)
+                layer.forward = with_branches(layer, layer.forward, branches)
 
         def take_off(self, patcher: Any) -> None:
             for name, branches in self.layers.items():
@@ -71,7 +71,8 @@ def injection_class() -> type:
     return Branches
 
 
-def beside(layer: nn.Module, forward: Callable[..., Tensor], branches: Sequence[Branch]) -> Callable[..., Tensor]:
+def with_branches(layer: nn.Module, forward: Callable[..., Tensor],
+                  branches: Sequence[Branch]) -> Callable[..., Tensor]:
     """The layer's forward, and what its branches add."""
     def both(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
         out = forward(x, *arguments, **named)
@@ -84,11 +85,11 @@ def beside(layer: nn.Module, forward: Callable[..., Tensor], branches: Sequence[
 def add_branches(model: Any, parts: Sequence[Change], strength: float) -> None:
     """In place: changes of packed layers on a MODEL that was just cloned, beside those that it has."""
     layers: dict[str, tuple[Branch, ...]] = {}
-    for key in [key for key in model.injections if key.startswith(KEY)]:
+    for key in [key for key in model.injections if key.startswith(BRANCHES_KEY)]:
         (old,) = model.get_injections(key)
         layers.update(old.layers)
         model.remove_injections(key)
     for part in parts:
         layers[part.module] = (*layers.get(part.module, ()), Branch(part.on("cpu", copy=True), strength))
     # The host compares MODELs by these names alone: another set of branches needs another one.
-    model.set_injections(f"{KEY}-{uuid.uuid4()}", [injection_class()(layers)])
+    model.set_injections(f"{BRANCHES_KEY}-{uuid.uuid4()}", [injection_class()(layers)])

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...pixart.accelerate.choice import Choice
+from ...pixart.accelerate.choice import CacheChoice
 from ...pixart.accelerate.cost import macs_text
-from ...pixart.accelerate.plan import Job, Plan
+from ...pixart.accelerate.plan import CachePlan, SamplingJob
 from ...pixart.accelerate.tally import Tally, TallyBranches
 from ...pixart.model.policy import Policy
 from .node_text import node_at_work, show_text
@@ -18,23 +18,23 @@ from .policies import Sampling, with_policies
 from .policy_run import RUN
 
 logger = logging.getLogger(__name__)
-KEY = "pixart_cache"            # of this file's wrapper on a MODEL
+CACHE_KEY = "pixart_cache"      # of this file's wrapper on a MODEL
 CALLBACK = 4                    # place of the callback among the arguments of the host's sampling, behind the noise
 
 
 class Cache:
     """One node's wish, and what became of it in the sampling at work."""
 
-    def __init__(self, choice: Choice, vae: Any = None) -> None:
+    def __init__(self, choice: CacheChoice, vae: Any = None) -> None:
         self.choice, self.vae, self.node = choice, vae, node_at_work()
-        self.plan: Plan | None = None
-        self.job: Job | None = None
+        self.plan: CachePlan | None = None
+        self.job: SamplingJob | None = None
         self.line, self.tally = "", Tally()
 
     def policies(self, sampling: Sampling) -> Sequence[Policy]:
         """For a sampling that begins, with a tally behind them."""
         tokens = math.prod(math.ceil(side / sampling.config.patch) for side in sampling.sides)
-        self.job = Job(sampling.config, sampling.steps, tokens, sampling.text, sampling.guided)
+        self.job = SamplingJob(sampling.config, sampling.steps, tokens, sampling.text, sampling.guided)
         self.plan, self.line = self.choice.plan(self.job)
         self.tally = TallyBranches() if self.plan.by_branch else Tally()
         self.say(self.line)
@@ -57,7 +57,7 @@ class Cache:
         return "\n".join(lines)
 
 
-def with_cache(model: Any, choice: Choice, vae: Any = None) -> Any:
+def with_cache(model: Any, choice: CacheChoice, vae: Any = None) -> Any:
     """A clone of a MODEL that reuses work as chosen, whatever samples it.
 
     vae: sample a second time without reuse, and say how far the two pictures are from each other. Raises ValueError for
@@ -66,11 +66,11 @@ def with_cache(model: Any, choice: Choice, vae: Any = None) -> Any:
     from comfy.patcher_extension import WrappersMP
     cache = Cache(choice, vae)
     patched = with_policies(model, cache.policies)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling_with(cache))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CACHE_KEY, sampling_with_cache(cache))
     return patched
 
 
-def sampling_with(cache: Cache) -> Callable[..., Any]:
+def sampling_with_cache(cache: Cache) -> Callable[..., Any]:
     """A wrapper inside that of the policies: their run is there, and goes on being there until this returns."""
     def sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
@@ -85,7 +85,8 @@ def sampling_with(cache: Cache) -> Callable[..., Any]:
             started = time.perf_counter()
             plain = again.without_policies(executor, noise, *args, **kwargs)
             seconds = time.perf_counter() - started
-            text += f"\nwithout reuse {seconds:.2f} s, PSNR of the pictures {psnr(cache.vae, result, plain):.1f} dB"
+            found = psnr_of_latents(cache.vae, result, plain)
+            text += f"\nwithout reuse {seconds:.2f} s, PSNR of the pictures {found:.1f} dB"
         cache.say(text)
         return result
     return sample
@@ -97,7 +98,7 @@ class Again:
     def __init__(self, guider: Any) -> None:
         """Remembers prompts and random state, which a sampling changes."""
         self.guider, self.state = guider, torch.get_rng_state()
-        self.conds = copied(guider.conds)
+        self.conds = copied_conds(guider.conds)
 
     def without_policies(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What it gives without any reuse; progress is not shown twice."""
@@ -113,11 +114,11 @@ class Again:
             options[RUN] = run
 
 
-def copied(conds: dict[str, list]) -> dict[str, list]:
+def copied_conds(conds: dict[str, list]) -> dict[str, list]:
     return {name: [cond.copy() for cond in entries] for name, entries in conds.items()}
 
 
-def psnr(vae: Any, one: Tensor, other: Tensor) -> float:
+def psnr_of_latents(vae: Any, one: Tensor, other: Tensor) -> float:
     """Of two LATENTs' pictures, in dB; infinite where they are equal."""
     pictures = [vae.decode(latents).float().clamp(0, 1).cpu() for latents in (one, other)]
     error = (pictures[0] - pictures[1]).square().mean().item()

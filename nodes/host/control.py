@@ -50,10 +50,11 @@ class HostControlNet(PixArtControlNet):
         size = None if c_size is None else c_size.float()
         found = super().forward(live_base(), hint.expand(x.shape[0], -1, -1, -1), x, exact_timesteps, context,
                                 mask_of(text_mask), size, aspect, options)
-        return {"output": [None, *(weigh(residual, weight) for residual, weight in zip(found[1:], weights))]}
+        return {"output": [None, *(weighted_residual(residual, weight)
+                                   for residual, weight in zip(found[1:], weights))]}
 
 
-def weigh(residual: Tensor, weight: float) -> Tensor | None:
+def weighted_residual(residual: Tensor, weight: float) -> Tensor | None:
     if weight == 0:
         return None
     return residual if weight == 1 else residual * weight

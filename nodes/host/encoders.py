@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ...pixart.prepare.captions import half
 from ...pixart.prepare.networks import Networks
-from ...pixart.text.encoded import Encoded, join
-from .text import Rules, TextEncoder, encode_prompt
+from ...pixart.text.encoded import Encoded, join_encoded
+from .text import HostTextEncoder, Rules, encode_prompt
 
 LEADING = 16            # values of every tensor that go into a digest: all of them would take seconds
 
@@ -23,7 +23,7 @@ class ClipEncoder:
 
     def encode(self, prompts: list[str], max_tokens: int, clean: bool, batch: int = 1) -> Encoded:
         """One at a time: the host pads a batch, and its own T5 takes no mask."""
-        return join([self._one(prompt, Rules(clean, max_tokens)) for prompt in prompts])
+        return join_encoded([self._one(prompt, Rules(clean, max_tokens)) for prompt in prompts])
 
     def _one(self, prompt: str, rules: Rules) -> Encoded:
         with running():
@@ -75,19 +75,19 @@ def running() -> Iterator[None]:
 
 def networks_of(clip: Any, vae: Any, model: Any) -> Networks:
     """For `pixart.prepare`; either may be None."""
-    facts = {"T5": clip and clip_digest(clip), "VAE": vae and digest(vae.first_stage_model)}
+    facts = {"T5": clip and clip_digest(clip), "VAE": vae and network_digest(vae.first_stage_model)}
     return Networks((lambda: ClipEncoder(clip)) if clip else None,
                     (lambda: VaeEncoder(vae, model)) if vae else None, facts)
 
 
 def clip_digest(clip: Any) -> str:
     network = clip.cond_stage_model
-    if isinstance(network, TextEncoder):
+    if isinstance(network, HostTextEncoder):
         return f"{network.identity}, {network.bits} bits"
-    return digest(network)
+    return network_digest(network)
 
 
-def digest(network: nn.Module) -> str:
+def network_digest(network: nn.Module) -> str:
     """Short, of the first values of every tensor; the same wherever and however often the network is loaded."""
     found = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

@@ -6,15 +6,15 @@ import torch
 
 from ...pixart.config import PixArtConfig
 from ...pixart.mini import CAPTION_WIDTH
-from .text import TextEncoder, is_ours
+from .text import HostTextEncoder, is_ours
 
 FAMILY = {"sd": "alpha and delta", "sdxl": "Sigma"}
-VAE_FILE = {"sd": "vae-ft-ema-560000-ema-pruned.safetensors", "sdxl": "sdxl_vae.safetensors"}
+VAE_FILES = {"sd": "vae-ft-ema-560000-ema-pruned.safetensors", "sdxl": "sdxl_vae.safetensors"}
 FACTOR = 8              # pixels a side of the latent's
 
 
 @dataclass
-class Found:
+class FitReport:
     """facts: a line for each part. problems: what will not work. needs: name of a stage -> bytes at its peak."""
 
     facts: list[str] = field(default_factory=list)
@@ -27,9 +27,9 @@ class Found:
         return "\n".join([*verdict, *self.facts])
 
 
-def examine(model: Any, clip: Any, vae: Any, control: Any, height: int, width: int, pictures: int) -> Found:
+def examine(model: Any, clip: Any, vae: Any, control: Any, height: int, width: int, pictures: int) -> FitReport:
     """All that can be said of the parts that are given, without running them."""
-    found = Found()
+    found = FitReport()
     if model is clip is vae is control is None:
         found.problems.append("nothing is connected; connect a MODEL, CLIP, VAE or CONTROL_NET")
         return found
@@ -45,7 +45,7 @@ def examine(model: Any, clip: Any, vae: Any, control: Any, height: int, width: i
     return found
 
 
-def of_model(found: Found, model: Any, latents: tuple[int, ...], height: int, width: int) -> PixArtConfig | None:
+def of_model(found: FitReport, model: Any, latents: tuple[int, ...], height: int, width: int) -> PixArtConfig | None:
     """Its configuration; None where it is not of this pack's loader."""
     size = model.model_size()
     found.needs["sampling"] = size + model.model.memory_required([2 * latents[0], *latents[1:]])
@@ -72,9 +72,9 @@ def foreign(model: Any) -> str:
     return f"this MODEL is not of the PixArt family ({type(model.model).__name__}); load a PixArt file with Load PixArt"
 
 
-def of_clip(found: Found, clip: Any, config: PixArtConfig | None) -> None:
+def of_clip(found: FitReport, clip: Any, config: PixArtConfig | None) -> None:
     network = clip.cond_stage_model
-    if isinstance(network, TextEncoder):
+    if isinstance(network, HostTextEncoder):
         width, size, how = network.width, network.bytes, f"{network.bits} bits, of Load T5 for PixArt"
     else:
         width, size = width_of(network), clip.patcher.model_size()
@@ -98,20 +98,20 @@ def width_of(network: torch.nn.Module) -> int | None:
     return tables[0].shape[1] if len(tables) == 1 else None
 
 
-def of_vae(found: Found, vae: Any, config: PixArtConfig | None, latents: tuple[int, ...]) -> None:
+def of_vae(found: FitReport, vae: Any, config: PixArtConfig | None, latents: tuple[int, ...]) -> None:
     size = sum(tensor.nbytes for tensor in vae.first_stage_model.parameters())
     found.facts.append(f"VAE: {type(vae.first_stage_model).__name__} of {vae.latent_channels} channels, "
                        f"{gigabytes(size)}")
     found.needs["decoding"] = size + vae.memory_used_decode(latents, vae.vae_dtype)
     if vae.latent_channels != latents[1]:
         found.problems.append(f"this VAE has latents of {vae.latent_channels} channels, PixArt has {latents[1]}; load "
-                              f"{VAE_FILE[config.latent_space if config else 'sd']}")
+                              f"{VAE_FILES[config.latent_space if config else 'sd']}")
     elif config is not None and config.caption_width != CAPTION_WIDTH:
         found.facts.append(f"(the VAEs of {FAMILY['sd']} and of {FAMILY['sdxl']} have the same shapes; this model is "
-                           f"{FAMILY[config.latent_space]}, whose VAE is {VAE_FILE[config.latent_space]})")
+                           f"{FAMILY[config.latent_space]}, whose VAE is {VAE_FILES[config.latent_space]})")
 
 
-def of_control(found: Found, control: Any, model: Any) -> None:
+def of_control(found: FitReport, control: Any, model: Any) -> None:
     from .control import HostControlNet, check_fits, network_of
     network = getattr(control, "control_model", None)
     if not isinstance(network, HostControlNet):
@@ -130,7 +130,7 @@ def of_control(found: Found, control: Any, model: Any) -> None:
         found.problems.append(str(error))
 
 
-def of_memory(found: Found, model: Any) -> None:
+def of_memory(found: FitReport, model: Any) -> None:
     """The stages need memory one after the other: the host takes off what a stage does not use."""
     from comfy import model_management
     device = model.load_device if model is not None else model_management.get_torch_device()

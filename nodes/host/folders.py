@@ -19,7 +19,7 @@ READ_BY_STOCK_LOADERS = ("vae",)
 SCHEDULE_FOLDER = "pixart_schedules"
 NONE_FOUND = "no file found"
 _bundled: list[Path] = []
-PUT_IT_THERE = "Put it there and press R on the page to refresh the lists."
+PUT_MODEL_THERE = "Put it there and press R on the page to refresh the lists."
 
 
 class MissingFile(FileNotFoundError):
@@ -186,7 +186,7 @@ def changed(name: str | None, path_of: Callable[[str], Path]) -> str:
     if name is None:
         return ""
     try:
-        return fingerprint(path_of(name))
+        return file_fingerprint(path_of(name))
     except MissingFile:
         return "missing"        # which the node itself says when it runs
 
@@ -205,7 +205,7 @@ def is_there(name: str | None, path_of: Callable[[str], Path]) -> bool | str:
     return True
 
 
-def fingerprint(path: Path) -> str:
+def file_fingerprint(path: Path) -> str:
     """Changes when the file does; cheap enough to ask before every run."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     return ";".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
@@ -260,8 +260,8 @@ def _resolve(name: str, categories: Sequence[str]) -> Path:
 def _missing(name: str, categories: Sequence[str], roots: Sequence[Path]) -> MissingFile:
     kinds, places = " or ".join(dict.fromkeys(categories)), " and ".join(map(str, roots))
     if name == NONE_FOUND:
-        return MissingFile("there is no file to choose from", f"{PUT_IT_THERE} Looked in {places}.",
-                           f"no file is in the model folder {kinds}. {PUT_IT_THERE}")
+        return MissingFile("there is no file to choose from", f"{PUT_MODEL_THERE} Looked in {places}.",
+                           f"no file is in the model folder {kinds}. {PUT_MODEL_THERE}")
     leaf = name.replace("\\", "/").rpartition("/")[2]
-    return MissingFile(f"the file {name!r} is not there", f"{PUT_IT_THERE} Looked in {places}.",
-                       f"{leaf} is not in the model folder {kinds}. {PUT_IT_THERE}")
+    return MissingFile(f"the file {name!r} is not there", f"{PUT_MODEL_THERE} Looked in {places}.",
+                       f"{leaf} is not in the model folder {kinds}. {PUT_MODEL_THERE}")

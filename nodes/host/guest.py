@@ -43,7 +43,7 @@ def bar(total: int) -> Any:
     return ProgressBar(total)
 
 
-def advance(bar: Any, done: int, total: int, preview: tuple | None = None) -> bool:
+def advance_bar(bar: Any, done: int, total: int, preview: tuple | None = None) -> bool:
     """Move a bar on the node; whether the user wants to stop. preview: ("JPEG", picture, most pixels a side)."""
     from comfy import model_management
     try:

@@ -1,10 +1,10 @@
 """Lists of prompts in the host's input folder: found, and never anything outside of it."""
 from pathlib import Path
 
-from ...pixart.prompts import SUFFIXES
+from ...pixart.prompts import PROMPT_SUFFIXES
 from .folders import NONE_FOUND, MissingFile, hosted
 
-PUT_IT_THERE = "Put a .txt, .csv or .jsonl file into ComfyUI's input folder and press R on the page."
+PUT_LIST_THERE = "Put a .txt, .csv or .jsonl file into ComfyUI's input folder and press R on the page."
 
 
 def prompt_files() -> list[str]:
@@ -12,7 +12,7 @@ def prompt_files() -> list[str]:
     if not hosted():
         return [NONE_FOUND]
     root = input_folder()
-    found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.suffix.lower() in SUFFIXES)
+    found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.suffix.lower() in PROMPT_SUFFIXES)
     return sorted(path.relative_to(root).as_posix() for path in found if path.is_file()) or [NONE_FOUND]
 
 
@@ -22,9 +22,10 @@ def prompt_path(name: str) -> Path:
     spelled = Path(name.replace("\\", "/"))
     safe = "\0" not in name and not spelled.is_absolute() and spelled.drive == "" and ".." not in spelled.parts
     path = (root / spelled).resolve() if safe else root
-    if not path.is_relative_to(root) or path.suffix.lower() not in SUFFIXES or not is_file(path):
+    if not path.is_relative_to(root) or path.suffix.lower() not in PROMPT_SUFFIXES or not is_file(path):
         raise MissingFile(f"there is no list of prompts {name[:200]!r} in the input folder",
-                          f"{PUT_IT_THERE} Looked in {root}.", f"no such list is in the input folder. {PUT_IT_THERE}")
+                          f"{PUT_LIST_THERE} Looked in {root}.",
+                          f"no such list is in the input folder. {PUT_LIST_THERE}")
     return path
 
 

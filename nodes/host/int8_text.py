@@ -101,11 +101,11 @@ def build_int8(files: T5Files, config: Any, progress: Callable[[int, int], None]
         raise ValueError(f"this T5 has other settings than v1.1 ({settings}); load it in 8 bits of bitsandbytes, or in "
                          f"16 bits. File: {files.path}")
     network = HostT5(config)
-    read_weights(files, shapes_of(network.t5), functools.partial(install, network.t5), progress)
+    read_weights(files, weight_shapes(network.t5), functools.partial(install, network.t5), progress)
     return network.eval().requires_grad_(False)
 
 
-def shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     """Of every weight, by its name. Of embeddings by their sizes: some hosts make them without memory."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, layer in network.named_modules():

@@ -3,7 +3,7 @@ from typing import Any
 
 import torch
 
-BYTES_PER_PIXEL = 12        # of a finished picture: three float32 numbers
+IMAGE_BYTES_PER_PIXEL = 12  # of a finished picture: three float32 numbers
 
 
 def empty_latent(height: int, width: int, pictures: int) -> dict[str, Any]:
@@ -14,9 +14,9 @@ def empty_latent(height: int, width: int, pictures: int) -> dict[str, Any]:
     """
     from comfy.model_management import get_total_memory, intermediate_device
     room = int(get_total_memory(torch.device("cpu")))
-    needed = pictures * height * width * BYTES_PER_PIXEL
+    needed = pictures * height * width * IMAGE_BYTES_PER_PIXEL
     if needed > room:
         raise ValueError(f"{pictures} pictures of {width} x {height} take {needed / 1e9:.0f} GB, this machine has "
                          f"{room / 1e9:.0f}. A batch is made at once: ask for at most "
-                         f"{room // (height * width * BYTES_PER_PIXEL)}, or queue several prompts.")
+                         f"{room // (height * width * IMAGE_BYTES_PER_PIXEL)}, or queue several prompts.")
     return {"samples": torch.zeros(pictures, 4, height // 8, width // 8, device=intermediate_device())}

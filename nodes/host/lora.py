@@ -13,7 +13,7 @@ from .branches import add_branches
 from .packed import packed_weights
 from .steps import attach
 
-PREFIX = "diffusion_model."
+HOST_PREFIX = "diffusion_model."
 
 
 def apply_lora(model: Any, path: Path, strength: float, alpha: float | None = None) -> tuple[Any, str]:
@@ -26,8 +26,8 @@ def apply_lora(model: Any, path: Path, strength: float, alpha: float | None = No
     if not isinstance(model.model, model_base.PixArt):
         raise ValueError(f"this LoRA loader is for PixArt; the MODEL is {type(model.model).__name__}. Use the stock "
                          "LoRA loader for it.")
-    shapes = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in model.model.state_dict().items()
-              if name.startswith(PREFIX)}
+    shapes = {name.removeprefix(HOST_PREFIX): tuple(tensor.shape) for name, tensor in model.model.state_dict().items()
+              if name.startswith(HOST_PREFIX)}
     packed = {name: tuple(weight.shape) for name, weight in packed_weights(model.model.diffusion_model)}
     shapes.update(packed)                   # their tensors have other shapes
     lora = read_lora(path, alpha).fitted(shapes)
@@ -35,16 +35,16 @@ def apply_lora(model: Any, path: Path, strength: float, alpha: float | None = No
         return model, lora.description
     patched = model.clone()
     beside = [part for part in lora.parts if part.target in packed]
-    patched.add_patches({place(part, shapes[part.target]): adapter(part) for part in lora.parts
+    patched.add_patches({host_key(part, shapes[part.target]): adapter(part) for part in lora.parts
                          if part.target not in packed}, strength)
     if beside:
         add_branches(patched, beside, strength)
     return attach(patched, *lora_header(path)), lora.description
 
 
-def place(part: Change, shape: tuple[int, ...]) -> str | tuple[str, tuple[int, int, int]]:
+def host_key(part: Change, shape: tuple[int, ...]) -> str | tuple[str, tuple[int, int, int]]:
     """The host's name of a weight or bias, or of some of its rows."""
-    name = PREFIX + part.target
+    name = HOST_PREFIX + part.target
     return name if part.parts == 1 else (name, (0, *part.rows(shape)))
 
 

@@ -38,15 +38,15 @@ def with_policies(model: Any, make_policies: MakePolicies) -> Any:
         raise ValueError(f"this MODEL is a {type(model.model).__name__} that this pack did not load; load a PixArt "
                          "model with Load PixArt")
     patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sampling_with(make_policies))
-    for place, wrapper in ((WrappersMP.PREPARE_SAMPLING, leave_room), (WrappersMP.APPLY_MODEL, ask),
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sampling_with_policies(make_policies))
+    for place, wrapper in ((WrappersMP.PREPARE_SAMPLING, leave_room), (WrappersMP.APPLY_MODEL, ask_policies),
                            (WrappersMP.CALC_COND_BATCH, leave_guidance_out)):
         if not patched.get_wrappers(place, RUN):
             patched.add_wrapper_with_key(place, RUN, wrapper)
     return patched
 
 
-def sampling_with(make_policies: MakePolicies) -> Callable[..., Any]:
+def sampling_with_policies(make_policies: MakePolicies) -> Callable[..., Any]:
     """A wrapper around a whole sampling that puts the policies into its options, and takes them out again."""
     def sample(executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
@@ -54,7 +54,7 @@ def sampling_with(make_policies: MakePolicies) -> Callable[..., Any]:
         outer = options.get(RUN)
         earlier = outer.policies if outer is not None and outer.guider is guider else ()
         schedule = guider.model_patcher.get_model_object("model_sampling")
-        made = make_policies(sampling_of(guider, noise, sigmas)) if len(sigmas) > 1 else ()
+        made = make_policies(describe_sampling(guider, noise, sigmas)) if len(sigmas) > 1 else ()
         run = PolicyRun([*earlier, *made], noise.shape[0], schedule, guider,
                         guider.model_options.get("torch_compile_kwargs"))
         options[RUN] = run
@@ -66,7 +66,7 @@ def sampling_with(make_policies: MakePolicies) -> Callable[..., Any]:
     return sample
 
 
-def sampling_of(guider: Any, noise: Any, sigmas: Any) -> Sampling:
+def describe_sampling(guider: Any, noise: Any, sigmas: Any) -> Sampling:
     """From the host's guider and the arguments of its sampling."""
     network = network_in(guider.model_patcher.model)
     assert network is not None
@@ -120,7 +120,7 @@ def lane_bytes(network: HostTransformer, policies: Sequence[Policy], sides: Sequ
     return sum(policy.kept(config.depth) for policy in policies) * tokens * config.hidden * itemsize
 
 
-def ask(executor: Any, *args: Any, **kwargs: Any) -> Any:
+def ask_policies(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """A wrapper around every pass that tells the transformer to look for policies.
 
     By an argument of its own: hosts take whatever lies in transformer_options out of what a compiled graph depends

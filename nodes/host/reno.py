@@ -18,20 +18,19 @@ from torch import Tensor, nn
 
 from ...pixart.drawing import Request
 from ...pixart.pictures import save_picture
-from ...pixart.reward.generator import Generator, check, recomputed
-from ...pixart.reward.optimise import Found, Iteration, Recipe
-from ...pixart.reward.optimise import optimise as optimise_noise
+from ...pixart.reward.generator import Generator, check_differentiable, recomputed
+from ...pixart.reward.optimise import Iteration, NoiseRecipe, OptimisedNoise, optimise_noise
 from ...pixart.reward.protocol import WeightedSum
-from ...pixart.reward.record import save_noise, summary
+from ...pixart.reward.record import history_summary, save_noise
 from ...pixart.reward.strip import curve, with_curve
-from ...pixart.reward.table import REWARDS, Choice, open_rewards
+from ...pixart.reward.table import REWARDS, RewardChoice, open_rewards
 from ...pixart.sampling.noise import PictureNoise
 from ...pixart.sampling.samplers import SAMPLERS
-from ...pixart.text.encoded import Encoded, join
+from ...pixart.text.encoded import Encoded, join_encoded
 from ...pixart.text.tokens import PromptReport
 from .bare import bare_transformer
 from .folders import MissingFile, clip_tokenizer_folder, reward_path
-from .guest import advance, bar, make_room, stoppable
+from .guest import advance_bar, bar, make_room, stoppable
 from .node_text import RunningText
 from .sampling import check_latent, pictures_of, renoise_seeds
 from .text import is_ours
@@ -42,7 +41,7 @@ CURVE = (512, 160)          # pixels of the curve that the node returns
 
 
 @dataclass(frozen=True)
-class Wish:
+class RenoWish:
     """What the user set on the node. weights: of every reward by its name in `REWARDS`, 0 for those left out."""
 
     prompt: str
@@ -51,7 +50,7 @@ class Wish:
     steps: int
     rule: str
     weights: Mapping[str, float]
-    recipe: Recipe
+    recipe: NoiseRecipe
     save_memory: bool
 
     @property
@@ -85,7 +84,7 @@ def missing_reward(weights: Mapping[str, float | None]) -> bool | str:
     return True
 
 
-def optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> tuple:
+def run_reno(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish) -> tuple:
     """Outputs of the node. Raises the host's own exception when it is interrupted, the best so far saved before.
 
     ValueError, FileNotFoundError for what is wrong, before any work.
@@ -103,13 +102,13 @@ def optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> 
     return outputs(model, found, wish)
 
 
-def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) -> Found:
+def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish) -> OptimisedNoise:
     from comfy.model_management import InterruptProcessingException
     say, device = RunningText(), model.load_device
     pictures, _, height, width = latent["samples"].shape
     request = Request((wish.prompt,) * pictures, "", 8 * height, 8 * width, wish.sampler, wish.steps, 1.0, wish.rule)
-    check(request)
-    caption = caption_of(positive, pictures, wish.prompt)
+    check_differentiable(request)
+    caption = caption_features(positive, pictures, wish.prompt)
     say("reading the rewards", always=True)
     reward = rewards_of(wish, device)
     reward.rewards[0](torch.zeros(1, 3, 64, 64), [wish.prompt])         # what it cannot read is said before any work
@@ -118,8 +117,8 @@ def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: Wish) ->
     decode, decoder_copy = differentiable_vae(vae, model, device)
     make_room(device)
     network, reward = network.to(device), reward.to(device)
-    draw = Generator(network, decode, request, caption, noise_of(latent, wish, device))
-    watch = HostWatch(wish, say)
+    draw = Generator(network, decode, request, caption, sampler_noise(latent, wish, device))
+    watch = RenoWatch(wish, say)
     with recomputed(network, decoder_copy) if wish.save_memory else nullcontext():
         return optimise_noise(draw, reward, (wish.prompt,) * pictures, draw.start, wish.recipe, watch,
                               (KeyboardInterrupt, InterruptProcessingException))    # layers of newer hosts raise it
@@ -130,20 +129,20 @@ def working_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def rewards_of(wish: Wish, device: torch.device) -> WeightedSum:
+def rewards_of(wish: RenoWish, device: torch.device) -> WeightedSum:
     """In bfloat16 on a GPU, where three of them would take 12 GB."""
     choices = []
     for name, weight in wish.choices:
         said = missing_reward({name: weight}) if name != "judge" else True
         if said is not True:
             raise FileNotFoundError(said)
-        choices.append(Choice(name, weight, None if name == "judge" else reward_path(REWARDS[name].file)))
+        choices.append(RewardChoice(name, weight, None if name == "judge" else reward_path(REWARDS[name].file)))
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     judged = all(name == "judge" for name, _ in wish.choices)
     return open_rewards(choices, tokenizer=clip_tokenizer_folder(), dtype=torch.float32 if judged else dtype)
 
 
-def caption_of(positive: list, count: int, prompt: str) -> Encoded:
+def caption_features(positive: list, count: int, prompt: str) -> Encoded:
     """A copy of the prompt's features for each picture. ValueError for what gradients do not go through here."""
     if len(positive) != 1:
         raise ValueError(f"this conditioning has {len(positive)} parts; PixArt ReNO takes one prompt without regions")
@@ -156,10 +155,10 @@ def caption_of(positive: list, count: int, prompt: str) -> Encoded:
     mask = extra.get("attention_mask")
     keep = torch.ones(context.shape[:2], dtype=torch.bool) if mask is None else (mask[:1].to("cpu") != 0).clone()
     tokens = int(keep.sum())
-    return join([Encoded(context, keep, [PromptReport(prompt, prompt, tokens, tokens, tokens)])] * count)
+    return join_encoded([Encoded(context, keep, [PromptReport(prompt, prompt, tokens, tokens, tokens)])] * count)
 
 
-def noise_of(latent: dict, wish: Wish, device: torch.device) -> Callable[[], Tensor]:
+def sampler_noise(latent: dict, wish: RenoWish, device: torch.device) -> Callable[[], Tensor]:
     """The draws of PixArt's own sampler nodes for this seed, so that iteration 1 draws what they draw."""
     from comfy import sample
     samples = latent["samples"]
@@ -175,7 +174,7 @@ def differentiable_vae(vae: Any, model: Any, device: torch.device) -> tuple[Call
     """Latents as the transformer sees them -> pictures (B, 3, H, W) in 0..1, and the copy of the VAE behind it."""
     from comfy import model_management
     model_management.load_models_gpu([vae.patcher])
-    network: Any = copied(vae.first_stage_model).to(device)
+    network: Any = plain_copy(vae.first_stage_model).to(device)
     unscaled, dtype = model.model.latent_format.process_out, vae.vae_dtype
 
     def decode(latents: Tensor) -> Tensor:
@@ -183,7 +182,7 @@ def differentiable_vae(vae: Any, model: Any, device: torch.device) -> tuple[Call
     return decode, network
 
 
-def copied(network: nn.Module) -> nn.Module:
+def plain_copy(network: nn.Module) -> nn.Module:
     """A copy with ordinary tensors, whatever the host's are; handles of its memory management are left behind."""
     memo: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
@@ -197,10 +196,10 @@ def copied(network: nn.Module) -> nn.Module:
     return made.eval()
 
 
-class HostWatch:
+class RenoWatch:
     """Progress, preview and curve on the node; ends the work when the user does."""
 
-    def __init__(self, wish: Wish, say: RunningText) -> None:
+    def __init__(self, wish: RenoWish, say: RunningText) -> None:
         self.wish, self.say, self.bar = wish, say, bar(wish.recipe.iterations)
         self.totals: list[float] = []
         self.began = time.monotonic()
@@ -213,11 +212,11 @@ class HostWatch:
         self.say(f"iteration {done.number} of {total}: reward {done.total[0]:.4g}, best {done.best[0]:.4g}, "
                  f"{left:.0f} s left" + ("; dropped, not finite" if dropped else ""), always=dropped)
         sheet = with_curve(pictures[0].float().cpu(), self.totals, total)
-        if advance(self.bar, done.number, total, ("JPEG", sheet, max(sheet.size))):
+        if advance_bar(self.bar, done.number, total, ("JPEG", sheet, max(sheet.size))):
             raise KeyboardInterrupt
 
 
-def say_stopped(found: Found, wish: Wish) -> None:
+def say_stopped(found: OptimisedNoise, wish: RenoWish) -> None:
     """Keep the best so far, as an interrupted node has no outputs, and tell where."""
     import folder_paths
     folder = Path(folder_paths.get_output_directory()) / "pixart-reno"
@@ -225,7 +224,7 @@ def say_stopped(found: Found, wish: Wish) -> None:
     name = free_name(folder, f"seed-{wish.seed}")
     noise = save_noise(folder / f"{name}-noise.safetensors", found.noise, {"prompt": wish.prompt, "seed": wish.seed})
     save_picture(folder / f"{name}.png", found.pictures[0])
-    text = f"stopped; {summary(found.history)}; kept as {folder.name}/{noise.name}"
+    text = f"stopped; {history_summary(found.history)}; kept as {folder.name}/{noise.name}"
     RunningText()(text, always=True)
     logger.info("%s", text)
 
@@ -235,11 +234,11 @@ def free_name(folder: Path, stem: str) -> str:
     return next(f"{stem}-{number}" for number in count(1) if not (folder / f"{stem}-{number}.png").exists())
 
 
-def outputs(model: Any, found: Found, wish: Wish) -> tuple:
+def outputs(model: Any, found: OptimisedNoise, wish: RenoWish) -> tuple:
     from comfy.model_management import intermediate_device
     device = intermediate_device()
     image = found.pictures.movedim(1, -1).contiguous().to(device)
-    text = summary(found.history)
+    text = history_summary(found.history)
     RunningText()(text, always=True)
     lines = [text, *(f"{each.number}: " + ", ".join(f"{name} {score[0]:.4g}" for name, score in each.scores.items())
                      + (" dropped, not finite" if each.dropped[0] else "") for each in found.history)]

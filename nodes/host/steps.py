@@ -10,7 +10,7 @@ from torch import Tensor
 from ...pixart.mini import CAPTION_WIDTH
 from ...pixart.sampling.dmd import TIMESTEP as DMD_TIMESTEP
 from ...pixart.sampling.dpm_solver import nodes
-from ...pixart.sampling.preset import Preset, by_name, from_header, preset
+from ...pixart.sampling.preset import Preset, by_name, preset, preset_from_header
 from ...pixart.sampling.tdm import tdm_timesteps
 from .node_text import show_text
 from .sampling import PureNoise, lcm_sampler, lcm_schedule, require_pixart, sigmas_at, with_schedule
@@ -21,7 +21,7 @@ ATTACHMENT = "pixart_sampling"       # where a MODEL keeps what its files said
 Said = tuple[Path, Mapping[str, str]]
 
 
-class Parts(NamedTuple):
+class SamplerParts(NamedTuple):
     """What SamplerCustom takes, and the numbers beside it."""
 
     model: Any
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
 
 def attach(model: Any, path: Path, metadata: Mapping[str, str]) -> Any:
     """Let a MODEL know what a file, its checkpoint or a LoRA on it, says about sampling; the same MODEL."""
-    said = from_header(metadata, path) or by_name(path.name, usual_guidance(model))
+    said = preset_from_header(metadata, path) or by_name(path.name, usual_guidance(model))
     if said is not None:
         model.set_attachments(ATTACHMENT, said)
     return model
@@ -71,7 +71,7 @@ def chosen_preset(model: Any, method: str, steps: int, cfg: float) -> Preset:
     return replace(found.with_steps(steps or None), guidance=cfg or found.guidance)
 
 
-def make_parts(model: Any, method: str, steps: int, cfg: float, denoise: float) -> Parts:
+def make_parts(model: Any, method: str, steps: int, cfg: float, denoise: float) -> SamplerParts:
     """Everything to sample a MODEL by. Raises ValueError for what the method cannot do."""
     require_pixart(model)
     wanted = chosen_preset(model, method, steps, cfg)
@@ -80,13 +80,13 @@ def make_parts(model: Any, method: str, steps: int, cfg: float, denoise: float) 
                          "below 1)")
     if wanted.sampler == "lcm":
         patched, sigmas = lcm_schedule(model, wanted.steps, wanted.rule, denoise)
-        return Parts(patched, lcm_sampler(), sigmas, wanted)
+        return SamplerParts(patched, lcm_sampler(), sigmas, wanted)
     if wanted.sampler == "dmd":
         patched, schedule = with_schedule(model, PureNoise)
-        return Parts(patched, lcm_sampler(), sigmas_at(schedule, [DMD_TIMESTEP]), wanted)
+        return SamplerParts(patched, lcm_sampler(), sigmas_at(schedule, [DMD_TIMESTEP]), wanted)
     from comfy.samplers import sampler_object
     name = "euler" if wanted.sampler in ("tdm", "ddim") else "dpmpp_2m"
-    return Parts(model, sampler_object(name), plain_sigmas(model, wanted, denoise), wanted)
+    return SamplerParts(model, sampler_object(name), plain_sigmas(model, wanted, denoise), wanted)
 
 
 def plain_sigmas(model: Any, wanted: Preset, denoise: float) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder, clean_caption
-from ...pixart.text.emphasis import Part, parts_of, whole_characters, written
+from ...pixart.text.emphasis import WeightedText, weighted_parts, whole_characters, written_prompt
 from ...pixart.text.fitting import GIB, fit_t5
-from ...pixart.text.long import LONGEST, beyond, report_of
+from ...pixart.text.long import LONGEST_PROMPT, beyond, report_of
 from ...pixart.text.quantized import INT8, Bits
 from ...pixart.text.segments import split_segments
 from .folders import tokenizer_folder
@@ -19,11 +19,11 @@ from .node_text import show_text
 
 logger = logging.getLogger(__name__)
 
-KEY = "pixart_t5"              # in the token dictionary; the host's own T5 uses "t5xxl"
+T5_KEY = "pixart_t5"           # in the token dictionary; the host's own T5 uses "t5xxl"
 HOST_KEY = "t5xxl"
 # Text encoders by the host's names for them, and what loads a CLIP that has them.
-ENCODERS = {"t5xxl": "T5-XXL beside CLIP-L", "l": "CLIP-L", "g": "CLIP-G", "h": "CLIP-H", "mt5xl": "mT5-XL",
-            "hydit_clip": "the BERT of HunyuanDiT", "llama": "Llama"}
+ENCODER_TITLES = {"t5xxl": "T5-XXL beside CLIP-L", "l": "CLIP-L", "g": "CLIP-G", "h": "CLIP-H", "mt5xl": "mT5-XL",
+                  "hydit_clip": "the BERT of HunyuanDiT", "llama": "Llama"}
 LOADED_BY = {
     "t5xxl": "For Flux and SD3 load it with the stock DualCLIPLoader (type flux or sd3).",
     "l": "For SD3 and SDXL load it with the stock DualCLIPLoader (type sd3 or sdxl).",
@@ -45,7 +45,7 @@ class Rules(NamedTuple):
 FAMILIES = {"alpha": Rules(True, 120), "sigma": Rules(False, 300)}
 
 
-class Request(NamedTuple):
+class PromptRequest(NamedTuple):
     """What goes through the host in place of token ids."""
 
     text: str
@@ -58,8 +58,9 @@ class Tokens(dict):
     """What `TextTokenizer` returns. Nodes that encode for another model ask it for the tokens of other encoders."""
 
     def __missing__(self, encoder: str) -> list:
-        raise ValueError(f"this node needs the CLIP of another model, with {ENCODERS.get(encoder, encoder)}; the CLIP "
-                         "of Load T5 is for PixArt. " + LOADED_BY.get(encoder, "Load it with the stock CLIPLoader."))
+        title = ENCODER_TITLES.get(encoder, encoder)
+        raise ValueError(f"this node needs the CLIP of another model, with {title}; the CLIP of Load T5 is for PixArt. "
+                         + LOADED_BY.get(encoder, "Load it with the stock CLIPLoader."))
 
 
 class TextTokenizer:
@@ -68,9 +69,9 @@ class TextTokenizer:
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
         pass
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, pixart: Request | None = None,
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, pixart: PromptRequest | None = None,
                               disable_weights: bool = False, **_: object) -> Tokens:
-        return Tokens({KEY: [[(pixart or Request(text, emphasis=not disable_weights), 1.0)]]})
+        return Tokens({T5_KEY: [[(pixart or PromptRequest(text, emphasis=not disable_weights), 1.0)]]})
 
     def untokenize(self, token_weight_pair: list) -> list:
         return [(pair, pair[0].text) for pair in token_weight_pair]
@@ -79,7 +80,7 @@ class TextTokenizer:
         return {}
 
 
-class TextEncoder(torch.nn.Module):
+class HostTextEncoder(torch.nn.Module):
     """Stands where the host expects a text encoder network.
 
     The weights are not parameters of this module: 8-bit layers must not be cast, patched or moved by the host. They
@@ -94,7 +95,7 @@ class TextEncoder(torch.nn.Module):
         self.load, self.encoder, self.cache = load, encoder, EmbeddingCache()
         self.width, self.identity, self.bits = encoder.width, encoder.identity, encoder.bits
 
-    def encode(self, request: Request) -> Encoded:
+    def encode(self, request: PromptRequest) -> Encoded:
         """context (1, L, C) float32 without padding. An unchanged prompt does not run the encoder again."""
         arguments = ([request.text], request.limit, request.clean, request.emphasis)
         kept = self.cache.find(self.identity, self.bits, *arguments)
@@ -117,8 +118,8 @@ class TextEncoder(torch.nn.Module):
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, None, dict]:
         """Of everything that nodes have put behind each other, as the host's own encoders do it."""
         from comfy.model_management import intermediate_device
-        requests = [entry[0] for section in tokens.get(KEY, ()) for entry in section]
-        if not requests or not all(isinstance(request, Request) for request in requests):
+        requests = [entry[0] for section in tokens.get(T5_KEY, ()) for entry in section]
+        if not requests or not all(isinstance(request, PromptRequest) for request in requests):
             raise ValueError(f"these tokens are of another text encoder ({', '.join(tokens)}); tokenize with this CLIP")
         return torch.cat([self.encode(each).context for each in requests], 1).to(intermediate_device()), None, {}
 
@@ -140,7 +141,7 @@ class TextEncoder(torch.nn.Module):
         return {f"{HOST_KEY}.transformer.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
 
 
-class MovableTextEncoder(TextEncoder):
+class MovableTextEncoder(HostTextEncoder):
     """With the weights in sight of the host, which moves, keeps out and patches them layer by layer."""
 
     def __init__(self, load: Callable[[], T5Encoder], encoder: T5Encoder) -> None:
@@ -185,7 +186,7 @@ def load_clip(path: Path, bits: Bits, device: str) -> Any:
     if bits == INT8:
         away = place if place.type == "cpu" else model_management.text_encoder_offload_device()
         return clip_of(MovableTextEncoder(load, load()), place, away)
-    return pinned_clip(TextEncoder(load, load()), place)
+    return pinned_clip(HostTextEncoder(load, load()), place)
 
 
 def fitting_bits(path: Path, bits: Bits, place: torch.device) -> Bits:
@@ -203,7 +204,7 @@ def fitting_bits(path: Path, bits: Bits, place: torch.device) -> Bits:
     return found.bits
 
 
-def clip_of(network: TextEncoder, place: torch.device, away: torch.device) -> Any:
+def clip_of(network: HostTextEncoder, place: torch.device, away: torch.device) -> Any:
     """The host's CLIP around a text encoder that runs in one place and waits in another, where it is now."""
     from comfy.supported_models_base import ClipTarget
     target = ClipTarget(TextTokenizer, lambda **_: network)
@@ -211,7 +212,7 @@ def clip_of(network: TextEncoder, place: torch.device, away: torch.device) -> An
                                                "dtype": torch.float32})
 
 
-def pinned_clip(network: TextEncoder, place: torch.device) -> Any:
+def pinned_clip(network: HostTextEncoder, place: torch.device) -> Any:
     """The same for weights that stay in one place until the host wants its memory."""
     from comfy.patcher_extension import CallbacksMP
     clip = clip_of(network, place, place)
@@ -249,8 +250,8 @@ def encode_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, object],
 
     emphasis: whether (word:1.2) and escapes are read, or brackets are text.
     """
-    if isinstance(clip.cond_stage_model, TextEncoder):
-        request = Request(text, *rules, emphasis)
+    if isinstance(clip.cond_stage_model, HostTextEncoder):
+        request = PromptRequest(text, *rules, emphasis)
         tokens = clip.tokenize(text, pixart=request)
         conditioning = clip.encode_from_tokens_scheduled(tokens, add_dict=extra)
         return conditioning, clip.cond_stage_model.encode(request).reports[0]
@@ -264,7 +265,7 @@ def encode_long_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, obje
     if mode == "truncate":
         return encode_prompt(clip, text, rules, extra, emphasis=True)
     if mode == "whole":
-        conditioning, report = encode_prompt(clip, text, rules._replace(limit=LONGEST), extra, emphasis=True)
+        conditioning, report = encode_prompt(clip, text, rules._replace(limit=LONGEST_PROMPT), extra, emphasis=True)
         return conditioning, beyond(report, rules.limit)
     parts = [encode_prompt(clip, segment, rules, extra, emphasis=True) for segment in split_segments(text, True)]
     reports = [report for _, report in parts]
@@ -289,11 +290,11 @@ def joined_conditioning(parts: Sequence[Conditioning], reports: Sequence[PromptR
 
 def host_tokens(clip: Any, text: str, rules: Rules, emphasis: bool = False) -> tuple[dict[str, list], PromptReport]:
     """Tokens of the host's own T5 (CLIPLoader, type pixart), cut to the trained length, end token kept."""
-    parts = parts_of(text) if emphasis else (Part(whole_characters(text)),)
+    parts = weighted_parts(text) if emphasis else (WeightedText(whole_characters(text)),)
     if rules.clean:
-        parts = tuple(Part(clean_caption(part.text), part.weight) for part in parts)
+        parts = tuple(WeightedText(clean_caption(part.text), part.weight) for part in parts)
     cleaned = (" " if rules.clean else "").join(part.text for part in parts if part.text)
-    tokens = clip.tokenize(written(parts))
+    tokens = clip.tokenize(written_prompt(parts))
     if set(tokens) != {HOST_KEY}:
         raise ValueError(f"this CLIP holds {', '.join(tokens)}; PixArt needs T5-XXL alone. Use Load T5, or the stock "
                          "CLIPLoader with type pixart.")

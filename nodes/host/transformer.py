@@ -16,7 +16,7 @@ from .foreign import refuse_foreign
 from .mixin import Mixin
 from .policy_run import RUN, PolicyRun
 
-BLOCK = "double_block"       # the host's name for a transformer block
+DOUBLE_BLOCK = "double_block"  # the host's name for a transformer block
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, options: Mapping | None) -> Tensor:
@@ -42,15 +42,15 @@ class BlockPatches(Policy):
     def __init__(self, options: Mapping) -> None:
         self.options = options
         self.replace = options.get("patches_replace", {}).get("dit", {})
-        self.after = options.get("patches", {}).get(BLOCK, [])
+        self.after = options.get("patches", {}).get(DOUBLE_BLOCK, [])
 
     def __bool__(self) -> bool:
-        return bool(self.after) or any(name[0] == BLOCK for name in self.replace)
+        return bool(self.after) or any(name[0] == DOUBLE_BLOCK for name in self.replace)
 
     def block(self, index: int, p: Pass, go: Run) -> Tensor:
         """The control of the block is there before anything of another pack, which may leave the block out."""
         p = p.controlled(index)
-        replacement = self.replace.get((BLOCK, index))
+        replacement = self.replace.get((DOUBLE_BLOCK, index))
         x = go(p) if replacement is None else self.replaced(replacement, p, go)
         for patch in self.after:
             x = patch({"img": x, "txt": p.text, "x": x, "block_index": index,

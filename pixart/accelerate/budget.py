@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .ecad import read_ecad
 from .methods import gated_plan, method, schedule_plan
-from .plan import PLAIN, Job, Plan, plain_plan
+from .plan import NOTHING_REUSED, CachePlan, SamplingJob, plain_plan
 
 EXACT, NEAR = math.log(1.02), math.log(1.05)    # off by less: the budget is met; need not be spoken of
 
@@ -17,7 +17,7 @@ EXACT, NEAR = math.log(1.02), math.log(1.05)    # off by less: the budget is met
 class Solved:
     """The setting of a method that comes nearest to a budget."""
 
-    plan: Plan
+    plan: CachePlan
     budget: float
     ratio: float        # reached: how many times less work
 
@@ -44,7 +44,7 @@ def budget_of(text: str) -> float:
 
 
 @lru_cache(maxsize=64)
-def solve(name: str, budget: float, job: Job) -> Solved:
+def solve(name: str, budget: float, job: SamplingJob) -> Solved:
     """The first setting of method `name` that is within 2 % of the budget in counted work, else the nearest.
 
     Settings are tried in the order of the method's list, in which the more often a step is computed whole, the earlier.
@@ -58,13 +58,13 @@ def solve(name: str, budget: float, job: Job) -> Solved:
         if best is None or tried.off < best.off:
             best = tried
     assert best is not None
-    if best.plan.setting == PLAIN and name == "ecad" and budget > 1:
+    if best.plan.setting == NOTHING_REUSED and name == "ecad" and budget > 1:
         raise ValueError(f"no schedule for {job.config.depth} blocks and {job.steps} steps comes with the package; "
                          "give a schedule file, or choose another method")
     return best
 
 
-def from_file(path: Path | str, job: Job) -> Plan:
+def from_file(path: Path | str, job: SamplingJob) -> CachePlan:
     """A schedule file of ECAD for this job. Raises ValueError where it was made for another depth or step count."""
     found = read_ecad(path)
     made, have = (found.schedule.depth, found.schedule.steps), (job.config.depth, job.steps)

@@ -5,12 +5,12 @@ from pathlib import Path
 from .budget import budget_of, from_file, solve
 from .cost import macs_text
 from .methods import method
-from .plan import Job, Plan
+from .plan import CachePlan, SamplingJob
 from .schedule import steps_within
 
 
 @dataclass(frozen=True)
-class Choice:
+class CacheChoice:
     """budget: how many times less work, 1 for none less; with a `file` of ECAD its schedule decides instead.
 
     start and end: the share of the steps in which anything may be reused. ValueError for what cannot be meant.
@@ -30,14 +30,14 @@ class Choice:
         if self.file is not None and self.method != "ecad":
             raise ValueError(f"a schedule file is for the method ecad, not for {self.method}")
 
-    def plan(self, job: Job) -> tuple[Plan, str]:
+    def plan(self, job: SamplingJob) -> tuple[CachePlan, str]:
         """The setting for a job, and in one line what it is and what it saves. Raises what the solver raises."""
         job = job.within(self.start, self.end)
         if self.file is not None:
             plan = from_file(self.file, job)
-            return plan, summary(plan, job)
+            return plan, plan_summary(plan, job)
         solved = solve(self.method, self.budget, job)
-        return solved.plan, solved.notice or summary(solved.plan, job)
+        return solved.plan, solved.notice or plan_summary(solved.plan, job)
 
     @property
     def title(self) -> str:
@@ -45,14 +45,14 @@ class Choice:
         return f"{self.method} {self.budget:g}x" if self.file is None else f"ecad {self.file.stem}"
 
 
-def summary(plan: Plan, job: Job) -> str:
+def plan_summary(plan: CachePlan, job: SamplingJob) -> str:
     """"FORA, every 2: 1.82x less work (47.1 of 85.6 TMACs a picture)"."""
     return f"{plan.setting}: {plan.ratio(job):.2f}x less work ({macs_text(plan.work(job), job.plain)} a picture)"
 
 
-def choice_of(text: str) -> Choice:
+def choice_of(text: str) -> CacheChoice:
     """METHOD[=BUDGET] or a schedule file: "fora=2x", "ours_fast.json". Raises ValueError for anything else."""
     if text.endswith(".json"):
-        return Choice("ecad", file=Path(text))
+        return CacheChoice("ecad", file=Path(text))
     name, _, budget = text.partition("=")
-    return Choice(name, budget_of(budget or "2x"))
+    return CacheChoice(name, budget_of(budget or "2x"))

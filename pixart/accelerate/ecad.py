@@ -14,13 +14,13 @@ from .branches import ReuseBranches
 from .schedule import BranchSchedule
 from .t_gate import TGate
 
-NAMES = {"attn1": "attn", "attn2": "cross_attn", "ff": "mlp"}       # theirs to ours, in the order of BRANCHES
+ECAD_BRANCHES = {"attn1": "attn", "attn2": "cross_attn", "ff": "mlp"}  # theirs to ours, in the order of BRANCHES
 GATED = "compute_attn_tgate"
 PIPELINES = ("tgate", "pixart_sigma", "pixart_alpha")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedSchedule:
     """A file's schedule, the T-GATE step that some have, the pixels it was measured at, and its counted work."""
 
     schedule: BranchSchedule
@@ -37,7 +37,7 @@ class NotECAD(ValueError):
     """The file is no schedule for PixArt."""
 
 
-def read_ecad(path: Path | str) -> Published:
+def read_ecad(path: Path | str) -> PublishedSchedule:
     """Reads any shape of the published files: with or without `config` and `metrics`, with T-GATE's extras.
 
     FileNotFoundError where there is none; NotECAD, a ValueError, where it is no schedule for PixArt.
@@ -55,7 +55,7 @@ def read_ecad(path: Path | str) -> Published:
                       f"cache_schedule in it: {path}") from error
 
 
-def published(content: Mapping[str, Any]) -> Published:
+def published(content: Mapping[str, Any]) -> PublishedSchedule:
     """From the content of a file."""
     part, config, metrics = content["cache_schedule"], content.get("config") or {}, content.get("metrics") or {}
     steps = {int(number): blocks for number, blocks in part["schedule"].items()}
@@ -67,14 +67,14 @@ def published(content: Mapping[str, Any]) -> Published:
         raise NotECAD(f"the schedule says {part['num_inference_steps']} steps and has {len(steps)}")
     bits = tuple(block_bits(steps[number], depth, number) for number in range(len(steps)))
     schedule = BranchSchedule(str(part.get("name", "ECAD")), bits)
-    return Published(schedule, gate_of(steps, config), metrics.get("total_macs"))
+    return PublishedSchedule(schedule, gate_of(steps, config), metrics.get("total_macs"))
 
 
 def block_bits(blocks: Mapping[str, Mapping[str, Any]], depth: int, step: int) -> tuple[tuple[bool, ...], ...]:
     by_number = {int(number): branches for number, branches in blocks.items()}
     if sorted(by_number) != list(range(depth)):
         raise NotECAD(f"step {step} of the schedule has {len(by_number)} blocks, it says {depth}")
-    rows = [tuple(by_number[number][name] for name in NAMES) for number in range(depth)]
+    rows = [tuple(by_number[number][name] for name in ECAD_BRANCHES) for number in range(depth)]
     if not all(isinstance(bit, bool) for row in rows for bit in row):
         raise NotECAD(f"step {step} of the schedule holds something else than true and false")
     return tuple(rows)
@@ -110,7 +110,7 @@ def write_ecad(path: Path, schedule: BranchSchedule, gate: int | None = None, ma
                **attributes: Any) -> Path:
     """In the shape of the published files, which ECAD's own code reads; attributes: numbers and texts about it."""
     custom = {} if gate is None else {"custom_compute_attn": {"name": GATED, "kwargs": {"gate_step": gate}}}
-    table = {f"{step:03}": {str(block): {**dict(zip(NAMES, branches)), **custom}
+    table = {f"{step:03}": {str(block): {**dict(zip(ECAD_BRANCHES, branches)), **custom}
                             for block, branches in enumerate(blocks)} for step, blocks in enumerate(schedule.bits)}
     content: dict[str, Any] = {"cache_schedule": {
         "num_blocks": schedule.depth, "num_inference_steps": schedule.steps, "name": schedule.name,

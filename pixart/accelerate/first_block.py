@@ -46,7 +46,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Counted:
+class RowCounts:
     """Of a row: steps computed so far, and those reused since the last of them."""
 
     computed: int = 0
@@ -68,7 +68,7 @@ class FirstBlock(ReuseMiddle):
             raise ValueError(f"the threshold is {threshold}; it must be 0 (nothing is reused) or more")
         super().__init__(depth, front, back, order)
         self.threshold, self.limits = threshold, limits or Limits()
-        self.counts: LaneNotes[Counted] = LaneNotes()
+        self.counts: LaneNotes[RowCounts] = LaneNotes()
 
     def block(self, index: int, p: Pass, go: Run) -> Tensor:
         if index == 0:
@@ -81,13 +81,13 @@ class FirstBlock(ReuseMiddle):
         assert entered is not None
         self.memory.drop(step, INPUT)
         added = p.x - entered
-        counts = [count or Counted() for count in self.counts.get(step)]
+        counts = [count or RowCounts() for count in self.counts.get(step)]
         choices = [self.forced(step, count) for count in counts]
         open_rows = [row for row, choice in enumerate(choices) if choice is None]
         for row, changed in zip(open_rows, self.changed(step, open_rows, added)):
             choices[row] = changed
         chosen = [bool(choice) for choice in choices]
-        self.counts.put(step, [Counted(count.computed + new, 0 if new else count.reused + 1)
+        self.counts.put(step, [RowCounts(count.computed + new, 0 if new else count.reused + 1)
                                for count, new in zip(counts, chosen)])
         new_rows = [row for row, new in enumerate(chosen) if new]
         if new_rows:
@@ -95,7 +95,7 @@ class FirstBlock(ReuseMiddle):
             self.memory.put(step.part(new_rows), FRONT, added if whole else added[new_rows])
         return chosen
 
-    def forced(self, step: Step, count: Counted) -> bool | None:
+    def forced(self, step: Step, count: RowCounts) -> bool | None:
         """What the limits say of a row; None where it is the threshold's to say."""
         limits = self.limits
         if count.computed == 0 or not limits.allows(step.index):

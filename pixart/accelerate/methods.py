@@ -10,58 +10,59 @@ from .delta_dit import DeltaCache, delta_spans
 from .first_block import FirstBlock, Limits
 from .fora import every_n, fora
 from .middle import StepMask
-from .plan import Job, Plan
+from .plan import CachePlan, SamplingJob
 from .schedule import BRANCHES, BranchSchedule
 from .shipped import shipped_schedules
 from .t_gate import TGate, t_gate_schedule
 
-WARM_UP = 2                 # of the first-block threshold: the first steps lay out the picture
+WARM_UP_STEPS = 2           # of the first-block threshold: the first steps lay out the picture
 TAYLOR = 1                  # its order
 
 
 @dataclass(frozen=True)
-class Method:
+class CacheMethod:
     """A method and its settings for a job, each at most as much work as doing everything."""
 
     name: str               # as it is chosen
     title: str              # for people
-    plans: Callable[[Job], Iterable[Plan]]
+    plans: Callable[[SamplingJob], Iterable[CachePlan]]
 
 
-def schedule_plan(schedule: BranchSchedule, job: Job) -> Plan:
+def schedule_plan(schedule: BranchSchedule, job: SamplingJob) -> CachePlan:
     """Follow a schedule of branches."""
     chosen = schedule.within(job.window)
-    return Plan(schedule.name, chosen, lambda: [ReuseBranches(chosen)])
+    return CachePlan(schedule.name, chosen, lambda: [ReuseBranches(chosen)])
 
 
-def gated_plan(schedule: BranchSchedule, gate: int, job: Job, averaged: Sequence[str] = ("attn", "cross_attn")) -> Plan:
+def gated_plan(schedule: BranchSchedule, gate: int, job: SamplingJob,
+               averaged: Sequence[str] = ("attn", "cross_attn")) -> CachePlan:
     """Follow a schedule with T-GATE's step; guidance is dropped where the whole end of the sampling may be changed."""
     chosen = schedule.within(job.window)
     drops = job.guided and job.window.stop >= job.steps and gate in job.window
-    return Plan(schedule.name, chosen, lambda: [TGate(chosen, gate, drops, averaged)], gate if drops else None)
+    return CachePlan(schedule.name, chosen, lambda: [TGate(chosen, gate, drops, averaged)], gate if drops else None)
 
 
-def fora_plans(make: Callable[[int, int, int], BranchSchedule], job: Job) -> Iterator[Plan]:
+def fora_plans(make: Callable[[int, int, int], BranchSchedule], job: SamplingJob) -> Iterator[CachePlan]:
     for every in range(2, job.steps + 1):
         yield schedule_plan(make(job.steps, job.config.depth, every), job)
 
 
-def t_gate_plans(job: Job) -> Iterator[Plan]:
+def t_gate_plans(job: SamplingJob) -> Iterator[CachePlan]:
     for gate in range(job.steps - 1, 0, -1):
         for every in (1, 2, 3):
             schedule = t_gate_schedule(job.steps, job.config.depth, gate, every)
             yield gated_plan(schedule, gate, job)
 
 
-def delta_plans(job: Job) -> Iterator[Plan]:
+def delta_plans(job: SamplingJob) -> Iterator[CachePlan]:
     """Every second step whole first, as published, with more and more blocks reused in the others."""
     depth = job.config.depth
     for every in range(2, job.steps + 1):
         for blocks in range(1, depth):
             spans = delta_spans(job.steps, depth, every, blocks)
             spans = [span if step in job.window else None for step, span in enumerate(spans)]
-            yield Plan(f"Delta-DiT, {blocks} of {depth} blocks reused, all computed every {every} steps",
-                       without(spans, depth, "Delta-DiT"), partial(delta_policies, spans), by_branch=False)
+            yield CachePlan(f"Delta-DiT, {blocks} of {depth} blocks reused, all computed every {every} steps",
+                            without(spans, depth, "Delta-DiT"), partial(delta_policies, spans), by_branch=False)
 
 
 def delta_policies(spans: Sequence[range | None]) -> list:
@@ -77,19 +78,19 @@ def without(spans: Sequence[range | None], depth: int, name: str) -> BranchSched
     return BranchSchedule.of(name, bits)
 
 
-def mask_plans(job: Job) -> Iterator[Plan]:
+def mask_plans(job: SamplingJob) -> Iterator[CachePlan]:
     """All blocks in some steps, spread evenly over those in which reuse is allowed; none in the others."""
     for mask in masks(job):
         spans = [None if computed else range(job.config.depth) for computed in mask]
-        yield Plan(f"{sum(mask)} of {job.steps} steps", without(spans, job.config.depth, "step mask"),
-                   partial(mask_policies, mask, job.config.depth), by_branch=False)
+        yield CachePlan(f"{sum(mask)} of {job.steps} steps", without(spans, job.config.depth, "step mask"),
+                        partial(mask_policies, mask, job.config.depth), by_branch=False)
 
 
 def mask_policies(mask: list[bool], depth: int) -> list:
     return [StepMask(mask, depth)]
 
 
-def masks(job: Job, first: int = 1) -> Iterator[list[bool]]:
+def masks(job: SamplingJob, first: int = 1) -> Iterator[list[bool]]:
     """Masks of computed steps, from most to fewest; at least the first `first` steps are computed."""
     window = [step for step in job.window if step >= first]
     for left in range(len(window) - 1, -1, -1):
@@ -97,50 +98,52 @@ def masks(job: Job, first: int = 1) -> Iterator[list[bool]]:
         yield [step not in window or step in chosen for step in range(job.steps)]
 
 
-def first_block_plans(job: Job) -> Iterator[Plan]:
+def first_block_plans(job: SamplingJob) -> Iterator[CachePlan]:
     """The threshold chooses when, the budget how often the middle is computed."""
     depth = job.config.depth
-    for mask in masks(job, WARM_UP):
-        limits = Limits(WARM_UP, None, sum(mask), job.window)
+    for mask in masks(job, WARM_UP_STEPS):
+        limits = Limits(WARM_UP_STEPS, None, sum(mask), job.window)
         spans = [None if computed else range(1, depth) for computed in mask]
-        yield Plan(f"first-block threshold, {sum(mask)} of {job.steps} steps", without(spans, depth, "first block"),
-                   partial(first_block_policies, depth, limits), by_branch=False)
+        yield CachePlan(f"first-block threshold, {sum(mask)} of {job.steps} steps",
+                        without(spans, depth, "first block"),
+                        partial(first_block_policies, depth, limits), by_branch=False)
 
 
 def first_block_policies(depth: int, limits: Limits) -> list:
     return [FirstBlock(depth, order=TAYLOR, limits=limits)]
 
 
-def ecad_plans(job: Job) -> Iterator[Plan]:
+def ecad_plans(job: SamplingJob) -> Iterator[CachePlan]:
     """The schedules that come with the package for networks of this depth and this number of steps."""
     for schedule in shipped_schedules():
         if (schedule.steps, schedule.depth) == (job.steps, job.config.depth):
             yield schedule_plan(schedule, job)
 
 
-def random_plans(job: Job) -> Iterator[Plan]:
+def random_plans(job: SamplingJob) -> Iterator[CachePlan]:
     """More and more branches left out; always the same ones, and all of an earlier setting in the next."""
     drawn = torch.rand(job.steps, job.config.depth, len(BRANCHES), generator=torch.Generator().manual_seed(0))
     for percent in range(98, 0, -2):
         yield schedule_plan(BranchSchedule.of(f"random {percent} % of branches", drawn < percent / 100), job)
 
 
-METHODS: dict[str, Method] = {method.name: method for method in (
-    Method("fora", "FORA: all branches in every n-th step, the last one included", partial(fora_plans, fora)),
-    Method("every-n", "the same, counted from the first step", partial(fora_plans, every_n)),
-    Method("delta-dit", "Delta-DiT: rear blocks reused early, front blocks late", delta_plans),
-    Method("t-gate", "T-GATE: cross-attention and guidance end at a gate", t_gate_plans),
-    Method("first-block", "recomputed once the first block has changed enough, else carried on", first_block_plans),
-    Method("steps", "whole steps left out, spread evenly", mask_plans),
-    Method("ecad", "a schedule found by search, where one is shipped for this depth and step count", ecad_plans),
+CACHE_METHODS: dict[str, CacheMethod] = {method.name: method for method in (
+    CacheMethod("fora", "FORA: all branches in every n-th step, the last one included", partial(fora_plans, fora)),
+    CacheMethod("every-n", "the same, counted from the first step", partial(fora_plans, every_n)),
+    CacheMethod("delta-dit", "Delta-DiT: rear blocks reused early, front blocks late", delta_plans),
+    CacheMethod("t-gate", "T-GATE: cross-attention and guidance end at a gate", t_gate_plans),
+    CacheMethod("first-block", "recomputed once the first block has changed enough, else carried on",
+                first_block_plans),
+    CacheMethod("steps", "whole steps left out, spread evenly", mask_plans),
+    CacheMethod("ecad", "a schedule found by search, where one is shipped for this depth and step count", ecad_plans),
 )}
 
 
-RANDOM = Method("random", "branches drawn at random, as a baseline of the same work", random_plans)
+RANDOM = CacheMethod("random", "branches drawn at random, as a baseline of the same work", random_plans)
 
 
-def method(name: str) -> Method:
+def method(name: str) -> CacheMethod:
     """The method of this name. Raises ValueError that names all of them."""
-    if name not in (*METHODS, RANDOM.name):
-        raise ValueError(f"unknown cache method {name!r}; use {', '.join(METHODS)}")
-    return METHODS.get(name, RANDOM)
+    if name not in (*CACHE_METHODS, RANDOM.name):
+        raise ValueError(f"unknown cache method {name!r}; use {', '.join(CACHE_METHODS)}")
+    return CACHE_METHODS.get(name, RANDOM)

@@ -8,11 +8,11 @@ from ..model.policy import Policy
 from .cost import Costs
 from .schedule import BranchSchedule, steps_within
 
-PLAIN = "nothing reused"
+NOTHING_REUSED = "nothing reused"
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """What is about to be sampled, as far as the work depends on it."""
 
     config: PixArtConfig
@@ -23,12 +23,12 @@ class Job:
     allowed: range | None = None    # steps in which something may be reused; None: all
 
     @classmethod
-    def of(cls, config: PixArtConfig, steps: int, height: int, width: int, text: int, guided: bool) -> "Job":
+    def of(cls, config: PixArtConfig, steps: int, height: int, width: int, text: int, guided: bool) -> "SamplingJob":
         """For a picture of so many pixels."""
         tokens = math.prod(math.ceil(math.ceil(side / 8) / config.patch) for side in (height, width))
         return cls(config, steps, tokens, text, guided)
 
-    def within(self, start: float, end: float) -> "Job":
+    def within(self, start: float, end: float) -> "SamplingJob":
         """The same with reuse in a share of the steps only; 0 and 1 are all."""
         return replace(self, allowed=None if (start, end) == (0, 1) else steps_within(self.steps, start, end))
 
@@ -50,7 +50,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """A setting of a method for a job.
 
     computed: what is computed in each step; of a method that decides while it runs, as much as it will be, spread
@@ -65,15 +65,15 @@ class Plan:
     by_branch: bool = True                      # whether policies look into blocks
     exact: bool = True                          # False: the work depends on the picture, `computed` is the most
 
-    def work(self, job: Job) -> int:
+    def work(self, job: SamplingJob) -> int:
         """MACs of one picture."""
         return job.costs().of(self.computed, job.rows(self.gate))
 
-    def ratio(self, job: Job) -> float:
+    def ratio(self, job: SamplingJob) -> float:
         """How many times less work than without any reuse; 2 is half of it."""
         return job.plain / self.work(job)
 
 
-def plain_plan(job: Job) -> Plan:
+def plain_plan(job: SamplingJob) -> CachePlan:
     """Nothing is reused."""
-    return Plan(PLAIN, BranchSchedule.full(job.steps, job.config.depth), list, by_branch=False)
+    return CachePlan(NOTHING_REUSED, BranchSchedule.full(job.steps, job.config.depth), list, by_branch=False)

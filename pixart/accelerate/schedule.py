@@ -9,7 +9,7 @@ from torch import Tensor
 from ..model.block import PixArtBlock
 
 BRANCHES = PixArtBlock.branches
-Bits = tuple[tuple[tuple[bool, ...], ...], ...]
+BranchBits = tuple[tuple[tuple[bool, ...], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class BranchSchedule:
     """
 
     name: str
-    bits: Bits
+    bits: BranchBits
 
     def __post_init__(self) -> None:
         shapes = {(len(blocks), len(branches)) for blocks in self.bits for branches in blocks}

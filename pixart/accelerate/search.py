@@ -76,8 +76,9 @@ class Trials:
         return best
 
 
-def search(trials: Trials, seeds: Sequence[BranchSchedule], loss: Loss, work: Work, population: int = 72,
-           generations: int = 50, seed: int = 0, told: Callable[[int], None] | None = None) -> list[Candidate]:
+def search_schedules(trials: Trials, seeds: Sequence[BranchSchedule], loss: Loss, work: Work, population: int = 72,
+                     generations: int = 50, seed: int = 0,
+                     told: Callable[[int], None] | None = None) -> list[Candidate]:
     """The front of all trials after so many generations; the same again for the same seed.
 
     seeds: at most `population` of them begin, the rest are random bits. told(generation) is called after each. Raises

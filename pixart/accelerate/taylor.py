@@ -8,7 +8,7 @@ from torch import Tensor
 from ..model.lane_memory import LaneMemory, LaneNotes
 from ..model.policy import Step
 
-MOST = 2        # orders beyond this amplify noise
+MOST_ORDERS = 2  # orders beyond this amplify noise
 
 
 class Taylor:
@@ -18,8 +18,8 @@ class Taylor:
     """
 
     def __init__(self, memory: LaneMemory, key: Hashable, order: int = 0) -> None:
-        if not 0 <= order <= MOST:
-            raise ValueError(f"Taylor order {order} asked for; 0 to {MOST} are possible")
+        if not 0 <= order <= MOST_ORDERS:
+            raise ValueError(f"Taylor order {order} asked for; 0 to {MOST_ORDERS} are possible")
         self.memory, self.key, self.order = memory, key, order
         self.notes: LaneNotes[tuple[int, int]] = LaneNotes()     # of each lane: last computed step, differences known
 
@@ -29,7 +29,7 @@ class Taylor:
 
     def keep(self, step: Step, value: Tensor) -> None:
         """value (B, N, D), computed at this step."""
-        for note, rows in alike(self.notes.get(step)):
+        for note, rows in rows_by_note(self.notes.get(step)):
             self._keep(step.part(rows), value if len(rows) == len(value) else value[rows], note)
 
     def _keep(self, step: Step, value: Tensor, note: tuple[int, int] | None) -> None:
@@ -45,7 +45,7 @@ class Taylor:
 
     def guess(self, step: Step) -> Tensor:
         """(B, N, D); all rows must be known."""
-        parts = [(rows, self._guess(step.part(rows), note)) for note, rows in alike(self.notes.get(step))]
+        parts = [(rows, self._guess(step.part(rows), note)) for note, rows in rows_by_note(self.notes.get(step))]
         if len(parts) == 1:
             return parts[0][1]
         order = [row for rows, _ in parts for row in rows]
@@ -63,7 +63,7 @@ class Taylor:
         return guess
 
 
-def alike(notes: list) -> list[tuple[tuple[int, int] | None, list[int]]]:
+def rows_by_note(notes: list) -> list[tuple[tuple[int, int] | None, list[int]]]:
     """Rows by note, so that each row is carried on as it would be alone."""
     groups: dict[tuple[int, int] | None, list[int]] = {}
     for row, note in enumerate(notes):

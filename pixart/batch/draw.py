@@ -15,7 +15,7 @@ OF_ONE = (ValueError, FloatingPointError)
 
 
 @dataclass(frozen=True)
-class Settings:
+class DrawSettings:
     """How everything is drawn; plain values, so that they can be sent to other processes. Paths are absolute."""
 
     model: str | None = None
@@ -32,7 +32,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnTask:
     """A task with its picture, or its problem."""
 
     task: Task
@@ -40,7 +40,7 @@ class Drawn:
     problem: str = ""
 
 
-def draw_group(settings: Settings, device: str | None, group: Sequence[Task]) -> list[Drawn]:
+def draw_group(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
     """All pictures at once; one by one where that fails, so that a bad prompt costs itself alone.
 
     Raises OSError, ImportError and MemoryError, which concern all tasks.
@@ -50,12 +50,12 @@ def draw_group(settings: Settings, device: str | None, group: Sequence[Task]) ->
         return draw_together(pipe, settings, group)
     except OF_ONE as error:
         if len(group) == 1:
-            return [Drawn(group[0], None, str(error))]
+            return [DrawnTask(group[0], None, str(error))]
     return [drawn for task in group for drawn in draw_group(settings, device, [task])]
 
 
 @lru_cache(maxsize=1)
-def opened(settings: Settings, device: str | None) -> "Pipeline":
+def opened(settings: DrawSettings, device: str | None) -> "Pipeline":
     """Once a process."""
     import torch
 
@@ -66,7 +66,7 @@ def opened(settings: Settings, device: str | None) -> "Pipeline":
                          bits=settings.bits, loras=settings.loras)
 
 
-def draw_together(pipe: "Pipeline", settings: Settings, group: Sequence[Task]) -> list[Drawn]:
+def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task]) -> list[DrawnTask]:
     """Tasks of one size and negative prompt, whose seeds follow each other."""
     from ..pictures import to_image
 
@@ -78,5 +78,5 @@ def draw_together(pipe: "Pipeline", settings: Settings, group: Sequence[Task]) -
     for task, pixels in zip(group, drawn.pixels):
         file = io.BytesIO()
         to_image(pixels).save(file, "PNG")
-        results.append(Drawn(task, file.getvalue()))
+        results.append(DrawnTask(task, file.getvalue()))
     return results

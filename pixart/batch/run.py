@@ -9,12 +9,12 @@ from typing import Any
 
 from ..atomic import replacing
 from ..progress import Progress
-from .draw import Drawn, Settings
-from .store import PictureFiles, Shards, Store, claimed, facts
-from .tasks import Task, digest, groups_of
+from .draw import DrawnTask, DrawSettings
+from .store import PictureFiles, Shards, Store, claimed, task_facts
+from .tasks import Task, groups_of, tasks_digest
 
 RECORD, RESULTS, FAILURES = "batch.json", "results.jsonl", "failures.jsonl"
-Workers = Callable[[Sequence[Sequence[Task]]], Iterator[list[Drawn]]]
+Workers = Callable[[Sequence[Sequence[Task]]], Iterator[list[DrawnTask]]]
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Summary:
         return f"{self.drawn} pictures in {self.seconds:.1f} s{rate}{there}{failed}"
 
 
-def run_batch(tasks: Sequence[Task], settings: Settings, out: str | Path, workers: Workers, batch: int = 4,
+def run_batch(tasks: Sequence[Task], settings: DrawSettings, out: str | Path, workers: Workers, batch: int = 4,
               shard: int | None = None, progress: Progress | None = None) -> Summary:
     """Draw what is missing in the folder `out`, each task once; may be killed and called again at any time.
 
@@ -76,7 +76,7 @@ def draw_all(groups: Sequence[Sequence[Task]], workers: Workers, store: Store, s
             progress("pictures", summary.there + summary.drawn + len(summary.failed), summary.total)
 
 
-def require_same(out: Path, tasks: Sequence[Task], settings: Settings, batch: int, shard: int | None) -> None:
+def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch: int, shard: int | None) -> None:
     """Refuse a folder of other prompts or settings; a list of files may have grown at its end. Then write it down."""
     record, path = {"settings": asdict(settings), "batch": batch, "shard": shard}, out / RECORD
     if not path.is_file():
@@ -84,25 +84,27 @@ def require_same(out: Path, tasks: Sequence[Task], settings: Settings, batch: in
             raise ValueError(f"there are pictures of something else; choose an empty folder: {out}")
     else:
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name, value in plain(record).items() if before.get(name) != value]
+        changed = [name for name, value in plain_record(record).items() if before.get(name) != value]
         if changed:
-            raise ValueError(f"this folder was begun with another {changed[0]} ({difference(before, plain(record))}); "
-                             f"use that, or another folder: {out}")
+            difference = first_difference(before, plain_record(record))
+            raise ValueError(f"this folder was begun with another {changed[0]} ({difference}); use that, or "
+                             f"another folder: {out}")
         count = before["tasks"]
-        if digest(tasks[:count]) != before["digest"] or (shard is not None and count != len(tasks)):
+        if tasks_digest(tasks[:count]) != before["digest"] or (shard is not None and count != len(tasks)):
             raise ValueError(f"this folder was begun with another list of {count} pictures; prompts may only be added "
                              f"at its end, and none to shards: {out}")
     with replacing(path) as beside:
-        beside.write_text(json.dumps({**plain(record), "tasks": len(tasks), "digest": digest(tasks)}, indent=1),
+        beside.write_text(json.dumps({**plain_record(record), "tasks": len(tasks), "digest": tasks_digest(tasks)},
+                                     indent=1),
                           encoding="utf-8")
 
 
-def plain(record: dict[str, Any]) -> dict[str, Any]:
+def plain_record(record: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives it back."""
     return json.loads(json.dumps(record))
 
 
-def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first value that changed, in words."""
     flat = [{**values, **values["settings"]} for values in (before, now)]
     name = next(key for key in flat[1] if key != "settings" and flat[0].get(key) != flat[1][key])
@@ -115,7 +117,7 @@ def results(out: Path, tasks: Sequence[Task], store: Store) -> Iterator[dict[str
         if store.has(task):
             path = store.file(task)
             own = {"sha256": hashlib.sha256((out / path).read_bytes()).hexdigest()} if path.endswith(".png") else {}
-            yield {"name": task.name, "file": path, **facts(task), **own}
+            yield {"name": task.name, "file": path, **task_facts(task), **own}
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:

@@ -81,7 +81,7 @@ class Shards:
             with replacing(path) as beside, tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for task in shard:
                     add_member(tar, f"{task.name}.png", (self.folder / "unpacked" / f"{task.name}.png").read_bytes())
-                    add_member(tar, f"{task.name}.json", json.dumps(facts(task), sort_keys=True).encode())
+                    add_member(tar, f"{task.name}.json", json.dumps(task_facts(task), sort_keys=True).encode())
         for task in shard:
             (self.folder / "unpacked" / f"{task.name}.png").unlink(missing_ok=True)
 
@@ -93,7 +93,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def facts(task: Task) -> dict[str, object]:
+def task_facts(task: Task) -> dict[str, object]:
     return {key: value for key, value in asdict(task).items() if key != "name"}
 
 

@@ -58,6 +58,6 @@ def follows(before: Task, task: Task) -> bool:
                                                                                task.negative)
 
 
-def digest(tasks: Sequence[Task]) -> str:
+def tasks_digest(tasks: Sequence[Task]) -> str:
     """Differs between different lists."""
     return hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()

@@ -11,26 +11,26 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from typing import Any
 
-from .draw import Drawn, Settings, draw_group
+from .draw import DrawnTask, DrawSettings, draw_group
 from .tasks import Task
 
-Group = Sequence[Task]
-DrawGroup = Callable[[Settings, "str | None", Group], list[Drawn]]
-TRIES = 2                   # a group whose process dies twice is a failure
+TaskGroup = Sequence[Task]
+DrawGroup = Callable[[DrawSettings, "str | None", TaskGroup], list[DrawnTask]]
+TASK_TRIES = 2              # a group whose process dies twice is a failure
 LOST = "the process that drew it died, twice; was it killed, or is there too little memory?"
 
 
-def here(settings: Settings, device: str | None, groups: Sequence[Group], draw: DrawGroup = draw_group
-         ) -> Iterator[list[Drawn]]:
+def here(settings: DrawSettings, device: str | None, groups: Sequence[TaskGroup], draw: DrawGroup = draw_group
+         ) -> Iterator[list[DrawnTask]]:
     for group in groups:
         yield draw(settings, device, group)
 
 
-def processes(settings: Settings, devices: Sequence[str], groups: Sequence[Group], draw: DrawGroup = draw_group
-              ) -> Iterator[list[Drawn]]:
+def processes(settings: DrawSettings, devices: Sequence[str], groups: Sequence[TaskGroup], draw: DrawGroup = draw_group
+              ) -> Iterator[list[DrawnTask]]:
     """One process a device; each takes the next group when it is done. A process that dies is started again."""
-    todo: queue.SimpleQueue[Group] = queue.SimpleQueue()
-    done: queue.SimpleQueue[list[Drawn] | BaseException] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[TaskGroup] = queue.SimpleQueue()
+    done: queue.SimpleQueue[list[DrawnTask] | BaseException] = queue.SimpleQueue()
     for group in groups:
         todo.put(group)
     stop = threading.Event()
@@ -49,14 +49,14 @@ def processes(settings: Settings, devices: Sequence[str], groups: Sequence[Group
             thread.join()
 
 
-def _serve(settings: Settings, device: str, draw: DrawGroup, todo: "queue.SimpleQueue[Group]",
-           done: "queue.SimpleQueue[list[Drawn] | BaseException]", stop: threading.Event) -> None:
+def _serve(settings: DrawSettings, device: str, draw: DrawGroup, todo: "queue.SimpleQueue[TaskGroup]",
+           done: "queue.SimpleQueue[list[DrawnTask] | BaseException]", stop: threading.Event) -> None:
     """Feed the process of one device until nothing is left."""
     executor = _executor()
     try:
         while not stop.is_set():
             group = todo.get_nowait()
-            for _ in range(TRIES):
+            for _ in range(TASK_TRIES):
                 try:
                     done.put(executor.submit(draw, settings, device, group).result())
                     break
@@ -64,7 +64,7 @@ def _serve(settings: Settings, device: str, draw: DrawGroup, todo: "queue.Simple
                     executor.shutdown()
                     executor = _executor()
             else:
-                done.put([Drawn(task, None, LOST) for task in group])
+                done.put([DrawnTask(task, None, LOST) for task in group])
     except queue.Empty:
         pass
     except BaseException as error:      # raised where the results are awaited
@@ -89,8 +89,9 @@ def start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def on_ray(settings: Settings, address: str, count: int | None, groups: Sequence[Group], draw: DrawGroup = draw_group
-           ) -> Iterator[list[Drawn]]:
+def on_ray(settings: DrawSettings, address: str, count: int | None, groups: Sequence[TaskGroup],
+           draw: DrawGroup = draw_group
+           ) -> Iterator[list[DrawnTask]]:
     """Actors of a Ray cluster, one a GPU, else `count` (or one) on CPUs; Ray starts again what dies.
 
     address: as `ray.init` takes it; "auto" is the cluster of this machine, "local" one just for this run. The library
@@ -115,23 +116,23 @@ def on_ray(settings: Settings, address: str, count: int | None, groups: Sequence
 class RayDrawer:
     """What runs on a worker of Ray."""
 
-    def __init__(self, settings: Settings, draw: DrawGroup) -> None:
+    def __init__(self, settings: DrawSettings, draw: DrawGroup) -> None:
         self.settings, self.draw = settings, draw
 
     def pid(self) -> int:
         return os.getpid()
 
-    def draw_group(self, group: Group) -> list[Drawn]:
+    def draw_group(self, group: TaskGroup) -> list[DrawnTask]:
         return self.draw(self.settings, None, group)
 
 
-def _handed_out(actors: Sequence[Any], groups: Sequence[Group]) -> Iterator[list[Drawn]]:
+def _handed_out(actors: Sequence[Any], groups: Sequence[TaskGroup]) -> Iterator[list[DrawnTask]]:
     """A group to every actor, and the next one to whichever is done."""
     import ray
     from ray.exceptions import RayActorError
 
     left = list(reversed(groups))
-    running: dict[Any, tuple[Any, Group]] = {}
+    running: dict[Any, tuple[Any, TaskGroup]] = {}
     free = list(actors)
     while left or running:
         while left and free:
@@ -143,6 +144,6 @@ def _handed_out(actors: Sequence[Any], groups: Sequence[Group]) -> Iterator[list
             yield ray.get(ended)
             free.append(actor)
         except RayActorError:               # for good: Ray has tried again
-            yield [Drawn(task, None, LOST) for task in group]
+            yield [DrawnTask(task, None, LOST) for task in group]
         if not free and not running and left:
             raise OSError(f"all workers of the Ray cluster died; {len(left)} groups are left, run the command again")

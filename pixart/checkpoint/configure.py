@@ -14,13 +14,13 @@ from .mup import named_mup
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED = {(config.base_size, config.position_scale) for config in VARIANTS.values()}
+PUBLISHED_SCALES = {(config.base_size, config.position_scale) for config in VARIANTS.values()}
 HEAD_WIDTH = 72
 NO_HEADS = "Pass a PixArtConfig as variant, or write the file with pixart.save_checkpoint, which stores it."
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenConfig:
     """A complete configuration; `guessed` when part of it rests on the file's name or on habit."""
 
     config: PixArtConfig
@@ -28,14 +28,14 @@ class Choice:
 
 
 def configure(facts: Facts, variant: str | PixArtConfig, header: PixArtConfig | None, settings: Mapping[str, Any],
-              path: Path) -> Choice:
+              path: Path) -> ChosenConfig:
     """Combine all sources. What the user says wins wherever the network itself allows it, and a notice is logged.
 
     variant: "auto", a key of VARIANTS, or a PixArtConfig. header: what our own files carry. settings: config.json.
     Raises CheckpointError naming both sides where the tensors rule the choice out.
     """
     if isinstance(variant, PixArtConfig):
-        return Choice(_agree(variant, facts, "the given configuration", path), False)
+        return ChosenConfig(_agree(variant, facts, "the given configuration", path), False)
     if variant != "auto" and variant not in VARIANTS:
         raise CheckpointError(path, f"unknown variant {variant[:40]!r}", f"auto, {', '.join(VARIANTS)}")
     if variant != "auto":
@@ -43,11 +43,11 @@ def configure(facts: Facts, variant: str | PixArtConfig, header: PixArtConfig | 
         _notice(variant, facts, header, path)
     if header is not None:
         config = _agree(header, facts, "the configuration in its header", path)
-        return Choice(config if variant == "auto" else _trained_as(config, VARIANTS[variant]), False)
+        return ChosenConfig(config if variant == "auto" else _trained_as(config, VARIANTS[variant]), False)
     facts = _believable(facts, path)
     if variant != "auto":
         fixed = replace(facts, base_size=None, position_scale=None)
-        return Choice(_complete(VARIANTS[variant], fixed, settings, path), False)
+        return ChosenConfig(_complete(VARIANTS[variant], fixed, settings, path), False)
     return _choose(facts, settings, path)
 
 
@@ -63,7 +63,7 @@ def _believable(facts: Facts, path: Path) -> Facts:
     OneTrainer's converter writes one of 64 x 64 at scale 1 into files of every variant.
     """
     base, scale = facts.base_size, facts.position_scale
-    if base is None or (base, scale) in PUBLISHED or scale == base / 32:
+    if base is None or (base, scale) in PUBLISHED_SCALES or scale == base / 32:
         return facts
     logger.warning("%s: its pos_embed, of %d px at scale %g, belongs to no training and is not believed", path.name,
                    base * facts.patch * 8, scale)
@@ -140,7 +140,7 @@ def heads_of(hidden: int, settings: Mapping[str, Any], path: Path) -> int:
     return hidden // HEAD_WIDTH
 
 
-def _choose(facts: Facts, settings: Mapping[str, Any], path: Path) -> Choice:
+def _choose(facts: Facts, settings: Mapping[str, Any], path: Path) -> ChosenConfig:
     """The variant that weights and config.json determine, completed by a guess where they do not."""
     space = _latent_space(facts, settings)
     base, scale = facts.base_size, facts.position_scale
@@ -158,7 +158,7 @@ def _choose(facts: Facts, settings: Mapping[str, Any], path: Path) -> Choice:
                      position_scale=scale or choice.position_scale)
     if settings.get("tokens") in TRAINED_TOKENS:
         config = replace(config, caption_tokens=settings["tokens"])
-    return Choice(_complete(config, facts, settings, path), guessed)
+    return ChosenConfig(_complete(config, facts, settings, path), guessed)
 
 
 def _latent_space(facts: Facts, settings: Mapping[str, Any]) -> str | None:

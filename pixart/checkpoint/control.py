@@ -18,9 +18,9 @@ from .configure import heads_of
 from .detect import MARKS, Shapes, compression_of
 from .errors import CheckpointError
 from .families import is_lora, recognise
-from .header import from_header, to_header
-from .layouts import diffusers_names, file_name, reference_name, shapes_of
-from .load import common_dtype, dtype_name, gather, read_config, refuse_differences
+from .header import config_from_header, to_header
+from .layouts import diffusers_names, file_name, file_shapes, reference_name
+from .load import common_dtype, dtype_name, gather_tensors, read_config, refuse_differences
 from .read import open_network
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from ..model.layers import Ops
 
 CONTROL_FILE = "a PixArt ControlNet (bundled with its base model, alone, or in diffusers layout)"
-CLASSES = ("PixArtControlNetAdapterModel", "PixArtControlNetTransformerModel", "PixArtTransformer2DModel")
-FORMAT = "pixart-controlnet"
+CONTROL_CLASSES = ("PixArtControlNetAdapterModel", "PixArtControlNetTransformerModel", "PixArtTransformer2DModel")
+CONTROL_FORMAT = "pixart-controlnet"
 OURS = re.compile(r"controlnet\.(\d{1,9})\.(copied_block\.(.+)|after_proj\..+|before_proj\..+)")
 THEIRS = re.compile(r"controlnet_blocks\.(\d{1,9})\.(transformer_block\.(.+)|after_proj\..+|before_proj\..+)")
-MARK = re.compile(r"(.*?)(controlnet|controlnet_blocks)\.0\.before_proj\.weight")
-SAMPLE = "controlnet.0.copied_block.attn.proj.weight"
+CONTROL_MARK = re.compile(r"(.*?)(controlnet|controlnet_blocks)\.0\.before_proj\.weight")
+CONTROL_SAMPLE = "controlnet.0.copied_block.attn.proj.weight"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ControlCheckpoint:
     @property
     def dtype(self) -> torch.dtype:
         """Of the large matrices."""
-        return self.state_dict[SAMPLE].dtype
+        return self.state_dict[CONTROL_SAMPLE].dtype
 
 
 def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
@@ -65,15 +65,16 @@ def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
     Raises CheckpointError for another model, missing parts and wrong shapes; it is a FileNotFoundError too where
     nothing lies there.
     """
-    weights = open_network(path, classes=CLASSES, expected=CONTROL_FILE)
+    weights = open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE)
     layout, plan = find_control(weights)
     shapes = {name: _stacked([tuple(weights.tensors[part].shape) for part in parts]) for name, parts in plan.items()}
-    blocks = count_blocks(shapes, weights.path)
+    blocks = count_control_blocks(shapes, weights.path)
     config, knows_base = _configure(weights, layout, shapes, blocks)
     refuse_differences(shapes, control_shapes(config, blocks), f"a ControlNet with {blocks} blocks of width "
                        f"{config.hidden}", weights.path)
-    state_dict = gather(weights, plan, dtype or common_dtype(weights, plan), torch.device(device), CONTROL_FILE)
-    description = describe(config, blocks, knows_base, dtype_name(weights.tensors[plan[SAMPLE][0]]), layout)
+    state_dict = gather_tensors(weights, plan, dtype or common_dtype(weights, plan), torch.device(device), CONTROL_FILE)
+    description = describe_control(config, blocks, knows_base, dtype_name(weights.tensors[plan[CONTROL_SAMPLE][0]]),
+                                   layout)
     return ControlCheckpoint(config, blocks, state_dict, knows_base, description, weights.path)
 
 
@@ -98,7 +99,7 @@ def save_control(path: str | os.PathLike, control: "PixArtControlNet", dtype: to
     path = Path(path)
     tensors = {file_name(name): tensor.detach().to("cpu", dtype).contiguous()
                for name, tensor in control.state_dict().items()}
-    header = {"format": "pt", **(metadata or {}), "kind": FORMAT, **to_header(control.config)}
+    header = {"format": "pt", **(metadata or {}), "kind": CONTROL_FORMAT, **to_header(control.config)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         save_file(tensors, beside, header)
@@ -107,7 +108,7 @@ def save_control(path: str | os.PathLike, control: "PixArtControlNet", dtype: to
 
 def find_control(weights: Weights) -> tuple[str, dict[str, tuple[str, ...]]]:
     """Layout ("bundle", "control-only" or "diffusers"), and reference name -> names in the file that make it up."""
-    mark = next((match for name in weights.tensors if (match := MARK.fullmatch(name))), None)
+    mark = next((match for name in weights.tensors if (match := CONTROL_MARK.fullmatch(name))), None)
     if mark is None:
         raise CheckpointError(weights.path, _found_instead(weights.tensors), CONTROL_FILE)
     prefix, kind = mark[1], mark[2]
@@ -168,7 +169,7 @@ def _stacked(pieces: list[tuple[int, ...]]) -> tuple[int, ...]:
     return (sum(piece[0] for piece in pieces), *pieces[0][1:]) if all(pieces) else pieces[0]
 
 
-def count_blocks(shapes: Shapes, path: Path) -> int:
+def count_control_blocks(shapes: Shapes, path: Path) -> int:
     """Number of copies, by the highest one; CheckpointError where that is far beyond what the file can hold."""
     blocks = 1 + max(int(match[1]) for name in shapes if (match := OURS.fullmatch(name)))
     if blocks > len(shapes):
@@ -179,16 +180,16 @@ def count_blocks(shapes: Shapes, path: Path) -> int:
 
 def _configure(weights: Weights, layout: str, shapes: Shapes, blocks: int) -> tuple[PixArtConfig, bool]:
     """The base's configuration from the header or the bundled base; else what the blocks themselves show."""
-    header = from_header(weights.metadata, weights.path)
+    header = config_from_header(weights.metadata, weights.path)
     if header is not None or layout == "bundle":
         config = header or read_config(weights.path)
         if blocks >= config.depth:
             raise CheckpointError(weights.path, f"{blocks} control blocks for a base of {config.depth} blocks",
                                   "fewer control blocks than base blocks")
         return config, True
-    if SAMPLE not in shapes:
-        raise CheckpointError(weights.path, f"a ControlNet without {SAMPLE}", todo="The file is incomplete.")
-    hidden = shapes[SAMPLE][0] if shapes[SAMPLE] else 0
+    if CONTROL_SAMPLE not in shapes:
+        raise CheckpointError(weights.path, f"a ControlNet without {CONTROL_SAMPLE}", todo="The file is incomplete.")
+    hidden = shapes[CONTROL_SAMPLE][0] if shapes[CONTROL_SAMPLE] else 0
     factors = {int(match[1]): shape[-1] if shape else 0 for name, shape in shapes.items()
                if name.endswith(".copied_block.attn.sr.weight") and (match := OURS.fullmatch(name))}
     try:
@@ -206,10 +207,10 @@ def control_shapes(config: PixArtConfig, blocks: int) -> Mapping[str, tuple[int,
     """Every tensor of a ControlNet with this many copies, in reference names, as the network itself has it."""
     from ..model.controlnet import PixArtControlNet
     deep = replace(config, depth=max(config.depth, blocks + 1))         # of the base; no shape depends on it
-    return shapes_of(PixArtControlNet(deep, blocks, device="meta"))
+    return file_shapes(PixArtControlNet(deep, blocks, device="meta"))
 
 
-def describe(config: PixArtConfig, blocks: int, knows_base: bool, dtype: str, layout: str) -> str:
+def describe_control(config: PixArtConfig, blocks: int, knows_base: bool, dtype: str, layout: str) -> str:
     """One line such as "ControlNet of 13 blocks, width 1152, for PixArt-alpha 1024 with 28 blocks, fp32, bundle"."""
     words = [f"ControlNet of {blocks} blocks", f"width {config.hidden}"]
     if knows_base:

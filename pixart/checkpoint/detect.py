@@ -11,13 +11,13 @@ from ..config import KVCompression
 from ..weights.values import refuse_quantized
 from .errors import PIXART_FILE, CheckpointError
 from .families import RELATIVES, is_lora, recognise
-from .header import KEY
-from .layouts import NULL_CAPTION, POSITIONS, plan_reference
+from .header import CONFIG_KEY
+from .layouts import NULL_CAPTION, POSITION_TABLE, plan_reference
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 MARKS = {"reference": "t_block.1.weight", "diffusers": "adaln_single.linear.weight"}
-PREFIX = re.compile(r"((module|model|diffusion_model|net|base_model|transformer|_orig_mod)\.)*")
+WRAPPER_PREFIX = re.compile(r"((module|model|diffusion_model|net|base_model|transformer|_orig_mod)\.)*")
 # What may lie beside a model that has no prefix of its own.
 COMPANIONS = ("controlnet.", "controlnet_blocks.", "vae.", "first_stage_model.", "text_encoders.", "text_encoder.",
               "cond_stage_model.", "conditioner.", "model_ema.", "model_sampling.")
@@ -67,12 +67,12 @@ def find_layout(tensors: Mapping[str, Tensor], path: Path) -> Layout:
         own_set = set(own)
         ignored = tuple(key for key in tensors if key not in own_set)
         bare = [key[len(prefix):] for key in own]
-        config = prefix + KEY if KEY in bare else None
-        bare = [key for key in bare if key != KEY]
+        config = prefix + CONFIG_KEY if CONFIG_KEY in bare else None
+        bare = [key for key in bare if key != CONFIG_KEY]
         _refuse_relatives(bare, path)
         plan = plan_reference(dict.fromkeys(bare)) if name == "diffusers" else _plan_plain(bare)
         plan = {ours: tuple(prefix + theirs for theirs in parts) for ours, parts in plan.items()}
-        positions = prefix + POSITIONS if POSITIONS in bare else None
+        positions = prefix + POSITION_TABLE if POSITION_TABLE in bare else None
         if name == "diffusers" and _is_allegro(tensors, plan):
             raise CheckpointError(path, "it looks like Allegro (video), a relative of PixArt that is not supported")
         if name == "reference" or _has_patch_convolution(tensors, plan):
@@ -89,14 +89,14 @@ def _plan_plain(names: list[str]) -> dict[str, tuple[str, ...]]:
     """Files in reference layout, with the community's name of the null caption and our parameter names of tables."""
     aliases = {"caption_projection.y_embedding": NULL_CAPTION}
     return {aliases.get(name, name).replace("scale_shift_table.weight", "scale_shift_table"): (name,)
-            for name in names if name != POSITIONS}
+            for name in names if name != POSITION_TABLE}
 
 
 def _prefix(tensors: Mapping[str, Tensor], mark: str, path: Path) -> str | None:
     """What stands before the names of the transformer; None without a transformer."""
     found = {name[:-len(mark)] for name in tensors if name.endswith(mark)}
     found = {prefix for prefix in found if not prefix or prefix.endswith(".")}
-    known = sorted((prefix for prefix in found if PREFIX.fullmatch(prefix)), key=len)
+    known = sorted((prefix for prefix in found if WRAPPER_PREFIX.fullmatch(prefix)), key=len)
     if known:
         return known[0]
     if len(found) > 1:
@@ -142,7 +142,7 @@ def reference_shapes(layout: Layout, tensors: Mapping[str, Tensor], path: Path) 
     return shapes
 
 
-def measure(shapes: Shapes, positions: Tensor | None, path: Path) -> Facts:
+def measure_shapes(shapes: Shapes, positions: Tensor | None, path: Path) -> Facts:
     """Read the facts off shapes in reference names, and base and scale off the stored position table (1, N, D)."""
     hidden, channels, patch = _shape(shapes, "x_embedder.proj.weight", 4, path)[:3]
     outputs = _shape(shapes, "final_layer.linear.weight", 2, path)[0] // patch ** 2
@@ -209,13 +209,14 @@ def measure_positions(table: Tensor | None, hidden: int, path: Path) -> tuple[in
         return None, None
     base = math.isqrt(table.shape[1]) if table.ndim == 3 and len(table) and hidden >= 4 else 0
     if base < 2 or base ** 2 != table.shape[1] or table.shape[2] != hidden or not table.is_floating_point():
-        raise CheckpointError(path, f"{POSITIONS} has shape {tuple(table.shape)}", f"(1, a square number, {hidden})")
+        raise CheckpointError(path, f"{POSITION_TABLE} has shape {tuple(table.shape)}",
+                              f"(1, a square number, {hidden})")
     quarter = hidden // 4
     channel = quarter // 4
     sine = float(table[0, 1, channel])
     angle = math.asin(max(-1.0, min(1.0, sine))) if math.isfinite(sine) else 0.0
     if angle <= 0:
-        raise CheckpointError(path, f"{POSITIONS} is not a table of sines and cosines",
+        raise CheckpointError(path, f"{POSITION_TABLE} is not a table of sines and cosines",
                               todo="Remove it from the file and choose a variant.")
     scale = 10000 ** (-channel / quarter) / angle
     nearest = min(KNOWN_SCALES, key=lambda known: abs(known - scale))

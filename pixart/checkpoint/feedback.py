@@ -10,62 +10,64 @@ from ..atomic import replacing
 from ..model.feedback import Feedback
 from ..weights.locate import Kind
 from ..weights.reader import Weights, open_weights
-from ..weights.settings import Check, checked, parse_json, whole
+from ..weights.settings import Check, checked_entries, parse_json, whole
 from .errors import CheckpointError
-from .header import from_header, to_header
+from .header import config_from_header, to_header
 from .layouts import file_name
-from .load import gather, refuse_differences
-from .save import plain
+from .load import gather_tensors, refuse_differences
+from .save import plain_tensor
 
-KEY = "pixart_feedback"
-VERSION = 1
-FILE = Kind("feedback (ILF), written by python -m pixart train ilf")
-FIELDS: dict[str, Check] = {"version": whole(1, 1 << 30), "first": whole(0, 1 << 16), "last": whole(0, 1 << 16),
-                            "steps": whole(1, 999)}
+FEEDBACK_KEY = "pixart_feedback"
+FEEDBACK_VERSION = 1
+FEEDBACK_FILE = Kind("feedback (ILF), written by python -m pixart train ilf")
+FEEDBACK_FIELDS: dict[str, Check] = {"version": whole(1, 1 << 30), "first": whole(0, 1 << 16),
+                                     "last": whole(0, 1 << 16), "steps": whole(1, 999)}
 
 
 def save_feedback(path: str | os.PathLike, feedback: Feedback, dtype: torch.dtype | None = None) -> Path:
     """Write it so that `load_feedback` needs nothing else; beside its place, and renamed."""
     path = Path(path)
-    tensors = {file_name(name): plain(tensor, dtype) for name, tensor in feedback.state_dict().items()}
-    about = {"version": VERSION, "first": feedback.first, "last": feedback.last, "steps": feedback.steps}
+    tensors = {file_name(name): plain_tensor(tensor, dtype) for name, tensor in feedback.state_dict().items()}
+    about = {"version": FEEDBACK_VERSION, "first": feedback.first, "last": feedback.last, "steps": feedback.steps}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
-        save_file(tensors, beside, {"format": "pt", KEY: json.dumps(about), **to_header(feedback.config)})
+        save_file(tensors, beside, {"format": "pt", FEEDBACK_KEY: json.dumps(about), **to_header(feedback.config)})
     return path
 
 
 def load_feedback(path: str | os.PathLike, dtype: torch.dtype | None = None,
                   device: torch.device | str = "cpu") -> Feedback:
     """Read what `save_feedback` wrote, in evaluation mode. CheckpointError for anything else, damaged or newer."""
-    weights = open_weights(path, FILE)
-    about, config = facts(weights), from_header(weights.metadata, weights.path)
+    weights = open_weights(path, FEEDBACK_FILE)
+    about, config = feedback_facts(weights), config_from_header(weights.metadata, weights.path)
     if config is None:
-        raise CheckpointError(weights.path, "its header does not say for which model it is", FILE.expected)
+        raise CheckpointError(weights.path, "its header does not say for which model it is", FEEDBACK_FILE.expected)
     try:
         feedback = Feedback(config, about["first"], about["last"], about["steps"], device="meta")
     except ValueError as error:
-        raise CheckpointError(weights.path, str(error), FILE.expected) from error
+        raise CheckpointError(weights.path, str(error), FEEDBACK_FILE.expected) from error
     names = {file_name(name): name for name in feedback.state_dict()}
     expected = {told: tuple(feedback.state_dict()[name].shape) for told, name in names.items()}
     refuse_differences({name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}, expected,
                        f"feedback for {config.depth} blocks of width {config.hidden}", weights.path)
-    tensors = gather(weights, {name: (name,) for name in names}, dtype, torch.device(device), FILE.expected)
+    tensors = gather_tensors(weights, {name: (name,) for name in names}, dtype, torch.device(device),
+                             FEEDBACK_FILE.expected)
     feedback.load_state_dict(tensors, strict=True, assign=True)
     return feedback.eval().requires_grad_(False)
 
 
-def facts(weights: Weights) -> dict[str, int]:
+def feedback_facts(weights: Weights) -> dict[str, int]:
     """What the header says, checked."""
-    if KEY not in weights.metadata:
-        raise CheckpointError(weights.path, "a file without feedback in it", FILE.expected)
-    about = parse_json(weights.metadata[KEY], weights.path, f"{KEY} of its header")
+    if FEEDBACK_KEY not in weights.metadata:
+        raise CheckpointError(weights.path, "a file without feedback in it", FEEDBACK_FILE.expected)
+    about = parse_json(weights.metadata[FEEDBACK_KEY], weights.path, f"{FEEDBACK_KEY} of its header")
     version = about.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise CheckpointError(weights.path, f"feedback of version {version}, newer than {VERSION}", FILE.expected,
-                              "Update this extension.")
-    known = checked(about, FIELDS, weights.path, f"{KEY} of its header")
-    lacking = FIELDS.keys() - known.keys()
+    if isinstance(version, int) and version > FEEDBACK_VERSION:
+        raise CheckpointError(weights.path, f"feedback of version {version}, newer than {FEEDBACK_VERSION}",
+                              FEEDBACK_FILE.expected, "Update this extension.")
+    known = checked_entries(about, FEEDBACK_FIELDS, weights.path, f"{FEEDBACK_KEY} of its header")
+    lacking = FEEDBACK_FIELDS.keys() - known.keys()
     if lacking:
-        raise CheckpointError(weights.path, f"{KEY} of its header does not say {min(lacking)}", FILE.expected)
+        raise CheckpointError(weights.path, f"{FEEDBACK_KEY} of its header does not say {min(lacking)}",
+                              FEEDBACK_FILE.expected)
     return known

@@ -4,16 +4,16 @@ from typing import Any
 
 from ..weights.errors import PIXART_FILE, CheckpointError
 from ..weights.locate import INDEX, Kind
-from ..weights.settings import Check, checked, number, optional, read_json, text, whole
+from ..weights.settings import Check, checked_entries, number, optional, read_json, text, whole
 
 TRANSFORMER_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")
 STEM = "diffusion_pytorch_model"
 WEIGHTS_NAME = f"{STEM}.safetensors"
 TRANSFORMER = Kind(PIXART_FILE, "transformer", (STEM,))
 
-CONFIG: dict[str, Check] = {"_class_name": text, "sample_size": optional(whole(1, 1 << 14)),
-                            "interpolation_scale": optional(number(1e-3, 1e3)),
-                            "num_attention_heads": optional(whole(1, 1 << 12))}
+TRANSFORMER_CONFIG_FIELDS: dict[str, Check] = {"_class_name": text, "sample_size": optional(whole(1, 1 << 14)),
+                                               "interpolation_scale": optional(number(1e-3, 1e3)),
+                                               "num_attention_heads": optional(whole(1, 1 << 12))}
 TRAINED_TOKENS = {120: "sd", 300: "sdxl"}       # longest caption of alpha and of Sigma -> latent space
 
 
@@ -41,7 +41,7 @@ def network_settings(folder: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     config = folder / "config.json"
     if not config.is_file():
         return {}
-    settings = checked(read_json(config), CONFIG, config, "config.json")
+    settings = checked_entries(read_json(config), TRANSFORMER_CONFIG_FIELDS, config, "config.json")
     name = settings.get("_class_name", classes[0])
     if name not in classes:
         raise CheckpointError(folder, f"a {name[:60]} by its config.json", " or ".join(classes))
@@ -56,7 +56,7 @@ def pipeline_settings(folder: Path) -> dict[str, Any]:
     found = {}
     for key, (file, entry, check) in sources.items():
         if (folder / file).is_file():
-            found[key] = checked(read_json(folder / file), {entry: check}, folder / file, file).get(entry)
+            found[key] = checked_entries(read_json(folder / file), {entry: check}, folder / file, file).get(entry)
     tokenizer = folder / "tokenizer" / "tokenizer_config.json"
     tokens = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
     return found | ({"tokens": tokens} if isinstance(tokens, int) and tokens in TRAINED_TOKENS else {})

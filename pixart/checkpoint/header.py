@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..config import LATENT_SCALE, KVCompression, PixArtConfig
-from ..weights.settings import Check, checked, flag, list_of, number, one_of, optional, parse_json, table, whole
+from ..weights.settings import Check, checked_entries, flag, list_of, number, one_of, optional, parse_json, table, whole
 from .errors import CheckpointError
 
-KEY = "pixart_config"           # of the header entry, and of the tensor
-LONGEST = 1 << 16               # characters of the text
-FIELDS: dict[str, Check] = {
+CONFIG_KEY = "pixart_config"    # of the header entry, and of the tensor
+LONGEST_CONFIG = 1 << 16        # characters of the text
+CONFIG_FIELDS: dict[str, Check] = {
     "depth": whole(1, 1000), "hidden": whole(1, 1 << 16), "heads": whole(1, 1 << 12), "patch": whole(1, 64),
     "channels": whole(1, 1024), "learned_variance": flag, "caption_width": whole(1, 1 << 16),
     "caption_tokens": whole(1, 1 << 14), "base_size": whole(1, 1 << 12), "position_scale": number(1e-3, 1e3),
@@ -29,13 +29,13 @@ COMPRESSION: dict[str, Check] = {"mode": one_of("conv", "ave", "uniform", "unifo
 
 
 def to_header(config: PixArtConfig) -> dict[str, str]:
-    """The metadata entry that `from_header` reads."""
-    return {KEY: json.dumps(asdict(config))}
+    """The metadata entry that `config_from_header` reads."""
+    return {CONFIG_KEY: json.dumps(asdict(config))}
 
 
-def from_header(metadata: Mapping[str, str], path: Path) -> PixArtConfig | None:
+def config_from_header(metadata: Mapping[str, str], path: Path) -> PixArtConfig | None:
     """The configuration in a safetensors header, None where there is none."""
-    return parse_config(metadata[KEY], path, f"{KEY} of its header") if KEY in metadata else None
+    return parse_config(metadata[CONFIG_KEY], path, f"{CONFIG_KEY} of its header") if CONFIG_KEY in metadata else None
 
 
 def to_tensors(config: PixArtConfig) -> dict[str, Tensor]:
@@ -45,19 +45,20 @@ def to_tensors(config: PixArtConfig) -> dict[str, Tensor]:
     have it; they compute its numbers anew.
     """
     from ..model.positions import position_table
-    from .layouts import POSITIONS
+    from .layouts import POSITION_TABLE
     positions = position_table(config.base_size, config.base_size, config.hidden, config.base_size,
                                config.position_scale)
-    written = torch.frombuffer(bytearray(to_header(config)[KEY].encode()), dtype=torch.uint8)
-    return {KEY: written, POSITIONS: positions[None].to(torch.float16)}
+    written = torch.frombuffer(bytearray(to_header(config)[CONFIG_KEY].encode()), dtype=torch.uint8)
+    return {CONFIG_KEY: written, POSITION_TABLE: positions[None].to(torch.float16)}
 
 
 def from_tensor(tensor: Tensor, path: Path) -> PixArtConfig:
     """The configuration in a tensor that `to_tensors` made."""
-    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > LONGEST:
-        raise CheckpointError(path, f"{KEY} among its tensors is {str(tensor.dtype).removeprefix('torch.')} of shape "
-                              f"{tuple(tensor.shape)}", "the bytes of a text")
-    return parse_config(bytes(tensor.tolist()), path, f"{KEY} among its tensors")
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > LONGEST_CONFIG:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(path, f"{CONFIG_KEY} among its tensors is {kind} of shape {tuple(tensor.shape)}",
+                              "the bytes of a text")
+    return parse_config(bytes(tensor.tolist()), path, f"{CONFIG_KEY} among its tensors")
 
 
 def parse_config(written: str | bytes, path: Path, where: str) -> PixArtConfig:
@@ -67,7 +68,7 @@ def parse_config(written: str | bytes, path: Path, where: str) -> PixArtConfig:
     if strange:
         raise CheckpointError(path, f"{strange[0][:40]} in {where} is not known", "the fields of PixArtConfig",
                               "It may come from a newer version; update, or pass a PixArtConfig as variant.")
-    known: dict[str, Any] = checked(entries, FIELDS, path, where)
+    known: dict[str, Any] = checked_entries(entries, CONFIG_FIELDS, path, where)
     try:
         if known.get("kv_compression") is not None:
             known["kv_compression"] = parse_compression(known["kv_compression"], path, where)
@@ -80,7 +81,7 @@ def parse_config(written: str | bytes, path: Path, where: str) -> PixArtConfig:
 
 def parse_compression(entries: Mapping[str, object], path: Path, where: str) -> KVCompression:
     """Key/value compression from its JSON."""
-    known = checked(entries, COMPRESSION, path, f"kv_compression of {where}")
+    known = checked_entries(entries, COMPRESSION, path, f"kv_compression of {where}")
     lacking = COMPRESSION.keys() - known.keys()
     if lacking:
         raise CheckpointError(path, f"kv_compression of {where} lacks {min(lacking)}", "mode, factor and layers")

@@ -14,7 +14,7 @@ from ..config import PixArtConfig
 
 NULL_CAPTION = "y_embedder.y_embedding"
 DIFFUSERS_NULL_CAPTION = "caption_projection.y_embedding"       # only in community conversions
-POSITIONS = "pos_embed"                                         # a computed table; never loaded, tells the base size
+POSITION_TABLE = "pos_embed"                                    # a computed table; never loaded, tells the base size
 
 OUTER = {
     "x_embedder.proj": "pos_embed.proj",
@@ -42,7 +42,7 @@ INNER = {
 }
 OUTER_BACK = {theirs: ours for ours, theirs in OUTER.items()}
 INNER_BACK = {theirs: (ours, part, len(parts)) for ours, parts in INNER.items() for part, theirs in enumerate(parts)}
-BLOCK = re.compile(r"(transformer_blocks|blocks)\.(\d{1,9})\.(.+)")
+BLOCK_NAME = re.compile(r"(transformer_blocks|blocks)\.(\d{1,9})\.(.+)")
 
 
 def reference_module(diffusers_module: str) -> tuple[str, int, int] | None:
@@ -53,7 +53,7 @@ def reference_module(diffusers_module: str) -> tuple[str, int, int] | None:
     """
     if diffusers_module in OUTER_BACK:
         return OUTER_BACK[diffusers_module], 0, 1
-    match = BLOCK.fullmatch(diffusers_module)
+    match = BLOCK_NAME.fullmatch(diffusers_module)
     if match is None or match[1] != "transformer_blocks" or match[3] not in INNER_BACK:
         return None
     ours, part, parts = INNER_BACK[match[3]]
@@ -66,7 +66,7 @@ def reference_name(diffusers_name: str) -> tuple[str, int, int] | None:
         return NULL_CAPTION, 0, 1
     if diffusers_name == "scale_shift_table":
         return "final_layer.scale_shift_table", 0, 1
-    match = BLOCK.fullmatch(diffusers_name)
+    match = BLOCK_NAME.fullmatch(diffusers_name)
     if match and match[1] == "transformer_blocks" and match[3] == "scale_shift_table":
         return f"blocks.{match[2]}.scale_shift_table", 0, 1
     module, _, kind = diffusers_name.rpartition(".")
@@ -80,7 +80,7 @@ def diffusers_names(name: str) -> tuple[str, ...] | None:
         return (DIFFUSERS_NULL_CAPTION,)
     if name == "final_layer.scale_shift_table":
         return ("scale_shift_table",)
-    match = BLOCK.fullmatch(name)
+    match = BLOCK_NAME.fullmatch(name)
     if match and match[3] == "scale_shift_table":
         return (f"transformer_blocks.{match[2]}.scale_shift_table",)
     module, _, kind = name.rpartition(".")
@@ -99,7 +99,7 @@ def plan_reference(names: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
             plan[name] = (name,)
         else:
             plan[place[0]] = diffusers_names(place[0]) or (name,)
-    return {name: parts for name, parts in plan.items() if name != POSITIONS}
+    return {name: parts for name, parts in plan.items() if name != POSITION_TABLE}
 
 
 def to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def to_reference(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises KeyError with the first unknown or missing name.
     """
-    unknown = [name for name in state_dict if reference_name(name) is None and name != POSITIONS]
+    unknown = [name for name in state_dict if reference_name(name) is None and name != POSITION_TABLE]
     if unknown:
         raise KeyError(f"{len(unknown)} names are not of a diffusers PixArt, the first is {unknown[0]}")
     return {name: state_dict[parts[0]] if len(parts) == 1 else torch.cat([state_dict[part] for part in parts])
@@ -123,7 +123,7 @@ def to_diffusers(state_dict: Mapping[str, Tensor], null_caption: bool = False) -
     result: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         name = file_name(name)
-        if name == POSITIONS or (name == NULL_CAPTION and not null_caption):
+        if name == POSITION_TABLE or (name == NULL_CAPTION and not null_caption):
             continue
         parts = diffusers_names(name)
         if parts is None:
@@ -141,9 +141,9 @@ def file_name(parameter: str) -> str:
 def expected_shapes(config: PixArtConfig) -> Mapping[str, tuple[int, ...]]:
     """Every tensor of a model with this configuration, in reference names, as the model itself has it."""
     from ..model.transformer import PixArtTransformer
-    return shapes_of(PixArtTransformer(config, device="meta"))
+    return file_shapes(PixArtTransformer(config, device="meta"))
 
 
-def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+def file_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """Shapes of a model's tensors under the names that files have; not to be changed."""
     return MappingProxyType({file_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()})

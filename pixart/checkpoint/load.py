@@ -16,10 +16,10 @@ from ..quantize.layer import keep_packed
 from ..quantize.read import PackedWeights, with_unpacked
 from ..weights.reader import ShortLived, Weights
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
-from .configure import Choice, configure
-from .detect import Layout, find_layout, measure, reference_shapes
+from .configure import ChosenConfig, configure
+from .detect import Layout, find_layout, measure_shapes, reference_shapes
 from .errors import PIXART_FILE, CheckpointError
-from .header import from_header, from_tensor
+from .header import config_from_header, from_tensor
 from .layouts import NULL_CAPTION, expected_shapes
 from .mup import fold_readout, readout_divisor
 from .read import open_network
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
                torch.float8_e4m3fn: "fp8 e4m3", torch.float8_e5m2: "fp8 e5m2"}
-SAMPLE = "blocks.0.attn.proj.weight"      # one of the large matrices, for the data type of the file
+SAMPLE_TENSOR = "blocks.0.attn.proj.weight"  # one of the large matrices, for the data type of the file
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class OpenCheckpoint:
 
     weights: Weights
     layout: Layout
-    choice: Choice
+    choice: ChosenConfig
     divisor: float               # of the readout, for files trained with muP
     guessed: bool
 
@@ -75,7 +75,7 @@ class OpenCheckpoint:
     @property
     def dtype(self) -> torch.dtype:
         """Of the large matrices in the file; of their biases where they are packed."""
-        return self.weights.tensors[self.layout.plan[SAMPLE][0]].dtype
+        return self.weights.tensors[self.layout.plan[SAMPLE_TENSOR][0]].dtype
 
     @property
     def packed_as(self) -> tuple[str, ...]:
@@ -115,15 +115,15 @@ class OpenCheckpoint:
             packed = self.packed()
             plan = {name: parts for name, parts in plan.items() if name.removesuffix(".weight") not in packed
                     or not name.endswith(".weight")}
-        state_dict = gather(weights, plan, dtype or common_dtype(weights, plan), torch.device(device))
+        state_dict = gather_tensors(weights, plan, dtype or common_dtype(weights, plan), torch.device(device))
         has_null_caption = NULL_CAPTION in state_dict
         if not has_null_caption:
             like = state_dict["y_embedder.y_proj.fc1.bias"]
             state_dict[NULL_CAPTION] = like.new_zeros(self.config.caption_tokens, self.config.caption_width)
         if self.divisor != 1:
             state_dict = fold_readout(state_dict, self.divisor)
-        kept = " and ".join(self.packed_as) or dtype_name(weights.tensors[plan[SAMPLE][0]])
-        description = describe(self.config, self.guessed, kept, self.layout.name, self.divisor)
+        kept = " and ".join(self.packed_as) or dtype_name(weights.tensors[plan[SAMPLE_TENSOR][0]])
+        description = describe_checkpoint(self.config, self.guessed, kept, self.layout.name, self.divisor)
         logger.info("%s: %s", weights.path.name, description)
         _log_ignored(self.layout, weights.path)
         return Checkpoint(self.config, state_dict, description, self.guessed, has_null_caption, weights.path,
@@ -192,17 +192,17 @@ def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: t
 
 def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
     """What a file that this package wrote, or a host from a model of this package, says of itself."""
-    header = from_header(weights.metadata, weights.path)
+    header = config_from_header(weights.metadata, weights.path)
     if header is None and layout.config is not None:
         header = from_tensor(weights.tensors[layout.config], weights.path)
     return header
 
 
-def _recognise(weights: Weights, layout: Layout, variant: str | PixArtConfig, own: PixArtConfig | None) -> Choice:
+def _recognise(weights: Weights, layout: Layout, variant: str | PixArtConfig, own: PixArtConfig | None) -> ChosenConfig:
     """Which model these tensors are, from their shapes and all that is said about them; wrong shapes are refused."""
     shapes = reference_shapes(layout, weights.tensors, weights.path)
     positions = weights.tensors[layout.positions] if layout.positions and own is None else None
-    facts = measure(shapes, positions, weights.path)
+    facts = measure_shapes(shapes, positions, weights.path)
     choice = configure(facts, variant, own, weights.settings, weights.path)
     compare_shapes(shapes, choice.config, weights.path)
     return choice
@@ -233,8 +233,8 @@ def refuse_differences(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[
                               "The file is incomplete, changed or of another model.")
 
 
-def gather(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None, device: torch.device,
-           expected: str = PIXART_FILE) -> dict[str, Tensor]:
+def gather_tensors(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None,
+                   device: torch.device, expected: str = PIXART_FILE) -> dict[str, Tensor]:
     """Every tensor under its reference name: a view of the file where possible, else copied one by one.
 
     Raises CheckpointError for tensors that are no weights: not floating-point, not finite.
@@ -279,7 +279,7 @@ def common_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch
     return common
 
 
-def describe(config: PixArtConfig, guessed: bool, dtype: str, layout: str, divisor: float = 1.0) -> str:
+def describe_checkpoint(config: PixArtConfig, guessed: bool, dtype: str, layout: str, divisor: float = 1.0) -> str:
     """One line such as "PixArt-alpha 1024, 28 blocks, 120 tokens, SD latents (0.18215), fp32, diffusers layout"."""
     family = "PixArt-alpha" if config.latent_space == "sd" else "PixArt-Sigma"
     words = [f"{family} {config.resolution}", f"{config.depth} blocks"]

@@ -21,7 +21,7 @@ VARIANT = "alpha-256-mup"
 BASE_WIDTH = 288                # 4 heads, the base model of the published base-shape file
 READOUT = "final_layer.linear.weight"
 NAME = re.compile(r"(?<![a-z])(mu|\u00b5|\u03bc)p(?![a-z])")      # "PixArt-alpha-muP", also with a micro or a Greek mu
-FOLDER = re.compile(r"dit-mup(?![a-z])")                          # of the published files, also inside a cache
+MUP_FOLDER = re.compile(r"dit-mup(?![a-z])")                      # of the published files, also inside a cache
 
 
 def readout_divisor(config: PixArtConfig, variant: str | PixArtConfig, layout: str, own: bool,
@@ -46,7 +46,7 @@ def readout_divisor(config: PixArtConfig, variant: str | PixArtConfig, layout: s
 
 def named_mup(path: Path) -> bool:
     """Whether a file or the folder of the release says muP."""
-    return bool(NAME.search(path.name.lower())) or any(FOLDER.search(part.lower()) for part in path.parts[:-1])
+    return bool(NAME.search(path.name.lower())) or any(MUP_FOLDER.search(part.lower()) for part in path.parts[:-1])
 
 
 def _fits(config: PixArtConfig) -> bool:

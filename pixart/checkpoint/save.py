@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..atomic import replacing
 from ..config import PixArtConfig
 from .header import to_header
-from .layouts import POSITIONS, file_name, to_reference
+from .layouts import POSITION_TABLE, file_name, to_reference
 from .load import compare_shapes
 
 
@@ -29,7 +29,7 @@ def save_checkpoint(path: str | os.PathLike, weights: nn.Module | Mapping[str, T
         raise ValueError("a state dict does not say its configuration; pass config")
     tensors = reference_state_dict(weights)
     compare_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, path)
-    tensors = {name: plain(tensor, dtype) for name, tensor in tensors.items()}
+    tensors = {name: plain_tensor(tensor, dtype) for name, tensor in tensors.items()}
     header = {"format": "pt", **(metadata or {}), **to_header(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
@@ -42,10 +42,10 @@ def reference_state_dict(weights: nn.Module | Mapping[str, Tensor]) -> dict[str,
     state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
     if "adaln_single.linear.weight" in state_dict:
         return to_reference(state_dict)
-    return {file_name(name): tensor for name, tensor in state_dict.items() if name != POSITIONS}
+    return {file_name(name): tensor for name, tensor in state_dict.items() if name != POSITION_TABLE}
 
 
-def plain(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def plain_tensor(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """On the CPU, in a storage of its own order; floating-point tensors in `dtype` where that is given."""
     tensor = tensor.detach()
     return tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()

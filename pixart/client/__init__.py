@@ -6,10 +6,10 @@
     for outcome in draw(Server("127.0.0.1:8188"), [with_seed(graph, seed) for seed in (1, 2, 3)], "pictures"):
         print(outcome.files or outcome.problem)
 """
-from .draw import Outcome, draw
+from .draw import WorkflowOutcome, draw_workflows
 from .errors import ClientError, Failed, Interrupted, Refused, Unreachable
 from .graph import Graph, read_workflow, seeds_of, with_seed, with_value
 from .server import Server
 
-__all__ = ["ClientError", "Failed", "Graph", "Interrupted", "Outcome", "Refused", "Server", "Unreachable", "draw",
-           "read_workflow", "seeds_of", "with_seed", "with_value"]
+__all__ = ["ClientError", "Failed", "Graph", "Interrupted", "Refused", "Server", "Unreachable",
+           "WorkflowOutcome", "draw_workflows", "read_workflow", "seeds_of", "with_seed", "with_value"]

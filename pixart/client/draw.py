@@ -9,7 +9,7 @@ from typing import Any
 from ..atomic import replacing
 from ..progress import Progress
 from .errors import ClientError, Failed, Interrupted, Unreachable
-from .graph import Graph, named
+from .graph import Graph, node_label
 from .listen import Listener
 from .server import Server
 
@@ -20,7 +20,7 @@ FORGOTTEN = ("the server no longer has the prompt: it was deleted from the queue
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WorkflowOutcome:
     """What became of the workflow with this number: the files that were fetched, or the problem."""
 
     number: int                 # in the order of the workflows, from 0
@@ -29,8 +29,8 @@ class Outcome:
     problem: ClientError | None = None
 
 
-def draw(server: Server, graphs: Sequence[Graph], out: str | Path, progress: Progress | None = None
-         ) -> Generator[Outcome, None, None]:
+def draw_workflows(server: Server, graphs: Sequence[Graph], out: str | Path, progress: Progress | None = None
+                   ) -> Generator[WorkflowOutcome, None, None]:
     """Queue all of them, and yield what became of each as it ends; its files lie in the folder `out` by then.
 
     Each is queued once, also when the connection is lost. progress: told (node at work, done, total). Raises Refused
@@ -88,28 +88,30 @@ def show(message: Mapping[str, Any], graph: Graph, progress: Progress) -> None:
     """Tell of a node's progress."""
     data = message["data"]
     if message["type"] == "progress" and data.get("node") in graph:
-        progress(named(graph, data["node"]), int(data["value"]), int(data["max"]))
+        progress(node_label(graph, data["node"]), int(data["value"]), int(data["max"]))
 
 
 def outcome_of(server: Server, graph: Graph, number: int, prompt_id: str, entry: dict[str, Any] | None, out: Path
-               ) -> Outcome:
+               ) -> WorkflowOutcome:
     """Read the end of a prompt in its history, and fetch what it made."""
     if entry is None:
-        return Outcome(number, prompt_id, problem=Unreachable(FORGOTTEN))
+        return WorkflowOutcome(number, prompt_id, problem=Unreachable(FORGOTTEN))
     for kind, details in entry["status"]["messages"]:
         if kind == "execution_error":
-            where = named(graph, details["node_id"])
+            where = node_label(graph, details["node_id"])
             what = f"{details['exception_type']}: {details['exception_message'].strip()}"
-            return Outcome(number, prompt_id, problem=Failed(f"node {where} failed: {what}"))
+            return WorkflowOutcome(number, prompt_id, problem=Failed(f"node {where} failed: {what}"))
         if kind == "execution_interrupted":
-            return Outcome(number, prompt_id, problem=Interrupted("the run was interrupted on the server"))
+            return WorkflowOutcome(number, prompt_id, problem=Interrupted("the run was interrupted on the server"))
     files = made(entry["outputs"])
     if not files:
-        return Outcome(number, prompt_id, problem=Failed("the workflow ended without a file; add a SaveImage node"))
+        return WorkflowOutcome(number, prompt_id,
+                               problem=Failed("the workflow ended without a file; add a SaveImage node"))
     try:
-        return Outcome(number, prompt_id, [save(out, file["filename"], server.download(file)) for file in files])
+        return WorkflowOutcome(number, prompt_id,
+                               [save(out, file["filename"], server.download(file)) for file in files])
     except ClientError as error:
-        return Outcome(number, prompt_id, problem=error)
+        return WorkflowOutcome(number, prompt_id, problem=error)
 
 
 def made(outputs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -55,7 +55,7 @@ def title_of(node: dict[str, Any]) -> str:
     return str(node.get("_meta", {}).get("title") or node["class_type"])
 
 
-def named(graph: Graph, key: str) -> str:
+def node_label(graph: Graph, key: str) -> str:
     """A node as a person finds it: `7 "PixArt LCM Sampler" (PixArtLCMSampler)`."""
     node = graph.get(key)
     return f'{key} "{title_of(node)}" ({node["class_type"]})' if node is not None else key
@@ -78,7 +78,7 @@ def with_value(graph: Graph, name: str, value: Any) -> Graph:
 def the_input(graph: Graph, name: str) -> tuple[str, str]:
     """(node id, input) that a name stands for."""
     found = inputs_named(graph, name)
-    places = ", ".join(f"{named(graph, key)}.{entry}" for key, entry in found)
+    places = ", ".join(f"{node_label(graph, key)}.{entry}" for key, entry in found)
     if len(found) > 1:
         raise ClientError(f"{name!r} is ambiguous; write NODE.input with an id or title of: {places}")
     if not found:
@@ -86,7 +86,7 @@ def the_input(graph: Graph, name: str) -> tuple[str, str]:
     (key, entry), = found
     if is_link(graph[key]["inputs"][entry]):
         source = graph[key]["inputs"][entry][0]
-        raise ClientError(f"{name!r} comes from another node; set an input of {named(graph, source)} instead")
+        raise ClientError(f"{name!r} comes from another node; set an input of {node_label(graph, source)} instead")
     return key, entry
 
 
@@ -139,8 +139,8 @@ def possible(graph: Graph, name: str) -> str:
     keys = nodes_named(graph, node) if dot else []
     if keys:
         free = [entry for entry, value in graph[keys[0]]["inputs"].items() if not is_link(value)]
-        return f"{named(graph, keys[0])} has {', '.join(free) or 'none that can be set'}"
-    return "the nodes are " + ", ".join(named(graph, key) for key in graph)
+        return f"{node_label(graph, keys[0])} has {', '.join(free) or 'none that can be set'}"
+    return "the nodes are " + ", ".join(node_label(graph, key) for key in graph)
 
 
 def converted(text: str, present: Any, name: str) -> Any:
@@ -160,7 +160,7 @@ def with_seed(graph: Graph, seed: int) -> Graph:
     places = [(key, entry) for key, node in graph.items() for entry in SEEDS
               if entry in node["inputs"] and not is_link(node["inputs"][entry])]
     if not places:
-        raise ClientError(f"no node has a seed; the nodes are {', '.join(named(graph, key) for key in graph)}")
+        raise ClientError(f"no node has a seed; the nodes are {', '.join(node_label(graph, key) for key in graph)}")
     changed = copy.deepcopy(graph)
     for key, entry in places:
         changed[key]["inputs"][entry] = seed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import ClientError, Refused, Unreachable
-from .graph import Graph, named
+from .graph import Graph, node_label
 
 AWAY = (502, 503, 504)          # what a proxy says in place of a server that restarts
 TAG = "pixart_job"              # in extra_data: finds a prompt on hosts that choose its id themselves
@@ -151,6 +151,6 @@ def node_errors(graph: Graph, answer: dict[str, Any]) -> list[str]:
         for problem in entry["errors"]:
             field = (problem.get("extra_info") or {}).get("input_name")
             what = problem.get("details") or problem.get("message")
-            lines.append(f"node {named(graph, key)}{f', input {field}' if field else ''}: {problem.get('message')}: "
-                         f"{what}")
+            lines.append(f"node {node_label(graph, key)}{f', input {field}' if field else ''}: "
+                         f"{problem.get('message')}: {what}")
     return lines

@@ -3,30 +3,30 @@ import argparse
 import math
 from pathlib import Path
 
-from ..drawing import LEAST, MOST
+from ..drawing import LEAST_SIDE, MOST_SIDE
 from ..text.fitting import AUTO
 from ..text.long import MODES
-from ..text.quantized import PRECISIONS, Bits
+from ..text.quantized import T5_PRECISIONS, Bits
 
 
 def size(text: str) -> tuple[int, int]:
     """"1024x768" -> (width, height)."""
     width, _, height = text.lower().partition("x")
     sides = [int(side) if side.isdecimal() and len(side) < 10 else 0 for side in (width, height)]
-    if not LEAST <= min(sides) <= max(sides) <= MOST:
+    if not LEAST_SIDE <= min(sides) <= max(sides) <= MOST_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 1024x768, with "
-                                         f"sides of {LEAST} to {MOST} pixels")
+                                         f"sides of {LEAST_SIDE} to {MOST_SIDE} pixels")
     return sides[0], sides[1]
 
 
-def whole(text: str) -> int:
+def positive_whole(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
 
 
-def number(text: str) -> float:
+def finite_number(text: str) -> float:
     """A finite number."""
     try:
         value = float(text)
@@ -47,7 +47,7 @@ def add_device(command: argparse._ActionsContainer) -> None:
 
 
 def add_bits(command: argparse._ActionsContainer, default: str) -> None:
-    command.add_argument("--bits", type=bits, choices=(AUTO, *PRECISIONS),
+    command.add_argument("--bits", type=bits, choices=(AUTO, *T5_PRECISIONS),
                          help="precision of T5; fewer need less memory; int8 is for machines without bitsandbytes, "
                               f"auto takes the best that the free memory holds (default: {default})")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sampling.samplers import SAMPLERS
-from .arguments import number, size, whole
+from .arguments import finite_number, positive_whole, size
 from .generate import add_files
 
 if TYPE_CHECKING:
-    from ..batch.draw import Settings
+    from ..batch.draw import DrawSettings
     from ..batch.run import Workers
 
 
@@ -17,7 +17,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompts", type=Path, help="list of prompts: .txt, .csv or .jsonl, see docs/headless.md")
     command.add_argument("--out", type=Path, required=True, metavar="DIR",
                          help="folder of the results; the same command again goes on where it was stopped")
-    command.add_argument("--shards", type=whole, metavar="N", help="pack N pictures a tar file, for WebDataset")
+    command.add_argument("--shards", type=positive_whole, metavar="N",
+                         help="pack N pictures a tar file, for WebDataset")
     seeds = command.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", metavar="N..M", help="seeds for each prompt: 1..4 or 1,5,9")
     seeds.add_argument("--seed", type=int, default=0, metavar="N",
@@ -25,17 +26,19 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_files(command)
     drawing = command.add_argument_group("drawing")
     drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="lcm", help="(default: lcm)")
-    drawing.add_argument("--steps", type=whole, metavar="N", help="(default: what the sampler is usually given)")
-    drawing.add_argument("--guidance", type=number, metavar="W", help="scale of guided samplers (default: 4.5)")
+    drawing.add_argument("--steps", type=positive_whole, metavar="N",
+                         help="(default: what the sampler is usually given)")
+    drawing.add_argument("--guidance", type=finite_number, metavar="W", help="scale of guided samplers (default: 4.5)")
     drawing.add_argument("--rule", help="which published rule chooses the timesteps (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH", help="of prompts that give none "
                          "(default: what the model was trained on)")
-    drawing.add_argument("--batch", type=whole, default=4, metavar="N", help="pictures at once (default: 4)")
+    drawing.add_argument("--batch", type=positive_whole, default=4, metavar="N", help="pictures at once (default: 4)")
     where = command.add_argument_group("where").add_mutually_exclusive_group()
     where.add_argument("--devices", metavar="A,B", help="a process each, such as cuda:0,cuda:1 (default: every GPU)")
     where.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="a Ray cluster that `ray start` "
                        "began (default address: that of this machine)")
-    command.add_argument("--workers", type=whole, metavar="N", help="actors on the Ray cluster (default: one a GPU)")
+    command.add_argument("--workers", type=positive_whole, metavar="N",
+                         help="actors on the Ray cluster (default: one a GPU)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     side = open_checkpoint(args.model or SHIPPED.student, args.variant).config.resolution
     width, height = args.size or (side, side)
     tasks = tasks_of(lines, seeds_of(args.seeds) if args.seeds else None, args.seed, width, height)
-    settings = settings_of(args)
+    settings = draw_settings(args)
     with Bars() as bars:
         summary = run_batch(tasks, settings, args.out, workers_of(args, settings), args.batch, args.shards, bars)
     print(summary.line)
@@ -65,19 +68,19 @@ def run(args: argparse.Namespace) -> None:
                          "command tries them again")
 
 
-def settings_of(args: argparse.Namespace) -> "Settings":
-    from ..batch.draw import Settings
+def draw_settings(args: argparse.Namespace) -> "DrawSettings":
+    from ..batch.draw import DrawSettings
 
     if args.embeddings:
         raise ValueError("--embeddings is one prompt; a list needs --t5")
     places = {name: str(path.expanduser().absolute()) if path else None
               for name, path in (("model", args.model), ("vae", args.vae), ("t5", args.t5))}
     loras = tuple((str(path.expanduser().absolute()), args.lora_strength) for path in args.lora)
-    return Settings(**places, variant=args.variant, loras=loras, dtype=args.dtype, bits=args.bits,
-                    sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule)
+    return DrawSettings(**places, variant=args.variant, loras=loras, dtype=args.dtype, bits=args.bits,
+                        sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule)
 
 
-def workers_of(args: argparse.Namespace, settings: "Settings") -> "Workers":
+def workers_of(args: argparse.Namespace, settings: "DrawSettings") -> "Workers":
     """Who draws, by the options."""
     from ..batch import workers
 

@@ -17,13 +17,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fetch one after the other; print where each lies."""
-    from ..downloads.catalogue import BY_NAME, size_text, table
+    from ..downloads.catalogue import BY_NAME, file_table, size_text
     from ..downloads.fetch import fetch
     from ..downloads.places import models_folder
     from .progress import Bars
 
     if args.list or not args.names:
-        print(table())
+        print(file_table())
         return
     unknown = [name for name in args.names if name not in BY_NAME]
     if unknown:

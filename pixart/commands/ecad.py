@@ -40,7 +40,7 @@ def run_show(args: argparse.Namespace) -> None:
 
 def run_search(args: argparse.Namespace) -> None:
     from ..accelerate.schedule import BranchSchedule
-    from ..accelerate.search import Trials, search
+    from ..accelerate.search import Trials, search_schedules
     from ..accelerate.search_plot import plot_front
     from ..accelerate.seeds import hand_made
     from ..mini.schedule_search import Fitness
@@ -57,8 +57,8 @@ def run_search(args: argparse.Namespace) -> None:
     def told(generation: int) -> None:
         plot_front(trials, plain, args.work / "front.png", "mean -log likelihood of the stated facts, judge A")
 
-    front = search(trials, hand_made(steps, depth), fitness.loss, fitness.work, args.population, args.generations,
-                   args.seed, told)
+    front = search_schedules(trials, hand_made(steps, depth), fitness.loss, fitness.work, args.population,
+                             args.generations, args.seed, told)
     write_front(args.work / "front", front, plain)
 
 

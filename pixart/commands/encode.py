@@ -2,13 +2,13 @@
 import argparse
 from pathlib import Path
 
-from .arguments import add_bits, add_device, add_long, require_folder, whole
+from .arguments import add_bits, add_device, add_long, positive_whole, require_folder
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompt", help="what to encode")
     command.add_argument("--t5", type=Path, required=True, help="T5 encoder, a file or folder")
-    command.add_argument("--max-tokens", type=whole, default=120, metavar="N",
+    command.add_argument("--max-tokens", type=positive_whole, default=120, metavar="N",
                          help="longest prompt: 120 for alpha and delta, 300 for Sigma (default: 120)")
     command.add_argument("--clean", action="store_true", help="clean the caption as in the training of alpha and delta")
     add_long(command)

@@ -4,17 +4,17 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..accelerate.methods import METHODS
+from ..accelerate.methods import CACHE_METHODS
 from ..config import VARIANTS
 from ..sampling.samplers import SAMPLERS
 from ..text.long import check_mode
-from .arguments import add_bits, add_device, add_long, number, require_folder, size, whole
+from .arguments import add_bits, add_device, add_long, finite_number, positive_whole, require_folder, size
 
 if TYPE_CHECKING:
     import torch
 
-    from ..accelerate.choice import Choice
-    from ..accelerate.plan import Job
+    from ..accelerate.choice import CacheChoice
+    from ..accelerate.plan import SamplingJob
     from ..model.policy import Policy
     from ..pipeline import Guide, Pipeline
     from ..text.encoded import Encoded
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-EDGES = ("canny", "soft", "hed", "none", "invert")
-MINI = "that of PixArt-mini"
+EDGE_CHOICES = ("canny", "soft", "hed", "none", "invert")
+MINI_DEFAULT = "that of PixArt-mini"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -39,15 +39,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def add_files(command: argparse.ArgumentParser) -> None:
     files = command.add_argument_group("files")
     files.add_argument("--model", type=Path, help="transformer, a file or folder (default: PixArt-mini)")
-    files.add_argument("--vae", type=Path, help=f"VAE, a .safetensors file or diffusers folder (default: {MINI})")
+    files.add_argument("--vae", type=Path,
+                       help=f"VAE, a .safetensors file or diffusers folder (default: {MINI_DEFAULT})")
     text = files.add_mutually_exclusive_group()
-    text.add_argument("--t5", type=Path, help=f"T5 encoder, a file or folder (default: {MINI})")
+    text.add_argument("--t5", type=Path, help=f"T5 encoder, a file or folder (default: {MINI_DEFAULT})")
     text.add_argument("--embeddings", type=Path, metavar="FILE", help="a prompt saved by `encode`, in place of T5")
     add_long(files)
     files.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
                        help="which model it is, where its weights cannot tell (default: auto)")
     files.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE", help="LoRA files or peft folders")
-    files.add_argument("--lora-strength", type=number, default=1.0, metavar="S",
+    files.add_argument("--lora-strength", type=finite_number, default=1.0, metavar="S",
                        help="strength of each LoRA, 0 for none (default: 1, as trained)")
     files.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer (default: bf16 on "
                        "a GPU, on a CPU what the processor is faster with)")
@@ -66,8 +67,9 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="lcm",
                          help="auto: what the checkpoint was made for, by its file or its name; "
                               f"{names} (default: lcm)")
-    drawing.add_argument("--steps", type=whole, metavar="N", help=f"passes through the model (default: {steps})")
-    drawing.add_argument("--guidance", type=number, metavar="W",
+    drawing.add_argument("--steps", type=positive_whole, metavar="N",
+                         help=f"passes through the model (default: {steps})")
+    drawing.add_argument("--guidance", type=finite_number, metavar="W",
                          help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
                               "(default: 4.5, of PixArt-mini with --sampler auto 2.5)")
     drawing.add_argument("--negative", default="", metavar="TEXT", help=f"what to avoid, with --sampler {guided}")
@@ -78,18 +80,18 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     drawing.add_argument("--seed", type=int, default=0, help="chooses the noise; same seed, same picture (default: 0)")
     drawing.add_argument("--noise", type=Path, metavar="FILE",
                          help="noise to start from, as `reno` saves it, with its --seed, --size, --sampler and --steps")
-    drawing.add_argument("--count", type=whole, default=1, metavar="N",
+    drawing.add_argument("--count", type=positive_whole, default=1, metavar="N",
                          help="pictures to draw, with seeds that follow --seed (default: 1)")
     drawing.add_argument("--input-bits", type=int, choices=(6, 8), help="round what layers of the transformer read: "
                          "shows what 6 or 8 bits would cost, and saves nothing")
-    drawing.add_argument("--batch", type=whole, default=4, metavar="N",
+    drawing.add_argument("--batch", type=positive_whole, default=4, metavar="N",
                          help="pictures at once; more need more memory (default: 4)")
 
 
 def _add_cache(command: argparse.ArgumentParser) -> None:
     cache = command.add_argument_group("reuse of work from step to step")
-    cache.add_argument("--cache", choices=tuple(METHODS), help="; ".join(
-        f"{name}: {method.title}" for name, method in METHODS.items()))
+    cache.add_argument("--cache", choices=tuple(CACHE_METHODS), help="; ".join(
+        f"{name}: {method.title}" for name, method in CACHE_METHODS.items()))
     cache.add_argument("--budget", metavar="Nx", help="with --cache: how many times less work, solved to a setting "
                        "beforehand (default: 2x)")
     cache.add_argument("--ecad", type=Path, metavar="JSON", help="a schedule file of ECAD, in place of --cache; "
@@ -127,21 +129,21 @@ def round_activations(args: argparse.Namespace, pipe: "Pipeline") -> None:
     round_inputs(pipe.transformer, args.input_bits)
 
 
-def cache_choice(args: argparse.Namespace) -> "Choice | None":
+def cache_choice(args: argparse.Namespace) -> "CacheChoice | None":
     """What --cache, --budget and --ecad ask for. ValueError for options that have no effect."""
     from ..accelerate.budget import budget_of
-    from ..accelerate.choice import Choice
+    from ..accelerate.choice import CacheChoice
 
     if args.ecad and (args.cache or args.budget):
         raise ValueError("--ecad brings its own schedule; leave out --cache and --budget")
     if args.budget and not args.cache:
         raise ValueError("--budget needs --cache, the method to be set")
     if args.ecad:
-        return Choice("ecad", file=args.ecad)
-    return Choice(args.cache, budget_of(args.budget or "2x")) if args.cache else None
+        return CacheChoice("ecad", file=args.ecad)
+    return CacheChoice(args.cache, budget_of(args.budget or "2x")) if args.cache else None
 
 
-def cache_policies(choice: "Choice | None", job: "Job") -> "list[Policy]":
+def cache_policies(choice: "CacheChoice | None", job: "SamplingJob") -> "list[Policy]":
     """The policies of the job, their setting printed."""
     if choice is None:
         return []
@@ -153,18 +155,19 @@ def cache_policies(choice: "Choice | None", job: "Job") -> "list[Policy]":
 def _add_control(command: argparse.ArgumentParser) -> None:
     control = command.add_argument_group("control")
     control.add_argument("--control", type=Path, metavar="PICTURE", help="picture whose edges the new one follows")
-    control.add_argument("--edges", choices=EDGES, default="canny", help="how they are found; none: PICTURE is an edge "
+    control.add_argument("--edges", choices=EDGE_CHOICES, default="canny",
+                         help="how they are found; none: PICTURE is an edge "
                          "map already, white on black; invert: black on white (default: canny)")
     control.add_argument("--controlnet", type=Path, metavar="FILE",
-                         help=f"ControlNet, a file or folder (default: {MINI})")
+                         help=f"ControlNet, a file or folder (default: {MINI_DEFAULT})")
     control.add_argument("--hed", type=Path, metavar="FILE", help="ControlNetHED.pth, for --edges hed")
-    control.add_argument("--strength", type=number, default=1.0, metavar="S",
+    control.add_argument("--strength", type=finite_number, default=1.0, metavar="S",
                          help="how closely the edges are followed, 0 for not at all (default: 1)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw and save, a batch at a time; print what became of the prompt and where the pictures lie."""
-    from ..accelerate.plan import Job
+    from ..accelerate.plan import SamplingJob
     from ..pictures import format_of
     from .progress import Bars
 
@@ -177,7 +180,7 @@ def run(args: argparse.Namespace) -> None:
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
     guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
     prompt = saved_prompt(args, guided) or pipe.encode(args.prompt, None, args.long, args.inner_ends)
-    job = Job.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
+    job = SamplingJob.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
     policies = cache_policies(choice, job) + feedback_policies(args, pipe, wanted.sampler)
     round_activations(args, pipe)
     told = False
@@ -244,9 +247,9 @@ def saved_noise(args: argparse.Namespace) -> "torch.Tensor | None":
 
 
 def repeated(caption: "Encoded", count: int) -> "Encoded":
-    from ..text.encoded import join
+    from ..text.encoded import join_encoded
 
-    return join([caption] * count)
+    return join_encoded([caption] * count)
 
 
 def read_guide(args: argparse.Namespace, width: int, height: int) -> "Guide | None":

@@ -3,7 +3,7 @@ import argparse
 from pathlib import Path
 
 from ..config import VARIANTS
-from .arguments import add_device, number, whole
+from .arguments import add_device, finite_number, positive_whole
 
 DTYPES = ("fp32", "bf16", "fp16")
 
@@ -15,10 +15,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
                          help="which model it is, where its weights cannot tell (default: auto)")
     command.add_argument("--out", type=Path, required=True,
                          help="folder for the pairs, which `train dmd` reads; what is there already stays")
-    command.add_argument("--steps", type=whole, default=20, metavar="N", help="of DPM-Solver++ (default: 20)")
-    command.add_argument("--guidance", type=number, default=4.5, metavar="W", help="of the teacher (default: 4.5)")
+    command.add_argument("--steps", type=positive_whole, default=20, metavar="N", help="of DPM-Solver++ (default: 20)")
+    command.add_argument("--guidance", type=finite_number, default=4.5, metavar="W",
+                         help="of the teacher (default: 4.5)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    command.add_argument("--batch", type=whole, default=8, metavar="N", help="pictures at once (default: 8)")
+    command.add_argument("--batch", type=positive_whole, default=8, metavar="N", help="pictures at once (default: 8)")
     command.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the teacher (default: fp32)")
     add_device(command)
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from ..config import VARIANTS
 from ..quantize.formats import TARGETS
-from .arguments import add_bits, add_device, number, require_folder, whole
+from .arguments import add_bits, add_device, finite_number, positive_whole, require_folder
 
 if TYPE_CHECKING:
     from ..config import PixArtConfig
     from ..quantize.convert import LayerOptions
-    from ..quantize.format import Options
+    from ..quantize.format import FormatOptions
     from ..quantize.report import LayerError
     from .progress import Bars
 
@@ -35,15 +35,16 @@ def _add_fp4(command: argparse.ArgumentParser) -> None:
     fp4 = command.add_argument_group("for --to fp4")
     fp4.add_argument("--floats", metavar="FC1,REST", help="types of the first linear of the MLP and of all others, of "
                      "e3m0, e2m1, e1m2 (default, by the paper: e3m0 and, for alpha, e2m1, for Sigma e1m2)")
-    fp4.add_argument("--rank", type=whole, metavar="R", help="add a branch of this rank in 16 bits to every layer")
+    fp4.add_argument("--rank", type=positive_whole, metavar="R",
+                     help="add a branch of this rank in 16 bits to every layer")
     fp4.add_argument("--prompts", type=Path, metavar="FILE", help="learn the rounding (FP4DiT) on passes of drawing "
                      "these prompts, one a line; goes on where it was stopped (default: round to the nearest)")
     fp4.add_argument("--t5", type=Path, help="T5 encoder for --prompts, a file or folder (default: that of PixArt-mini "
                      "for its own models)")
     add_bits(fp4, "8; 16 for the small one of PixArt-mini")
-    fp4.add_argument("--passes", type=whole, metavar="N", help="passes that are learned from (default: 256)")
-    fp4.add_argument("--iterations", type=whole, metavar="N", help="of learning, a block (default: 2500)")
-    fp4.add_argument("--rate", type=number, metavar="LR", help="learning rate (default: 1e-4)")
+    fp4.add_argument("--passes", type=positive_whole, metavar="N", help="passes that are learned from (default: 256)")
+    fp4.add_argument("--iterations", type=positive_whole, metavar="N", help="of learning, a block (default: 2500)")
+    fp4.add_argument("--rate", type=finite_number, metavar="LR", help="learning rate (default: 1e-4)")
     fp4.add_argument("--seed", type=int, help="of the noise that is drawn from, and of the passes (default: 0)")
     add_device(fp4)
 
@@ -51,12 +52,12 @@ def _add_fp4(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert, and print what each kind of layer lost."""
     from ..quantize.convert import UNPACKED, convert
-    from ..quantize.report import table, write_report
+    from ..quantize.report import error_table, write_errors
     from .progress import Bars
     for path in (args.out, args.report):
         if path is not None:
             require_folder(path)
-    check(args)
+    check_target(args)
     if args.report and args.to in UNPACKED:
         raise ValueError(f"--report has no effect with --to {args.to}; leave it out")
     with Bars() as bars:
@@ -66,9 +67,9 @@ def run(args: argparse.Namespace) -> None:
             errors = convert(args.model, args.to, args.out, args.variant, args.weights_only,
                              lambda done, total: bars("packing", done, total), fp4_settings(args))
     if errors:
-        print(table(errors))
+        print(error_table(errors))
     if args.report:
-        write_report(errors, args.report)
+        write_errors(errors, args.report)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -76,12 +77,12 @@ def fp4_settings(args: argparse.Namespace) -> "LayerOptions | None":
     """What --floats and --rank say of each layer; None where they say nothing."""
     if args.floats is None and args.rank is None:
         return None
-    from ..quantize.fp4 import FLOAT, KINDS, RANK
+    from ..quantize.fp4 import FLOAT, MINI_FLOATS, RANK
     names = args.floats.lower().split(",") if args.floats else []
-    if args.floats and (len(names) != 2 or not set(names) <= set(KINDS)):
-        raise ValueError(f"--floats {args.floats} are not two of {', '.join(KINDS)}, with a comma between")
+    if args.floats and (len(names) != 2 or not set(names) <= set(MINI_FLOATS)):
+        raise ValueError(f"--floats {args.floats} are not two of {', '.join(MINI_FLOATS)}, with a comma between")
 
-    def settings(layer: str, config: "PixArtConfig") -> "Options":
+    def settings(layer: str, config: "PixArtConfig") -> "FormatOptions":
         own = dict(TARGETS["fp4"].settings(layer, config))
         if names:
             own[FLOAT] = names[0 if layer.endswith("mlp.fc1") else 1]
@@ -108,7 +109,7 @@ def adapt(args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
                            drawn.about, wanted, fp4_settings(args), device, bars)
 
 
-def check(args: argparse.Namespace) -> None:
+def check_target(args: argparse.Namespace) -> None:
     """ValueError for a file that would have another format than its name, or would cost the original."""
     if args.out.suffix != ".safetensors":
         raise ValueError(f"packed weights are written as .safetensors; name the file so: {args.out}")

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..client import Graph, Outcome
+    from ..client import Graph, WorkflowOutcome
 
-CODES = ("exit codes: 0 all there; 1 a file or an option cannot be used; 2 unknown option; 3 the server refused the "
-         "workflow; 4 no answer, or the server forgot the prompt; 5 a node failed; 6 interrupted on the server; "
-         "130 stopped here (what was queued is taken back)")
+EXIT_CODES = ("exit codes: 0 all there; 1 a file or an option cannot be used; 2 unknown option; 3 the server refused "
+              "the workflow; 4 no answer, or the server forgot the prompt; 5 a node failed; 6 interrupted on the "
+              "server; 130 stopped here (what was queued is taken back)")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.epilog = CODES
+    command.epilog = EXIT_CODES
     command.add_argument("workflow", type=Path, help="workflow in API format, such as those of workflows/api")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="values",
                          help="change an input: prompt=TEXT, negative=TEXT, NODE.input=VALUE with a node's id, title "
@@ -29,12 +29,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Queue everything, print each file, and each problem where it happens. Raises the last problem."""
-    from ..client import Server, draw
+    from ..client import Server, draw_workflows
     from .progress import Bars
 
     graphs, seeds = workflows(args)
     problems = []
-    with Bars() as bars, closing(draw(Server(args.server, args.patience), graphs, args.out, bars)) as outcomes:
+    with Bars() as bars, closing(draw_workflows(Server(args.server, args.patience), graphs, args.out,
+                                                bars)) as outcomes:
         for outcome in outcomes:
             bars.close()
             report(outcome, seeds)
@@ -62,7 +63,7 @@ def workflows(args: argparse.Namespace) -> "tuple[list[Graph], list[int] | None]
     return [with_seed(graph, seed) for seed in seeds], seeds
 
 
-def report(outcome: "Outcome", seeds: list[int] | None) -> None:
+def report(outcome: "WorkflowOutcome", seeds: list[int] | None) -> None:
     for path in outcome.files:
         print(path, flush=True)
     if outcome.problem is not None and seeds is not None and len(seeds) > 1:

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sampling.samplers import SAMPLERS
-from .arguments import number, require_folder, size, whole
+from .arguments import finite_number, positive_whole, require_folder, size
 from .generate import add_files, open_pipeline, saved_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..pipeline import Pipeline
-    from ..reward.optimise import Found, Iteration, Recipe, Watch
+    from ..reward.optimise import Iteration, NoiseRecipe, OptimisedNoise, WatchIteration
     from ..reward.protocol import WeightedSum
     from .progress import Bars
 
@@ -39,7 +39,8 @@ def _add_rewards(command: argparse.ArgumentParser) -> None:
                          "they do not lie beside the weights")
     rewards.add_argument("--reward-dtype", choices=("fp32", "bf16"), default="fp32",
                          help="precision of the rewards; bf16 takes half the memory (default: fp32)")
-    rewards.add_argument("--relevance", type=number, default=1.0, metavar="W", help="rewards of the CLIP type: how "
+    rewards.add_argument("--relevance", type=finite_number, default=1.0, metavar="W",
+                         help="rewards of the CLIP type: how "
                          "much counts what all prompts share, 0..1; 0.3 in LongAlign, with --common (default: 1, all)")
     rewards.add_argument("--common", type=Path, metavar="FILE", help="prompts, one a line, to find out what all share")
 
@@ -48,7 +49,8 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
     drawing = command.add_argument_group("drawing")
     drawing.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm",
                          help=f"one that can be differentiated: {', '.join(FEW)} (default: lcm)")
-    drawing.add_argument("--steps", type=whole, metavar="N", help="passes through the model (default: the sampler's)")
+    drawing.add_argument("--steps", type=positive_whole, metavar="N",
+                         help="passes through the model (default: the sampler's)")
     drawing.add_argument("--rule", choices=("official", "diffusers"), default="official",
                          help="which published rule chooses the timesteps (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: what the model was trained on)")
@@ -58,24 +60,25 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     recipe = command.add_argument_group("optimisation")
-    recipe.add_argument("--iterations", type=whole, default=50, metavar="N", help="pictures drawn (default: 50)")
-    recipe.add_argument("--rate", type=number, default=5.0, help="learning rate (default: 5)")
-    recipe.add_argument("--clip", type=number, default=0.1, help="largest norm of a gradient (default: 0.1)")
-    recipe.add_argument("--regularisation", type=number, default=0.01, metavar="W",
+    recipe.add_argument("--iterations", type=positive_whole, default=50, metavar="N",
+                        help="pictures drawn (default: 50)")
+    recipe.add_argument("--rate", type=finite_number, default=5.0, help="learning rate (default: 5)")
+    recipe.add_argument("--clip", type=finite_number, default=0.1, help="largest norm of a gradient (default: 0.1)")
+    recipe.add_argument("--regularisation", type=finite_number, default=0.01, metavar="W",
                         help="how strongly the noise is held at the length of Gaussian noise (default: 0.01)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Optimise, save, and say what came of it. Ctrl-C ends it with the best so far."""
     from ..pictures import format_of
-    from ..reward.optimise import Recipe
+    from ..reward.optimise import NoiseRecipe
     from ..reward.reno import reno
     from .progress import Bars
 
     require_folder(args.out)
     format_of(args.out)
     args.negative, args.guidance, args.control, args.controlnet = "", 1.0, None, None
-    recipe = Recipe(args.iterations, args.rate, clip=args.clip, regularisation=args.regularisation)
+    recipe = NoiseRecipe(args.iterations, args.rate, clip=args.clip, regularisation=args.regularisation)
     begin = saved_noise(args.noise)
     pipe = open_pipeline(args)
     reward = open_reward(args, pipe)
@@ -84,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
         prompt = saved_prompt(args, False) or pipe.encode(args.prompt, bars, args.long, args.inner_ends)
         found = reno(pipe, prompt, reward, recipe, steps=args.steps, seed=args.seed,
                      width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
-                     watch=shown(bars, recipe, args.out))
-    write(args, found, reward)
+                     watch=progress_watch(bars, recipe, args.out))
+    write_result(args, found, reward)
 
 
 def saved_noise(path: Path | None) -> "Tensor | None":
@@ -98,13 +101,13 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     import torch
 
     from ..reward.embedding import EmbeddingReward
-    from ..reward.table import Choice, open_rewards
+    from ..reward.table import RewardChoice, open_rewards
 
     if not args.reward and args.model:
         raise ValueError("which reward? --model needs --reward, such as --reward hpsv2; judge reads PixArt-mini only")
     if (args.relevance != 1) != (args.common is not None):
         raise ValueError("--relevance and --common go together: what all prompts share is found out from --common")
-    choices = [Choice.parse(text) for text in args.reward or ["judge"]]
+    choices = [RewardChoice.parse(text) for text in args.reward or ["judge"]]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.reward_dtype]
     reward = open_rewards(choices, args.rewards, args.reward_tokenizer, pipe.device, dtype)
     if args.common is not None:
@@ -115,30 +118,30 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     return reward
 
 
-def shown(bars: "Bars", recipe: "Recipe", out: Path) -> "Watch":
+def progress_watch(bars: "Bars", recipe: "NoiseRecipe", out: Path) -> "WatchIteration":
     """A bar, and the picture that it began with, saved at once."""
     from ..pictures import save_picture
 
     def watch(done: "Iteration", pictures: "Tensor") -> None:
         bars(f"optimising, reward {done.best[0]:.3g}", done.number, recipe.iterations)
         if done.number == 1:
-            save_picture(beside(out, "-start", out.suffix), pictures[0].float().cpu())
+            save_picture(named_beside(out, "-start", out.suffix), pictures[0].float().cpu())
     return watch
 
 
-def write(args: argparse.Namespace, found: "Found", reward: "WeightedSum") -> None:
+def write_result(args: argparse.Namespace, found: "OptimisedNoise", reward: "WeightedSum") -> None:
     from ..pictures import save_picture
-    from ..reward.record import plot, save_log, save_noise, summary
+    from ..reward.record import history_summary, plot, save_log, save_noise
 
     about = {"prompt": args.prompt, "seed": args.seed, "sampler": args.sampler, "weights": reward.weights,
              "rate": args.rate, "clip": args.clip, "regularisation": args.regularisation, "relevance": args.relevance}
-    print(("stopped; " if found.stopped else "") + summary(found.history))
+    print(("stopped; " if found.stopped else "") + history_summary(found.history))
     for path in (save_picture(args.out, found.pictures[0]),
-                 save_noise(beside(args.out, "-noise", ".safetensors"), found.noise, about),
+                 save_noise(named_beside(args.out, "-noise", ".safetensors"), found.noise, about),
                  save_log(args.out.with_suffix(".json"), found, about),
-                 plot(beside(args.out, "-rewards", ".png"), found.history, reward.weights)):
+                 plot(named_beside(args.out, "-rewards", ".png"), found.history, reward.weights)):
         print(path)
 
 
-def beside(path: Path, ending: str, suffix: str) -> Path:
+def named_beside(path: Path, ending: str, suffix: str) -> Path:
     return path.with_name(f"{path.stem}{ending}{suffix}")

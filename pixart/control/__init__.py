@@ -1,7 +1,7 @@
 """Control pictures: edge maps as the ControlNet was trained on, from a picture or a drawing."""
-from .edges import METHODS, canny, drawing, edge_maps, soft_edges
+from .edges import EDGE_METHODS, canny, drawing, edge_maps, soft_edges
 from .hed import HED, hed_edges, load_hed
 from .pictures import fit, grey, opaque
 
-__all__ = ["HED", "METHODS", "canny", "drawing", "edge_maps", "fit", "grey", "hed_edges", "load_hed", "opaque",
+__all__ = ["HED", "EDGE_METHODS", "canny", "drawing", "edge_maps", "fit", "grey", "hed_edges", "load_hed", "opaque",
            "soft_edges"]

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
-from .pictures import BLACK, GREY, WHITE, each, grey, opaque, with_room
+from .pictures import BLACK, GREY, WHITE, grey, one_by_one, opaque, with_room
 
 # What is transparent lies on the colour that means "nothing here" for the method.
-METHODS = {"canny": GREY, "soft": GREY, "none": BLACK, "invert": WHITE}
+EDGE_METHODS = {"canny": GREY, "soft": GREY, "none": BLACK, "invert": WHITE}
 
 
 def edge_maps(pictures: Tensor, method: str, low: float = 0.4, high: float = 0.8, blur: float = 1.0,
               strength: float = 2.0) -> Tensor:
     """Maps by the name of the method: canny, soft, none (a white on black drawing), invert (a black on white one)."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; use {', '.join(METHODS)}")
+    if method not in EDGE_METHODS:
+        raise ValueError(f"unknown method {method!r}; use {', '.join(EDGE_METHODS)}")
     if method == "canny":
         return canny(pictures, low, high, blur)
     if method == "soft":
@@ -44,7 +44,7 @@ def canny(pictures: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1
         ridges = _ridges(*filters.spatial_gradient(_smooth(picture, blur), normalized=False).unbind(2))
         return _joined(ridges > low, ridges > high)
     pictures = grey(opaque(pictures))
-    return find(pictures) if together else each(pictures, find)
+    return find(pictures) if together else one_by_one(pictures, find)
 
 
 def soft_edges(pictures: Tensor, blur: float = 1.0, strength: float = 2.0) -> Tensor:
@@ -63,7 +63,7 @@ def soft_edges(pictures: Tensor, blur: float = 1.0, strength: float = 2.0) -> Te
     def find(picture: Tensor) -> Tensor:        # channel by channel: a grey picture in RGB is that picture to the bit
         steepest = torch.cat([slope(channel) for channel in picture.split(1, dim=1)]).amax(0, keepdim=True)
         return (steepest * gain).clamp(0, 1)
-    return each(opaque(pictures), find)
+    return one_by_one(opaque(pictures), find)
 
 
 def drawing(pictures: Tensor, dark_on_light: bool = False) -> Tensor:

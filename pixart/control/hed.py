@@ -14,13 +14,13 @@ from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
 from ..weights.values import check_finite, check_floating
-from .pictures import Counted, each, opaque, with_room
+from .pictures import Counted, one_by_one, opaque, with_room
 
 FILE = "ControlNetHED.pth"
-HED_FILE = f"the edge network {FILE} (37 tensors such as block1.convs.0.weight), as .pth or .safetensors"
-BLOCKS = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))      # channels in, out, convolutions
-LEAST = 16                           # pixels; the last of four halvings must leave one
-BYTES_PER_PIXEL = 800                # most that is needed while a map is made: three activations of 64 channels
+HED_EXPECTED = f"the edge network {FILE} (37 tensors such as block1.convs.0.weight), as .pth or .safetensors"
+HED_BLOCKS = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))  # channels in, out, convolutions
+HED_LEAST_SIDE = 16                  # pixels; the last of four halvings must leave one
+HED_BYTES_PER_PIXEL = 800            # most that is needed while a map is made: three activations of 64 channels
 OTHER_PORT = ("moduleVgg", "netVgg", "moduleScore", "netScore", "moduleCombine", "netCombine")
 
 
@@ -44,14 +44,14 @@ class HED(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.Parameter(torch.zeros(1, 3, 1, 1))
-        for index, sizes in enumerate(BLOCKS, 1):
+        for index, sizes in enumerate(HED_BLOCKS, 1):
             setattr(self, f"block{index}", HedBlock(*sizes))
 
     def sides(self, pictures: Tensor) -> list[Tensor]:
         """(B, 3, H, W) RGB in 0..255, sides of at least 16 -> five logits (B, 1, h, w), each half the size before."""
         x = pictures - self.norm.to(pictures.device)
         sides: list[Tensor] = []
-        for index in range(1, len(BLOCKS) + 1):
+        for index in range(1, len(HED_BLOCKS) + 1):
             block = getattr(self, f"block{index}")
             x = block(max_pool2d(x, 2) if sides else x)
             sides.append(block.projection(x))
@@ -69,34 +69,34 @@ def load_hed(path: str | os.PathLike, device: torch.device | str = "cpu") -> HED
 
     Raises CheckpointError, or its subclass CheckpointNotFound, for every other file.
     """
-    weights = open_weights(path, Kind(HED_FILE))
+    weights = open_weights(path, Kind(HED_EXPECTED))
     with torch.device("meta"):
         network = HED()
-    check(path, weights.tensors, network.state_dict())
+    check_hed_tensors(path, weights.tensors, network.state_dict())
     network.load_state_dict({name: tensor.to(device, torch.float32, copy=True)
                              for name, tensor in weights.tensors.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def check(path: str | os.PathLike, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_hed_tensors(path: str | os.PathLike, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError unless `found` has exactly the names and shapes of `wanted`, and finite numbers."""
     path = Path(path)
     if any(name.startswith(OTHER_PORT) for name in found):
         raise CheckpointError(path, "another HED network, network-bsds500 of pytorch-hed, which takes BGR pictures and "
-                              "draws thinner lines", HED_FILE, f"Get {FILE} of lllyasviel/Annotators.")
+                              "draws thinner lines", HED_EXPECTED, f"Get {FILE} of lllyasviel/Annotators.")
     if set(found) != set(wanted):
         strange, lacking = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
         details = "; ".join(f"{len(names)} {what}, the first is {names[0]}"
                             for names, what in ((lacking, "tensors missing"), (strange, "not known")) if names)
-        raise CheckpointError(path, f"not the HED network ({details})", HED_FILE)
+        raise CheckpointError(path, f"not the HED network ({details})", HED_EXPECTED)
     shapes = [name for name in wanted if found[name].shape != wanted[name].shape]
     if shapes:
         first = shapes[0]
         raise CheckpointError(path, f"{len(shapes)} tensors of another shape, the first is {first} with "
-                              f"{tuple(found[first].shape)} instead of {tuple(wanted[first].shape)}", HED_FILE)
+                              f"{tuple(found[first].shape)} instead of {tuple(wanted[first].shape)}", HED_EXPECTED)
     for name, tensor in found.items():
-        check_floating(name, tensor, path, HED_FILE)
-        check_finite(name, tensor, path, HED_FILE)
+        check_floating(name, tensor, path, HED_EXPECTED)
+        check_finite(name, tensor, path, HED_EXPECTED)
 
 
 @torch.no_grad()
@@ -104,13 +104,13 @@ def hed_edges(network: HED, pictures: Tensor, progress: Counted | None = None) -
     """(B, 1, 3 or 4, H, W) in 0..1, any size -> edge maps (B, 1, H, W) float32 in 0..1, at the pictures' own size.
 
     Computed one picture at a time on the network's device, so 16 pictures of 1024 pixels take the memory of one
-    (BYTES_PER_PIXEL: 0.8 GB); the maps lie where the pictures lie. Sides below 16 pixels are continued by their last
-    pixel for the network. `progress(done, total)` is told after each picture.
+    (HED_BYTES_PER_PIXEL: 0.8 GB); the maps lie where the pictures lie. Sides below 16 pixels are continued by their
+    last pixel for the network. `progress(done, total)` is told after each picture.
     """
     device = network.norm.device
 
     def find(picture: Tensor) -> Tensor:
         height, width = picture.shape[-2:]
-        roomy = with_room(picture.to(device).expand(-1, 3, -1, -1), LEAST)
+        roomy = with_room(picture.to(device).expand(-1, 3, -1, -1), HED_LEAST_SIDE)
         return network(roomy * 255)[..., :height, :width].to(picture.device)
-    return each(opaque(pictures), find, progress)
+    return one_by_one(opaque(pictures), find, progress)

@@ -73,7 +73,7 @@ def with_room(pictures: Tensor, least: int) -> Tensor:
     return pad(pictures, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else pictures
 
 
-def each(pictures: Tensor, find: Callable[[Tensor], Tensor], progress: Counted | None = None) -> Tensor:
+def one_by_one(pictures: Tensor, find: Callable[[Tensor], Tensor], progress: Counted | None = None) -> Tensor:
     """Maps of the pictures, found one by one: a map never depends on its batch, and memory is that of one picture.
 
     `progress` is told after each picture, and may raise to stop.

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import Progress
-from .catalogue import HUB, Published, size_text
+from .catalogue import HUB, PublishedFile, size_text
 
-CHUNK = 2 ** 20
-TRIES = 5               # without a single new byte
+DOWNLOAD_CHUNK = 2 ** 20
+DOWNLOAD_TRIES = 5      # without a single new byte
 PAUSE_SECONDS = 1.0
 
 
@@ -38,7 +38,7 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def fetch(file: Published, target: Path, endpoint: str = HUB, progress: Progress | None = None) -> bool:
+def fetch(file: PublishedFile, target: Path, endpoint: str = HUB, progress: Progress | None = None) -> bool:
     """Fetch into `target`, in an existing folder; False where the same file is there already.
 
     What was fetched before an interruption lies in a hidden .part file beside it, from which the next call goes on.
@@ -46,7 +46,7 @@ def fetch(file: Published, target: Path, endpoint: str = HUB, progress: Progress
     where the hub's file is not the one of the table or came damaged, OSError where it cannot be reached or the disk is
     full.
     """
-    remote = ask(file, endpoint)
+    remote = ask_hub(file, endpoint)
     if file.sha256 and remote.sha256 and file.sha256 != remote.sha256:
         raise ValueError(f"the hub holds another file than is known under this name; look at {remote.url} yourself")
     wanted = file.sha256 or remote.sha256
@@ -64,7 +64,7 @@ def fetch(file: Published, target: Path, endpoint: str = HUB, progress: Progress
     return True
 
 
-def ask(file: Published, endpoint: str) -> Remote:
+def ask_hub(file: PublishedFile, endpoint: str) -> Remote:
     """Size and hash by the headers of the hub. Raises OSError."""
     url = file.url(endpoint)
     opener = urllib.request.build_opener(NoRedirect)
@@ -108,7 +108,7 @@ def complete(remote: Remote, part: Path, name: str, progress: Progress | None) -
                 raise               # the disk
             reason = str(getattr(error, "reason", error))
         without_news = without_news + 1 if part.stat().st_size <= there else 0
-        if without_news >= TRIES:
+        if without_news >= DOWNLOAD_TRIES:
             raise OSError(f"{name} could not be fetched ({reason}); what is there is kept, run the command again")
         if part.stat().st_size < remote.bytes:
             time.sleep(PAUSE_SECONDS)
@@ -127,7 +127,7 @@ def append(remote: Remote, part: Path, there: int, name: str, progress: Progress
         with part.open("r+b") as file:
             file.seek(starts)
             file.truncate()
-            while chunk := answer.read(min(CHUNK, remote.bytes - file.tell() + 1)):
+            while chunk := answer.read(min(DOWNLOAD_CHUNK, remote.bytes - file.tell() + 1)):
                 file.write(chunk)
                 if file.tell() > remote.bytes:
                     raise ValueError(f"{name}: the server sends more than the {remote.bytes} bytes that the hub names")
@@ -138,7 +138,7 @@ def append(remote: Remote, part: Path, there: int, name: str, progress: Progress
 def hash_of(path: Path, progress: Progress | None = None, name: str = "") -> str:
     digest, size, done = hashlib.sha256(), path.stat().st_size, 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(DOWNLOAD_CHUNK):
             digest.update(chunk)
             done += len(chunk)
             if progress is not None:

@@ -14,10 +14,10 @@ from ..drawing import Guide
 from ..model.controlnet import PixArtControlNet
 from . import SHIPPED, Files
 from .evaluate import KEPT, Instrument
-from .measure.batches import Pictures, each_pair, to_bytes
+from .measure.batches import BenchPictures, each_pair, to_bytes
 from .measure.bench import Bench
-from .measure.methods import LCM, TEACHER, Sampled
-from .measure.prompts import Group, Prompts
+from .measure.methods import LCM_METHOD, TEACHER_METHOD, Sampled
+from .measure.prompts import PromptGroup, Prompts
 from .measure.results import Row
 from .measure.tables import markdown
 from .pictures import CANNY
@@ -44,15 +44,15 @@ class Steered:
 
     base: Sampled
     network: PixArtControlNet
-    maps: Pictures              # black and white, of all sentences of the bench or of more
+    maps: BenchPictures         # black and white, of all sentences of the bench or of more
     strength: float = 1.0
 
     @property
     def name(self) -> str:
         return f"{self.base.name}, control {self.strength:g}"
 
-    def draw(self, bench: Bench) -> Pictures:
-        def follow(group: Group) -> Guide:
+    def draw(self, bench: Bench) -> BenchPictures:
+        def follow(group: PromptGroup) -> Guide:
             maps = self.maps.rows(group.members).to(bench.device).float() / 255
             with torch.inference_mode():
                 return Guide(maps, self.strength, latent=bench.vae.encode(maps))
@@ -64,11 +64,11 @@ def edges(pictures: Tensor) -> Tensor:
     return canny(pictures, CANNY["low"], CANNY["high"])
 
 
-def edge_maps(pictures: Pictures, batch: int) -> Pictures:
+def bench_edges(pictures: BenchPictures, batch: int) -> BenchPictures:
     """Their edges, white on black."""
     parts = [torch.cat([to_bytes(edges(some.float() / 255)).expand(-1, 3, -1, -1) for some in part.split(batch)])
              for part in pictures.parts]
-    return Pictures(tuple(parts))
+    return BenchPictures(tuple(parts))
 
 
 def edge_f1(found: Tensor, wanted: Tensor, within: int = 1) -> Tensor:
@@ -84,7 +84,7 @@ def edge_f1(found: Tensor, wanted: Tensor, within: int = 1) -> Tensor:
     return torch.where(both_empty, 1.0, 2 * precision * recall / (precision + recall).clamp(min=1e-12))
 
 
-def agreement(pictures: Pictures, maps: Pictures, batch: int) -> Tensor:
+def agreement(pictures: BenchPictures, maps: BenchPictures, batch: int) -> Tensor:
     """Edge F1 of every sentence, (n,)."""
     return each_pair(pictures, maps, batch, "cpu", lambda drawn, wanted: edge_f1(edges(drawn), wanted[:, :1]))
 
@@ -96,10 +96,10 @@ class ControlBench:
                  judge: str = "b") -> None:
         self.bench = Bench.open(files, count, seed, device=device, batch=batch)
         self.instrument = Instrument(self.bench, judge)
-        self.maps = edge_maps(self.instrument.real, batch)
+        self.maps = bench_edges(self.instrument.real, batch)
 
     def measure(self, method: Sampled, title: str, network: PixArtControlNet, strength: float,
-                ) -> tuple[Followed, Pictures]:
+                ) -> tuple[Followed, BenchPictures]:
         """One row, and its pictures."""
         row, drawn = self.instrument.measure(Steered(method, network.to(self.bench.device), self.maps, strength))
         f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
@@ -113,22 +113,22 @@ class ControlBench:
         parts = []
         with torch.inference_mode():
             for part in self.instrument.real.parts:
-                some = Pictures((part,)).batches(self.bench.batch, self.bench.device)
+                some = BenchPictures((part,)).batches(self.bench.batch, self.bench.device)
                 parts.append(torch.cat([there_and_back(batch) for batch in some]).cpu())
-        drawn = Pictures(tuple(parts))
+        drawn = BenchPictures(tuple(parts))
         f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
         return Followed("autoencoder alone", "none", 0.0, f1, self.instrument.row("autoencoder alone", drawn))
 
 
 def evaluate_control(count: int = 300, seed: int = 7, files: Files = SHIPPED, control: Path | None = None,
                      device: str = "cpu", batch: int = 100, judge: str = "b",
-                     ) -> tuple[list[Followed], dict[str, Pictures], Prompts]:
+                     ) -> tuple[list[Followed], dict[str, BenchPictures], Prompts]:
     """Strengths of the LCM student, the teacher with and without control, the ceiling; rows, pictures, prompts."""
     network = load_control(control or files.control, torch.float32)
     bench = ControlBench(count, seed, files, device, batch, judge)
     rows = [bench.ceiling()]
     pictures = {"real": bench.instrument.real.first(KEPT), "control": bench.maps.first(KEPT)}
-    for method, strengths in ((LCM, STRENGTHS), (TEACHER, (0.0, 1.0))):
+    for method, strengths in ((LCM_METHOD, STRENGTHS), (TEACHER_METHOD, (0.0, 1.0))):
         for strength in strengths:
             row, drawn = bench.measure(method, "shipped", network, strength)
             rows.append(row)
@@ -136,7 +136,7 @@ def evaluate_control(count: int = 300, seed: int = 7, files: Files = SHIPPED, co
     return rows, pictures, bench.bench.prompts
 
 
-def table(rows: Sequence[Followed]) -> str:
+def agreement_table(rows: Sequence[Followed]) -> str:
     """Markdown; shares in per cent."""
     titles = ["", "control", "strength", "edge F1 (1 px)", "all attributes", "shape", "colour", "FID (judge)",
               "pictures"]

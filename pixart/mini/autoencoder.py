@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic import replacing
-from .resume import Progress
+from .resume import ResumableTraining
 from .scenery import Scenery
 
 LATENT_SCALE = 0.18215         # raw TAESD latents = this times the latents that a Stable Diffusion VAE would give
@@ -22,7 +22,7 @@ _FILE_WIDTH = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class AutoencoderConfig:
     """Channels and blocks by resolution, from full size down to an eighth."""
 
     widths: tuple[int, int, int, int] = (16, 32, 48, 64)
@@ -57,14 +57,14 @@ def _blocks(width: int, present: int, places: int = 3) -> list[nn.Module]:
     return [Block(width) for _ in range(present)] + [nn.ReLU() for _ in range(places - present)]
 
 
-def _encoder(plan: Plan) -> nn.Sequential:
+def _encoder(plan: AutoencoderConfig) -> nn.Sequential:
     a, b, c, d = plan.widths
     w, x, y, z = plan.encoder_blocks
     return nn.Sequential(_conv(3, a), *_blocks(a, w, 1), _conv(a, b, 2, False), *_blocks(b, x),
                          _conv(b, c, 2, False), *_blocks(c, y), _conv(c, d, 2, False), *_blocks(d, z), _conv(d, 4))
 
 
-def _decoder(plan: Plan) -> nn.Sequential:
+def _decoder(plan: AutoencoderConfig) -> nn.Sequential:
     a, b, c, d = plan.widths
     w, x, y, z = plan.decoder_blocks
     up = nn.Upsample(scale_factor=2)
@@ -73,10 +73,10 @@ def _decoder(plan: Plan) -> nn.Sequential:
                          _conv(a, 3))
 
 
-class Autoencoder(nn.Module):
+class MiniAutoencoder(nn.Module):
     """Pictures (B, 3, H, W) in 0..1 to raw latents (B, 4, H/8, W/8) of about unit variance, and back."""
 
-    def __init__(self, plan: Plan = Plan()) -> None:
+    def __init__(self, plan: AutoencoderConfig = AutoencoderConfig()) -> None:
         super().__init__()
         self.plan = plan
         self.taesd_encoder = _encoder(plan)
@@ -91,9 +91,9 @@ class Autoencoder(nn.Module):
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
-def padded_state(model: Autoencoder) -> dict[str, Tensor]:
+def padded_state(model: MiniAutoencoder) -> dict[str, Tensor]:
     """The same function as the state dict of a width-64 TAESD: absent channels and blocks are zeros."""
-    full = Autoencoder(Plan((_FILE_WIDTH,) * 4, (1, 3, 3, 3), (1, 3, 3, 3))).state_dict()
+    full = MiniAutoencoder(AutoencoderConfig((_FILE_WIDTH,) * 4, (1, 3, 3, 3), (1, 3, 3, 3))).state_dict()
     kept = model.state_dict()
     padded = {}
     for name, value in full.items():
@@ -103,7 +103,7 @@ def padded_state(model: Autoencoder) -> dict[str, Tensor]:
     return padded
 
 
-def save_autoencoder(model: Autoencoder, path: Path) -> None:
+def save_autoencoder(model: MiniAutoencoder, path: Path) -> None:
     """Writes the TAESD single-file layout in fp16; the plan is kept in the header to undo the padding."""
     state = {name: value.half().contiguous() for name, value in padded_state(model).items()}
     state |= {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
@@ -112,14 +112,14 @@ def save_autoencoder(model: Autoencoder, path: Path) -> None:
         save_file(state, beside, metadata={"format": "pt", "plan": json.dumps(asdict(model.plan))})
 
 
-def load_autoencoder(path: Path) -> Autoencoder:
+def load_autoencoder(path: Path) -> MiniAutoencoder:
     """Reads what `save_autoencoder` wrote, without the padding, in fp32."""
     with safe_open(str(path), "pt") as file:
         header = file.metadata() or {}
         if "plan" not in header:
             raise ValueError(f"{path} has no plan in its header; it was not written by save_autoencoder")
         plan = {name: tuple(value) for name, value in json.loads(header["plan"]).items()}
-        model = Autoencoder(Plan(**plan))
+        model = MiniAutoencoder(AutoencoderConfig(**plan))
         state = {name: file.get_tensor(name)[tuple(slice(side) for side in value.shape)].float()
                  for name, value in model.state_dict().items()}
     model.load_state_dict(state)
@@ -129,16 +129,16 @@ def load_autoencoder(path: Path) -> Autoencoder:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: int = 32, seed: int = 0,
-                      state: Path | None = None, rate: float = 2e-3, plan: Plan = Plan(),
-                      autocast: bool = False) -> Autoencoder:
+                      state: Path | None = None, rate: float = 2e-3, plan: AutoencoderConfig = AutoencoderConfig(),
+                      autocast: bool = False) -> MiniAutoencoder:
     """Trains on crops of 64 px, in the last two fifths on whole pictures, and writes `path` every 500 steps.
 
     A step takes `batch` crops, or a quarter as many whole pictures.
     """
     torch.manual_seed(seed)
     device = scenery.ordinary.codes.device
-    model = Autoencoder(plan).to(device, memory_format=torch.channels_last).train()     # type: ignore[call-overload]
-    progress = Progress("autoencoder", model, rate, steps, state, seed)
+    model = MiniAutoencoder(plan).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    progress = ResumableTraining("autoencoder", model, rate, steps, state, seed)
     for step in progress:
         whole = step > 0.6 * steps
         drawn = scenery.draw(torch.Generator(device).manual_seed(seed * 1_000_003 + step),
@@ -153,7 +153,7 @@ def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: in
     return load_autoencoder(path)
 
 
-def autoencoder_loss(model: Autoencoder, pictures: Tensor, noise: float = 0.1) -> Tensor:
+def autoencoder_loss(model: MiniAutoencoder, pictures: Tensor, noise: float = 0.1) -> Tensor:
     """L1, squared and gradient error of pictures decoded from slightly noisy latents, plus unit variance of these."""
     latents = model.encode(pictures)
     decoded = model.decode(latents + noise * torch.randn_like(latents)).float()

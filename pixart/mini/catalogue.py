@@ -39,7 +39,7 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Wish:
+class SceneWish:
     """Which scenes: of a split, a mix of both (`held_out` is the share of the other), crowded or with `two` things."""
 
     seed: int
@@ -49,7 +49,7 @@ class Wish:
     unknown: float = 0.0       # share of captions with an unknown word somewhere, as people use words of their own
 
 
-def build_catalogue(wish: Wish, count: int, words: dict[str, int], processes: int | None = None) -> Catalogue:
+def build_catalogue(wish: SceneWish, count: int, words: dict[str, int], processes: int | None = None) -> Catalogue:
     """`count` scenes of the endless row that `wish` names; `words` are the numbers of the tokenizer's words.
 
     The result does not depend on `processes`, by default one for each core when there is much to draw.
@@ -70,7 +70,7 @@ def build_catalogue(wish: Wish, count: int, words: dict[str, int], processes: in
     return Catalogue(codes, answers, torch.from_numpy(tokens))
 
 
-def _rows(wish: Wish, words: dict[str, int], part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _rows(wish: SceneWish, words: dict[str, int], part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes, answers and padded tokens of a part (number, rows)."""
     number, count = part
     rng = random.Random(f"catalogue {wish.seed} {wish.crowded} {number}")

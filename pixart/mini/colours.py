@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from .autoencoder import Autoencoder
+    from .autoencoder import MiniAutoencoder
 
 # Red, green and blue in -1..1 of each latent channel, and for a latent of zeros; of the shipped autoencoder.
 LATENT_RGB = ((-0.401, -0.352, -0.216), (0.041, 0.222, 0.339), (0.039, 0.001, -0.013), (-0.341, -0.223, -0.162))
@@ -17,7 +17,7 @@ LATENT_RGB_BIAS = (-0.056, -0.093, -0.045)
 
 
 @torch.no_grad()
-def fit_colours(vae: "Autoencoder", pictures: Tensor) -> tuple[Tensor, Tensor]:
+def fit_colours(vae: "MiniAutoencoder", pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Factors (4, 3) and bias (3,) that best turn raw latents of pictures (B, 3, H, W) into their mean colours."""
     latents = vae.encode(pictures).permute(0, 2, 3, 1).flatten(0, 2)
     wanted = (2 * F.avg_pool2d(pictures, 8) - 1).permute(0, 2, 3, 1).flatten(0, 2)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from . import SHIPPED, Files
 
 if TYPE_CHECKING:
-    from .measure.batches import Pictures
+    from .measure.batches import BenchPictures
     from .measure.prompts import Prompts
 
-SHOWN = 10           # rows of a contact sheet
+SHEET_ROWS = 10      # rows of a contact sheet
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -106,13 +106,13 @@ def run(args: argparse.Namespace) -> None:
 
 def run_build(args: argparse.Namespace) -> None:
     from ..device import best_device
-    from .recipe import STAGES, build
+    from .recipe import STAGES, build_mini
     files, device = Files(args.weights), args.device or best_device()
     stages = tuple(args.stages.split(",")) if args.stages else STAGES
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"--stages {unknown[0]} is unknown; use {', '.join(STAGES)}")
-    build(args.work, files, device=device, minutes=args.minutes, stages=stages)
+    build_mini(args.work, files, device=device, minutes=args.minutes, stages=stages)
     if args.measure:
         from .evaluate import evaluate
         print(evaluate(args.measure, files=files, device=device, batch=batch_for(device), diverse=0).table())
@@ -125,7 +125,7 @@ def run_data(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from .evaluate import DIVERSE, METHODS, evaluate, write_report
+    from .evaluate import DIVERSE, USUAL_METHODS, evaluate, write_results
     from .measure.methods import few_step, method_of
     for path in (args.out, args.sheet, args.edge_sheet):
         require_folder(path)
@@ -133,41 +133,41 @@ def run_evaluate(args: argparse.Namespace) -> None:
         run_control(args)
         return
     cached = [method_of(f"teacher:dpm:20:2.5@{cache}") for cache in args.cache]
-    methods = [*map(method_of, args.method), *few_step(args.student, args.lora), *cached] or METHODS
+    methods = [*map(method_of, args.method), *few_step(args.student, args.lora), *cached] or USUAL_METHODS
     found = evaluate(args.count, args.seed, Files(args.weights), methods, *where(args), args.crowded, args.judge,
                      method_of(args.reference) if args.reference else None,
                      DIVERSE if args.diversity is None else args.diversity, 1 if args.probe is None else args.probe)
     print(found.table())
     if args.out:
-        print("\n".join(map(str, write_report(found.measured, args.out))))
+        print("\n".join(map(str, write_results(found.measured, args.out))))
     draw_sheets(args, found.pictures, found.prompts)
 
 
 def run_control(args: argparse.Namespace) -> None:
-    from .agreement import evaluate_control, table
+    from .agreement import agreement_table, evaluate_control
     for option in ("method", "cache", "student", "lora", "reference", "crowded", "diversity", "probe", "out"):
         value = getattr(args, option)
         if value is not None and value is not False and value != []:        # 0 is a wish too
             raise ValueError(f"--{option} has no effect with --control; leave one of the two out")
     rows, pictures, prompts = evaluate_control(args.count, args.seed, Files(args.weights), None, *where(args),
                                                args.judge)
-    print(table(rows))
+    print(agreement_table(rows))
     draw_sheets(args, pictures, prompts)
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    from .evaluate import write_report
+    from .evaluate import write_results
     from .measure.results import REAL, merged, read_measured
-    from .measure.tables import differences, table
+    from .measure.tables import differences, results_table
     require_folder(args.out)
     measured = merged([(str(path), read_measured(path)) for path in args.results])
     drawn = [row.name for row in measured.rows if row.name != REAL]
     if not drawn:
         raise ValueError(f"no way of drawing was measured, only real pictures: {args.results[0]}")
     base = measured.row(args.base or drawn[0]).name
-    print(table(measured), differences(measured, base), sep="\n\n")
+    print(results_table(measured), differences(measured, base), sep="\n\n")
     if args.out:
-        print("\n".join(map(str, write_report(measured, args.out, base))))
+        print("\n".join(map(str, write_results(measured, args.out, base))))
 
 
 def run_diagnose(args: argparse.Namespace) -> None:
@@ -181,10 +181,10 @@ def run_diagnose(args: argparse.Namespace) -> None:
         print("\n".join(map(str, write_diagnosis(found, args.out))))
 
 
-def draw_sheets(args: argparse.Namespace, pictures: "Mapping[str, Pictures]", prompts: "Prompts") -> None:
-    from .measure.sheets import contact_sheet, edge_sheet
-    rows = range(min(SHOWN, args.count))
-    for path, sheet in ((args.sheet, contact_sheet), (args.edge_sheet, edge_sheet)):
+def draw_sheets(args: argparse.Namespace, pictures: "Mapping[str, BenchPictures]", prompts: "Prompts") -> None:
+    from .measure.sheets import edge_sheet, method_sheet
+    rows = range(min(SHEET_ROWS, args.count))
+    for path, sheet in ((args.sheet, method_sheet), (args.edge_sheet, edge_sheet)):
         if path:
             sheet(pictures, prompts, rows).save(path)
             print(path)

@@ -10,18 +10,18 @@ from torch import Tensor
 from . import SHIPPED, Files
 from .judge import load_judge, own_accuracy
 from .measure.accuracy import Answers
-from .measure.batches import Pictures
+from .measure.batches import BenchPictures
 from .measure.bench import Bench
 from .measure.cost import Cost, count, machine, timed
 from .measure.distances import features_of, frechet_distance, kernel_distances
 from .measure.diversity import diversity
 from .measure.judges import PictureJudge
-from .measure.methods import METHODS, Method
+from .measure.methods import USUAL_METHODS, DrawingMethod
 from .measure.plot import can_plot, quality_speed
 from .measure.prompts import Prompts
 from .measure.results import REAL, About, Measured, Row
 from .measure.similarity import similarities
-from .measure.tables import differences, table
+from .measure.tables import differences, results_table
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Instrument:
         self.real = bench.prompts.real()
         self.features = self.features_of(self.real)
 
-    def features_of(self, pictures: Pictures) -> Tensor:
+    def features_of(self, pictures: BenchPictures) -> Tensor:
         return features_of(self.judge, pictures, self.bench.batch, self.bench.device)
 
     def real_row(self) -> Row:
@@ -49,8 +49,8 @@ class Instrument:
         other = Prompts.held_out(len(prompts), prompts.seed + 1, prompts.crowded).real()
         return self.row(REAL, self.real, self.features_of(other))
 
-    def row(self, name: str, pictures: Pictures, features: Tensor | None = None, cost: Cost | None = None,
-            reference: tuple[str, Pictures] | None = None, diverse: Tensor | None = None) -> Row:
+    def row(self, name: str, pictures: BenchPictures, features: Tensor | None = None, cost: Cost | None = None,
+            reference: tuple[str, BenchPictures] | None = None, diverse: Tensor | None = None) -> Row:
         """features: those of `pictures` unless given."""
         bench = self.bench
         answers = Answers.read(self.judge, bench.prompts.scenes, pictures, bench.batch, bench.device)
@@ -61,8 +61,8 @@ class Instrument:
                    **{what: tuple(values.tolist()) for what, values in alike.items()},
                    diversity=None if diverse is None else tuple(diverse.tolist()), cost=cost)
 
-    def measure(self, method: Method, reference: tuple[str, Pictures] | None = None, diverse: int = 0,
-                probe: int = 1) -> tuple[Row, Pictures]:
+    def measure(self, method: DrawingMethod, reference: tuple[str, BenchPictures] | None = None, diverse: int = 0,
+                probe: int = 1) -> tuple[Row, BenchPictures]:
         """Draws and measures. reference: the row that the pictures are compared with one by one, and its pictures.
 
         diverse: of how many sentences the diversity is measured, which takes three more pictures each. probe: of how
@@ -87,7 +87,7 @@ class Evaluation:
 
     measured: Measured
     prompts: Prompts
-    pictures: dict[str, Pictures]
+    pictures: dict[str, BenchPictures]
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -95,12 +95,12 @@ class Evaluation:
 
     def table(self) -> str:
         """Markdown."""
-        return table(self.measured)
+        return results_table(self.measured)
 
 
-def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: Sequence[Method] = METHODS,
+def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: Sequence[DrawingMethod] = USUAL_METHODS,
              device: str = "cpu", batch: int = 100, crowded: bool = False, judge: str = "b",
-             reference: Method | None = None, diverse: int = DIVERSE,
+             reference: DrawingMethod | None = None, diverse: int = DIVERSE,
              probe: int = 1) -> Evaluation:
     """Measure all methods on `count` held-out sentences, beside the real pictures of their scenes.
 
@@ -111,10 +111,10 @@ def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: 
     if probe < 1 or diverse < 0:
         raise ValueError(f"diversity of {diverse} sentences and work of {probe} pictures asked for; at least 0 and 1 "
                          "are possible")
-    methods = checked(methods, reference, files)
+    methods = checked_methods(methods, reference, files)
     instrument = Instrument(Bench.open(files, count, seed, crowded, device, batch), judge)
     rows, pictures = [instrument.real_row()], {REAL: instrument.real.first(KEPT)}
-    against: tuple[str, Pictures] | None = None
+    against: tuple[str, BenchPictures] | None = None
     for method in methods:
         row, drawn = instrument.measure(method, against, min(diverse, count), min(probe, count))
         rows.append(row)
@@ -126,7 +126,8 @@ def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: 
     return Evaluation(Measured(about, tuple(rows)), prompts, pictures)
 
 
-def checked(methods: Sequence[Method], reference: Method | None, files: Files) -> list[Method]:
+def checked_methods(methods: Sequence[DrawingMethod], reference: DrawingMethod | None,
+                    files: Files) -> list[DrawingMethod]:
     """The reference first, then the others; names must differ, and files must be there."""
     ordered = ([reference] if reference is not None else []) + [one for one in methods if one != reference]
     names = [method.name for method in ordered]
@@ -146,7 +147,7 @@ def judge_file(files: Files, judge: str) -> Path:
     return files.judge if judge == "b" else files.judge_a
 
 
-def write_report(measured: Measured, folder: Path, base: str | None = None) -> list[Path]:
+def write_results(measured: Measured, folder: Path, base: str | None = None) -> list[Path]:
     """results.json, results.md and, where matplotlib is, results.png into `folder`, which is made; returns the files.
 
     The Markdown ends with the differences to `base`; by default to the row that others were compared with, else to the
@@ -157,7 +158,7 @@ def write_report(measured: Measured, folder: Path, base: str | None = None) -> l
     measured.save(made[0])
     base = base or next((row.reference for row in measured.rows if row.reference), None)
     drawn = [row.name for row in measured.rows if row.name != REAL]
-    parts = [table(measured)] + ([differences(measured, base or drawn[0])] if len(drawn) > 1 else [])
+    parts = [results_table(measured)] + ([differences(measured, base or drawn[0])] if len(drawn) > 1 else [])
     made[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if not can_plot():
         logger.warning("no plot: matplotlib is missing; install it, then: python -m pixart mini compare %s --out %s",

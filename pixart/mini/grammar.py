@@ -1,7 +1,7 @@
 """The sentences that describe the scenes of PixArt-mini."""
 import random
 
-from .scenes import Scene, sample
+from .scenes import Scene, sample_scene
 
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 PLACE_WORDS = {
@@ -31,7 +31,7 @@ CELL_WORDS = {
                      "at the bottom between the corners"),
     "lower right": ("in the lower right corner", "at the bottom on the right", "in the corner at the bottom right"),
 }
-NUMBERS = ("one", "two", "three", "four", "five")
+NUMBER_WORDS = ("one", "two", "three", "four", "five")
 _ORDER = ("first", "second", "third", "fourth", "fifth")
 # Sentences that say nothing new, so that the captions of crowded scenes are as long as people's long prompts.
 _ASIDES = ("all of its edges are clean and sharp, and nothing covers any part of it.",
@@ -81,7 +81,7 @@ def _two(scene: Scene, rng: random.Random) -> str:
 
 def _paragraph(scene: Scene, rng: random.Random) -> str:
     """What there is, thing by thing in any order, with sentences in between that say nothing new."""
-    number = NUMBERS[len(scene.things) - 1]
+    number = NUMBER_WORDS[len(scene.things) - 1]
     sentences = [f"{rng.choice(('this is a picture of', 'a drawing of', 'there are'))} {number} different things "
                  f"{rng.choice(_BACKDROPS).format(scene.background)}."]
     for place, index in zip(_ORDER, rng.sample(range(len(scene.things)), len(scene.things))):
@@ -105,6 +105,6 @@ def vocabulary() -> list[str]:
     """Every word that captions use, sorted: a few thousand captions cover the grammar."""
     words: set[str] = set()
     for index in range(5000):
-        text = caption(sample(index, 0, crowded=index % 5 == 4), random.Random(index))
+        text = caption(sample_scene(index, 0, crowded=index % 5 == 4), random.Random(index))
         words.update(text.replace(".", " .").replace(",", " ,").split())
     return sorted(words)

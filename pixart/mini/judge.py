@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic import replacing
-from .pictures import BUCKETS, draw
-from .resume import Progress
+from .pictures import BUCKETS, draw_scene
+from .resume import ResumableTraining
 from .scenery import Scenery
-from .scenes import ATTRIBUTES, Scene, facts, sample
+from .scenes import ATTRIBUTES, Scene, sample_scene, stated_facts
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _stage(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential:
 
 def score(scene: Scene, read: dict[str, str]) -> dict[str, bool]:
     """For every attribute that a caption of `scene` states: did the judge read the same?"""
-    return {name: read[name] == answer for name, answer in facts(scene).items()}
+    return {name: read[name] == answer for name, answer in stated_facts(scene).items()}
 
 
 def accuracy(scores: Iterable[dict[str, bool]]) -> dict[str, float]:
@@ -152,7 +152,7 @@ def train_judge(path: Path, scenery: Scenery, steps: int = 2000, batch: int = 64
     torch.manual_seed(seed)
     device = scenery.ordinary.codes.device
     model = Judge(design).to(device, memory_format=torch.channels_last).train()     # type: ignore[call-overload]
-    progress = Progress(path.stem, model, rate, steps, state, seed)
+    progress = ResumableTraining(path.stem, model, rate, steps, state, seed)
     for step in progress:
         drawn, wanted = scenery.draw_mixed(torch.Generator(device).manual_seed(seed * 1_000_003 + step), batch)
         pictures = worsen(drawn, random.Random(f"judge {seed} {step}"))
@@ -162,7 +162,7 @@ def train_judge(path: Path, scenery: Scenery, steps: int = 2000, batch: int = 64
     model.eval()
     save_judge(model, path, {})
     model = load_judge(path).to(device)
-    measured = measure(model, 2000, device)
+    measured = measure_judge(model, 2000, device)
     logger.info("%s: %s", path.stem, measured)
     save_judge(model, path, measured)
     return model
@@ -175,14 +175,14 @@ def _loss(logits: tuple[Tensor, ...], wanted: Tensor) -> Tensor:
     return torch.stack(losses).sum() / (wanted >= 0).sum()
 
 
-def fresh(step: int, batch: int, seed: str) -> tuple[list[Scene], Tensor]:
+def fresh_batch(step: int, batch: int, seed: str) -> tuple[list[Scene], Tensor]:
     """Batch number `step` of an endless row, drawn by PIL: scenes, a quarter held out and every third batch crowded,
     and pictures (batch, 3, H, W) in 0..1."""
     rng = random.Random(f"{seed} {step}")
     height, width = BUCKETS[step % len(BUCKETS)]
-    scenes = [sample(rng.getrandbits(40), 1, "held-out" if k % 4 == 0 else "train", crowded=step % 3 == 2)
+    scenes = [sample_scene(rng.getrandbits(40), 1, "held-out" if k % 4 == 0 else "train", crowded=step % 3 == 2)
               for k in range(batch)]
-    arrays = [torch.from_numpy(draw(scene, height, width, rng)) for scene in scenes]
+    arrays = [torch.from_numpy(draw_scene(scene, height, width, rng)) for scene in scenes]
     return scenes, torch.stack(arrays).permute(0, 3, 1, 2).float() / 255
 
 
@@ -198,10 +198,10 @@ def worsen(pictures: Tensor, rng: random.Random) -> Tensor:
     return (pictures * tint + shift + noise).clamp(0, 1)
 
 
-def measure(model: Judge, count: int = 2000, device: torch.device | str = "cpu") -> dict[str, float]:
+def measure_judge(model: Judge, count: int = 2000, device: torch.device | str = "cpu") -> dict[str, float]:
     """The judge's own accuracy on `count` fresh, clean pictures that no training saw."""
     scores: list[dict[str, bool]] = []
     for step in range(count // 50):
-        scenes, pictures = fresh(step, 50, "judge measured")
+        scenes, pictures = fresh_batch(step, 50, "judge measured")
         scores += [score(scene, read) for scene, read in zip(scenes, model.attributes(pictures.to(device)))]
     return accuracy(scores)

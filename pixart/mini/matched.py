@@ -11,7 +11,7 @@ from ..prepare.pairs import make_pairs
 from ..prepare.shards import shard_path, write_shard, write_tensors
 from ..train.data import PreparedFolder
 from ..train.draws import generator_for
-from ..train.jobs import Job, matched_lora
+from ..train.jobs import TrainingJob, matched_lora
 from ..train.loop import Training
 from ..train.rivals import TwoPlayers
 from ..train.settings import DmdMethod, OutputSettings, TdmMethod
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .recipe import Builder
     from .stream import EndlessData
 
-SHARD = 128                  # captions a file
-STEPS = 20                   # of the teacher that draws the pairs
+PAIRS_PER_FILE = 128         # captions a file
+PAIR_STEPS = 20              # of the teacher that draws the pairs
 
 
 def train_matched(builder: "Builder", stage: str) -> None:
@@ -38,7 +38,7 @@ def train_matched(builder: "Builder", stage: str) -> None:
     builder.fit(stage, job.model, job.objective, data, getattr(recipe, stage), job.write, result, maker(job), job.facts)
 
 
-def maker(job: Job) -> Callable[..., Training]:
+def maker(job: TrainingJob) -> Callable[..., Training]:
     """Makes the training of a job; of its model or of a copy, as a probe of the speed takes one."""
     if job.rival is None:
         raise ValueError("this job has no second player")
@@ -51,7 +51,7 @@ def pairs(builder: "Builder", captions: "EndlessData", guidance: float) -> Prepa
     write_captions(folder, captions, builder.recipe.pairs, builder.recipe.seed)
     teacher = load(builder.files.teacher, dtype=torch.float32, attend=builder.attend).to(builder.device)
     with torch.autocast(builder.device.type, torch.bfloat16, enabled=builder.autocast):
-        make_pairs(folder, builder.work / "pairs", teacher, STEPS, guidance, builder.recipe.seed, SHARD,
+        make_pairs(folder, builder.work / "pairs", teacher, PAIR_STEPS, guidance, builder.recipe.seed, PAIRS_PER_FILE,
                    weights=builder.files.teacher)
     return PreparedFolder(builder.work / "pairs")
 
@@ -61,8 +61,8 @@ def write_captions(folder: Path, captions: "EndlessData", count: int, seed: int)
     folder.mkdir(parents=True, exist_ok=True)
     null = captions.null_context
     write_tensors(folder / "null.safetensors", {"features": null.half().cpu(), "mask": captions.null_mask.byte().cpu()})
-    for number in range(-(-count // SHARD)):
-        batch = captions.batch(generator_for(seed, number, device=captions.device), min(SHARD, count))
+    for number in range(-(-count // PAIRS_PER_FILE)):
+        batch = captions.batch(generator_for(seed, number, device=captions.device), min(PAIRS_PER_FILE, count))
         sides = batch.latents.shape[-2], batch.latents.shape[-1]
         path = shard_path(folder, sides, number)
         if not path.exists():

@@ -10,11 +10,11 @@ from torch import Tensor
 from ..control.edges import canny
 from ..prepare.shards import write_shard, write_tensors
 from . import SHIPPED, Files
-from .autoencoder import Autoencoder, load_autoencoder
+from .autoencoder import MiniAutoencoder, load_autoencoder
 from .grammar import caption
-from .pictures import BUCKETS, CANNY, draw
-from .scenes import Scene, sample
-from .text_encoder import encode, load_text_encoder
+from .pictures import BUCKETS, CANNY, draw_scene
+from .scenes import Scene, sample_scene
+from .text_encoder import encode_captions, load_text_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 CAPTION_TOKENS = 24            # the longest caption of the grammar has 21
 
 
-def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", files: Files = SHIPPED,
-            device: str = "cpu", autocast: bool = False) -> None:
+def prepare_scenes(folder: Path, count: int, seed: int = 0, split: str = "train", files: Files = SHIPPED,
+                   device: str = "cpu", autocast: bool = False) -> None:
     """Writes `count` examples into `folder`: half of them square, the others shared out over the other buckets.
 
     Each `bucket-{h}x{w}.safetensors` (sides of the latents) holds latents (n, 4, h, w) fp16, raw and thereby scaled;
@@ -39,7 +39,7 @@ def prepare(folder: Path, count: int, seed: int = 0, split: str = "train", files
     tokenizer, encoder = load_text_encoder(files.t5)
     encoder.to(torch.device(device))     # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
-    features, mask = encode(tokenizer, encoder, [""])
+    features, mask = encode_captions(tokenizer, encoder, [""])
     write_tensors(folder / "null.safetensors", {"features": features[0].half(), "mask": mask[0].to(torch.uint8)})
     start = 0
     for (height, width), share in zip(BUCKETS, _shares(count)):
@@ -65,8 +65,8 @@ def _texts(indices: range, seed: int, split: str, tokenizer: "PreTrainedTokenize
     """Features (n, CAPTION_TOKENS, C), zero at padding, and mask (n, CAPTION_TOKENS) of the captions."""
     parts = []
     for at in range(0, len(indices), batch):
-        texts = [caption_of(index, seed, split)[1] for index in indices[at:at + batch]]
-        features, mask = encode(tokenizer, encoder, texts, fixed=True)
+        texts = [scene_and_caption(index, seed, split)[1] for index in indices[at:at + batch]]
+        features, mask = encode_captions(tokenizer, encoder, texts, fixed=True)
         if mask[:, CAPTION_TOKENS:].any():
             raise ValueError(f"a caption is longer than {CAPTION_TOKENS} tokens; raise CAPTION_TOKENS")
         parts.append(((features * mask[..., None])[:, :CAPTION_TOKENS].half(), mask[:, :CAPTION_TOKENS]))
@@ -74,7 +74,7 @@ def _texts(indices: range, seed: int, split: str, tokenizer: "PreTrainedTokenize
 
 
 @torch.no_grad()
-def _latents(indices: range, seed: int, split: str, size: tuple[int, int], vae: Autoencoder, autocast: bool,
+def _latents(indices: range, seed: int, split: str, size: tuple[int, int], vae: MiniAutoencoder, autocast: bool,
              batch: int = 50) -> tuple[Tensor, Tensor]:
     """Raw latents (n, 4, h, w) of the pictures of these scenes, and those of their edge maps."""
     device = next(vae.parameters()).device
@@ -91,15 +91,16 @@ def _latents(indices: range, seed: int, split: str, size: tuple[int, int], vae: 
     return torch.cat(parts), torch.cat(hints)
 
 
-def caption_of(index: int, seed: int, split: str = "train", crowded: bool = False) -> tuple[Scene, str]:
+def scene_and_caption(index: int, seed: int, split: str = "train", crowded: bool = False) -> tuple[Scene, str]:
     """Scene and caption of an example."""
-    scene = sample(index, seed, split, crowded)
+    scene = sample_scene(index, seed, split, crowded)
     return scene, caption(scene, random.Random(f"caption {seed} {split} {index}"))
 
 
 def picture_of(index: int, seed: int, split: str, size: tuple[int, int], crowded: bool = False) -> Tensor:
     """The picture of an example, uint8 (3, H, W), at `size` (height, width)."""
-    array = draw(sample(index, seed, split, crowded), *size, random.Random(f"picture {seed} {split} {index}"))
+    array = draw_scene(sample_scene(index, seed, split, crowded), *size,
+                       random.Random(f"picture {seed} {split} {index}"))
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
@@ -108,4 +109,4 @@ def held_out(count: int, seed: int = 0, crowded: bool = False) -> list[tuple[Sce
 
     crowded: three to five things each, in captions of 132 to 254 tokens.
     """
-    return [caption_of(index, seed, "held-out", crowded) for index in range(count)]
+    return [scene_and_caption(index, seed, "held-out", crowded) for index in range(count)]

@@ -2,7 +2,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from .grammar import CELL_WORDS, NUMBERS, PLACE_WORDS, RELATION_WORDS, SIZE_WORDS
+from .grammar import CELL_WORDS, NUMBER_WORDS, PLACE_WORDS, RELATION_WORDS, SIZE_WORDS
 from .scenes import ATTRIBUTES, BACKGROUNDS, COLOURS, COUNTS, SHAPES
 
 _THING = re.compile(rf"\b(?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)})\b")
@@ -22,7 +22,7 @@ def answers_of(text: str) -> list[int]:
 
 
 def facts_of(text: str) -> dict[str, str]:
-    """What a caption in small letters states, as `scenes.facts`."""
+    """What a caption in small letters states, as `scenes.stated_facts`."""
     if (crowd := _crowd(text)) is not None:
         return {"background": _only(BACKGROUNDS, text), **crowd}
     things = [(found["shape"], found["colour"]) for found in _THING.finditer(text)]
@@ -43,10 +43,10 @@ def facts_of(text: str) -> dict[str, str]:
 
 def _crowd(text: str) -> dict[str, str] | None:
     """Count, and shape and colour by place, of a paragraph about three to five things; None for another text."""
-    number = re.search(rf"\b({'|'.join(NUMBERS)}) different things\b", text)
+    number = re.search(rf"\b({'|'.join(NUMBER_WORDS)}) different things\b", text)
     if number is None:
         return None
-    known, counted = {"count": COUNTS[NUMBERS.index(number[1])]}, 0
+    known, counted = {"count": COUNTS[NUMBER_WORDS.index(number[1])]}, 0
     # A thing takes one sentence or two: its place is in the first, "it is a star, and the colour of ..." the second.
     for sentence in re.split(r"(?<=\.) (?!it is an? \w+, and the colour)", text):
         thing = _THING.search(sentence) or _APART.search(sentence)
@@ -54,7 +54,7 @@ def _crowd(text: str) -> dict[str, str] | None:
             cell = _phrase(CELL_WORDS, sentence)
             known |= {f"{cell} shape": thing["shape"], f"{cell} colour": thing["colour"]}
             counted += 1
-    if counted != NUMBERS.index(number[1]) + 1:
+    if counted != NUMBER_WORDS.index(number[1]) + 1:
         raise ValueError(f"the prompt speaks of {number[1]} things and describes {counted}: {text[:80]!r}")
     return known
 

@@ -28,31 +28,32 @@ from ..train.data import PreparedFolder
 from ..train.initialize import initialize
 from ..train.loop import Training, train_averages
 from ..train.loop_config import LoopConfig
-from ..train.objectives import Consistency, Control, Diffusion
+from ..train.objectives import Consistency, ControlDiffusion, Diffusion
 from ..train.precision import fitting_precision
 from ..train.report import Record
 from ..train.settings import DmdMethod, TdmMethod
 from ..train.timesteps import Timesteps
 from . import Files
-from .autoencoder import Plan, load_autoencoder, train_autoencoder
-from .catalogue import Wish, build_catalogue
+from .autoencoder import AutoencoderConfig, load_autoencoder, train_autoencoder
+from .catalogue import SceneWish, build_catalogue
 from .clock import Clock, planned
 from .judge import DESIGNS, train_judge
 from .matched import train_matched
 from .pictures import BUCKETS
-from .prepare import prepare
+from .prepare import prepare_scenes
 from .scenery import Scenery
 from .stream import EndlessData
-from .text_encoder import TOKENS, WIDTH, build_tokenizer, load_text_encoder, train_text_encoder
+from .text_encoder import MINI_TOKENS, WIDTH, build_tokenizer, load_text_encoder, train_text_encoder
 
 logger = logging.getLogger(__name__)
 
-MINI = PixArtConfig(depth=8, hidden=192, heads=4, caption_width=WIDTH, caption_tokens=TOKENS, base_size=8,
-                    position_scale=1.0, micro_conditioning=True)
+MINI_CONFIG = PixArtConfig(depth=8, hidden=192, heads=4, caption_width=WIDTH, caption_tokens=MINI_TOKENS, base_size=8,
+                           position_scale=1.0, micro_conditioning=True)
 STAGES = ("autoencoder", "text", "judge", "judge_a", "teacher", "student", "control", "tdm", "dmd")
 PROBED = 256         # width of the matrices that decide whether small convolutions gain by 16 bits
 SNAPSHOT = 60.0      # seconds between two files of the weights so far
-TEACHER, STUDENT = preset("teacher", 2.5).to_header(), preset("lcm").to_header()       # how they want to be sampled
+TEACHER_HEADER, STUDENT_HEADER = preset("teacher",
+                                        2.5).to_header(), preset("lcm").to_header()  # how they want to be sampled
 
 
 MATCHED = LoopConfig(steps=1000, batch=16, learning_rate=2e-4, warmup=20, betas=(0.0, 0.95), weight_decay=0.01,
@@ -69,7 +70,7 @@ class Small:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MiniRecipe:
     """Sizes of all stages. The defaults suit two CPU cores and some hours, `for_gpu` some minutes of a large GPU."""
 
     seed: int = 0
@@ -82,7 +83,7 @@ class Recipe:
     autoencoder: Small = Small(3000, 64)
     text: Small = Small(2000, 64)
     judge: Small = Small(1500, 64)
-    plan: Plan = Plan((32, 48, 64, 64), (0, 1, 2, 3), (1, 3, 3, 3))
+    plan: AutoencoderConfig = AutoencoderConfig((32, 48, 64, 64), (0, 1, 2, 3), (1, 3, 3, 3))
     teacher: LoopConfig = field(default_factory=lambda: LoopConfig(
         steps=9000, batch=64, learning_rate=1e-3, warmup=200, cooldown=3000, optimizer="muon", ema=0.998,
         betas=(0.9, 0.98), precision="auto", threads=1))
@@ -103,7 +104,7 @@ class Recipe:
     pairs: int = 4000            # of noise and the teacher's picture, for dmd
 
 
-def for_gpu(recipe: Recipe = Recipe()) -> Recipe:
+def for_gpu(recipe: MiniRecipe = MiniRecipe()) -> MiniRecipe:
     """Large batches at the rates that suit them; the steps of the last three stages are a first guess."""
     return replace(
         recipe, scenes=400_000, crowds=100_000, reuse=1, autoencoder=Small(3500, 128), text=Small(3000, 256),
@@ -121,7 +122,7 @@ def for_gpu(recipe: Recipe = Recipe()) -> Recipe:
 class Builder:
     """One build: recipe, files and device, and the data that its stages share."""
 
-    def __init__(self, work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu",
+    def __init__(self, work: Path, files: Files, recipe: MiniRecipe = MiniRecipe(), device: str = "cpu",
                  clock: Clock | None = None) -> None:
         """Raises ValueError when the work folder belongs to another recipe."""
         self.work, self.files, self.recipe = work, files, recipe
@@ -155,8 +156,8 @@ class Builder:
         tokenizer = load_text_encoder(self.files.t5)[0] if self.files.t5.exists() else build_tokenizer()
         words, recipe = tokenizer.get_vocab(), self.recipe
         ordinary, crowds = (build_catalogue(wish, count, words).to(self.device) for wish, count in (
-            (Wish(seed, two=recipe.two, held_out=held_out), recipe.scenes // part),
-            (Wish(seed, crowded=True, held_out=held_out), recipe.crowds // part)))
+            (SceneWish(seed, two=recipe.two, held_out=held_out), recipe.scenes // part),
+            (SceneWish(seed, crowded=True, held_out=held_out), recipe.crowds // part)))
         return Scenery(ordinary, crowds, recipe.crowded if crowded is None else crowded)
 
     @cached_property
@@ -193,8 +194,9 @@ class Builder:
     def data(self, hints: bool = False, pictures: bool = True) -> EndlessData:
         """Pictures without end, for the trainers; or captions alone."""
         encoder: nn.Module = load_text_encoder(self.files.t5)[1]
-        vae = load_autoencoder(self.files.vae).to(self.device, memory_format=torch.channels_last)    # type: ignore[call-overload]
-        data = EndlessData(self.training, vae, encoder.to(self.device), TOKENS, hints, self.autocast,
+        vae = load_autoencoder(self.files.vae).to(self.device,
+                                                  memory_format=torch.channels_last)    # type: ignore[call-overload]
+        data = EndlessData(self.training, vae, encoder.to(self.device), MINI_TOKENS, hints, self.autocast,
                            self.recipe.reuse, pictures)
         if self.device.type == "cuda":          # there is room for the features of all captions
             data.remember()
@@ -203,25 +205,27 @@ class Builder:
     def train_teacher(self) -> None:
         """Diffusion training from nothing."""
         recipe, data = self.recipe, self.data()
-        model = initialize(PixArtTransformer(MINI, attend=self.attend), recipe.seed)
-        model.y_embedder.y_embedding.copy_(data.null_context[:1].expand(TOKENS, -1))     # type: ignore[operator]
+        model = initialize(PixArtTransformer(MINI_CONFIG, attend=self.attend), recipe.seed)
+        model.y_embedder.y_embedding.copy_(data.null_context[:1].expand(MINI_TOKENS, -1))  # type: ignore[operator]
         objective = Diffusion(data, timesteps=recipe.timesteps, weighting=recipe.weighting,
                               weighting_cap=recipe.weighting_cap)
         self.fit("teacher", model, objective, data, recipe.teacher,
-                 lambda average, path: save_checkpoint(path, average, MINI, torch.float16, TEACHER), self.files.teacher)
+                 lambda average, path: save_checkpoint(path, average, MINI_CONFIG, torch.float16, TEACHER_HEADER),
+                 self.files.teacher)
 
     def train_student(self) -> None:
         """Latent consistency distillation of the teacher."""
         teacher, data = self.base(), self.data()
         student = copy.deepcopy(teacher).requires_grad_(True)
         self.fit("student", student, Consistency(data, teacher, self.recipe.guidance), data, self.recipe.student,
-                 lambda average, path: save_checkpoint(path, average, MINI, torch.float16, STUDENT), self.files.student)
+                 lambda average, path: save_checkpoint(path, average, MINI_CONFIG, torch.float16, STUDENT_HEADER),
+                 self.files.student)
 
     def train_control(self) -> None:
         """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training pictures."""
         base, data = self.base(), self.data(hints=True)
         network = PixArtControlNet.copy_of(base, self.recipe.control_blocks, attend=self.attend)
-        self.fit("control", Controlled(base, network), Control(data), data, self.recipe.control,
+        self.fit("control", Controlled(base, network), ControlDiffusion(data), data, self.recipe.control,
                  save_control_of, self.files.control)
 
     def train_tdm(self) -> None:
@@ -273,12 +277,12 @@ class Snapshot:
             self.last = time.monotonic()
 
 
-def check_recipe(path: Path, recipe: Recipe) -> None:
+def check_recipe(path: Path, recipe: MiniRecipe) -> None:
     """Keep what a work folder was begun with, and refuse to go on in it with another recipe."""
     now = json.loads(json.dumps(asdict(recipe)))
     if path.exists():
         before = json.loads(path.read_text())
-        usual = json.loads(json.dumps(asdict(Recipe())))        # of what a work folder of an older version does not say
+        usual = json.loads(json.dumps(asdict(MiniRecipe())))    # of what a work folder of an older version does not say
         changed = sorted(name for name in now.keys() | before.keys()
                          if now.get(name) != before.get(name, usual.get(name)))
         if changed:
@@ -293,21 +297,22 @@ def check_recipe(path: Path, recipe: Recipe) -> None:
         beside.write_text(json.dumps(now, indent=1))
 
 
-def prepare_data(work: Path, files: Files, recipe: Recipe = Recipe(), device: str = "cpu") -> PreparedFolder:
+def prepare_data(work: Path, files: Files, recipe: MiniRecipe = MiniRecipe(), device: str = "cpu") -> PreparedFolder:
     """Train the small networks where they are missing, and prepare work/data with them, for trainings from a folder."""
     builder = Builder(work, files, recipe, device)
     builder.run(STAGES[:4])
     if len(list((work / "data").glob("*.safetensors"))) <= len(BUCKETS):
-        prepare(work / "data", recipe.pictures, recipe.seed, files=files, device=device, autocast=builder.autocast)
+        prepare_scenes(work / "data", recipe.pictures, recipe.seed, files=files, device=device,
+                       autocast=builder.autocast)
     return PreparedFolder(work / "data")
 
 
-def build(work: Path, files: Files, recipe: Recipe | None = None, device: str = "cpu", minutes: float | None = None,
-          stages: tuple[str, ...] = STAGES) -> None:
+def build_mini(work: Path, files: Files, recipe: MiniRecipe | None = None, device: str = "cpu",
+               minutes: float | None = None, stages: tuple[str, ...] = STAGES) -> None:
     """Run every stage of `stages` whose result is missing. `work` keeps states, `files` says where weights go.
 
     minutes: how long all of it may take; by default every stage takes its own steps.
     """
     if recipe is None:
-        recipe = Recipe() if device == "cpu" else for_gpu()
+        recipe = MiniRecipe() if device == "cpu" else for_gpu()
     Builder(work, files, recipe, device, Clock(minutes)).run(stages)

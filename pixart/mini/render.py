@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..train.draws import draw
+from ..train.draws import draw_rows
 from .pictures import (
     BACKGROUND_RGB,
     CELL_JITTER,
@@ -26,7 +26,7 @@ from .pictures import (
     SPACING,
     STRIPE,
 )
-from .scenes import BACKGROUNDS, CELLS, COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, TEXTURES, Scene
+from .scenes import BACKGROUNDS, CELLS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, TEXTURES, Scene
 
 THINGS = 5                     # most things in a scene
 CODE = 4 + 4 * THINGS          # numbers that say what a scene holds
@@ -37,7 +37,7 @@ _WIDER = 1 / 6                 # pixels: PIL draws outlines half a subpixel too 
 def encode_scene(scene: Scene) -> list[int]:
     """CODE numbers: background, things, position or relation, size, and of every thing shape, colour, texture, cell."""
     first, count = scene.things[0], len(scene.things)
-    place = {1: lambda: POSITIONS.index(scene.position), 2: lambda: RELATIONS.index(scene.relation)}
+    place = {1: lambda: PLACES.index(scene.position), 2: lambda: RELATIONS.index(scene.relation)}
     code = [BACKGROUNDS.index(scene.background), count, place.get(count, lambda: 0)(),
             SIZES.index(first.size) if count == 1 else 0]
     for index in range(THINGS):
@@ -71,7 +71,7 @@ def arrange(codes: Tensor, height: int, width: int, generator: torch.Generator) 
     device, batch = codes.device, len(codes)
     codes = codes.long()
     things = codes[:, 4:].view(batch, THINGS, 4)
-    lots = draw(torch.rand, (batch, THINGS, 3), generator).to(device)
+    lots = draw_rows(torch.rand, (batch, THINGS, 3), generator).to(device)
     scale = (min(height, width) / 128) ** 0.7
     count, place = codes[:, 1, None], codes[:, 2, None]
     y, x, radius = _crowd(things[..., 3], height, width, lots)
@@ -119,9 +119,9 @@ def _single(position: Tensor, size: Tensor, height: int, width: int, lots: Tenso
     down, right = _jitter(lots, reach)
     y, x = height / 2 + down, width / 2 + right
     margin = radius + 2 + (down + right).abs() / 2          # 0 to 3 pixels times the scale
-    left, top = POSITIONS.index("left"), POSITIONS.index("top")
-    x = torch.where(position == left, margin, torch.where(position == POSITIONS.index("right"), width - margin, x))
-    y = torch.where(position == top, margin, torch.where(position == POSITIONS.index("bottom"), height - margin, y))
+    left, top = PLACES.index("left"), PLACES.index("top")
+    x = torch.where(position == left, margin, torch.where(position == PLACES.index("right"), width - margin, x))
+    y = torch.where(position == top, margin, torch.where(position == PLACES.index("bottom"), height - margin, y))
     return y, x, radius
 
 

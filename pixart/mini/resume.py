@@ -13,7 +13,7 @@ from ..train.state import read_state, write_state
 logger = logging.getLogger(__name__)
 
 
-class Progress:
+class ResumableTraining:
     """Learning rate, state file and log of one training with AdamW: warm-up, then a cosine down to a hundredth."""
 
     every = 100                # steps between two lines of the log

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..train.draws import draw
+from ..train.draws import draw_rows
 from .catalogue import Catalogue
 from .pictures import BUCKETS
 from .render import arrange, paint
@@ -27,7 +27,7 @@ class Worded:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnBatch:
     """A batch of one size: pictures (B, 3, H, W) in 0..1, tokens (B, L) int64 and mask (B, L) bool of their captions,
     answers (B, attributes) int64, -100 where the caption states nothing.
 
@@ -50,7 +50,7 @@ class Scenery:
         self.ordinary, self.crowded, self.share = ordinary, crowded, share
         self.things = {id(kind): kind.things for kind in (ordinary, crowded) if kind is not None}
 
-    def draw(self, generator: torch.Generator, count: int) -> Drawn:
+    def draw(self, generator: torch.Generator, count: int) -> DrawnBatch:
         """`count` pictures of one size and kind."""
         kind, size = self._chosen(generator)
         return self._drawn(kind, size, generator, count)
@@ -58,7 +58,7 @@ class Scenery:
     def captions(self, generator: torch.Generator, count: int) -> Worded:
         """Captions of the same scenes, and the size of their pictures, which are not drawn."""
         kind, size = self._chosen(generator)
-        rows = draw(partial(torch.randint, len(kind)), (count,), generator).to(kind.codes.device)
+        rows = draw_rows(partial(torch.randint, len(kind)), (count,), generator).to(kind.codes.device)
         tokens = kind.tokens[rows].long()
         return Worded(kind, rows, tokens, tokens > 0, size)
 
@@ -75,12 +75,12 @@ class Scenery:
         parts = [self._drawn(kind, size, generator, count // len(kinds)) for kind in kinds]
         return torch.cat([part.pictures for part in parts]), torch.cat([part.answers for part in parts])
 
-    def _drawn(self, kind: Catalogue, size: tuple[int, int], generator: torch.Generator, count: int) -> Drawn:
+    def _drawn(self, kind: Catalogue, size: tuple[int, int], generator: torch.Generator, count: int) -> DrawnBatch:
         device, (height, width) = kind.codes.device, size
-        rows = draw(partial(torch.randint, len(kind)), (count,), generator).to(device)
+        rows = draw_rows(partial(torch.randint, len(kind)), (count,), generator).to(device)
         tokens, answers = kind.tokens[rows].long(), kind.answers[rows].long()
         pictures = paint(arrange(kind.codes[rows], height, width, generator), height, width, self.things[id(kind)])
-        return Drawn(kind, rows, pictures, tokens, tokens > 0, answers.masked_fill(answers < 0, -100))
+        return DrawnBatch(kind, rows, pictures, tokens, tokens > 0, answers.masked_fill(answers < 0, -100))
 
 
 def _lot(generator: torch.Generator) -> tuple[random.Random, tuple[int, int]]:

@@ -7,7 +7,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
-POSITIONS = ("centre", "left", "right", "top", "bottom")
+PLACES = ("centre", "left", "right", "top", "bottom")
 RELATIONS = ("left of", "above")
 BACKGROUNDS = ("black", "white", "grey", "sand", "navy")
 COUNTS = ("one", "two", "three", "four", "five")
@@ -58,7 +58,7 @@ def split(scene: Scene) -> str:
     return "held-out" if zlib.crc32(repr(known).encode()) % 20 == 0 else "train"
 
 
-def sample(index: int, seed: int, split: str = "train", crowded: bool = False) -> Scene:
+def sample_scene(index: int, seed: int, split: str = "train", crowded: bool = False) -> Scene:
     """The scene with this number in the endless row that `seed`, `split` ("train" or "held-out") and `crowded` name."""
     if split not in ("train", "held-out"):
         raise ValueError(f"unknown split {split!r}; use train or held-out")
@@ -66,7 +66,7 @@ def sample(index: int, seed: int, split: str = "train", crowded: bool = False) -
     return draw_lots(rng, split, crowded)
 
 
-_split_of = split              # `sample` and `draw_lots` have an argument of the same name
+_split_of = split              # `sample_scene` and `draw_lots` have an argument of the same name
 
 
 def draw_lots(rng: random.Random, split: str = "train", crowded: bool = False, two: float = TWO_OBJECTS) -> Scene:
@@ -81,7 +81,7 @@ def _ordinary(rng: random.Random, two: float) -> Scene:
     background = rng.choice(BACKGROUNDS)
     if rng.random() >= two:
         thing = Thing(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES), rng.choice(TEXTURES))
-        return Scene(background, (thing,), position=rng.choice(POSITIONS))
+        return Scene(background, (thing,), position=rng.choice(PLACES))
     things = _medium(rng.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], 2))
     return Scene(background, things, relation=rng.choice(RELATIONS))
 
@@ -102,12 +102,12 @@ def _medium(pairs: list[tuple[str, str]]) -> tuple[Thing, ...]:
 # What can be asked of a scene, and the possible answers. "second" is the right or lower of two things.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": BACKGROUNDS, "count": COUNTS, "shape": SHAPES, "colour": COLOURS, "size": SIZES,
-    "texture": TEXTURES, "position": POSITIONS, "second shape": SHAPES, "second colour": COLOURS, "relation": RELATIONS,
+    "texture": TEXTURES, "position": PLACES, "second shape": SHAPES, "second colour": COLOURS, "relation": RELATIONS,
     **{f"{cell} {what}": answers for cell in CELLS for what, answers in (("shape", SHAPES), ("colour", COLOURS))},
 }
 
 
-def facts(scene: Scene) -> dict[str, str]:
+def stated_facts(scene: Scene) -> dict[str, str]:
     """The answers that a caption of `scene` states: a subset of `ATTRIBUTES`."""
     known = {"background": scene.background, "count": COUNTS[len(scene.things) - 1]}
     if scene.crowded:
@@ -123,6 +123,6 @@ def facts(scene: Scene) -> dict[str, str]:
 
 
 def labels(scene: Scene) -> list[int]:
-    """`facts` as one class number per attribute in the order of `ATTRIBUTES`; -100 where a caption states nothing."""
-    known = facts(scene)
+    """`stated_facts` as one class number per attribute in the order of `ATTRIBUTES`; -100 where nothing is stated."""
+    known = stated_facts(scene)
     return [answers.index(known[name]) if name in known else -100 for name, answers in ATTRIBUTES.items()]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from ..control.edges import canny
 from ..train.data import Batch, without_caption
 from ..train.draws import StepGenerator
-from .autoencoder import Autoencoder
+from .autoencoder import MiniAutoencoder
 from .pictures import CANNY
-from .scenery import Drawn, Scenery, Worded
+from .scenery import DrawnBatch, Scenery, Worded
 
 
 class EndlessData:
@@ -18,7 +18,7 @@ class EndlessData:
 
     latent_space, edges = "sd", "canny"
 
-    def __init__(self, scenery: Scenery, vae: Autoencoder, encoder: nn.Module, caption_tokens: int,
+    def __init__(self, scenery: Scenery, vae: MiniAutoencoder, encoder: nn.Module, caption_tokens: int,
                  hints: bool = False, autocast: bool = False, reuse: int = 1, pictures: bool = True) -> None:
         """vae and encoder are on the device of the scenery. hints: edge maps too; autocast: encode in bf16; reuse:
         steps in a row that see the same pictures, with other noise, where drawing them takes much of a step. pictures:
@@ -50,7 +50,7 @@ class EndlessData:
                 parts = [self.features(rows.long()).to(torch.bfloat16) for rows in kind.tokens.split(batch)]
                 self.remembered[id(kind)] = torch.cat(parts)
 
-    def context(self, drawn: Drawn | Worded) -> Tensor:
+    def context(self, drawn: DrawnBatch | Worded) -> Tensor:
         """(B, L, C) float32, zero at padding: the features of the captions."""
         kept = self.remembered.get(id(drawn.kind))
         return self.features(drawn.tokens) if kept is None else kept[drawn.rows].float()

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import CAPTION_WIDTH
-from .catalogue import Catalogue, Wish, build_catalogue
+from .catalogue import Catalogue, SceneWish, build_catalogue
 from .grammar import caption, vocabulary
-from .resume import Progress
-from .scenes import ATTRIBUTES, labels, sample
+from .resume import ResumableTraining
+from .scenes import ATTRIBUTES, labels, sample_scene
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WIDTH = CAPTION_WIDTH          # channels of the features
-TOKENS = 256                   # longest caption; a sentence of the grammar needs 23, a paragraph 254
+MINI_TOKENS = 256              # longest caption; a sentence of the grammar needs 23, a paragraph 254
 LAYERS = 3
 _MASK, _MASK_NUMBER = "<extra_id_0>", 3
 
@@ -40,7 +40,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>",
                                                              special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-                                   mask_token=_MASK, model_max_length=TOKENS, padding_side="right",
+                                   mask_token=_MASK, model_max_length=MINI_TOKENS, padding_side="right",
                                    model_input_names=["input_ids", "attention_mask"])
 
 
@@ -50,11 +50,12 @@ def build_encoder(words: int) -> "T5EncoderModel":
 
     return T5EncoderModel(T5Config(
         vocab_size=words, d_model=WIDTH, d_kv=32, d_ff=256, num_layers=LAYERS, num_heads=4, dropout_rate=0.0,
-        feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,     # type: ignore[call-arg]
+        feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
+        tie_word_embeddings=False,     # type: ignore[call-arg]
         relative_attention_num_buckets=32, pad_token_id=0, eos_token_id=1))
 
 
-class Reader(nn.Module):
+class EncoderWithHeads(nn.Module):
     """The encoder with the heads it is trained by: hidden words, and the attributes of the caption.
 
     Each attribute is read from the tokens that the features themselves point at, so that a word has to know which of
@@ -86,9 +87,10 @@ def train_text_encoder(folder: Path, steps: int = 1500, batch: int = 128, seed: 
     tokenizer = build_tokenizer()
     words = tokenizer.get_vocab()
     sentences, paragraphs = (build_catalogue(wish, count, words).to(device) for wish, count in (
-        (Wish(seed, two=0.5, unknown=0.125), captions), (Wish(seed, crowded=True, unknown=0.125), captions // 4)))
-    model = Reader(build_encoder(len(tokenizer)), len(tokenizer)).to(device).train()
-    progress = Progress("text encoder", model, rate, steps, state, seed)
+        (SceneWish(seed, two=0.5, unknown=0.125), captions),
+        (SceneWish(seed, crowded=True, unknown=0.125), captions // 4)))
+    model = EncoderWithHeads(build_encoder(len(tokenizer)), len(tokenizer)).to(device).train()
+    progress = ResumableTraining("text encoder", model, rate, steps, state, seed)
     for step in progress:
         long = step % 4 == 3
         rows = torch.randint(len(paragraphs if long else sentences), (batch // 4 if long else batch,), device=device)
@@ -99,7 +101,7 @@ def train_text_encoder(folder: Path, steps: int = 1500, batch: int = 128, seed: 
     return read
 
 
-def _loss(model: Reader, captions: Catalogue, rows: Tensor) -> Tensor:
+def _loss(model: EncoderWithHeads, captions: Catalogue, rows: Tensor) -> Tensor:
     """Cross entropy of hidden words (an eighth of each caption) and of the attributes, read from the whole caption."""
     tokens, wanted = captions.tokens[rows].long(), captions.answers[rows].long()
     mask = (tokens > 0).long()
@@ -112,18 +114,19 @@ def _loss(model: Reader, captions: Catalogue, rows: Tensor) -> Tensor:
 
 
 def tokenise(tokenizer: "PreTrainedTokenizerFast", texts: list[str], fixed: bool = False) -> tuple[Tensor, Tensor]:
-    """Numbers and mask (B, L), int64, padded to the longest text or, if `fixed`, to `TOKENS`."""
-    both = tokenizer(texts, padding="max_length" if fixed else "longest", truncation=True, max_length=TOKENS,
+    """Numbers and mask (B, L), int64, padded to the longest text or, if `fixed`, to `MINI_TOKENS`."""
+    both = tokenizer(texts, padding="max_length" if fixed else "longest", truncation=True, max_length=MINI_TOKENS,
                      return_tensors="pt")
     return both.input_ids, both.attention_mask
 
 
 @torch.no_grad()
-def _read(model: Reader, tokenizer: "PreTrainedTokenizerFast", count: int) -> float:
+def _read(model: EncoderWithHeads, tokenizer: "PreTrainedTokenizerFast", count: int) -> float:
     """Share of attributes that the heads read rightly from captions of held-out scenes, every fourth crowded."""
     right, asked = 0.0, 0.0
     for crowded in (False, True):
-        scenes = [sample(index, 99, "held-out", crowded) for index in range(count // 4 if crowded else 3 * count // 4)]
+        scenes = [sample_scene(index, 99, "held-out", crowded)
+                  for index in range(count // 4 if crowded else 3 * count // 4)]
         tokens, mask = tokenise(tokenizer, [caption(scene, random.Random(index)) for index, scene in enumerate(scenes)])
         choices = torch.stack([given.argmax(1) for given in model(tokens, mask)[1]], 1)
         wanted = torch.tensor([labels(scene) for scene in scenes])
@@ -158,8 +161,8 @@ def load_text_encoder(folder: Path) -> tuple["PreTrainedTokenizerFast", "T5Encod
 
 
 @torch.no_grad()
-def encode(tokenizer: "PreTrainedTokenizerFast", encoder: "T5EncoderModel", texts: list[str],
-           fixed: bool = False) -> tuple[Tensor, Tensor]:
+def encode_captions(tokenizer: "PreTrainedTokenizerFast", encoder: "T5EncoderModel", texts: list[str],
+                    fixed: bool = False) -> tuple[Tensor, Tensor]:
     """Features (B, L, WIDTH) and mask (B, L) of captions; L as in `tokenise`."""
     tokens, mask = tokenise(tokenizer, texts, fixed)
     device = next(encoder.parameters()).device

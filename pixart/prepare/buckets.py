@@ -1,7 +1,7 @@
 """Which bucket a picture belongs to, and what a model is told of its size."""
 from dataclasses import dataclass
 
-from ..resolution import nearest_ratio, table
+from ..resolution import nearest_ratio, trained_sizes
 from .families import Family
 
 SHARP = 2048                # from this class on pictures are scaled with Lanczos, below bicubic
@@ -38,7 +38,7 @@ def slot_of(size: tuple[int, int], resolution: int, family: Family) -> Slot:
     if max(height / width, width / height) > family.widest:
         raise Unfit(f"its sides are {width} x {height}, more than {family.widest:g} : 1")
     ratio = nearest_ratio(height, width, resolution)
-    pixels = table(resolution)[ratio]
+    pixels = trained_sizes(resolution)[ratio]
     told = (size, ratio) if family.tells_original else (pixels, pixels[0] / pixels[1])
     return Slot((pixels[0] // 8, pixels[1] // 8), *told)
 

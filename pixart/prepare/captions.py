@@ -15,7 +15,7 @@ from torch import Tensor
 from .networks import TextEncoder
 from .shards import write_tensors
 
-CHUNK = 128                 # captions a file: what a kill can cost
+CAPTION_CHUNK = 128         # captions a file: what a kill can cost
 
 
 class Captions:
@@ -96,7 +96,7 @@ def encode_captions(captions: Captions, texts: Iterable[str], open_encoder: Call
             cut += sum(bool(report.cut) for report in encoded.reports)
             found += [(text, half(encoded.context[row][encoded.mask[row]], name)) for row, text in enumerate(texts)]
             done += len(texts)
-            if len(found) >= CHUNK:
+            if len(found) >= CAPTION_CHUNK:
                 flush()
             progress(done, len(wanted))
         flush()

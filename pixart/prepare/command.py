@@ -3,7 +3,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ..resolution import CLASSES
+from ..resolution import ASPECT_RATIOS
 from .families import FAMILIES
 
 
@@ -22,7 +22,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.add_argument("--out", type=Path, required=True, help="folder to prepare into")
     command.add_argument("--family", choices=tuple(FAMILIES), required=True,
                          help="whose models are trained (alpha: delta too)")
-    command.add_argument("--resolution", type=int, choices=tuple(CLASSES),
+    command.add_argument("--resolution", type=int, choices=tuple(ASPECT_RATIOS),
                          help="side in pixels of the square (mini: 128)")
     command.add_argument("--vae", type=Path, help="VAE file or diffusers folder (mini: its own)")
     command.add_argument("--t5", type=Path, help="T5 encoder file or folder (mini: its own)")
@@ -43,14 +43,15 @@ def run(args: argparse.Namespace) -> None:
     from ..device import best_device, checked_device
     from ..mini import SHIPPED
     from .prompts import are_prompts
-    from .run import Job, prepare
+    from .run import PreparationJob, prepare
 
     family, mini = FAMILIES[args.family], args.family == "mini"
     if args.resolution is None and not mini:
         raise ValueError(f"--family {args.family} needs --resolution: {', '.join(map(str, family.resolutions))}")
-    job = Job(tuple(args.source), args.out, family, args.resolution or 128, args.vae or (SHIPPED.vae if mini else None),
-              args.t5 or (SHIPPED.t5 if mini else None), args.edges, args.hed, args.null, args.bits, args.batch,
-              args.shard, args.workers, str(checked_device(args.device or best_device())))
+    job = PreparationJob(tuple(args.source), args.out, family, args.resolution or 128,
+                         args.vae or (SHIPPED.vae if mini else None),
+                         args.t5 or (SHIPPED.t5 if mini else None), args.edges, args.hed, args.null, args.bits,
+                         args.batch, args.shard, args.workers, str(checked_device(args.device or best_device())))
     with Bars() as bars:
         report = prepare(job, bars)
     kind = "captions" if are_prompts(args.source) else "pictures"

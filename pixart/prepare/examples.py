@@ -40,7 +40,7 @@ def uses_hint(item: Item, edges: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ExampleReader:
     """Turns entries of one bucket into examples."""
 
     captions: Captions

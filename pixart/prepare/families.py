@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from ..config import LATENT_SCALE
-from ..resolution import CLASSES
+from ..resolution import ASPECT_RATIOS
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Family:
         return LATENT_SCALE[self.latent_space]
 
 
-_LARGE = tuple(side for side in CLASSES if side >= 256)
+_LARGE = tuple(side for side in ASPECT_RATIOS if side >= 256)
 FAMILIES = {
     "alpha": Family("alpha", "sd", 120, True, 4.0, True, _LARGE),       # delta too
     "sigma": Family("sigma", "sdxl", 300, False, 4.5, True, _LARGE),

@@ -8,7 +8,7 @@ from ..device import is_out_of_memory
 from .captions import half
 from .families import Family
 
-EDGES = ("none", "canny", "soft", "hed")
+PREPARED_EDGES = ("none", "canny", "soft", "hed")
 
 
 class LatentEncoder:
@@ -32,10 +32,10 @@ class LatentEncoder:
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean (B, C, H/8, W/8) and spread of the same shape, None for a tiny autoencoder; both on the CPU."""
-        from ..vae import encode
+        from ..vae import encode_pictures
 
         try:
-            mean, deviation = encode(self.vae, pictures, self.scale, batch=len(pictures))
+            mean, deviation = encode_pictures(self.vae, pictures, self.scale, batch=len(pictures))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

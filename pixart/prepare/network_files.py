@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .families import Family
 from .networks import Networks, PictureEncoder, TextEncoder
-from .state import fingerprint
+from .state import weights_fingerprint
 
 
 def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, device: str) -> Networks:
@@ -22,4 +22,4 @@ def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, dev
         return LatentEncoder(path, family, device)
 
     return Networks(partial(open_text, t5) if t5 else None, partial(open_pictures, vae) if vae else None,
-                    {"VAE": fingerprint(vae), "T5": fingerprint(t5), "T5 bits": bits if t5 else None})
+                    {"VAE": weights_fingerprint(vae), "T5": weights_fingerprint(t5), "T5 bits": bits if t5 else None})

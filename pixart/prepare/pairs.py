@@ -15,7 +15,7 @@ from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
 from ..sampling.noise import PictureNoise
 from .shards import Shard, load_null, shard_paths, write_shard, write_tensors
-from .state import alone, fingerprint, settle
+from .state import alone, settle, weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
     out.mkdir(parents=True, exist_ok=True)
     drawn, total = 0, sum(len(Shard(path)) for path in paths)
     with alone(out):
-        settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": fingerprint(weights)})
+        settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": weights_fingerprint(weights)})
         write_tensors(out / "null.safetensors", {"features": null.half(), "mask": mask.byte()})
         for number, path in enumerate(paths):
             shard = Shard(path)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _TURNED = {5, 6, 7, 8}          # values of the orientation entry that exchange height and width
 
 
-def measure(place: Place) -> tuple[int, int]:
+def picture_size(place: Place) -> tuple[int, int]:
     """Height and width in pixels as people see the picture; reads little more than its header. BrokenPicture."""
     with _file(place) as file, open_image(file) as picture:
         if picture.format == "TIFF":    # Pillow turns these itself, and its versions differ in when the size says so

@@ -16,7 +16,7 @@ from .families import Family
 from .shards import Shard, next_shard, shard_paths, write_shard
 
 if TYPE_CHECKING:
-    from .run import Job
+    from .run import PreparationJob
 
 Prompt = tuple[str, str]         # its key, and the text as it is to be tokenised
 
@@ -30,7 +30,7 @@ def are_prompts(sources: Sequence[Path]) -> bool:
     return bool(lists)
 
 
-def read_prompts(sources: Sequence[Path], family: Family) -> Iterator[Prompt]:
+def prompts_of_sources(sources: Sequence[Path], family: Family) -> Iterator[Prompt]:
     """Every line that says something, cleaned as the family's captions are; keys are "file, line n"."""
     for source in sources:
         try:
@@ -43,16 +43,16 @@ def read_prompts(sources: Sequence[Path], family: Family) -> Iterator[Prompt]:
                 yield f"{source.name}, line {number}", text
 
 
-def waiting(job: "Job") -> list[Prompt]:
+def waiting(job: "PreparationJob") -> list[Prompt]:
     """Those that are not in the folder yet. ValueError where the sources hold none at all."""
     done = {key for path in shard_paths(job.out) for key in Shard(path).keys}
-    prompts = list(read_prompts(job.sources, job.family))
+    prompts = list(prompts_of_sources(job.sources, job.family))
     if not prompts:
         raise ValueError("the sources hold no caption; write one a line")
     return [prompt for prompt in prompts if prompt[0] not in done]
 
 
-def write_prompts(job: "Job", prompts: Sequence[Prompt], captions: Captions, metadata: dict[str, str],
+def write_prompts(job: "PreparationJob", prompts: Sequence[Prompt], captions: Captions, metadata: dict[str, str],
                   progress: Callable[[int, int], None]) -> int:
     """Write the features of encoded captions, `job.shard` a file, for square pictures; returns their number."""
     side = job.resolution // 8

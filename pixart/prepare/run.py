@@ -9,22 +9,22 @@ import torch
 from ..progress import Progress
 from ..text.encoded import load_embeddings
 from .captions import Captions, encode_captions, half
-from .examples import Example, Reader, stack, uses_hint
+from .examples import Example, ExampleReader, stack, uses_hint
 from .families import Family
-from .latents import EDGES, EdgeMaps
+from .latents import PREPARED_EDGES, EdgeMaps
 from .network_files import from_files
 from .networks import Networks
 from .prompts import are_prompts, waiting, write_prompts
 from .shards import Shard, next_shard, shard_paths, write_shard, write_tensors
 from .sources import items_of
-from .state import Skipped, alone, fingerprint, read_skipped, settle, write_skipped
+from .state import Skipped, alone, read_skipped, settle, weights_fingerprint, write_skipped
 from .survey import Survey, survey
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparationJob:
     """What to prepare, into which folder, with what. Paths that are None are not needed or lead to an error."""
 
     sources: tuple[Path, ...]
@@ -45,8 +45,8 @@ class Job:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("no source of pictures is named")
-        if self.edges not in EDGES:
-            raise ValueError(f"unknown edge maps {self.edges!r}; use {', '.join(EDGES)}")
+        if self.edges not in PREPARED_EDGES:
+            raise ValueError(f"unknown edge maps {self.edges!r}; use {', '.join(PREPARED_EDGES)}")
         if min(self.batch, self.shard, self.workers) < 1:
             raise ValueError(f"batch {self.batch}, shard {self.shard} and workers {self.workers} must be at least 1")
         if self.resolution not in self.family.resolutions:
@@ -71,7 +71,7 @@ class Report:
         return Counter(one.reason.partition(":")[0] for one in self.skipped)
 
 
-def prepare(job: Job, progress: Progress = lambda stage, done, total: None,
+def prepare(job: PreparationJob, progress: Progress = lambda stage, done, total: None,
             networks: Networks | None = None) -> Report:
     """Prepare every picture of the sources that is not in the folder yet, by default with the networks of job's files.
 
@@ -103,7 +103,7 @@ def prepare(job: Job, progress: Progress = lambda stage, done, total: None,
     return Report(len(done) + added, added, found.skipped, cut)
 
 
-def _prompts(job: Job, networks: Networks, progress: Progress) -> Report:
+def _prompts(job: PreparationJob, networks: Networks, progress: Progress) -> Report:
     """Captions alone."""
     if job.edges != "none":
         raise ValueError(f"captions without pictures have no edge maps; use edges none, not {job.edges}")
@@ -117,12 +117,12 @@ def _prompts(job: Job, networks: Networks, progress: Progress) -> Report:
     return Report(len(_keys_of(job.out)), added, [], cut)
 
 
-def _settle(job: Job, networks: Networks) -> None:
+def _settle(job: PreparationJob, networks: Networks) -> None:
     for path in (job.hed, job.null):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
     settle(job.out, {"family": job.family.name, "resolution": job.resolution, "edges": job.edges,
-                     "HED network": fingerprint(job.hed), **networks.facts})
+                     "HED network": weights_fingerprint(job.hed), **networks.facts})
 
 
 def _keys_of(folder: Path) -> set[str]:
@@ -132,7 +132,7 @@ def _keys_of(folder: Path) -> set[str]:
     return done
 
 
-def check_needs(job: Job, found: Survey, networks: Networks) -> None:
+def check_needs(job: PreparationJob, found: Survey, networks: Networks) -> None:
     """Refuse to begin without the networks that the pictures at hand need."""
     entries = found.entries
     texts = sum(entry.text is not None for entry in entries)
@@ -155,7 +155,7 @@ def check_needs(job: Job, found: Survey, networks: Networks) -> None:
 
 # -- text --------------------------------------------------------------------------------------------------------------
 
-def _texts(job: Job, texts: list[str], captions: Captions, networks: Networks, progress: Progress) -> int:
+def _texts(job: PreparationJob, texts: list[str], captions: Captions, networks: Networks, progress: Progress) -> int:
     """Features of these captions and of the empty one; the text encoder is freed before this returns."""
     null = job.out / "null.safetensors"
     if job.null is not None and not null.exists():
@@ -177,7 +177,7 @@ def _texts(job: Job, texts: list[str], captions: Captions, networks: Networks, p
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
-def _pictures(job: Job, found: Survey, captions: Captions, networks: Networks, progress: Progress) -> int:
+def _pictures(job: PreparationJob, found: Survey, captions: Captions, networks: Networks, progress: Progress) -> int:
     """Write the shards of every bucket; returns how many examples they got."""
     total, added, seen = len(found.entries), 0, 0
     if not total:
@@ -201,7 +201,7 @@ def _pictures(job: Job, found: Survey, captions: Captions, networks: Networks, p
     return added
 
 
-def _reader(job: Job, found: Survey, captions: Captions, networks: Networks) -> Reader:
+def _reader(job: PreparationJob, found: Survey, captions: Captions, networks: Networks) -> ExampleReader:
     vae = networks.pictures() if networks.pictures else None
     computed = [entry for entry in found.entries if entry.item.moments or uses_hint(entry.item, job.edges)]
     if vae and vae.tiny and computed:
@@ -209,9 +209,9 @@ def _reader(job: Job, found: Survey, captions: Captions, networks: Networks) -> 
                          "autoencoder does not give; name the VAE they came from")
     mapped = job.edges != "none" and any(not uses_hint(entry.item, job.edges) for entry in found.entries)
     maps = EdgeMaps(job.edges, job.hed, job.device) if mapped else None
-    return Reader(captions, vae, maps, job.family, job.resolution, job.edges, job.batch, job.workers)
+    return ExampleReader(captions, vae, maps, job.family, job.resolution, job.edges, job.batch, job.workers)
 
 
-def _metadata(job: Job) -> dict[str, str]:
+def _metadata(job: PreparationJob) -> dict[str, str]:
     return {"latent_space": job.family.latent_space, "caption_tokens": str(job.family.tokens), "edges": job.edges,
             "family": job.family.name, "resolution": str(job.resolution)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..atomic import replacing
 
-FORMAT = "pixart-prepared-1"
+PREPARED_FORMAT = "pixart-prepared-1"
 NEEDED = ("latents", "features", "mask", "size", "aspect")
 OPTIONAL = ("spread", "hints", "hints_spread", "noise")
 _NAME = re.compile(r"(bucket-(\d+)x(\d+))(?:-(\d{5,}))?\.safetensors")
@@ -63,7 +63,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
                 keys: Sequence[str] = ()) -> None:
     """Write one shard, see `pixart.prepare` for its tensors; `keys` names the source of every example."""
-    write_tensors(path, tensors, {"format": FORMAT, **metadata, "keys": json.dumps(list(keys))})
+    write_tensors(path, tensors, {"format": PREPARED_FORMAT, **metadata, "keys": json.dumps(list(keys))})
 
 
 class Shard:
@@ -85,9 +85,9 @@ class Shard:
         self._check()
 
     def _check(self) -> None:
-        if self.metadata.get("format", FORMAT) != FORMAT:
-            raise ValueError(f"{self.path} is of format {self.metadata['format']!r}, expected {FORMAT!r}; prepare the "
-                             "pictures again with this version")
+        if self.metadata.get("format", PREPARED_FORMAT) != PREPARED_FORMAT:
+            raise ValueError(f"{self.path} is of format {self.metadata['format']!r}, expected "
+                             f"{PREPARED_FORMAT!r}; prepare the pictures again with this version")
         missing = [name for name in NEEDED if name not in self.tensors]
         if missing:
             raise ValueError(f"{self.path} lacks {', '.join(missing)}; delete it and prepare it again")

@@ -9,7 +9,8 @@ from .items import Item
 from .manifest import manifest_items
 from .official import metadata_files, official_items
 
-KINDS = "a folder of pictures, .jsonl, .csv, .tsv, .tar, or a folder or .json file in the layout of the official code"
+SOURCE_KINDS = ("a folder of pictures, .jsonl, .csv, .tsv, .tar, or a folder or .json file in the layout of "
+                "the official code")
 
 
 def items_of(sources: Iterable[Path], family: str, resolution: int) -> Iterator[Item]:
@@ -28,7 +29,7 @@ def _of_one(source: Path, family: str, resolution: int) -> Iterator[Item]:
     if source.is_dir():
         yield from _of_folder(source, family, resolution)
     elif not source.is_file():
-        raise FileNotFoundError(f"no source {source}; expected {KINDS}")
+        raise FileNotFoundError(f"no source {source}; expected {SOURCE_KINDS}")
     elif source.suffix.lower() == ".tar":
         yield from archive_items(source)
     elif source.suffix.lower() in (".jsonl", ".ndjson", ".csv", ".tsv"):
@@ -36,7 +37,7 @@ def _of_one(source: Path, family: str, resolution: int) -> Iterator[Item]:
     elif source.suffix.lower() == ".json":
         yield from official_items(source, family, resolution)
     else:
-        raise ValueError(f"{source} is no source of pictures that is known; expected {KINDS}")
+        raise ValueError(f"{source} is no source of pictures that is known; expected {SOURCE_KINDS}")
 
 
 def _of_folder(folder: Path, family: str, resolution: int) -> Iterator[Item]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..atomic import replacing
 from .items import Item
 
-SETTINGS, SKIPPED, LOCK = "prepare.json", "skipped.jsonl", ".lock"
+SETTINGS_FILE, SKIPPED_FILE, LOCK_FILE = "prepare.json", "skipped.jsonl", ".lock"
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ def stamp_of(item: Item) -> list[int] | None:
 
 def write_skipped(folder: Path, skipped: Iterable[Skipped]) -> None:
     """One JSON object a line: key, reason, stamp."""
-    with replacing(folder / SKIPPED) as beside, beside.open("w", encoding="utf-8") as file:
+    with replacing(folder / SKIPPED_FILE) as beside, beside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in skipped)
 
 
 def read_skipped(folder: Path) -> dict[str, Skipped]:
     """What the last run skipped, by key; empty before the first. ValueError for a damaged file."""
-    path = folder / SKIPPED
+    path = folder / SKIPPED_FILE
     if not path.exists():
         return {}
     try:
@@ -53,7 +53,7 @@ def read_skipped(folder: Path) -> dict[str, Skipped]:
 
 def settle(folder: Path, settings: dict[str, object]) -> None:
     """Refuse to go on in a folder that was begun with other settings; None stands for not used in this run."""
-    path = folder / SETTINGS
+    path = folder / SETTINGS_FILE
     try:
         before = json.loads(path.read_text("utf-8")) if path.exists() else {}
     except ValueError as error:
@@ -68,7 +68,7 @@ def settle(folder: Path, settings: dict[str, object]) -> None:
             beside.write_text(json.dumps(merged, indent=1), "utf-8")
 
 
-def fingerprint(path: Path | None) -> str | None:
+def weights_fingerprint(path: Path | None) -> str | None:
     """Name and short digest of weights, from the sizes and ends of their files; the same wherever they lie."""
     if path is None:
         return None
@@ -87,7 +87,7 @@ def fingerprint(path: Path | None) -> str | None:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keep a second process out of the folder; the system lets go when this one ends, however it ends."""
-    with (folder / LOCK).open("a+b") as file:
+    with (folder / LOCK_FILE).open("a+b") as file:
         try:
             _lock(file.fileno())
         except (BlockingIOError, PermissionError) as error:

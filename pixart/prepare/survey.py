@@ -7,7 +7,7 @@ from .buckets import Slot, Unfit, slot_of, slot_of_latents
 from .computed import BrokenFile, moments_shape
 from .families import Family
 from .items import Item
-from .pictures import BrokenPicture, measure
+from .pictures import BrokenPicture, picture_size
 from .state import Skipped, stamp_of
 
 
@@ -67,9 +67,9 @@ def _entry(item: Item, family: Family, resolution: int) -> Entry:
         if not text:
             raise Unfit("cleaning left nothing of its caption" if item.caption else "its caption is empty")
     if item.moments is not None:
-        size = (item.size or measure(item.place())) if item.told_size else None
+        size = (item.size or picture_size(item.place())) if item.told_size else None
         if item.size:
             slot_of(item.size, resolution, family)          # refuses what is too long
         return Entry(item, slot_of_latents(moments_shape(item.moments), size, resolution, family), text)
     # The picture's own header, not the metadata: it is the picture that is scaled and cut.
-    return Entry(item, slot_of(measure(item.place()), resolution, family), text)
+    return Entry(item, slot_of(picture_size(item.place()), resolution, family), text)

@@ -21,18 +21,18 @@ from ..weights.reader import open_weights
 from .adaptive import Adaptation, adapt_block
 from .calibrate import Inputs, Told, load_inputs, save_inputs
 from .convert import MATRICES, LayerOptions, convert_by
-from .format import Options, Packed
+from .format import FormatOptions, Packed
 from .formats import TARGETS
 from .read import PackedWeights, with_unpacked
 from .report import LayerError
 
 logger = logging.getLogger(__name__)
 
-BLOCK = Kind("a rounded block of this program")
+ROUNDED_BLOCK = Kind("a rounded block of this program")
 ABOUT = "about.json"            # what the parts of a run were made for
 
 
-def parts_of(out: str | os.PathLike) -> Path:
+def parts_folder(out: str | os.PathLike) -> Path:
     """The folder beside the result where a run keeps what it has done."""
     return Path(out).with_suffix(".parts")
 
@@ -45,12 +45,12 @@ def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: 
 
     record(model) gives the calibration data, about: what else these depend on. The input of a block comes from the
     blocks before it as they are rounded, what it is to make of it from the network in full precision. What is done
-    is kept in `parts_of(out)` until the file is written, and a further call with the same arguments goes on from
+    is kept in `parts_folder(out)` until the file is written, and a further call with the same arguments goes on from
     there; ValueError where other ones left something behind. told(stage, done, total) may raise to stop.
     """
-    adaptation, told, parts = adaptation or Adaptation(), told or (lambda stage, done, total: None), parts_of(out)
-    prepare(parts, {**about, **asdict(adaptation), "weights": digest(checkpoint), "settings": chosen(checkpoint,
-                                                                                                     settings)})
+    adaptation, told, parts = adaptation or Adaptation(), told or (lambda stage, done, total: None), parts_folder(out)
+    open_parts(parts, {**about, **asdict(adaptation), "weights": weights_digest(checkpoint),
+                       "settings": chosen(checkpoint, settings)})
     model = checkpoint.load(torch.float32, device).requires_grad_(False)
     inputs = recorded(parts / "calibration.safetensors", lambda: record(model))
     done: dict[str, Packed] = {}
@@ -58,7 +58,7 @@ def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: 
     for index, block in enumerate(model.blocks):
         assert isinstance(block, PixArtBlock)
         wanted = with_tokens(inputs, exact).through(block)
-        own = options_of(block, f"blocks.{index}", checkpoint, settings)
+        own = block_options(block, f"blocks.{index}", checkpoint, settings)
         path, given = parts / f"block-{index:03}.safetensors", with_tokens(inputs, rounded)
         if not path.exists():
             stage = f"block {index + 1} of {len(model.blocks)}"
@@ -75,7 +75,7 @@ def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: 
     return errors
 
 
-def prepare(parts: Path, about: Mapping[str, object]) -> None:
+def open_parts(parts: Path, about: Mapping[str, object]) -> None:
     """A folder for the parts of this run, or the one that a run with the same settings left."""
     parts.mkdir(parents=True, exist_ok=True)
     path, told = parts / ABOUT, json.dumps(about, sort_keys=True, default=str)
@@ -86,7 +86,7 @@ def prepare(parts: Path, about: Mapping[str, object]) -> None:
         beside.write_text(told, encoding="utf-8")
 
 
-def digest(checkpoint: OpenCheckpoint) -> str:
+def weights_digest(checkpoint: OpenCheckpoint) -> str:
     """Of the numbers in a few of its tensors, so that other weights under the same name are told apart."""
     tensors, plan = checkpoint.weights.tensors, checkpoint.layout.plan
     taken = [tensors[parts[0]] for name, parts in sorted(plan.items()) if name.endswith(("proj.weight", "fc1.bias"))]
@@ -112,8 +112,8 @@ def with_tokens(inputs: Inputs, tokens: Tensor) -> Inputs:
     return Inputs(tokens, inputs.text, inputs.mask, inputs.modulation, inputs.grid)
 
 
-def options_of(block: PixArtBlock, name: str, checkpoint: OpenCheckpoint,
-               settings: LayerOptions | None) -> dict[str, Options]:
+def block_options(block: PixArtBlock, name: str, checkpoint: OpenCheckpoint,
+                  settings: LayerOptions | None) -> dict[str, FormatOptions]:
     """The settings of every matrix of a block, by the name of its layer in the block."""
     target = TARGETS["fp4"]
     further = settings or target.settings
@@ -131,6 +131,6 @@ def save_block(path: Path, layers: Mapping[str, Packed]) -> None:
 
 def load_block(path: Path) -> dict[str, Packed]:
     """The layers that `save_block` wrote. CheckpointError for a damaged file."""
-    weights = with_unpacked(open_weights(path, BLOCK), BLOCK.expected)
+    weights = with_unpacked(open_weights(path, ROUNDED_BLOCK), ROUNDED_BLOCK.expected)
     assert isinstance(weights, PackedWeights)
     return {layer: weights.packed(layer) for layer in weights.layers}

@@ -14,11 +14,11 @@ from torch.func import functional_call
 
 from ..model.block import PixArtBlock
 from .calibrate import AT_ONCE, Inputs
-from .format import Options, Packed
+from .format import FormatOptions, Packed
 from .fp4 import FP4, grouped, rest_of
 
 LOW, HIGH = -0.1, 1.1           # what the sigmoid is stretched to before it is cut to 0..1
-WARM_UP = 0.2                   # share of the iterations without the regulariser
+WARM_UP_SHARE = 0.2             # share of the iterations without the regulariser
 FIRST_POWER, LAST_POWER = 20.0, 2.0
 
 
@@ -39,7 +39,7 @@ class Adaptation:
 
     def power(self, iteration: int) -> float:
         """Of the regulariser; it falls, so that first only what is nearly decided is pushed. 0 in the warm-up."""
-        start = WARM_UP * self.iterations
+        start = WARM_UP_SHARE * self.iterations
         if iteration < start:
             return 0.0
         return LAST_POWER + (FIRST_POWER - LAST_POWER) * (1 - (iteration - start) / (self.iterations - start))
@@ -57,7 +57,7 @@ class SoftWeight(nn.Module):
     branch: Tensor
     sign: Tensor
 
-    def __init__(self, weight: Tensor, options: Options) -> None:
+    def __init__(self, weight: Tensor, options: FormatOptions) -> None:
         super().__init__()
         form = FP4()
         self.tensors, self.options = form.branch(weight, options), options
@@ -90,7 +90,7 @@ class SoftWeight(nn.Module):
         return Packed(FP4(), {**self.groups.packed(codes), **self.tensors}, self.options)
 
 
-def adapt_block(block: PixArtBlock, options: Mapping[str, Options], inputs: Inputs, target: Tensor,
+def adapt_block(block: PixArtBlock, options: Mapping[str, FormatOptions], inputs: Inputs, target: Tensor,
                 adaptation: Adaptation, told: Callable[[int, int], None] | None = None) -> dict[str, Packed]:
     """The linears of a float32 block that `options` names, packed so that it makes `target` (R, N, D) of `inputs`.
 

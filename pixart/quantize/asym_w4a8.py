@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .format import Format, Options, Tensors, whole
+from .format import Format, FormatOptions, Tensors, positive_option
 from .nibbles import join_nibbles, split_nibbles
-from .rotation import SETTING, group_of, group_problem, largest_group, rotate
+from .rotation import SETTING, group_problem, largest_group, rotate, rotation_group
 
-GROUP = 16              # columns that share a scale
-CODES = 16
+ASYM_GROUP = 16         # columns that share a scale
+CODEBOOK_SIZE = 16
 LARGEST = 127
-SAMPLE, ROUNDS = 1 << 16, 25        # values that the table is fitted to, and how often it is
+CODEBOOK_SAMPLE, CODEBOOK_ROUNDS = 1 << 16, 25  # values that the table is fitted to, and how often it is
 REFITS = 2                          # of the scales to the codes
 
 
@@ -30,21 +30,22 @@ class AsymW4A8(Format):
     scales: ClassVar = {"weight_s_rel": (torch.float8_e4m3fn, torch.uint8, torch.float32),
                         "weight_s_channel": (torch.float32,)}
     extras: ClassVar = {"weight_codebook": (torch.float32,)}
-    multiple = (1, GROUP)
+    multiple = (1, ASYM_GROUP)
     columns_per_value = 2
 
-    def options_for(self, shape: tuple[int, int]) -> Options:
-        return {"group_size": GROUP, SETTING: largest_group(shape[1])}
+    def options_for(self, shape: tuple[int, int]) -> FormatOptions:
+        return {"group_size": ASYM_GROUP, SETTING: largest_group(shape[1])}
 
-    def options_problem(self, options: Options, shape: tuple[int, int]) -> str:
-        group = whole(options, "group_size", GROUP)
+    def options_problem(self, options: FormatOptions, shape: tuple[int, int]) -> str:
+        group = positive_option(options, "group_size", ASYM_GROUP)
         if group < 4 or shape[1] % group or (16 % group and group % 16):
             return (f"group_size is {group or 'no number'}; it must divide its {shape[1]} columns, and divide 16 or be "
                     "a multiple of it")
         return group_problem(options, shape[1])
 
-    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
-        groups = rotate(weight, group_of(options)).unflatten(1, (-1, whole(options, "group_size", GROUP)))
+    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+        size = positive_option(options, "group_size", ASYM_GROUP)
+        groups = rotate(weight, rotation_group(options)).unflatten(1, (-1, size))
         scale = groups.abs().amax(2, keepdim=True).clamp(min=1e-8)                      # (N, groups, 1)
         table = fit_table(groups / scale)
         for _ in range(REFITS):
@@ -59,19 +60,19 @@ class AsymW4A8(Format):
         return {"weight": join_nibbles(codes).view(torch.int8), "weight_s_rel": relative, "weight_s_channel": row,
                 "weight_codebook": table}
 
-    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
+    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         relative = tensors["weight_s_rel"]
         relative = (relative.view(torch.float8_e4m3fn) if relative.dtype == torch.uint8 else relative).float()
         codes = split_nibbles(tensors["weight"]).long().unflatten(1, (relative.shape[1], -1))
         table = tensors.get("weight_codebook")
         table = torch.arange(-8.0, 8.0, device=codes.device) if table is None else table.float()
         values = (table[codes] * relative[..., None]).round().clamp(-LARGEST, LARGEST).flatten(1)
-        return rotate(values * tensors["weight_s_channel"].float()[:, None], group_of(options))
+        return rotate(values * tensors["weight_s_channel"].float()[:, None], rotation_group(options))
 
-    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
-        groups = shape[1] // whole(options, "group_size", GROUP)
+    def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
+        groups = shape[1] // positive_option(options, "group_size", ASYM_GROUP)
         return {"weight_s_rel": ((shape[0], groups),), "weight_s_channel": ((shape[0],),),
-                "weight_codebook": ((CODES,),)}
+                "weight_codebook": ((CODEBOOK_SIZE,),)}
 
 
 def nearest(values: Tensor, table: Tensor) -> Tensor:
@@ -92,11 +93,11 @@ def decoded(table: Tensor, relative: Tensor) -> Tensor:
 def fit_table(values: Tensor) -> Tensor:
     """values within -1..1 of any shape -> (16,), rising: each entry the mean of the values that it is nearest to."""
     sample = values.flatten()
-    sample = sample[:: max(1, len(sample) // SAMPLE)].contiguous()
-    table = torch.quantile(sample, torch.linspace(0, 1, CODES, device=sample.device))
-    for _ in range(ROUNDS):
+    sample = sample[:: max(1, len(sample) // CODEBOOK_SAMPLE)].contiguous()
+    table = torch.quantile(sample, torch.linspace(0, 1, CODEBOOK_SIZE, device=sample.device))
+    for _ in range(CODEBOOK_ROUNDS):
         codes = nearest(sample, table)
-        counts = torch.bincount(codes, minlength=CODES)
+        counts = torch.bincount(codes, minlength=CODEBOOK_SIZE)
         sums = torch.zeros_like(table).index_add_(0, codes, sample)
         table = torch.where(counts > 0, sums / counts.clamp(min=1), table)
     return table

@@ -15,13 +15,13 @@ from ..model.policy import Lane, Pass, Policy, Run
 from ..model.transformer import PixArtTransformer
 from ..pipeline import Pipeline
 from ..sampling.samplers import SAMPLERS
-from ..text.encoded import Encoded, join
+from ..text.encoded import Encoded, join_encoded
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
 
 AT_ONCE = 16                # rows that go through a block together, and pictures that are drawn together
-KIND = Kind("calibration data of this program")
+CALIBRATION_FILE = Kind("calibration data of this program")
 Told = Callable[[str, int, int], None]          # (stage, done, total); may raise to stop
 
 
@@ -99,7 +99,7 @@ def record(model: PixArtTransformer, request: Request, captions: Encoded, null: 
         numbers = range(first, min(first + AT_ONCE, pictures))
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
         recorder.offset = first
-        pipe.sample(part, join([captions.one(i) for i in numbers]), null, policies=[recorder], batch=AT_ONCE)
+        pipe.sample(part, join_encoded([captions.one(i) for i in numbers]), null, policies=[recorder], batch=AT_ONCE)
         if told:
             told("drawing calibration pictures", numbers.stop, pictures)
     return together(recorder.found)
@@ -123,9 +123,10 @@ def save_inputs(path: Path, inputs: Inputs) -> None:
 
 def load_inputs(path: Path) -> Inputs:
     """What `save_inputs` wrote. CheckpointError for anything else."""
-    tensors = open_weights(path, KIND).tensors
+    tensors = open_weights(path, CALIBRATION_FILE).tensors
     lacking = {"tokens", "text", "mask", "modulation", "grid"} - tensors.keys()
     if lacking:
-        raise CheckpointError(path, f"calibration data without {min(lacking)}", KIND.expected, "Delete the file.")
+        raise CheckpointError(path, f"calibration data without {min(lacking)}", CALIBRATION_FILE.expected,
+                              "Delete the file.")
     height, width = tensors["grid"].tolist()
     return Inputs(tensors["tokens"], tensors["text"], tensors["mask"], tensors["modulation"], (height, width))

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..atomic import replacing
 from ..checkpoint.header import to_header, to_tensors
-from ..checkpoint.layouts import NULL_CAPTION, POSITIONS
+from ..checkpoint.layouts import NULL_CAPTION, POSITION_TABLE
 from ..checkpoint.load import OpenCheckpoint, open_checkpoint
 from ..config import PixArtConfig
-from .format import Options, Packed
+from .format import FormatOptions, Packed
 from .formats import TARGETS
 from .report import LayerError, error_of
 
@@ -24,7 +24,7 @@ MATRICES = re.compile(r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_
 UNPACKED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLD = "pixart_packed"                  # header entry: the target that a file was made for
 Progress = Callable[[int, int], None]
-LayerOptions = Callable[[str, PixArtConfig], Options]       # (layer, model) -> settings of its format
+LayerOptions = Callable[[str, PixArtConfig], FormatOptions]  # (layer, model) -> settings of its format
 
 
 def convert(source: str | os.PathLike, target: str, out: str | os.PathLike, variant: str | PixArtConfig = "auto",
@@ -45,10 +45,10 @@ def convert(source: str | os.PathLike, target: str, out: str | os.PathLike, vari
         raise ValueError(f"weights_only has no effect with {target}: {reason}")
     if target in UNPACKED:
         checkpoint = open_checkpoint(source, variant)
-        write(Path(out), tensors_of(checkpoint, UNPACKED[target]), checkpoint.config, {})
+        write_packed(Path(out), tensors_of(checkpoint, UNPACKED[target]), checkpoint.config, {})
         return []
     checkpoint, chosen = open_plain(source, variant), TARGETS[target]
-    further: Options = {"full_precision_matrix_mult": True} if weights_only else {}
+    further: FormatOptions = {"full_precision_matrix_mult": True} if weights_only else {}
     options_of = settings or chosen.settings
 
     def packed(layer: str, weight: Tensor) -> Packed:
@@ -79,7 +79,7 @@ def convert_by(packed: Callable[[str, Tensor], Packed], checkpoint: OpenCheckpoi
     """Write a checkpoint with its matrices packed by `packed`(layer, weight (N, K) float32), as `target`."""
     state = tensors_of(checkpoint, torch.float32)
     errors = pack(state, packed, kept_dtype(checkpoint), checkpoint.weights.path, progress)
-    write(Path(out), state, checkpoint.config, {TOLD: target})
+    write_packed(Path(out), state, checkpoint.config, {TOLD: target})
     return errors
 
 
@@ -115,9 +115,9 @@ def kept_dtype(checkpoint: OpenCheckpoint) -> torch.dtype:
     return checkpoint.dtype if checkpoint.dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def write(path: Path, tensors: dict[str, Tensor], config: PixArtConfig, told: dict[str, str]) -> None:
+def write_packed(path: Path, tensors: dict[str, Tensor], config: PixArtConfig, told: dict[str, str]) -> None:
     """With the configuration in the header, and the position table, by which other loaders know the trained size."""
-    tensors = {**tensors, POSITIONS: to_tensors(config)[POSITIONS]}
+    tensors = {**tensors, POSITION_TABLE: to_tensors(config)[POSITION_TABLE]}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, beside,

@@ -4,12 +4,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .format import Format, Options, Tensors
+from .format import Format, FormatOptions, Tensors
 from .int8 import row_scale
 from .nibbles import join_nibbles, split_nibbles
-from .rotation import SETTING, group_of, group_problem, largest_group, rotate
+from .rotation import SETTING, group_problem, largest_group, rotate, rotation_group
 
-LARGEST = 7
+INT4_MAX = 7
 
 
 class ConvRotW4A4(Format):
@@ -22,22 +22,22 @@ class ConvRotW4A4(Format):
     multiple = (1, 64)
     columns_per_value = 2
 
-    def options_for(self, shape: tuple[int, int]) -> Options:
+    def options_for(self, shape: tuple[int, int]) -> FormatOptions:
         return {SETTING: largest_group(shape[1])}
 
-    def options_problem(self, options: Options, shape: tuple[int, int]) -> str:
+    def options_problem(self, options: FormatOptions, shape: tuple[int, int]) -> str:
         return group_problem(options, shape[1])
 
-    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
-        rotated = rotate(weight, group_of(options))
-        scale = row_scale(rotated, LARGEST)
-        codes = (rotated / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+        rotated = rotate(weight, rotation_group(options))
+        scale = row_scale(rotated, INT4_MAX)
+        codes = (rotated / scale).round().clamp(-INT4_MAX, INT4_MAX).to(torch.int8)
         return {"weight": join_nibbles(codes.view(torch.uint8)).view(torch.int8), "weight_scale": scale[:, 0]}
 
-    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
+    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         codes = split_nibbles(tensors["weight"]).to(torch.int8)
-        signed = torch.where(codes > LARGEST, codes - 16, codes)
-        return rotate(signed.float() * tensors["weight_scale"].float()[:, None], group_of(options))
+        signed = torch.where(codes > INT4_MAX, codes - 16, codes)
+        return rotate(signed.float() * tensors["weight_scale"].float()[:, None], rotation_group(options))
 
-    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
         return {"weight_scale": ((shape[0],),)}

@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .format import FLOATS, Format, Options, Tensors
+from .format import FLOATS, Format, FormatOptions, Tensors
 
 
 class Float8(Format):
@@ -13,15 +13,15 @@ class Float8(Format):
     scales: ClassVar = {"weight_scale": FLOATS}
     extras: ClassVar = {"input_scale": FLOATS}
 
-    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
+    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         largest = torch.finfo(self.storage).max
         scale = (weight.abs().amax() / largest).clamp(min=torch.finfo(torch.float32).tiny)
         return {"weight": (weight / scale).clamp(-largest, largest).to(self.storage), "weight_scale": scale}
 
-    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
+    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         return tensors["weight"].float() * tensors["weight_scale"].float()
 
-    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
         return dict.fromkeys(("weight_scale", "input_scale"), ((), (1,)))
 
 

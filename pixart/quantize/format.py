@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-MARK = "comfy_quant"            # the tensor beside a packed weight that tells its format, as JSON
+QUANTIZATION_MARK = "comfy_quant"  # the tensor beside a packed weight that tells its format, as JSON
 SMOOTHING = "pre_quant_scale"   # (K,): what the layer's input is multiplied with first
 
-Options = Mapping[str, object]
+FormatOptions = Mapping[str, object]
 Tensors = Mapping[str, Tensor]
 
 
@@ -24,7 +24,7 @@ class Packed:
 
     format: "Format"
     tensors: dict[str, Tensor]
-    options: Options                    # what the mark says beside the format's name
+    options: FormatOptions              # what the mark says beside the format's name
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -44,7 +44,7 @@ class Packed:
     def entries(self) -> dict[str, Tensor]:
         """All tensors of the layer in a file, the mark included."""
         told = json.dumps({"format": self.format.name, **self.options}).encode()
-        return {**self.tensors, MARK: torch.frombuffer(bytearray(told), dtype=torch.uint8)}
+        return {**self.tensors, QUANTIZATION_MARK: torch.frombuffer(bytearray(told), dtype=torch.uint8)}
 
 
 class Format(ABC):
@@ -60,15 +60,15 @@ class Format(ABC):
     runs_in_host: ClassVar[bool] = True             # ComfyUI may have layers that compute with it
 
     @abstractmethod
-    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
+    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         """weight (N, K) float32, finite -> the tensors of the layer."""
 
     @abstractmethod
-    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
+    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         """The tensors of a layer -> weight (N, K) float32."""
 
     @abstractmethod
-    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
         """For each tensor beside the weight (N, K), the shapes it may have."""
 
     def shape(self, tensors: Tensors) -> tuple[int, int]:
@@ -76,11 +76,11 @@ class Format(ABC):
         rows, columns = tensors["weight"].shape
         return rows, columns * self.columns_per_value
 
-    def options_for(self, shape: tuple[int, int]) -> Options:
+    def options_for(self, shape: tuple[int, int]) -> FormatOptions:
         """The settings with which a weight (N, K) is packed."""
         return {}
 
-    def options_problem(self, options: Options, shape: tuple[int, int]) -> str:
+    def options_problem(self, options: FormatOptions, shape: tuple[int, int]) -> str:
         """What is wrong with settings that a file has for a weight (N, K); "" if nothing is."""
         return ""
 
@@ -90,11 +90,12 @@ class Format(ABC):
                  for side, size, of in zip(("rows", "columns"), shape, self.multiple) if size % of]
         return ", ".join(wrong)
 
-    def problem(self, tensors: Tensors, options: Options) -> str:
+    def problem(self, tensors: Tensors, options: FormatOptions) -> str:
         """What is wrong with the tensors of a layer in a file; "" if nothing is."""
         weight = tensors["weight"]
         if weight.dtype != self.storage or weight.ndim != 2:
-            return f"weight is {kind(weight)} of shape {tuple(weight.shape)} instead of {plain(self.storage)} (N, K)"
+            return (f"weight is {kind(weight)} of shape {tuple(weight.shape)} instead of "
+                    f"{plain_dtype(self.storage)} (N, K)")
         missing = [name for name in self.scales if name not in tensors]
         if missing:
             return f"{missing[0]} is missing"
@@ -106,22 +107,22 @@ class Format(ABC):
         for name, tensor in tensors.items():
             if name in shapes and (tuple(tensor.shape) not in shapes[name] or tensor.dtype not in types[name]):
                 return (f"{name} is {kind(tensor)} of shape {tuple(tensor.shape)} instead of "
-                        f"{' or '.join(map(plain, types[name]))} of shape {' or '.join(map(str, shapes[name]))}")
+                        f"{' or '.join(map(plain_dtype, types[name]))} of shape {' or '.join(map(str, shapes[name]))}")
         return ""
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def plain(dtype: torch.dtype) -> str:
+def plain_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def kind(tensor: Tensor) -> str:
-    return plain(tensor.dtype)
+    return plain_dtype(tensor.dtype)
 
 
-def whole(options: Options, name: str, default: int) -> int:
+def positive_option(options: FormatOptions, name: str, default: int) -> int:
     """A number among the settings of a mark; some writers keep them one level lower, in "params". 0 if it is none."""
     below = options.get("params")
     value = options.get(name, below.get(name, default) if isinstance(below, Mapping) else default)

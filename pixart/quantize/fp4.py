@@ -10,17 +10,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .format import Format, Options, Tensors, whole
-from .low_rank import low_rank
+from .format import Format, FormatOptions, Tensors, positive_option
+from .low_rank import low_rank_branch
 from .minifloat import MiniFloat
 from .nibbles import join_nibbles, split_nibbles
 
-VERSION = 1
-GROUP = 128                 # columns that share a scale, where they can be divided so
+FP4_VERSION = 1
+FP4_GROUP = 128             # columns that share a scale, where they can be divided so
 LEAST_SCALE = 1e-4
 FLOAT, VERSIONED, GROUPED, RANK = "float", "version", "group_size", "rank"
-KINDS = {each.name: each for each in (MiniFloat(3, 0), MiniFloat(2, 1), MiniFloat(1, 2))}
-UP, DOWN = "low_rank_up", "low_rank_down"
+MINI_FLOATS = {each.name: each for each in (MiniFloat(3, 0), MiniFloat(2, 1), MiniFloat(1, 2))}
+LOW_RANK_UP, LOW_RANK_DOWN = "low_rank_up", "low_rank_down"
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Grouped:
         return {"weight": join_nibbles(signed.flatten(1)), "weight_scale": self.scale}
 
 
-def grouped(weight: Tensor, options: Options) -> Grouped:
+def grouped(weight: Tensor, options: FormatOptions) -> Grouped:
     """weight (N, K) float32 -> its groups, ready to be rounded."""
-    kind = KINDS[str(options[FLOAT])]
-    groups = weight.unflatten(1, (-1, whole(options, GROUPED, 0)))
+    kind = MINI_FLOATS[str(options[FLOAT])]
+    groups = weight.unflatten(1, (-1, positive_option(options, GROUPED, 0)))
     scale = groups.abs().amax(2).clamp(min=LEAST_SCALE).half()
     magnitudes = groups.abs() / scale.float()[..., None] * kind.largest
     return Grouped(kind, groups.signbit(), magnitudes.clamp(max=kind.largest), scale)
@@ -59,39 +59,39 @@ class FP4(Format):
     name = "pixart_fp4"
     storage = torch.uint8
     scales: ClassVar = {"weight_scale": (torch.float16,)}
-    extras: ClassVar = {UP: (torch.float16,), DOWN: (torch.float16,)}
+    extras: ClassVar = {LOW_RANK_UP: (torch.float16,), LOW_RANK_DOWN: (torch.float16,)}
     multiple = (1, 16)
     columns_per_value = 2
     runs_in_host = False
 
-    def options_for(self, shape: tuple[int, int]) -> Options:
-        return {VERSIONED: VERSION, FLOAT: "e2m1", GROUPED: group_of(shape[1])}
+    def options_for(self, shape: tuple[int, int]) -> FormatOptions:
+        return {VERSIONED: FP4_VERSION, FLOAT: "e2m1", GROUPED: largest_fp4_group(shape[1])}
 
-    def options_problem(self, options: Options, shape: tuple[int, int]) -> str:
-        version, group, rank = (whole(options, name, 0) for name in (VERSIONED, GROUPED, RANK))
-        if version != VERSION:
-            return (f"version is {version or 'no number'} and this program reads {VERSION}; a newer version of the "
+    def options_problem(self, options: FormatOptions, shape: tuple[int, int]) -> str:
+        version, group, rank = (positive_option(options, name, 0) for name in (VERSIONED, GROUPED, RANK))
+        if version != FP4_VERSION:
+            return (f"version is {version or 'no number'} and this program reads {FP4_VERSION}; a newer version of the "
                     "extension may have made it")
-        if options.get(FLOAT) not in KINDS:
-            return f"float is {str(options.get(FLOAT))[:20]}, not one of {', '.join(KINDS)}"
+        if options.get(FLOAT) not in MINI_FLOATS:
+            return f"float is {str(options.get(FLOAT))[:20]}, not one of {', '.join(MINI_FLOATS)}"
         if not group or group % 2 or shape[1] % group:
             return f"group_size is {group or 'no number'}, not an even number that divides its {shape[1]} columns"
         if rank > min(shape) or (RANK in options and not rank):
             return f"rank is {options[RANK]}, not a number of 1 to {min(shape)}"
         return ""
 
-    def problem(self, tensors: Tensors, options: Options) -> str:
+    def problem(self, tensors: Tensors, options: FormatOptions) -> str:
         if (wrong := super().problem(tensors, options)):
             return wrong
-        lacking = [name for name in (UP, DOWN) if (name in tensors) != (RANK in options)]
+        lacking = [name for name in (LOW_RANK_UP, LOW_RANK_DOWN) if (name in tensors) != (RANK in options)]
         return f"{lacking[0]} is {'missing' if RANK in options else 'there without a rank'}" if lacking else ""
 
-    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
+    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         branch = self.branch(weight, options)
         groups = grouped(rest_of(weight, branch), options)
         return {**groups.packed(groups.kind.nearest(groups.magnitudes)), **branch}
 
-    def branch(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
+    def branch(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         """The tensors of the branch of low rank; none without a rank."""
         if RANK not in options:
             return {}
@@ -99,32 +99,35 @@ class FP4(Format):
         def rounded(rest: Tensor) -> Tensor:
             groups = grouped(rest, options)
             return self.rest(groups.packed(groups.kind.nearest(groups.magnitudes)), options)
-        up, down = low_rank(weight, whole(options, RANK, 0), rounded)
-        return {UP: up.contiguous(), DOWN: down.contiguous()}
+        up, down = low_rank_branch(weight, positive_option(options, RANK, 0), rounded)
+        return {LOW_RANK_UP: up.contiguous(), LOW_RANK_DOWN: down.contiguous()}
 
-    def rest(self, tensors: Tensors, options: Options) -> Tensor:
+    def rest(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         """The rounded part of the weight, (N, K) float32."""
         codes, scale = split_nibbles(tensors["weight"]).long(), tensors["weight_scale"].float()
-        kind = KINDS[str(options[FLOAT])]
+        kind = MINI_FLOATS[str(options[FLOAT])]
         magnitudes = kind.value(torch.arange(kind.levels, device=codes.device)) / kind.largest
         values = torch.cat([magnitudes, -magnitudes])[codes].unflatten(1, (scale.shape[1], -1))
         return (values * scale[..., None]).flatten(1)
 
-    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
+    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         rest = self.rest(tensors, options)
-        return rest if UP not in tensors else rest + tensors[UP].float() @ tensors[DOWN].float()
+        if LOW_RANK_UP not in tensors:
+            return rest
+        return rest + tensors[LOW_RANK_UP].float() @ tensors[LOW_RANK_DOWN].float()
 
-    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
-        (rows, columns), rank = shape, whole(options, RANK, 0)
-        return {"weight_scale": ((rows, columns // whole(options, GROUPED, 1)),), UP: ((rows, rank),),
-                DOWN: ((rank, columns),)}
+    def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
+        (rows, columns), rank = shape, positive_option(options, RANK, 0)
+        return {"weight_scale": ((rows, columns // positive_option(options, GROUPED, 1)),),
+                LOW_RANK_UP: ((rows, rank),),
+                LOW_RANK_DOWN: ((rank, columns),)}
 
 
 def rest_of(weight: Tensor, branch: Tensors) -> Tensor:
     """What the branch of low rank leaves of a weight (N, K)."""
-    return weight - branch[UP].float() @ branch[DOWN].float() if branch else weight
+    return weight - branch[LOW_RANK_UP].float() @ branch[LOW_RANK_DOWN].float() if branch else weight
 
 
-def group_of(columns: int) -> int:
+def largest_fp4_group(columns: int) -> int:
     """The largest power of two that divides the columns, at most 128: 128 in every released PixArt."""
-    return min(GROUP, columns & -columns)
+    return min(FP4_GROUP, columns & -columns)

@@ -4,8 +4,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .format import Format, Options, Tensors
-from .rotation import SETTING, group_of, group_problem, largest_group, rotate
+from .format import Format, FormatOptions, Tensors
+from .rotation import SETTING, group_problem, largest_group, rotate, rotation_group
 
 LARGEST = 127
 ROTATED = "convrot"
@@ -19,35 +19,35 @@ class Int8(Format):
     rounds_inputs = True
     scales: ClassVar = {"weight_scale": (torch.float32,)}
 
-    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
+    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         if is_rotated(options):
-            weight = rotate(weight, group_of(options))
+            weight = rotate(weight, rotation_group(options))
         scale = row_scale(weight, LARGEST)
         return {"weight": (weight / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8), "weight_scale": scale}
 
-    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
+    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         weight = tensors["weight"].float() * tensors["weight_scale"].float()
-        return rotate(weight, group_of(options)) if is_rotated(options) else weight
+        return rotate(weight, rotation_group(options)) if is_rotated(options) else weight
 
-    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
         single: tuple[tuple[int, ...], ...] = () if is_rotated(options) else ((), (1,))
         return {"weight_scale": ((shape[0], 1), *single)}
 
-    def options_problem(self, options: Options, shape: tuple[int, int]) -> str:
+    def options_problem(self, options: FormatOptions, shape: tuple[int, int]) -> str:
         return group_problem(options, shape[1]) if is_rotated(options) else ""
 
 
 class RotatedInt8(Int8):
     """The same, made with a rotation; in files both have one name."""
 
-    def options_for(self, shape: tuple[int, int]) -> Options:
+    def options_for(self, shape: tuple[int, int]) -> FormatOptions:
         return {ROTATED: True, SETTING: largest_group(shape[1])}
 
     def why_not(self, shape: tuple[int, int]) -> str:
         return "" if largest_group(shape[1]) else f"columns is {shape[1]}, not a multiple of 16"
 
 
-def is_rotated(options: Options) -> bool:
+def is_rotated(options: FormatOptions) -> bool:
     below = options.get("params")
     return bool(options.get(ROTATED, below.get(ROTATED, False) if isinstance(below, dict) else False))
 

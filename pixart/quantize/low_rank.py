@@ -7,17 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-ROUNDS = 4          # of fitting the branch to what the rounded rest leaves
+LOW_RANK_ROUNDS = 4  # of fitting the branch to what the rounded rest leaves
 
 
-def low_rank(weight: Tensor, rank: int, rounded: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def low_rank_branch(weight: Tensor, rank: int, rounded: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """weight (N, K) float32 -> up (N, rank), down (rank, K), float16.
 
     rounded(rest (N, K)) is what becomes of the rest. The best of some rounds: branch of the weight, then of the weight
     less the rounded rest. Reproducible: its random numbers are its own.
     """
     best, least, aim = None, torch.inf, weight
-    for _ in range(ROUNDS):
+    for _ in range(LOW_RANK_ROUNDS):
         up, down = factors(aim, rank)
         rest = weight - up.float() @ down.float()
         kept = rounded(rest)

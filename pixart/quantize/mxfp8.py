@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .format import FLOATS, Format, Options, Tensors
+from .format import FLOATS, Format, FormatOptions, Tensors
 from .tiles import from_tiles, tiled_shape, to_tiles
 
-BLOCK = 32
+MXFP8_BLOCK = 32
 LARGEST = 448.0
 BIAS = 127
 EXPONENT = getattr(torch, "float8_e8m0fnu", torch.uint8)
@@ -24,22 +24,22 @@ class MXFP8(Format):
     storage = torch.float8_e4m3fn
     scales: ClassVar = {"weight_scale": (torch.uint8, EXPONENT)}
     extras: ClassVar = {"input_scale": FLOATS}
-    multiple = (32, BLOCK)
+    multiple = (32, MXFP8_BLOCK)
 
-    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
-        blocks = weight.unflatten(1, (-1, BLOCK))                                       # (N, K / 32, 32)
+    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+        blocks = weight.unflatten(1, (-1, MXFP8_BLOCK))                                 # (N, K / 32, 32)
         exponent = torch.log2(blocks.abs().amax(2) / LARGEST).ceil().clamp(-BIAS, BIAS)     # of 0: the lowest
         values = blocks / exp2(exponent)[..., None]
         packed = values.clamp(-LARGEST, LARGEST).to(self.storage).flatten(1)
         return {"weight": packed, "weight_scale": to_tiles((exponent + BIAS).to(torch.uint8))}
 
-    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
-        values = tensors["weight"].float().unflatten(1, (-1, BLOCK))
+    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+        values = tensors["weight"].float().unflatten(1, (-1, MXFP8_BLOCK))
         exponent = from_tiles(tensors["weight_scale"].view(torch.uint8), *values.shape[:2]).float() - BIAS
         return (values * exp2(exponent)[..., None]).flatten(1)
 
-    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
-        return {"weight_scale": (tiled_shape(shape[0], shape[1] // BLOCK),), "input_scale": ((), (1,))}
+    def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
+        return {"weight_scale": (tiled_shape(shape[0], shape[1] // MXFP8_BLOCK),), "input_scale": ((), (1,))}
 
 
 def exp2(exponent: Tensor) -> Tensor:

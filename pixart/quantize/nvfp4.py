@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .format import FLOATS, Format, Options, Tensors
+from .format import FLOATS, Format, FormatOptions, Tensors
 from .nibbles import join_nibbles, split_nibbles
 from .tiles import from_tiles, tiled_shape, to_tiles
 
-BLOCK = 16
+NVFP4_BLOCK = 16
 GRID = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])         # values of the codes 0..7; 8..15 are negative
-LARGEST, LARGEST_SCALE = 6.0, 448.0
+FP4_MAX, LARGEST_SCALE = 6.0, 448.0
 
 
 def _borders() -> Tensor:
@@ -41,25 +41,25 @@ class NVFP4(Format):
     storage = torch.uint8
     scales: ClassVar = {"weight_scale": (torch.float8_e4m3fn, torch.uint8), "weight_scale_2": FLOATS}
     extras: ClassVar = {"input_scale": FLOATS}
-    multiple = (16, BLOCK)
+    multiple = (16, NVFP4_BLOCK)
     columns_per_value = 2
 
-    def pack(self, weight: Tensor, options: Options) -> dict[str, Tensor]:
-        blocks = weight.unflatten(1, (-1, BLOCK))                                       # (N, K / 16, 16)
-        whole = (weight.abs().amax() / (LARGEST * LARGEST_SCALE)).clamp(min=torch.finfo(torch.float32).tiny)
-        scale = (blocks.abs().amax(2) / LARGEST / whole).clamp(max=LARGEST_SCALE).to(torch.float8_e4m3fn)
+    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+        blocks = weight.unflatten(1, (-1, NVFP4_BLOCK))                                 # (N, K / 16, 16)
+        whole = (weight.abs().amax() / (FP4_MAX * LARGEST_SCALE)).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (blocks.abs().amax(2) / FP4_MAX / whole).clamp(max=LARGEST_SCALE).to(torch.float8_e4m3fn)
         steps = (scale.float() * whole)[..., None]
         values = torch.where(steps > 0, blocks / steps, 0.0)
         return {"weight": join_nibbles(to_codes(values.flatten(1)), high_first=True),
                 "weight_scale": to_tiles(scale), "weight_scale_2": whole}
 
-    def unpack(self, tensors: Tensors, options: Options) -> Tensor:
-        values = from_codes(split_nibbles(tensors["weight"], high_first=True)).unflatten(1, (-1, BLOCK))
+    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+        values = from_codes(split_nibbles(tensors["weight"], high_first=True)).unflatten(1, (-1, NVFP4_BLOCK))
         tiled = tensors["weight_scale"].view(torch.float8_e4m3fn)
         scale = from_tiles(tiled, values.shape[0], values.shape[1]).float()             # (N, K / 16)
         return (values * (scale * tensors["weight_scale_2"].float())[..., None]).flatten(1)
 
-    def scale_shapes(self, shape: tuple[int, int], options: Options) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
         single = ((), (1,))
-        return {"weight_scale": (tiled_shape(shape[0], shape[1] // BLOCK),), "weight_scale_2": single,
+        return {"weight_scale": (tiled_shape(shape[0], shape[1] // NVFP4_BLOCK),), "weight_scale_2": single,
                 "input_scale": single}

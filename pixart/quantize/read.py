@@ -13,13 +13,13 @@ from torch import Tensor
 from ..weights.errors import PIXART_FILE, CheckpointError
 from ..weights.reader import Weights
 from ..weights.settings import parse_json
-from .format import FLOATS, MARK, SMOOTHING, Format, Packed, Tensors
+from .format import FLOATS, QUANTIZATION_MARK, SMOOTHING, Format, Packed, Tensors
 from .formats import FORMATS
 
-HEADER = "_quantization_metadata"
+QUANTIZATION_HEADER = "_quantization_metadata"
 OLD_MARK = "scaled_fp8"
 OLD_SCALES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
-LONGEST = 1 << 12               # bytes of a mark
+LONGEST_MARK = 1 << 12          # bytes of a mark
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,12 @@ def with_unpacked(weights: Weights, expected: str = PIXART_FILE) -> Weights:
     if not layers:
         return weights
     used = {name for layer in layers.values() for own, name in layer.names.items() if own != "weight"}
-    used |= {f"{layer}.{MARK}" for layer in layers} | {name for name in weights.tensors if is_old_mark(name)}
+    used |= {f"{layer}.{QUANTIZATION_MARK}" for layer in layers}
+    used |= {name for name in weights.tensors if is_old_mark(name)}
     shown = {name: tensor for name, tensor in weights.tensors.items() if name not in used}
     for name, layer in layers.items():
         shape = layer.of(weights.tensors).shape
-        shown[f"{name}.weight"] = torch.empty(shape, dtype=dtype_of(name, weights.tensors), device="meta")
+        shown[f"{name}.weight"] = torch.empty(shape, dtype=dtype_of_layer(name, weights.tensors), device="meta")
     names = tuple(shown)
     return PackedWeights(weights.path, shown, lambda: Unpacked(weights.remap(), layers, names), weights.metadata,
                          weights.settings, layers, weights.tensors)
@@ -87,20 +88,22 @@ def with_unpacked(weights: Weights, expected: str = PIXART_FILE) -> Weights:
 
 def marks(weights: Weights, expected: str) -> dict[str, dict[str, Any]]:
     """What the file says of its packed layers, by their names."""
-    if HEADER in weights.metadata:
-        written = parse_json(weights.metadata[HEADER], weights.path, f"{HEADER} of its header").get("layers")
+    if QUANTIZATION_HEADER in weights.metadata:
+        written = parse_json(weights.metadata[QUANTIZATION_HEADER], weights.path,
+                             f"{QUANTIZATION_HEADER} of its header").get("layers")
         if not isinstance(written, dict) or not all(isinstance(each, dict) for each in written.values()):
-            raise CheckpointError(weights.path, f"{HEADER} of its header names no layers", expected)
+            raise CheckpointError(weights.path, f"{QUANTIZATION_HEADER} of its header names no layers", expected)
         return written
     old = next((name for name in weights.tensors if is_old_mark(name)), None)
     if old is not None:
         return old_marks(old, weights.tensors)
-    return {name.removesuffix(f".{MARK}"): read_mark(name, tensor, weights) for name, tensor in weights.tensors.items()
-            if name.endswith(f".{MARK}")}
+    return {name.removesuffix(f".{QUANTIZATION_MARK}"): read_mark(name, tensor, weights) for name,
+            tensor in weights.tensors.items()
+            if name.endswith(f".{QUANTIZATION_MARK}")}
 
 
 def read_mark(name: str, tensor: Tensor, weights: Weights) -> dict[str, Any]:
-    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > LONGEST:
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > LONGEST_MARK:
         raise CheckpointError(weights.path, f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}",
                               "the bytes of a text there")
     return parse_json(bytes(tensor.tolist()), weights.path, name)
@@ -140,7 +143,7 @@ def placed(layer: str, told: dict[str, Any], weights: Weights, expected: str) ->
     return found
 
 
-def dtype_of(layer: str, tensors: Tensors) -> torch.dtype:
+def dtype_of_layer(layer: str, tensors: Tensors) -> torch.dtype:
     """What the weight counts as: the type of the layer's bias, bfloat16 without one."""
     bias = tensors.get(f"{layer}.bias")
     return bias.dtype if bias is not None and bias.dtype in FLOATS else torch.bfloat16

@@ -43,7 +43,7 @@ def error_of(layer: str, weight: Tensor, packed: Packed) -> LayerError:
                       8 * packed.nbytes / weight.numel())
 
 
-def table(errors: Sequence[LayerError], every: bool = False) -> str:
+def error_table(errors: Sequence[LayerError], every: bool = False) -> str:
     """Markdown: one row for each kind of layer, with its worst block; or with `every` one for each layer."""
     head = ("| layer | shape | bits | relative error | dB | largest error |" if every else
             "| layers | shape | bits | relative error | worst layer | its error |")
@@ -71,8 +71,9 @@ def average_bits(errors: Sequence[LayerError]) -> float:
     return sum(one.bits * count for one, count in zip(errors, weights, strict=True)) / sum(weights)
 
 
-def write_report(errors: Sequence[LayerError], path: Path) -> None:
+def write_errors(errors: Sequence[LayerError], path: Path) -> None:
     """Every layer: JSON, or Markdown where the name ends in .md."""
-    text = table(errors, every=True) if path.suffix == ".md" else json.dumps([asdict(one) for one in errors], indent=1)
+    text = (error_table(errors, every=True) if path.suffix == ".md" else
+            json.dumps([asdict(one) for one in errors], indent=1))
     with replacing(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")

@@ -9,10 +9,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .format import Options, whole
+from .format import FormatOptions, positive_option
 
 SETTING = "convrot_groupsize"
-DEFAULT = 256
+DEFAULT_GROUP = 256
 GROUPS = (256, 64, 16)          # those the host has kernels for, best first
 
 
@@ -34,14 +34,14 @@ def largest_group(columns: int) -> int:
     return next((group for group in GROUPS if columns % group == 0), 0)
 
 
-def group_of(options: Options) -> int:
+def rotation_group(options: FormatOptions) -> int:
     """The group of a file's settings."""
-    return whole(options, SETTING, DEFAULT)
+    return positive_option(options, SETTING, DEFAULT_GROUP)
 
 
-def group_problem(options: Options, columns: int) -> str:
+def group_problem(options: FormatOptions, columns: int) -> str:
     """What is wrong with the group in a file's settings; "" if nothing is."""
-    group = group_of(options)
+    group = rotation_group(options)
     if group < 4 or group & (group - 1) or group.bit_length() % 2 == 0 or columns % group:
         return f"{SETTING} is {group or 'no number'}, not a power of 4 that divides its {columns} columns"
     return ""

@@ -44,7 +44,7 @@ def open_clip_network(path: Path, tokenizer: Path | None) -> "tuple[nn.Module, P
     weights = open_weights(path, CLIP_KIND)
     named = {name: tensor for name, tensor in weights.tensors.items() if not _MEANINGLESS.fullmatch(name)}
     state = from_open_clip(named) if "visual.conv1.weight" in named else named
-    check_family(state, weights, path)
+    check_clip(state, weights, path)
     config = config_of(state, path)
     words = open_tokenizer(path, tokenizer)
     with torch.device("meta"):
@@ -80,7 +80,7 @@ def _layer(prefix: str, rest: str, tensor: Tensor) -> dict[str, Tensor]:
     return {f"{prefix}.{_LAYER.get(layer, layer)}.{kind}": tensor}
 
 
-def check_family(state: Mapping[str, Tensor], weights: Weights, path: Path) -> None:
+def check_clip(state: Mapping[str, Tensor], weights: Weights, path: Path) -> None:
     needed = ("vision_model.embeddings.patch_embedding.weight", "vision_model.embeddings.position_embedding.weight",
               "text_model.embeddings.token_embedding.weight", "text_model.embeddings.position_embedding.weight",
               "visual_projection.weight", "text_projection.weight", "vision_model.encoder.layers.0.mlp.fc1.weight",

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)      # of the pictures CLIP was trained on, by colour
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on, by colour
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 def middle_square(pictures: Tensor, side: int) -> Tensor:
@@ -35,5 +35,5 @@ def scaled(pictures: Tensor, size: list[int]) -> Tensor:
 def normalised(pictures: Tensor) -> Tensor:
     """0..1 -> the scale of CLIP."""
     mean, deviation = (torch.tensor(values, dtype=pictures.dtype, device=pictures.device).view(1, 3, 1, 1)
-                       for values in (MEAN, DEVIATION))
+                       for values in (CLIP_MEAN, CLIP_DEVIATION))
     return (pictures - mean) / deviation

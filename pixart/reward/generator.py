@@ -15,7 +15,7 @@ from ..sampling.schedule import Noise
 from ..text.encoded import Encoded
 from ..vae import Autoencoder, is_tiny, own_precision
 
-MOST_STEPS = 8
+MOST_REWARD_STEPS = 8
 # Parts of decoders that keep much for the way back, by the names of diffusers and of ComfyUI.
 COSTLY = {"ResnetBlock2D", "ResnetBlock", "Attention", "AttnBlock", "AutoencoderTinyBlock", "Block", "Upsample2D",
           "Upsample"}
@@ -31,8 +31,8 @@ class Generator:
     def __init__(self, model: PixArtTransformer, decode: Callable[[Tensor], Tensor], request: Request,
                  caption: Encoded, noise: Noise | None = None) -> None:
         """decode: latents as the transformer sees them -> pictures in 0..1, see `decoder`. noise: draws in place of
-        those of the request's seeds. ValueError as `check`."""
-        check(request)
+        those of the request's seeds. ValueError as `check_differentiable`."""
+        check_differentiable(request)
         check_captions(caption, request, model.config)
         self.model, self.decode, self.request, self.caption = model, decode, request, caption
         self.device = model.x_embedder.proj.weight.device
@@ -52,14 +52,14 @@ class Generator:
         return self.decode(self.latents(noise))[..., :self.request.height, :self.request.width]
 
 
-def check(request: Request) -> None:
+def check_differentiable(request: Request) -> None:
     """Refuse what has no gradient worth following, by name. Raises ValueError."""
     chosen = SAMPLERS[request.sampler]
-    if chosen.guided or request.steps > MOST_STEPS:
+    if chosen.guided or request.steps > MOST_REWARD_STEPS:
         few = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.guided)
         found = f"sampler {request.sampler}" + ("" if chosen.guided else f" in {request.steps} steps")
         raise ValueError(f"{found} cannot be optimised through: it takes too many passes. Use {few} with at most "
-                         f"{MOST_STEPS} steps, and a model made for few steps")
+                         f"{MOST_REWARD_STEPS} steps, and a model made for few steps")
 
 
 def decoder(vae: Autoencoder, latent_scale: float) -> Callable[[Tensor], Tensor]:

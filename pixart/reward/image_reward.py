@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILE = "ImageReward.pt of zai-org/ImageReward (formerly THUDM/ImageReward)"
-KIND = Kind(FILE, "", ("ImageReward", "model"))
-TOKENS = 35                         # longest prompt in its training
-MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072       # of the scores in its training
+IMAGE_REWARD_FILE = "ImageReward.pt of zai-org/ImageReward (formerly THUDM/ImageReward)"
+IMAGE_REWARD_KIND = Kind(IMAGE_REWARD_FILE, "", ("ImageReward", "model"))
+BLIP_TOKENS = 35                    # longest prompt in its training
+SCORE_MEAN, SCORE_DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the scores in its training
 MLP = (1024, 128, 64, 16, 1)
 MLP_PLACES = (0, 2, 4, 6, 7)        # of the layers in the file: between them is dropout
 _VISION = (("patch_embed.proj.", "embeddings.patch_embedding."), ("norm.", "post_layernorm."),
@@ -47,7 +47,7 @@ class BlipScorer(nn.Module):
         seen = self.vision(pixel_values=pictures).last_hidden_state
         read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen,
                          encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device))
-        return (self.mlp(read.last_hidden_state[:, 0]).float()[:, 0] - MEAN) / DEVIATION
+        return (self.mlp(read.last_hidden_state[:, 0]).float()[:, 0] - SCORE_MEAN) / SCORE_DEVIATION
 
 
 class ImageReward(nn.Module):
@@ -68,7 +68,7 @@ class ImageReward(nn.Module):
         tokenizer: folder with the vocab.txt of bert-base-uncased, where it does not lie beside the weights.
         """
         path = Path(path)
-        return cls(open_network(path), open_vocabulary(path, None if tokenizer is None else Path(tokenizer)))
+        return cls(open_blip(path), open_vocabulary(path, None if tokenizer is None else Path(tokenizer)))
 
     def forward(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         check_pictures(pictures, prompts)
@@ -81,28 +81,28 @@ class ImageReward(nn.Module):
         """ids and mask (B, L) int64, padded to the longest."""
         rows = [self.tokenizer.encode(prompt).ids for prompt in prompts]
         for row in rows:
-            if len(row) > TOKENS:
-                logger.warning("%s reads %d tokens, a prompt has %d; it is scored by its beginning", self.name, TOKENS,
-                               len(row))
-        rows = [row if len(row) <= TOKENS else [*row[:TOKENS - 1], row[-1]] for row in rows]
+            if len(row) > BLIP_TOKENS:
+                logger.warning("%s reads %d tokens, a prompt has %d; it is scored by its beginning", self.name,
+                               BLIP_TOKENS, len(row))
+        rows = [row if len(row) <= BLIP_TOKENS else [*row[:BLIP_TOKENS - 1], row[-1]] for row in rows]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         return ids, (torch.arange(longest)[None] < torch.tensor(list(map(len, rows)))[:, None]).long()
 
 
-def open_network(path: Path) -> BlipScorer:
+def open_blip(path: Path) -> BlipScorer:
     """In float32. Raises CheckpointError (a ValueError)."""
-    weights = open_weights(path, KIND)
+    weights = open_weights(path, IMAGE_REWARD_KIND)
     state = renamed(weights.tensors)
     needed = ("vision.embeddings.patch_embedding.weight", "text.encoder.layer.0.crossattention.self.key.weight",
               "mlp.0.weight")
     missing = next((name for name in needed if name not in state), None)
     if missing is not None:
         raise CheckpointError(path, f"not ImageReward ({len(weights.tensors)} tensors, such as "
-                              f"{min(weights.tensors)[:60]})", FILE)
+                              f"{min(weights.tensors)[:60]})", IMAGE_REWARD_FILE)
     with torch.device("meta"):
         network = BlipScorer(*configs_of(state))
-    check_shapes(state, network.state_dict(), path, FILE)
+    check_shapes(state, network.state_dict(), path, IMAGE_REWARD_FILE)
     network.load_state_dict({name: tensor.float().clone() for name, tensor in state.items()}, assign=True)
     restore_buffers(network)
     return network

@@ -19,7 +19,7 @@ Draw = Callable[[Tensor], Tensor]       # noise (B, C, h, w) -> pictures (B, 3, 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class NoiseRecipe:
     """How the noise is changed; defaults as published."""
 
     iterations: int = 50            # pictures drawn: one update of the noise less
@@ -36,7 +36,7 @@ class Recipe:
                              f"{self.momentum}; expected >= 0, > 0, >= 0, and at least 0 and below 1")
 
 
-PUBLISHED = Recipe()
+PUBLISHED_RECIPE = NoiseRecipe()
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Iteration:
 
 
 @dataclass
-class Found:
+class OptimisedNoise:
     """The best there was: noise (B, C, h, w) and pictures (B, 3, H, W) in 0..1, float32 on the CPU, totals (B,)."""
 
     noise: Tensor
@@ -63,11 +63,13 @@ class Found:
     stopped: bool = False               # by the user, before all iterations were made
 
 
-Watch = Callable[[Iteration, Tensor], None]     # (what was done, its pictures); KeyboardInterrupt ends the work
+WatchIteration = Callable[[Iteration, Tensor], None]  # (what was done, its pictures); KeyboardInterrupt ends the work
 
 
-def optimise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor, recipe: Recipe = PUBLISHED,
-             watch: Watch | None = None, stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> Found:
+def optimise_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor,
+                   recipe: NoiseRecipe = PUBLISHED_RECIPE,
+                   watch: WatchIteration | None = None,
+                   stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> OptimisedNoise:
     """Raise the reward of the pictures that `draw` makes of noise; the best of all iterations is returned.
 
     noise: float32, not changed. A picture whose reward or gradient is not finite drops its iteration: it goes half
@@ -94,7 +96,8 @@ def optimise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Ten
 class Ascent:
     """The state of an optimisation."""
 
-    def __init__(self, draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor, recipe: Recipe) -> None:
+    def __init__(self, draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor,
+                 recipe: NoiseRecipe) -> None:
         self.draw, self.reward, self.prompts, self.recipe = draw, reward, prompts, recipe
         self.noise = noise.detach().float().clone()
         self.before, self.velocity = self.noise, torch.zeros_like(self.noise)
@@ -147,10 +150,11 @@ class Ascent:
             number, {name: score.tolist() for name, score in scores.items()}, total.tolist(),
             self.best.total.tolist(), lengths.tolist(), slopes.tolist(), (~finite).tolist()))
 
-    def found(self) -> Found:
+    def found(self) -> OptimisedNoise:
         if not torch.isfinite(self.best.total).all():
             raise FloatingPointError("a picture never had a reward that is finite; use float32 or bfloat16")
-        return Found(self.best.noise.cpu(), self.best.pictures.cpu(), self.best.total.cpu(), self.history, self.stopped)
+        return OptimisedNoise(self.best.noise.cpu(), self.best.pictures.cpu(), self.best.total.cpu(), self.history,
+                              self.stopped)
 
 
 class Best:

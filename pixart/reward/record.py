@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..atomic import replacing
-from .optimise import Found, Iteration
+from .optimise import Iteration, OptimisedNoise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = "pixart-noise-1"
+NOISE_FORMAT = "pixart-noise-1"
 
 
 def save_noise(path: Path, noise: Tensor, about: Mapping[str, object]) -> Path:
@@ -23,7 +23,7 @@ def save_noise(path: Path, noise: Tensor, about: Mapping[str, object]) -> Path:
 
     with replacing(path) as beside:
         save_file({"noise": noise.float().contiguous().cpu()}, beside,
-                  metadata={"format": FORMAT, "about": json.dumps(dict(about))})
+                  metadata={"format": NOISE_FORMAT, "about": json.dumps(dict(about))})
     return path
 
 
@@ -36,7 +36,7 @@ def load_noise(path: str | Path) -> Tensor:
         raise FileNotFoundError(f"there is no file of noise at this place: {path}")
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("format") != FORMAT:
+            if (file.metadata() or {}).get("format") != NOISE_FORMAT:
                 raise ValueError(f"this file holds no saved noise; choose one that `pixart reno` wrote: {path}")
             noise = file.get_tensor("noise").clone()
     except SafetensorError as error:
@@ -46,7 +46,7 @@ def load_noise(path: str | Path) -> Tensor:
     return noise.float()
 
 
-def save_log(path: Path, found: Found, about: Mapping[str, object]) -> Path:
+def save_log(path: Path, found: OptimisedNoise, about: Mapping[str, object]) -> Path:
     """JSON: what was asked for, and every iteration."""
     with replacing(path) as beside:
         beside.write_text(json.dumps({**about, "best": found.total.tolist(), "stopped": found.stopped,
@@ -55,7 +55,7 @@ def save_log(path: Path, found: Found, about: Mapping[str, object]) -> Path:
     return path
 
 
-def summary(history: Sequence[Iteration], picture: int = 0) -> str:
+def history_summary(history: Sequence[Iteration], picture: int = 0) -> str:
     """One line: where the total began, where it came to and at which iteration."""
     totals = [each.total[picture] for each in history]
     best = max(range(len(history)), key=lambda i: (totals[i] == totals[i], totals[i]))

@@ -9,18 +9,19 @@ from ..drawing import Request
 from ..pipeline import Pipeline, memory_advice
 from ..sampling.samplers import sampler as sampler_of
 from ..text.encoded import Encoded
-from .generator import Generator, check, decoder, recomputed
-from .optimise import PUBLISHED, Found, Recipe, Watch, optimise
+from .generator import Generator, check_differentiable, decoder, recomputed
+from .optimise import PUBLISHED_RECIPE, NoiseRecipe, OptimisedNoise, WatchIteration, optimise_noise
 from .protocol import WeightedSum
 
 ADVICE = "draw a smaller picture, take fewer rewards, put them into 16 bits, or use fewer steps"
 
 
-def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: WeightedSum, recipe: Recipe = PUBLISHED, *,
+def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: WeightedSum,
+         recipe: NoiseRecipe = PUBLISHED_RECIPE, *,
          steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
          sampler: str = "lcm", rule: str = "official", noise: Tensor | None = None,
-         watch: Watch | None = None) -> Found:
-    """Optimise the noise of pictures that `pipe` would draw with the same arguments; see `optimise`.
+         watch: WatchIteration | None = None) -> OptimisedNoise:
+    """Optimise the noise of pictures that `pipe` would draw with the same arguments; see `optimise_noise`.
 
     reward: on the pipeline's device. noise: (B, C, height / 8, width / 8) to begin with, by default that of the
     seeds. `pipe(..., noise=found.noise)` draws the best again. Raises ValueError for a sampler that cannot be
@@ -31,11 +32,12 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
     side = pipe.config.resolution
     request = Request(texts, "", height or side, width or side, sampler, steps or sampler_of(sampler).steps, 1.0, rule,
                       seed)
-    check(request)
+    check_differentiable(request)
     if pipe.t5 is not None:
         pipe.t5.make_room(pipe.keep_t5)
     vae: Any = pipe.vae
     with torch.inference_mode(False), recomputed(pipe.transformer.requires_grad_(False), vae):
         draw = Generator(pipe.transformer, decoder(vae, pipe.config.latent_scale), request, given)
         with memory_advice(pipe.device, "optimising noise", ADVICE):
-            return optimise(draw, reward, texts, draw.start if noise is None else noise.to(pipe.device), recipe, watch)
+            return optimise_noise(draw, reward, texts, draw.start if noise is None else noise.to(pipe.device), recipe,
+                                  watch)

@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .optimise import Draw, Found, Iteration, Recipe
+from .optimise import Draw, Iteration, NoiseRecipe, OptimisedNoise
 from .protocol import WeightedSum
 
 Propose = Callable[[Tensor], Tensor]        # best noise so far -> noise to try, both (B, C, h, w)
 
 
-def forwards_of(recipe: Recipe) -> int:
+def forwards_of(recipe: NoiseRecipe) -> int:
     """Forward passes that cost as much as an optimisation: a pass an iteration, and two for each gradient."""
     return recipe.iterations + 2 * (recipe.iterations - 1)
 
 
 @torch.no_grad()
-def search(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor, tries: int,
-           propose: Propose) -> Found:
+def search_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor, tries: int,
+                 propose: Propose) -> OptimisedNoise:
     """The best of `noise` and `tries` - 1 proposals, row by row. Raises ValueError for no tries."""
     if tries < 1:
         raise ValueError(f"{tries} tries asked for; at least 1 is needed")
@@ -38,10 +38,10 @@ def search(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tenso
         lengths = torch.linalg.vector_norm(tried.flatten(1), dim=1).tolist()
         history.append(Iteration(number, {name: score.tolist() for name, score in scores.items()}, total.tolist(),
                                  kept.tolist(), lengths, [0.0] * len(noise), (~torch.isfinite(total)).tolist()))
-    return Found(best.cpu(), pictures, kept, history)
+    return OptimisedNoise(best.cpu(), pictures, kept, history)
 
 
-def fresh(generator: torch.Generator) -> Propose:
+def fresh_noise(generator: torch.Generator) -> Propose:
     """Proposals that know nothing of the best: best-of-n."""
     return lambda best: torch.randn(best.shape, generator=generator).to(best.device)
 

@@ -11,7 +11,7 @@ from .protocol import WeightedSum
 
 
 @dataclass(frozen=True)
-class Kind:
+class RewardKind:
     """One sort of reward."""
 
     name: str                # as it is chosen
@@ -41,20 +41,20 @@ def _image_reward(path: Path, tokenizer: Path | None) -> nn.Module:
 
 
 # Weights: ReNO (Eyring et al. 2024), appendix and published code.
-REWARDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Kind("judge", "judge A of PixArt-mini, for its sentences only", "judge-a.safetensors", "this repository", 1.0,
-         _judge),
-    Kind("clip", "CLIP ViT-H/14", "clip", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 0.01, _clip("clip")),
-    Kind("pickscore", "PickScore", "pickscore", "yuvalkirstain/PickScore_v1", 0.05, _clip("pickscore")),
-    Kind("hpsv2", "Human Preference Score v2.1", "HPS_v2.1_compressed.pt", "xswu/HPSv2", 5.0,
-         _clip("hpsv2", scaled=False, whole=True)),
-    Kind("imagereward", "ImageReward", "imagereward", "zai-org/ImageReward, with vocab.txt of "
-         "google-bert/bert-base-uncased", 1.0, _image_reward),
+REWARDS: dict[str, RewardKind] = {kind.name: kind for kind in (
+    RewardKind("judge", "judge A of PixArt-mini, for its sentences only", "judge-a.safetensors", "this repository", 1.0,
+               _judge),
+    RewardKind("clip", "CLIP ViT-H/14", "clip", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 0.01, _clip("clip")),
+    RewardKind("pickscore", "PickScore", "pickscore", "yuvalkirstain/PickScore_v1", 0.05, _clip("pickscore")),
+    RewardKind("hpsv2", "Human Preference Score v2.1", "HPS_v2.1_compressed.pt", "xswu/HPSv2", 5.0,
+               _clip("hpsv2", scaled=False, whole=True)),
+    RewardKind("imagereward", "ImageReward", "imagereward", "zai-org/ImageReward, with vocab.txt of "
+               "google-bert/bert-base-uncased", 1.0, _image_reward),
 )}
 
 
 @dataclass(frozen=True)
-class Choice:
+class RewardChoice:
     """A reward somebody wants: its weight in the sum, and where it lies, by default in the folder of rewards."""
 
     name: str
@@ -62,7 +62,7 @@ class Choice:
     path: Path | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Choice":
+    def parse(cls, text: str) -> "RewardChoice":
         """NAME, NAME:WEIGHT, NAME=PATH or NAME=PATH:WEIGHT."""
         head, colon, number = text.rpartition(":")
         try:
@@ -73,14 +73,14 @@ class Choice:
         return cls(kind_of(name).name, weight, Path(path).expanduser() if equals else None)
 
 
-def kind_of(name: str) -> Kind:
+def kind_of(name: str) -> RewardKind:
     """Raises ValueError that names all of them."""
     if name not in REWARDS:
         raise ValueError(f"unknown reward {name!r}; use {', '.join(REWARDS)}")
     return REWARDS[name]
 
 
-def place_of(choice: Choice, folder: Path | None) -> Path:
+def reward_path(choice: RewardChoice, folder: Path | None) -> Path:
     """Where the weights of a choice lie. Raises FileNotFoundError with the exact name, its source and the folder."""
     kind = kind_of(choice.name)
     if choice.path is None and choice.name == "judge":
@@ -95,7 +95,7 @@ def place_of(choice: Choice, folder: Path | None) -> Path:
     return path
 
 
-def open_rewards(choices: Sequence[Choice], folder: str | Path | None = None, tokenizer: str | Path | None = None,
+def open_rewards(choices: Sequence[RewardChoice], folder: str | Path | None = None, tokenizer: str | Path | None = None,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> WeightedSum:
     """The weighted sum of rewards from local files, checked for being there before any is read.
 
@@ -103,7 +103,7 @@ def open_rewards(choices: Sequence[Choice], folder: str | Path | None = None, to
     lies beside the weights. Raises ValueError, FileNotFoundError that name file and folder.
     """
     root, words = (None if given is None else Path(given) for given in (folder, tokenizer))
-    places = [place_of(choice, root) for choice in choices]
+    places = [reward_path(choice, root) for choice in choices]
     parts = []
     for choice, place in zip(choices, places):
         kind = kind_of(choice.name)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .schedule import ALPHAS_CUMPROD, STEPS, Callback, Model, batch_of
 
-RULES = ("official", "diffusers")
+DPM_RULES = ("official", "diffusers")
 
 
 class Node(NamedTuple):
@@ -35,8 +35,8 @@ def node_at(time: float) -> Node:
 
 def nodes(steps: int, rule: str = "official") -> list[Node]:
     """The steps + 1 nodes to pass, from noise to picture."""
-    if rule not in RULES:
-        raise ValueError(f"unknown DPM-Solver rule {rule!r}; use {' or '.join(RULES)}")
+    if rule not in DPM_RULES:
+        raise ValueError(f"unknown DPM-Solver rule {rule!r}; use {' or '.join(DPM_RULES)}")
     if not 1 <= steps < STEPS:
         raise ValueError(f"{steps} steps asked for; between 1 and {STEPS - 1} are possible")
     last = STEPS - 1
@@ -46,7 +46,7 @@ def nodes(steps: int, rule: str = "official") -> list[Node]:
     return [node_at(t) for t in times] + [Node(0.0, 1.0, 0.0)]
 
 
-def advance(x: Tensor, here: Node, there: Node, x0: Tensor, before: tuple[Node, Tensor] | None) -> Tensor:
+def dpm_step(x: Tensor, here: Node, there: Node, x0: Tensor, before: tuple[Node, Tensor] | None) -> Tensor:
     """From node `here` to `there`; second order where the previous node and its x0 are given."""
     if there.sigma == 0:
         return x0
@@ -71,5 +71,5 @@ def dpm_solver_pp(model: Model, noise: Tensor, steps: int = 20, rule: str = "off
         if callback is not None:
             callback(step, x, x0)
         first_order = not second_order or (rule == "official" and steps < 10 and step == steps - 1)
-        x, before = advance(x, here, there, x0, None if first_order else before), (here, x0)
+        x, before = dpm_step(x, here, there, x0, None if first_order else before), (here, x0)
     return x

@@ -7,7 +7,7 @@ from .consistency import consistency
 from .schedule import STEPS, Callback, Model, Noise, add_noise, batch_of
 
 GRID_SIZE = 50                       # training points: every 20th step, 19, 39, ..., 999
-RULES = ("official", "diffusers")
+LCM_RULES = ("official", "diffusers")
 
 
 def lcm_timesteps(steps: int, rule: str = "official", strength: float = 1.0) -> list[int]:
@@ -17,8 +17,8 @@ def lcm_timesteps(steps: int, rule: str = "official", strength: float = 1.0) -> 
     in equal strides, "diffusers" spreads evenly over the whole grid (4 -> 999, 759, 499, 259). strength below 1
     (picture to picture) starts further down the grid.
     """
-    if rule not in RULES:
-        raise ValueError(f"unknown LCM timestep rule {rule!r}; use {' or '.join(RULES)}")
+    if rule not in LCM_RULES:
+        raise ValueError(f"unknown LCM timestep rule {rule!r}; use {' or '.join(LCM_RULES)}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength is {strength}; it must lie above 0 and at most at 1")
     usable = int(GRID_SIZE * strength)

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..weights.settings import Check, checked, number, one_of, parse_json, whole
+from ..weights.settings import Check, checked_entries, number, one_of, parse_json, whole
 from .samplers import SAMPLERS
 
-KEY = "pixart_sampling"           # of the header entry
+PRESET_KEY = "pixart_sampling"    # of the header entry
 NOT_SAID = "neither its file nor its name says otherwise"
-METHODS = ("teacher", "lcm", "lcm-lora", "tdm", "dmd")
+PRESET_METHODS = ("teacher", "lcm", "lcm-lora", "tdm", "dmd")
 _NAMES = ((r"(?<![a-z])dmd(?![a-z])", "dmd"), (r"(?<![a-z])tdm(?![a-z])", "tdm"),
           (r"lcm[-_ ]?lora|lora[-_ ]?lcm", "lcm-lora"), (r"(?<![a-z])lcm(?![a-z])", "lcm"),
           (r"pixart[-_ ]?delta", "lcm"), (r"(?<![a-z])teacher(?![a-z])", "teacher"))
@@ -25,7 +25,7 @@ _NAMES = ((r"(?<![a-z])dmd(?![a-z])", "dmd"), (r"(?<![a-z])tdm(?![a-z])", "tdm")
 class Preset:
     """One way to sample, and where it was found."""
 
-    method: str                   # a key of METHODS
+    method: str                   # one of PRESET_METHODS
     sampler: str                  # a key of SAMPLERS
     steps: int
     rule: str = "official"        # of the sampler's timestep rules
@@ -54,33 +54,34 @@ class Preset:
         return changed
 
     def to_header(self) -> dict[str, str]:
-        """The metadata entry that `from_header` reads."""
+        """The metadata entry that `preset_from_header` reads."""
         fields = asdict(self)
         del fields["source"]
-        return {KEY: json.dumps(fields)}
+        return {PRESET_KEY: json.dumps(fields)}
 
 
 def preset(method: str, guidance: float = 4.5) -> Preset:
     """What is usual for a method; guidance is that of a teacher. ValueError for unknown ones."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; use {', '.join(METHODS)}")
+    if method not in PRESET_METHODS:
+        raise ValueError(f"unknown method {method!r}; use {', '.join(PRESET_METHODS)}")
     sampler = {"teacher": "dpm", "lcm-lora": "lcm"}.get(method, method)
     return Preset(method, sampler, SAMPLERS[sampler].steps, guidance=guidance if SAMPLERS[sampler].guided else 1.0)
 
 
-FIELDS: dict[str, Check] = {"method": one_of(*METHODS), "sampler": one_of(*SAMPLERS), "steps": whole(1, 999),
-                            "rule": one_of("official", *sorted({r for s in SAMPLERS.values() for r in s.rules})),
-                            "guidance": number(0, 100)}
+PRESET_FIELDS: dict[str, Check] = {"method": one_of(*PRESET_METHODS), "sampler": one_of(*SAMPLERS),
+                                   "steps": whole(1, 999),
+                                   "rule": one_of("official", *sorted({r for s in SAMPLERS.values() for r in s.rules})),
+                                   "guidance": number(0, 100)}
 
 
-def from_header(metadata: Mapping[str, str], path: Path) -> Preset | None:
+def preset_from_header(metadata: Mapping[str, str], path: Path) -> Preset | None:
     """What a file says of itself, None where it says nothing. CheckpointError that names the field and the file."""
-    if KEY not in metadata:
+    if PRESET_KEY not in metadata:
         return None
-    where = f"{KEY} of its header"
-    entries = parse_json(metadata[KEY], path, where)
-    known: dict[str, Any] = checked({name: value for name, value in entries.items() if name in FIELDS}, FIELDS, path,
-                                    where)
+    where = f"{PRESET_KEY} of its header"
+    entries = parse_json(metadata[PRESET_KEY], path, where)
+    known: dict[str, Any] = checked_entries({name: value for name, value in entries.items() if name in PRESET_FIELDS},
+                                            PRESET_FIELDS, path, where)
     usual = preset(known.get("method", "teacher"))
     found = replace(usual, **known, source=f"as {path.name} says")
     return found.with_steps(None)
@@ -97,7 +98,7 @@ def by_name(name: str, guidance: float = 4.5) -> Preset | None:
 def found_in(files: Sequence[tuple[Path, Mapping[str, str]]], guidance: float = 4.5) -> Preset:
     """Of a checkpoint and the LoRAs on it, each with its header: the last that says something, else a teacher."""
     for path, metadata in reversed(files):
-        said = from_header(metadata, path) or by_name(path.name, guidance)
+        said = preset_from_header(metadata, path) or by_name(path.name, guidance)
         if said is not None:
             return said
     return replace(preset("teacher", guidance), source=NOT_SAID)

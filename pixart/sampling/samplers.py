@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .dmd import TIMESTEP, dmd
-from .dpm_solver import RULES as DPM_RULES
-from .dpm_solver import dpm_solver_pp, nodes
-from .lcm import RULES as LCM_RULES
-from .lcm import lcm, lcm_timesteps
+from .dpm_solver import DPM_RULES, dpm_solver_pp, nodes
+from .lcm import LCM_RULES, lcm, lcm_timesteps
 from .schedule import Callback, Model, Noise
-from .tdm import RULES as TDM_RULES
-from .tdm import tdm, tdm_timesteps
+from .tdm import TDM_RULES, tdm, tdm_timesteps
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from .schedule import STEPS, Callback, Model, add_noise, batch_of, predicted_x0
 
 # Timesteps that the trajectory covers: 900 by the published command, 800 by that program's own default.
 TOTALS = {"official": 900, "tdm-800": 800}
-RULES = tuple(TOTALS)
+TDM_RULES = tuple(TOTALS)
 
 
 def tdm_timesteps(steps: int = 4, rule: str = "official") -> list[int]:
     """Timesteps to visit, descending: 4 -> 899, 674, 449, 224; by the rule "tdm-800" 799, 599, 399, 199."""
     if rule not in TOTALS:
-        raise ValueError(f"unknown TDM timestep rule {rule!r}; use {' or '.join(RULES)}")
+        raise ValueError(f"unknown TDM timestep rule {rule!r}; use {' or '.join(TDM_RULES)}")
     return grid(steps, TOTALS[rule])
 
 

@@ -3,7 +3,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from .cleaning import clean_caption
-from .encoded import Encoded, join
+from .encoded import Encoded, join_encoded
 from .quantized import Bits
 from .t5 import T5Encoder
 from .tokens import check_request
@@ -59,7 +59,7 @@ class EmbeddingCache:
     def _collect(self, keys: list[_Key], prompts: list[str], found: dict[_Key, Encoded]) -> Encoded:
         for key in keys:
             self._keep(key, found[key])
-        whole = join([found[key] for key in keys])
+        whole = join_encoded([found[key] for key in keys])
         # Two spellings may clean to one text: each report names the prompt it was asked for.
         reports = [replace(report, prompt=prompt) for report, prompt in zip(whole.reports, prompts)]
         return replace(whole, reports=reports)

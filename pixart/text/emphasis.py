@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 BARE = 1.1                  # the weight of brackets without a number
-DEEPEST = 32                # brackets within brackets; 1.1 to this power is 21 already
+DEEPEST_EMPHASIS = 32       # brackets within brackets; 1.1 to this power is 21 already
 _OPEN, _CLOSE = "\ud800", "\ud801"      # stand for escaped brackets; whole text has no such halves of characters
 _ESCAPED = ((r"\(", _OPEN, "("), (r"\)", _CLOSE, ")"))
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightedText:
     """Text without brackets, and how much it counts: 1 for as it is."""
 
     text: str
@@ -30,16 +30,16 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def parts_of(prompt: str) -> tuple[Part, ...]:
+def weighted_parts(prompt: str) -> tuple[WeightedText, ...]:
     """The weighted parts of a prompt in order, escapes resolved; one empty part where there is no text.
 
-    Raises ValueError for a weight that is not a finite number and for brackets nested deeper than `DEEPEST`.
+    Raises ValueError for a weight that is not a finite number and for brackets nested deeper than `DEEPEST_EMPHASIS`.
     """
     text = whole_characters(prompt)
     for escaped, mark, _ in _ESCAPED:
         text = text.replace(escaped, mark)
-    found = [Part(_plain(piece), weight) for piece, weight in _weighted(text, 1.0, 0)]
-    return tuple(part for part in found if part.text) or (Part(""),)
+    found = [WeightedText(_plain(piece), weight) for piece, weight in _weighted(text, 1.0, 0)]
+    return tuple(part for part in found if part.text) or (WeightedText(""),)
 
 
 def escape(text: str) -> str:
@@ -47,18 +47,18 @@ def escape(text: str) -> str:
     return re.sub(r"([()])", r"\\\1", text)
 
 
-def written(parts: Sequence[Part]) -> str:
-    """The prompt of these parts; the inverse of `parts_of`."""
+def written_prompt(parts: Sequence[WeightedText]) -> str:
+    """The prompt of these parts; the inverse of `weighted_parts`."""
     if len(parts) == 1 and parts[0].weight == 1:
         return escape(parts[0].text)
     return "".join(f"({escape(part.text)}:{part.weight!r})" for part in parts)
 
 
-def is_weighted(parts: Sequence[Part]) -> bool:
+def is_weighted(parts: Sequence[WeightedText]) -> bool:
     return any(part.weight != 1 for part in parts)
 
 
-def weigh(features: Tensor, padding: Tensor, weights: Sequence[float]) -> Tensor:
+def weigh_tokens(features: Tensor, padding: Tensor, weights: Sequence[float]) -> Tensor:
     """features and padding (L, C), one weight a token -> (L, C): padding + weight * (features - padding)."""
     scale = torch.tensor(weights, dtype=features.dtype, device=features.device)[:, None]
     return torch.where(scale == 1, features, padding + scale * (features - padding))
@@ -71,9 +71,9 @@ def _plain(text: str) -> str:
 
 
 def _weighted(text: str, weight: float, depth: int) -> Iterator[tuple[str, float]]:
-    if depth > DEEPEST:
-        raise ValueError(f"the prompt has brackets {depth} deep, and at most {DEEPEST} are read. Remove some, or write "
-                         r"\( and \) for brackets that are text.")
+    if depth > DEEPEST_EMPHASIS:
+        raise ValueError(f"the prompt has brackets {depth} deep, and at most {DEEPEST_EMPHASIS} are read. "
+                         r"Remove some, or write \( and \) for brackets that are text.")
     for piece in _outermost(text):
         if len(piece) < 2 or piece[0] != "(" or piece[-1] != ")":
             yield piece, weight

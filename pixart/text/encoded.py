@@ -10,7 +10,7 @@ from torch import Tensor
 from ..atomic import replacing
 from .tokens import PromptReport
 
-FORMAT = "pixart-embeddings-1"
+EMBEDDINGS_FORMAT = "pixart-embeddings-1"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Encoded:
                        [self.reports[index]], self.encoder)
 
 
-def join(parts: Sequence[Encoded]) -> Encoded:
+def join_encoded(parts: Sequence[Encoded]) -> Encoded:
     """All prompts of `parts` in one, padded to the longest; always new tensors."""
     length = max(part.context.shape[1] for part in parts)
     rows = sum(len(part) for part in parts)
@@ -58,7 +58,7 @@ def save_embeddings(path: str | Path, encoded: Encoded) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
-    metadata = {"format": FORMAT, "encoder": encoded.encoder,
+    metadata = {"format": EMBEDDINGS_FORMAT, "encoder": encoded.encoder,
                 "reports": json.dumps([asdict(report) for report in encoded.reports])}
     tensors = {"context": encoded.context.float().contiguous().cpu(), "mask": encoded.mask.contiguous().cpu()}
     with replacing(path) as beside:
@@ -79,9 +79,9 @@ def load_embeddings(path: str | Path) -> Encoded:
             tensors = {name: file.get_tensor(name).clone() for name in stored}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file or is damaged: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no saved prompt (format {metadata.get('format')!r}, expected {FORMAT!r}); "
-                         "choose a file made by saving PixArt embeddings")
+    if metadata.get("format") != EMBEDDINGS_FORMAT:
+        raise ValueError(f"{path} holds no saved prompt (format {metadata.get('format')!r}, expected "
+                         f"{EMBEDDINGS_FORMAT!r}); choose a file made by saving PixArt embeddings")
     return _checked(path, tensors, metadata)
 
 

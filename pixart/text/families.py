@@ -24,7 +24,7 @@ _OTHERS = (
 )
 
 
-def check_family(keys: Iterable[str], config: dict[str, Any], path: Path) -> None:
+def check_t5_family(keys: Iterable[str], config: dict[str, Any], path: Path) -> None:
     """Raises CheckpointError that names what it looks like, unless these are tensors of a gated T5 (v1.1) encoder."""
     found = _other_family(set(keys), config)
     if found:

@@ -9,19 +9,19 @@ from torch import Tensor
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind, find_files
 from ..weights.reader import open_files
-from ..weights.settings import Check, checked, number, one_of, read_json, table, text, whole
+from ..weights.settings import Check, checked_entries, number, one_of, read_json, table, text, whole
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
-from .families import check_family
+from .families import check_t5_family
 
 FIRST_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 EMBEDDING = "shared.weight"
 T5_FILE = "the T5 v1.1 XXL encoder (t5xxl_fp16.safetensors, or the text_encoder folder of a PixArt release)"
 T5_KIND = Kind(T5_FILE, "text_encoder", ("model", "pytorch_model"))
-CONFIG: dict[str, Check] = {"model_type": text, "tokenizer_class": text, "quantization_config": table,
-                            "relative_attention_max_distance": whole(2, 1 << 20),
-                            "layer_norm_epsilon": number(0, 1),
-                            "feed_forward_proj": one_of("gated-gelu", "gated-gelu_new", "gated-silu", "gated-relu",
-                                                        "relu", "gelu")}
+T5_CONFIG_FIELDS: dict[str, Check] = {"model_type": text, "tokenizer_class": text, "quantization_config": table,
+                                      "relative_attention_max_distance": whole(2, 1 << 20),
+                                      "layer_norm_epsilon": number(0, 1),
+                                      "feed_forward_proj": one_of("gated-gelu", "gated-gelu_new", "gated-silu",
+                                                                  "gated-relu", "relu", "gelu")}
 _SCALES = (".scale_weight", ".weight_scale")        # names of the factor of a scaled float8 weight
 
 
@@ -41,7 +41,7 @@ class T5Files:
         if self.path.is_file() and len(self.files) == 1 and self.config.get("model_type") != "t5":
             self.config = {}                        # a folder of many models, and the config of another one
         weights = open_files(self.files, self.path, T5_FILE)
-        check_family(weights.tensors, self.config, self.path)
+        check_t5_family(weights.tensors, self.config, self.path)
         self._remap = weights.remap
         self._mapped: Mapping[str, Tensor] = {}
         self._places = hugging_face_names(weights.tensors, self.path)
@@ -101,7 +101,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if isinstance(model, str) and model != "t5":
         return {"model_type": model[:40]}           # of another model, whose entries mean something else
     present = {name: value for name, value in config.items() if value is not None}
-    return checked(present, CONFIG, path, "config.json") or {"model_type": "t5"}
+    return checked_entries(present, T5_CONFIG_FIELDS, path, "config.json") or {"model_type": "t5"}
 
 
 def hugging_face_names(keys: Iterable[str], path: Path) -> dict[str, str]:

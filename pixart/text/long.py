@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import torch
 
-from .encoded import Encoded, join
+from .encoded import Encoded, join_encoded
 from .segments import split_segments
 from .tokens import PromptReport
 
 MODES = ("truncate", "whole", "segments")
-LONGEST = 4096          # tokens of a prompt encoded whole: T5 has no limit, memory has
-SHOWN = 40              # characters of a segment in the report
+LONGEST_PROMPT = 4096   # tokens of a prompt encoded whole: T5 has no limit, memory has
+SHOWN_OF_SEGMENT = 40   # characters of a segment in the report
 
 Encode = Callable[[list[str], int], Encoded]         # (prompts, most tokens of each) -> their features
 
@@ -19,21 +19,21 @@ def encode_long(encode: Encode, prompts: Sequence[str], limit: int, mode: str = 
                 emphasis: bool = False) -> Encoded:
     """Features of prompts in one of `MODES`; no word is lost that the report does not name.
 
-    limit: tokens of the training captions. truncate: cut there. whole: up to LONGEST tokens in one go. segments: each
-    sentence by itself, cut at `limit`, their features put behind each other. inner_ends: keep the end token of every
-    segment and not of the last alone. emphasis: brackets of weights are not split. Raises ValueError.
+    limit: tokens of the training captions. truncate: cut there. whole: up to LONGEST_PROMPT tokens in one go. segments:
+    each sentence by itself, cut at `limit`, their features put behind each other. inner_ends: keep the end token of
+    every segment and not of the last alone. emphasis: brackets of weights are not split. Raises ValueError.
     """
     check_mode(mode, inner_ends)
     if mode == "truncate":
         return encode(list(prompts), limit)
     if mode == "whole":
-        found = encode(list(prompts), LONGEST)
+        found = encode(list(prompts), LONGEST_PROMPT)
         return Encoded(found.context, found.mask, [beyond(report, limit) for report in found.reports], found.encoder)
     rows = []
     for prompt in prompts:
         parts = split_segments(prompt, emphasis)
         rows.append(joined([encode([part], limit) for part in parts], prompt, inner_ends))
-    return join(rows)
+    return join_encoded(rows)
 
 
 def check_mode(mode: str, inner_ends: bool = False) -> None:
@@ -74,4 +74,4 @@ def report_of(reports: Sequence[PromptReport], prompt: str, tokens: int) -> Prom
 
 
 def shortened(text: str) -> str:
-    return text if len(text) <= SHOWN else text[:SHOWN - 4].rstrip() + " ..."
+    return text if len(text) <= SHOWN_OF_SEGMENT else text[:SHOWN_OF_SEGMENT - 4].rstrip() + " ..."

@@ -46,14 +46,14 @@ class T5OnDemand:
         if self.encoder is None or keep:
             return
         free = free_bytes(self.device)
-        if keep is None and free is not None and free >= size_of(self.encoder):
+        if keep is None and free is not None and free >= encoder_bytes(self.encoder):
             return
         self.encoder.close()
         self.encoder = None
         release(self.device)
 
 
-def size_of(encoder: T5Encoder) -> int:
+def encoder_bytes(encoder: T5Encoder) -> int:
     """Bytes of its weights."""
     if encoder.model is None:
         return 0

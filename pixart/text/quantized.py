@@ -18,13 +18,14 @@ _CAST_LOGGER = "bitsandbytes.autograd._functions"
 
 Bits = int | str
 INT8: Bits = "int8"            # 8 bits without bitsandbytes
-PRECISIONS: tuple[Bits, ...] = (16, 8, 4, INT8)
+T5_PRECISIONS: tuple[Bits, ...] = (16, 8, 4, INT8)
 
 
 def check_bits(bits: Bits) -> None:
     """ValueError that names the precisions there are."""
-    if bits not in PRECISIONS:
-        raise ValueError(f"T5 can be loaded in {', '.join(map(str, PRECISIONS[:-1]))} bits or {INT8!r}, not {bits!r}")
+    if bits not in T5_PRECISIONS:
+        raise ValueError(f"T5 can be loaded in {', '.join(map(str, T5_PRECISIONS[:-1]))} bits or {INT8!r}, "
+                         f"not {bits!r}")
 
 
 def require_bitsandbytes(bits: Bits) -> None:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-LARGEST = 64 << 20                      # bytes; T5's has 0.8 million
+LARGEST_SPIECE = 64 << 20               # bytes; T5's has 0.8 million
 _EXTRA_IDS = 100                        # T5 adds <extra_id_0> .. <extra_id_99> after its pieces, highest first
 
 
@@ -64,8 +64,8 @@ def read_pieces(path: Path) -> tuple[list[tuple[str, float]], bytes]:
     pieces: list[tuple[str, float]] = []
     table, kind = b"", 1
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"more than {LARGEST} bytes")
+        if path.stat().st_size > LARGEST_SPIECE:
+            raise ValueError(f"more than {LARGEST_SPIECE} bytes")
         for number, value in _fields(path.read_bytes()):
             if number == 1:
                 pieces.append(_piece(_message(value)))

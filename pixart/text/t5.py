@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..device import checked_device
 from ..weights.errors import CheckpointError
 from .cleaning import clean_caption, cleaning_notes
-from .emphasis import Part, parts_of, weigh
-from .encoded import Encoded, join
+from .emphasis import WeightedText, weigh_tokens, weighted_parts
+from .encoded import Encoded, join_encoded
 from .files import EMBEDDING, FIRST_QUERY, T5_FILE, T5Files, files_identity
 from .quantized import INT8, Bits, check_bits, quantized_linear, quiet_casts, require_bitsandbytes
 from .tokens import PromptReport, PromptTokenizer, check_request, load_tokenizer
@@ -74,8 +74,8 @@ class T5Encoder:
         `max_tokens`: 120 for alpha and delta, 300 for Sigma; longer prompts are cut and reported. `clean`: clean the
         captions first, as for alpha and delta. `batch`: prompts in one pass; with 1 a result does not depend on
         the other prompts at all, with more it is faster and differs by rounding (by outlier columns in 8 bits).
-        `emphasis`: read (words:1.3) and escapes as `emphasis.parts_of` does; otherwise brackets are text, as captions
-        have them.
+        `emphasis`: read (words:1.3) and escapes as `emphasis.weighted_parts` does; otherwise brackets are text, as
+        captions have them.
         """
         check_request(prompts, max_tokens)
         if batch < 1:
@@ -83,7 +83,7 @@ class T5Encoder:
         if self.model is None:
             raise ValueError(f"the T5 encoder {self.path} was closed; load it again to encode")
         tokens = [self._tokens(prompt, max_tokens, clean, emphasis) for prompt in prompts]
-        return join([self._run(tokens[at:at + batch]) for at in range(0, len(tokens), batch)])
+        return join_encoded([self._run(tokens[at:at + batch]) for at in range(0, len(tokens), batch)])
 
     def close(self) -> None:
         """Free the weights; encoding afterwards is an error."""
@@ -102,10 +102,10 @@ class T5Encoder:
         return {name: tensor for name, tensor in self.model.state_dict().items() if not name.endswith(TIED)}
 
     def _tokens(self, prompt: str, limit: int, clean: bool, emphasis: bool) -> _Tokens:
-        parts = parts_of(prompt) if emphasis else (Part(prompt),)
+        parts = weighted_parts(prompt) if emphasis else (WeightedText(prompt),)
         if not clean:
             return self.tokenizer.encode_parts(prompt, limit, parts)
-        cleaned = [Part(clean_caption(part.text), part.weight) for part in parts]
+        cleaned = [WeightedText(clean_caption(part.text), part.weight) for part in parts]
         notes = tuple(cleaning_notes(prompt))
         if prompt.strip() and not any(part.text for part in cleaned):
             notes += ("cleaning left nothing of this prompt, as in training on English captions",)
@@ -121,7 +121,7 @@ class T5Encoder:
             if any(weight != 1 for weight in weights):
                 padding = torch.full((1, len(weights)), PAD)
                 empty = self._features(padding, torch.ones_like(padding, dtype=torch.bool))[0]
-                context[row, :len(weights)] = weigh(context[row, :len(weights)], empty, weights)
+                context[row, :len(weights)] = weigh_tokens(context[row, :len(weights)], empty, weights)
         if not torch.isfinite(context).all():
             raise ValueError(f"the T5 encoder gives values that are not finite; its weights are damaged: {self.path}")
         return Encoded(context, mask, [report for _, _, report in tokens], f"{self.path.name} {self.bits}-bit")

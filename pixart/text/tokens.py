@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import spiece
-from .emphasis import Part, whole_characters
+from .emphasis import WeightedText, whole_characters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -72,10 +72,10 @@ class PromptTokenizer:
     def encode(self, prompt: str, limit: int, text: str | None = None,
                notes: tuple[str, ...] = ()) -> tuple[list[int], PromptReport]:
         """At most `limit` ids of `text` (of the prompt where it is None), the last always the end token."""
-        ids, _, report = self.encode_parts(prompt, limit, [Part(prompt if text is None else text)], notes=notes)
+        ids, _, report = self.encode_parts(prompt, limit, [WeightedText(prompt if text is None else text)], notes=notes)
         return ids, report
 
-    def encode_parts(self, prompt: str, limit: int, parts: Sequence[Part], between: str = "",
+    def encode_parts(self, prompt: str, limit: int, parts: Sequence[WeightedText], between: str = "",
                      notes: tuple[str, ...] = ()) -> tuple[list[int], list[float], PromptReport]:
         """As `encode`, and the weight of each token. Every part is tokenised by itself, as ComfyUI does.
 

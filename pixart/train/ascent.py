@@ -16,7 +16,7 @@ from ..sampling.samplers import SAMPLERS
 from ..sampling.schedule import Model
 from .caption_list import CaptionList
 from .data import Batch
-from .draws import draw
+from .draws import draw_rows
 from .objectives import draw_noise
 
 
@@ -54,11 +54,11 @@ class RewardAscent:
 def taught_passes(steps: int, count: int, generator: torch.Generator) -> set[int]:
     """`count` of the passes 0 .. steps - 1, evenly spaced from a random first one."""
     stride = steps // count
-    first = int(draw(partial(torch.randint, stride), (1,), plain(generator))) if stride > 1 else 0
+    first = int(draw_rows(partial(torch.randint, stride), (1,), plain_generator(generator))) if stride > 1 else 0
     return set(range(first, first + stride * count, stride))
 
 
-def plain(generator: torch.Generator) -> torch.Generator:
+def plain_generator(generator: torch.Generator) -> torch.Generator:
     """One of the same seed for what all pictures of a step share."""
     beside = torch.Generator(generator.device)
     beside.manual_seed(generator.initial_seed() ^ 0x5DEECE66D)

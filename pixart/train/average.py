@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .sharding import whole
+from .sharding import full_tensor
 
 
 def copy_sharing_frozen(model: nn.Module) -> nn.Module:
@@ -28,7 +28,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 def update_averages(averages: Mapping[float, nn.Module], model: nn.Module) -> None:
     """`update_average` of several averages, by their decay."""
     trained = [p.requires_grad for p in model.parameters()]
-    values: list[Tensor] = [whole(p) for p in model.parameters() if p.requires_grad]
+    values: list[Tensor] = [full_tensor(p) for p in model.parameters() if p.requires_grad]
     for decay, average in averages.items():
         means: list[Tensor] = [mean for mean, chosen in zip(average.parameters(), trained) if chosen]
         torch._foreach_lerp_(means, values, 1 - decay)

@@ -14,7 +14,7 @@ from ..checkpoint.layouts import NULL_CAPTION, expected_shapes
 from ..config import PixArtConfig
 
 BaseShapes = dict[str, list[int | None]]
-HEADER = "# Base shapes for muP: per dimension the width in the base model, null where it is no width\n"
+BASE_SHAPES_HEADER = "# Base shapes for muP: per dimension the width in the base model, null where it is no width\n"
 
 
 def base_shapes(config: PixArtConfig, base_width: int) -> BaseShapes:
@@ -35,7 +35,7 @@ def write_base_shapes(path: str | os.PathLike, config: PixArtConfig, base_width:
 
     path = Path(path)
     with replacing(path) as beside:
-        beside.write_text(HEADER + yaml.dump(base_shapes(config, base_width), indent=4), encoding="utf-8")
+        beside.write_text(BASE_SHAPES_HEADER + yaml.dump(base_shapes(config, base_width), indent=4), encoding="utf-8")
     return path
 
 

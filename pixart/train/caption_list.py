@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..text.encoded import Encoded, join
+from ..text.encoded import Encoded, join_encoded
 from .data import Batch, without_caption
-from .draws import draw, on_cpu
+from .draws import draw_rows, on_cpu
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class CaptionList:
         return len(self.captions)
 
     def batch(self, generator: torch.Generator, size: int) -> Captioned:
-        rows = draw(partial(torch.randint, len(self)), (size,), on_cpu(generator)).tolist()
-        joined = join([self.captions[row] for row in rows])
+        rows = draw_rows(partial(torch.randint, len(self)), (size,), on_cpu(generator)).tolist()
+        joined = join_encoded([self.captions[row] for row in rows])
         sides = torch.tensor([[float(self.height), float(self.width)]]).expand(size, 2)
         return Captioned(torch.zeros(size, *self.shape), joined.context, joined.mask, sides,
                          sides[:, 0] / sides[:, 1], texts=tuple(report.prompt for report in joined.reports))

@@ -1,4 +1,4 @@
-"""The command line of the trainers: python -m pixart train METHOD, one of METHODS."""
+"""The command line of the trainers: python -m pixart train METHOD, one of METHOD_HELP."""
 import argparse
 import logging
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
-    from .jobs import Job
-    from .loop import Watch
+    from .jobs import TrainingJob
+    from .loop import WatchStep
     from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
-METHODS = {
+METHOD_HELP = {
     "diffusion": "all weights, from a checkpoint or from nothing",
     "lcm": "a few-step student of a checkpoint, all weights",
     "lcm-lora": "a few-step student of a checkpoint, as a LoRA",
@@ -31,11 +31,11 @@ METHODS = {
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Add `train`; the options of its methods are read in `run`, as they need the whole library."""
-    lines = "\n".join(f"  {name:<12}{text}" for name, text in METHODS.items())
+    lines = "\n".join(f"  {name:<12}{text}" for name, text in METHOD_HELP.items())
     train = commands.add_parser("train", help="train, fine-tune or distil", description=f"methods:\n{lines}",
                                 epilog="python -m pixart train METHOD --help lists the options of a method",
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    train.add_argument("method", choices=METHODS, help="what is trained, and how")
+    train.add_argument("method", choices=METHOD_HELP, help="what is trained, and how")
     train.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the method")
 
 
@@ -45,7 +45,7 @@ def method_parser(method: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m pixart train {method}", allow_abbrev=False,
         usage="%(prog)s [--config FILE] [--dry-run] [--set SECTION.FIELD=VALUE] [--SECTION.FIELD VALUE] ...",
-        description=f"Train {METHODS[method]}. Every field of the file can be "
+        description=f"Train {METHOD_HELP[method]}. Every field of the file can be "
         "given as an option too; relative paths are relative to the file, in options to the current folder.")
     parser.add_argument("--config", type=Path, help="TOML file; ready ones lie in pixart/train/configs")
     parser.add_argument("--dry-run", action="store_true",
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     with launched() as processes, memory_advice():
         if not processes.is_main_process:
             logging.getLogger("pixart").setLevel(logging.WARNING)
-        told = plan(settings) if given.dry_run else execute(settings, processes)
+        told = plan_text(settings) if given.dry_run else execute(settings, processes)
         if processes.is_main_process:
             print(told)
 
@@ -108,7 +108,7 @@ def memory_advice() -> Iterator[None]:
                           "was saved stays: the next run goes on from there") from error
 
 
-def plan(settings: "Settings") -> str:
+def plan_text(settings: "Settings") -> str:
     from .jobs import assemble
     from .plan import make_plan
     return make_plan(assemble(settings), settings).text(settings)
@@ -137,12 +137,12 @@ def require_place(file: Path) -> None:
         raise IsADirectoryError(f"output.file {file} is a folder; give the name of a file in it")
 
 
-def watchers(settings: "Settings", job: "Job", device: "torch.device") -> "list[Watch]":
+def watchers(settings: "Settings", job: "TrainingJob", device: "torch.device") -> "list[WatchStep]":
     """TensorBoard where it is installed, and previews where prompts are given."""
     from .preview import Preview, subject_from_files
     from .report import TensorBoard
     folder = settings.output.folder
-    watch: list[Watch] = []
+    watch: list[WatchStep] = []
     try:
         watch.append(TensorBoard(folder / "tensorboard"))
     except ImportError:

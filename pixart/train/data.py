@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..prepare.shards import Shard, load_null, shard_paths
-from .draws import draw, on_cpu
+from .draws import draw_rows, on_cpu
 from .transfer import send
 
 
@@ -49,8 +49,8 @@ class TrainingData(Protocol):
     def batch(self, generator: torch.Generator, size: int) -> Batch:
         """`size` pictures of one shape, on whatever device they are made.
 
-        What is random follows from the generator alone, row by row as `draw` does it, so that a step can be repeated
-        and split. With `LoopConfig.random_on_device` the generator is one of the device that trains.
+        What is random follows from the generator alone, row by row as `draw_rows` does it, so that a step can be
+        repeated and split. With `LoopConfig.random_on_device` the generator is one of the device that trains.
         """
         ...
 
@@ -110,7 +110,7 @@ class PreparedFolder:
         generator, buckets = on_cpu(generator), list(self.buckets.values())
         counts = torch.tensor([float(sum(map(len, shards))) for shards in buckets])
         shards = buckets[int(torch.multinomial(counts, 1, generator=generator))]
-        rows = draw(partial(torch.randint, sum(map(len, shards))), (size,), generator)
+        rows = draw_rows(partial(torch.randint, sum(map(len, shards))), (size,), generator)
         names = shards[0].tensors.keys()
         found = {name: self._gather(shards, name, rows) for name in names if name not in ("features", "mask")}
         mask = self._gather(shards, "mask", rows, self.caption_tokens)
@@ -165,7 +165,7 @@ def _draw(found: dict[str, Tensor], mean: str, spread: str, generator: torch.Gen
     value = found[mean].float()
     if spread not in found:
         return value
-    return value + found[spread].float() * draw(torch.randn, value.shape, generator)
+    return value + found[spread].float() * draw_rows(torch.randn, value.shape, generator)
 
 
 def check_alike(shards: list[Shard]) -> None:

@@ -34,7 +34,7 @@ def rows_of(generator: torch.Generator, count: int) -> tuple[slice, int]:
     return slice(None), count
 
 
-def draw(make: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def draw_rows(make: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """make(shape, generator=generator) on the generator's device, one row a picture.
 
     On the CPU (the default everywhere) every device trains alike. make: torch.randn, torch.rand or the like. shape:

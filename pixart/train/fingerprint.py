@@ -7,10 +7,10 @@ from .loop_config import LoopConfig
 
 # Fields that may change between a run and the one that goes on from it.
 FREE = ("steps", "save_every", "log_every", "accumulation", "recompute", "compile", "threads")
-PLAIN = (int, float, str, tuple)
+PLAIN_TYPES = (int, float, str, tuple)
 
 
-def fingerprint(config: LoopConfig, objective: object, total: int) -> dict[str, object]:
+def training_fingerprint(config: LoopConfig, objective: object, total: int) -> dict[str, object]:
     """Of a training whose steps take `total` pictures, all processes together."""
     facts = {name: value for name, value in plain_fields(config) if name not in FREE}
     facts["batch"] = total
@@ -32,7 +32,7 @@ def plain_fields(settings: Any, prefix: str = "") -> Iterator[tuple[str, object]
         value = getattr(settings, field.name)
         if is_settings(value):
             yield from plain_fields(value, f"{prefix}{field.name}.")
-        elif isinstance(value, PLAIN):
+        elif isinstance(value, PLAIN_TYPES):
             yield prefix + field.name, value
 
 

@@ -61,7 +61,8 @@ def toml_value(text: str) -> Any:
         return text
 
 
-def build(kind: type, table: object, key: str, source: Source, chosen: Mapping[str, type] | None = None) -> Any:
+def build_settings(kind: type, table: object, key: str, source: Source,
+                   chosen: Mapping[str, type] | None = None) -> Any:
     """A dataclass from a table; `chosen` says the type of a field where the class leaves it open."""
     if not isinstance(table, Mapping):
         raise ValueError(f"{source.place(key)} is {table!r}; expected a table [{key}]")
@@ -69,13 +70,13 @@ def build(kind: type, table: object, key: str, source: Source, chosen: Mapping[s
     known = [f.name for f in fields(kind)]
     for name in table:
         if name not in known:
-            raise ValueError(f"{source.place(join(key, name))} is unknown; known are {', '.join(known)}")
+            raise ValueError(f"{source.place(dotted_key(key, name))} is unknown; known are {', '.join(known)}")
     values = {}
     for f in fields(kind):
-        here = join(key, f.name)
+        here = dotted_key(key, f.name)
         open_table = is_dataclass(hints[f.name]) and f.default is MISSING
         if f.name in table or open_table:
-            values[f.name] = convert(table.get(f.name, {}), hints[f.name], here, source)
+            values[f.name] = convert_value(table.get(f.name, {}), hints[f.name], here, source)
         elif f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{source.place(here)} is missing; give it there or as --set {here}=...")
     try:
@@ -84,12 +85,12 @@ def build(kind: type, table: object, key: str, source: Source, chosen: Mapping[s
         raise ValueError(f"{source.place(key) if key else source.file or 'command line'}: {error}") from error
 
 
-def convert(value: Any, kind: Any, key: str, source: Source) -> Any:
+def convert_value(value: Any, kind: Any, key: str, source: Source) -> Any:
     """A TOML value as the type a field has."""
     if isinstance(kind, type) and is_dataclass(kind):
-        return build(kind, value, key, source)
+        return build_settings(kind, value, key, source)
     if get_origin(kind) in (Union, types.UnionType):
-        return convert(value, next(part for part in get_args(kind) if part is not type(None)), key, source)
+        return convert_value(value, next(part for part in get_args(kind) if part is not type(None)), key, source)
     if get_origin(kind) is tuple:
         return convert_tuple(value, get_args(kind), key, source)
     if kind is Path and isinstance(value, str):
@@ -97,7 +98,7 @@ def convert(value: Any, kind: Any, key: str, source: Source) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ValueError(f"{source.place(key)} is {value!r}; expected {NAMES[kind]}")
+        raise ValueError(f"{source.place(key)} is {value!r}; expected {TYPE_NAMES[kind]}")
     return value
 
 
@@ -106,11 +107,11 @@ def convert_tuple(value: Any, kinds: tuple[Any, ...], key: str, source: Source) 
         count = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "
         raise ValueError(f"{source.place(key)} is {value!r}; expected a list of {count}values")
     kinds = (kinds[0],) * len(value) if kinds[-1] is Ellipsis else kinds
-    return tuple(convert(part, kind, key, source) for part, kind in zip(value, kinds))
+    return tuple(convert_value(part, kind, key, source) for part, kind in zip(value, kinds))
 
 
-NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 
-def join(key: str, name: str) -> str:
+def dotted_key(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..sampling.dpm_solver import Node, nodes
 from ..sampling.schedule import Model
 from .data import Batch, TrainingData
-from .draws import draw
+from .draws import draw_rows
 from .objectives import draw_noise
 from .transfer import send
 
@@ -36,7 +36,7 @@ class InnerLoopDistillation:
 
     def __call__(self, model: nn.Module, average: Any, batch: Batch, generator: torch.Generator) -> Tensor:
         count, device = len(batch.latents), batch.latents.device
-        step = draw(partial(torch.randint, self.steps), (count,), generator)
+        step = draw_rows(partial(torch.randint, self.steps), (count,), generator)
         path, at = self.path(step), partial(column, device=device)
         given, silent = batch.conditions(), self.data.without_caption(batch).conditions()
         both = {name: torch.cat([given[name], silent[name]]) for name in given}

@@ -24,7 +24,7 @@ from .data import PreparedFolder
 from .initialize import initialize, initialize_block
 from .loop import Training
 from .mup import initialize_mup
-from .objectives import Consistency, Control, Diffusion, Objective
+from .objectives import Consistency, ControlDiffusion, Diffusion, Objective
 from .one_step import OneStep
 from .rivals import Rival, TwoPlayers
 from .settings import (
@@ -47,7 +47,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """Everything `train` needs, and what to do with the averaged network it returns."""
 
     model: nn.Module
@@ -77,7 +77,7 @@ class Job:
         return (average.base, average.control) if isinstance(average, Controlled) else (average, None)
 
 
-def assemble(settings: Settings) -> Job:
+def assemble(settings: Settings) -> TrainingJob:
     """Load what the settings name. Raises ValueError where data and model do not belong together."""
     if isinstance(settings.method, RewardLoraMethod):
         return rewarded(settings)
@@ -92,7 +92,7 @@ def assemble(settings: Settings) -> Job:
     elif isinstance(method, TdmMethod | DmdMethod):
         job = matched(settings, data)
     else:
-        job = lcm(settings, data) if isinstance(method, LcmMethod) else diffusion(settings, data)
+        job = lcm_job(settings, data) if isinstance(method, LcmMethod) else diffusion(settings, data)
     check_fit(job.config, data, pictures=needs_pictures(method))
     return job
 
@@ -117,7 +117,7 @@ def check_fit(config: PixArtConfig, data: PreparedFolder, pictures: bool = True)
 
 # -- all weights -------------------------------------------------------------------------------------------------------
 
-def diffusion(settings: Settings, data: PreparedFolder) -> Job:
+def diffusion(settings: Settings, data: PreparedFolder) -> TrainingJob:
     """All weights, from a checkpoint or from nothing."""
     if settings.model.new:
         model = new_model(settings.model, data, settings.train.mup_base_width)
@@ -127,11 +127,11 @@ def diffusion(settings: Settings, data: PreparedFolder) -> Job:
 
 
 def of_method(kind: type[Diffusion], method: DiffusionMethod, data: PreparedFolder) -> Diffusion:
-    """`Diffusion` or `Control` as the settings of a method have it."""
+    """`Diffusion` or `ControlDiffusion` as the settings of a method have it."""
     return kind(data, method.caption_dropout, method.timesteps, method.weighting, method.weighting_cap)
 
 
-def lcm(settings: Settings, data: PreparedFolder) -> Job:
+def lcm_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
     """A student that starts as its frozen teacher."""
     teacher = load_base(settings.model, settings.model.dtype).requires_grad_(False)
     student = owned(load_base(settings.model, "fp32")).requires_grad_(True)
@@ -140,7 +140,8 @@ def lcm(settings: Settings, data: PreparedFolder) -> Job:
                 settings, preset("lcm"))
 
 
-def full(model: PixArtTransformer, objective: Any, data: PreparedFolder, settings: Settings, sampling: Preset) -> Job:
+def full(model: PixArtTransformer, objective: Any, data: PreparedFolder, settings: Settings,
+         sampling: Preset) -> TrainingJob:
     """All weights of one network. sampling: how the result wants to be sampled, which its file will say."""
     base_width = settings.train.mup_base_width
 
@@ -149,13 +150,13 @@ def full(model: PixArtTransformer, objective: Any, data: PreparedFolder, setting
             write_base_shapes(file.with_suffix(".bsh"), model.config, base_width)
         save_as = save_checkpoint if file.suffix == ".safetensors" else save_diffusers
         return save_as(file, average, model.config, DTYPES[settings.output.dtype], sampling.to_header())
-    return Job(model, objective, data, settings.output.file, write, model.config, {})
+    return TrainingJob(model, objective, data, settings.output.file, write, model.config, {})
 
 
 # -- what is trained beside a frozen base ------------------------------------------------------------------------------
 
 def adapted(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: PreparedFolder, output: OutputSettings,
-            seed: int) -> Job:
+            seed: int) -> TrainingJob:
     """Adapters in the base, which learn the pictures, or (LCM-LoRA) to be their own base's few-step student."""
     from .lcm_lora import ConsistencyLora
     from .lora import add_lora, save_lora
@@ -172,17 +173,17 @@ def adapted(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: P
         return save_lora(file, average, DTYPES[output.dtype], sampling)
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
              "dora": method.dora}
-    return Job(model, objective, data, output.file, write, base.config, facts)
+    return TrainingJob(model, objective, data, output.file, write, base.config, facts)
 
 
-def rewarded(settings: Settings) -> Job:
+def rewarded(settings: Settings) -> TrainingJob:
     """Adapters in a few-step model, which learn to draw what rewards score high."""
     from ..drawing import Request
-    from ..reward.generator import check
+    from ..reward.generator import check_differentiable
     from .lora import add_lora, save_lora
     from .rewarded import ascent_of
     method, output = settings.method, settings.output
-    check(Request(("x",), sampler=method.sampler, steps=method.steps, rule=method.rule))
+    check_differentiable(Request(("x",), sampler=method.sampler, steps=method.steps, rule=method.rule))
     base = load_base(settings.model, settings.model.dtype)
     objective: Any = ascent_of(method, settings.data.folder, base.config)
     model = add_lora(base, method.rank, method.alpha, method.targets, method.dora, settings.train.seed)
@@ -193,22 +194,23 @@ def rewarded(settings: Settings) -> Job:
         return save_lora(file, average, DTYPES[output.dtype], sampling)
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
              "dora": method.dora, "rewards": method.rewards}
-    return Job(model, objective, objective.data, output.file, write, base.config, facts)
+    return TrainingJob(model, objective, objective.data, output.file, write, base.config, facts)
 
 
 def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFolder, output: OutputSettings,
-               seed: int) -> Job:
+               seed: int) -> TrainingJob:
     """Trainable copies of the first blocks beside the base, and like them at the start: nothing is drawn by `seed`."""
     base.requires_grad_(False)
     control = PixArtControlNet.copy_of(base, method.blocks, attend_of(base)).float()
 
     def write(average: Any, file: Path) -> Path:
         return save_control(file, average.control, DTYPES[output.dtype])
-    return Job(Controlled(base, control.requires_grad_(True)), of_method(Control, method, data), data, output.file,
-               write, base.config, {"blocks": method.blocks})
+    return TrainingJob(Controlled(base, control.requires_grad_(True)), of_method(ControlDiffusion, method, data), data,
+                       output.file, write, base.config, {"blocks": method.blocks})
 
 
-def looped(base: PixArtTransformer, method: IlfMethod, data: PreparedFolder, output: OutputSettings, seed: int) -> Job:
+def looped(base: PixArtTransformer, method: IlfMethod, data: PreparedFolder, output: OutputSettings,
+           seed: int) -> TrainingJob:
     """A feedback block and scales beside the base; the block starts from nothing, the scales at zero."""
     from ..checkpoint.feedback import save_feedback
     from ..model.feedback import Feedback, WithFeedback
@@ -220,13 +222,13 @@ def looped(base: PixArtTransformer, method: IlfMethod, data: PreparedFolder, out
     def write(average: Any, file: Path) -> Path:
         return save_feedback(file, average.feedback, DTYPES[output.dtype])
     model = WithFeedback(base.requires_grad_(False), feedback.requires_grad_(True))
-    return Job(model, InnerLoopDistillation(data, method.steps, method.substeps, method.guidance), data, output.file,
-               write, base.config, {"first": first, "last": last})
+    return TrainingJob(model, InnerLoopDistillation(data, method.steps, method.substeps, method.guidance), data,
+                       output.file, write, base.config, {"first": first, "last": last})
 
 
 # -- two players -------------------------------------------------------------------------------------------------------
 
-def matched(settings: Settings, data: PreparedFolder) -> Job:
+def matched(settings: Settings, data: PreparedFolder) -> TrainingJob:
     """A student of distribution matching and the fake score beside it; both start as their frozen teacher."""
     method = settings.method
     if method.rank:
@@ -234,11 +236,11 @@ def matched(settings: Settings, data: PreparedFolder) -> Job:
                             settings.train.seed)
     teacher = load_base(settings.model, settings.model.dtype).requires_grad_(False)
     student, fake = (owned(load_base(settings.model, "fp32")).requires_grad_(True) for _ in range(2))
-    job = full(student, game_of(method, data, teacher, student.config), data, settings, sampling_of(method))
+    job = full(student, game_of(method, data, teacher, student.config), data, settings, few_step_preset(method))
     return replace(job, rival=Rival(fake, method.fake_learning_rate, method.fake_clip))
 
 
-def matched_lora(base: PixArtTransformer, method: Any, data: Any, output: OutputSettings, seed: int) -> Job:
+def matched_lora(base: PixArtTransformer, method: Any, data: Any, output: OutputSettings, seed: int) -> TrainingJob:
     """Student and fake score as LoRAs on one base, which without them is the teacher."""
     from .average import copy_sharing_frozen
     from .lora import add_lora, save_lora, without_adapters
@@ -250,13 +252,13 @@ def matched_lora(base: PixArtTransformer, method: Any, data: Any, output: Output
             return fake(*given, **conditions)
 
     def write(average: nn.Module, file: Path) -> Path:
-        return save_lora(file, average, DTYPES[output.dtype], sampling_of(method).to_header())
+        return save_lora(file, average, DTYPES[output.dtype], few_step_preset(method).to_header())
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets}
-    return Job(student, game_of(method, data, teacher, base.config), data, output.file, write, base.config, facts,
-               Rival(fake, method.fake_learning_rate, method.fake_clip))
+    return TrainingJob(student, game_of(method, data, teacher, base.config), data, output.file, write, base.config,
+                       facts, Rival(fake, method.fake_learning_rate, method.fake_clip))
 
 
-def sampling_of(method: TdmMethod | DmdMethod) -> Preset:
+def few_step_preset(method: TdmMethod | DmdMethod) -> Preset:
     """How such a student wants to be sampled."""
     if isinstance(method, DmdMethod):
         return preset("dmd")

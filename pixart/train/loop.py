@@ -18,14 +18,14 @@ from ..model.compiled import compile_blocks, forget_compiled
 from .average import averaged_copy, update_averages
 from .data import Batch, TrainingData
 from .draws import StepGenerator, generator_for
-from .fingerprint import fingerprint, usual
+from .fingerprint import training_fingerprint, usual
 from .loop_config import LoopConfig
 from .objectives import Objective
 from .optimizers import optimizers
 from .precision import check_precision, fitting_precision, saved_precision, widest
-from .readings import Outcome, Readings, check_finite
+from .readings import Readings, StepOutcome, check_finite_reading
 from .report import Pace, Record
-from .sharding import gather, is_sharded, spread
+from .sharding import gather_state, is_sharded, spread_state
 from .state import check_same, read_state, restore, trainable, write_state
 from .stopping import StopRequest
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
-Watch = Callable[[Record, nn.Module], None]      # (what a step did, moving average), on the main process only
+WatchStep = Callable[[Record, nn.Module], None]  # (what a step did, moving average), on the main process only
 
 
 class Training:
@@ -55,9 +55,9 @@ class Training:
         if config.compile:
             compile_blocks(self.networks, self.device)
         self.prepared, *self.steppers = self.accelerator.prepare(model, *optimizers(model, config))
-        place(objective, self.device)
+        place_networks(objective, self.device)
         self.readings = Readings(infinite_norms=self.accelerator.scaler is not None)
-        self.settings = {**fingerprint(config, objective, self.total), **(settings or {})}
+        self.settings = {**training_fingerprint(config, objective, self.total), **(settings or {})}
         if self.sharded:
             self.settings["fsdp"] = True
 
@@ -84,7 +84,7 @@ class Training:
     @property
     def networks(self) -> list[nn.Module]:
         """All that may run in a step: the model, its average, what the objective holds."""
-        return [self.model, self.average, *parts_of(self.objective)]
+        return [self.model, self.average, *frozen_networks(self.objective)]
 
     def step(self, number: int) -> None:
         """One update of the weights and of their averages; what it came to goes to `readings`.
@@ -94,10 +94,10 @@ class Training:
         """
         loss = self.gradients(number)
         if self.waits:
-            check_finite("loss", number, float(loss), "this step changed nothing")
+            check_finite_reading("loss", number, float(loss), "this step changed nothing")
         norm = self.clipped_norm()
         if self.waits and not self.readings.infinite_norms:
-            check_finite("gradient", number, float(norm), "this step changed nothing")
+            check_finite_reading("gradient", number, float(norm), "this step changed nothing")
         self.advance(self.steppers, self.config, number)
         self.move_averages()
         self.readings.add(number + 1, loss, norm)
@@ -150,7 +150,7 @@ class Training:
         weights: Mapping[str, Any]
         moments: Any
         if self.sharded:
-            weights, moments = gather(self.prepared, [stepper.optimizer for stepper in self.steppers])
+            weights, moments = gather_state(self.prepared, [stepper.optimizer for stepper in self.steppers])
         else:
             weights, moments = trainable(self.model), [stepper.state_dict() for stepper in self.steppers]
         scaler = self.accelerator.scaler
@@ -174,7 +174,8 @@ class Training:
         for decay, saved in ({self.config.ema: state["average"]} | state.get("averages", {})).items():
             restore(trainable(self.averages[decay], like=self.model), saved, path)
         if self.sharded:
-            spread(self.prepared, [stepper.optimizer for stepper in self.steppers], state["model"], state["optimizers"])
+            spread_state(self.prepared, [stepper.optimizer for stepper in self.steppers], state["model"],
+                         state["optimizers"])
         else:
             restore(trainable(self.model), state["model"], path)
             for stepper, saved in zip(self.steppers, state["optimizers"], strict=True):
@@ -191,7 +192,7 @@ class Training:
 
 
 def train(model: nn.Module, objective: Objective, data: TrainingData, config: LoopConfig, folder: str | Path,
-          report: Callable[[int, float], None] | None = None, watch: Sequence[Watch] = (),
+          report: Callable[[int, float], None] | None = None, watch: Sequence[WatchStep] = (),
           settings: Mapping[str, object] | None = None, cpu: bool = False) -> nn.Module:
     """Train `model` in place, from the state in `folder` if there is one; returns the moving average.
 
@@ -206,7 +207,7 @@ def train(model: nn.Module, objective: Objective, data: TrainingData, config: Lo
 
 
 def train_averages(model: nn.Module, objective: Objective, data: TrainingData, config: LoopConfig, folder: str | Path,
-                   report: Callable[[int, float], None] | None = None, watch: Sequence[Watch] = (),
+                   report: Callable[[int, float], None] | None = None, watch: Sequence[WatchStep] = (),
                    settings: Mapping[str, object] | None = None, cpu: bool = False,
                    make: Callable[..., Training] = Training) -> dict[float, nn.Module]:
     """The same; returns all moving averages by their decay, `config.ema` first, then `config.ema_decays`.
@@ -253,10 +254,10 @@ class Teller:
     """Lets everyone know what a step did, on the main process."""
 
     def __init__(self, training: Training, pace: Pace, report: Callable[[int, float], None] | None,
-                 watch: Sequence[Watch]) -> None:
+                 watch: Sequence[WatchStep]) -> None:
         self.training, self.pace, self.report, self.watch = training, pace, report, watch
 
-    def tell(self, step: int, known: Sequence[Outcome]) -> bool:
+    def tell(self, step: int, known: Sequence[StepOutcome]) -> bool:
         """known: what was read since the last step. True when one of those who are told wants to stop."""
         config = self.training.config
         record = self.pace.record(step, known)
@@ -310,15 +311,15 @@ def set_recompute(model: nn.Module, recompute: bool) -> None:
             module.recompute = recompute
 
 
-def parts_of(objective: Any) -> list[nn.Module]:
+def frozen_networks(objective: Any) -> list[nn.Module]:
     """The networks that an objective holds, such as a teacher."""
     parts = [getattr(objective, field.name) for field in fields(objective)] if is_dataclass(objective) else []
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def place(objective: Objective, device: torch.device) -> None:
+def place_networks(objective: Objective, device: torch.device) -> None:
     """Move the networks of an objective to where the training runs."""
-    for part in parts_of(objective):
+    for part in frozen_networks(objective):
         part.to(device)
 
 

@@ -2,7 +2,7 @@
 import math
 from dataclasses import dataclass
 
-from .precision import PRECISIONS
+from .precision import TRAINING_PRECISIONS
 
 OPTIMIZERS = ("adamw", "adamw8bit", "came", "muon")
 SCHEDULES = ("linear", "cosine")
@@ -46,7 +46,7 @@ class LoopConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.clip <= 0:
             raise ValueError(f"clip is {self.clip}; the largest gradient norm must be positive")
-        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("schedule", SCHEDULES)):
+        for name, known in (("optimizer", OPTIMIZERS), ("precision", TRAINING_PRECISIONS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(known)}")
         self._check_decays()

@@ -11,7 +11,7 @@ from ..sampling.schedule import Table, add_noise
 from .consistency import consistency_loss
 from .data import Batch, TrainingData
 from .diffusion import diffusion_loss
-from .draws import draw
+from .draws import draw_rows
 from .timesteps import Timesteps
 from .transfer import send
 from .weighting import check_weighting, timestep_weights
@@ -22,7 +22,7 @@ Objective = Callable[[nn.Module, nn.Module, Batch, torch.Generator], Tensor]
 
 def draw_noise(batch: Batch, generator: torch.Generator) -> Tensor:
     """Unit Gaussian noise like the batch's latents."""
-    return send(draw(torch.randn, batch.latents.shape, generator), batch.latents.device).to(batch.latents.dtype)
+    return send(draw_rows(torch.randn, batch.latents.shape, generator), batch.latents.device).to(batch.latents.dtype)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Diffusion:
         """Scalar loss at random timesteps; `further` goes to the model beside its usual conditions."""
         count, device = len(batch.latents), batch.latents.device
         t = send(self.timesteps.draw(count, generator), device)
-        dropped = send(draw(torch.rand, (count,), generator), device) < self.caption_dropout
+        dropped = send(draw_rows(torch.rand, (count,), generator), device) < self.caption_dropout
         noise, batch = draw_noise(batch, generator), self.data.without_caption(batch, dropped)
         noisy = add_noise(batch.latents, noise, t)
         output = model(noisy, t.float(), **batch.conditions(), **further, learned_variance=True)
@@ -64,7 +64,7 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class Control(Diffusion):
+class ControlDiffusion(Diffusion):
     """The same loss for a `Controlled` network whose base is frozen: the hint is all there is to learn."""
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -84,7 +84,8 @@ class Consistency:
     guidance_max: float | None = None     # drawn for each picture from `guidance` up to this, untold to the student
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        index = send(draw(partial(torch.randint, GRID_SIZE), (len(batch.latents),), generator), batch.latents.device)
+        index = send(draw_rows(partial(torch.randint, GRID_SIZE), (len(batch.latents),), generator),
+                     batch.latents.device)
         given, silent = batch.conditions(), self.data.without_caption(batch).conditions()
         both = {name: torch.cat([given[name], silent[name]]) for name in given}
 
@@ -100,5 +101,5 @@ class Consistency:
         """w, for all pictures or (B, 1, 1, 1) for each."""
         if self.guidance_max is None:
             return self.guidance
-        share = send(draw(torch.rand, (len(batch.latents),), generator), batch.latents.device).view(-1, 1, 1, 1)
+        share = send(draw_rows(torch.rand, (len(batch.latents),), generator), batch.latents.device).view(-1, 1, 1, 1)
         return self.guidance + (self.guidance_max - self.guidance) * share

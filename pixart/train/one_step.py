@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..sampling.dmd import TIMESTEP
 from ..sampling.schedule import Model, add_noise, predicted_x0
 from .data import Batch, TrainingData
-from .draws import draw
+from .draws import draw_rows
 from .trajectory import guided_x0, per_picture
 from .transfer import send
 
@@ -73,10 +73,10 @@ class OneStepTurn:
         self.game, self.batch = game, batch
         count, device = len(batch.latents), batch.latents.device
         shape = (count, game.channels, *batch.latents.shape[2:])
-        drawn = {name: (send(draw(partial(torch.randint, FIRST, LAST + 1), (count,), generator), device),
-                        send(draw(torch.randn, shape, generator), device)) for name in ("student", "fake")}
+        drawn = {name: (send(draw_rows(partial(torch.randint, FIRST, LAST + 1), (count,), generator), device),
+                        send(draw_rows(torch.randn, shape, generator), device)) for name in ("student", "fake")}
         self.drawn = drawn
-        self.noise = batch.noise if batch.noise is not None else send(draw(torch.randn, shape, generator), device)
+        self.noise = batch.noise if batch.noise is not None else send(draw_rows(torch.randn, shape, generator), device)
         self.made: Tensor | None = None
 
     def loss(self, player: str, student: nn.Module, fake: nn.Module) -> Tensor:

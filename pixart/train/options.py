@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from typing import NamedTuple
 
-from .from_toml import join
+from .from_toml import dotted_key
 from .meanings import meanings
 
 
@@ -20,19 +20,19 @@ class Option(NamedTuple):
         return f"{self.meaning} ({default})".strip()
 
 
-def options_of(kind: type, key: str) -> Iterator[Option]:
+def setting_options(kind: type, key: str) -> Iterator[Option]:
     """Those of one table, and of the tables inside it."""
     told = meanings(kind)
     for f in fields(kind):
-        here = join(key, f.name)
+        here = dotted_key(key, f.name)
         if is_dataclass(f.default):
-            yield from options_of(type(f.default), here)
+            yield from setting_options(type(f.default), here)
             continue
         needed = f.default is MISSING and f.default_factory is MISSING
-        yield Option(here, told.get(f.name, ""), "required" if needed else shown(f.default))
+        yield Option(here, told.get(f.name, ""), "required" if needed else default_text(f.default))
 
 
-def shown(value: object) -> str:
+def default_text(value: object) -> str:
     """A default as it would stand in a file; nothing where there is none."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .jobs import Job
+from .jobs import TrainingJob
 from .loop import STATE, Training
 from .report import duration
 from .settings import Settings
@@ -18,7 +18,7 @@ PROBE = 2                 # steps: the first warms up, the last is timed
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Facts about a training; bytes and seconds of the probe are those of the machine it ran on."""
 
     trained: int              # parameters
@@ -50,26 +50,26 @@ class Plan:
         ))
 
 
-def make_plan(job: Job, settings: Settings) -> Plan:
+def make_plan(job: TrainingJob, settings: Settings) -> TrainingPlan:
     """Takes PROBE real steps in memory; writes nothing. The job's model is changed by them."""
     training = job.kind(job.model, job.objective, job.data, settings.train, job.facts)
-    seconds = probe(training)
+    seconds = probe_seconds(training)
     averaged = [p for p in job.model.parameters() if p.requires_grad]
     second = [] if job.rival is None else [job.rival.model]
     trained = averaged + [p for network in second for p in network.parameters() if p.requires_grad]
     networks = [job.model, *second, *(part for part in vars(job.objective).values() if isinstance(part, nn.Module))]
     everything = {id(p): p for network in networks for p in network.parameters()}
     frozen = [p for p in everything.values() if not p.requires_grad]
-    fixed = {"trained weights": size_of(trained), "their gradients": size_of(trained),
-             "their average": size_of(averaged), "optimizer": size_of(moments(training)),
-             "frozen weights": size_of(frozen)}
+    fixed = {"trained weights": tensor_bytes(trained), "their gradients": tensor_bytes(trained),
+             "their average": tensor_bytes(averaged), "optimizer": tensor_bytes(moments(training)),
+             "frozen weights": tensor_bytes(frozen)}
     device = training.accelerator.device
-    return Plan(sum(p.numel() for p in trained), sum(p.numel() for p in everything.values()),
-                training.accelerator.num_processes, training.total, len(job.data), fixed, peak_memory(device),
-                device_name(device), seconds)
+    return TrainingPlan(sum(p.numel() for p in trained), sum(p.numel() for p in everything.values()),
+                        training.accelerator.num_processes, training.total, len(job.data), fixed, peak_memory(device),
+                        device_name(device), seconds)
 
 
-def probe(training: Training) -> float:
+def probe_seconds(training: Training) -> float:
     """Seconds of the last of PROBE steps."""
     device = training.accelerator.device
     for number in range(PROBE):
@@ -86,7 +86,7 @@ def moments(training: Training) -> Iterator[torch.Tensor]:
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def size_of(tensors: Iterable[torch.Tensor]) -> int:
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

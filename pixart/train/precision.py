@@ -7,7 +7,7 @@ from torch import nn
 
 from ..model.cpu_dtype import faster_dtype
 
-PRECISIONS = ("auto", "no", "bf16", "fp16")
+TRAINING_PRECISIONS = ("auto", "no", "bf16", "fp16")
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -24,7 +24,7 @@ def fitting_precision(device: torch.device, width: int) -> str:
 def saved_precision(state: Mapping[str, Any] | None) -> str | None:
     """What a training computed in so far, by its state; None where there is none or it does not say."""
     found = (state or {}).get("settings", {}).get("precision")
-    return found if found in PRECISIONS else None
+    return found if found in TRAINING_PRECISIONS else None
 
 
 def widest(model: nn.Module) -> int:

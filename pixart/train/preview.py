@@ -15,10 +15,9 @@ from ..control.pictures import fit, opaque
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
 from ..pictures import read_picture
-from ..pipeline import Guide, Pipeline, Request, check_captions, encode
+from ..pipeline import Guide, Pipeline, Request, check_captions, encode_request
 from ..text.encoded import Encoded
-from ..vae import decode, load_vae
-from ..vae import encode as encode_pictures
+from ..vae import decode, encode_pictures, load_vae
 from .report import Record
 from .settings import ValidateSettings
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Parts = Callable[[nn.Module], tuple[PixArtTransformer, PixArtControlNet | None]]
+PreviewParts = Callable[[nn.Module], tuple[PixArtTransformer, PixArtControlNet | None]]
 CAPTION_LINES, LINE = 3, 12          # under a picture; pixels a line
 
 
@@ -53,7 +52,8 @@ def subject_from_files(settings: ValidateSettings, config: PixArtConfig, device:
     request = Request(settings.prompts, height=settings.height or config.resolution,
                       width=settings.width or config.resolution, sampler=settings.sampler, steps=settings.steps,
                       guidance=settings.guidance, seed=settings.seed)
-    caption, null = encode(settings.t5, request, config.caption_tokens, config.cleans_captions, settings.bits, device)
+    caption, null = encode_request(settings.t5, request, config.caption_tokens, config.cleans_captions, settings.bits,
+                                   device)
     check_captions(caption, request, config)
     vae = load_vae(settings.vae, device)
     edges = hints = None
@@ -70,7 +70,7 @@ class Preview:
     The noise comes from generators of its own, so a training with previews takes the same course as one without.
     """
 
-    def __init__(self, subject: Subject, every: int, parts: Parts, folder: Path,
+    def __init__(self, subject: Subject, every: int, parts: PreviewParts, folder: Path,
                  show: Callable[[Record, "Image"], None] | None = None) -> None:
         """show: also called with every sheet."""
         self.subject, self.every, self.parts, self.folder, self.show = subject, every, parts, folder, show
@@ -96,7 +96,7 @@ class Preview:
         rows = [self.draw(average)]
         if self.subject.edges is not None:
             rows.insert(0, self.subject.edges)
-        return contact_sheet(rows, self.subject.request.prompts)
+        return preview_sheet(rows, self.subject.request.prompts)
 
     def draw(self, average: nn.Module) -> Tensor:
         """Pictures (B, 3, height, width) in 0..1 of all prompts."""
@@ -109,7 +109,7 @@ class Preview:
         return pipe.decode(latents)[:, :, :request.height, :request.width]
 
 
-def contact_sheet(rows: Sequence[Tensor], captions: Sequence[str], most: int = 512) -> "Image":
+def preview_sheet(rows: Sequence[Tensor], captions: Sequence[str], most: int = 512) -> "Image":
     """Rows of pictures (B, 3, H, W) in 0..1, one column a caption, which stands below; sides at most `most` pixels."""
     from PIL import Image, ImageDraw
     height, width = rows[0].shape[-2:]

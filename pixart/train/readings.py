@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """Of one step: mean loss over all processes, and the gradient norm before clipping."""
 
     step: int                 # 1 .. steps
@@ -33,22 +33,22 @@ class Readings:
         values = (loss, norm) if rival is None else (loss, norm, rival)
         self._values.append(torch.stack([value.detach().float() for value in values]))
 
-    def read(self) -> list[Outcome]:
+    def read(self) -> list[StepOutcome]:
         """All since the last reading. Raises FloatingPointError for the first that is no number."""
         if not self._steps:
             return []
         values = torch.stack(self._values).tolist()
-        found = [Outcome(step, *row) for step, row in zip(self._steps, values)]
+        found = [StepOutcome(step, *row) for step, row in zip(self._steps, values)]
         self._steps, self._values = [], []
         for outcome, row in zip(found, values):
             for value in (row[0], *row[2:]):
-                check_finite("loss", outcome.step - 1, value, "nothing was saved since")
+                check_finite_reading("loss", outcome.step - 1, value, "nothing was saved since")
             if not self.infinite_norms:
-                check_finite("gradient", outcome.step - 1, outcome.norm, "nothing was saved since")
+                check_finite_reading("gradient", outcome.step - 1, outcome.norm, "nothing was saved since")
         return found
 
 
-def check_finite(what: str, number: int, value: float, consequence: str) -> None:
+def check_finite_reading(what: str, number: int, value: float, consequence: str) -> None:
     """Raise FloatingPointError when the loss or the gradient of step `number` (from 0) is no finite number."""
     if not math.isfinite(value):
         advice = "Lower the learning rate or use bf16 instead of fp16" if what == "loss" else "Lower the learning rate"

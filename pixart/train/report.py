@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .loop_config import LoopConfig
-from .readings import Outcome
+from .readings import StepOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Record:
     rate: float               # learning rate
     seconds: float            # that this step took
     left: float               # seconds until the last step, at the mean pace so far
-    known: tuple[Outcome, ...] = ()      # all losses that were read since the step before
+    known: tuple[StepOutcome, ...] = ()  # all losses that were read since the step before
 
 
 class Pace:
@@ -36,9 +36,9 @@ class Pace:
         self.config, self.start = config, start
         self.began = self.last = time.perf_counter()
         self.losses: list[float] = []
-        self.latest = Outcome(start, math.nan, math.nan)
+        self.latest = StepOutcome(start, math.nan, math.nan)
 
-    def record(self, step: int, known: Sequence[Outcome]) -> Record:
+    def record(self, step: int, known: Sequence[StepOutcome]) -> Record:
         """To be called once after every step, with what was read since the step before."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now

@@ -5,7 +5,7 @@ from ..config import PixArtConfig
 from ..mini import CAPTION_WIDTH, SHIPPED
 from ..reward.embedding import EmbeddingReward
 from ..reward.protocol import WeightedSum
-from ..reward.table import Choice, open_rewards
+from ..reward.table import RewardChoice, open_rewards
 from ..text.t5 import T5Encoder
 from ..vae import load_vae
 from .ascent import RewardAscent
@@ -16,15 +16,15 @@ from .settings import RewardLoraMethod
 def ascent_of(method: RewardLoraMethod, captions: Path, config: PixArtConfig) -> RewardAscent:
     """The objective with its data. Raises what reading the files raises, ValueError for parts that are missing."""
     texts = read_captions(captions)
-    vae, t5 = parts_of(method, config)
-    reward = open_rewards([Choice.parse(text) for text in method.rewards], method.folder, method.tokenizer)
+    vae, t5 = vae_and_t5(method, config)
+    reward = open_rewards([RewardChoice.parse(text) for text in method.rewards], method.folder, method.tokenizer)
     reweight(reward, method, texts)
     data = encoded(texts, captions, t5, method, config)
     return RewardAscent(data, reward, load_vae(vae), config.latent_scale, method.sampler, method.steps, method.rule,
                         method.gradient_steps, method.relevance, method.common)
 
 
-def parts_of(method: RewardLoraMethod, config: PixArtConfig) -> tuple[Path, Path]:
+def vae_and_t5(method: RewardLoraMethod, config: PixArtConfig) -> tuple[Path, Path]:
     """VAE and T5: those of PixArt-mini where the model is one of its."""
     mini = config.caption_width == CAPTION_WIDTH
     vae, t5 = method.vae or (SHIPPED.vae if mini else None), method.t5 or (SHIPPED.t5 if mini else None)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, TrainingData
-from .loop import Training, Watch, set_recompute, train_averages
+from .loop import Training, WatchStep, set_recompute, train_averages
 from .loop_config import LoopConfig
 from .optimizers import optimizers
 from .precision import check_precision
-from .readings import check_finite
+from .readings import check_finite_reading
 from .state import restore, trainable
 
 
@@ -120,9 +120,9 @@ class TwoPlayers(Training):
         mean = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
         norm = self.cut(player)
         if self.waits:
-            check_finite(f"loss of the {name}", number, float(mean), "this step changed nothing more")
+            check_finite_reading(f"loss of the {name}", number, float(mean), "this step changed nothing more")
             if not self.readings.infinite_norms:
-                check_finite(f"gradient of the {name}", number, float(norm), "this step changed nothing more")
+                check_finite_reading(f"gradient of the {name}", number, float(norm), "this step changed nothing more")
         self.advance(player.steppers, player.config, number)
         return mean, norm
 
@@ -152,7 +152,8 @@ class TwoPlayers(Training):
 
 
 def train_rivals(model: nn.Module, rival: Rival, game: Any, data: TrainingData, config: LoopConfig,
-                 folder: str | Path, report: Callable[[int, float], None] | None = None, watch: Sequence[Watch] = (),
+                 folder: str | Path, report: Callable[[int, float], None] | None = None,
+                 watch: Sequence[WatchStep] = (),
                  settings: Mapping[str, object] | None = None, cpu: bool = False) -> dict[float, nn.Module]:
     """Train the student `model` and its rival in place; all moving averages of the student, as `train_averages`."""
     return train_averages(model, game, data, config, folder, report, watch, settings, cpu,

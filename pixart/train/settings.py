@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 from ..config import VARIANTS, PixArtConfig
 from ..sampling.samplers import SAMPLERS
 from ..sampling.tdm import TOTALS
-from .from_toml import Source, build
+from .from_toml import Source, build_settings
 from .loop_config import LoopConfig
-from .options import Option, options_of
+from .options import Option, setting_options
 from .timesteps import Timesteps
 from .trajectory import HUBER
 from .weighting import check_weighting
@@ -297,19 +297,19 @@ class RewardLoraMethod(Adapter):
             raise ValueError("there is no reward; give at least one")
 
 
-METHODS = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod, "controlnet": ControlMethod,
-           "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod, "ilf": IlfMethod,
-           "reward-lora": RewardLoraMethod}
+METHOD_CLASSES = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod,
+                  "controlnet": ControlMethod, "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod, "ilf": IlfMethod,
+                  "reward-lora": RewardLoraMethod}
 
 
 def read_settings(method: str, file: Path | None, replaced: Mapping[str, str]) -> Settings:
-    """Settings of a key of METHODS. Raises ValueError, FileNotFoundError for the file itself."""
+    """Settings of a key of METHOD_CLASSES. Raises ValueError, FileNotFoundError for the file itself."""
     source = Source(file, replaced)
-    return build(Settings, source.values, "", source, {"method": METHODS[method]})
+    return build_settings(Settings, source.values, "", source, {"method": METHOD_CLASSES[method]})
 
 
 def options(method: str) -> Iterator[Option]:
     """Everything a method can be told."""
-    hints = {**get_type_hints(Settings), "method": METHODS[method]}
+    hints = {**get_type_hints(Settings), "method": METHOD_CLASSES[method]}
     for section in fields(Settings):
-        yield from options_of(hints[section.name], section.name)
+        yield from setting_options(hints[section.name], section.name)

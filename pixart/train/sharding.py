@@ -23,21 +23,21 @@ def is_sharded(accelerator: "Accelerator", config: LoopConfig) -> bool:
     return True
 
 
-def whole(parameter: Tensor) -> Tensor:
+def full_tensor(parameter: Tensor) -> Tensor:
     """The full tensor, gathered from all processes where it is sharded; all must ask together."""
     parameter = parameter.detach()
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
-def gather(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[dict, dict]:
+def gather_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[dict, dict]:
     """Weights and optimizer state by parameter name, complete on the main process and empty on the others."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
     return get_state_dict(model, optimizers, options=StateDictOptions(full_state_dict=True, cpu_offload=True,
                                                                       ignore_frozen_params=True))
 
 
-def spread(model: nn.Module, optimizers: list[torch.optim.Optimizer], weights: dict, moments: dict) -> None:
-    """Take over what `gather` gave; every process has it complete."""
+def spread_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], weights: dict, moments: dict) -> None:
+    """Take over what `gather_state` gave; every process has it complete."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
     set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=moments,
                    options=StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False))

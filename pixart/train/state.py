@@ -56,13 +56,13 @@ def peek_state(path: Path) -> dict[str, Any] | None:
 def check_same(saved: Mapping[str, object], now: Mapping[str, object], path: Path) -> None:
     """Refuse to go on with other settings than those the state was made with, naming each."""
     changed = [f"{name} was {saved.get(name)!r} and is now {now.get(name)!r}"
-               for name in sorted({*saved, *now}) if plain(saved.get(name)) != plain(now.get(name))]
+               for name in sorted({*saved, *now}) if plain_value(saved.get(name)) != plain_value(now.get(name))]
     if changed:
         raise ValueError(f"{path} belongs to a training with other settings: {'; '.join(changed)}. Use the old values "
                          "to go on, or another folder (in ComfyUI another name) to start anew")
 
 
-def plain(value: object) -> object:
+def plain_value(value: object) -> object:
     """Tuples and lists compare alike."""
     return list(value) if isinstance(value, (tuple, list)) else value
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..sampling.schedule import ALPHAS_CUMPROD, STEPS, Table
-from .draws import draw, rows_of
+from .draws import draw_rows, rows_of
 
-KINDS = ("uniform", "laplace", "logit-normal", "range")
+TIMESTEP_DISTRIBUTIONS = ("uniform", "laplace", "logit-normal", "range")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Timesteps:
     stratified: bool = False      # spread the draws of a step evenly over the distribution instead of one by one
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"timesteps.kind is {self.kind!r}; use {', '.join(KINDS)}")
+        if self.kind not in TIMESTEP_DISTRIBUTIONS:
+            raise ValueError(f"timesteps.kind is {self.kind!r}; use {', '.join(TIMESTEP_DISTRIBUTIONS)}")
         if not 0 < self.share <= 1:
             raise ValueError(f"timesteps.share is {self.share}; it must be above 0 and at most 1")
         if not self.scale > 0 or not abs(self.centre) <= 30:
@@ -48,8 +48,8 @@ class Timesteps:
         drawn from the whole distribution.
         """
         if self.kind == "uniform" and not self.stratified:
-            return draw(partial(torch.randint, STEPS), (count,), generator)
-        quantiles = systematic(count, generator) if self.stratified else draw(torch.rand, (count,), generator)
+            return draw_rows(partial(torch.randint, STEPS), (count,), generator)
+        quantiles = systematic(count, generator) if self.stratified else draw_rows(torch.rand, (count,), generator)
         ends = self._ends.at(torch.arange(STEPS - 1, device=quantiles.device), quantiles).flatten()
         return torch.searchsorted(ends, quantiles, right=True)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..sampling.schedule import NOISE, SIGNAL, Model, add_noise, predicted_x0
 from ..sampling.tdm import grid
 from .data import Batch, TrainingData
-from .draws import draw
+from .draws import draw_rows
 from .transfer import send
 
 LOWEST, MARGIN = 20, 10      # a part is noised no lower than to LOWEST, and to MARGIN timesteps below its start
@@ -26,7 +26,7 @@ HUBER = ("element", "vector", "none")
 ELEMENT_C, VECTOR_C = 1e-3, 0.00054      # the trainer's, and the paper's before its sqrt(d)
 
 
-class Part(NamedTuple):
+class TrajectoryPart(NamedTuple):
     """One part of the trajectory for each picture: whole timesteps (B,), and the noise (B, C, H, W) of `noised`."""
 
     number: Tensor            # 0 the noisiest .. steps - 1, on the CPU
@@ -36,20 +36,20 @@ class Part(NamedTuple):
     noise: Tensor
 
 
-def draw_part(like: Tensor, steps: int, total: int, separate: bool, generator: torch.Generator) -> Part:
+def draw_part(like: Tensor, steps: int, total: int, separate: bool, generator: torch.Generator) -> TrajectoryPart:
     """A part for each picture of `like` (B, C, H, W), evenly drawn.
 
     separate: look only inside the part itself, so that the parts have nothing in common; else anywhere above its end.
     """
     count, device = len(like), like.device
-    number = draw(partial(torch.randint, steps), (count,), generator)
+    number = draw_rows(partial(torch.randint, steps), (count,), generator)
     ends = torch.tensor([*grid(steps, total), -1], device=number.device)
     start, end = ends[number], (ends[number + 1] + 1)
     low, high = end.clamp(min=LOWEST), start - MARGIN if separate else torch.full_like(start, total - MARGIN)
-    share = draw(torch.rand, (count,), generator)
+    share = draw_rows(torch.rand, (count,), generator)
     noised = (low + (share * (high - low)).long()).clamp(max=high - 1)
-    noise = send(draw(torch.randn, tuple(like.shape), generator), device)
-    return Part(number.cpu(), send(start, device), send(end, device), send(noised, device), noise)
+    noise = send(draw_rows(torch.randn, tuple(like.shape), generator), device)
+    return TrajectoryPart(number.cpu(), send(start, device), send(end, device), send(noised, device), noise)
 
 
 class Rollout(NamedTuple):
@@ -186,7 +186,7 @@ class TrajectoryTurn:
     def __init__(self, game: Trajectory, student: nn.Module, batch: Batch, generator: torch.Generator) -> None:
         self.game, self.batch = game, batch
         count, _, height, width = batch.latents.shape
-        noise = send(draw(torch.randn, (count, game.channels, height, width), generator), batch.latents.device)
+        noise = send(draw_rows(torch.randn, (count, game.channels, height, width), generator), batch.latents.device)
         self.parts = {name: draw_part(noise, game.steps, game.total, game.separate, generator)
                       for name in ("fake", "student")}
         self.rollout = rollout(partial(self._student_rows, student), noise, grid(game.steps, game.total),

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointError, CheckpointNotFound
-from .settings import checked, read_json, table
+from .settings import checked_entries, read_json, table
 
-SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt")       # in upper or lower case
-VARIANTS = ("", ".fp16", ".bf16")             # what diffusers adds to names of files in half precision
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt")  # in upper or lower case
+FILE_VARIANTS = ("", ".fp16", ".bf16")        # what diffusers adds to names of files in half precision
+SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 MOST_SHARDS = 1000
 
@@ -38,7 +38,7 @@ def find_files(path: Path, kind: Kind) -> tuple[Path, ...]:
         return in_index(path, kind)
     if path.suffix.lower() == ".json":
         return in_folder(path.parent, kind)
-    return shards_of(path, kind) if SHARD.fullmatch(path.name) else (path,)
+    return shards_of(path, kind) if SHARD_NAME.fullmatch(path.name) else (path,)
 
 
 def in_folder(folder: Path, kind: Kind) -> tuple[Path, ...]:
@@ -49,14 +49,14 @@ def in_folder(folder: Path, kind: Kind) -> tuple[Path, ...]:
         indices = [file for name, file in files.items() if INDEX.fullmatch(name) and suffix in name]
         if indices:
             return in_index(min(indices, key=lambda file: len(file.name)), kind)
-        named = [f"{stem}{variant}{suffix}" for stem in kind.stems for variant in VARIANTS]
+        named = [f"{stem}{variant}{suffix}" for stem in kind.stems for variant in FILE_VARIANTS]
         found = next((files[name] for name in named if name in files), None)
         if found is not None:
             return (found,)
-        shards = [file for name, file in files.items() if name.endswith(suffix) and SHARD.fullmatch(name)]
+        shards = [file for name, file in files.items() if name.endswith(suffix) and SHARD_NAME.fullmatch(name)]
         if shards:
             return shards_of(shards[0], kind)
-    weights = [file for file in files.values() if file.suffix.lower() in SUFFIXES]
+    weights = [file for file in files.values() if file.suffix.lower() in WEIGHT_SUFFIXES]
     return (_only(weights, folder, inner, kind),)
 
 
@@ -73,7 +73,7 @@ def _only(files: Sequence[Path], folder: Path, inner: Path, kind: Kind) -> Path:
 
 def in_index(index: Path, kind: Kind) -> tuple[Path, ...]:
     """Every shard that an index lists."""
-    entries = checked(read_json(index), {"weight_map": table}, index, "the index")
+    entries = checked_entries(read_json(index), {"weight_map": table}, index, "the index")
     names = list(entries.get("weight_map", {}).values())
     strange = next((name for name in names if not isinstance(name, str)), None)
     if strange is not None or not names:
@@ -86,7 +86,7 @@ def in_index(index: Path, kind: Kind) -> tuple[Path, ...]:
 
 def shards_of(shard: Path, kind: Kind) -> tuple[Path, ...]:
     """The whole set that a shard belongs to, by its index where one lies beside it, else by its name."""
-    match = SHARD.fullmatch(shard.name)
+    match = SHARD_NAME.fullmatch(shard.name)
     assert match is not None
     suffix, count = match["suffix"], int(match["count"])
     index = shard.with_name(f"{match['stem']}{suffix}.index.json")

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-LARGEST = 4 << 20           # bytes of pickle; a training checkpoint with 2,000 tensors has about 0.4 million
-MOST_STEPS = 250_000        # opcodes; the same checkpoint has about 100,000
+LARGEST_PICKLE = 4 << 20    # bytes of pickle; a training checkpoint with 2,000 tensors has about 0.4 million
+MOST_PICKLE_STEPS = 250_000  # opcodes; the same checkpoint has about 100,000
 MOST_DIMENSIONS = 8
 DAMAGED = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
 
@@ -66,7 +66,8 @@ STORAGES: dict[str, torch.dtype | None] = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": None,
 }
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+TORCH_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values()
+                if isinstance(dtype, torch.dtype)}
 # Classes of options and counters beside the weights in training checkpoints.
 INERT = {("argparse", "Namespace"), ("torch", "device"), ("torch", "Size"), ("collections", "Counter"),
          ("numpy", "dtype"), ("numpy", "ndarray"), ("numpy.core.multiarray", "scalar"),
@@ -74,7 +75,7 @@ INERT = {("argparse", "Namespace"), ("torch", "device"), ("torch", "Size"), ("co
          ("numpy._core.multiarray", "_reconstruct"), ("_codecs", "encode"), ("builtins", "set"), ("__builtin__", "set"),
          ("builtins", "bytearray"), ("__builtin__", "bytearray")}
 DICTS = {("collections", "OrderedDict"), ("collections", "defaultdict"), ("builtins", "dict"), ("__builtin__", "dict")}
-NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+NUMBER_OPCODES = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
 TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
          "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
 _MARK = object()
@@ -87,8 +88,8 @@ def read_pickle(stream: BytesIO) -> object:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if opcode.name == "STOP":
                 return machine.pop()
-            if step > MOST_STEPS:
-                raise ValueError(f"more than {MOST_STEPS} steps")
+            if step > MOST_PICKLE_STEPS:
+                raise ValueError(f"more than {MOST_PICKLE_STEPS} steps")
             machine.step(opcode.name, argument)
     except DAMAGED as error:
         raise ValueError(f"a damaged pickle ({str(error)[:100]})") from error
@@ -103,7 +104,7 @@ class _Machine:
         self.memory: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        if name in NUMBERS or name in TEXTS:
+        if name in NUMBER_OPCODES or name in TEXTS:
             self.stack.append(argument)
         elif name in _ACTIONS:
             _ACTIONS[name](self, argument)
@@ -191,13 +192,13 @@ class _Machine:
 
     def global_name(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self.stack.append(named(module, name))
+        self.stack.append(resolve_global(module, name))
 
     def stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise ValueError("a name that is no text")
-        self.stack.append(named(module, name))
+        self.stack.append(resolve_global(module, name))
 
 
 def _constant(value: object) -> Callable[[_Machine, Any], None]:
@@ -229,12 +230,12 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-def named(module: str, name: str) -> object:
+def resolve_global(module: str, name: str) -> object:
     """What a name in a pickle stands for. Raises NotWeights for every name that weights do not need."""
     if module in ("torch", "torch.storage") and name in STORAGES:
         return Name("torch", name)
-    if module == "torch" and name in DTYPES:
-        return DTYPES[name]
+    if module == "torch" and name in TORCH_DTYPES:
+        return TORCH_DTYPES[name]
     known = (module, name) in INERT or (module, name) in DICTS or (module, name) in REBUILDERS
     if not known and (module, name) not in TENSOR_CLASSES:
         raise NotWeights(str(Name(module, name)))

@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError
-from .settings import LARGEST, list_of, parse_json, short, whole
+from .settings import LARGEST_JSON, list_of, parse_json, short, whole
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I64": 8, "I32": 4,
           "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8}
@@ -20,8 +20,9 @@ def check_header(path: Path, expected: str) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > LARGEST:
-            raise CheckpointError(path, f"a safetensors header of {length} bytes", f"at most {LARGEST} bytes there")
+        if length > LARGEST_JSON:
+            raise CheckpointError(path, f"a safetensors header of {length} bytes",
+                                  f"at most {LARGEST_JSON} bytes there")
         written = file.read(length)
     if len(written) < length:
         raise CheckpointError(path, f"a truncated safetensors file ({size} bytes, its header alone has {length})",

@@ -10,8 +10,8 @@ from typing import Any
 
 from .errors import CheckpointError
 
-LARGEST = 16 << 20          # bytes of JSON; the index of a model with 10,000 tensors has about one million
-SHOWN = 40                  # characters of a wrong value that a message repeats
+LARGEST_JSON = 16 << 20     # bytes of JSON; the index of a model with 10,000 tensors has about one million
+SHOWN_CHARACTERS = 40       # characters of a wrong value that a message repeats
 
 Check = Callable[[object], str]
 """What a value should have been, in words; "" if it is right."""
@@ -77,7 +77,8 @@ def list_of(check: Check, most: int) -> Check:
     return check_all
 
 
-def checked(entries: Mapping[str, object], checks: Mapping[str, Check], path: Path, where: str) -> dict[str, Any]:
+def checked_entries(entries: Mapping[str, object], checks: Mapping[str, Check], path: Path,
+                    where: str) -> dict[str, Any]:
     """The entries that `checks` names, as far as they are there. Raises CheckpointError that names field and file.
 
     where: what holds them, for people, such as "config.json".
@@ -96,7 +97,7 @@ def shown(value: object) -> str:
     if isinstance(value, (list, dict)):
         return f"a {'list' if isinstance(value, list) else 'table'} of {len(value)}"
     written = repr(value)
-    return written if len(written) <= SHOWN else f"{written[:SHOWN]}..."
+    return written if len(written) <= SHOWN_CHARACTERS else f"{written[:SHOWN_CHARACTERS]}..."
 
 
 def parse_json(written: str | bytes, path: Path, where: str) -> dict[str, Any]:
@@ -116,8 +117,8 @@ def parse_json(written: str | bytes, path: Path, where: str) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A file with one JSON object."""
     size = path.stat().st_size
-    if size > LARGEST:
-        raise CheckpointError(path, f"{path.name} has {size} bytes", f"JSON of at most {LARGEST} bytes")
+    if size > LARGEST_JSON:
+        raise CheckpointError(path, f"{path.name} has {size} bytes", f"JSON of at most {LARGEST_JSON} bytes")
     return parse_json(path.read_bytes(), path, path.name)
 
 

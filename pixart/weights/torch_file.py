@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .pickles import LARGEST, Name, NotWeights, StoredStorage, StoredTensor, read_pickle
+from .pickles import LARGEST_PICKLE, Name, NotWeights, StoredStorage, StoredTensor, read_pickle
 from .settings import short
 
 MAGIC = 0x1950A86A20F9469CFC6C           # first pickle of the older stream
@@ -24,7 +24,7 @@ BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, Key
 NESTS = ("state_dict", "model", "module", "state_dict_ema", "ema")
 EMA_NESTS = ("state_dict_ema", "ema", "model_ema")
 MOST_SHARED = 3                          # tensors may share storages, as embeddings do; not without end
-DEEPEST = 8                              # tables inside of tables around the weights
+DEEPEST_NESTING = 8                      # tables inside of tables around the weights
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ def _records(archive: zipfile.ZipFile) -> tuple[str, list[zipfile.ZipInfo]]:
 def _zip_pickle(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
         folder, _ = _records(archive)
-        if archive.getinfo(f"{folder}data.pkl").file_size > LARGEST:
-            raise ValueError(f"its table of names has more than {LARGEST} bytes")
+        if archive.getinfo(f"{folder}data.pkl").file_size > LARGEST_PICKLE:
+            raise ValueError(f"its table of names has more than {LARGEST_PICKLE} bytes")
         if f"{folder}byteorder" in archive.namelist():
             with archive.open(f"{folder}byteorder") as file:
                 if file.read(16) != b"little":
                     raise ValueError("its numbers have another byte order")
         with archive.open(f"{folder}data.pkl") as file:
-            return file.read(LARGEST)
+            return file.read(LARGEST_PICKLE)
 
 
 def _zip_places(path: Path) -> dict[str, Extent]:
@@ -139,7 +139,7 @@ def _place(entry: zipfile.ZipInfo, file: BufferedReader) -> Extent:
 def _stream(path: Path) -> tuple[object, list[object], int]:
     """Content, keys of the storages in their order, and where the first one begins."""
     with path.open("rb") as file:
-        stream = BytesIO(file.read(LARGEST))
+        stream = BytesIO(file.read(LARGEST_PICKLE))
     if read_pickle(stream) != MAGIC:
         raise NotWeights("a plain pickle, not made by torch.save")
     read_pickle(stream), read_pickle(stream)                      # version, and facts about the machine
@@ -188,7 +188,7 @@ def unwrap(content: object, path: Path, expected: str, ema: bool) -> dict[str, S
     if ema and not (isinstance(content, dict) and any(name in content for name in EMA_NESTS)):
         raise CheckpointError(path, "no averaged weights in it", " or ".join(EMA_NESTS), "Load it without ema.")
     nests = EMA_NESTS + NESTS if ema else NESTS
-    for _ in range(DEEPEST):
+    for _ in range(DEEPEST_NESTING):
         if not isinstance(content, dict):
             break
         inner = next((content[name] for name in nests if isinstance(content.get(name), dict)), None)
@@ -198,7 +198,7 @@ def unwrap(content: object, path: Path, expected: str, ema: bool) -> dict[str, S
             return _tensors(content, path, expected)
         content = inner
     else:
-        raise CheckpointError(path, f"tables within tables, more than {DEEPEST} deep", expected)
+        raise CheckpointError(path, f"tables within tables, more than {DEEPEST_NESTING} deep", expected)
     kind = "tensor" if isinstance(content, StoredTensor) else f"{content}" if isinstance(
         content, Name) else type(content).__name__
     raise CheckpointError(path, f"a {kind}, not a table of weights", expected)

@@ -9,7 +9,7 @@ from .errors import CheckpointError
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
-NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}       # lowest bits, without sign, of NaN or infinity
+NOT_FINITE_BITS = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}  # lowest bits, without sign, of NaN or infinity
 PART = 1 << 24              # numbers of 8 bits looked at together
 
 # Parts of names that tell which program quantised a file; the first that occurs names it.
@@ -64,7 +64,7 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.dtype in EIGHT_BITS:
         parts = tensor.contiguous().view(-1).view(torch.uint8).split(PART)
-        return all(int((part & 0x7F).max()) < NOT_FINITE[tensor.dtype] for part in parts)
+        return all(int((part & 0x7F).max()) < NOT_FINITE_BITS[tensor.dtype] for part in parts)
     return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))      # NaN wins over every number in both
 
 

@@ -6,18 +6,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pixart.batch.draw import Drawn, Settings
+from pixart.batch.draw import DrawnTask, DrawSettings
 from pixart.batch.tasks import Task
 
 
-def draw(settings: Settings, device: str | None, group: Sequence[Task]) -> list[Drawn]:
+def draw(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
     """Takes a few milliseconds. A prompt `bad` fails."""
     time.sleep(0.004)
-    return [Drawn(task, None, "no picture of that") if task.prompt == "bad" else
-            Drawn(task, hashlib.sha256(repr(task).encode()).digest() * 3000) for task in group]
+    return [DrawnTask(task, None, "no picture of that") if task.prompt == "bad" else
+            DrawnTask(task, hashlib.sha256(repr(task).encode()).digest() * 3000) for task in group]
 
 
-def dies_once(settings: Settings, device: str | None, group: Sequence[Task]) -> list[Drawn]:
+def dies_once(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
     """The first process that comes to the prompt `fatal` ends at once. Its negative prompt is the place of a mark."""
     for task in group:
         mark = Path(task.negative)
@@ -27,7 +27,7 @@ def dies_once(settings: Settings, device: str | None, group: Sequence[Task]) -> 
     return draw(settings, device, group)
 
 
-def always_dies(settings: Settings, device: str | None, group: Sequence[Task]) -> list[Drawn]:
+def always_dies(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
     if any(task.prompt == "fatal" for task in group):
         os.kill(os.getpid(), signal.SIGKILL)
     return draw(settings, device, group)

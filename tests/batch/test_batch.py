@@ -14,14 +14,14 @@ import pytest
 from batch import cheap
 
 from pixart.__main__ import main
-from pixart.batch.draw import Settings
+from pixart.batch.draw import DrawSettings
 from pixart.batch.run import run_batch
 from pixart.batch.store import claimed
 from pixart.batch.tasks import Task, groups_of, tasks_of
 from pixart.batch.workers import here, on_ray, processes
 from pixart.prompts import PromptLine
 
-SETTINGS = Settings()
+SETTINGS = DrawSettings()
 
 
 def tasks(count: int, seeds: tuple[int, ...] = (1, 2, 3)) -> list[Task]:

@@ -10,11 +10,11 @@ from caching import tiny
 from caching.tiny import CONFIG
 
 from pixart.accelerate import (
-    METHODS,
+    CACHE_METHODS,
     BranchSchedule,
-    Choice,
+    CacheChoice,
     Costs,
-    Job,
+    SamplingJob,
     TallyBranches,
     budget_of,
     choice_of,
@@ -31,9 +31,9 @@ from pixart.mini.measure.cost import counted_flops
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport
 
-FULL_SIZE = Job(VARIANTS["alpha-1024"], steps=20, tokens=4096, text=120, guided=True)
-SMALL = Job(CONFIG, steps=20, tokens=24, text=6, guided=True)
-SOLVABLE = [name for name in METHODS if name != "ecad"]
+FULL_SIZE = SamplingJob(VARIANTS["alpha-1024"], steps=20, tokens=4096, text=120, guided=True)
+SMALL = SamplingJob(CONFIG, steps=20, tokens=24, text=6, guided=True)
+SOLVABLE = [name for name in CACHE_METHODS if name != "ecad"]
 
 
 def encoded(tokens: int, seed: int = 0) -> Encoded:
@@ -55,7 +55,7 @@ def test_twice_as_fast_is_reached_or_the_nearest_is_said(name):
         assert f"the nearest is {solved.ratio:.2f}x" in solved.notice
     off = abs(math.log(solved.ratio / 2))
     assert off < math.log(1.02) or all(off <= abs(math.log(plan.ratio(FULL_SIZE) / 2)) + 1e-9
-                                       for plan in METHODS[name].plans(FULL_SIZE))
+                                       for plan in CACHE_METHODS[name].plans(FULL_SIZE))
 
 
 @pytest.mark.parametrize("name", SOLVABLE)
@@ -149,19 +149,20 @@ def test_one_step_has_nothing_to_reuse():
 
 
 def test_a_choice_says_what_it_saves(tmp_path):
-    plan, line = Choice("steps", 2.0).plan(FULL_SIZE)
+    plan, line = CacheChoice("steps", 2.0).plan(FULL_SIZE)
     assert line.startswith("10 of 20 steps: 2.00x less work (") and line.endswith("TMACs a picture)")
     assert plan == solve("steps", 2.0, FULL_SIZE).plan
-    assert "nearest is" in Choice("t-gate", 9.0).plan(FULL_SIZE)[1]
+    assert "nearest is" in CacheChoice("t-gate", 9.0).plan(FULL_SIZE)[1]
     path = write_ecad(tmp_path / "mine.json", BranchSchedule.full(20, CONFIG.depth, "mine"))
     assert choice_of(str(path)).plan(SMALL)[1].startswith("mine: 1.00x")
-    assert choice_of("fora") == Choice("fora", 2.0) and choice_of("fora=3").title == "fora 3x"
+    assert choice_of("fora") == CacheChoice("fora", 2.0) and choice_of("fora=3").title == "fora 3x"
 
 
 def test_a_choice_that_cannot_be_meant_is_refused():
-    for make, message in ((lambda: Choice("fora", 0.5), "budget is 0.5"), (lambda: Choice("x"), "unknown cache method"),
-                          (lambda: Choice("fora", file=Path("a.json")), "file is for the method ecad"),
-                          (lambda: Choice("fora", start=0.5, end=0.2), "0 <= start <= end <= 1")):
+    for make, message in ((lambda: CacheChoice("fora", 0.5), "budget is 0.5"),
+                          (lambda: CacheChoice("x"), "unknown cache method"),
+                          (lambda: CacheChoice("fora", file=Path("a.json")), "file is for the method ecad"),
+                          (lambda: CacheChoice("fora", start=0.5, end=0.2), "0 <= start <= end <= 1")):
         with pytest.raises(ValueError, match=message):
             make()
 
@@ -184,4 +185,4 @@ def test_the_command_makes_the_policies_of_its_job(capsys):
     (policy,) = generate.cache_policies(generate.cache_choice(args), SMALL)
     assert policy.schedule == solve("every-n", 2.0, SMALL).plan.computed
     assert "every 2 from the first: " in capsys.readouterr().out
-    assert Job.of(CONFIG, 20, 64, 96, 6, True) == SMALL and Job.of(CONFIG, 20, 57, 90, 6, True) == SMALL
+    assert SamplingJob.of(CONFIG, 20, 64, 96, 6, True) == SMALL and SamplingJob.of(CONFIG, 20, 57, 90, 6, True) == SMALL

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pixart.accelerate import BranchSchedule, Costs, ReuseBranches, TGate, read_ecad, t_gate_schedule, write_ecad
-from pixart.accelerate.ecad import NotECAD, Published
+from pixart.accelerate.ecad import NotECAD, PublishedSchedule
 from pixart.config import VARIANTS
 
 PUBLISHED = os.environ.get("PIXART_ECAD")
@@ -18,7 +18,7 @@ FULL = 5713796136960            # 20 whole steps of both prompts at 256 px, as i
 GATE_15 = 4859854110720         # their tgate_m_015_sp_001_fi_001_warmup_002.json
 
 
-def counted(found: Published, large: bool = False) -> int:
+def counted(found: PublishedSchedule, large: bool = False) -> int:
     config, tokens = VARIANTS["alpha-1024" if large else "alpha-256"], 4096 if large else 256
     rows = [2 if found.gate is None or step < found.gate else 1 for step in range(found.schedule.steps)]
     return Costs(config, tokens, 120, attention=False).of(found.schedule, rows)
@@ -30,9 +30,9 @@ def random_schedule(steps: int = 20, depth: int = 28) -> BranchSchedule:
 
 
 def test_counted_work_equals_the_published_totals():
-    assert counted(Published(BranchSchedule.full(20, 28))) == FULL
-    assert counted(Published(BranchSchedule.full(20, 28)), large=True) == 85628843458560
-    assert counted(Published(t_gate_schedule(20, 28, 15), gate=15)) == GATE_15
+    assert counted(PublishedSchedule(BranchSchedule.full(20, 28))) == FULL
+    assert counted(PublishedSchedule(BranchSchedule.full(20, 28)), large=True) == 85628843458560
+    assert counted(PublishedSchedule(t_gate_schedule(20, 28, 15), gate=15)) == GATE_15
 
 
 @pytest.mark.parametrize("config", [None, {}, {"height": 1024, "width": 1024, "transformer_weights": "x"},

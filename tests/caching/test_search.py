@@ -6,7 +6,7 @@ import torch
 
 from pixart.accelerate import BranchSchedule
 from pixart.accelerate.ecad import read_ecad
-from pixart.accelerate.search import Trials, search
+from pixart.accelerate.search import Trials, search_schedules
 from pixart.accelerate.search_plot import plot_front
 from pixart.accelerate.seeds import hand_made
 from pixart.commands.ecad import write_front
@@ -34,7 +34,7 @@ class Toy:
 def test_a_search_improves_on_where_it_began_and_keeps_what_it_found(tmp_path):
     toy, trials = Toy(), Trials(tmp_path / "t.jsonl", STEPS, DEPTH, "toy")
     seeds = hand_made(STEPS, DEPTH)
-    front = search(trials, seeds, toy.loss, toy.work, 16, 12)
+    front = search_schedules(trials, seeds, toy.loss, toy.work, 16, 12)
     assert [one.work for one in front] == sorted(one.work for one in front)
     assert all(a.loss > b.loss for a, b in zip(front, front[1:]))
     for seed in seeds[:16]:
@@ -44,7 +44,7 @@ def test_a_search_improves_on_where_it_began_and_keeps_what_it_found(tmp_path):
 
 def test_a_stopped_search_goes_on_as_if_it_had_not_been(tmp_path):
     whole, toy = Trials(tmp_path / "a.jsonl", STEPS, DEPTH, "toy"), Toy()
-    want, all_asked = search(whole, [], toy.loss, toy.work, 8, 6), toy.asked
+    want, all_asked = search_schedules(whole, [], toy.loss, toy.work, 8, 6), toy.asked
 
     class Stopped(Exception):
         pass
@@ -55,10 +55,10 @@ def test_a_stopped_search_goes_on_as_if_it_had_not_been(tmp_path):
 
     toy = Toy()
     with pytest.raises(Stopped):
-        search(Trials(tmp_path / "b.jsonl", STEPS, DEPTH, "toy"), [], toy.loss, toy.work, 8, 6, told=stop)
+        search_schedules(Trials(tmp_path / "b.jsonl", STEPS, DEPTH, "toy"), [], toy.loss, toy.work, 8, 6, told=stop)
     with (tmp_path / "b.jsonl").open("a") as file:
         file.write('{"loss": 3.0, "wo')          # a kill in the middle of a line
-    got = search(Trials(tmp_path / "b.jsonl", STEPS, DEPTH, "toy"), [], toy.loss, toy.work, 8, 6)
+    got = search_schedules(Trials(tmp_path / "b.jsonl", STEPS, DEPTH, "toy"), [], toy.loss, toy.work, 8, 6)
     assert got == want and toy.asked == all_asked
     again = Trials(tmp_path / "b.jsonl", STEPS, DEPTH, "toy")
     assert again.front() == want
@@ -72,7 +72,7 @@ def test_trials_of_another_search_are_refused(tmp_path):
 
 def test_the_front_is_written_as_files_that_can_be_read(tmp_path, capsys):
     toy, trials = Toy(), Trials(tmp_path / "t.jsonl", STEPS, DEPTH, "toy")
-    front = search(trials, [], toy.loss, toy.work, 8, 3)
+    front = search_schedules(trials, [], toy.loss, toy.work, 8, 3)
     write_front(tmp_path / "front", front, (0.0, 45.0))
     files = sorted((tmp_path / "front").glob("*.json"))
     assert files and all(read_ecad(path).schedule.depth == DEPTH for path in files)
@@ -83,7 +83,7 @@ def test_the_front_is_written_as_files_that_can_be_read(tmp_path, capsys):
 
 def test_impossible_searches_are_refused(tmp_path):
     with pytest.raises(ValueError, match="population of 2 for 1 generations"):
-        search(Trials(tmp_path / "t.jsonl", STEPS, DEPTH, "x"), [], len, len, 2, 1)
+        search_schedules(Trials(tmp_path / "t.jsonl", STEPS, DEPTH, "x"), [], len, len, 2, 1)
 
 
 def test_hand_made_schedules_reuse_something_and_differ():

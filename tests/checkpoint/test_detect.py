@@ -11,7 +11,7 @@ from checkpoint.samples import full, position_table
 
 from pixart.checkpoint import CheckpointError
 from pixart.checkpoint.configure import configure, name_hints
-from pixart.checkpoint.detect import Facts, find_layout, measure, measure_positions, reference_shapes
+from pixart.checkpoint.detect import Facts, find_layout, measure_positions, measure_shapes, reference_shapes
 from pixart.config import VARIANTS, KVCompression, PixArtConfig
 
 REFERENCE = {
@@ -48,7 +48,7 @@ CONFIG_JSON = {
 def facts_of(tensors: dict, path: Path = Path("file")) -> Facts:
     layout = find_layout(tensors, path)
     positions = tensors[layout.positions] if layout.positions else None
-    return measure(reference_shapes(layout, tensors, path), positions, path)
+    return measure_shapes(reference_shapes(layout, tensors, path), positions, path)
 
 
 def detect(tensors: dict, name: str = "file", variant: str | PixArtConfig = "auto", settings: dict | None = None):

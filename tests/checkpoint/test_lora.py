@@ -13,7 +13,7 @@ from pixart.checkpoint import CheckpointError, CheckpointNotFound, save_checkpoi
 from pixart.checkpoint.layouts import file_name
 from pixart.checkpoint.lora import Lora, LoraPart, merge_lora
 from pixart.checkpoint.lora.alpha import ADAPTER_METADATA
-from pixart.checkpoint.lora.keys import place_of, split_key
+from pixart.checkpoint.lora.keys import split_key, weight_slice
 from pixart.checkpoint.lora.read import read_lora
 from pixart.checkpoint.lora.write import write_lora
 from pixart.config import PixArtConfig
@@ -392,5 +392,5 @@ def test_keys_are_told_apart():
     assert split_key("transformer.proj_out.lora_A.weight") == ("transformer.proj_out", "down")
     assert split_key("lora_unet_proj_out.alpha") == ("lora_unet_proj_out", "alpha")
     assert split_key("transformer.proj_out.weight") is None
-    assert place_of("transformer.transformer_blocks.0.attn1.nothing") is None
-    assert place_of("lora_te_encoder_block_0") is None and place_of("text_encoder.proj_out") is None
+    assert weight_slice("transformer.transformer_blocks.0.attn1.nothing") is None
+    assert weight_slice("lora_te_encoder_block_0") is None and weight_slice("text_encoder.proj_out") is None

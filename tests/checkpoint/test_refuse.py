@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pixart.checkpoint import CheckpointError, CheckpointNotFound, read_checkpoint, to_diffusers
 from pixart.checkpoint.detect import find_layout
-from pixart.checkpoint.families import OTHERS, matches
+from pixart.checkpoint.families import OTHER_FAMILIES, matches
 
 # Names as these models have them in their own files.
 NAMES = {
@@ -95,14 +95,14 @@ def test_diffusers_model_of_another_family_is_named(model):
 
 @pytest.mark.parametrize("family", [name for name in NAMES if name not in ("a LoRA", "unknown model")])
 def test_each_family_has_one_detector(family):
-    fitting = {other.name for other in OTHERS if matches(other, NAMES[family])}
+    fitting = {other.name for other in OTHER_FAMILIES if matches(other, NAMES[family])}
     assert len(fitting) == 1, fitting
 
 
 @pytest.mark.parametrize("variant, diffusers", [("alpha-1024", False), ("sigma-1024", True)])
 def test_no_detector_of_another_family_fires_on_pixart(variant, diffusers):
     names = full(variant, diffusers)
-    assert not [family.name for family in OTHERS if matches(family, names)]
+    assert not [family.name for family in OTHER_FAMILIES if matches(family, names)]
 
 
 @pytest.mark.parametrize("key", ["lora_transformer_proj_out.lora_down.weight", "transformer.proj_out.lora_A.weight",

@@ -12,7 +12,7 @@ import pytest
 from client.fake_server import FakeServer
 
 from pixart.__main__ import main
-from pixart.client import ClientError, Server, draw, read_workflow, seeds_of, with_seed, with_value
+from pixart.client import ClientError, Server, draw_workflows, read_workflow, seeds_of, with_seed, with_value
 from pixart.client.draw import save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,26 +50,27 @@ def test_every_seed_is_drawn_once_and_fetched(server, tmp_path, monkeypatch, cap
 def test_a_lost_answer_does_not_queue_twice(server, tmp_path, own_ids):
     server.answers_lost, server.own_ids = 1, own_ids
     server.pause = 0.3          # still there when it is looked for
-    (outcome,) = draw(Server(server.address), [read_workflow(MINI)], tmp_path)
+    (outcome,) = draw_workflows(Server(server.address), [read_workflow(MINI)], tmp_path)
     assert len(server.taken) == 1 and outcome.problem is None and len(outcome.files) == 1
 
 
 def test_a_lost_websocket_changes_nothing(server, tmp_path):
     server.cut_at, server.pause, heard = 2, 0.05, []
-    outcomes = list(draw(Server(server.address), [read_workflow(MINI)] * 2, tmp_path, lambda *told: heard.append(told)))
+    outcomes = list(draw_workflows(Server(server.address), [read_workflow(MINI)] * 2, tmp_path,
+                                   lambda *told: heard.append(told)))
     assert [outcome.problem for outcome in outcomes] == [None, None] and len(server.taken) == 2
     assert heard[0] == ('6 "PixArt LCM Sampler" (PixArtLCMSampler)', 1, 4)
 
 
 def test_without_a_websocket_the_end_is_found_all_the_same(server, tmp_path, monkeypatch):
     monkeypatch.setattr("pixart.client.listen.find_spec", lambda name: None)
-    (outcome,) = draw(Server(server.address), [read_workflow(MINI)], tmp_path)
+    (outcome,) = draw_workflows(Server(server.address), [read_workflow(MINI)], tmp_path)
     assert len(outcome.files) == 1 and not server.sockets
 
 
 def test_stopping_takes_everything_back(server, tmp_path, interruptible):
     server.steps, server.pause = 1000, 0.05
-    outcomes = draw(Server(server.address), [read_workflow(MINI)] * 3, tmp_path)
+    outcomes = draw_workflows(Server(server.address), [read_workflow(MINI)] * 3, tmp_path)
 
     def stop() -> None:
         while server.running is None or len(server.taken) < 3:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import max_pool2d
 
-from pixart.control import METHODS, canny, drawing, edge_maps, soft_edges
+from pixart.control import EDGE_METHODS, canny, drawing, edge_maps, soft_edges
 
 FINDERS = {"canny": canny, "soft": soft_edges}
 
@@ -109,7 +109,7 @@ def test_soft_edges_see_colours_of_equal_brightness():
     assert soft_edges(picture)[..., 12].min() > 0.9 and not canny(picture).any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDGE_METHODS)
 @pytest.mark.parametrize("size", ((1, 1), (1, 9), (2, 3), (3, 2), (5, 5), (17, 31)))
 def test_any_size_and_any_channels(method, size):
     for channels in (1, 3, 4):
@@ -118,14 +118,14 @@ def test_any_size_and_any_channels(method, size):
         assert maps.min() >= 0 and maps.max() <= 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDGE_METHODS)
 def test_a_map_does_not_depend_on_its_batch(method):
     pictures = noise(3, 3, 37, 53)
     together = edge_maps(pictures, method)
     assert torch.equal(together, torch.cat([edge_maps(picture[None], method) for picture in pictures]))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDGE_METHODS)
 def test_grey_pictures_and_opaque_ones_give_the_same_map_as_rgb(method):
     grey = noise(1, 1, 29, 33)
     rgb = grey.expand(-1, 3, -1, -1)
@@ -162,7 +162,7 @@ def test_ink_on_a_transparent_sheet_becomes_white_on_black(ink, method):
     assert torch.equal(edge_maps(picture, method), shape)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EDGE_METHODS)
 def test_the_given_pictures_stay_as_they_were(method):
     for channels in (1, 3, 4):
         pictures = noise(2, channels, 20, 20)

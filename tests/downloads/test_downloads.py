@@ -9,7 +9,7 @@ import pytest
 
 from pixart.__main__ import main
 from pixart.downloads import fetch as module
-from pixart.downloads.catalogue import BY_NAME, FILES, table
+from pixart.downloads.catalogue import BY_NAME, FILES, file_table
 from pixart.downloads.fetch import fetch
 from pixart.downloads.places import models_folder
 
@@ -143,7 +143,7 @@ def test_nothing_is_fetched_unasked(hub, monkeypatch, capsys):
 def test_the_table_is_complete():
     assert len(BY_NAME) == len(FILES) == len({(file.folder, file.saved_as) for file in FILES})
     assert all(file.folder in ("diffusion_models", "controlnet", "loras", "text_encoders", "vae") for file in FILES)
-    assert len(table().splitlines()) == len(FILES) + 1
+    assert len(file_table().splitlines()) == len(FILES) + 1
 
 
 def test_a_host_is_found_around_the_pack_or_named(tmp_path, monkeypatch):

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from pixart.mini import SHIPPED
-from pixart.mini.agreement import ControlBench, Steered, agreement, edge_f1, edge_maps
+from pixart.mini.agreement import ControlBench, Steered, agreement, bench_edges, edge_f1
 from pixart.mini.measure.bench import Bench
-from pixart.mini.measure.methods import METHODS
+from pixart.mini.measure.methods import USUAL_METHODS
 from pixart.mini.measure.prompts import Prompts
 
 
@@ -34,19 +34,19 @@ def test_empty_maps_and_a_batch():
 
 def test_real_pictures_agree_with_their_own_maps_and_not_with_those_of_others():
     real = Prompts.held_out(10, 7).real()
-    maps = edge_maps(real, 4)
+    maps = bench_edges(real, 4)
     assert all(set(part.unique().tolist()) == {0, 255} for part in maps.parts)
     assert agreement(real, maps, 4).tolist() == [1.0] * 10
-    other = edge_maps(Prompts.held_out(10, 8).real(), 4)
+    other = bench_edges(Prompts.held_out(10, 8).real(), 4)
     assert agreement(real, other, 4).mean() < 0.5
 
 
 def test_control_moves_edges_and_strength_zero_draws_as_without():
     from pixart.checkpoint import load_control
     bench, network = Bench.open(SHIPPED, 7, 7, batch=2), load_control(SHIPPED.control, torch.float32)
-    maps = edge_maps(bench.prompts.real(), 7)
-    plain = METHODS[1].draw(bench)
-    zero, full = (Steered(METHODS[1], network, maps, strength).draw(bench) for strength in (0.0, 1.0))
+    maps = bench_edges(bench.prompts.real(), 7)
+    plain = USUAL_METHODS[1].draw(bench)
+    zero, full = (Steered(USUAL_METHODS[1], network, maps, strength).draw(bench) for strength in (0.0, 1.0))
     assert all(torch.equal(zero[i], plain[i]) for i in range(7))
     assert agreement(full, maps, 7).mean() > agreement(plain, maps, 7).mean() + 0.1
 

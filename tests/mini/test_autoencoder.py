@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import (
     LATENT_SCALE,
-    Autoencoder,
-    Plan,
+    AutoencoderConfig,
+    MiniAutoencoder,
     autoencoder_loss,
     crops,
     load_autoencoder,
@@ -17,18 +17,18 @@ from pixart.mini.autoencoder import (
     save_autoencoder,
     train_autoencoder,
 )
-from pixart.mini.catalogue import Wish, build_catalogue
-from pixart.mini.judge import accuracy, fresh, load_judge, score
+from pixart.mini.catalogue import SceneWish, build_catalogue
+from pixart.mini.judge import accuracy, fresh_batch, load_judge, score
 from pixart.mini.scenery import Scenery
 from pixart.mini.text_encoder import build_tokenizer
 
-SMALL = Plan((4, 6, 8, 8), (0, 1, 2, 3), (1, 1, 2, 3))
+SMALL = AutoencoderConfig((4, 6, 8, 8), (0, 1, 2, 3), (1, 1, 2, 3))
 
 
 @pytest.fixture
-def model() -> Autoencoder:
+def model() -> MiniAutoencoder:
     torch.manual_seed(0)
-    return Autoencoder(SMALL).eval()
+    return MiniAutoencoder(SMALL).eval()
 
 
 def in_diffusers(state: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -46,7 +46,7 @@ def in_diffusers(state: dict[str, torch.Tensor]) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def test_padding_to_width_64_computes_the_same_as_diffusers(model: Autoencoder) -> None:
+def test_padding_to_width_64_computes_the_same_as_diffusers(model: MiniAutoencoder) -> None:
     other = in_diffusers(padded_state(model))
     pictures = torch.rand(2, 3, 64, 48)
     latents = model.encode(pictures)
@@ -54,7 +54,7 @@ def test_padding_to_width_64_computes_the_same_as_diffusers(model: Autoencoder) 
     assert torch.allclose(other.decode(latents).sample / 2 + 0.5, model.decode(latents), atol=1e-5)
 
 
-def test_a_written_file_reads_back_without_padding(model: Autoencoder, tmp_path: Path) -> None:
+def test_a_written_file_reads_back_without_padding(model: MiniAutoencoder, tmp_path: Path) -> None:
     save_autoencoder(model, tmp_path / "vae.safetensors")
     again = load_autoencoder(tmp_path / "vae.safetensors")
     assert again.plan == SMALL
@@ -62,7 +62,7 @@ def test_a_written_file_reads_back_without_padding(model: Autoencoder, tmp_path:
         assert torch.equal(again.state_dict()[name], value.half().float()), name
 
 
-def test_the_file_tells_hosts_the_scale(model: Autoencoder, tmp_path: Path) -> None:
+def test_the_file_tells_hosts_the_scale(model: MiniAutoencoder, tmp_path: Path) -> None:
     save_autoencoder(model, tmp_path / "vae.safetensors")
     state = load_file(tmp_path / "vae.safetensors")
     assert state.pop("vae_scale").item() == pytest.approx(LATENT_SCALE)
@@ -78,14 +78,14 @@ def test_a_foreign_taesd_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -> None:
-    def loss(model: Autoencoder) -> float:
+    def loss(model: MiniAutoencoder) -> float:
         torch.manual_seed(0)
-        return autoencoder_loss(model, fresh(0, 4, "loss")[1]).item()
+        return autoencoder_loss(model, fresh_batch(0, 4, "loss")[1]).item()
 
-    scenery = Scenery(build_catalogue(Wish(0), 50, build_tokenizer().get_vocab()))
+    scenery = Scenery(build_catalogue(SceneWish(0), 50, build_tokenizer().get_vocab()))
     settings = {"scenery": scenery, "steps": 12, "batch": 4, "plan": SMALL}
     torch.manual_seed(0)
-    before = loss(Autoencoder(SMALL))
+    before = loss(MiniAutoencoder(SMALL))
     straight = train_autoencoder(tmp_path / "a.safetensors", **settings)
     assert loss(straight) < before
     stop_and_go = train_autoencoder(tmp_path / "b.safetensors", state=tmp_path / "state.pt", **settings)
@@ -110,7 +110,7 @@ def test_crops_are_parts_of_the_pictures_that_hold_something() -> None:
 @torch.no_grad()
 def test_the_shipped_autoencoder_keeps_pictures_and_unit_latents() -> None:
     model = load_autoencoder(SHIPPED.vae)
-    pictures = fresh(0, 40, "shipped")[1]
+    pictures = fresh_batch(0, 40, "shipped")[1]
     latents = model.encode(pictures)
     error = (model.decode(latents).clamp(0, 1) - pictures).square().mean()
     assert -10 * error.log10() > 26, "peak signal to noise ratio in dB"
@@ -123,7 +123,7 @@ def test_the_judge_reads_the_shipped_autoencoders_pictures_as_well_as_the_origin
     model, judge = load_autoencoder(SHIPPED.vae), load_judge(SHIPPED.judge)
     scores: list[dict[str, bool]] = []
     for step in range(5):
-        scenes, pictures = fresh(step, 20, "decoded")
+        scenes, pictures = fresh_batch(step, 20, "decoded")
         reads = judge.attributes(model.decode(model.encode(pictures)).clamp(0, 1))
         scores += [score(scene, read) for scene, read in zip(scenes, reads)]
     assert accuracy(scores)["all"] > 0.985

@@ -4,12 +4,12 @@ import torch
 from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import load_autoencoder
 from pixart.mini.colours import LATENT_RGB, LATENT_RGB_BIAS, fit_colours
-from pixart.mini.judge import fresh
+from pixart.mini.judge import fresh_batch
 
 
 def test_the_colours_are_those_of_the_shipped_autoencoder() -> None:
     vae = load_autoencoder(SHIPPED.vae)
-    pictures = torch.cat([fresh(step, 20, "colours")[1] for step in (0, 5, 10)])
+    pictures = torch.cat([fresh_batch(step, 20, "colours")[1] for step in (0, 5, 10)])
     factors, bias = fit_colours(vae, pictures)
     assert torch.allclose(factors, torch.tensor(LATENT_RGB), atol=0.06)
     assert torch.allclose(bias, torch.tensor(LATENT_RGB_BIAS), atol=0.06)

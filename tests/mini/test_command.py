@@ -30,7 +30,7 @@ def test_evaluate_then_compare(monkeypatch, capsys, tmp_path):
 
 def test_a_build_ends_with_the_table(monkeypatch, capsys, tmp_path):
     built = []
-    monkeypatch.setattr("pixart.mini.recipe.build", lambda work, files, device, minutes, stages:
+    monkeypatch.setattr("pixart.mini.recipe.build_mini", lambda work, files, device, minutes, stages:
                         built.append((work, files, device, minutes, stages)))
     code, out, _ = run(monkeypatch, capsys, "build", "--work", str(tmp_path), "--weights", str(SHIPPED.root),
                        "--device", "cpu", "--measure", "3", "--minutes", "2.5", "--stages", "teacher,student")

@@ -6,7 +6,7 @@ import torch
 
 from pixart.mini.diagnose import diagnose, tables, write_diagnosis
 from pixart.mini.diagnose.finish import ddim, ddim_times, signal_to_noise
-from pixart.mini.diagnose.probe import fit, shares
+from pixart.mini.diagnose.probe import fit_probe, shares
 from pixart.mini.scenes import ATTRIBUTES
 from pixart.sampling.schedule import ALPHAS_CUMPROD, add_noise
 
@@ -70,7 +70,8 @@ def features_of(rows: int, bound: bool) -> tuple[torch.Tensor, torch.Tensor, tor
 
 def test_the_probe_finds_what_features_bind_and_nothing_else():
     number = list(ATTRIBUTES).index("second shape")
-    bound, loose = (shares(fit(features_of(6000, kind), 0), features_of(1000, kind))[number] for kind in (True, False))
+    bound, loose = (shares(fit_probe(features_of(6000, kind), 0), features_of(1000, kind))[number]
+                    for kind in (True, False))
     assert bound > 0.98 and 0.4 < loose < 0.7                 # a guess between two things: 1/2 + 1/12
 
 

@@ -2,8 +2,8 @@
 import pytest
 
 from pixart.mini import SHIPPED
-from pixart.mini.evaluate import METHODS, checked, evaluate, write_report
-from pixart.mini.measure.batches import Pictures
+from pixart.mini.evaluate import USUAL_METHODS, checked_methods, evaluate, write_results
+from pixart.mini.measure.batches import BenchPictures
 from pixart.mini.measure.methods import Sampled
 from pixart.mini.measure.results import REAL, read_measured
 
@@ -15,13 +15,13 @@ class Real:
 
     name = "perfect"
 
-    def draw(self, bench) -> Pictures:
+    def draw(self, bench) -> BenchPictures:
         return bench.prompts.real()
 
 
 @pytest.fixture(scope="module")
 def found():
-    return evaluate(10, 7, methods=[METHODS[2], Real(), FAST], batch=4, reference=FAST, diverse=5)
+    return evaluate(10, 7, methods=[USUAL_METHODS[2], Real(), FAST], batch=4, reference=FAST, diverse=5)
 
 
 def test_the_reference_comes_first_and_is_not_drawn_twice(found):
@@ -43,7 +43,7 @@ def test_pictures_are_kept_for_sheets(found):
 
 
 def test_the_same_again_gives_the_same_numbers(found):
-    again = evaluate(10, 7, methods=[METHODS[2]], batch=4, reference=FAST, diverse=5).rows
+    again = evaluate(10, 7, methods=[USUAL_METHODS[2]], batch=4, reference=FAST, diverse=5).rows
     for one, other in zip(found.rows, again):
         assert (one.answers, one.kid, one.lpips) == (other.answers, other.kid, other.lpips)
         assert one.diversity == other.diversity
@@ -51,7 +51,7 @@ def test_the_same_again_gives_the_same_numbers(found):
 
 def test_files_of_the_report(found, tmp_path):
     pytest.importorskip("matplotlib")
-    made = write_report(found.measured, tmp_path / "out")
+    made = write_results(found.measured, tmp_path / "out")
     assert [path.name for path in made] == ["results.json", "results.md", "results.png"]
     assert [row.name for row in read_measured(made[0]).rows] == [row.name for row in found.rows]
     text = made[1].read_text(encoding="utf-8")
@@ -63,15 +63,15 @@ def test_files_of_the_report(found, tmp_path):
 
 def test_without_matplotlib_the_plot_is_named_as_missing(found, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("pixart.mini.evaluate.can_plot", lambda: False)
-    assert [path.suffix for path in write_report(found.measured, tmp_path)] == [".json", ".md"]
+    assert [path.suffix for path in write_results(found.measured, tmp_path)] == [".json", ".md"]
     assert "matplotlib is missing" in caplog.text
 
 
 def test_two_rows_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two rows would be called 'one step'"):
-        checked([FAST, Sampled("one step", "teacher", "lcm", 1)], None, SHIPPED)
+        checked_methods([FAST, Sampled("one step", "teacher", "lcm", 1)], None, SHIPPED)
     with pytest.raises(ValueError, match="real pictures"):
-        checked([Sampled(REAL, "teacher", "lcm", 1)], None, SHIPPED)
+        checked_methods([Sampled(REAL, "teacher", "lcm", 1)], None, SHIPPED)
 
 
 def test_unknown_judge_and_empty_batch_are_refused():

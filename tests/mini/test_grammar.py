@@ -13,25 +13,25 @@ from pixart.mini.scenes import (
     SHAPES,
     Scene,
     Thing,
-    facts,
     labels,
-    sample,
+    sample_scene,
     split,
+    stated_facts,
 )
 from pixart.text.cleaning import clean_caption
 
 
 @pytest.mark.parametrize("name", ["train", "held-out"])
 def test_a_scene_depends_on_its_number_alone(name: str) -> None:
-    forward = [sample(index, 3, name) for index in range(50)]
-    backward = [sample(index, 3, name) for index in reversed(range(50))]
+    forward = [sample_scene(index, 3, name) for index in range(50)]
+    backward = [sample_scene(index, 3, name) for index in reversed(range(50))]
     assert forward == backward[::-1]
-    assert forward != [sample(index, 4, name) for index in range(50)]
+    assert forward != [sample_scene(index, 4, name) for index in range(50)]
 
 
 def test_splits_do_not_overlap() -> None:
-    train = {sample(index, 0, "train") for index in range(3000)}
-    held = {sample(index, 5, "held-out") for index in range(1000)}
+    train = {sample_scene(index, 0, "train") for index in range(3000)}
+    held = {sample_scene(index, 5, "held-out") for index in range(1000)}
     assert all(split(scene) == "train" for scene in train)
     assert all(split(scene) == "held-out" for scene in held)
     assert not train & held
@@ -39,12 +39,12 @@ def test_splits_do_not_overlap() -> None:
 
 def test_an_eighth_of_the_pairs_is_never_trained() -> None:
     assert len(HELD_OUT_PAIRS) == len(SHAPES) * len(COLOURS) // 8
-    shown = {(thing.shape, thing.colour) for index in range(6000) for thing in sample(index, 1).things}
+    shown = {(thing.shape, thing.colour) for index in range(6000) for thing in sample_scene(index, 1).things}
     assert shown == {(s, c) for s in SHAPES for c in COLOURS} - HELD_OUT_PAIRS
 
 
 def test_about_a_fifth_of_the_scenes_hold_two_things() -> None:
-    counts = Counter(len(sample(index, 2).things) for index in range(3000))
+    counts = Counter(len(sample_scene(index, 2).things) for index in range(3000))
     assert 0.14 < counts[2] / 3000 < 0.25
 
 
@@ -56,9 +56,9 @@ SYNONYMS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "hug
 
 @pytest.mark.parametrize("index", range(60))
 def test_captions_say_everything(index: int) -> None:
-    scene = sample(index, 7)
+    scene = sample_scene(index, 7)
     text = caption(scene, random.Random(index))
-    for answer in facts(scene).values():
+    for answer in stated_facts(scene).values():
         assert any(word in text for word in SYNONYMS.get(answer, (answer,))), (answer, text)
 
 
@@ -71,7 +71,7 @@ def test_a_relation_told_backwards_names_the_second_thing_first() -> None:
 
 
 def test_captions_vary() -> None:
-    scene = sample(0, 0)
+    scene = sample_scene(0, 0)
     assert len({caption(scene, random.Random(index)) for index in range(200)}) > 60
 
 
@@ -79,7 +79,7 @@ def test_captions_vary() -> None:
 def test_crowded_scenes_hold_three_to_five_things_in_cells_of_their_own(name: str) -> None:
     counts = Counter()
     for index in range(300):
-        scene = sample(index, 1, name, crowded=True)
+        scene = sample_scene(index, 1, name, crowded=True)
         assert split(scene) == name and len(set(scene.cells)) == len(scene.things) == len(scene.cells)
         assert list(scene.cells) == sorted(scene.cells, key=CELLS.index)
         counts[len(scene.things)] += 1
@@ -88,7 +88,7 @@ def test_crowded_scenes_hold_three_to_five_things_in_cells_of_their_own(name: st
 
 def test_crowded_captions_are_long_and_name_every_thing() -> None:
     for index in range(200):
-        scene = sample(index, 2, crowded=True)
+        scene = sample_scene(index, 2, crowded=True)
         text = caption(scene, random.Random(index))
         words = text.replace(".", " .").replace(",", " ,").split()
         assert 120 < len(words) < 255 and scene.background in text
@@ -102,14 +102,14 @@ def test_the_ordinary_held_out_sentences_are_those_of_earlier_versions() -> None
     """Figures measured on them stay comparable."""
     earlier = ["a drawing of a tiny pink triangle on the right on grey",
                "a green star on top of a green cross against a black background"]
-    texts = [caption(sample(i, 7, "held-out"), random.Random(f"caption 7 held-out {i}")) for i in (0, 3)]
+    texts = [caption(sample_scene(i, 7, "held-out"), random.Random(f"caption 7 held-out {i}")) for i in (0, 3)]
     assert texts == earlier
 
 
 def test_labels_and_facts_agree() -> None:
     for index in range(200):
-        scene = sample(index, 0, "held-out", crowded=index % 2 == 1)
-        known = facts(scene)
+        scene = sample_scene(index, 0, "held-out", crowded=index % 2 == 1)
+        known = stated_facts(scene)
         for (name, answers), label in zip(ATTRIBUTES.items(), labels(scene)):
             assert (label == -100) == (name not in known)
             assert label == -100 or answers[label] == known[name]
@@ -117,4 +117,4 @@ def test_labels_and_facts_agree() -> None:
 
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="train or held-out"):
-        sample(0, 0, "test")
+        sample_scene(0, 0, "test")

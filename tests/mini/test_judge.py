@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from pixart.mini import SHIPPED
-from pixart.mini.catalogue import Wish, build_catalogue
+from pixart.mini.catalogue import SceneWish, build_catalogue
 from pixart.mini.judge import (
     DESIGNS,
     Judge,
     accuracy,
-    fresh,
+    fresh_batch,
     load_judge,
-    measure,
+    measure_judge,
     own_accuracy,
     save_judge,
     score,
@@ -21,7 +21,7 @@ from pixart.mini.judge import (
     worsen,
 )
 from pixart.mini.scenery import Scenery
-from pixart.mini.scenes import ATTRIBUTES, facts, sample
+from pixart.mini.scenes import ATTRIBUTES, sample_scene, stated_facts
 from pixart.mini.text_encoder import build_tokenizer
 
 
@@ -47,11 +47,11 @@ def test_grey_pictures_are_refused(judge: Judge) -> None:
 
 def test_scores_cover_what_a_caption_states_and_nothing_else() -> None:
     for index in range(30):
-        scene = sample(index, 0, crowded=index % 3 == 2)
-        read = {name: answers[0] for name, answers in ATTRIBUTES.items()} | facts(scene)
-        assert score(scene, read) == dict.fromkeys(facts(scene), True)
+        scene = sample_scene(index, 0, crowded=index % 3 == 2)
+        read = {name: answers[0] for name, answers in ATTRIBUTES.items()} | stated_facts(scene)
+        assert score(scene, read) == dict.fromkeys(stated_facts(scene), True)
         wrong = read | {"background": "no colour"}
-        assert score(scene, wrong) == dict.fromkeys(facts(scene), True) | {"background": False}
+        assert score(scene, wrong) == dict.fromkeys(stated_facts(scene), True) | {"background": False}
 
 
 def test_accuracy_counts_answers_and_pictures() -> None:
@@ -62,7 +62,7 @@ def test_accuracy_counts_answers_and_pictures() -> None:
 def test_a_written_judge_reads_the_same(judge: Judge, tmp_path: Path) -> None:
     save_judge(judge, tmp_path / "judge.safetensors", {"all": 0.5})
     again = load_judge(tmp_path / "judge.safetensors")
-    pictures = fresh(0, 4, "file")[1]
+    pictures = fresh_batch(0, 4, "file")[1]
     assert again.design == judge.design
     assert torch.allclose(again.features(pictures), judge.features(pictures), atol=2e-2)
     assert own_accuracy(tmp_path / "judge.safetensors") == {"all": 0.5}
@@ -70,7 +70,7 @@ def test_a_written_judge_reads_the_same(judge: Judge, tmp_path: Path) -> None:
 
 
 def test_worse_pictures_stay_in_range_and_shape() -> None:
-    pictures = fresh(3, 4, "worse")[1]
+    pictures = fresh_batch(3, 4, "worse")[1]
     for seed in range(6):
         changed = worsen(pictures, random.Random(seed))
         assert changed.shape == pictures.shape
@@ -89,10 +89,10 @@ def test_a_file_that_is_no_judge_is_refused() -> None:
 
 
 def test_training_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixart.mini.judge.measure", lambda *_: {"all": 0.0})
-    monkeypatch.setattr("pixart.mini.resume.Progress.every", 4)
-    monkeypatch.setattr("pixart.mini.resume.Progress.saving", 0.0)
-    scenery = Scenery(build_catalogue(Wish(0), 30, build_tokenizer().get_vocab()))
+    monkeypatch.setattr("pixart.mini.judge.measure_judge", lambda *_: {"all": 0.0})
+    monkeypatch.setattr("pixart.mini.resume.ResumableTraining.every", 4)
+    monkeypatch.setattr("pixart.mini.resume.ResumableTraining.saving", 0.0)
+    scenery = Scenery(build_catalogue(SceneWish(0), 30, build_tokenizer().get_vocab()))
     straight = train_judge(tmp_path / "a.safetensors", scenery, steps=7, batch=2)
 
     class Stop(Exception):
@@ -117,4 +117,4 @@ def test_training_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("path", [SHIPPED.judge, SHIPPED.judge_a])
 def test_the_shipped_judges_read_fresh_pictures(path: Path) -> None:
-    assert measure(load_judge(path), 250)["all"] > 0.995
+    assert measure_judge(load_judge(path), 250)["all"] > 0.995

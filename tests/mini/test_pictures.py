@@ -4,24 +4,24 @@ import random
 import numpy as np
 import pytest
 
-from pixart.mini.pictures import BACKGROUND_RGB, BUCKETS, COLOUR_RGB, draw
+from pixart.mini.pictures import BACKGROUND_RGB, BUCKETS, COLOUR_RGB, draw_scene
 from pixart.mini.scenes import (
     BACKGROUNDS,
     CELLS,
     COLOURS,
-    POSITIONS,
+    PLACES,
     RELATIONS,
     SHAPES,
     SIZES,
     TEXTURES,
     Scene,
     Thing,
-    sample,
+    sample_scene,
 )
 
 
 def drawn(scene: Scene, size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    return draw(scene, *size, random.Random(seed))
+    return draw_scene(scene, *size, random.Random(seed))
 
 
 def painted(picture: np.ndarray, background: str) -> np.ndarray:
@@ -36,7 +36,7 @@ def middle(where: np.ndarray) -> tuple[float, float]:
 
 @pytest.mark.parametrize("size", BUCKETS)
 def test_a_picture_depends_on_scene_and_seed_alone(size: tuple[int, int]) -> None:
-    scene = sample(1, 0)
+    scene = sample_scene(1, 0)
     first = drawn(scene, size)
     assert first.shape == (*size, 3) and first.dtype == np.uint8
     assert np.array_equal(first, drawn(scene, size))
@@ -44,7 +44,7 @@ def test_a_picture_depends_on_scene_and_seed_alone(size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("size", BUCKETS)
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", PLACES)
 @pytest.mark.parametrize("extent", SIZES)
 def test_things_lie_where_the_words_say_and_inside(size: tuple[int, int], position: str, extent: str) -> None:
     for seed in range(4):

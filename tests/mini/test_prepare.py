@@ -6,18 +6,25 @@ import torch
 from safetensors.torch import load_file
 
 from pixart.mini import Files
-from pixart.mini.autoencoder import Autoencoder, Plan, load_autoencoder, save_autoencoder
+from pixart.mini.autoencoder import AutoencoderConfig, MiniAutoencoder, load_autoencoder, save_autoencoder
 from pixart.mini.pictures import BUCKETS
-from pixart.mini.prepare import CAPTION_TOKENS, caption_of, held_out, picture_of, prepare
+from pixart.mini.prepare import CAPTION_TOKENS, held_out, picture_of, prepare_scenes, scene_and_caption
 from pixart.mini.scenes import split
-from pixart.mini.text_encoder import WIDTH, build_encoder, build_tokenizer, encode, load_text_encoder, save_text_encoder
+from pixart.mini.text_encoder import (
+    WIDTH,
+    build_encoder,
+    build_tokenizer,
+    encode_captions,
+    load_text_encoder,
+    save_text_encoder,
+)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     torch.manual_seed(0)
     files = Files(tmp_path_factory.mktemp("weights"))
-    save_autoencoder(Autoencoder(Plan((4, 4, 4, 4))), files.vae)
+    save_autoencoder(MiniAutoencoder(AutoencoderConfig((4, 4, 4, 4))), files.vae)
     tokenizer = build_tokenizer()
     save_text_encoder(files.t5, tokenizer, build_encoder(len(tokenizer)))
     return files
@@ -26,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 @pytest.fixture(scope="module")
 def prepared(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    prepare(folder, 24, seed=3, files=files)
+    prepare_scenes(folder, 24, seed=3, files=files)
     return folder
 
 
@@ -49,10 +56,10 @@ def test_shapes_types_and_sizes_are_those_the_trainer_reads(prepared: Path, size
 
 def test_an_example_holds_its_own_picture_and_caption(prepared: Path, files: Files) -> None:
     data = load_file(prepared / "bucket-16x16.safetensors")
-    scene, text = caption_of(5, 3)
+    scene, text = scene_and_caption(5, 3)
     latents = load_autoencoder(files.vae).encode(picture_of(5, 3, "train", (128, 128))[None] / 255)
     assert torch.allclose(data["latents"][5].float(), latents[0], atol=2e-3)
-    features, _ = encode(*load_text_encoder(files.t5), [text])
+    features, _ = encode_captions(*load_text_encoder(files.t5), [text])
     kept = data["mask"][5].bool()
     assert kept.sum() == features.shape[1] and split(scene) == "train"
     assert torch.allclose(data["features"][5][kept].float(), features[0], atol=5e-3)
@@ -75,4 +82,4 @@ def test_held_out_scenes_are_held_out() -> None:
 
 def test_too_few_examples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one each"):
-        prepare(tmp_path, 2)
+        prepare_scenes(tmp_path, 2)

@@ -13,15 +13,15 @@ from safetensors import safe_open
 from pixart.checkpoint import load, read_control
 from pixart.checkpoint.lora.read import read_lora
 from pixart.mini import SHIPPED, Files
-from pixart.mini.autoencoder import Plan
-from pixart.mini.recipe import MINI, STAGES, Builder, Clock, Recipe, Small, build, for_gpu, planned
-from pixart.sampling.preset import from_header
+from pixart.mini.autoencoder import AutoencoderConfig
+from pixart.mini.recipe import MINI_CONFIG, STAGES, Builder, Clock, MiniRecipe, Small, build_mini, for_gpu, planned
+from pixart.sampling.preset import preset_from_header
 from pixart.train.loop_config import LoopConfig
 
 SHORT = LoopConfig(steps=2, batch=4, learning_rate=1e-4, warmup=1, save_every=1, log_every=1, threads=1)
-TINY = Recipe(scenes=60, crowds=20, autoencoder=Small(2, 4), text=Small(4, 4), judge=Small(2, 4),
-              plan=Plan((4, 4, 4, 4)), teacher=SHORT, student=SHORT, control=SHORT,
-              tdm=SHORT, dmd=SHORT, pairs=8)
+TINY = MiniRecipe(scenes=60, crowds=20, autoencoder=Small(2, 4), text=Small(4, 4), judge=Small(2, 4),
+                  plan=AutoencoderConfig((4, 4, 4, 4)), teacher=SHORT, student=SHORT, control=SHORT,
+                  tdm=SHORT, dmd=SHORT, pairs=8)
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +32,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Files]:
     files.root.mkdir()
     for source, target in ((SHIPPED.judge, files.judge), (SHIPPED.judge_a, files.judge_a)):
         shutil.copy(source, target)
-    build(folder / "work", files, TINY)
+    build_mini(folder / "work", files, TINY)
     return folder / "work", files
 
 
 def test_everything_is_built_from_nothing(built: tuple[Path, Files]) -> None:
     _, files = built
-    assert load(files.student).config == load(files.teacher).config == MINI
+    assert load(files.student).config == load(files.teacher).config == MINI_CONFIG
     assert read_control(files.control).blocks == 4
     for path, sampler in ((files.tdm, "tdm"), (files.dmd, "dmd"), (files.student, "lcm"), (files.teacher, "dpm")):
         with safe_open(path, "pt") as file:
-            assert from_header(file.metadata(), path).sampler == sampler
+            assert preset_from_header(file.metadata(), path).sampler == sampler
     assert {part.rank for part in read_lora(files.tdm).parts} == {16}
     rows = load(files.teacher, dtype=torch.float32).y_embedder.y_embedding
     assert rows.any() and torch.equal(rows, rows[:1].expand_as(rows)), "the null caption"
@@ -53,7 +53,7 @@ def test_a_finished_build_has_nothing_left_to_do(built: tuple[Path, Files], capl
     made = [path for path in files.root.rglob("*") if path.is_file()]
     stamps = [path.stat().st_mtime_ns for path in made]
     with caplog.at_level(logging.INFO):
-        build(work, files, TINY)
+        build_mini(work, files, TINY)
     assert stamps == [path.stat().st_mtime_ns for path in made]
     assert Builder(work, files, TINY).missing() == () and "----" not in caplog.text
 
@@ -119,7 +119,7 @@ def test_a_plan_once_made_is_kept(tmp_path: Path) -> None:
 
 def test_the_recipe_for_a_gpu_differs_in_size_alone() -> None:
     """What is learned, and how it is weighed, is the same."""
-    here, there = Recipe(), for_gpu()
+    here, there = MiniRecipe(), for_gpu()
     same = ("tdm_method", "dmd_method", "timesteps",
             "weighting", "weighting_cap", "plan", "control_blocks", "guidance", "crowded", "two")
     assert all(getattr(here, name) == getattr(there, name) for name in same)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pixart.mini.pictures import BUCKETS, _layout, draw
+from pixart.mini.pictures import BUCKETS, _layout, draw_scene
 from pixart.mini.render import CODE, THINGS, Arrangement, arrange, encode_scene, paint
-from pixart.mini.scenes import Scene, Thing, sample
+from pixart.mini.scenes import Scene, Thing, sample_scene
 from pixart.train.draws import generator_for
 
 
@@ -27,8 +27,8 @@ def placed(scene: Scene, size: tuple[int, int], seed: int) -> Arrangement:
 
 @pytest.mark.parametrize("index", range(40))
 def test_pictures_are_those_of_pil(index: int) -> None:
-    scene, size = sample(index, 5, crowded=index % 4 == 3), BUCKETS[index % len(BUCKETS)]
-    wanted = torch.from_numpy(draw(scene, *size, random.Random(index))).permute(2, 0, 1)
+    scene, size = sample_scene(index, 5, crowded=index % 4 == 3), BUCKETS[index % len(BUCKETS)]
+    wanted = torch.from_numpy(draw_scene(scene, *size, random.Random(index))).permute(2, 0, 1)
     found = paint(placed(scene, size, index), *size)[0] * 255
     assert (found - wanted).abs().mean() < 0.8, "grey levels of 255: edges differ by a fraction of a pixel"
     assert ((found - wanted).abs().amax(0) > 64).float().mean() < 0.004
@@ -38,7 +38,7 @@ def test_pictures_are_those_of_pil(index: int) -> None:
 def test_things_lie_within_what_pil_allows(crowded: bool) -> None:
     """Over many draws the ranges of places and radii are the same."""
     for index in range(8):
-        scene, size = sample(index, 6, crowded=crowded), BUCKETS[index % len(BUCKETS)]
+        scene, size = sample_scene(index, 6, crowded=crowded), BUCKETS[index % len(BUCKETS)]
         layout = arrange(codes_of(*[scene] * 400), *size, torch.Generator().manual_seed(index))
         rows = torch.tensor([_layout(scene, *size, random.Random(seed)) for seed in range(400)])
         for column, name in enumerate(("y", "x", "radius")):
@@ -49,7 +49,7 @@ def test_things_lie_within_what_pil_allows(crowded: bool) -> None:
 
 
 def test_a_batch_is_its_pictures_one_by_one() -> None:
-    scenes = [sample(index, 1, crowded=index % 2 == 1) for index in range(6)]
+    scenes = [sample_scene(index, 1, crowded=index % 2 == 1) for index in range(6)]
     layout = arrange(codes_of(*scenes), 128, 128, torch.Generator().manual_seed(3))
     whole = paint(layout, 128, 128)
     for row in range(6):
@@ -58,7 +58,7 @@ def test_a_batch_is_its_pictures_one_by_one() -> None:
 
 
 def test_a_split_step_draws_its_own_rows() -> None:
-    codes = codes_of(*[sample(index, 1) for index in range(6)])
+    codes = codes_of(*[sample_scene(index, 1) for index in range(6)])
     whole = arrange(codes, 128, 128, generator_for(0, 1, total=6))
     part = arrange(codes[2:5], 128, 128, generator_for(0, 1, slice(2, 5), 6))
     assert torch.equal(part.y, whole.y[2:5]) and torch.equal(part.radius, whole.radius[2:5])
@@ -67,9 +67,10 @@ def test_a_split_step_draws_its_own_rows() -> None:
 def test_a_scene_is_so_many_numbers() -> None:
     scene = Scene("grey", (Thing("ring", "pink", "large", "dotted"),), position="top")
     assert encode_scene(scene) == [2, 1, 3, 1, 5, 7, 2, 0] + [-1, 0, 0, 0] * (THINGS - 1)
-    assert all(len(encode_scene(sample(index, 0, crowded=index % 2 == 1))) == CODE for index in range(20))
+    assert all(len(encode_scene(sample_scene(index, 0, crowded=index % 2 == 1))) == CODE for index in range(20))
 
 
 def test_painting_fewer_things_than_there_can_be_changes_nothing() -> None:
-    layout = arrange(codes_of(*[sample(index, 2) for index in range(4)]), 96, 160, torch.Generator().manual_seed(0))
+    layout = arrange(codes_of(*[sample_scene(index, 2) for index in range(4)]), 96, 160,
+                     torch.Generator().manual_seed(0))
     assert torch.equal(paint(layout, 96, 160, things=2), paint(layout, 96, 160))

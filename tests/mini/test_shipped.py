@@ -10,7 +10,7 @@ from pixart.checkpoint.layouts import expected_shapes
 from pixart.checkpoint.lora.read import read_lora
 from pixart.mini import SHIPPED, evaluate, recipe
 from pixart.mini.measure.methods import Sampled
-from pixart.sampling.preset import from_header
+from pixart.sampling.preset import preset_from_header
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,14 +29,14 @@ def test_all_weights_together_stay_under_the_budget():
 
 @pytest.mark.parametrize("path", [SHIPPED.teacher, SHIPPED.student])
 def test_shipped_files_say_what_they_are(path):
-    assert read_config(path) == recipe.MINI
+    assert read_config(path) == recipe.MINI_CONFIG
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["pixart_config"])["hidden"] == 192
 
 
 def test_the_tdm_student_says_how_it_is_sampled():
     with safe_open(SHIPPED.tdm, "pt") as file:
-        found = from_header(file.metadata(), SHIPPED.tdm)
+        found = preset_from_header(file.metadata(), SHIPPED.tdm)
     assert (found.method, found.sampler, found.steps, found.rule) == ("tdm", "tdm", 4, "official")
     config = read_config(SHIPPED.teacher)
     assert {part.rank for part in read_lora(SHIPPED.tdm).fitted(expected_shapes(config)).parts} == {16}
@@ -52,7 +52,7 @@ def test_null_caption_is_the_encoded_empty_prompt():
 
 def test_four_steps_draw_held_out_sentences():
     """On 60 sentences never seen in training; the README has the figures of the full measurement."""
-    found = evaluate.evaluate(60, seed=11, methods=evaluate.METHODS[1:2], diverse=0)
+    found = evaluate.evaluate(60, seed=11, methods=evaluate.USUAL_METHODS[1:2], diverse=0)
     real, student = (row.accuracy for row in found.rows)
     assert real["all"] > 0.97
     assert student["all"] > 0.95 and student["background"] > 0.98

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from pixart.control.edges import canny
-from pixart.mini.autoencoder import Autoencoder, Plan
-from pixart.mini.catalogue import Wish, build_catalogue
+from pixart.mini.autoencoder import AutoencoderConfig, MiniAutoencoder
+from pixart.mini.catalogue import SceneWish, build_catalogue
 from pixart.mini.pictures import BUCKETS, CANNY
 from pixart.mini.scenery import Scenery
 from pixart.mini.scenes import ATTRIBUTES
 from pixart.mini.stream import EndlessData
-from pixart.mini.text_encoder import TOKENS, WIDTH, build_encoder, build_tokenizer
+from pixart.mini.text_encoder import MINI_TOKENS, WIDTH, build_encoder, build_tokenizer
 from pixart.train.draws import generator_for
 
 
@@ -18,8 +18,10 @@ def data() -> EndlessData:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     words = tokenizer.get_vocab()
-    scenery = Scenery(build_catalogue(Wish(0), 60, words), build_catalogue(Wish(0, crowded=True), 20, words), 0.3)
-    return EndlessData(scenery, Autoencoder(Plan((4, 4, 4, 4))), build_encoder(len(tokenizer)), TOKENS, hints=True)
+    scenery = Scenery(build_catalogue(SceneWish(0), 60, words), build_catalogue(SceneWish(0, crowded=True), 20, words),
+                      0.3)
+    return EndlessData(scenery, MiniAutoencoder(AutoencoderConfig((4, 4, 4, 4))), build_encoder(len(tokenizer)),
+                       MINI_TOKENS, hints=True)
 
 
 def test_a_step_is_drawn_again_to_the_bit_and_no_two_alike(data: EndlessData) -> None:

@@ -7,13 +7,13 @@ import torch
 
 from pixart.mini import SHIPPED
 from pixart.mini.grammar import caption
-from pixart.mini.scenes import sample
+from pixart.mini.scenes import sample_scene
 from pixart.mini.text_encoder import (
-    TOKENS,
+    MINI_TOKENS,
     WIDTH,
     build_encoder,
     build_tokenizer,
-    encode,
+    encode_captions,
     load_text_encoder,
     save_text_encoder,
     tokenise,
@@ -30,19 +30,19 @@ def test_special_tokens_have_the_numbers_of_t5() -> None:
 
 
 def test_the_grammar_needs_no_unknown_words_and_fits() -> None:
-    texts = [caption(sample(index, 6, "held-out"), random.Random(index)) for index in range(1000)]
+    texts = [caption(sample_scene(index, 6, "held-out"), random.Random(index)) for index in range(1000)]
     tokens, mask = tokenise(build_tokenizer(), texts)
     assert not (tokens == 2).any()
     assert mask.sum(1).max() <= 24
-    texts = [caption(sample(index, 6, "held-out", crowded=True), random.Random(index)) for index in range(300)]
+    texts = [caption(sample_scene(index, 6, "held-out", crowded=True), random.Random(index)) for index in range(300)]
     tokens, mask = tokenise(build_tokenizer(), texts)
     assert not (tokens == 2).any()
-    assert mask.sum(1).min() > 120 and mask.sum(1).max() < TOKENS
+    assert mask.sum(1).min() > 120 and mask.sum(1).max() < MINI_TOKENS
 
 
 def test_long_prompts_are_cut_and_keep_their_end() -> None:
     tokens, mask = tokenise(build_tokenizer(), ["red " * 400], fixed=True)
-    assert tokens.shape == (1, TOKENS) and tokens[0, -1] == 1 and mask.all()
+    assert tokens.shape == (1, MINI_TOKENS) and tokens[0, -1] == 1 and mask.all()
 
 
 def test_padding_changes_no_feature() -> None:
@@ -50,9 +50,9 @@ def test_padding_changes_no_feature() -> None:
     tokenizer = build_tokenizer()
     encoder = build_encoder(len(tokenizer)).eval()
     text = "a red ring on black"
-    alone, _ = encode(tokenizer, encoder, [text])
-    padded, mask = encode(tokenizer, encoder, [text], fixed=True)
-    assert padded.shape == (1, TOKENS, WIDTH)
+    alone, _ = encode_captions(tokenizer, encoder, [text])
+    padded, mask = encode_captions(tokenizer, encoder, [text], fixed=True)
+    assert padded.shape == (1, MINI_TOKENS, WIDTH)
     assert torch.allclose(padded[:, :mask.sum()], alone, atol=1e-5)
 
 
@@ -64,7 +64,8 @@ def test_the_folder_opens_with_transformers_own_classes(tmp_path: Path) -> None:
     save_text_encoder(tmp_path / "t5", tokenizer, encoder)
     opened, again = AutoTokenizer.from_pretrained(tmp_path / "t5"), T5EncoderModel.from_pretrained(tmp_path / "t5")
     assert opened("a red ring.").input_ids == tokenizer("a red ring.").input_ids
-    assert torch.equal(encode(opened, again.eval(), ["a red ring"])[0], encode(tokenizer, encoder, ["a red ring"])[0])
+    assert torch.equal(encode_captions(opened, again.eval(), ["a red ring"])[0],
+                       encode_captions(tokenizer, encoder, ["a red ring"])[0])
     names = {path.name for path in (tmp_path / "t5").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     settings = json.loads((tmp_path / "t5" / "tokenizer_config.json").read_text())
@@ -73,13 +74,13 @@ def test_the_folder_opens_with_transformers_own_classes(tmp_path: Path) -> None:
 
 def test_training_writes_a_folder_that_opens(tmp_path: Path) -> None:
     train_text_encoder(tmp_path / "t5", steps=4, batch=4, captions=40)
-    features, _ = encode(*load_text_encoder(tmp_path / "t5"), ["a small red ring in the centre on grey"])
+    features, _ = encode_captions(*load_text_encoder(tmp_path / "t5"), ["a small red ring in the centre on grey"])
     assert features.isfinite().all()
 
 
 def test_the_shipped_encoder_gives_features_of_unit_scale_that_tell_captions_apart() -> None:
     tokenizer, encoder = load_text_encoder(SHIPPED.t5)
     texts = ["a small red ring on the left on grey", "a small blue ring on the left on grey"]
-    features, mask = encode(tokenizer, encoder, texts)
+    features, mask = encode_captions(tokenizer, encoder, texts)
     assert 0.5 < features[mask.bool()].std() < 2
     assert (features[0] - features[1]).norm(dim=-1).mean() > 1

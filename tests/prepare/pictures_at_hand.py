@@ -7,7 +7,7 @@ from PIL import Image
 
 from pixart.mini import SHIPPED
 from pixart.prepare.families import FAMILIES
-from pixart.prepare.run import Job
+from pixart.prepare.run import PreparationJob
 
 SHAPES = ((64, 64), (64, 96), (100, 60), (64, 64), (72, 64), (96, 64))      # height, width
 
@@ -28,11 +28,11 @@ def collection(folder: Path, count: int, shapes: tuple[tuple[int, int], ...] = S
     return folder
 
 
-def mini_job(source: Path, out: Path, **changes: object) -> Job:
+def mini_job(source: Path, out: Path, **changes: object) -> PreparationJob:
     """Preparing with the networks of PixArt-mini."""
     given = {"sources": (source,), "out": out, "family": FAMILIES["mini"], "resolution": 128, "vae": SHIPPED.vae,
              "t5": SHIPPED.t5, "batch": 2, "workers": 2}
-    return Job(**{**given, **changes})
+    return PreparationJob(**{**given, **changes})
 
 
 def tiny_vae(folder: Path, scale: float) -> Path:

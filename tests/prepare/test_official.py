@@ -12,7 +12,7 @@ from pixart.mini import SHIPPED
 from pixart.prepare.families import FAMILIES
 from pixart.prepare.items import Item
 from pixart.prepare.official import official_items
-from pixart.prepare.run import Job, prepare
+from pixart.prepare.run import PreparationJob, prepare
 from pixart.prepare.sources import items_of
 from pixart.text.encoded import save_embeddings
 from pixart.text.t5 import T5Encoder
@@ -72,9 +72,10 @@ def null(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def job(source: Path, out: Path, layout: str, null: Path, **changes: object) -> Job:
+def job(source: Path, out: Path, layout: str, null: Path, **changes: object) -> PreparationJob:
     family = FAMILIES["sigma" if layout == "sigma" else "alpha"]
-    return Job(**{"sources": (source,), "out": out, "family": family, "resolution": 512, "null": null, **changes})
+    return PreparationJob(**{"sources": (source,), "out": out, "family": family, "resolution": 512, "null": null,
+                             **changes})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from pixart.prepare.buckets import Unfit, slot_of, slot_of_latents
 from pixart.prepare.families import FAMILIES
 from pixart.prepare.items import Place
-from pixart.prepare.pictures import BrokenPicture, load_picture, measure
+from pixart.prepare.pictures import BrokenPicture, load_picture, picture_size
 
 ALPHA, MINI = FAMILIES["alpha"], FAMILIES["mini"]
 
@@ -22,7 +22,7 @@ def save(path: Path, picture: Image.Image, **options: object) -> Place:
 
 def colour_of(place: Place) -> list[int]:
     """Colour of the middle, at the picture's own size."""
-    pixels = load_picture(place, measure(place))
+    pixels = load_picture(place, picture_size(place))
     return pixels[:, pixels.shape[1] // 2, pixels.shape[2] // 2].tolist()
 
 
@@ -61,7 +61,7 @@ def test_a_picture_that_was_turned_by_its_camera_is_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6                                        # to be turned clockwise: dark at the top
     place = save(tmp_path / "turned.png", picture, exif=exif)
-    assert measure(place) == (12, 6)
+    assert picture_size(place) == (12, 6)
     pixels = load_picture(place, (12, 6))
     assert pixels.shape == (3, 12, 6) and pixels[0, 0].max() == 0 and pixels[0, -1].min() == 255
 
@@ -74,14 +74,14 @@ def test_all_eight_ways_of_holding_a_camera(tmp_path, orientation, name):
     exif[0x0112] = orientation
     place = save(tmp_path / name, picture, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(place.path)).convert("RGB")
-    assert measure(place) == (expected.height, expected.width)
-    assert torch.equal(load_picture(place, measure(place)), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+    assert picture_size(place) == (expected.height, expected.width)
+    assert torch.equal(load_picture(place, picture_size(place)), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
 
 
 def test_measuring_reads_no_pixels(tmp_path):
     place = save(tmp_path / "a.png", Image.effect_noise((256, 256), 80))
     place.path.write_bytes(place.path.read_bytes()[:2000])
-    assert measure(place) == (256, 256)
+    assert picture_size(place) == (256, 256)
     with pytest.raises(BrokenPicture, match="damaged or cut off"):
         load_picture(place, (8, 8))
 
@@ -123,12 +123,12 @@ def test_broken_pictures_say_why(tmp_path, data, reason):
     path = tmp_path / "a.jpg"
     path.write_bytes(data)
     with pytest.raises(BrokenPicture, match=reason):
-        load_picture(Place(path), measure(Place(path)))
+        load_picture(Place(path), picture_size(Place(path)))
 
 
 def test_a_picture_that_is_not_there_says_so(tmp_path):
     with pytest.raises(BrokenPicture, match="cannot be read: No such file"):
-        measure(Place(tmp_path / "a.png"))
+        picture_size(Place(tmp_path / "a.png"))
 
 
 def test_a_picture_of_floating_point_numbers_is_refused(tmp_path):

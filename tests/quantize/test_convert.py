@@ -16,7 +16,7 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.quantize import TARGETS
 from pixart.quantize.convert import MATRICES, convert
 from pixart.quantize.layer import PackedLinear
-from pixart.quantize.report import average_bits, rms, table, write_report
+from pixart.quantize.report import average_bits, error_table, rms, write_errors
 
 CONFIG = PixArtConfig(depth=2, hidden=192, heads=4, caption_width=16, caption_tokens=20)
 LIMIT = {"float8_e4m3fn": 0.08, "float8_e5m2": 0.15, "int8_tensorwise": 0.03, "int8_convrot": 0.03, "mxfp8": 0.08,
@@ -121,10 +121,10 @@ def test_the_report_has_every_layer_and_their_errors_are_true(plain, tmp_path):
     for error in errors:
         name = f"{error.layer}.weight"
         assert error.relative == pytest.approx(off(got[name], want[name]), rel=1e-4)
-    assert "2 x attn.qkv" in table(errors) and f"{rms(errors):.4f}" in table(errors)
-    write_report(errors, tmp_path / "report.json")
+    assert "2 x attn.qkv" in error_table(errors) and f"{rms(errors):.4f}" in error_table(errors)
+    write_errors(errors, tmp_path / "report.json")
     assert [row["layer"] for row in json.loads((tmp_path / "report.json").read_text())] == [e.layer for e in errors]
-    write_report(errors, tmp_path / "report.md")
+    write_errors(errors, tmp_path / "report.md")
     assert (tmp_path / "report.md").read_text().count("blocks.") == 14
 
 

@@ -15,11 +15,11 @@ from pixart.drawing import Request
 from pixart.model.transformer import PixArtTransformer
 from pixart.quantize import TARGETS
 from pixart.quantize.activations import INPUTS, round_inputs, rounded
-from pixart.quantize.adapted import convert_adapted, parts_of
+from pixart.quantize.adapted import convert_adapted, parts_folder
 from pixart.quantize.adaptive import Adaptation, SoftWeight, adapt_block
 from pixart.quantize.calibrate import Inputs, record
 from pixart.quantize.convert import convert, open_plain
-from pixart.quantize.fp4 import FP4, KINDS, grouped
+from pixart.quantize.fp4 import FP4, MINI_FLOATS, grouped
 from pixart.quantize.minifloat import MiniFloat, mini_float
 from pixart.quantize.nibbles import split_nibbles
 from pixart.text.encoded import Encoded
@@ -64,7 +64,7 @@ def plain(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_levels_are_those_of_the_paper(name):
-    kind, grid = KINDS[name], torch.tensor(GRIDS[name])
+    kind, grid = MINI_FLOATS[name], torch.tensor(GRIDS[name])
     levels = kind.value(torch.arange(8))
     torch.testing.assert_close(levels / kind.largest, grid / grid[-1], rtol=0, atol=0)
     assert torch.equal(kind.nearest(levels), torch.arange(8))
@@ -72,7 +72,7 @@ def test_the_levels_are_those_of_the_paper(name):
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_rounding_goes_to_the_nearest_level(name):
-    kind = KINDS[name]
+    kind = MINI_FLOATS[name]
     levels, values = kind.value(torch.arange(8)), torch.linspace(0, kind.largest, 1001)
     least = (values[:, None] - levels).abs().amin(1)
     assert torch.equal((kind.value(kind.nearest(values)) - values).abs(), least)
@@ -80,7 +80,7 @@ def test_rounding_goes_to_the_nearest_level(name):
 
 
 def test_a_tie_goes_to_the_even_multiple_of_the_step():
-    e2m1, e3m0 = KINDS["e2m1"], KINDS["e3m0"]
+    e2m1, e3m0 = MINI_FLOATS["e2m1"], MINI_FLOATS["e3m0"]
     assert e2m1.nearest(torch.tensor([0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0])).tolist() == [0, 2, 2, 4, 4, 6, 6]
     assert e3m0.nearest(torch.tensor([1.0, 3.0, 6.0])).tolist() == [0, 2, 3]       # middles, not geometric ones
 
@@ -94,7 +94,7 @@ def test_e1m2_is_seven_even_steps_on_each_side():
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_code_survives_packing(name):
-    kind = KINDS[name]
+    kind = MINI_FLOATS[name]
     levels = kind.value(torch.arange(8)) / kind.largest
     weight = torch.cat([levels, -levels]).repeat(4, 2)
     packed = FP4_TARGET.pack(weight, {"float": name})
@@ -202,7 +202,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(plain, tmp_path)
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         convert_adapted(open_plain(plain, "auto"), parts, drawing(), {}, QUICK, told=stop)
-    assert not parts.exists() and (parts_of(parts) / "block-000.safetensors").exists()
+    assert not parts.exists() and (parts_folder(parts) / "block-000.safetensors").exists()
     with pytest.raises(ValueError, match="a run with other settings was stopped here"):
         convert_adapted(open_plain(plain, "auto"), parts, drawing(), {}, Adaptation(iterations=2))
 
@@ -210,7 +210,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(plain, tmp_path)
         raise AssertionError("calibration data were there already")
     convert_adapted(open_plain(plain, "auto"), parts, refuse, {}, QUICK)
     resumed, uninterrupted = load_file(parts), load_file(whole)
-    assert resumed.keys() == uninterrupted.keys() and not parts_of(parts).exists()
+    assert resumed.keys() == uninterrupted.keys() and not parts_folder(parts).exists()
     assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
     assert open_checkpoint(whole).packed_as == ("pixart_fp4",)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pixart.reward.optimise import Recipe, clipped, optimise, radial
+from pixart.reward.optimise import NoiseRecipe, clipped, optimise_noise, radial
 from pixart.reward.protocol import WeightedSum
-from pixart.reward.search import forwards_of, fresh, near, search
+from pixart.reward.search import forwards_of, fresh_noise, near, search_noise
 
 SHAPE = (4, 4, 4)
 D = math.prod(SHAPE)
@@ -41,12 +41,12 @@ def noise(count=1, seed=0):
 
 
 def run(start, recipe, reward=None, watch=None, picture=draw):
-    return optimise(picture, WeightedSum([(reward or Nearness(), 1.0)]), ["x"] * len(start), start, recipe, watch)
+    return optimise_noise(picture, WeightedSum([(reward or Nearness(), 1.0)]), ["x"] * len(start), start, recipe, watch)
 
 
 def test_the_update_is_that_of_the_published_code():
     """SGD with Nesterov's momentum on clipped gradients, as torch has it; 49 updates in 50 iterations."""
-    start, recipe = noise(), Recipe(iterations=50, rate=0.7)
+    start, recipe = noise(), NoiseRecipe(iterations=50, rate=0.7)
     theirs = start.clone().requires_grad_()
     sgd = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=True)
     for number in range(50):
@@ -63,17 +63,17 @@ def test_the_update_is_that_of_the_published_code():
 
 
 def test_small_steps_only_go_up_and_the_best_is_kept_with_its_noise():
-    found = run(noise(), Recipe(iterations=30, rate=0.02, momentum=0.0, regularisation=0.0))
+    found = run(noise(), NoiseRecipe(iterations=30, rate=0.02, momentum=0.0, regularisation=0.0))
     totals = [each.total[0] for each in found.history]
     assert totals == sorted(totals)
-    wild = run(noise(), Recipe(iterations=30, rate=40.0))
+    wild = run(noise(), NoiseRecipe(iterations=30, rate=40.0))
     totals, best = ([getattr(each, name)[0] for each in wild.history] for name in ("total", "best"))
     assert totals != sorted(totals) and best == sorted(best) and best[-1] == max(totals) == wild.total.item()
     assert torch.equal(draw(wild.noise), wild.pictures)
     assert Nearness()(wild.pictures, ["x"]).item() == wild.total.item()
 
 
-@pytest.mark.parametrize("recipe", [Recipe(iterations=1), Recipe(iterations=4, rate=0.0)])
+@pytest.mark.parametrize("recipe", [NoiseRecipe(iterations=1), NoiseRecipe(iterations=4, rate=0.0)])
 def test_without_updates_it_only_draws(recipe):
     start = noise()
     found = run(start, recipe)
@@ -88,7 +88,7 @@ def test_the_regulariser_holds_the_length_of_gaussian_noise():
     (slope,) = torch.autograd.grad(radial(far).sum(), far)
     assert torch.allclose(slope / slope.norm(), far / far.norm(), atol=1e-5)          # radial, and inwards going down
     last = []
-    found = run(3 * noise(), Recipe(iterations=400, rate=1.0, clip=10.0, momentum=0.0, regularisation=1.0 / D),
+    found = run(3 * noise(), NoiseRecipe(iterations=400, rate=1.0, clip=10.0, momentum=0.0, regularisation=1.0 / D),
                 Nothing(), lambda done, pictures: last.append(done.norm[0]))
     assert abs(last[-1] - math.sqrt(D - 1)) < 0.02 and found.history[0].norm[0] > 20
 
@@ -100,9 +100,9 @@ def test_gradients_are_cut_row_by_row():
 
 
 def test_a_batch_is_its_rows():
-    both = run(noise(2), Recipe(iterations=12, rate=1.0))
+    both = run(noise(2), NoiseRecipe(iterations=12, rate=1.0))
     for row in range(2):
-        alone = run(noise(2)[row:row + 1], Recipe(iterations=12, rate=1.0))
+        alone = run(noise(2)[row:row + 1], NoiseRecipe(iterations=12, rate=1.0))
         assert torch.allclose(both.noise[row], alone.noise[0], atol=1e-6)
         assert both.total[row] == pytest.approx(alone.total.item())
 
@@ -123,23 +123,23 @@ class Moody(Nearness):
 def test_an_iteration_that_is_not_finite_is_dropped_and_said(caplog):
     start = noise(2)
     with caplog.at_level(logging.WARNING):
-        found = run(start, Recipe(iterations=8, rate=1.0), Moody({3, 4}))
+        found = run(start, NoiseRecipe(iterations=8, rate=1.0), Moody({3, 4}))
     assert "iteration 3 dropped for picture 0: the reward nearness is not finite" in caplog.text
     assert [each.dropped for each in found.history] == [[n in (3, 4), False] for n in range(1, 9)]
     assert torch.isfinite(found.noise).all() and found.total[0] > found.history[0].total[0]
-    plain = run(start, Recipe(iterations=8, rate=1.0))
+    plain = run(start, NoiseRecipe(iterations=8, rate=1.0))
     assert torch.equal(found.noise[1], plain.noise[1])          # the other picture goes on undisturbed
     with pytest.raises(FloatingPointError, match="reward nearness is not finite"):
-        run(noise(), Recipe(iterations=3), Moody({1, 2, 3}))
+        run(noise(), NoiseRecipe(iterations=3), Moody({1, 2, 3}))
     with pytest.raises(FloatingPointError, match="never had a reward"):
-        run(noise(2), Recipe(iterations=2), Moody({1, 2}))
+        run(noise(2), NoiseRecipe(iterations=2), Moody({1, 2}))
 
 
 def test_stopped_it_returns_the_best_so_far():
     def watch(done, pictures):
         if done.number == 4:
             raise KeyboardInterrupt
-    found = run(noise(), Recipe(iterations=50, rate=1.0), watch=watch)
+    found = run(noise(), NoiseRecipe(iterations=50, rate=1.0), watch=watch)
     assert found.stopped and len(found.history) == 4 and found.total.item() == found.history[-1].best[0]
 
     calls = []
@@ -149,33 +149,34 @@ def test_stopped_it_returns_the_best_so_far():
         if len(calls) == 3:
             raise TimeoutError
         return draw(given)
-    found = optimise(passing, WeightedSum([(Nearness(), 1.0)]), ["x"], noise(), Recipe(rate=1.0), None, (TimeoutError,))
+    found = optimise_noise(passing, WeightedSum([(Nearness(), 1.0)]), ["x"], noise(), NoiseRecipe(rate=1.0), None,
+                           (TimeoutError,))
     assert found.stopped and len(found.history) == 2
 
     def at_once(given):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        run(noise(), Recipe(), picture=at_once)
+        run(noise(), NoiseRecipe(), picture=at_once)
 
 
 def test_inference_mode_and_impossible_numbers_are_refused():
     with torch.inference_mode(), pytest.raises(ValueError, match="inference mode"):
-        run(noise(), Recipe())
+        run(noise(), NoiseRecipe())
     for wrong in ({"iterations": 0}, {"rate": -1.0}, {"clip": 0.0}, {"momentum": 1.0}, {"regularisation": -1.0}):
         with pytest.raises(ValueError, match="expected|at least 1"):
-            Recipe(**wrong)
+            NoiseRecipe(**wrong)
 
 
 def test_the_searches_keep_the_best_and_stay_gaussian():
     reward, start, generator = WeightedSum([(Nearness(), 1.0)]), noise(3), torch.Generator().manual_seed(5)
-    assert forwards_of(Recipe()) == 148
-    one = search(draw, reward, ["x"] * 3, start, 1, fresh(generator))
+    assert forwards_of(NoiseRecipe()) == 148
+    one = search_noise(draw, reward, ["x"] * 3, start, 1, fresh_noise(generator))
     assert torch.equal(one.noise, start) and torch.equal(one.pictures, draw(start))
-    for propose in (fresh(generator), near(generator)):
-        found = search(draw, reward, ["x"] * 3, start, 60, propose)
+    for propose in (fresh_noise(generator), near(generator)):
+        found = search_noise(draw, reward, ["x"] * 3, start, 60, propose)
         assert torch.equal(draw(found.noise), found.pictures)
         assert all(found.total[row] == max(each.total[row] for each in found.history) for row in range(3))
     steps = [near(generator)(start) for _ in range(50)]
     assert abs(torch.stack(steps).std().item() - start.std().item()) < 0.1
     with pytest.raises(ValueError, match="at least 1"):
-        search(draw, reward, ["x"], noise(), 0, fresh(generator))
+        search_noise(draw, reward, ["x"], noise(), 0, fresh_noise(generator))

@@ -14,10 +14,10 @@ from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Pipeline
 from pixart.reward.generator import Generator, Recomputed, decoder, recomputed
-from pixart.reward.optimise import Recipe
+from pixart.reward.optimise import NoiseRecipe
 from pixart.reward.record import load_noise
 from pixart.reward.reno import reno
-from pixart.reward.table import Choice, open_rewards
+from pixart.reward.table import RewardChoice, open_rewards
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport
 from pixart.vae import _KL, decode, load_vae
@@ -115,8 +115,8 @@ def test_a_sampler_of_too_many_passes_is_refused_by_name(asked, message):
 
 def test_mini_gains_and_its_best_noise_draws_its_best_picture():
     pipe = Pipeline.open(device="cpu", dtype=torch.float32)
-    reward = open_rewards([Choice("judge")])
-    found = reno(pipe, PROMPT, reward, Recipe(iterations=4), steps=2, seed=3)
+    reward = open_rewards([RewardChoice("judge")])
+    found = reno(pipe, PROMPT, reward, NoiseRecipe(iterations=4), steps=2, seed=3)
     assert found.total.item() > found.history[0].total[0] and found.pictures.shape == (1, 3, 128, 128)
     again = pipe(PROMPT, steps=2, seed=3, noise=found.noise)
     assert torch.equal(again.pixels, found.pictures)

@@ -8,11 +8,11 @@ from torch import nn
 
 from pixart.mini.grammar import caption
 from pixart.mini.reading import answers_of
-from pixart.mini.scenes import labels, sample
+from pixart.mini.scenes import labels, sample_scene
 from pixart.reward.embedding import common_direction, mean_of_segments, reweighted
 from pixart.reward.judge import JudgeReward
 from pixart.reward.protocol import WeightedSum
-from pixart.reward.table import REWARDS, Choice, open_rewards, place_of
+from pixart.reward.table import REWARDS, RewardChoice, open_rewards, reward_path
 
 SENTENCES = ["a large striped blue star on the left on a sand background", "a red circle above a green ring on white",
              "a small plain cyan cross at the top on a navy background"]
@@ -41,7 +41,7 @@ def test_the_sum_is_weighted():
 
 def test_every_caption_of_the_grammar_is_read_back():
     for index in range(900):
-        scene = sample(index, 3, "held-out" if index % 2 else "train", crowded=index % 3 == 2)
+        scene = sample_scene(index, 3, "held-out" if index % 2 else "train", crowded=index % 3 == 2)
         assert answers_of(caption(scene, random.Random(index))) == labels(scene)
 
 
@@ -92,26 +92,26 @@ def test_a_caption_counts_as_the_mean_of_its_segments():
 
 
 def test_choices_are_read(tmp_path):
-    assert Choice.parse("clip") == Choice("clip")
-    assert Choice.parse("hpsv2:2.5") == Choice("hpsv2", 2.5)
-    assert Choice.parse("clip=/some/where:0.5") == Choice("clip", 0.5, Path("/some/where"))
-    assert Choice.parse(r"clip=C:\here") == Choice("clip", None, Path(r"C:\here"))
+    assert RewardChoice.parse("clip") == RewardChoice("clip")
+    assert RewardChoice.parse("hpsv2:2.5") == RewardChoice("hpsv2", 2.5)
+    assert RewardChoice.parse("clip=/some/where:0.5") == RewardChoice("clip", 0.5, Path("/some/where"))
+    assert RewardChoice.parse(r"clip=C:\here") == RewardChoice("clip", None, Path(r"C:\here"))
     with pytest.raises(ValueError, match="unknown reward 'beauty'"):
-        Choice.parse("beauty:1")
+        RewardChoice.parse("beauty:1")
 
 
 @pytest.mark.parametrize("name", [name for name in REWARDS if name != "judge"])
 def test_a_missing_file_is_named_with_its_folder(name, tmp_path):
     kind = REWARDS[name]
     with pytest.raises(FileNotFoundError) as found:
-        place_of(Choice(name), tmp_path)
+        reward_path(RewardChoice(name), tmp_path)
     assert kind.file in str(found.value) and kind.source in str(found.value)
     assert str(found.value).endswith(str(tmp_path / kind.file))
     with pytest.raises(ValueError, match=f"{name}=PATH"):
-        place_of(Choice(name), None)
+        reward_path(RewardChoice(name), None)
 
 
 def test_the_published_sum_is_the_default_weight():
     weights = {name: kind.weight for name, kind in REWARDS.items()}
     assert weights == {"judge": 1.0, "clip": 0.01, "pickscore": 0.05, "hpsv2": 5.0, "imagereward": 1.0}
-    assert open_rewards([Choice("judge")]).weights == {"judge": 1.0}
+    assert open_rewards([RewardChoice("judge")]).weights == {"judge": 1.0}

@@ -18,7 +18,7 @@ def test_alphas_cumprod_are_those_of_linear_betas():
         assert schedule.ALPHAS_CUMPROD[t] == pytest.approx(want, rel=5e-6)
 
 
-@pytest.mark.parametrize("rule", lcm.RULES)
+@pytest.mark.parametrize("rule", lcm.LCM_RULES)
 def test_lcm_timesteps_equal_both_published_rules(rule):
     for steps, want in golden_cases.load("05_lcm_sampling").outputs[f"timesteps.{rule}"].items():
         assert lcm.lcm_timesteps(int(steps), rule) == want.tolist()
@@ -31,7 +31,7 @@ def test_boundary_scalings():
         golden_cases.assert_matches(got.flatten(), want[name], golden.meta["tolerance"]["fp64"])
 
 
-@pytest.mark.parametrize("rule", lcm.RULES)
+@pytest.mark.parametrize("rule", lcm.LCM_RULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_lcm_trajectory(rule, steps, dtype):
@@ -55,7 +55,7 @@ def closed_form_noise(y):
     return eps
 
 
-@pytest.mark.parametrize("rule", dpm_solver.RULES)
+@pytest.mark.parametrize("rule", dpm_solver.DPM_RULES)
 @pytest.mark.parametrize("steps, scale", [(8, 4.5), (14, 1.0), (14, 4.5), (20, 4.5)])
 def test_dpm_solver_trajectory(rule, steps, scale):
     golden = golden_cases.load("07_dpm_solver")

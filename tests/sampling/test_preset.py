@@ -4,23 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from pixart.sampling.preset import METHODS, NOT_SAID, by_name, found_in, from_header, preset
+from pixart.sampling.preset import NOT_SAID, PRESET_METHODS, by_name, found_in, preset, preset_from_header
 from pixart.sampling.samplers import SAMPLERS
 
 FILE = Path("model.safetensors")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PRESET_METHODS)
 def test_what_is_written_is_read(method):
     said = preset(method)
-    found = from_header(said.to_header(), FILE)
+    found = preset_from_header(said.to_header(), FILE)
     assert replace(found, source=said.source) == said and "model.safetensors" in found.source
     assert said.guidance == (4.5 if method == "teacher" else 1.0)
     assert SAMPLERS[said.sampler].times(said.steps, said.rule)
 
 
 def test_files_that_say_nothing():
-    assert from_header({"format": "pt"}, FILE) is None
+    assert preset_from_header({"format": "pt"}, FILE) is None
     found = found_in([(FILE, {}), (Path("style.safetensors"), {})], guidance=2.5)
     assert (found.method, found.sampler, found.guidance, found.source) == ("teacher", "dpm", 2.5, NOT_SAID)
 
@@ -42,7 +42,7 @@ def test_the_last_lora_goes_before_the_checkpoint_and_a_header_before_the_name()
 
 
 def test_only_another_sampler_than_the_files_is_a_mismatch():
-    said = from_header(preset("tdm").to_header(), FILE)
+    said = preset_from_header(preset("tdm").to_header(), FILE)
     assert said.mismatch("tdm") is None
     assert said.mismatch("lcm").startswith("made for the sampler tdm (tdm, 4 steps), but sampled with lcm")
     assert found_in([(FILE, {})]).mismatch("lcm") is None
@@ -55,7 +55,7 @@ def test_only_another_sampler_than_the_files_is_a_mismatch():
     ('{"method": "tdm", "rule": "diffusers"}', "unknown TDM timestep rule")])
 def test_wrong_headers_are_refused(written, message):
     with pytest.raises(ValueError, match=message):
-        from_header({"pixart_sampling": written}, FILE)
+        preset_from_header({"pixart_sampling": written}, FILE)
 
 
 def test_lines_for_people():

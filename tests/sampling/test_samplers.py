@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from pixart.sampling.dpm_solver import advance, dpm_solver_pp, nodes
-from pixart.sampling.lcm import RULES, lcm, lcm_timesteps
+from pixart.sampling.dpm_solver import dpm_solver_pp, dpm_step, nodes
+from pixart.sampling.lcm import LCM_RULES, lcm, lcm_timesteps
 from pixart.sampling.noise import PictureNoise
 from pixart.sampling.samplers import SAMPLERS, sampler
 
@@ -51,7 +51,7 @@ def test_timesteps_of_four_official_steps():
     assert lcm_timesteps(4, "diffusers") == [999, 759, 499, 259]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LCM_RULES)
 def test_lower_strength_starts_further_down(rule):
     for steps in (1, 2, 4):
         times = lcm_timesteps(steps, rule, strength=0.5)
@@ -130,7 +130,7 @@ def test_dpm_steps_are_exact_in_float64():
     for here, there in zip(path, path[1:]):
         x = here.alpha * x0 + here.sigma * noise
         want = there.alpha * x0 + there.sigma * noise
-        torch.testing.assert_close(advance(x, here, there, x0, None), want, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(dpm_step(x, here, there, x0, None), want, rtol=1e-12, atol=1e-12)
 
 
 def test_unknown_samplers_name_the_known_ones():

@@ -5,60 +5,67 @@ import pytest
 import torch
 
 from pixart.text import EmbeddingCache, T5Encoder
-from pixart.text.emphasis import DEEPEST, Part, parts_of, weigh, whole_characters, written
+from pixart.text.emphasis import (
+    DEEPEST_EMPHASIS,
+    WeightedText,
+    weigh_tokens,
+    weighted_parts,
+    whole_characters,
+    written_prompt,
+)
 
 READ = {
-    "a cat": [Part("a cat")],
-    "": [Part("")],
-    "a (red:1.2) cat": [Part("a "), Part("red", 1.2), Part(" cat")],
-    "(red)": [Part("red", 1.1)],
-    "(red:0)": [Part("red", 0.0)],
-    "(red:-1.5)": [Part("red", -1.5)],
-    "(a:b:1.3)": [Part("a:b", 1.3)],
-    "(a:b)": [Part("a:b", 1.1)],
-    "(:1.3)": [Part(":1.3", 1.1)],
-    "((red:1.2) (blue:1.4):2.0)": [Part("red", 1.2), Part(" ", 2.0), Part("blue", 1.4)],
-    r"a \(red:1.2\) cat": [Part("a (red:1.2) cat")],
-    r"(\(red\):1.2)": [Part("(red)", 1.2)],
-    "a ( cat": [Part("a "), Part("( cat")],
-    "a) cat": [Part("a) cat")],
-    "((((": [Part("((((")],
-    "()": [Part("")],
+    "a cat": [WeightedText("a cat")],
+    "": [WeightedText("")],
+    "a (red:1.2) cat": [WeightedText("a "), WeightedText("red", 1.2), WeightedText(" cat")],
+    "(red)": [WeightedText("red", 1.1)],
+    "(red:0)": [WeightedText("red", 0.0)],
+    "(red:-1.5)": [WeightedText("red", -1.5)],
+    "(a:b:1.3)": [WeightedText("a:b", 1.3)],
+    "(a:b)": [WeightedText("a:b", 1.1)],
+    "(:1.3)": [WeightedText(":1.3", 1.1)],
+    "((red:1.2) (blue:1.4):2.0)": [WeightedText("red", 1.2), WeightedText(" ", 2.0), WeightedText("blue", 1.4)],
+    r"a \(red:1.2\) cat": [WeightedText("a (red:1.2) cat")],
+    r"(\(red\):1.2)": [WeightedText("(red)", 1.2)],
+    "a ( cat": [WeightedText("a "), WeightedText("( cat")],
+    "a) cat": [WeightedText("a) cat")],
+    "((((": [WeightedText("((((")],
+    "()": [WeightedText("")],
 }
 
 
 @pytest.mark.parametrize("prompt", READ)
 def test_weights_are_read_as_users_write_them(prompt: str) -> None:
-    assert list(parts_of(prompt)) == READ[prompt]
+    assert list(weighted_parts(prompt)) == READ[prompt]
 
 
 def test_brackets_within_brackets_multiply() -> None:
-    ((part,), (deep,)) = parts_of("((red))"), parts_of("((red:1.5))")
-    assert part.text == "red" and part.weight == pytest.approx(1.21) and deep == Part("red", 1.5)
+    ((part,), (deep,)) = weighted_parts("((red))"), weighted_parts("((red:1.5))")
+    assert part.text == "red" and part.weight == pytest.approx(1.21) and deep == WeightedText("red", 1.5)
 
 
 @pytest.mark.parametrize("prompt", READ)
 def test_written_parts_are_read_back(prompt: str) -> None:
-    assert parts_of(written(READ[prompt])) == tuple(READ[prompt])
+    assert weighted_parts(written_prompt(READ[prompt])) == tuple(READ[prompt])
 
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e999"])
 def test_a_weight_that_is_not_finite_is_refused_by_name(weight: str) -> None:
     with pytest.raises(ValueError, match=f"the weight '{weight}' in the prompt is not a finite number"):
-        parts_of(f"a (red:{weight}) cat")
+        weighted_parts(f"a (red:{weight}) cat")
 
 
 def test_depth_is_bounded() -> None:
-    assert len(parts_of("(" * DEEPEST + "red" + ")" * DEEPEST)) == 1
+    assert len(weighted_parts("(" * DEEPEST_EMPHASIS + "red" + ")" * DEEPEST_EMPHASIS)) == 1
     with pytest.raises(ValueError, match="brackets 33 deep"):
-        parts_of("(" * 100_000 + "red" + ")" * 100_000)
-    assert parts_of("(" * 100_000) == (Part("(" * 100_000),)
+        weighted_parts("(" * 100_000 + "red" + ")" * 100_000)
+    assert weighted_parts("(" * 100_000) == (WeightedText("(" * 100_000),)
 
 
 def test_halves_of_characters_become_one_that_can_be_encoded() -> None:
     assert whole_characters("a \ud83d\ude00 b \ud83d c \ude00") == "a \U0001f600 b \ufffd c \ufffd"
     assert whole_characters("caf\u00e9 \U0001f600") == "caf\u00e9 \U0001f600"
-    assert parts_of("\ud800red\ud801") == (Part("\ufffdred\ufffd"),)       # not taken for brackets
+    assert weighted_parts("\ud800red\ud801") == (WeightedText("\ufffdred\ufffd"),)  # not taken for brackets
 
 
 @pytest.mark.parametrize("emphasis", [False, True])
@@ -127,5 +134,5 @@ def test_the_cache_tells_emphasis_from_text(t5_folder: Path) -> None:
 
 def test_features_at_weight_one_are_the_same_bits() -> None:
     features, padding = torch.randn(3, 8), torch.randn(3, 8)
-    got = weigh(features, padding, [1.0, 0.0, 2.0])
+    got = weigh_tokens(features, padding, [1.0, 0.0, 2.0])
     assert torch.equal(got[0], features[0]) and torch.equal(got[1], padding[1])

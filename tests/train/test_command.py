@@ -19,7 +19,7 @@ from pixart.config import VARIANTS
 from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer
 from pixart.pictures import read_picture
-from pixart.sampling.preset import from_header
+from pixart.sampling.preset import preset_from_header
 from pixart.train import command, settings
 from pixart.train.base_shapes import read_base_width
 from pixart.train.mup import at_width, initialize_mup
@@ -112,7 +112,7 @@ def test_students_of_distribution_matching_say_how_they_are_sampled(file, method
     assert all(part.rank == 2 for part in read_lora(file.parent / "lora.safetensors").parts)
     for path in (result, file.parent / "lora.safetensors"):
         with safe_open(path, "pt") as opened:
-            found = from_header(opened.metadata(), path)
+            found = preset_from_header(opened.metadata(), path)
         assert found is not None and (found.method, found.sampler) == (method, method)
 
 
@@ -261,9 +261,9 @@ def test_shipped_configurations_are_valid(name):
 
 
 def test_mini_configurations_are_the_recipe():
-    made = recipe.Recipe()
+    made = recipe.MiniRecipe()
     teacher, student = ready("mini-teacher"), ready("mini-lcm")
-    assert teacher.train == made.teacher and teacher.model.new == recipe.MINI and teacher.model.seed == made.seed
+    assert teacher.train == made.teacher and teacher.model.new == recipe.MINI_CONFIG and teacher.model.seed == made.seed
     assert (teacher.method.timesteps, teacher.method.weighting) == (made.timesteps, made.weighting)
     assert teacher.method.weighting_cap == made.weighting_cap
     assert student.train == made.student and student.method.guidance == made.guidance
@@ -324,7 +324,7 @@ def test_durations_read_well():
     assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
 
 
-@pytest.mark.parametrize("method", settings.METHODS)
+@pytest.mark.parametrize("method", settings.METHOD_CLASSES)
 def test_help_has_a_meaning_for_every_option(method, capsys):
     found = list(settings.options(method))
     assert [option.key for option in found if not option.meaning] == []
@@ -339,7 +339,7 @@ def test_the_documentation_lists_every_option():
     """Rows of the tables in docs/training.md; what is missing can be copied from the message."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     rows = {f"| `{option.key}` | {option.meaning} | {option.default} |"
-            for method in settings.METHODS for option in settings.options(method)}
+            for method in settings.METHOD_CLASSES for option in settings.options(method)}
     missing = sorted(row for row in rows if row not in text)
     assert not missing, "\n".join(missing)
 

@@ -10,8 +10,8 @@ from pixart.model.controlnet import Controlled, PixArtControlNet
 from pixart.train import loop
 from pixart.train.average import averaged_copy, update_average
 from pixart.train.data import PreparedFolder
-from pixart.train.draws import draw, generator_for
-from pixart.train.objectives import Consistency, Control, Diffusion
+from pixart.train.draws import draw_rows, generator_for
+from pixart.train.objectives import Consistency, ControlDiffusion, Diffusion
 from pixart.train.report import Record, TensorBoard
 from pixart.train.state import read_state
 
@@ -53,8 +53,8 @@ def test_accumulation_has_the_gradients_of_the_whole_batch(data, objective):
 
 
 def test_draws_of_all_processes_make_up_those_of_one():
-    whole = draw(torch.randn, (6, 3), generator_for(1, 2))
-    parts = [draw(torch.randn, (2, 3), generator_for(1, 2, slice(i, i + 2), 6)) for i in (0, 2, 4)]
+    whole = draw_rows(torch.randn, (6, 3), generator_for(1, 2))
+    parts = [draw_rows(torch.randn, (2, 3), generator_for(1, 2, slice(i, i + 2), 6)) for i in (0, 2, 4)]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -69,7 +69,7 @@ def test_only_what_is_trained_is_kept_and_averaged(data, tmp_path):
     base = fresh().requires_grad_(False)
     model = Controlled(base, PixArtControlNet.copy_of(base, 1))
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    average = loop.train(model, Control(data), data, SHORT, tmp_path / "run")
+    average = loop.train(model, ControlDiffusion(data), data, SHORT, tmp_path / "run")
     state = read_state(tmp_path / "run" / loop.STATE)
     assert all(name.startswith("control.") for name in state["model"] | state["average"])
     assert all(mine is theirs for mine, theirs in zip(average.base.parameters(), base.parameters()))

@@ -12,9 +12,9 @@ from pixart.model.compiled import blocks_of, compile_blocks, forget_compiled
 from pixart.model.controlnet import Controlled, PixArtControlNet
 from pixart.train import loop
 from pixart.train.data import Batch, PreparedFolder
-from pixart.train.draws import draw, generator_for
-from pixart.train.objectives import Consistency, Control, Diffusion
-from pixart.train.readings import Outcome, Readings
+from pixart.train.draws import draw_rows, generator_for
+from pixart.train.objectives import Consistency, ControlDiffusion, Diffusion
+from pixart.train.readings import Readings, StepOutcome
 from pixart.train.report import Record
 from pixart.train.state import read_state, write_state
 from pixart.train.timesteps import Timesteps
@@ -45,8 +45,8 @@ class Endless:
     """Pictures made as they are needed, on the generator's device; no length, no files."""
 
     def batch(self, generator: torch.Generator, size: int) -> Batch:
-        latents = draw(torch.randn, (size, 4, 8, 8), generator)
-        context = draw(torch.randn, (size, 6, 8), generator)
+        latents = draw_rows(torch.randn, (size, 4, 8, 8), generator)
+        context = draw_rows(torch.randn, (size, 6, 8), generator)
         return Batch(latents, context, torch.ones(size, 6, dtype=torch.bool), torch.full((size, 2), 64.0),
                      torch.ones(size))
 
@@ -84,7 +84,7 @@ def test_only_the_batch_and_what_is_drawn_on_the_cpu_is_copied_to_the_device(dat
     model = fresh().to(device)
     timesteps = Timesteps("range", stratified=True)
     objective = {"diffusion": Diffusion(data, timesteps=timesteps, weighting="v"),
-                 "control": Control(data, timesteps=timesteps, weighting="min-snr"),
+                 "control": ControlDiffusion(data, timesteps=timesteps, weighting="min-snr"),
                  "lcm": Consistency(data, fresh().to(device), guidance_max=6.0)}[kind]
     if kind == "control":
         model = Controlled(model, PixArtControlNet.copy_of(model, 1)).to(device)
@@ -101,7 +101,7 @@ def test_readings_come_in_order_and_a_nan_is_found_before_anything_is_saved(data
     readings = Readings()
     readings.add(1, torch.tensor(2.0), torch.tensor(3.0))
     readings.add(2, torch.tensor(4.0), torch.tensor(5.0))
-    assert readings.read() == [Outcome(1, 2.0, 3.0), Outcome(2, 4.0, 5.0)] and readings.read() == []
+    assert readings.read() == [StepOutcome(1, 2.0, 3.0), StepOutcome(2, 4.0, 5.0)] and readings.read() == []
     readings.add(3, torch.tensor(1.0), torch.tensor(math.inf))
     with pytest.raises(FloatingPointError, match="gradient became inf at step 2; nothing was saved since"):
         readings.read()
@@ -123,7 +123,7 @@ def test_where_reading_makes_wait_a_nan_is_found_at_the_next_line_and_the_last_s
 
 def test_late_readings_lose_no_loss(data, tmp_path, monkeypatch):
     """The lines of the log and what watchers get are the same, only later."""
-    def told(folder: str) -> tuple[list[tuple[int, float]], list[Outcome]]:
+    def told(folder: str) -> tuple[list[tuple[int, float]], list[StepOutcome]]:
         lines, seen = [], []
         loop.train(fresh(), Diffusion(data), data, SHORT, tmp_path / folder,
                    report=lambda step, loss: lines.append((step, loss)),

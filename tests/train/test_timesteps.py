@@ -9,9 +9,9 @@ from train.training_data import fresh, write_data
 from pixart.sampling.schedule import ALPHAS_CUMPROD, add_noise
 from pixart.train.data import PreparedFolder
 from pixart.train.diffusion import diffusion_loss
-from pixart.train.draws import draw, generator_for
+from pixart.train.draws import draw_rows, generator_for
 from pixart.train.objectives import Diffusion, draw_noise
-from pixart.train.timesteps import KINDS, Timesteps
+from pixart.train.timesteps import TIMESTEP_DISTRIBUTIONS, Timesteps
 from pixart.train.weighting import WEIGHTINGS, timestep_weights
 
 ALPHAS = torch.tensor(ALPHAS_CUMPROD, dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_the_log_signal_to_noise_ratio_has_the_centre_and_the_spread_asked_for(k
     assert mean.item() == pytest.approx(-2.0, abs=0.01) and deviation.item() == pytest.approx(0.5 * spread, rel=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TIMESTEP_DISTRIBUTIONS)
 @pytest.mark.parametrize("stratified", [False, True])
 def test_parts_of_a_step_make_up_the_draw_of_the_whole(kind, stratified):
     timesteps = Timesteps(kind, stratified=stratified)
@@ -105,7 +105,7 @@ def test_a_weight_multiplies_the_whole_loss_of_its_picture(tmp_path):
     weighted = Diffusion(data, 0.0, spread, "v", 50.0)(model, model, batch, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     t = spread.draw(4, generator)
-    draw(torch.rand, (4,), generator)
+    draw_rows(torch.rand, (4,), generator)
     noise = draw_noise(batch, generator)
     output = model(add_noise(batch.latents, noise, t), t.float(), **batch.conditions(), learned_variance=True)
     losses = diffusion_loss(output, batch.latents, noise, t)
@@ -118,8 +118,8 @@ def test_the_default_objective_is_the_plain_loss_to_the_bit(tmp_path):
     data, model = PreparedFolder(write_data(tmp_path)), fresh()
     batch = data.batch(torch.Generator().manual_seed(0), 4)
     generator = torch.Generator().manual_seed(3)
-    t = draw(partial(torch.randint, 1000), (4,), generator)
-    dropped = draw(torch.rand, (4,), generator) < 0.1
+    t = draw_rows(partial(torch.randint, 1000), (4,), generator)
+    dropped = draw_rows(torch.rand, (4,), generator) < 0.1
     noise = draw_noise(batch, generator)
     output = model(add_noise(batch.latents, noise, t), t.float(), **data.without_caption(batch, dropped).conditions(),
                    learned_variance=True)

@@ -21,7 +21,7 @@ from pixart.checkpoint import (
     save_checkpoint,
     to_diffusers,
 )
-from pixart.checkpoint.header import KEY
+from pixart.checkpoint.header import CONFIG_KEY
 from pixart.control.hed import HED, load_hed
 from pixart.weights import Kind, find_files, open_weights
 from pixart.weights.values import is_finite
@@ -151,9 +151,9 @@ FIELDS = {"heads": [0, -4, 4.0, "4", None, True], "caption_tokens": [10 ** 9, 0]
 def test_a_configuration_of_nonsense_is_refused_by_field(field, value, tmp_path):
     config = {"depth": 2, "hidden": 72, "heads": 1, "caption_width": 16, "caption_tokens": 120, field: value}
     save_file({name: tensor for name, tensor in reference().items() if name != "pos_embed"},
-              tmp_path / "a.safetensors", {KEY: json.dumps(config)})
+              tmp_path / "a.safetensors", {CONFIG_KEY: json.dumps(config)})
     message = refusal(read_checkpoint, tmp_path / "a.safetensors")
-    assert KEY in message and (field in message or field == "kv_compression" and "factor" in message)
+    assert CONFIG_KEY in message and (field in message or field == "kv_compression" and "factor" in message)
 
 
 @pytest.mark.parametrize("entry", [{"interpolation_scale": [1]}, {"sample_size": -1}, {"sample_size": 10 ** 400},

@@ -9,19 +9,19 @@ from torch import Tensor
 
 from ....pixart.config import PixArtConfig
 from ....pixart.prepare.families import FAMILIES, Family
-from ....pixart.prepare.run import Job, prepare
+from ....pixart.prepare.run import PreparationJob, prepare
 from ....pixart.prepare.shards import shard_paths
 from ..encoders import networks_of
 from ..folders import HED_FILE, hed_path
-from ..guest import advance, bar, stop_if_asked
+from ..guest import advance_bar, bar, stop_if_asked
 from ..node_text import RunningText
-from .wish import Wish
+from .wish import TrainingWish
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TrainingPictures:
     """What to learn from: IMAGEs (B, H, W, 3) with a caption a line, or a folder, raw or prepared."""
 
     images: Tensor | None
@@ -45,7 +45,7 @@ class Pictures:
         return found
 
 
-def data_folder(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any, config: PixArtConfig,
+def data_folder(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: Any, vae: Any, config: PixArtConfig,
                 side: int, say: RunningText) -> Path:
     """A prepared folder: the one that was named, or one that is made here of pictures and captions."""
     named = Path(pictures.folder).expanduser() if pictures.folder else None
@@ -54,11 +54,11 @@ def data_folder(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any,
     if clip is None or vae is None:
         raise ValueError("to learn from pictures and captions, connect clip and vae; only a folder made by `python -m "
                          "pixart prepare` needs neither")
-    source, mark = (named, short_digest(str(named.resolve()))) if named else written(pictures, wish.run)
+    source, mark = (named, short_digest(str(named.resolve()))) if named else written_images(pictures, wish.run)
     edges = wish.edges if wish.method == "controlnet" else "none"
     out = wish.run / f"data-{mark}-{side}-{edges}"
     hed = hed_path(HED_FILE) if edges == "hed" else None
-    job = Job((source,), out, family_of(config), side, edges=edges, hed=hed, device=str(model.load_device))
+    job = PreparationJob((source,), out, family_of(config), side, edges=edges, hed=hed, device=str(model.load_device))
     report = prepare(job, Stages(say), networks_of(clip, vae, model))
     for one in report.skipped:
         logger.warning("%s is left out: %s", one.key, one.reason)
@@ -72,7 +72,7 @@ def family_of(config: PixArtConfig) -> Family:
                    clean=config.cleans_captions)
 
 
-def written(pictures: Pictures, run: Path) -> tuple[Path, str]:
+def written_images(pictures: TrainingPictures, run: Path) -> tuple[Path, str]:
     """The images as files with captions beside them, in a folder named after what is in it; and that name's mark."""
     from PIL import Image
     images = () if pictures.images is None else pictures.images
@@ -103,5 +103,5 @@ class Stages:
     def __call__(self, stage: str, done: int, total: int) -> None:
         stop_if_asked()
         self.say(f"preparing: {stage} {done} of {total}" if total else f"preparing: {stage} {done}")
-        if total and advance(bar(total), done, total):
+        if total and advance_bar(bar(total), done, total):
             raise KeyboardInterrupt

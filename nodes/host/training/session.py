@@ -13,20 +13,20 @@ from torch import Tensor
 from ....pixart.model.transformer import PixArtTransformer
 from ....pixart.resolution import nearest_class
 from ....pixart.train.data import PreparedFolder
-from ....pixart.train.jobs import Job, adapted, check_fit, controlled
+from ....pixart.train.jobs import TrainingJob, adapted, check_fit, controlled
 from ....pixart.train.loop import STATE, train
 from ....pixart.train.loop_config import LoopConfig
 from ....pixart.train.precision import fitting_precision, saved_precision, widest
 from ....pixart.train.settings import ControlMethod, LcmLoraMethod, LoraMethod, OutputSettings
 from ....pixart.train.state import peek_state
 from ..bare import bare_transformer
-from ..guest import advance, bar, make_room, memory_handed_back, stoppable
+from ..guest import advance_bar, bar, make_room, memory_handed_back, stoppable
 from ..node_text import RunningText
 from ..text import is_ours
-from .data import Pictures, data_folder
+from .data import TrainingPictures, data_folder
 from .packages import check_packages
-from .view import HostWatch, last_sheet, preview_of
-from .wish import Wish
+from .view import TrainingWatch, last_sheet, preview_of
+from .wish import TrainingWish
 
 WARMUP = 50
 
@@ -40,7 +40,7 @@ class Trained:
     picture: Path | None
 
 
-def train_on(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any) -> Trained:
+def train_on(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: Any, vae: Any) -> Trained:
     """Train, or go on with the training of this name. Raises the host's own exception when it is interrupted.
 
     ImportError, ValueError, FileNotFoundError, FileExistsError, OSError for what is wrong, before any work.
@@ -56,16 +56,16 @@ def train_on(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any) ->
         return _train(model, wish, pictures, clip, vae)
 
 
-def _train(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any) -> Trained:
+def _train(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: Any, vae: Any) -> Trained:
     config = model.model.model_config.pixart
     side = nearest_class(config.resolution, config.resolution) if wish.resolution == "auto" else int(wish.resolution)
     say, device = RunningText(), model.load_device
     say("reading the model", always=True)
-    loop = settings_of(wish, device, widest(model.model.diffusion_model))
+    loop = loop_config(wish, device, widest(model.model.diffusion_model))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(loop.precision, torch.float32)
     base = bare_transformer(model, torch.float32 if device.type == "cpu" else dtype, side)
     folder = data_folder(model, wish, pictures, clip, vae, config, side, say)
-    if advance(bar(wish.steps), 0, wish.steps):
+    if advance_bar(bar(wish.steps), 0, wish.steps):
         raise KeyboardInterrupt
     say("getting ready to train", always=True)
     data = PreparedFolder(folder, need_hints=wish.method == "controlnet")
@@ -74,7 +74,7 @@ def _train(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any) -> T
     preview = preview_of(wish, job, data, clip, vae, model)
     make_room(device)
     wish.file.parent.mkdir(parents=True, exist_ok=True)
-    watch = [HostWatch(job, wish, loop.save_every, say), *([preview] if preview else [])]
+    watch = [TrainingWatch(job, wish, loop.save_every, say), *([preview] if preview else [])]
     average = train(job.model, job.objective, data, loop, wish.run, watch=watch,
                     settings={**job.facts, "method": wish.method, "data": folder.name}, cpu=device.type == "cpu")
     job.save(average)
@@ -82,7 +82,7 @@ def _train(model: Any, wish: Wish, pictures: Pictures, clip: Any, vae: Any) -> T
     return Trained(wish.file, *last_sheet(wish.run / "previews")) if preview else Trained(wish.file, None, None)
 
 
-def settings_of(wish: Wish, device: torch.device, width: int) -> LoopConfig:
+def loop_config(wish: TrainingWish, device: torch.device, width: int) -> LoopConfig:
     """Precision: that of the training to go on with, or what suits device and width; trained weights stay float32."""
     precision = saved_precision(peek_state(wish.run / STATE)) or fitting_precision(device, width)
     return LoopConfig(steps=wish.steps, batch=wish.batch, learning_rate=wish.learning_rate, warmup=WARMUP,
@@ -92,7 +92,7 @@ def settings_of(wish: Wish, device: torch.device, width: int) -> LoopConfig:
                       recompute=wish.save_memory)
 
 
-def job_of(base: PixArtTransformer, wish: Wish, data: PreparedFolder) -> Job:
+def job_of(base: PixArtTransformer, wish: TrainingWish, data: PreparedFolder) -> TrainingJob:
     """Network, objective and how the result is written, as the command line has them."""
     output = OutputSettings(wish.run, wish.file)
     if wish.method == "controlnet":
@@ -105,7 +105,7 @@ def job_of(base: PixArtTransformer, wish: Wish, data: PreparedFolder) -> Job:
 
 # -- for the graph -----------------------------------------------------------------------------------------------------
 
-def result_of(model: Any, wish: Wish, trained: Trained) -> dict:
+def result_of(model: Any, wish: TrainingWish, trained: Trained) -> dict:
     """What the node returns: outputs that this method does not have are blocked, with the reason where that helps."""
     import folder_paths
     from comfy_execution.graph_utils import ExecutionBlocker

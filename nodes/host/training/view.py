@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ....pixart.train.data import PreparedFolder
-from ....pixart.train.jobs import Job
+from ....pixart.train.jobs import TrainingJob
 from ....pixart.train.report import Record, duration
 from ..encoders import ClipEncoder, vae_decoder
-from ..guest import advance, bar
+from ..guest import advance_bar, bar
 from ..node_text import RunningText
-from .wish import Wish
+from .wish import TrainingWish
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class HostWatch:
+class TrainingWatch:
     """Progress of the training on the node; keeps the weights on disk, and ends it when the user does."""
 
-    def __init__(self, job: Job, wish: Wish, save_every: int, say: RunningText) -> None:
+    def __init__(self, job: TrainingJob, wish: TrainingWish, save_every: int, say: RunningText) -> None:
         self.job, self.wish, self.save_every, self.bar, self.say = job, wish, save_every, bar(wish.steps), say
         self.loss: float | None = None
 
     def __call__(self, record: Record, average: nn.Module) -> None:
-        asked = advance(self.bar, record.step, record.steps)
+        asked = advance_bar(self.bar, record.step, record.steps)
         self.say(self.line(record))
         if asked or record.step % self.save_every == 0:
             self.job.save(average)
@@ -48,7 +48,8 @@ class HostWatch:
         return f"training: step {record.step} of {record.steps}, {loss}{duration(record.left)} left"
 
 
-def preview_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, model: Any) -> "Preview | None":
+def preview_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip: Any, vae: Any,
+               model: Any) -> "Preview | None":
     """Draws the prompt now and then, onto the node and into a file; None where there is no prompt."""
     if not wish.preview_prompt.strip() or wish.preview_every < 1:
         return None
@@ -58,13 +59,14 @@ def preview_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, 
     sheets = bar(wish.steps)
 
     def show(record: Record, sheet: "Image") -> None:
-        if advance(sheets, record.step, record.steps, ("JPEG", sheet, max(sheet.size))):
+        if advance_bar(sheets, record.step, record.steps, ("JPEG", sheet, max(sheet.size))):
             raise KeyboardInterrupt
     return Preview(subject_of(wish, job, data, clip, vae, model), wish.preview_every, job.parts, wish.run / "previews",
                    show)
 
 
-def subject_of(wish: Wish, job: Job, data: PreparedFolder, clip: Any, vae: Any, model: Any) -> "Subject":
+def subject_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip: Any, vae: Any,
+               model: Any) -> "Subject":
     """What the preview draws; a ControlNet follows the first edge map of the data, at that picture's size."""
     from ....pixart.pipeline import Request
     from ....pixart.train.preview import Subject

@@ -7,7 +7,7 @@ FOLDERS = {"lora": "loras", "lcm-lora": "loras", "controlnet": "controlnet"}    
 
 
 @dataclass(frozen=True)
-class Wish:
+class TrainingWish:
     """What the user set on the node."""
 
     method: str

@@ -8,7 +8,6 @@ from torch import Tensor
 from .changes import BOFT, OFT, Change, Difference, GLoRA, LoHa, LoKr, Replacement
 from .keys import (
     ALPHA,
-    BLOCKS,
     DIFF,
     DIFF_BIAS,
     DORA,
@@ -20,11 +19,12 @@ from .keys import (
     MID,
     NORM,
     NORM_BIAS,
+    OFT_BLOCKS,
     RESCALE,
     RESHAPE,
     SET,
     UP,
-    Target,
+    WeightSlice,
 )
 from .lora import LoraPart
 
@@ -33,10 +33,10 @@ COMPLETE = ((DOWN, UP), LOHA[:4], LOHA[4:], GLORA, ("lokr_w1_a", "lokr_w1_b"), (
 
 
 @dataclass(frozen=True)
-class Found:
+class ModuleTensors:
     """The tensors of one module by what they are to it, and what is known about their scale."""
 
-    place: Target
+    place: WeightSlice
     tensors: Mapping[str, Tensor]
     keys: Mapping[str, str]
     alpha: float | None                             # from the tensors
@@ -62,7 +62,7 @@ class Found:
         return given
 
 
-def build(found: Found) -> list[Change]:
+def build_changes(found: ModuleTensors) -> list[Change]:
     """The changes that one module's tensors stand for. Raises ValueError for tensors that do not go together."""
     makers = [make for kind, make in MAKERS.items() if kind in found.tensors]
     if len({make for make in makers if make is not bias_difference}) > 1:
@@ -70,7 +70,7 @@ def build(found: Found) -> list[Change]:
     return [make(found) for make in dict.fromkeys(makers)]
 
 
-def low_rank(found: Found) -> Change:
+def lora_change(found: ModuleTensors) -> Change:
     down, up = found.tensors[DOWN], found.tensors[UP].flatten(1)
     mid = found.tensors.get(MID)
     if down.ndim not in (2, 4) or up.shape[1] != down.shape[0]:
@@ -82,13 +82,13 @@ def low_rank(found: Found) -> Change:
                     magnitude, found.names(DOWN, UP, MID, ALPHA, MAGNITUDE, DORA, RESHAPE), mid)
 
 
-def hadamard(found: Found) -> Change:
+def hadamard(found: ModuleTensors) -> Change:
     values: dict[str, Any] = {kind.removeprefix("hada_"): found.tensors[kind] for kind in LOHA if kind in found.tensors}
     return LoHa(**_placed(found, *LOHA, ALPHA, DORA, MAGNITUDE), **values, magnitude=found.magnitude,
                 scale=found.scale(values["w1_b"].shape[0]))
 
 
-def kronecker(found: Found) -> Change:
+def kronecker(found: ModuleTensors) -> Change:
     """Where both factors are whole there is no rank, and alpha means nothing."""
     values: dict[str, Any] = {kind.removeprefix("lokr_"): found.tensors[kind] for kind in LOKR if kind in found.tensors}
     ranked = values.get("w2_b", values.get("w1_b"))
@@ -98,46 +98,46 @@ def kronecker(found: Found) -> Change:
     return LoKr(**_placed(found, *LOKR, ALPHA, DORA, MAGNITUDE), **values, magnitude=found.magnitude, scale=scale)
 
 
-def generalized(found: Found) -> Change:
+def generalized(found: ModuleTensors) -> Change:
     values: dict[str, Any] = {kind: found.tensors[kind] for kind in GLORA}
     rank = GLoRA.rank_of(values["a1"], values["a2"])
     return GLoRA(**_placed(found, *GLORA, ALPHA, DORA, MAGNITUDE), **values, magnitude=found.magnitude,
                  scale=found.scale(rank))
 
 
-def rotated(found: Found) -> Change:
+def rotated(found: ModuleTensors) -> Change:
     """Alpha of OFT bounds the rotation; three dimensions are one step, four are the steps of a butterfly."""
-    blocks = found.tensors[BLOCKS]
+    blocks = found.tensors[OFT_BLOCKS]
     if blocks.ndim not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
         raise ValueError(f"blocks of shape {tuple(blocks.shape)}")
     if found.magnitude is not None:
         raise ValueError("DoRA on top of a rotation is not supported")
     kind = OFT if blocks.ndim == 3 else BOFT
-    return kind(**_placed(found, BLOCKS, RESCALE, ALPHA), blocks=blocks, constraint=found.alpha or 0.0,
+    return kind(**_placed(found, OFT_BLOCKS, RESCALE, ALPHA), blocks=blocks, constraint=found.alpha or 0.0,
                 rescale=found.tensors.get(RESCALE))
 
 
-def weight_difference(found: Found) -> Change:
+def weight_difference(found: ModuleTensors) -> Change:
     kind = DIFF if DIFF in found.tensors else NORM
     return Difference(**_placed(found, kind, ALPHA), difference=found.tensors[kind])
 
 
-def bias_difference(found: Found) -> Change:
+def bias_difference(found: ModuleTensors) -> Change:
     kind = DIFF_BIAS if DIFF_BIAS in found.tensors else NORM_BIAS
     return Difference(**_placed(found, kind), bias=True, difference=found.tensors[kind])
 
 
-def replacement(found: Found) -> Change:
+def replacement(found: ModuleTensors) -> Change:
     return Replacement(**_placed(found, SET), value=found.tensors[SET])
 
 
-def _placed(found: Found, *kinds: str) -> dict[str, Any]:
+def _placed(found: ModuleTensors, *kinds: str) -> dict[str, Any]:
     return {"module": found.place.module, "part": found.place.part, "parts": found.place.parts,
             "keys": found.names(*kinds)}
 
 
-MAKERS: dict[str, Callable[[Found], Change]] = {
-    DOWN: low_rank, **dict.fromkeys(LOHA[:1], hadamard), **dict.fromkeys(LOKR, kronecker), GLORA[0]: generalized,
-    BLOCKS: rotated, DIFF: weight_difference, NORM: weight_difference, DIFF_BIAS: bias_difference,
+MAKERS: dict[str, Callable[[ModuleTensors], Change]] = {
+    DOWN: lora_change, **dict.fromkeys(LOHA[:1], hadamard), **dict.fromkeys(LOKR, kronecker), GLORA[0]: generalized,
+    OFT_BLOCKS: rotated, DIFF: weight_difference, NORM: weight_difference, DIFF_BIAS: bias_difference,
     NORM_BIAS: bias_difference, SET: replacement,
 }

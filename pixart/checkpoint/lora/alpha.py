@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ...weights.errors import CheckpointError
-from ...weights.settings import Check, checked, flag, number, optional, parse_json, read_json, table, whole
+from ...weights.settings import Check, checked_entries, flag, number, optional, parse_json, read_json, table, whole
 
 LORA_FILE = "a LoRA of a PixArt transformer (.safetensors, or a folder with adapter_config.json)"
 ADAPTER_METADATA = "lora_adapter_metadata"      # header entry where diffusers keeps the settings of peft
 PEFT_SETTINGS = "adapter_config.json"
 OFFICIAL_ALPHA = 8.0        # peft's default, which the official trainers never change and often do not write down
 LARGEST_ALPHA = 1e6
-SETTINGS: dict[str, Check] = {"r": whole(1, 1 << 16), "lora_alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
-                              "alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
-                              "use_rslora": optional(flag), "alpha_pattern": optional(table)}
+ADAPTER_CONFIG_FIELDS: dict[str, Check] = {"r": whole(1, 1 << 16), "lora_alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
+                                           "alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
+                                           "use_rslora": optional(flag), "alpha_pattern": optional(table)}
 # Parts of a regular expression that name modules and cannot run on for ever.
 PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+?)+\$?")
 MOST_WILDCARDS = 3
@@ -50,7 +50,7 @@ def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: 
     source = f"alpha {OFFICIAL_ALPHA:g} assumed, as the official trainers have it"
     beside = file.with_name(PEFT_SETTINGS)
     if beside.is_file():
-        said = checked(read_json(beside), SETTINGS, beside, "its LoRA settings")
+        said = checked_entries(read_json(beside), ADAPTER_CONFIG_FIELDS, beside, "its LoRA settings")
         if said.get("r", rank) == rank:
             return in_words_of_peft(said, PEFT_SETTINGS, beside)
         source += f"; the {PEFT_SETTINGS} beside is of another LoRA, of rank {said.get('r')}"
@@ -63,7 +63,8 @@ def in_header(file: Path, metadata: Mapping[str, str]) -> ScaleSettings | None:
         said = parse_json(metadata[ADAPTER_METADATA], file, "its LoRA settings")
         own = {key.removeprefix("transformer."): value for key, value in said.items()}
         if "lora_alpha" in own:
-            return in_words_of_peft(checked(own, SETTINGS, file, "its LoRA settings"), "the file's header", file)
+            return in_words_of_peft(checked_entries(own, ADAPTER_CONFIG_FIELDS, file, "its LoRA settings"),
+                                    "the file's header", file)
     try:
         alpha = float(metadata.get("ss_network_alpha", ""))
     except ValueError:          # kohya writes "None" where it has none

@@ -101,9 +101,9 @@ class Lora:
         ranks = [part.rank for part in self.parts if isinstance(part, LoraPart)]
         scales = [part.scale for part in self.parts if isinstance(part, Scaled)]
         if ranks:
-            words.append(f"rank {spread(ranks)}")
+            words.append(f"rank {range_text(ranks)}")
         if scales:
-            words.append(f"scale {spread(scales)}" + (f" ({self.alpha_from})" if self.alpha_from else ""))
+            words.append(f"scale {range_text(scales)}" + (f" ({self.alpha_from})" if self.alpha_from else ""))
         words.append(f"{self.used} of {self.used + len(self.ignored)} keys used")
         if self.ignored:
             words.append(f"ignored: {', '.join(self.ignored[:3])}" + (", ..." if len(self.ignored) > 3 else ""))
@@ -133,7 +133,7 @@ class Lora:
         return replace(self, parts=kept, ignored=self.ignored + tuple(key for part in absent for key in part.keys))
 
 
-def spread(values: Sequence[float]) -> str:
+def range_text(values: Sequence[float]) -> str:
     """"16", or "8 to 16" where they differ."""
     low, high = min(values), max(values)
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"

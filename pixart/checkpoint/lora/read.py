@@ -12,10 +12,10 @@ from ...weights.locate import Kind, find_files
 from ...weights.reader import open_weights
 from ...weights.values import check_finite, check_floating
 from ..layouts import diffusers_names
-from .adapters import COMPLETE, Found, build
+from .adapters import COMPLETE, ModuleTensors, build_changes
 from .alpha import LORA_FILE, ScaleSettings, find_settings
 from .changes import Change
-from .keys import ALPHA, DOWN, layout_of, place_of, split_key, stranger
+from .keys import ALPHA, DOWN, layout_of, split_key, stranger, weight_slice
 from .lora import Lora
 
 LORA_KIND = Kind(LORA_FILE, "", ("adapter_model", "pytorch_lora_weights"))
@@ -63,7 +63,7 @@ def group_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, str]]
     ignored = []
     for key in tensors:
         split = split_key(key)
-        if split is None or place_of(split[0]) is None:
+        if split is None or weight_slice(split[0]) is None:
             ignored.append(key)
         else:
             groups.setdefault(split[0], {})[split[1]] = key
@@ -94,17 +94,17 @@ class _Reader:
 
     def changes(self, module: str, keys: Mapping[str, str]) -> list[Change]:
         """What the tensors of one module change: its weight, its bias or both."""
-        place = place_of(module)
+        place = weight_slice(module)
         assert place is not None            # as group_keys saw to it
         for kind, key in keys.items():
             if kind != ALPHA:
                 check_floating(key, self.tensors[key], self.file, LORA_FILE)
             check_finite(key, self.tensors[key], self.file, LORA_FILE)
         self._refuse_halves(module, keys)
-        found = Found(place, {kind: self.tensors[key] for kind, key in keys.items()}, keys, self.alpha(keys),
-                      lambda rank: self.settings.scale(diffusers_name(place.module, place.part), rank))
+        found = ModuleTensors(place, {kind: self.tensors[key] for kind, key in keys.items()}, keys, self.alpha(keys),
+                              lambda rank: self.settings.scale(diffusers_name(place.module, place.part), rank))
         try:
-            return build(found)
+            return build_changes(found)
         except (ValueError, IndexError, RuntimeError) as error:
             example = next(iter(keys.values()))
             raise CheckpointError(self.file, f"{example} and its partners do not fit ({str(error)[:120]})", LORA_FILE,

@@ -20,7 +20,7 @@ from .changes import Change
 from .lora import Lora, LoraPart
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
-LAYOUTS = ("diffusers", "peft")
+WRITTEN_LAYOUTS = ("diffusers", "peft")
 
 
 def write_lora(path: str | os.PathLike, lora: Lora | Sequence[Change], layout: str = "diffusers",
@@ -34,11 +34,11 @@ def write_lora(path: str | os.PathLike, lora: Lora | Sequence[Change], layout: s
     """
     path = Path(path)
     parts: tuple[Change, ...] = lora.parts if isinstance(lora, Lora) else tuple(lora)
-    if layout not in LAYOUTS:
-        raise ValueError(f"unknown LoRA layout {layout!r}; use {' or '.join(LAYOUTS)}")
+    if layout not in WRITTEN_LAYOUTS:
+        raise ValueError(f"unknown LoRA layout {layout!r}; use {' or '.join(WRITTEN_LAYOUTS)}")
     if not parts:
         raise ValueError("there is nothing to save: the LoRA changes no weight")
-    named = [(name, part) for whole in parts for name, part in diffusers_parts(low_rank(whole))]
+    named = [(name, part) for whole in parts for name, part in diffusers_parts(low_rank_part(whole))]
     prefix = "transformer" if layout == "diffusers" else "base_model.model"
     tensors = {f"{prefix}.{name}.{kind}": tensor for name, part in named
                for kind, tensor in file_tensors(part, dtype).items()}
@@ -55,7 +55,7 @@ def write_lora(path: str | os.PathLike, lora: Lora | Sequence[Change], layout: s
     return path
 
 
-def low_rank(change: Change) -> LoraPart:
+def low_rank_part(change: Change) -> LoraPart:
     """The change itself; ValueError for what is written in no common layout, such as other methods."""
     by_columns = isinstance(change, LoraPart) and change.magnitude is not None and change.magnitude.ndim > 1
     if not isinstance(change, LoraPart) or change.mid is not None or by_columns:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from .. import SHIPPED, Files
 from ..evaluate import Instrument
 from ..measure.bench import Bench
-from ..measure.methods import TEACHER
+from ..measure.methods import TEACHER_METHOD
 from .finish import STARTS, finished
 from .loss import losses
-from .probe import TESTED, TRAINING, probe
+from .probe import TESTED, TRAINING, probe_encoder
 from .report import Diagnosis, tables, write_diagnosis
 
 __all__ = ["Diagnosis", "diagnose", "tables", "write_diagnosis"]
@@ -26,7 +26,7 @@ def diagnose(count: int = 200, seed: int = 7, files: Files = SHIPPED, device: st
     starts: the timesteps to finish from. captions: how many the probe is trained and tested on.
     """
     bench = Bench.open(files, count, seed, crowded, device, batch)
-    instrument, model = Instrument(bench, judge), TEACHER.model(files, bench.device)
+    instrument, model = Instrument(bench, judge), TEACHER_METHOD.model(files, bench.device)
     rows = {}
     for start in starts:
         rows[start] = instrument.row(f"t0 = {start}", finished(model, bench, instrument.real, start, guidance))
@@ -34,6 +34,6 @@ def diagnose(count: int = 200, seed: int = 7, files: Files = SHIPPED, device: st
         logger.info("finished from t = %d: %.1f %% of attributes, %.1f %% of pictures", start, 100 * right["all"],
                     100 * right["pictures"])
     bins = losses(model, bench, instrument.real)
-    probed = probe(files, crowded=crowded, device=bench.device, training=captions[0], tested=captions[1])
+    probed = probe_encoder(files, crowded=crowded, device=bench.device, training=captions[0], tested=captions[1])
     real = instrument.row("real", instrument.real)
     return Diagnosis(count, guidance, instrument.name, rows, real, probed, bins)

@@ -11,12 +11,12 @@ from ...sampling.guidance import guided
 from ...sampling.noise import PictureNoise
 from ...sampling.schedule import ALPHAS_CUMPROD, Model, add_noise, batch_of, predicted_x0
 from ...text.encoded import Encoded
-from ..measure.batches import Pictures
+from ..measure.batches import BenchPictures
 from ..measure.bench import Bench
-from ..measure.prompts import Group
+from ..measure.prompts import PromptGroup
 
 STARTS = (0, 200, 350, 500, 650, 800, 999)       # 0: the autoencoder alone
-STEPS = 20
+FINISH_STEPS = 20
 
 
 def signal_to_noise(t: int) -> float:
@@ -25,7 +25,7 @@ def signal_to_noise(t: int) -> float:
     return kept / (1 - kept)
 
 
-def ddim_times(start: int, steps: int = STEPS) -> list[int]:
+def ddim_times(start: int, steps: int = FINISH_STEPS) -> list[int]:
     """Timesteps from `start` down in even strides, 0 left out; fewer than `steps` where there are not as many."""
     times = [round(start * (steps - k) / steps) for k in range(steps)]
     return sorted({t for t in times if t > 0}, reverse=True)
@@ -42,7 +42,8 @@ def ddim(model: Model, x: Tensor, times: list[int]) -> Tensor:
     return x
 
 
-def network(model: PixArtTransformer, bench: Bench, group: Group, caption: Encoded, guidance: float = 1.0) -> Model:
+def network(model: PixArtTransformer, bench: Bench, group: PromptGroup, caption: Encoded,
+            guidance: float = 1.0) -> Model:
     """The teacher with these captions of a group, guided away from the empty one unless `guidance` is 1."""
     context, mask = (caption.context, caption.mask) if guidance == 1 else stack_captions(bench.null, caption)
     context, mask = context.to(bench.device), mask.to(bench.device)
@@ -53,32 +54,32 @@ def network(model: PixArtTransformer, bench: Bench, group: Group, caption: Encod
     return predict if guidance == 1 else guided(predict, guidance)
 
 
-def latents_of(bench: Bench, real: Pictures, group: Group) -> Tensor:
+def latents_of(bench: Bench, real: BenchPictures, group: PromptGroup) -> Tensor:
     """Scaled latents (B, 4, h, w) of the real pictures of a group."""
     return bench.vae.encode(real.rows(group.members).to(bench.device).float() / 255)
 
 
-def noise_of(bench: Bench, group: Group, like: Tensor) -> Tensor:
+def group_noise(bench: Bench, group: PromptGroup, like: Tensor) -> Tensor:
     """Unit Gaussian noise of the group's own seeds, of the shape of `like`."""
     seeds = [group.seed + i for i in range(len(group.members))]
     return PictureNoise(seeds, tuple(like.shape[1:]), bench.device)()
 
 
 @torch.inference_mode()
-def finished(model: PixArtTransformer, bench: Bench, real: Pictures, start: int, guidance: float) -> Pictures:
-    """The real pictures encoded, noised to timestep `start`, denoised by at most `STEPS` DDIM steps, decoded."""
-    def finish(group: Group) -> Tensor:
+def finished(model: PixArtTransformer, bench: Bench, real: BenchPictures, start: int, guidance: float) -> BenchPictures:
+    """The real pictures encoded, noised to timestep `start`, denoised by at most `FINISH_STEPS` DDIM steps, decoded."""
+    def finish(group: PromptGroup) -> Tensor:
         x0 = latents_of(bench, real, group)
         if start == 0:
             return x0
-        noised = add_noise(x0, noise_of(bench, group, x0), torch.full((len(x0),), start, device=x0.device))
+        noised = add_noise(x0, group_noise(bench, group, x0), torch.full((len(x0),), start, device=x0.device))
         return ddim(network(model, bench, group, bench.text(group), guidance), noised, ddim_times(start))
     return by_groups(bench, lambda group: bench.decode(finish(group)))
 
 
-def by_groups(bench: Bench, draw: Callable[[Group], Tensor]) -> Pictures:
+def by_groups(bench: Bench, draw: Callable[[PromptGroup], Tensor]) -> BenchPictures:
     """draw(group) -> uint8 (B, 3, H, W), for all sentences."""
     parts: dict[tuple[int, int], list[Tensor]] = {}
     for group in bench.prompts.groups(bench.batch):
         parts.setdefault((group.height, group.width), []).append(draw(group))
-    return Pictures(tuple(torch.cat(part) for part in parts.values()))
+    return BenchPictures(tuple(torch.cat(part) for part in parts.values()))

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ...model.transformer import PixArtTransformer
 from ...sampling.schedule import STEPS, add_noise
-from ...text.encoded import join
-from ..measure.batches import Pictures
+from ...text.encoded import join_encoded
+from ..measure.batches import BenchPictures
 from ..measure.bench import Bench
-from .finish import latents_of, network, noise_of, signal_to_noise
+from .finish import group_noise, latents_of, network, signal_to_noise
 
 BINS = 10
 
@@ -27,15 +27,15 @@ class Bin:
 
 
 @torch.inference_mode()
-def losses(model: PixArtTransformer, bench: Bench, real: Pictures) -> list[Bin]:
+def losses(model: PixArtTransformer, bench: Bench, real: BenchPictures) -> list[Bin]:
     """Every sentence once in every bin, at a timestep drawn from it; the same noise with the sentence and without."""
     rows: list[Tensor] = []             # (2, BINS, b)
     draws = torch.Generator().manual_seed(bench.prompts.seed)
     for group in bench.prompts.groups(bench.batch):
         x0 = latents_of(bench, real, group)
-        noise = noise_of(bench, group, x0)
+        noise = group_noise(bench, group, x0)
         predict = network(model, bench, group, bench.text(group))
-        plain = network(model, bench, group, join([bench.null] * len(x0)))
+        plain = network(model, bench, group, join_encoded([bench.null] * len(x0)))
         within = torch.randint(STEPS // BINS, (BINS, len(x0)), generator=draws)
         times = (within + torch.arange(BINS)[:, None] * (STEPS // BINS)).to(bench.device)
         errors = [[(one(add_noise(x0, noise, t), t.float()) - noise).square().mean((1, 2, 3)) for t in times]

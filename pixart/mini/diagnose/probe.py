@@ -7,7 +7,7 @@ from ...checkpoint import read_config
 from ...text.t5 import T5Encoder
 from .. import Files
 from ..measure.prompts import Prompts
-from ..prepare import caption_of
+from ..prepare import scene_and_caption
 from ..scenes import ATTRIBUTES, labels
 
 TRAINING, TESTED = 6000, 2000            # captions
@@ -34,15 +34,15 @@ class Probe(nn.Module):
         return [head(read[:, k]) for k, head in enumerate(self.answers)]
 
 
-def probe(files: Files, seed: int = 0, crowded: bool = False, device: str | torch.device = "cpu",
-          training: int = TRAINING, tested: int = TESTED) -> dict[str, tuple[float, float]]:
+def probe_encoder(files: Files, seed: int = 0, crowded: bool = False, device: str | torch.device = "cpu",
+                  training: int = TRAINING, tested: int = TESTED) -> dict[str, tuple[float, float]]:
     """Shares read rightly by attribute: of captions the probe was trained on, and of held-out ones.
 
     Trained on captions of the training split, tested on combinations that the text encoder never saw either.
     """
     config = read_config(files.teacher)
     encoder = T5Encoder(files.t5, bits=16, device=device)
-    seen = [caption_of(index, seed, "train", crowded) for index in range(training)]
+    seen = [scene_and_caption(index, seed, "train", crowded) for index in range(training)]
     held = Prompts.held_out(tested, seed, crowded)
     sets = []
     for scenes, texts in (([scene for scene, _ in seen], [text for _, text in seen]), (held.scenes, held.captions)):
@@ -50,15 +50,15 @@ def probe(files: Files, seed: int = 0, crowded: bool = False, device: str | torc
         wanted = torch.tensor([labels(scene) for scene in scenes], device=device)
         sets.append((encoded.context.to(device), encoded.mask.to(device), wanted))
     encoder.close()
-    model = fit(sets[0], seed)
+    model = fit_probe(sets[0], seed)
     return {name: (found, kept) for name, found, kept in zip(ATTRIBUTES, *(shares(model, part) for part in sets))
             if kept == kept}
 
 
-Part = tuple[Tensor, Tensor, Tensor]                # features (n, L, C), mask (n, L), labels (n, attributes)
+ProbeData = tuple[Tensor, Tensor, Tensor]           # features (n, L, C), mask (n, L), labels (n, attributes)
 
 
-def fit(part: Part, seed: int) -> Probe:
+def fit_probe(part: ProbeData, seed: int) -> Probe:
     """Cross entropy of the stated attributes, each weighed alike; features are scaled to unit variance first."""
     features, mask, wanted = part
     with torch.random.fork_rng(devices=[]):
@@ -81,7 +81,7 @@ def fit(part: Part, seed: int) -> Probe:
 
 
 @torch.no_grad()
-def shares(model: Probe, part: Part) -> list[float]:
+def shares(model: Probe, part: ProbeData) -> list[float]:
     """Share read rightly of every attribute, nan where none was stated."""
     features, mask, wanted = part
     parts = [torch.stack([logits.argmax(1) for logits in model(*some)], 1)

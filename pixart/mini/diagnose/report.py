@@ -11,7 +11,7 @@ from ..measure.bootstrap import estimate, resamples
 from ..measure.plot import can_plot
 from ..measure.results import Row
 from ..measure.tables import SHARES, markdown
-from .finish import STEPS, signal_to_noise
+from .finish import FINISH_STEPS, signal_to_noise
 from .loss import Bin
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHOWN = ("pictures", "shape", "second shape", "second colour", "texture", "colour", "shape by place",
-         "colour by place")                 # in the plot, where they were asked for
+SHOWN_QUESTIONS = ("pictures", "shape", "second shape", "second colour", "texture", "colour", "shape by place",
+                   "colour by place")       # in the plot, where they were asked for
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def _finished(found: Diagnosis) -> str:
         noise = f"{signal_to_noise(int(title)):.2g}" if title not in ("real", "0") else "-"
         rows.append([title, noise, *cells])
     note = (f"{found.count} held-out sentences, read by judge {found.judge[0]}: real pictures encoded, noised to "
-            f"timestep t0 and finished by the teacher in {STEPS} DDIM steps, guidance {found.guidance:g}. t0 = 0: the "
-            "autoencoder alone. SNR: ratio of the variances of signal and noise.")
+            f"timestep t0 and finished by the teacher in {FINISH_STEPS} DDIM steps, guidance {found.guidance:g}. "
+            "t0 = 0: the autoencoder alone. SNR: ratio of the variances of signal and noise.")
     return f"{markdown(['t0', 'SNR', *(SHARES.get(name, name) for name in found.real.accuracy)], rows)}\n\n{note}"
 
 
@@ -98,7 +98,7 @@ def _plot(found: Diagnosis, path: Path) -> None:
     FigureCanvasAgg(figure)
     curve, bars, errors = figure.subplots(1, 3)
     starts = list(found.finished)
-    for name in SHOWN:
+    for name in SHOWN_QUESTIONS:
         if name in found.real.accuracy:
             curve.plot(starts, [100 * row.accuracy[name] for row in found.finished.values()], "o-", label=name)
     curve.set(xlabel="noised to timestep t0, then finished", ylabel="read by the judge, %")

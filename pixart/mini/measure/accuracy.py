@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..scenes import ATTRIBUTES, Scene, labels
-from .batches import Pictures, each
+from .batches import BenchPictures, measure_each
 from .judges import PictureJudge
 
 
@@ -18,7 +18,7 @@ class Answers:
     right: Tensor
 
     @classmethod
-    def read(cls, judge: PictureJudge, scenes: Sequence[Scene], pictures: Pictures, batch: int,
+    def read(cls, judge: PictureJudge, scenes: Sequence[Scene], pictures: BenchPictures, batch: int,
              device: torch.device) -> "Answers":
         """The judge's most likely answers against what the captions state."""
         def choices(some: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class Answers:
                 return torch.stack([logits.argmax(1) for logits in judge(some)], 1)
         wanted = torch.tensor([labels(scene) for scene in scenes])
         asked = wanted >= 0
-        return cls(asked, asked & (each(pictures, batch, device, choices) == wanted))
+        return cls(asked, asked & (measure_each(pictures, batch, device, choices) == wanted))
 
     @classmethod
     def parse(cls, rows: Sequence[str]) -> "Answers":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..pictures import BUCKETS
 
-SIZES = len(BUCKETS)
+SIZE_COUNT = len(BUCKETS)
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def to_bytes(pictures: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class BenchPictures:
     """Pictures of the sentences 0, 1, 2, ...: part k is uint8 (n, 3, H, W) and holds the sentences k, k + 5, ...
 
     Every part has its own size, and lies on whatever device it was made on.
@@ -25,25 +25,26 @@ class Pictures:
     parts: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, pictures: Sequence[Tensor]) -> "Pictures":
+    def of(cls, pictures: Sequence[Tensor]) -> "BenchPictures":
         """From pictures (3, H, W) in 0..1 in the order of the sentences."""
-        return cls(tuple(to_bytes(torch.stack(list(pictures[k::SIZES]))) for k in range(min(SIZES, len(pictures)))))
+        return cls(tuple(to_bytes(torch.stack(list(pictures[k::SIZE_COUNT])))
+                         for k in range(min(SIZE_COUNT, len(pictures)))))
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
     def __getitem__(self, number: int) -> Tensor:
         """Picture (3, H, W) of a sentence, 0..1, on the CPU."""
-        return self.parts[number % SIZES][number // SIZES].cpu().float() / 255
+        return self.parts[number % SIZE_COUNT][number // SIZE_COUNT].cpu().float() / 255
 
     def rows(self, members: range) -> Tensor:
         """uint8 (n, 3, H, W) of the sentences of a group."""
-        return self.parts[members.start % SIZES][members.start // SIZES:][:len(members)]
+        return self.parts[members.start % SIZE_COUNT][members.start // SIZE_COUNT:][:len(members)]
 
-    def first(self, count: int) -> "Pictures":
+    def first(self, count: int) -> "BenchPictures":
         """Those of the first `count` sentences, a copy on the CPU."""
-        kept = [part[:len(range(k, count, SIZES))].cpu().clone() for k, part in enumerate(self.parts[:count])]
-        return Pictures(tuple(kept))
+        kept = [part[:len(range(k, count, SIZE_COUNT))].cpu().clone() for k, part in enumerate(self.parts[:count])]
+        return BenchPictures(tuple(kept))
 
     def batches(self, batch: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
         """(at most `batch`, 3, H, W) in 0..1 on `device`, part after part."""
@@ -55,19 +56,20 @@ class Pictures:
 def in_order(values: Tensor) -> Tensor:
     """Rows of (n, ...) that follow the parts -> rows in the order of the sentences."""
     count = len(values)
-    numbers = torch.tensor([i for k in range(SIZES) for i in range(k, count, SIZES)], device=values.device)
+    numbers = torch.tensor([i for k in range(SIZE_COUNT) for i in range(k, count, SIZE_COUNT)], device=values.device)
     ordered = torch.empty_like(values)
     ordered[numbers] = values
     return ordered
 
 
-def each(pictures: Pictures, batch: int, device: torch.device | str, measure: Callable[[Tensor], Tensor]) -> Tensor:
+def measure_each(pictures: BenchPictures, batch: int, device: torch.device | str,
+                 measure: Callable[[Tensor], Tensor]) -> Tensor:
     """measure(batch (b, 3, H, W)) -> (b, ...), for all pictures, in the order of the sentences, on the CPU."""
     return in_order(torch.cat([measure(some) for some in pictures.batches(batch, device)])).cpu()
 
 
-def each_pair(one: Pictures, other: Pictures, batch: int, device: torch.device | str,
+def each_pair(one: BenchPictures, other: BenchPictures, batch: int, device: torch.device | str,
               measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """measure(batch, batch) -> (b, ...) for the pictures of the same sentences, otherwise as `each`."""
+    """measure(batch, batch) -> (b, ...) for the pictures of the same sentences, otherwise as `measure_each`."""
     pairs = zip(one.batches(batch, device), other.batches(batch, device), strict=True)
     return in_order(torch.cat([measure(a, b) for a, b in pairs])).cpu()

@@ -9,9 +9,9 @@ from ...drawing import Request
 from ...text.encoded import Encoded
 from ...text.t5 import T5Encoder
 from .. import Files
-from ..autoencoder import Autoencoder, load_autoencoder
+from ..autoencoder import MiniAutoencoder, load_autoencoder
 from .batches import to_bytes
-from .prompts import Group, Prompts
+from .prompts import PromptGroup, Prompts
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Bench:
 
     prompts: Prompts
     files: Files
-    vae: Autoencoder
+    vae: MiniAutoencoder
     captions: Encoded            # of all sentences
     null: Encoded                # of the empty sentence
     device: torch.device
@@ -48,13 +48,13 @@ class Bench:
         """The same sentences with other noise; run 0 is the noise that everything is measured with."""
         return replace(self, prompts=replace(self.prompts, run=run))
 
-    def request(self, group: Group, sampler: str, steps: int, guidance: float) -> Request:
+    def request(self, group: PromptGroup, sampler: str, steps: int, guidance: float) -> Request:
         """What a `Pipeline` is asked for a group."""
         texts = tuple(self.prompts.captions[i] for i in group.members)
         return Request(texts, height=group.height, width=group.width, seed=group.seed, sampler=sampler, steps=steps,
                        guidance=guidance)
 
-    def text(self, group: Group) -> Encoded:
+    def text(self, group: PromptGroup) -> Encoded:
         """Text features of a group, without the padding that none of its sentences needs."""
         rows = slice(group.members.start, group.members.stop, group.members.step)
         mask = self.captions.mask[rows]

@@ -41,7 +41,7 @@ def estimate(values: Tensor, weights: Tensor, drawn: Tensor) -> Estimate:
     return _interval((values.sum() / weights.sum()).item(), _ratios(values, weights, drawn))
 
 
-def difference(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], drawn: Tensor) -> Estimate:
+def paired_difference(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], drawn: Tensor) -> Estimate:
     """a minus b, each values and weights of the same sentences; both are resampled together, so it is paired."""
     value = (a[0].sum() / a[1].sum() - b[0].sum() / b[1].sum()).item()
     return _interval(value, _ratios(*a, drawn) - _ratios(*b, drawn))

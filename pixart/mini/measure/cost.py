@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_flop
 
 from ...model.transformer import PixArtTransformer
-from .batches import Pictures
+from .batches import BenchPictures
 from .bench import Bench
-from .methods import Method
+from .methods import DrawingMethod
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def counted_flops() -> FlopCounterMode:
         ops._scaled_dot_product_flash_attention_for_cpu: _attention, ops._int_mm: mm_flop})
 
 
-def count(method: Method, bench: Bench, probe: int = 1) -> tuple[float, float]:
+def count(method: DrawingMethod, bench: Bench, probe: int = 1) -> tuple[float, float]:
     """Passes and multiply-accumulate operations of a picture, on average over the first `probe` sentences.
 
     The first picture is a square one. More than one are only needed for methods whose work depends on the picture, or
@@ -71,7 +71,7 @@ def count(method: Method, bench: Bench, probe: int = 1) -> tuple[float, float]:
     return passes.rows / made, flops.get_total_flops() / 2 / made
 
 
-def timed(method: Method, bench: Bench) -> tuple[Pictures, float]:
+def timed(method: DrawingMethod, bench: Bench) -> tuple[BenchPictures, float]:
     """The pictures, and milliseconds for each."""
     wait(bench.device)
     started = time.perf_counter()

@@ -2,16 +2,16 @@
 import torch
 from torch import Tensor
 
-from .batches import Pictures, each
+from .batches import BenchPictures, measure_each
 from .judges import PictureJudge
 
 
-def features_of(judge: PictureJudge, pictures: Pictures, batch: int, device: torch.device) -> Tensor:
+def features_of(judge: PictureJudge, pictures: BenchPictures, batch: int, device: torch.device) -> Tensor:
     """(n, F) float64 on the CPU, in the order of the sentences."""
     def read(some: Tensor) -> Tensor:
         with torch.inference_mode():
             return judge.features(some).float()
-    return each(pictures, batch, device, read).double()
+    return measure_each(pictures, batch, device, read).double()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

@@ -4,16 +4,16 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from .batches import Pictures, each_pair
+from .batches import BenchPictures, each_pair
 from .bench import Bench
 from .judges import PictureJudge
-from .methods import Method
+from .methods import DrawingMethod
 from .similarity import judge_lpips
 
 RUNS = 4            # pictures of each sentence
 
 
-def diversity(judge: PictureJudge, method: Method, bench: Bench, drawn: Pictures) -> Tensor:
+def diversity(judge: PictureJudge, method: DrawingMethod, bench: Bench, drawn: BenchPictures) -> Tensor:
     """(n,) float64: mean judge-LPIPS of all pairs of `RUNS` pictures of a sentence that differ in their noise.
 
     drawn: the pictures of run 0, by the same method, of the sentences of `bench`.

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...accelerate.choice import Choice, choice_of
-from ...accelerate.plan import Job
+from ...accelerate.choice import CacheChoice, choice_of
+from ...accelerate.plan import SamplingJob
 from ...checkpoint import load, read_config
 from ...checkpoint.lora.read import read_lora
 from ...checkpoint.merged import with_loras
@@ -22,23 +22,23 @@ from ...model.transformer import PixArtTransformer
 from ...pipeline import Pipeline
 from ...sampling.samplers import SAMPLERS
 from .. import Files
-from .batches import Pictures
+from .batches import BenchPictures
 from .bench import Bench
-from .prompts import Group
+from .prompts import PromptGroup
 
 logger = logging.getLogger(__name__)
 
-Follow = Callable[[Group], Guide]       # what the pictures of a group of sentences follow
+Follow = Callable[[PromptGroup], Guide]  # what the pictures of a group of sentences follow
 
 
-class Method(Protocol):
+class DrawingMethod(Protocol):
     """What can be measured. Drawing the first sentences of a bench must give their pictures of the whole bench."""
 
     @property
     def name(self) -> str:
         """A short name, the row's title in tables."""
 
-    def draw(self, bench: Bench) -> Pictures:
+    def draw(self, bench: Bench) -> BenchPictures:
         """The pictures of all sentences of `bench`, from the noise that it names."""
 
 
@@ -52,7 +52,7 @@ class Sampled:
     steps: int
     guidance: float = 1.0
     lora: Path | None = None         # on top of the weights
-    cache: Choice | None = None      # reuse of work from step to step
+    cache: CacheChoice | None = None  # reuse of work from step to step
 
     def model(self, files: Files, device: torch.device | str = "cpu") -> PixArtTransformer:
         """In float32, the LoRA merged. Raises what reading the files raises."""
@@ -75,12 +75,13 @@ class Sampled:
         if self.cache is None:
             return []
         side, guided = model.config.resolution, SAMPLERS[self.sampler].guided and self.guidance != 1
-        plan, line = self.cache.plan(Job.of(model.config, self.steps, side, side, bench.captions.mask.shape[1], guided))
+        plan, line = self.cache.plan(SamplingJob.of(model.config, self.steps, side, side, bench.captions.mask.shape[1],
+                                                    guided))
         logger.info("%s: %s", self.name, line)
         return plan.make()
 
     def draw(self, bench: Bench, controlnet: PixArtControlNet | None = None,
-             follow: Follow | None = None) -> Pictures:
+             follow: Follow | None = None) -> BenchPictures:
         """follow: gives what a group follows, with its latent, through the ControlNet."""
         model = self.model(bench.files, bench.device)
         pipe, policies = Pipeline.of(model, controlnet=controlnet), self.policies(bench, model)
@@ -90,7 +91,7 @@ class Sampled:
             latents = pipe.sample(request, bench.text(group), bench.null, follow and follow(group), policies,
                                   bench.batch)
             parts.setdefault((group.height, group.width), []).append(bench.decode(latents))
-        return Pictures(tuple(torch.cat(part) for part in parts.values()))
+        return BenchPictures(tuple(torch.cat(part) for part in parts.values()))
 
 
 @lru_cache(maxsize=1)
@@ -101,13 +102,13 @@ def _model(read: tuple[Path, ...], changed: tuple[int, ...], device: torch.devic
     return model.eval().requires_grad_(False)
 
 
-METHODS = (
+USUAL_METHODS = (
     Sampled("teacher, 20 steps, guidance 2.5", "teacher", "dpm", 20, 2.5),
     Sampled("LCM, 4 steps", "student", "lcm", 4),
     Sampled("LCM, 2 steps", "student", "lcm", 2),
     Sampled("LCM, 1 step", "student", "lcm", 1),
 )
-TEACHER, LCM = METHODS[:2]
+TEACHER_METHOD, LCM_METHOD = USUAL_METHODS[:2]
 
 _SPEC = re.compile(rf"(?:(?P<name>[^=]+)=)?(?P<weights>.+?)(?:\+(?P<lora>.+?))?:(?P<sampler>{'|'.join(SAMPLERS)})"
                    r"(?::(?P<steps>\d+)(?::(?P<guidance>\d+(?:\.\d+)?))?)?(?:@(?P<cache>.+))?")

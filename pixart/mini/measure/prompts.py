@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..pictures import BUCKETS, draw
+from ..pictures import BUCKETS, draw_scene
 from ..prepare import held_out
 from ..scenes import Scene
-from .batches import Pictures
+from .batches import BenchPictures
 
 _RUN, _BUCKET = 1_000_000, 100_000        # distances between the seeds of two runs, and of two buckets of a run
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """Sentences that are drawn in one batch: pictures of one size, with seeds that follow `seed`."""
 
     height: int
@@ -57,19 +57,19 @@ class Prompts:
         """Tells sets of sentences apart: results of different sentences cannot be compared one by one."""
         return hashlib.sha256("\n".join(self.captions).encode()).hexdigest()[:16]
 
-    def groups(self, batch: int) -> Iterator[Group]:
+    def groups(self, batch: int) -> Iterator[PromptGroup]:
         """All sentences, at most `batch` at a time. The seed of a sentence does not depend on `batch`."""
         for bucket, (height, width) in enumerate(BUCKETS):
             members = range(bucket, len(self), len(BUCKETS))
             for at in range(0, len(members), batch):
-                yield Group(height, width, members[at:at + batch], self.run * _RUN + bucket * _BUCKET + at)
+                yield PromptGroup(height, width, members[at:at + batch], self.run * _RUN + bucket * _BUCKET + at)
 
-    def real(self) -> Pictures:
+    def real(self) -> BenchPictures:
         """The picture of every scene, drawn by the renderer that drew the training pictures."""
         split = "held-out"
         parts = []
         for bucket, size in enumerate(BUCKETS):
-            arrays = [draw(self.scenes[i], *size, random.Random(f"picture {self.seed} {split} {i}"))
+            arrays = [draw_scene(self.scenes[i], *size, random.Random(f"picture {self.seed} {split} {i}"))
                       for i in range(bucket, len(self), len(BUCKETS))]
             parts += [torch.stack([torch.from_numpy(array) for array in arrays]).permute(0, 3, 1, 2)] if arrays else []
-        return Pictures(tuple(parts))
+        return BenchPictures(tuple(parts))

@@ -14,7 +14,7 @@ from .accuracy import Answers
 from .cost import Cost
 
 REAL = "real pictures"                # name of the row that nothing was drawn for
-FORMAT = "pixart-mini-measured-1"
+RESULTS_FORMAT = "pixart-mini-measured-1"
 Sums = tuple[Tensor, Tensor]          # values and weights of all sentences: a measure is sum(values) / sum(weights)
 
 
@@ -84,7 +84,7 @@ class Measured:
     def save(self, path: Path) -> None:
         """JSON; numbers in five digits."""
         with replacing(path) as beside:
-            beside.write_text(json.dumps({"format": FORMAT, "about": asdict(self.about),
+            beside.write_text(json.dumps({"format": RESULTS_FORMAT, "about": asdict(self.about),
                                           "rows": [_plain(row) for row in self.rows]}) + "\n", encoding="utf-8")
 
 
@@ -102,8 +102,8 @@ def read_measured(path: Path) -> Measured:
         raise FileNotFoundError(f"no file {path}; give the JSON file that mini evaluate --out wrote")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}, expected {FORMAT!r}")
+        if content["format"] != RESULTS_FORMAT:
+            raise ValueError(f"format {content['format']!r}, expected {RESULTS_FORMAT!r}")
         return Measured(About(**content["about"]), tuple(_row(**row) for row in content["rows"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"not a file of results of mini evaluate ({error!r}); measure again: {path}") from error

@@ -22,7 +22,7 @@ class Column(Protocol):
     def __getitem__(self, number: int, /) -> Tensor: ...
 
 
-def contact_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequence[int], cell: int = 160) -> "Image":
+def method_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequence[int], cell: int = 160) -> "Image":
     """Pictures by the name of their column; rows: numbers of sentences, which stand above their pictures."""
     from PIL import Image, ImageDraw
     names = list(pictures)
@@ -44,9 +44,9 @@ def contact_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequen
 
 
 def edge_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequence[int]) -> "Image":
-    """As `contact_sheet`, of the part of each picture with the strongest edges, `ZOOM` times as large."""
+    """As `method_sheet`, of the part of each picture with the strongest edges, `ZOOM` times as large."""
     parts = {name: {number: magnified(drawn[number]) for number in rows} for name, drawn in pictures.items()}
-    return contact_sheet(parts, prompts, rows, CROP * ZOOM + 8)
+    return method_sheet(parts, prompts, rows, CROP * ZOOM + 8)
 
 
 def magnified(picture: Tensor) -> Tensor:

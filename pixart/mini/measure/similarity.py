@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import Pictures, each_pair
+from .batches import BenchPictures, each_pair
 from .judges import PictureJudge
 
 ROUNDING = 1 / (12 * 255 ** 2)     # mean squared error that storing a picture in 8 bits makes by itself
@@ -52,7 +52,7 @@ def judge_lpips(judge: PictureJudge, a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(maps).mean(0)
 
 
-def similarities(judge: PictureJudge, drawn: Pictures, reference: Pictures, batch: int,
+def similarities(judge: PictureJudge, drawn: BenchPictures, reference: BenchPictures, batch: int,
                  device: torch.device) -> dict[str, Tensor]:
     """psnr, ssim and lpips of every sentence, (n,) each, float64 on the CPU."""
     def all_three(a: Tensor, b: Tensor) -> Tensor:

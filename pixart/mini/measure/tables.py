@@ -3,14 +3,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .bootstrap import LEVEL, Estimate, difference, estimate, mcnemar, resamples
+from .bootstrap import LEVEL, Estimate, estimate, mcnemar, paired_difference, resamples
 from .results import REAL, Measured, Row, Sums
 
 SHARES = {"all": "all attributes", "pictures": "whole pictures"}
 DIFFERENCES = ("all", "pictures", "shape", "second shape", "second colour", "shape by place", "colour by place")
 
 
-def table(measured: Measured) -> str:
+def results_table(measured: Measured) -> str:
     """What the judge reads, then distances and cost: one row a way of drawing."""
     drawn = resamples(measured.about.count)
     return f"{_accuracies(measured, drawn)}\n\n{_distances(measured, drawn)}"
@@ -62,9 +62,9 @@ def differences(measured: Measured, base: str) -> str:
         if row.name in (base, REAL):
             continue
         mine, other = row.sums(), start.sums()
-        cells = [_signed(difference(mine[name], other[name], drawn), 100, 1) for name in names]
+        cells = [_signed(paired_difference(mine[name], other[name], drawn), 100, 1) for name in names]
         whole = [sums["pictures"][0].bool() for sums in (mine, other)]
-        rows.append([row.name, *cells, _signed(difference(mine["kid"], other["kid"], drawn), 1, 3),
+        rows.append([row.name, *cells, _signed(paired_difference(mine["kid"], other["kid"], drawn), 1, 3),
                      f"{mcnemar(*whole):.2g}"])
     titles = [f"minus {base}", *(SHARES.get(name, name) for name in names), "KID (judge)", "p (whole pictures)"]
     note = (f"In brackets the {100 * LEVEL:.0f} % interval of the paired bootstrap over {measured.about.count} "

@@ -43,7 +43,7 @@ def test_layer_by_layer_out_of_the_gpu_it_says_the_same():
     try:
         assert clip.patcher.model.model_lowvram
         clip.cond_stage_model.cache.clear()
-        got = clip.cond_stage_model.encode(pack("nodes.host.text").Request("a red cat on a mat")).context
+        got = clip.cond_stage_model.encode(pack("nodes.host.text").PromptRequest("a red cat on a mat")).context
         assert off(got, want) < 1e-5
     finally:
         clip.patcher.unpatch_model(device)

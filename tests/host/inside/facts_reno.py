@@ -103,7 +103,7 @@ def test_cancelled_it_keeps_the_best_and_says_where():
 
     import folder_paths
     folder = Path(folder_paths.get_output_directory()) / "pixart-reno"
-    watch = pack("nodes.host.reno").HostWatch
+    watch = pack("nodes.host.reno").RenoWatch
     call = watch.__call__
 
     def stopping(self, done, pictures):

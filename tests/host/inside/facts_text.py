@@ -80,7 +80,7 @@ def test_weights_are_those_of_the_hosts_own_t5():
         assert near(ours, theirs), prompt
         assert our_report == their_report
         tokenizer = our_clip().cond_stage_model.encoder.tokenizer
-        ids, weights, _ = tokenizer.encode_parts(prompt, 300, pack("pixart.text.emphasis").parts_of(prompt))
+        ids, weights, _ = tokenizer.encode_parts(prompt, 300, pack("pixart.text.emphasis").weighted_parts(prompt))
         assert list(zip(ids, weights)) == stock_clip().tokenize(prompt)["t5xxl"][0], prompt
 
 

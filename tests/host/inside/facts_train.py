@@ -99,13 +99,13 @@ def test_what_is_trained_is_what_the_command_line_trains():
     learn(load("alpha-1024"), **GRAPH)
     ours = learned()
     training, encoders = pack("nodes.host.training.session"), pack("nodes.host.bare")
-    wish = pack("nodes.host.training.wish").Wish(**wanted())
+    wish = pack("nodes.host.training.wish").TrainingWish(**wanted())
     data = PreparedFolder(next((OUT / "fact (lora)").glob("data-*")))
     with torch.inference_mode(False):
         plain = load_plain(MODELS / "diffusion_models" / "alpha-1024.safetensors", dtype=torch.float32,
                            attend=encoders.matmul_attention)
         job = adapted(plain, LoraMethod(rank=2), data, OutputSettings(OUT, OUT / "plain.safetensors"), 0)
-        loop = training.settings_of(wish, torch.device("cpu"), plain.config.hidden)
+        loop = training.loop_config(wish, torch.device("cpu"), plain.config.hidden)
         job.save(train(job.model, job.objective, data, loop, OUT / "plain", cpu=True))
     assert save(load_file(OUT / "plain.safetensors")) == ours
 
@@ -168,7 +168,7 @@ class Stop:
     """Stops the host, as the page does, when the training has made so many steps."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.watch = step, pack("nodes.host.training.view").HostWatch
+        self.step, self.watch = step, pack("nodes.host.training.view").TrainingWatch
         self.call = self.watch.__call__
 
     def __enter__(self) -> None:

@@ -1,13 +1,13 @@
 """Pictures by size, and values back in the order of the sentences."""
 import torch
 
-from pixart.mini.measure.batches import Pictures, each, each_pair, in_order
+from pixart.mini.measure.batches import BenchPictures, each_pair, in_order, measure_each
 from pixart.mini.pictures import BUCKETS
 
 
-def numbered(count: int) -> Pictures:
+def numbered(count: int) -> BenchPictures:
     """Picture i has the value i everywhere."""
-    return Pictures.of([torch.full((3, *BUCKETS[i % 5]), i / 255) for i in range(count)])
+    return BenchPictures.of([torch.full((3, *BUCKETS[i % 5]), i / 255) for i in range(count)])
 
 
 def test_pictures_are_found_by_their_sentence():
@@ -22,7 +22,7 @@ def test_values_come_in_the_order_of_the_sentences():
     def level(some):
         return (some.mean((1, 2, 3)) * 255).round()
     for count, batch in ((13, 2), (4, 10), (1, 1)):
-        assert each(numbered(count), batch, "cpu", level).tolist() == list(range(count))
+        assert measure_each(numbered(count), batch, "cpu", level).tolist() == list(range(count))
     assert in_order(torch.tensor([0., 5., 1., 6., 2., 3., 4.])).tolist() == list(range(7))
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from pixart.mini.measure.bootstrap import difference, estimate, mcnemar, resamples
+from pixart.mini.measure.bootstrap import estimate, mcnemar, paired_difference, resamples
 
 
 def draws(seed: int, count: int) -> torch.Tensor:
@@ -39,10 +39,10 @@ def test_a_paired_difference_is_narrower_where_methods_fail_alike():
     one = torch.ones(500).double()
     a, b = (hard > 0.30).double(), (hard > 0.33).double()                # b fails wherever a fails
     stranger = (draws(1, 500) > 0.33).double()
-    paired, apart = difference((a, one), (b, one), drawn), difference((a, one), (stranger, one), drawn)
+    paired, apart = paired_difference((a, one), (b, one), drawn), paired_difference((a, one), (stranger, one), drawn)
     assert paired.value == pytest.approx((a.mean() - b.mean()).item()) and paired.clear
     assert paired.half < apart.half / 2
-    same = difference((a, one), (a, one), drawn)
+    same = paired_difference((a, one), (a, one), drawn)
     assert (same.value, same.low, same.high, same.clear) == (0, 0, 0, False)
 
 

@@ -7,7 +7,7 @@ import torch
 from pixart.mini import SHIPPED
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.cost import count, counted_flops, counted_passes, timed
-from pixart.mini.measure.methods import METHODS, Sampled
+from pixart.mini.measure.methods import USUAL_METHODS, Sampled
 from pixart.model.attention import matmul_attention, sdpa
 
 
@@ -35,16 +35,16 @@ def test_multiplications_of_a_block(attend):
 
 def test_passes_of_the_samplers(bench):
     guided, plain = Sampled("a", "teacher", "dpm", 2, 2.5), Sampled("b", "teacher", "dpm", 2)
-    (two, more), (one, less), (lcm, _) = (count(method, bench) for method in (guided, plain, METHODS[2]))
+    (two, more), (one, less), (lcm, _) = (count(method, bench) for method in (guided, plain, USUAL_METHODS[2]))
     assert (two, one, lcm) == (4, 2, 2)
     network = (more - less) / 2                        # the decoder is the same in both
     assert network == pytest.approx(8 * block_macs(64, 16), rel=0.1)        # the rest is embedders and final layer
 
 
 def test_the_count_does_not_depend_on_the_batch_and_takes_as_many_pictures_as_asked_for(bench):
-    assert count(METHODS[3], bench, 6) == count(METHODS[3], replace(bench, batch=1), 6)
+    assert count(USUAL_METHODS[3], bench, 6) == count(USUAL_METHODS[3], replace(bench, batch=1), 6)
     with counted_passes() as passes:
-        count(METHODS[3], bench, 2)
+        count(USUAL_METHODS[3], bench, 2)
     assert passes.rows == 2
     with counted_passes() as passes:
         pass
@@ -52,5 +52,5 @@ def test_the_count_does_not_depend_on_the_batch_and_takes_as_many_pictures_as_as
 
 
 def test_time_is_of_one_picture(bench):
-    pictures, milliseconds = timed(METHODS[3], bench)
+    pictures, milliseconds = timed(USUAL_METHODS[3], bench)
     assert len(pictures) == 7 and 0 < milliseconds < 60_000

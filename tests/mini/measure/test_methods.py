@@ -6,7 +6,7 @@ import torch
 
 from pixart.mini import SHIPPED
 from pixart.mini.measure.bench import Bench
-from pixart.mini.measure.methods import METHODS, Sampled, few_step, method_of
+from pixart.mini.measure.methods import USUAL_METHODS, Sampled, few_step, method_of
 
 
 @pytest.fixture(scope="module")
@@ -15,10 +15,10 @@ def bench() -> Bench:
 
 
 @pytest.mark.parametrize("text, want", [
-    ("teacher:dpm:20:2.5", METHODS[0]),
-    ("student:lcm:4", METHODS[1]),
-    ("student:lcm", METHODS[1]),
-    ("student:lcm:1", METHODS[3]),
+    ("teacher:dpm:20:2.5", USUAL_METHODS[0]),
+    ("student:lcm:4", USUAL_METHODS[1]),
+    ("student:lcm", USUAL_METHODS[1]),
+    ("student:lcm:1", USUAL_METHODS[3]),
     ("mine=teacher:dpm:8:3", Sampled("mine", "teacher", "dpm", 8, 3.0)),
     ("run/a.safetensors:lcm:2", Sampled("a, 2 steps", Path("run/a.safetensors"), "lcm", 2)),
     ("teacher+run/l.safetensors:lcm:4", Sampled("teacher + l, 4 steps", "teacher", "lcm", 4,
@@ -75,7 +75,7 @@ def test_weights_written_anew_are_read_anew(tmp_path):
 def test_a_picture_depends_on_neither_batch_nor_count(bench):
     """One level of 255 at most: another batch size may round the last bit of a product differently."""
     from dataclasses import replace
-    method = METHODS[2]
+    method = USUAL_METHODS[2]
     whole = method.draw(bench)
     few = method.draw(replace(bench.first(6), batch=50))
     assert len(whole) == 12 and len(few) == 6
@@ -83,16 +83,16 @@ def test_a_picture_depends_on_neither_batch_nor_count(bench):
 
 
 def test_another_run_draws_other_pictures(bench):
-    one, other = METHODS[3].draw(bench.first(5)), METHODS[3].draw(bench.first(5).again(1))
+    one, other = USUAL_METHODS[3].draw(bench.first(5)), USUAL_METHODS[3].draw(bench.first(5).again(1))
     assert all(not torch.equal(one[i], other[i]) for i in range(5))
 
 
 def test_captions_are_encoded_as_the_pipeline_does(bench):
     """Which cleans them first; and a group gets the features of its own sentences."""
-    from pixart.pipeline import Request, encode
+    from pixart.pipeline import Request, encode_request
     group = list(bench.prompts.groups(2))[3]
     request = Request(tuple(bench.prompts.captions[i] for i in group.members), height=128, width=128)
-    want, null = encode(SHIPPED.t5, request, 40, True, bits=16)
+    want, null = encode_request(SHIPPED.t5, request, 40, True, bits=16)
     found = bench.text(group)
     assert torch.equal(found.mask, want.mask)
     torch.testing.assert_close(found.context, want.context, rtol=0.02, atol=0.02)

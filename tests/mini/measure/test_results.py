@@ -6,7 +6,7 @@ import pytest
 
 from pixart.mini.measure.cost import Cost
 from pixart.mini.measure.results import REAL, About, Measured, Row, merged, read_measured
-from pixart.mini.measure.tables import differences, table
+from pixart.mini.measure.tables import differences, results_table
 from pixart.mini.scenes import ATTRIBUTES
 
 ABOUT = About(4, 7, False, "abc", "b 123", 0.99)
@@ -65,7 +65,7 @@ def test_results_of_other_sentences_or_judges_are_refused(field, value):
 
 
 def test_tables_have_a_row_per_way_of_drawing():
-    text = table(BOTH)
+    text = results_table(BOTH)
     first, second = ([line for line in part.splitlines() if line.startswith("|")]
                      for part in text.split("FID (judge)", 1))
     assert first[3].startswith("| good | 87.5 +- ") and "| 75.0 +- " in first[3]

@@ -1,16 +1,16 @@
 """Sheets show every picture in its place, and the part with the edges."""
 import torch
 
-from pixart.mini.measure.batches import Pictures
+from pixart.mini.measure.batches import BenchPictures
 from pixart.mini.measure.prompts import Prompts
-from pixart.mini.measure.sheets import CROP, ZOOM, contact_sheet, edge_sheet, magnified
+from pixart.mini.measure.sheets import CROP, ZOOM, edge_sheet, magnified, method_sheet
 
 
 def test_each_picture_is_in_its_place():
     prompts = Prompts.held_out(2, 7)
-    pictures = {"one": Pictures.of([torch.full((3, 128, 128), 0.0), torch.full((3, 112, 144), 0.5)]),
+    pictures = {"one": BenchPictures.of([torch.full((3, 128, 128), 0.0), torch.full((3, 112, 144), 0.5)]),
                 "two": [torch.full((3, 128, 128), 1.0), torch.zeros(3, 112, 144)]}
-    sheet = contact_sheet(pictures, prompts, range(2))
+    sheet = method_sheet(pictures, prompts, range(2))
     assert sheet.width == 320
     above = (sheet.height - 24) // 2 - 160
     middles = [[sheet.getpixel((x, 24 + row * (above + 160) + above + 80)) for x in (80, 240)] for row in range(2)]

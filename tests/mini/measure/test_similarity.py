@@ -5,7 +5,7 @@ from torch import nn
 
 from pixart.mini import SHIPPED
 from pixart.mini.judge import load_judge
-from pixart.mini.measure.batches import Pictures
+from pixart.mini.measure.batches import BenchPictures
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.diversity import diversity
 from pixart.mini.measure.similarity import judge_lpips, psnr, similarities, ssim
@@ -64,8 +64,8 @@ def test_judge_lpips_of_known_maps():
 
 
 def test_all_three_in_the_order_of_the_sentences():
-    one = Pictures.of([torch.full((3, 128, 128), 0.5)] * 7)
-    other = Pictures.of([torch.full((3, 128, 128), 0.5 + 0.01 * i) for i in range(7)])
+    one = BenchPictures.of([torch.full((3, 128, 128), 0.5)] * 7)
+    other = BenchPictures.of([torch.full((3, 128, 128), 0.5 + 0.01 * i) for i in range(7)])
     found = similarities(load_judge(SHIPPED.judge), one, other, 2, torch.device("cpu"))
     assert set(found) == {"psnr", "ssim", "lpips"} and found["psnr"].diff().max() < 0
 
@@ -80,8 +80,8 @@ class Repeats:
 
     def draw(self, bench):
         value = 0.2 + 0.2 * bench.prompts.run * self.other
-        return Pictures.of([torch.full((3, 16, 16), value) * torch.tensor([1.0, value, 0.1]).view(3, 1, 1)
-                            for _ in bench.prompts.captions])
+        return BenchPictures.of([torch.full((3, 16, 16), value) * torch.tensor([1.0, value, 0.1]).view(3, 1, 1)
+                                 for _ in bench.prompts.captions])
 
 
 def test_diversity_is_zero_where_all_pictures_are_alike():
