@@ -4,6 +4,7 @@ from .check import PixArtCheck
 from .control import PixArtControlNetApply, PixArtControlNetLoader
 from .edges import PixArtEdges, PixArtHED
 from .feedback import PixArtFeedback
+from .former import PixArtFormerSize, PixArtFormerSizeCondition
 from .host.guest import taken
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
@@ -35,6 +36,8 @@ TITLES = {
     PixArtFeedback: "PixArt Feedback (ILF)",
     PixArtTrain: "PixArt Train",
     PixArtReNO: "PixArt ReNO",
+    PixArtFormerSize: "PixArt Size (as in ExtraModels)",
+    PixArtFormerSizeCondition: "PixArt Size Condition (as in ExtraModels)",
 }
 # For workflows saved with them; left to another pack that has them, as ComfyUI_ExtraModels has this one.
 FORMER = {PixArtLoraLoader: "Load PixArt LoRA (former id)"}

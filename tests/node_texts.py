@@ -2,8 +2,8 @@
 
     python tests/node_texts.py      writes the English texts from the nodes themselves
 
-English needs no hand: `locales/en/nodeDefs.json` is what the nodes say, and `web/docs/<id>.md`, which the page takes for
-languages without a page of their own, is `web/docs/<id>/en.md` again. Chinese is written by hand.
+English needs no hand: `locales/en/nodeDefs.json` is what the nodes say, and `web/docs/<id>.md`, which the page takes
+for languages without a page of their own, is `web/docs/<id>/en.md` again. Chinese is written by hand.
 """
 import importlib.util
 import json

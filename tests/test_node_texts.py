@@ -4,7 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from node_texts import DOCS, LANGUAGES, LOCALES, all_english, as_file, english, inputs, read
+from node_texts import DOCS, LANGUAGES, LOCALES, all_english, as_file, inputs, read
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 # The page takes these for its own: a plural, a link to another text, a value to put in.
@@ -79,8 +79,9 @@ def page(node: str, language: str) -> str:
 def outline(text: str) -> dict[str, int]:
     """What must be as many in every language."""
     lines = text.splitlines()
-    return {"headings": sum(line.startswith("#") for line in lines), "rows": sum(line.startswith("|") for line in lines),
-            "pictures": text.count("!["), "lines of code": sum(line.startswith("    ") for line in lines)}
+    beginning = {"headings": "#", "rows": "|", "lines of code": "    "}
+    return {"pictures": text.count("!["),
+            **{kind: sum(line.startswith(mark) for line in lines) for kind, mark in beginning.items()}}
 
 
 def test_every_node_has_help_in_every_language_and_nothing_else_has(named):

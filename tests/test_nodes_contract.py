@@ -38,6 +38,8 @@ PROMISED = {
     "PixArtReNO": (["model", "positive", "vae", "latent", "prompt", "seed", "sampler", "steps", "rule", "iterations",
                     "rate", "clip", "regularisation", "judge", "clip_score", "pickscore", "hpsv2", "imagereward",
                     "save_memory"], ["IMAGE", "NOISE", "LATENT", "STRING", "IMAGE"]),
+    "PixArtFormerSize": (["model", "ratio"], ["INT", "INT"]),
+    "PixArtFormerSizeCondition": (["cond", "width", "height"], ["CONDITIONING"]),
 }
 # Ids of the host and of an older extension, which a second owner would break.
 TAKEN = {"PixArtCheckpointLoader", "PixArtCheckpointLoaderSimple", "PixArtResolutionSelect", "PixArtT5TextEncode",

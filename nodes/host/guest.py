@@ -17,7 +17,12 @@ PACK = __package__.removesuffix(".nodes.host")
 def taken(node_id: str) -> bool:
     """Whether a pack that the host imported before this one has a node of this id. One imported later wins anyway."""
     host = sys.modules.get("nodes") if "folder_paths" in sys.modules else None
-    return host is not None and node_id in host.NODE_CLASS_MAPPINGS
+    owner = host.NODE_CLASS_MAPPINGS.get(node_id) if host is not None else None
+    module = getattr(owner, "__module__", "")
+    if owner is not None and not module.endswith(".nodes.lora"):         # of another copy of this pack
+        logger.info("%s is a node of %s, which keeps it; Load PixArt LoRA has the id PixArtDeltaLoraLoader", node_id,
+                    module)
+    return owner is not None
 
 
 def refused_as_second_copy() -> bool:

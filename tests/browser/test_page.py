@@ -28,6 +28,28 @@ NOTE_LINKS = """() => {
     HTMLAnchorElement.prototype.click = function () { window.pixartLinks.push(this.href); };
 }"""
 HISTORY = "async () => await (await fetch('/history')).json()"
+BLUEPRINTS = WORKFLOWS.parent / "subgraphs"
+ON_MINI = {"resolution": "128", "file": "pixart-mini/lcm.safetensors", "file_1": "pixart-mini/t5", "bits": "16",
+           "vae_name": "pixart-mini/vae.safetensors", "text": "a large red circle"}
+BLUEPRINTS_ON_MINI = {
+    "PixArt Text to Image (delta, 4 steps)": ON_MINI,
+    "PixArt Image to Image (delta, 4 steps)": ON_MINI,
+    "PixArt Text to Image (alpha, CFG)": {**ON_MINI, "file": "pixart-mini/teacher.safetensors", "steps": 4},
+}
+# Its values, a picture to begin with where it takes one, and a node that saves what comes out.
+SET_AND_SAVE = """values => {
+    const [node] = window.app.graph._nodes;
+    for (const [name, value] of Object.entries(values))
+        node.widgets.find(widget => widget.name === name).value = value;
+    const save = window.LiteGraph.createNode("SaveImage");
+    window.app.graph.add(save);
+    node.connect(0, save, 0);
+    if (node.inputs[0].name !== "image") return;
+    const load = window.LiteGraph.createNode("LoadImage");
+    window.app.graph.add(load);
+    load.widgets[0].value = "example.png";
+    load.connect(0, node, 0);
+}"""
 # The page loads a node's picture only when the node is in view.
 LOOK = """() => window.app.canvas.centerOnNode(
     window.app.graph._nodes.find(node => node.type === "SaveImage"))"""
@@ -37,9 +59,9 @@ SHOWN = """() => {
 }"""
 
 
-def drop(screen, name: str) -> None:
+def drop(screen, name: str, folder: Path = WORKFLOWS) -> None:
     """Drop a workflow file on the canvas and wait until the page shows its nodes."""
-    text = (WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")
+    text = (folder / f"{name}.json").read_text(encoding="utf-8")
     wanted = sorted(node["type"] for node in json.loads(text)["nodes"])
     screen.page.evaluate(DROP, [f"{name}.json", text])
     screen.page.wait_for_function(f"wanted => JSON.stringify(({TYPES})().sort()) === wanted",
@@ -102,6 +124,23 @@ def test_mini_workflow_dropped_and_run_shows_its_picture(screen, name):
     assert screen.page.evaluate(SHOWN) == [[128, 128]]
     (entry,) = [entry for key, entry in screen.page.evaluate(HISTORY).items() if key not in before]
     assert entry["status"]["status_str"] == "success"
+    assert screen.errors == []
+
+
+@pytest.mark.parametrize("name", sorted(BLUEPRINTS_ON_MINI))
+def test_dropped_blueprint_is_one_node_that_draws(screen, name):
+    before = screen.page.evaluate(HISTORY).keys()
+    screen.page.evaluate("() => window.app.graph.clear()")
+    drop(screen, name, BLUEPRINTS)
+    screen.errors.clear()
+    screen.page.evaluate(SET_AND_SAVE, BLUEPRINTS_ON_MINI[name])
+    screen.shoot(f"page-blueprint-{name}")
+    screen.page.get_by_test_id("queue-button").first.click()
+    screen.page.wait_for_function(f"before => ({HISTORY})().then(all => Object.keys(all).length > before)",
+                                  arg=len(before), timeout=PICTURE_SECONDS * 1000)
+    (entry,) = [entry for key, entry in screen.page.evaluate(HISTORY).items() if key not in before]
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert sum(len(output.get("images", [])) for output in entry["outputs"].values()) == 1
     assert screen.errors == []
 
 

@@ -23,3 +23,15 @@ def test_the_host_serves_a_help_page_of_every_node(server, language):
         if node["category"].startswith("PixArt"):
             page = (ROOT / "web" / "docs" / name / f"{language}.md").read_bytes()
             assert server.get(f"/extensions/{PACK}/docs/{name}/{language}.md") == page
+
+
+def test_the_host_lists_every_blueprint(server):
+    try:
+        listed = server.get("/global_subgraphs")
+    except OSError:
+        pytest.skip(f"ComfyUI {server.host.version} has no blueprints")
+    ours = {entry["name"]: key for key, entry in listed.items() if entry["info"]["node_pack"] == f"custom_nodes.{PACK}"}
+    files = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "subgraphs").glob("*.json")}
+    assert ours.keys() == files.keys()
+    for name, key in ours.items():
+        assert server.get(f"/global_subgraphs/{key}")["data"] == files[name]

@@ -1,0 +1,57 @@
+"""Nodes that stand in for those of ComfyUI_ExtraModels, which is no longer kept up, in workflows saved with it."""
+from ..pixart.resolution import CLASSES, RATIOS
+from .arguments import checked
+
+SIDES = {"PixArtMS_XL_2": 1024, "PixArt_XL_2": 512, "PixArtMS_Sigma_XL_2_2K": 2048, "PixArtMS_Sigma_XL_2": 1024,
+         "PixArtMS_Sigma_XL_2_512": 512}
+SHAPES = [f"{ratio:.2f}" for ratio in RATIOS]
+
+
+class PixArtFormerSize:
+    DESCRIPTION = ("Stands in for PixArt Resolution Select of ComfyUI_ExtraModels in old workflows, with its names and "
+                   "numbers. In new ones use PixArt Empty Latent.")
+    CATEGORY = "PixArt/utilities"
+    FUNCTION = "choose"
+    RETURN_TYPES = ("INT", "INT")
+    RETURN_NAMES = ("width", "height")
+    OUTPUT_TOOLTIPS = ("Width in pixels.", "Height in pixels.")
+    DEPRECATED = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "model": (list(SIDES), {"default": "PixArtMS_XL_2", "tooltip":
+                      "The kind of model in that extension's words; it decides the size: 512, 1024 or 2048 pixels."}),
+            "ratio": (SHAPES, {"default": "1.00", "tooltip": "Width divided by height, 0.25 to 4.00."}),
+        }}
+
+    @checked
+    def choose(self, model: str, ratio: str) -> tuple[int, int]:
+        width, height = CLASSES[SIDES[model]][float(ratio)]     # of height / width, that node's is the inverse
+        return width, height
+
+
+class PixArtFormerSizeCondition:
+    DESCRIPTION = ("Stands in for PixArt Resolution Conditioning of ComfyUI_ExtraModels in old workflows: the picture "
+                   "size that a 1024 px alpha or delta model is told. In new ones use PixArt Text Encode.")
+    CATEGORY = "PixArt/utilities"
+    FUNCTION = "tell"
+    RETURN_TYPES = ("CONDITIONING",)
+    RETURN_NAMES = ("cond",)
+    OUTPUT_TOOLTIPS = ("The prompt with the size.",)
+    DEPRECATED = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        side = {"default": 1024, "min": 0, "max": 8192}
+        return {"required": {
+            "cond": ("CONDITIONING", {"tooltip": "The prompt."}),
+            "width": ("INT", {**side, "tooltip":
+                      "Picture width in pixels that the model is told. 0: that of the latent."}),
+            "height": ("INT", {**side, "tooltip": "Picture height in pixels, likewise. 0: that of the latent."}),
+        }}
+
+    @checked
+    def tell(self, cond: list, width: int, height: int) -> tuple[list]:
+        told = {"width": width, "height": height} if width and height else {}
+        return ([[context, {**extra, **told}] for context, extra in cond],)
