@@ -89,7 +89,7 @@ def test_every_node_has_help_in_every_language_and_nothing_else_has(named):
     assert {path.name for path in DOCS.iterdir() if path.is_dir()} == nodes == {path.stem for path in DOCS.glob("*.md")}
     for node in nodes:
         assert {path.name for path in (DOCS / node).glob("*.md")} == {f"{language}.md" for language in LANGUAGES}
-        assert (DOCS / f"{node}.md").read_text(encoding="utf-8") == page(node, "en"), WRITE
+        assert (DOCS / f"{node}.md").read_text(encoding="utf-8") == page(node, "en"), f"change en.md, then {WRITE}"
 
 
 def test_help_says_the_same_in_both_languages(named):
