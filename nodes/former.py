@@ -1,10 +1,10 @@
 """Nodes that stand in for those of ComfyUI_ExtraModels, which is no longer kept up, in workflows saved with it."""
-from ..pixart.resolution import CLASSES, RATIOS
+from ..pixart.resolution import ASPECT_RATIOS, RATIOS
 from .arguments import checked
 
-SIDES = {"PixArtMS_XL_2": 1024, "PixArt_XL_2": 512, "PixArtMS_Sigma_XL_2_2K": 2048, "PixArtMS_Sigma_XL_2": 1024,
+FORMER_KINDS = {"PixArtMS_XL_2": 1024, "PixArt_XL_2": 512, "PixArtMS_Sigma_XL_2_2K": 2048, "PixArtMS_Sigma_XL_2": 1024,
          "PixArtMS_Sigma_XL_2_512": 512}
-SHAPES = [f"{ratio:.2f}" for ratio in RATIOS]
+FORMER_RATIOS = [f"{ratio:.2f}" for ratio in RATIOS]
 
 
 class PixArtFormerSize:
@@ -20,14 +20,14 @@ class PixArtFormerSize:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "model": (list(SIDES), {"default": "PixArtMS_XL_2", "tooltip":
+            "model": (list(FORMER_KINDS), {"default": "PixArtMS_XL_2", "tooltip":
                       "The kind of model in that extension's words; it decides the size: 512, 1024 or 2048 pixels."}),
-            "ratio": (SHAPES, {"default": "1.00", "tooltip": "Width divided by height, 0.25 to 4.00."}),
+            "ratio": (FORMER_RATIOS, {"default": "1.00", "tooltip": "Width divided by height, 0.25 to 4.00."}),
         }}
 
     @checked
     def choose(self, model: str, ratio: str) -> tuple[int, int]:
-        width, height = CLASSES[SIDES[model]][float(ratio)]     # of height / width, that node's is the inverse
+        width, height = ASPECT_RATIOS[FORMER_KINDS[model]][float(ratio)]   # theirs is the inverse of ours
         return width, height
 
 

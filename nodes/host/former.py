@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Former:
+class Replacement:
     """A node of that extension and the one that takes its place. `same`: new input -> old; `fixed`: input -> value."""
 
     old: str
@@ -25,25 +25,27 @@ class Former:
     outputs: int = 1                    # the first ones, in the same order
 
 
-LOADED = {"variant": "auto", "weight_dtype": "auto"}
-LORA = "PixArtLoraLoader"
-ENCODED = {"width": 0, "height": 0}
-FORMER = (
-    Former("PixArtCheckpointLoader", "PixArtLoader", ("ckpt_name", "model"), {"file": "ckpt_name"}, LOADED),
-    Former("PixArtCheckpointLoaderSimple", "PixArtLoader", ("ckpt_name",), {"file": "ckpt_name"}, LOADED),
-    Former("T5v11Loader", "PixArtT5Loader", ("t5v11_name", "t5v11_ver", "path_type", "device", "dtype"),
-           {"file": "t5v11_name"}, {"bits": "8", "device": "auto"}),
+LOADER_DEFAULTS = {"variant": "auto", "weight_dtype": "auto"}
+SHARED_ID = "PixArtLoraLoader"
+ENCODER_DEFAULTS = {"width": 0, "height": 0}
+REPLACEMENTS = (
+    Replacement("PixArtCheckpointLoader", "PixArtLoader", ("ckpt_name", "model"), {"file": "ckpt_name"},
+                LOADER_DEFAULTS),
+    Replacement("PixArtCheckpointLoaderSimple", "PixArtLoader", ("ckpt_name",), {"file": "ckpt_name"},
+                LOADER_DEFAULTS),
+    Replacement("T5v11Loader", "PixArtT5Loader", ("t5v11_name", "t5v11_ver", "path_type", "device", "dtype"),
+                {"file": "t5v11_name"}, {"bits": "8", "device": "auto"}),
     # As written and uncut the one, cleaned for alpha the other.
-    Former("T5TextEncode", "PixArtTextEncode", ("text",), {"clip": "T5", "text": "text"},
-           {"family": "sigma", **ENCODED}),
-    Former("PixArtT5TextEncode", "PixArtTextEncode", ("text",), {"clip": "T5", "text": "text"},
-           {"family": "alpha", **ENCODED}),
-    Former("PixArtResolutionSelect", "PixArtFormerSize", ("model", "ratio"), {"model": "model", "ratio": "ratio"},
-           outputs=2),
-    Former("PixArtResolutionCond", "PixArtFormerSizeCondition", ("width", "height"),
-           {"cond": "cond", "width": "width", "height": "height"}),
+    Replacement("T5TextEncode", "PixArtTextEncode", ("text",), {"clip": "T5", "text": "text"},
+                {"family": "sigma", **ENCODER_DEFAULTS}),
+    Replacement("PixArtT5TextEncode", "PixArtTextEncode", ("text",), {"clip": "T5", "text": "text"},
+                {"family": "alpha", **ENCODER_DEFAULTS}),
+    Replacement("PixArtResolutionSelect", "PixArtFormerSize", ("model", "ratio"),
+                {"model": "model", "ratio": "ratio"}, outputs=2),
+    Replacement("PixArtResolutionCond", "PixArtFormerSizeCondition", ("width", "height"),
+                {"cond": "cond", "width": "width", "height": "height"}),
 )
-BY_OLD = {former.old: former for former in FORMER}
+BY_OLD = {each.old: each for each in REPLACEMENTS}
 
 
 def register_former() -> None:
@@ -59,19 +61,19 @@ def register_former() -> None:
     if manager is None:
         return
     from comfy_api.latest import io
-    for former in FORMER:
+    for each in REPLACEMENTS:
         manager.register(io.NodeReplace(
-            new_node_id=former.new, old_node_id=former.old, old_widget_ids=list(former.widgets),
-            input_mapping=[*({"new_id": new, "old_id": old} for new, old in former.same.items()),
-                           *({"new_id": new, "set_value": value} for new, value in former.fixed.items())],
-            output_mapping=[{"new_idx": slot, "old_idx": slot} for slot in range(former.outputs)]))
+            new_node_id=each.new, old_node_id=each.old, old_widget_ids=list(each.widgets),
+            input_mapping=[*({"new_id": new, "old_id": old} for new, old in each.same.items()),
+                           *({"new_id": new, "set_value": value} for new, value in each.fixed.items())],
+            output_mapping=[{"new_idx": slot, "old_idx": slot} for slot in range(each.outputs)]))
 
 
 def with_new_nodes(request: dict) -> dict:
     """A request to /prompt with this pack's nodes for those of that extension that no installed pack has."""
     prompt = request.get("prompt")
     nodes = [node for node in prompt.values() if is_node(node)] if isinstance(prompt, dict) else []
-    changed = {node["class_type"]: change(node) for node in nodes if node["class_type"] in {LORA, *BY_OLD}}
+    changed = {node["class_type"]: replace_node(node) for node in nodes if node["class_type"] in {SHARED_ID, *BY_OLD}}
     told = ", ".join(f"{old} is read as {new}" for old, new in sorted(changed.items()) if new)
     if told:
         logger.info("a workflow of ComfyUI_ExtraModels: %s", told)
@@ -83,17 +85,17 @@ def is_node(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds)
 
 
-def change(node: dict) -> str:
+def replace_node(node: dict) -> str:
     """What the node became; "" where it stays. Inputs that are missing stay missing, and the host names them."""
     given, kind = node["inputs"], node["class_type"]
     owner = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(kind)
     ours = getattr(owner, "__module__", "").startswith(f"{PACK}.")
-    if kind == LORA and ours and "lora_name" in given and "file" not in given:
+    if kind == SHARED_ID and ours and "lora_name" in given and "file" not in given:
         given["file"] = given.pop("lora_name")          # both have this id
-        return f"{LORA} with its lora_name as file"
-    if kind == LORA or owner is not None:
+        return f"{SHARED_ID} with its lora_name as file"
+    if kind == SHARED_ID or owner is not None:
         return ""
-    former = BY_OLD[kind]
-    node["class_type"] = former.new
-    node["inputs"] = {**{new: given[old] for new, old in former.same.items() if old in given}, **former.fixed}
-    return former.new
+    each = BY_OLD[kind]
+    node["class_type"] = each.new
+    node["inputs"] = {**{new: given[old] for new, old in each.same.items() if old in given}, **each.fixed}
+    return each.new
