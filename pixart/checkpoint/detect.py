@@ -154,7 +154,8 @@ def measure_shapes(shapes: Shapes, positions: Tensor | None, path: Path) -> Fact
     base, scale = measure_positions(positions, hidden, path)
     null = shapes.get(NULL_CAPTION)
     return Facts(depth=depth, hidden=hidden, patch=patch, channels=channels, caption_width=caption_width,
-                 learned_variance=outputs == 2 * channels, qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+                 learned_variance=outputs == 2 * channels,
+                 qk_norm=any(name.endswith(".attn.q_norm.weight") for name in shapes),
                  micro_conditioning="ar_embedder.mlp.0.weight" in shapes, kv_compression=_compression(shapes, path),
                  caption_tokens=null[0] if null else None, base_size=base, position_scale=scale)
 

@@ -4,7 +4,7 @@ A host that saves a model writes its tensors and nothing of our header, so there
 """
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import LATENT_SCALE, KVCompression, PixArtConfig
 from ..weights.settings import Check, checked_entries, flag, list_of, number, one_of, optional, parse_json, table, whole
+from . import flexdit
 from .errors import CheckpointError
 
 CONFIG_KEY = "pixart_config"    # of the header entry, and of the tensor
@@ -30,7 +31,7 @@ COMPRESSION: dict[str, Check] = {"mode": one_of("conv", "ave", "uniform", "unifo
 
 def to_header(config: PixArtConfig) -> dict[str, str]:
     """The metadata entry that `config_from_header` reads."""
-    return {CONFIG_KEY: json.dumps(asdict(config))}
+    return {CONFIG_KEY: json.dumps(flexdit.config_entries(config))}
 
 
 def config_from_header(metadata: Mapping[str, str], path: Path) -> PixArtConfig | None:
@@ -62,8 +63,9 @@ def from_tensor(tensor: Tensor, path: Path) -> PixArtConfig:
 
 
 def parse_config(written: str | bytes, path: Path, where: str) -> PixArtConfig:
-    """A PixArtConfig from JSON. Raises CheckpointError that names the field; unknown ones are refused."""
+    """A PixArtConfig or FlexDiTConfig from JSON. CheckpointError names the field; unknown ones are refused."""
     entries = parse_json(written, path, where)
+    segments = entries.pop(flexdit.FLEXDIT_KEY, None)
     strange = sorted(entries.keys() - {field.name for field in fields(PixArtConfig)})
     if strange:
         raise CheckpointError(path, f"{strange[0][:40]} in {where} is not known", "the fields of PixArtConfig",
@@ -72,7 +74,7 @@ def parse_config(written: str | bytes, path: Path, where: str) -> PixArtConfig:
     try:
         if known.get("kv_compression") is not None:
             known["kv_compression"] = parse_compression(known["kv_compression"], path, where)
-        return PixArtConfig(**known)
+        return PixArtConfig(**known) if segments is None else flexdit.flexdit_config(segments, known, path, where)
     except CheckpointError:
         raise
     except ValueError as error:

@@ -140,8 +140,8 @@ def file_name(parameter: str) -> str:
 @lru_cache(maxsize=8)
 def expected_shapes(config: PixArtConfig) -> Mapping[str, tuple[int, ...]]:
     """Every tensor of a model with this configuration, in reference names, as the model itself has it."""
-    from ..model.transformer import PixArtTransformer
-    return file_shapes(PixArtTransformer(config, device="meta"))
+    from ..model.flexdit import transformer_class
+    return file_shapes(transformer_class(config)(config, device="meta"))
 
 
 def file_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:

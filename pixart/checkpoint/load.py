@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..config import VARIANTS, PixArtConfig
+from ..model.density import FlexDiTConfig
 from ..quantize.format import Packed
 from ..quantize.layer import keep_packed
 from ..quantize.read import PackedWeights, with_unpacked
 from ..weights.reader import ShortLived, Weights
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
+from . import flexdit
 from .configure import ChosenConfig, configure
 from .detect import Layout, find_layout, measure_shapes, reference_shapes
 from .errors import PIXART_FILE, CheckpointError
@@ -133,12 +135,12 @@ class OpenCheckpoint:
              attend: "Attend | None" = None, packed: bool = False) -> "PixArtTransformer":
         """The weights as a model; arguments and promises of the function `load`."""
         from ..model.attention import sdpa
-        from ..model.transformer import PixArtTransformer
+        from ..model.flexdit import transformer_class
         if dtype is None and self.dtype in EIGHT_BITS:
             dtype = torch.bfloat16
         checkpoint = self.read(dtype, device, leave_packed=packed)
-        model = PixArtTransformer(checkpoint.config, ops=ops or nn, attend=attend or sdpa, dtype=checkpoint.dtype,
-                                  device="meta")
+        model = transformer_class(checkpoint.config)(checkpoint.config, ops=ops or nn, attend=attend or sdpa,
+                                            dtype=checkpoint.dtype, device="meta")
         if packed:
             keep_packed(model, self.packed(), device)
         model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
@@ -195,6 +197,9 @@ def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
     header = config_from_header(weights.metadata, weights.path)
     if header is None and layout.config is not None:
         header = from_tensor(weights.tensors[layout.config], weights.path)
+    if header is None and any(name.endswith(flexdit.FLEXDIT_MARK) for name in layout.plan):
+        raise CheckpointError(weights.path, "a FlexDiT without the header that says its segments and density",
+                              "a file of python -m pixart train flexdit", "Use the file as it was written.")
     return header
 
 
@@ -291,6 +296,8 @@ def describe_checkpoint(config: PixArtConfig, guessed: bool, dtype: str, layout:
     if config.kv_compression is not None:
         mode, factor, layers = config.kv_compression.mode, config.kv_compression.factor, config.kv_compression.layers
         words.append(f"key/value compression {mode} x{factor} in {len(layers)} blocks")
+    if isinstance(config, FlexDiTConfig):
+        words.insert(0, f"FlexDiT of {config.segments.text}, {config.density.text}")
     if divisor != 1:
         words.append(f"muP readout divided by {divisor:g}")
     words += [dtype, f"{layout} layout"]

@@ -96,6 +96,8 @@ def _add_cache(command: argparse.ArgumentParser) -> None:
                        "beforehand (default: 2x)")
     cache.add_argument("--ecad", type=Path, metavar="JSON", help="a schedule file of ECAD, in place of --cache; "
                        "for its number of --steps and a model of its depth")
+    cache.add_argument("--pooled-blocks", type=whole, metavar="N", help="self-attention of the first N blocks as the "
+                       "mean of their values (FlexDiT's part without training); with --cache too")
     cache.add_argument("--feedback", type=Path, metavar="FILE", help="inner loop feedback (ILF) for this model, with "
                        "--sampler ddim: half the steps, each somewhat longer")
 
@@ -114,6 +116,17 @@ def feedback_policies(args: argparse.Namespace, pipe: "Pipeline", sampler: str) 
     feedback = load_feedback(args.feedback)
     feedback.check(pipe.config)
     return [PlacedInnerLoop(feedback)]
+
+
+def pooling_policies(args: argparse.Namespace, pipe: "Pipeline") -> "list[Policy]":
+    """What --pooled-blocks asks for."""
+    if args.pooled_blocks is None:
+        return []
+    from ..accelerate.pooled_values import PooledValues
+
+    if pipe.t5 is not None:
+        pipe.t5.make_room(False)
+    return [PooledValues(pipe.transformer, args.pooled_blocks)]
 
 
 def round_activations(args: argparse.Namespace, pipe: "Pipeline") -> None:
@@ -182,6 +195,7 @@ def run(args: argparse.Namespace) -> None:
     prompt = saved_prompt(args, guided) or pipe.encode(args.prompt, None, args.long, args.inner_ends)
     job = SamplingJob.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
     policies = cache_policies(choice, job) + feedback_policies(args, pipe, wanted.sampler)
+    policies += pooling_policies(args, pipe)
     round_activations(args, pipe)
     told = False
     for first in range(0, args.count, args.batch):

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from .block import PixArtBlock
+from .flexdit import ExchangeBlock
 
 logger = logging.getLogger(__name__)
 
 
-def blocks_of(networks: Iterable[nn.Module]) -> Iterator[PixArtBlock]:
+def blocks_of(networks: Iterable[nn.Module]) -> Iterator[PixArtBlock | ExchangeBlock]:
     for network in networks:
-        yield from (module for module in network.modules() if isinstance(module, PixArtBlock))
+        yield from (module for module in network.modules() if isinstance(module, PixArtBlock | ExchangeBlock))
 
 
 def compile_blocks(networks: Iterable[nn.Module], device: torch.device, backend: str = "inductor") -> bool:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import PixArtConfig
 from .attention import Attend, Options, score_bias, sdpa
 from .block import PixArtBlock
+from .flexdit import NO_CONTROL, FlexDiT
 from .layers import Ops
 from .transformer import PixArtTransformer
 
@@ -86,6 +87,8 @@ class PixArtControlNet(nn.Module):
 
     def check(self, base: PixArtTransformer, hint: Tensor, latent: Tensor) -> None:
         """Refuse a base or a hint that cannot belong to this ControlNet."""
+        if isinstance(base, FlexDiT):
+            raise ValueError(NO_CONTROL)
         ours, theirs = self.config, base.config
         if ours.hidden != theirs.hidden or ours.heads != theirs.heads:
             raise ValueError(f"this ControlNet is {ours.hidden} wide with {ours.heads} heads, the model "

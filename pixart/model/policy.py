@@ -61,10 +61,12 @@ class Pass:
     control: Sequence[Tensor | None] | None     # entry i, (B, N, D) or None, is added to the input of block i
     options: Options                            # for the attention function
     step: Step | None                           # None outside of a sampling
+    timestep: Tensor | None = None              # (B,), for networks that compute less at some of them
 
     def with_x(self, x: Tensor) -> "Pass":
         """The same pass with another residual stream."""
-        return Pass(x, self.text, self.mask, self.modulation, self.grid, self.control, self.options, self.step)
+        return Pass(x, self.text, self.mask, self.modulation, self.grid, self.control, self.options, self.step,
+                    self.timestep)
 
     def controlled(self, index: int) -> "Pass":
         """The same pass with the control of block `index` added to x and taken out of `control`.
@@ -83,7 +85,8 @@ class Pass:
                                     for entry in self.control]
         return replace(self, x=self.x[chosen], text=self.text[chosen], modulation=self.modulation[chosen],
                        mask=None if self.mask is None else self.mask[chosen], control=control,
-                       step=self.step and self.step.part(chosen))
+                       step=self.step and self.step.part(chosen),
+                       timestep=None if self.timestep is None else self.timestep[chosen])
 
     def known_step(self) -> Step:
         """The step, for policies that cannot do without; ValueError where the caller gave none."""

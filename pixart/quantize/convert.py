@@ -20,7 +20,8 @@ from .report import LayerError, error_of
 
 logger = logging.getLogger(__name__)
 
-MATRICES = re.compile(r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|proj)|mlp\.fc[12])\.weight")
+MATRICES = re.compile(r"blocks\.\d+\.(attn\.(qkv|q|kv|v|proj)|cross_attn\.(q_linear|kv_linear|proj)|mlp\.fc[12])"
+                      r"\.weight")
 UNPACKED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLD = "pixart_packed"                  # header entry: the target that a file was made for
 Progress = Callable[[int, int], None]

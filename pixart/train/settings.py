@@ -4,11 +4,12 @@ The comment behind a field is what `--help` and the documentation say of it.
 """
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..config import VARIANTS, PixArtConfig
+from ..model.density import Density, FlexDiTConfig, Segments
 from ..sampling.samplers import SAMPLERS
 from ..sampling.tdm import TOTALS
 from .from_toml import Source, build_settings
@@ -194,6 +195,35 @@ class IlfMethod:
 
 
 @dataclass(frozen=True)
+class FlexDiTMethod(DiffusionMethod):
+    """Fine-tuning of a checkpoint that becomes a FlexDiT, or is one."""
+
+    pooling: int | None = None    # first blocks that only pool; 2, of fewer than 16 blocks 1
+    groups: int | None = None     # of merge, sparse, recover and dense blocks; as many as fit
+    sparse: int | None = None     # blocks of a group on sparse tokens alone; 3
+    dense: int | None = None      # blocks of a group on all tokens; 1
+    top: int | None = None        # last blocks, on all tokens; what is left
+    r_min: float | None = None    # share of tokens left out where there is little noise; 0.61, or that of base
+    r_max: float | None = None    # share of tokens left out where all is noise; 0.86, or that of base
+    pieces: int | None = None     # steps from r_min to r_max over the timesteps, 0: a line; 3, or those of base
+    one_density: bool = True      # all pictures of a step at timesteps of one density: faster, and as published
+
+    def config(self, base: PixArtConfig) -> FlexDiTConfig:
+        """Of what is trained. ValueError where the segments do not fit the base, or it is one in other segments."""
+        wished = {name: value for name, value in vars(self).items() if value is not None}
+        segments, density = ({f.name: wished[f.name] for f in fields(kind) if f.name in wished}
+                             for kind in (Segments, Density))
+        if isinstance(base, FlexDiTConfig):
+            if replace(base.segments, **segments) != base.segments:
+                raise ValueError(f"model.base is a FlexDiT of {base.segments.text} already; leave method.pooling, "
+                                 "groups, sparse, dense and top out")
+            return replace(base, density=replace(base.density, **density))
+        whole = len(segments) == len(fields(Segments))
+        chosen = Segments(**segments) if whole else replace(Segments.for_depth(base.depth), **segments)
+        return FlexDiTConfig.of(base, chosen, Density(**density))
+
+
+@dataclass(frozen=True)
 class ControlMethod(DiffusionMethod):
     """A ControlNet on a frozen base."""
 
@@ -299,7 +329,7 @@ class RewardLoraMethod(Adapter):
 
 METHOD_CLASSES = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod,
                   "controlnet": ControlMethod, "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod, "ilf": IlfMethod,
-                  "reward-lora": RewardLoraMethod}
+                  "flexdit": FlexDiTMethod, "reward-lora": RewardLoraMethod}
 
 
 def read_settings(method: str, file: Path | None, replaced: Mapping[str, str]) -> Settings:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...weights.values import is_finite
+from ..flexdit import FLEXDIT_MARK
 from .changes import TABLE, Change, Scaled
 
 MICRO_CONDITIONING = ("csize_embedder.", "ar_embedder.")    # where a base may lack what a LoRA was trained on
@@ -115,6 +116,9 @@ class Lora:
         What belongs to the size embedders goes to `ignored` where the model has none, and what belongs to modulation
         tables where the model cannot change them. Raises ValueError for a model of another width or depth.
         """
+        if any(name.endswith(FLEXDIT_MARK) for name in shapes):
+            raise ValueError("a LoRA does not fit a FlexDiT, whose blocks have other weights; merge it into the PixArt "
+                             f"model before that is converted. File: {self.path}")
         absent = [part for part in self.parts if part.target not in shapes]
         strange = [part for part in absent if not part.module.startswith(MICRO_CONDITIONING)
                    and not (part.module.endswith(TABLE) and part.module in shapes)]

@@ -1,0 +1,49 @@
+"""python -m pixart flexdit: a PixArt transformer as the FlexDiT that training starts from."""
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from ..config import VARIANTS
+from .arguments import number, require_folder
+
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+SEGMENTS = {"pooling": "first blocks that only pool (default: 2, of fewer than 16 blocks 1)",
+            "groups": "of merge, sparse, recover and dense blocks (default: as many as fit)",
+            "sparse": "blocks of a group on sparse tokens alone (default: 3)",
+            "dense": "blocks of a group on all tokens (default: 1)",
+            "top": "last blocks, on all tokens (default: the rest)"}
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path, help="transformer, a file or folder; not packed")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
+    command.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
+                         help="which model it is, where its weights cannot tell (default: auto)")
+    command.add_argument("--dtype", choices=DTYPES, default="auto",
+                         help="of the written weights (default: as they are)")
+    for name, text in SEGMENTS.items():
+        command.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    command.add_argument("--r-min", type=number, metavar="R", help="share of tokens left out where there is little "
+                         "noise (default: 0.61)")
+    command.add_argument("--r-max", type=number, metavar="R", help="the same where all is noise (default: 0.86)")
+    command.add_argument("--pieces", type=int, metavar="N", help="steps from one to the other over the timesteps, 0 "
+                         "for a line (default: 3)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert, and print what was made."""
+    from ..checkpoint import open_checkpoint, save_checkpoint
+    from ..checkpoint.load import describe, dtype_name
+    from ..checkpoint.to_flexdit import to_flexdit
+    from ..train.settings import FlexDiTMethod
+    from .generate import dtype_of
+    require_folder(args.out)
+    if args.out.suffix != ".safetensors":
+        raise ValueError(f"--out is {args.out}; its name must end in .safetensors")
+    given = {field.name: getattr(args, field.name) for field in fields(FlexDiTMethod) if hasattr(args, field.name)}
+    opened = open_checkpoint(args.model, args.variant)
+    config = FlexDiTMethod(**given).config(opened.config)
+    model = to_flexdit(opened.load(dtype_of(args.dtype)), config.segments, config.density)
+    path = save_checkpoint(args.out, model)
+    print(describe(config, False, dtype_name(model.x_embedder.proj.weight), "reference"))
+    print(f"{path}: to be fine-tuned, with python -m pixart train flexdit; as it is, its pictures are poor")
