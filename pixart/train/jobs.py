@@ -1,6 +1,6 @@
 """From settings to what is trained: network, objective and how the result is written, one function a method."""
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..checkpoint.save_diffusers import save_diffusers
 from ..config import PixArtConfig
 from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
+from ..model.flexdit import FlexDiT
 from ..model.transformer import PixArtTransformer
 from ..sampling.dmd import TIMESTEP
 from ..sampling.preset import Preset, preset
@@ -31,6 +32,7 @@ from .settings import (
     ControlMethod,
     DiffusionMethod,
     DmdMethod,
+    FlexDiTMethod,
     IlfMethod,
     LcmLoraMethod,
     LcmMethod,
@@ -41,6 +43,7 @@ from .settings import (
     Settings,
     TdmMethod,
 )
+from .thinned import one_density
 from .trajectory import Trajectory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,6 +94,8 @@ def assemble(settings: Settings) -> TrainingJob:
         job = looped(load_base(settings.model, settings.model.dtype), method, data, output, seed)
     elif isinstance(method, TdmMethod | DmdMethod):
         job = matched(settings, data)
+    elif isinstance(method, FlexDiTMethod):
+        job = flexdit_job(settings, data)
     else:
         job = lcm_job(settings, data) if isinstance(method, LcmMethod) else diffusion(settings, data)
     check_fit(job.config, data, pictures=needs_pictures(method))
@@ -133,17 +138,39 @@ def of_method(kind: type[Diffusion], method: DiffusionMethod, data: PreparedFold
 
 def lcm_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
     """A student that starts as its frozen teacher."""
-    teacher = load_base(settings.model, settings.model.dtype).requires_grad_(False)
-    student = owned(load_base(settings.model, "fp32")).requires_grad_(True)
+    teacher = load_base(settings.model, settings.model.dtype, flexdit=True).requires_grad_(False)
+    student = owned(load_base(settings.model, "fp32", flexdit=True)).requires_grad_(True)
     method: LcmMethod = settings.method
     return full(student, Consistency(data, teacher, method.guidance, method.huber_c, method.guidance_max), data,
                 settings, preset("lcm"))
 
 
+def flexdit_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
+    """A FlexDiT, or a PixArt model that becomes one, with the usual loss."""
+    from ..checkpoint.to_flexdit import to_flexdit
+    method: FlexDiTMethod = settings.method
+    base = load_base(settings.model, "fp32", flexdit=True)
+    config = method.config(base.config)
+    if isinstance(base, FlexDiT):
+        base.config = config                # of another density, perhaps: the weights are the same
+        model: PixArtTransformer = base
+    else:
+        model = to_flexdit(base, config.segments, config.density)
+    objective = of_method(Diffusion, method, data)
+    if method.one_density:
+        objective = replace(objective, timesteps=one_density(method.timesteps, config.density))
+    job = full(owned(model).requires_grad_(True), objective, data, settings, preset("teacher"))
+    return replace(job, facts={**asdict(config.segments), **asdict(config.density)})
+
+
 def full(model: PixArtTransformer, objective: Any, data: PreparedFolder, settings: Settings,
          sampling: Preset) -> TrainingJob:
     """All weights of one network. sampling: how the result wants to be sampled, which its file will say."""
-    base_width = settings.train.mup_base_width
+    base_width, flexdit = settings.train.mup_base_width, isinstance(model, FlexDiT)
+    if flexdit and settings.output.file.suffix != ".safetensors":
+        raise ValueError(f"output.file is {settings.output.file}; the name of a FlexDiT must end in .safetensors")
+    if flexdit and base_width:
+        raise ValueError("train.mup_base_width has no effect with a FlexDiT, which starts from trained weights")
 
     def write(average: nn.Module, file: Path) -> Path:
         if base_width:
@@ -281,13 +308,17 @@ def attention(settings: ModelSettings) -> Attend:
 
 def attend_of(base: Any) -> Attend:
     """The attention kernel that a network was made with."""
-    return base.blocks[0].attn.attend
+    return base.blocks[0].cross_attn.attend
 
 
-def load_base(settings: ModelSettings, dtype: str) -> PixArtTransformer:
+def load_base(settings: ModelSettings, dtype: str, flexdit: bool = False) -> PixArtTransformer:
+    """flexdit: whether it may be a FlexDiT."""
     if settings.base is None:
         raise ValueError("model.base is missing, the transformer to start from")
-    return load(settings.base, settings.variant, dtype=DTYPES[dtype], attend=attention(settings))
+    model = load(settings.base, settings.variant, dtype=DTYPES[dtype], attend=attention(settings))
+    if isinstance(model, FlexDiT) and not flexdit:
+        raise ValueError(f"model.base is a FlexDiT, which flexdit and lcm train, and no other method: {settings.base}")
+    return model
 
 
 def new_model(settings: ModelSettings, data: PreparedFolder, mup_base_width: int = 0) -> PixArtTransformer:
