@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ...pixart.model.attention import matmul_attention, sdpa
+from ...pixart.model.density import FlexDiTConfig
 from ...pixart.model.transformer import PixArtTransformer
 from .packed import is_packed
 from .weights import TABLE
@@ -22,6 +23,9 @@ def bare_transformer(model: Any, dtype: torch.dtype, side: int) -> PixArtTransfo
         raise ValueError("this MODEL has packed layers, which cannot be trained; load it with weight_dtype bf16 or "
                          "fp32, or from its original weights")
     config = model.model.model_config.pixart
+    if isinstance(config, FlexDiTConfig):
+        raise ValueError("this MODEL is a FlexDiT, which this node does not train; load a PixArt model, or use python "
+                         "-m pixart train flexdit")
     on_cpu = model.load_device.type == "cpu"
     few = (side // 8 // config.patch) ** 2 <= SHORT
     bare = PixArtTransformer(config, attend=matmul_attention if on_cpu and few else sdpa, device="meta")

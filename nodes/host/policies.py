@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...pixart.config import PixArtConfig
+from ...pixart.model.flexdit import NO_POLICIES as REFUSED
 from ...pixart.model.policy import Policy
 from .policy_run import RUN, PolicyRun
-from .transformer import HostTransformer, network_in
+from .transformer import HostFlexDiT, HostTransformer, network_in
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ def with_policies(model: Any, make_policies: MakePolicies) -> Any:
     asked first. Raises ValueError for a MODEL that is not one of Load PixArt.
     """
     from comfy.patcher_extension import WrappersMP
-    if network_in(model.model) is None:
+    network = network_in(model.model)
+    if isinstance(network, HostFlexDiT):
+        raise ValueError(REFUSED)
+    if network is None:
         raise ValueError(f"this MODEL is a {type(model.model).__name__} that this pack did not load; load a PixArt "
                          "model with Load PixArt")
     patched = model.clone()

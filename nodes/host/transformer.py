@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...pixart.config import PixArtConfig
 from ...pixart.model.block import PixArtBlock, ScaleShiftTable
+from ...pixart.model.density import FlexDiTConfig
+from ...pixart.model.flexdit import FlexDiT
 from ...pixart.model.policy import Pass, Policy, Run
 from ...pixart.model.transformer import PixArtTransformer
 from .conditioning import mask_of
@@ -166,6 +168,10 @@ class HostTransformer(PixArtTransformer):
         return super().compute(block if run is None else cast(PixArtBlock, run.block(block)), p, only)
 
 
+class HostFlexDiT(HostTransformer, FlexDiT):
+    """The same for a FlexDiT, whose blocks and their order it has."""
+
+
 def network_in(model: Any) -> HostTransformer | None:
     """The transformer of this pack in a model object of the host, also under torch.compile."""
     network = getattr(model, "diffusion_model", None)
@@ -190,5 +196,6 @@ def builder(config: PixArtConfig) -> Callable[..., HostTransformer]:
     """What the host calls to make the network, with its own keyword arguments."""
     def build(dtype: torch.dtype | None = None, device: Any = None, operations: Any = None,
               **_: object) -> HostTransformer:
-        return HostTransformer(config, operations, dtype, device)
+        kind = HostFlexDiT if isinstance(config, FlexDiTConfig) else HostTransformer
+        return kind(config, operations, dtype, device)
     return build

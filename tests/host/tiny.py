@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pixart.checkpoint import save_checkpoint
+from pixart.checkpoint import load, save_checkpoint
 from pixart.checkpoint.control import save_control
 from pixart.checkpoint.header import to_header
+from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.config import VARIANTS, PixArtConfig
+from pixart.mini import SHIPPED
 from pixart.model.controlnet import PixArtControlNet
+from pixart.model.density import FlexDiTConfig
+from pixart.model.flexdit import class_of
 from pixart.model.transformer import PixArtTransformer
 
 WIDTH = 64                       # of the text features; 4-bit layers need multiples of 64
@@ -31,6 +35,7 @@ CONFIGS = {
     "sigma-1024": tiny("sigma-1024"),
     "sigma-2k": tiny("sigma-2k"),
     "deep-1024": tiny("alpha-1024", depth=5),       # the base of the ControlNets
+    "flexdit": FlexDiTConfig.of(tiny("alpha-1024", depth=8)),
     "deep-sigma": tiny("sigma-1024", depth=5),
 }
 CONTROLS = {
@@ -44,7 +49,7 @@ CONTROLS = {
 def random_model(config: PixArtConfig, seed: int = 0) -> PixArtTransformer:
     """Every weight random, so that nothing is multiplied away."""
     torch.manual_seed(seed)
-    return randomised(PixArtTransformer(config))
+    return randomised(class_of(config)(config))
 
 
 def random_control(config: PixArtConfig, blocks: int, seed: int = 4) -> PixArtControlNet:
@@ -154,6 +159,7 @@ def write_models(models: Path, host: Path) -> None:
     diffusion = models / "diffusion_models"
     for name in CONFIGS:
         write_transformer(diffusion, name)
+    save_checkpoint(diffusion / "mini-flexdit.safetensors", to_flexdit(load(SHIPPED.teacher)))
     whole = (diffusion / "alpha-1024.safetensors").read_bytes()
     (diffusion / "truncated.safetensors").write_bytes(whole[:len(whole) // 2])
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(9, 3), "img_in.weight": torch.zeros(3, 3)},
