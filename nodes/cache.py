@@ -39,6 +39,9 @@ class PixArtCache:
                          "steps and a model of its depth (the published ones: 20 steps, 28 blocks)."}),
             "vae": ("VAE", {"tooltip": "Connect to compare: everything is sampled a second time without reuse, and the "
                             "node says both times and the PSNR of the pictures. Disconnect afterwards."}),
+            "pooled_blocks": ("INT", {"default": 0, "min": 0, "max": 64, "tooltip":
+                              "Self-attention of the first blocks as the mean of their values, FlexDiT's part that "
+                              "needs no training: 2 changes a picture little and saves a little. 0: none."}),
         }}
 
     @classmethod
@@ -51,8 +54,8 @@ class PixArtCache:
 
     @checked
     def apply(self, model: Any, method: str, budget: float, start: float, end: float, schedule: str = NO_FILE,
-              vae: Any = None) -> tuple[Any]:
+              vae: Any = None, pooled_blocks: int = 0) -> tuple[Any]:
         from ..pixart.accelerate.choice import CacheChoice
         from .host.cache import with_cache
         file = None if schedule == NO_FILE else folders.schedule_path(schedule)
-        return (with_cache(model, CacheChoice(method, budget, file, start, end), vae),)
+        return (with_cache(model, CacheChoice(method, budget, file, start, end), vae, pooled_blocks),)

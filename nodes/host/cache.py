@@ -11,11 +11,13 @@ from torch import Tensor
 from ...pixart.accelerate.choice import CacheChoice
 from ...pixart.accelerate.cost import macs_text
 from ...pixart.accelerate.plan import CachePlan, SamplingJob
+from ...pixart.accelerate.pooled_values import PooledValues
 from ...pixart.accelerate.tally import Tally, TallyBranches
 from ...pixart.model.policy import Policy
 from .node_text import node_at_work, show_text
 from .policies import Sampling, with_policies
 from .policy_run import RUN
+from .transformer import network_in
 
 logger = logging.getLogger(__name__)
 CACHE_KEY = "pixart_cache"      # of this file's wrapper on a MODEL
@@ -25,8 +27,9 @@ CALLBACK = 4                    # place of the callback among the arguments of t
 class Cache:
     """One node's wish, and what became of it in the sampling at work."""
 
-    def __init__(self, choice: CacheChoice, vae: Any = None) -> None:
+    def __init__(self, choice: CacheChoice, vae: Any = None, pooling: Policy | None = None) -> None:
         self.choice, self.vae, self.node = choice, vae, node_at_work()
+        self.pooling = pooling
         self.plan: CachePlan | None = None
         self.job: SamplingJob | None = None
         self.line, self.tally = "", Tally()
@@ -36,9 +39,10 @@ class Cache:
         tokens = math.prod(math.ceil(side / sampling.config.patch) for side in sampling.sides)
         self.job = SamplingJob(sampling.config, sampling.steps, tokens, sampling.text, sampling.guided)
         self.plan, self.line = self.choice.plan(self.job)
-        self.tally = TallyBranches() if self.plan.by_branch else Tally()
+        pooling = [] if self.pooling is None else [self.pooling]
+        self.tally = TallyBranches() if self.plan.by_branch or pooling else Tally()
         self.say(self.line)
-        return [*self.plan.make(), self.tally]
+        return [*self.plan.make(), *pooling, self.tally]
 
     def say(self, text: str) -> None:
         """On the node and in the log."""
@@ -57,14 +61,17 @@ class Cache:
         return "\n".join(lines)
 
 
-def with_cache(model: Any, choice: CacheChoice, vae: Any = None) -> Any:
+def with_cache(model: Any, choice: CacheChoice, vae: Any = None, pooled_blocks: int = 0) -> Any:
     """A clone of a MODEL that reuses work as chosen, whatever samples it.
 
-    vae: sample a second time without reuse, and say how far the two pictures are from each other. Raises ValueError for
-    a MODEL that is not of Load PixArt.
+    vae: sample a second time without reuse, and say how far the two pictures are from each other. pooled_blocks:
+    first blocks whose self-attention is the mean of values. Raises ValueError for a MODEL that is not of Load PixArt,
+    and for more of these blocks than it has.
     """
     from comfy.patcher_extension import WrappersMP
-    cache = Cache(choice, vae)
+    network = network_in(model.model)
+    pooling = PooledValues(network, pooled_blocks) if network is not None and pooled_blocks else None
+    cache = Cache(choice, vae, pooling)
     patched = with_policies(model, cache.policies)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CACHE_KEY, sampling_with_cache(cache))
     return patched

@@ -1,0 +1,46 @@
+"""Work of a FlexDiT's pass, counted as that of a PixArt's is."""
+import math
+from dataclasses import dataclass
+
+from ..model.density import FlexDiTConfig, Grid
+from .cost import Costs
+
+
+@dataclass(frozen=True)
+class FlexDiTCosts(Costs):
+    """Of one row at a density. sparse: tokens of the sparse grid.
+
+    Averages and copies between the grids are no multiplications.
+    """
+
+    sparse: int = 0
+
+    @classmethod
+    def at(cls, config: FlexDiTConfig, grid: Grid, timestep: float, text: int,
+           attention: bool = True) -> "FlexDiTCosts":
+        """For a picture of (h, w) tokens at a timestep."""
+        return cls(config, math.prod(grid), text, attention, math.prod(config.density.grid(grid, timestep)))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        assert isinstance(self.config, FlexDiTConfig)
+        return self.config.segments.roles
+
+    def branches(self, block: int) -> tuple[int, int, int]:
+        """Self-attention (with W1 and W2 of a recover block), cross-attention and MLP of a block."""
+        role, square = self.roles[block], self.config.hidden ** 2
+        asking = self.sparse if role in ("merge", "sparse") else self.tokens
+        asked = self.sparse if role in ("sparse", "recover") else self.tokens
+        attn = 2 * (asking + asked) * square + (2 * asking * asked * self.config.hidden if self.attention else 0)
+        if role == "pooling":
+            attn = 2 * square               # one token
+        if role == "recover":
+            attn += (self.tokens + self.sparse) * square
+        cross = 2 * (asking + self.text) * square
+        cross += 2 * asking * self.text * self.config.hidden if self.attention else 0
+        return attn, cross, 8 * asking * square
+
+
+def mean_row(config: FlexDiTConfig, grid: Grid, text: int, timesteps: list[float]) -> float:
+    """Multiplications of a row, on average over the timesteps of a sampling."""
+    return sum(FlexDiTCosts.at(config, grid, t, text).row() for t in timesteps) / len(timesteps)
