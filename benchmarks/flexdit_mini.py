@@ -24,7 +24,7 @@ from pixart.mini import SHIPPED
 from pixart.mini.evaluate import evaluate
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.methods import Sampled
-from pixart.mini.recipe import Builder, Recipe
+from pixart.mini.recipe import Builder, MiniRecipe
 from pixart.model.attention import matmul_attention
 from pixart.model.density import Density
 from pixart.model.flexdit import FlexDiT
@@ -89,7 +89,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = LoopConfig(steps=args.steps, batch=args.batch, learning_rate=args.rate, warmup=WARMUP,
                         cooldown=args.steps // 3, ema=0.98, precision="auto", threads=1, save_every=50, log_every=25)
-    recipe = replace(Recipe(), scenes=args.scenes, crowds=args.scenes // 4)
+    recipe = replace(MiniRecipe(), scenes=args.scenes, crowds=args.scenes // 4)
     builder, made = Builder(args.work / "data", SHIPPED, recipe), networks(Density(args.r_min, args.r_max))
     start = save_checkpoint(args.work / "flexdit-0.safetensors", made["flexdit"]())
     files = {name: trained(args.work, name, make(), builder, config) for name, make in made.items()}

@@ -27,14 +27,14 @@ def config_entries(config: PixArtConfig) -> dict[str, Any]:
 
 
 def flexdit_config(entries: object, known: Mapping[str, Any], path: Path, where: str) -> FlexDiTConfig:
-    """The table that `config_entries` made, with what else is known of the model. CheckpointError, ValueError otherwise."""
+    """The table that `config_entries` made, with what else is known of the model; CheckpointError or ValueError."""
     where = f"{FLEXDIT_KEY} of {where}"
     if not isinstance(entries, dict):
         raise CheckpointError(path, f"{where} is a {type(entries).__name__}", "a table")
     version = entries.get("version")
     if isinstance(version, int) and version > FLEXDIT_VERSION:
-        raise CheckpointError(path, f"a FlexDiT of version {version}, newer than {FLEXDIT_VERSION}", "one of this version",
-                              "Update this extension.")
+        raise CheckpointError(path, f"a FlexDiT of version {version}, newer than {FLEXDIT_VERSION}",
+                              "one of this version", "Update this extension.")
     told = checked_entries(entries, FLEXDIT_FIELDS, path, where)
     lacking = FLEXDIT_FIELDS.keys() - told.keys()
     if lacking:

@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..config import VARIANTS
-from .arguments import number, require_folder
+from .arguments import finite_number, require_folder
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SEGMENTS = {"pooling": "first blocks that only pool (default: 2, of fewer than 16 blocks 1)",
@@ -23,9 +23,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
                          help="of the written weights (default: as they are)")
     for name, text in SEGMENTS.items():
         command.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    command.add_argument("--r-min", type=number, metavar="R", help="share of tokens left out where there is little "
-                         "noise (default: 0.61)")
-    command.add_argument("--r-max", type=number, metavar="R", help="the same where all is noise (default: 0.86)")
+    command.add_argument("--r-min", type=finite_number, metavar="R", help="share of tokens left out where there is "
+                         "little noise (default: 0.61)")
+    command.add_argument("--r-max", type=finite_number, metavar="R", help="the same where all is noise (default: 0.86)")
     command.add_argument("--pieces", type=int, metavar="N", help="steps from one to the other over the timesteps, 0 "
                          "for a line (default: 3)")
 
@@ -33,7 +33,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert, and print what was made."""
     from ..checkpoint import open_checkpoint, save_checkpoint
-    from ..checkpoint.load import describe, dtype_name
+    from ..checkpoint.load import describe_checkpoint, dtype_name
     from ..checkpoint.to_flexdit import to_flexdit
     from ..train.settings import FlexDiTMethod
     from .generate import dtype_of
@@ -45,5 +45,5 @@ def run(args: argparse.Namespace) -> None:
     config = FlexDiTMethod(**given).config(opened.config)
     model = to_flexdit(opened.load(dtype_of(args.dtype)), config.segments, config.density)
     path = save_checkpoint(args.out, model)
-    print(describe(config, False, dtype_name(model.x_embedder.proj.weight), "reference"))
+    print(describe_checkpoint(config, False, dtype_name(model.x_embedder.proj.weight), "reference"))
     print(f"{path}: to be fine-tuned, with python -m pixart train flexdit; as it is, its pictures are poor")

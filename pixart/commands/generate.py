@@ -96,8 +96,8 @@ def _add_cache(command: argparse.ArgumentParser) -> None:
                        "beforehand (default: 2x)")
     cache.add_argument("--ecad", type=Path, metavar="JSON", help="a schedule file of ECAD, in place of --cache; "
                        "for its number of --steps and a model of its depth")
-    cache.add_argument("--pooled-blocks", type=whole, metavar="N", help="self-attention of the first N blocks as the "
-                       "mean of their values (FlexDiT's part without training); with --cache too")
+    cache.add_argument("--pooled-blocks", type=positive_whole, metavar="N", help="self-attention of the first N blocks "
+                       "as the mean of their values (FlexDiT's part without training); with --cache too")
     cache.add_argument("--feedback", type=Path, metavar="FILE", help="inner loop feedback (ILF) for this model, with "
                        "--sampler ddim: half the steps, each somewhat longer")
 

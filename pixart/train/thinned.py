@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..model.density import Density
 from ..sampling.schedule import STEPS, Table
-from .draws import draw
+from .draws import draw_rows
 from .timesteps import Timesteps, systematic
 
 
@@ -24,7 +24,7 @@ class OneStretch(Timesteps):
         """As `Timesteps.draw`."""
         device = generator.device
         chosen = torch.rand((), generator=generator, device=device)
-        quantiles = systematic(count, generator) if self.stratified else draw(torch.rand, (count,), generator)
+        quantiles = systematic(count, generator) if self.stratified else draw_rows(torch.rand, (count,), generator)
         borders = self._borders.at(torch.arange(len(self.starts) + 1, device=device), chosen).flatten()
         stretch = torch.searchsorted(borders[1:-1].contiguous(), chosen, right=True)
         low, high = borders[stretch], borders[stretch + 1]

@@ -91,7 +91,8 @@ def damaged(tmp_path: Path, change) -> Path:
         metadata = dict(file.metadata())
     tensors, config = load_file(path), json.loads(metadata[CONFIG_KEY])
     change(tensors, config)
-    save_file(tensors, tmp_path / "damaged.safetensors", {**metadata, CONFIG_KEY: json.dumps(config)} if config else None)
+    told = {**metadata, CONFIG_KEY: json.dumps(config)} if config else None
+    save_file(tensors, tmp_path / "damaged.safetensors", told)
     return tmp_path / "damaged.safetensors"
 
 

@@ -17,7 +17,7 @@ from pixart.config import VARIANTS, PixArtConfig
 from pixart.mini import SHIPPED
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.density import FlexDiTConfig
-from pixart.model.flexdit import class_of
+from pixart.model.flexdit import transformer_class
 from pixart.model.transformer import PixArtTransformer
 
 WIDTH = 64                       # of the text features; 4-bit layers need multiples of 64
@@ -49,7 +49,7 @@ CONTROLS = {
 def random_model(config: PixArtConfig, seed: int = 0) -> PixArtTransformer:
     """Every weight random, so that nothing is multiplied away."""
     torch.manual_seed(seed)
-    return randomised(class_of(config)(config))
+    return randomised(transformer_class(config)(config))
 
 
 def random_control(config: PixArtConfig, blocks: int, seed: int = 4) -> PixArtControlNet:
