@@ -11,13 +11,15 @@ WEIGHT_DTYPES = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
 
 class PixArtLoader:
     DESCRIPTION = ("Loads any checkpoint of the PixArt family: alpha, delta (LCM), DMD, Sigma, 900M; official .pth, "
-                   "diffusers or ComfyUI layout. The MODEL works with KSampler, LoRA loaders and other stock nodes.")
+                   "diffusers or ComfyUI layout; PT-DiT too. The MODEL works with KSampler, LoRA loaders and other "
+                   "stock nodes.")
     CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "report")
     OUTPUT_TOOLTIPS = ("The diffusion model.", "What was found in the file, in one line.")
-    SEARCH_ALIASES = ["pixart", "pixart sigma", "pixart alpha", "pixart delta", "lcm", "load diffusion model"]
+    SEARCH_ALIASES = ["pixart", "pixart sigma", "pixart alpha", "pixart delta", "lcm", "pt-dit", "qihoo-t2x",
+                      "load diffusion model"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:

@@ -8,16 +8,19 @@ import torch
 from ...pixart.checkpoint import Checkpoint, open_checkpoint
 from ...pixart.checkpoint.header import to_tensors
 from ...pixart.checkpoint.layouts import NULL_CAPTION
+from ...pixart.checkpoint.read import open_network
 from ...pixart.config import PixArtConfig
 from ...pixart.mini import CAPTION_WIDTH
 from ...pixart.mini.colours import LATENT_RGB, LATENT_RGB_BIAS
 from ...pixart.model.cpu_dtype import faster_dtype
+from ...pixart.pt_dit.load import is_pt_dit
 from ...pixart.weights.values import EIGHT_BITS
 from .conditioning import text_conds
 from .foreign import refuse_conditions
 from .mixin import Mixin
 from .notices import notice_size
 from .packed import packed_entries
+from .pt_dit import load_pt_dit_model
 from .steps import attach
 from .transformer import builder
 from .weights import TABLE, fill, is_dynamic
@@ -146,26 +149,35 @@ def computing_dtype(config: PixArtConfig, device: torch.device) -> torch.dtype:
 
 def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
                disable_dynamic: bool = False) -> Any:
-    """Read a checkpoint and hand it to the host's memory management; returns a ModelPatcher.
+    """Read a checkpoint, or a PT-DiT, and hand it to the host's memory management; returns a ModelPatcher.
 
     weight_dtype: "auto" leaves packed layers packed, any other unpacks them. Raises what `open_checkpoint` and reading
     raise for files that are not PixArt, or packed as this host cannot run them, and ValueError for an unknown option.
     """
     from comfy import model_management, model_patcher
+    device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
+    newest = getattr(model_patcher, "CoreModelPatcher", model_patcher.ModelPatcher)
+    patcher_class = model_patcher.ModelPatcher if disable_dynamic else newest
+    weights = open_network(path)
+    if is_pt_dit(weights.tensors):
+        patcher = load_pt_dit_model(weights, variant, weight_dtype, device, offload, patcher_class)
+        return reloadable(patcher, path, variant, weight_dtype)
     opened = open_checkpoint(path, variant)
     packed = packed_entries(opened, weight_dtype)
     unpacked = (WEIGHT_DTYPES.get(weight_dtype) or torch.bfloat16) if opened.packed_as and not packed else None
     checkpoint = opened.read(torch.bfloat16 if unpacked in EIGHT_BITS else unpacked, leave_packed=bool(packed))
-    device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
     model = build_model(checkpoint, weight_dtype, device, bool(packed))
-    patcher = getattr(model_patcher, "CoreModelPatcher", model_patcher.ModelPatcher)
-    patcher = (model_patcher.ModelPatcher if disable_dynamic else patcher)(model, load_device=device,
-                                                                          offload_device=offload)
+    patcher = patcher_class(model, load_device=device, offload_device=offload)
     fill(model.diffusion_model, {**checkpoint.state_dict, **packed}, is_dynamic(patcher))
     model.to(offload)       # not before: the layers of some hosts have no memory until they are filled
-    if hasattr(patcher, "cached_patcher_init"):     # newer hosts reload a model with it for another device
+    return attach(reloadable(patcher, path, variant, weight_dtype), checkpoint.path, checkpoint.metadata)
+
+
+def reloadable(patcher: Any, path: str, variant: str, weight_dtype: str) -> Any:
+    """The same; newer hosts load a model anew for another device."""
+    if hasattr(patcher, "cached_patcher_init"):
         patcher.cached_patcher_init = (load_model, (path, variant, weight_dtype))
-    return attach(patcher, checkpoint.path, checkpoint.metadata)
+    return patcher
 
 
 def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device, packed: bool = False) -> Any:

@@ -3,6 +3,7 @@ import logging
 from typing import Any
 
 from ...pixart.mini import CAPTION_WIDTH
+from ...pixart.pt_dit.config import AUTOENCODERS, PTDiTConfig
 from ...pixart.resolution import size_notice
 from .node_text import show_text
 
@@ -19,5 +20,7 @@ def notice_size(config: Any, height: int, width: int) -> None:
 
 
 def vae_for(config: Any) -> str:
-    """Which VAE belongs to a model of this PixArtConfig, for people."""
+    """Which VAE belongs to a model of this configuration, for people."""
+    if isinstance(config, PTDiTConfig) and config.caption_width != CAPTION_WIDTH:
+        return AUTOENCODERS[config.autoencoder]
     return "pixart-mini/vae" if config.caption_width == CAPTION_WIDTH else VAE_OF[config.latent_space]

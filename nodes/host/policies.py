@@ -39,8 +39,8 @@ def with_policies(model: Any, make_policies: MakePolicies) -> Any:
     if isinstance(network, HostFlexDiT):
         raise ValueError(REFUSED)
     if network is None:
-        raise ValueError(f"this MODEL is a {type(model.model).__name__} that this pack did not load; load a PixArt "
-                         "model with Load PixArt")
+        raise ValueError(f"this MODEL is a {type(model.model).__name__}, not a PixArt of Load PixArt; load a PixArt "
+                         "file with Load PixArt")
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN, sampling_with_policies(make_policies))
     for place, wrapper in ((WrappersMP.PREPARE_SAMPLING, leave_room), (WrappersMP.APPLY_MODEL, ask_policies),

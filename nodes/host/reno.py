@@ -32,6 +32,7 @@ from .bare import bare_transformer
 from .folders import MissingFile, clip_tokenizer_folder, reward_path
 from .guest import advance_bar, bar, make_room, stoppable
 from .node_text import RunningText
+from .pt_dit import holds_pt_dit
 from .sampling import check_latent, pictures_of, renoise_seeds
 from .text import is_ours
 
@@ -89,6 +90,8 @@ def run_reno(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish)
 
     ValueError, FileNotFoundError for what is wrong, before any work.
     """
+    if holds_pt_dit(model):
+        raise ValueError("this MODEL is a PT-DiT, whose noise cannot be optimised; load a few-step PixArt model")
     if not is_ours(model):
         raise ValueError("optimising noise needs the MODEL of Load PixArt; this one comes from another loader")
     if not wish.choices:

@@ -309,7 +309,9 @@ def host_tokens(clip: Any, text: str, rules: Rules, emphasis: bool = False) -> t
 
 def rules_of(model: Any) -> Rules:
     """How the prompts of a MODEL were treated in its training."""
-    config = getattr(model.model.model_config, "pixart", None) if is_ours(model) else None
+    from .pt_dit import holds_pt_dit
+    known = is_ours(model) or holds_pt_dit(model)
+    config = getattr(model.model.model_config, "pixart", None) if known else None
     if config is not None:
         return Rules(config.cleans_captions, config.caption_tokens)
     scale = getattr(model.get_model_object("latent_format"), "scale_factor", None)

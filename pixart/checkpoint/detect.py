@@ -120,7 +120,8 @@ def _is_allegro(tensors: Mapping[str, Tensor], plan: Mapping[str, tuple[str, ...
 def _refuse_relatives(names: list[str], path: Path) -> None:
     family = recognise(names, RELATIVES)
     if family is not None:
-        raise CheckpointError(path, f"it looks like {family.name}, a relative of PixArt that is not supported")
+        kind = "a network of its own" if family.todo else "a relative of PixArt that is not supported"
+        raise CheckpointError(path, f"it looks like {family.name}, {kind}", todo=family.todo)
 
 
 def _strangers(tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from ..accelerate.methods import CACHE_METHODS
 from ..config import VARIANTS
 from ..sampling.samplers import SAMPLERS
 from ..text.long import check_mode
+from . import pt_dit
 from .arguments import add_bits, add_device, add_long, finite_number, positive_whole, require_folder, size
 
 if TYPE_CHECKING:
@@ -186,6 +187,9 @@ def run(args: argparse.Namespace) -> None:
 
     require_folder(args.out)
     format_of(args.out)
+    if (opened := pt_dit.pt_dit_in(args)) is not None:
+        pt_dit.draw_with_pt_dit(args, opened)
+        return
     pipe = open_pipeline(args)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
     guide, noise = read_guide(args, width, height), saved_noise(args)

@@ -25,6 +25,7 @@ METHOD_HELP = {
     "dmd": "a one-step student by distribution matching, from pairs of noise and the teacher's picture",
     "ilf": "feedback between the middle blocks of a frozen checkpoint, for half the steps",
     "flexdit": "a checkpoint whose middle blocks work on fewer tokens, all weights",
+    "pt-dit": "a PT-DiT (proxy tokens, windows, rectified flow), all weights, from a checkpoint or from nothing",
     "reward-lora": "a LoRA that raises rewards, by gradients through few-step sampling, from captions alone",
     "tdm": "a four-step student by trajectory distribution matching, from captions alone",
 }

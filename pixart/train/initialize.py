@@ -7,6 +7,8 @@ from torch import nn
 
 from ..model.block import PixArtBlock
 from ..model.transformer import PixArtTransformer
+from ..pt_dit.block import PTDiTBlock
+from ..pt_dit.transformer import PTDiT
 
 
 @torch.no_grad()
@@ -42,5 +44,30 @@ def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
         nn.init.zeros_(block.cross_attn.proj.weight)
         nn.init.normal_(block.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)
     nn.init.normal_(model.final_layer.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)
+    nn.init.zeros_(model.final_layer.linear.weight)
+    return model
+
+
+@torch.no_grad()
+def initialize_pt_dit(model: PTDiT, seed: int) -> PTDiT:
+    """As a PixArt's; what proxies and shifted windows say is silent at first too. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), generator=generator)
+            nn.init.zeros_(module.bias)                 # type: ignore[arg-type]
+    for part in (model.t_embedder, model.t_block, model.y_proj):
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+    std = model.config.hidden ** -0.5
+    for block in cast(Iterable[PTDiTBlock], model.blocks):
+        silent = [block.cross_attn.proj, block.visual_linear, *([block.shifted_linear] if block.shifted else [])]
+        for layer in silent:
+            nn.init.zeros_(layer.weight)
+        tables = [block.scale_shift_table, *([block.shifted_scale_shift_table] if block.shifted else [])]
+        for table in tables:
+            nn.init.normal_(table.weight, std=std, generator=generator)
+    nn.init.normal_(model.final_layer.scale_shift_table.weight, std=std, generator=generator)
     nn.init.zeros_(model.final_layer.linear.weight)
     return model

@@ -39,6 +39,7 @@ from .settings import (
     LoraMethod,
     ModelSettings,
     OutputSettings,
+    PTDiTMethod,
     RewardLoraMethod,
     Settings,
     TdmMethod,
@@ -96,6 +97,9 @@ def assemble(settings: Settings) -> TrainingJob:
         job = matched(settings, data)
     elif isinstance(method, FlexDiTMethod):
         job = flexdit_job(settings, data)
+    elif isinstance(method, PTDiTMethod):
+        from .rectified_flow import flow_job
+        job = flow_job(settings, data)
     else:
         job = lcm_job(settings, data) if isinstance(method, LcmMethod) else diffusion(settings, data)
     check_fit(job.config, data, pictures=needs_pictures(method))

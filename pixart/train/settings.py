@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from ..config import VARIANTS, PixArtConfig
 from ..model.density import Density, FlexDiTConfig, Segments
+from ..pt_dit.config import PTDiTConfig
 from ..sampling.samplers import SAMPLERS
 from ..sampling.tdm import TOTALS
 from .from_toml import Source, build_settings
@@ -49,6 +50,18 @@ class ModelSettings:
         require(self.attention, ("sdpa", "matmul"), "attention")
         if (self.base is None) == (self.new is None):
             raise ValueError("give either base, the transformer to start from, or a table new, to train from nothing")
+
+
+@dataclass(frozen=True)
+class PTDiTModelSettings(ModelSettings):
+    """Where the weights of a PT-DiT come from."""
+
+    new: PTDiTConfig | None = None    # a table instead of base: train such a PT-DiT from nothing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant != "auto" or self.dtype != "fp32":
+            raise ValueError("variant and dtype have no effect on a PT-DiT, which is trained whole; leave them out")
 
 
 @dataclass(frozen=True)
@@ -224,6 +237,20 @@ class FlexDiTMethod(DiffusionMethod):
 
 
 @dataclass(frozen=True)
+class PTDiTMethod:
+    """Rectified flow of a PT-DiT."""
+
+    caption_dropout: float = 0.1  # share of captions left out, so that guidance works
+    centre: float = 0.0           # of the noise levels: mean of their logit, above 0 for more noise
+    spread: float = 1.0           # of the noise levels: standard deviation of their logit; 0: all levels alike
+
+    def __post_init__(self) -> None:
+        check_dropout(self.caption_dropout)
+        if not 0 <= self.spread <= 10 or not abs(self.centre) <= 10:
+            raise ValueError(f"spread is {self.spread}, centre {self.centre}; expected 0 to 10, and -10 to 10")
+
+
+@dataclass(frozen=True)
 class ControlMethod(DiffusionMethod):
     """A ControlNet on a frozen base."""
 
@@ -284,8 +311,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.model.dtype != "fp32" and self.train.precision == "no":
             raise ValueError(f"model.dtype is {self.model.dtype}, which needs train.precision bf16 or fp16")
-        if self.model.new is not None and type(self.method) is not DiffusionMethod:
+        if self.model.new is not None and type(self.method) not in (DiffusionMethod, PTDiTMethod):
             raise ValueError("model.new trains from nothing, which only diffusion can; give model.base")
+        if isinstance(self.method, PTDiTMethod):
+            check_pt_dit_settings(self)
         if isinstance(self.method, ControlMethod) and self.output.file.suffix != ".safetensors":
             raise ValueError(f"output.file is {self.output.file}; the name of a ControlNet must end in .safetensors")
         if isinstance(self.method, IlfMethod) and self.validate.prompts:
@@ -294,6 +323,16 @@ class Settings:
             raise ValueError(f"output.file is {self.output.file}; the name of feedback must end in .safetensors")
         if self.validate.prompts and isinstance(self.method, ControlMethod) and not self.validate.hints:
             raise ValueError("validate.prompts of a ControlNet need validate.hints, an edge map each")
+
+
+def check_pt_dit_settings(settings: Settings) -> None:
+    """Refuse what a PT-DiT cannot be trained with."""
+    if settings.validate.prompts:
+        raise ValueError("validate.prompts have no effect with pt-dit; draw with generate")
+    if settings.train.mup_base_width:
+        raise ValueError("train.mup_base_width has no effect with pt-dit: muP has no rules for it")
+    if settings.output.file.suffix != ".safetensors":
+        raise ValueError(f"output.file is {settings.output.file}; the name of a PT-DiT must end in .safetensors")
 
 
 @dataclass(frozen=True)
@@ -329,17 +368,23 @@ class RewardLoraMethod(Adapter):
 
 METHOD_CLASSES = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod,
                   "controlnet": ControlMethod, "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod, "ilf": IlfMethod,
-                  "flexdit": FlexDiTMethod, "reward-lora": RewardLoraMethod}
+                  "flexdit": FlexDiTMethod, "pt-dit": PTDiTMethod, "reward-lora": RewardLoraMethod}
+MODEL_CLASSES: dict[str, type[ModelSettings]] = {"pt-dit": PTDiTModelSettings}      # of networks of their own
+
+
+def method_tables(method: str) -> dict[str, type]:
+    """The tables that depend on the method."""
+    return {"method": METHOD_CLASSES[method], "model": MODEL_CLASSES.get(method, ModelSettings)}
 
 
 def read_settings(method: str, file: Path | None, replaced: Mapping[str, str]) -> Settings:
     """Settings of a key of METHOD_CLASSES. Raises ValueError, FileNotFoundError for the file itself."""
     source = Source(file, replaced)
-    return build_settings(Settings, source.values, "", source, {"method": METHOD_CLASSES[method]})
+    return build_settings(Settings, source.values, "", source, method_tables(method))
 
 
 def options(method: str) -> Iterator[Option]:
     """Everything a method can be told."""
-    hints = {**get_type_hints(Settings), "method": METHOD_CLASSES[method]}
+    hints = {**get_type_hints(Settings), **method_tables(method)}
     for section in fields(Settings):
         yield from setting_options(hints[section.name], section.name)

@@ -112,6 +112,17 @@ def test_t5_in_auto_says_which_bits_it_took(server):
     assert any("are free on cpu: T5 is loaded in 16 bits" in text for text in harness.texts(outcome, "clip"))
 
 
+def test_a_pt_dit_is_drawn_by_the_stock_sampler_and_refused_by_pixarts(server):
+    """Over HTTP: Load PixArt, KSampler (euler, simple), VAE Decode; then the LCM sampler of PixArt."""
+    graph = {**ksampler(cfg=4.0, scheduler="simple"), "model": start("pt-dit.safetensors")["model"]}
+    few = {**lcm(), "model": graph["model"]}
+    drawn, refused = run(server, graph, few)
+    assert png_size(picture(server, drawn)) == (128, 128)
+    said = " | ".join(harness.texts(drawn, "model"))
+    assert "PT-DiT 128" in said and "decode with the VAE of Stable Diffusion" in said
+    assert refused.end == "execution_error" and "this MODEL is a PTDiT, not a PixArt model" in refused.error
+
+
 def test_nodes_say_on_themselves_what_they_found(server):
     """As text that the page shows on a node; binary messages of kind 3 carry it."""
     graph = lcm()

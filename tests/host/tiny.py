@@ -19,6 +19,9 @@ from pixart.model.controlnet import PixArtControlNet
 from pixart.model.density import FlexDiTConfig
 from pixart.model.flexdit import transformer_class
 from pixart.model.transformer import PixArtTransformer
+from pixart.pt_dit.config import PTDiTConfig
+from pixart.pt_dit.load import save_pt_dit
+from pixart.pt_dit.transformer import PTDiT
 
 WIDTH = 64                       # of the text features; 4-bit layers need multiples of 64
 SHAPE = {"depth": 2, "hidden": 48, "heads": 4, "caption_width": WIDTH}
@@ -38,6 +41,7 @@ CONFIGS = {
     "flexdit": FlexDiTConfig.of(tiny("alpha-1024", depth=8)),
     "deep-sigma": tiny("sigma-1024", depth=5),
 }
+PT_DIT = PTDiTConfig(**SHAPE, base_size=8, window=4, proxy=4)
 CONTROLS = {
     "control": (CONFIGS["deep-1024"], 3),
     "control-wide": (tiny("alpha-1024", depth=5, hidden=96), 3),
@@ -67,6 +71,11 @@ def randomised(model: nn.Module) -> nn.Module:
 
 def write_transformer(folder: Path, name: str) -> Path:
     return save_checkpoint(folder / f"{name}.safetensors", random_model(CONFIGS[name]))
+
+
+def write_pt_dit(path: Path) -> Path:
+    torch.manual_seed(5)
+    return save_pt_dit(path, randomised(PTDiT(PT_DIT)))
 
 
 def write_t5(folder: Path, tokenizer: Path, width: int = WIDTH) -> Path:
@@ -160,6 +169,7 @@ def write_models(models: Path, host: Path) -> None:
     for name in CONFIGS:
         write_transformer(diffusion, name)
     save_checkpoint(diffusion / "mini-flexdit.safetensors", to_flexdit(load(SHIPPED.teacher)))
+    write_pt_dit(diffusion / "pt-dit.safetensors")
     whole = (diffusion / "alpha-1024.safetensors").read_bytes()
     (diffusion / "truncated.safetensors").write_bytes(whole[:len(whole) // 2])
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(9, 3), "img_in.weight": torch.zeros(3, 3)},

@@ -22,6 +22,7 @@ from ....pixart.train.state import peek_state
 from ..bare import bare_transformer
 from ..guest import advance_bar, bar, make_room, memory_handed_back, stoppable
 from ..node_text import RunningText
+from ..pt_dit import holds_pt_dit
 from ..text import is_ours
 from .data import TrainingPictures, data_folder
 from .packages import check_packages
@@ -47,6 +48,8 @@ def train_on(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: A
     """
     check_packages(wish.method)
     if not is_ours(model):
+        if holds_pt_dit(model):
+            raise ValueError("this MODEL is a PT-DiT, which this node cannot train; use python -m pixart train pt-dit")
         raise ValueError("training needs the MODEL of Load PixArt; this one comes from another loader")
     if wish.file.exists() and not (wish.run / STATE).exists():
         raise FileExistsError(f"{wish.file} exists and no training of that name is at hand; choose another name")

@@ -1,0 +1,96 @@
+"""What `generate` does with a PT-DiT: rectified flow in place of the samplers of PixArt."""
+import argparse
+from typing import TYPE_CHECKING
+
+from ..sampling.flow import FLOW_GUIDANCE, FLOW_STEPS
+from ..text.long import check_mode
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pt_dit.config import PTDiTConfig
+    from ..pt_dit.load import OpenPTDiT
+    from ..text.encoded import Encoded
+
+# Options of `generate` that have no effect here, and what they are when they are not given.
+WITHOUT_EFFECT = {"control": None, "controlnet": None, "cache": None, "budget": None, "ecad": None, "feedback": None,
+                  "lora": [], "rule": None, "noise": None, "input_bits": None, "pooled_blocks": None,
+                  "compile": False, "variant": "auto"}
+OPEN_SAMPLERS = ("lcm", "auto")     # what --sampler is when it is not given, and what leaves it open
+
+
+def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
+    """The PT-DiT that --model names, None where it is something else. Raises what opening a checkpoint raises."""
+    if args.model is None:
+        return None
+    from ..checkpoint.read import open_network
+    from ..pt_dit.load import is_pt_dit, recognise_pt_dit
+    weights = open_network(args.model)
+    return recognise_pt_dit(weights) if is_pt_dit(weights.tensors) else None
+
+
+def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
+    """Draw and save, a batch at a time; print what became of the prompt and where the pictures lie."""
+    from ..device import best_device, checked_device
+    from ..pipeline import Pictures, fitting_dtype, require_finite
+    from ..pt_dit.draw import draw_latents
+    from ..text.encoded import join
+    from ..vae import decode, load_vae, require_vae
+    from .generate import dtype_of
+    check_pt_dit_options(args)
+    require_vae(args.vae)
+    device = checked_device(best_device() if args.device is None else args.device)
+    config = opened.config
+    caption, null = encode_prompts(args, config, device)
+    print(*(caption.reports[0].summary, *(caption.reports[0].notes if args.long != "truncate" else ())), sep="\n")
+    model = opened.load(dtype_of(args.dtype) or fitting_dtype(device, config.hidden), device)
+    vae = load_vae(args.vae, device)
+    width, height = args.size or (config.resolution, config.resolution)
+    for first in range(0, args.count, args.batch):
+        count = min(args.batch, args.count - first)
+        latents = draw_latents(model, join([caption] * count), null, height, width, args.steps or FLOW_STEPS,
+                               guidance_of(args), args.seed + first)
+        require_finite(latents, "the transformer")
+        pixels = decode(vae, latents, config.latent_scale)[:, :, :height, :width]
+        require_finite(pixels, "the VAE")
+        for path in Pictures(pixels, [], []).save(args.out, first):
+            print(path, flush=True)
+
+
+def guidance_of(args: argparse.Namespace) -> float:
+    return FLOW_GUIDANCE if args.guidance is None else args.guidance
+
+
+def check_pt_dit_options(args: argparse.Namespace) -> None:
+    """Refuse options that would do nothing, and parts that are missing."""
+    given = [name for name, unset in WITHOUT_EFFECT.items() if getattr(args, name) != unset]
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} has no effect on a PT-DiT; leave it out")
+    if args.sampler not in OPEN_SAMPLERS:
+        raise ValueError(f"--sampler {args.sampler} is for PixArt; a PT-DiT has a sampler of its own, leave it out")
+    for name, there in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
+        if not there:
+            raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
+    check_mode(args.long, args.inner_ends)
+    if args.embeddings and (guidance_of(args) != 1 or args.long != "truncate"):
+        raise ValueError("--embeddings is encoded already and holds no negative prompt; use --guidance 1 without "
+                         "--long, or --t5 in its place")
+
+
+def encode_prompts(args: argparse.Namespace, config: "PTDiTConfig",
+                   device: "torch.device") -> "tuple[Encoded, Encoded]":
+    """Features of the prompt and of the negative one; the encoder is freed before this returns."""
+    from ..text.encoded import load_embeddings
+    from ..text.long import encode_long
+    from ..text.on_demand import T5OnDemand
+    if args.embeddings:
+        caption = load_embeddings(args.embeddings)
+        return caption, caption
+    encoder = T5OnDemand(args.t5, args.bits or (16 if device.type == "mps" else 8), device)
+
+    def encode(some: list[str], limit: int) -> "Encoded":
+        return encoder.encode(some, limit, config.cleans_captions)
+    caption = encode_long(encode, [args.prompt], config.caption_tokens, args.long, args.inner_ends)
+    null = encode([args.negative], config.caption_tokens)
+    encoder.make_room(False)
+    return caption, null
