@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .weights.settings import short, shown
+
 PROMPT_SUFFIXES = (".txt", ".csv", ".jsonl")
 MOST_BYTES = 64 * 2 ** 20
 MOST_CHARACTERS = 100_000           # of one line
 LEAST_SIDE, MOST_SIDE = 16, 8192    # pixels, as the library draws them
 LAST_SEED = 2 ** 64 - 1
+LONGEST_NUMBER = 40                 # characters
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,25 @@ def read_prompts(path: str | Path) -> list[PromptLine]:
     return found
 
 
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a text file that are not empty, without blanks around them; what: what they are, for messages.
+
+    Raises FileNotFoundError, and ValueError for a file without any, a large one, or one that is not UTF-8.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no text file with {what}, one a line, at this place: {path}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"the file with {what} is larger than {MOST_BYTES // 2 ** 20} MB; split it: {path}")
+    try:
+        lines = [line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file with {what} is not UTF-8 (byte {error.start}); save it as UTF-8: {path}") from error
+    found = [line for line in lines if line]
+    if not found:
+        raise ValueError(f"there are no {what} in this file; write one a line: {path}")
+    return found
+
+
 def text_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
     return [(number, {"prompt": line.strip()}) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
@@ -61,8 +83,19 @@ def csv_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
     names = [name.strip().lower() for name in reader.fieldnames or []]
     if "prompt" not in names:
         raise ValueError(f"the first line names no column prompt, only {', '.join(names) or 'nothing'}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"the first line names a column twice, {max(names, key=names.count)}")
     reader.fieldnames = names
-    return [(reader.line_num, {key: value or None for key, value in row.items() if key}) for row in reader]
+    rows = []
+    try:
+        for row in reader:
+            if None in row:
+                raise ValueError(f"line {reader.line_num} has more values than the first line has columns; put quotes "
+                                 "around a prompt with commas in it")
+            rows.append((reader.line_num, {key: value or None for key, value in row.items()}))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num} is no CSV ({error})") from error
+    return rows
 
 
 def json_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
@@ -72,8 +105,10 @@ def json_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"line {number} is no JSON ({error})") from error
+        except RecursionError:
+            raise ValueError(f"line {number} is JSON nested too deeply") from None
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON ({short(error)})") from error
         rows.append((number, {"prompt": row} if isinstance(row, str) else row))
     return rows
 
@@ -97,7 +132,8 @@ def whole_number(row: dict[str, Any], name: str, number: int, least: int, most: 
     if given is None:
         return None
     exact = isinstance(given, int) and not isinstance(given, bool)
-    value = given if exact else int(given) if isinstance(given, str) and given.strip().isdecimal() else -1
+    digits = isinstance(given, str) and len(given) <= LONGEST_NUMBER and given.strip().isdecimal()
+    value = given if exact else int(given) if digits else -1
     if not least <= value <= most:
-        raise ValueError(f"line {number} has {name} {given!r}; expected a whole number from {least} to {most}")
+        raise ValueError(f"line {number} has {name} {shown(given)}; expected a whole number from {least} to {most}")
     return value

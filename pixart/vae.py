@@ -17,13 +17,19 @@ from .vae_parts import FULL, TINY, Slices, fitting, tiled
 from .weights.errors import CheckpointError
 from .weights.locate import Kind
 from .weights.reader import ShortLived, open_weights
-from .weights.values import check_finite
+from .weights.settings import Check, checked_entries, list_of, number, read_json, text, whole
+from .weights.values import check_finite, check_floating
 
 logger = logging.getLogger(__name__)
 
 VAE_EXPECTED = "sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma, or a TAESD file (.safetensors or a folder)"
 VAE_KIND = Kind(VAE_EXPECTED, "", ("diffusion_pytorch_model",))
 VAE_NAME = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder|quant_conv|post_quant_conv|taesd_\w+)\.")
+VAE_FIELDS: dict[str, Check] = {"block_out_channels": list_of(whole(1, 1 << 13), 16), "layers_per_block": whole(1, 64),
+                                "norm_num_groups": whole(1, 1 << 13), "latent_channels": whole(1, 1 << 10),
+                                "in_channels": whole(1, 64), "out_channels": whole(1, 64), "act_fn": text,
+                                "down_block_types": list_of(text, 16), "up_block_types": list_of(text, 16),
+                                "scaling_factor": number(1e-6, 1e3)}
 # The architecture of Stable Diffusion's and SDXL's VAE, for single files, which do not carry it.
 _KL = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
        "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 512,
@@ -38,12 +44,16 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Any:
     """
     path = Path(path).expanduser()
     kind = require_vae(path)
+    check_vae_config(path)
     check_values(path)
     from diffusers import AutoencoderKL
 
     with naming(path), tempfile.TemporaryDirectory() as folder:
         if kind == "folder":
-            vae = AutoencoderKL.from_pretrained(path, local_files_only=True)
+            loaded: Any = AutoencoderKL.from_pretrained(path, local_files_only=True, output_loading_info=True)
+            vae, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+            if missing:
+                raise RuntimeError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
         elif kind == "tiny":
             vae = load_tiny(path)
         else:
@@ -57,7 +67,7 @@ def naming(path: Path) -> Iterator[None]:
     """One error that names the file for whatever diffusers and torch say about missing tensors and wrong shapes."""
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, OSError, AttributeError, ArithmeticError) as error:
         if is_out_of_memory(error):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -84,12 +94,21 @@ def require_vae(path: str | Path) -> str:
     return "full"
 
 
+def check_vae_config(path: Path) -> None:
+    """Raises CheckpointError where config.json in a folder names sizes that no VAE has: they would be allocated."""
+    file = path / "config.json"
+    if path.is_dir() and file.is_file():
+        present = {name: value for name, value in read_json(file).items() if value is not None}
+        checked_entries(present, VAE_FIELDS, file, "config.json")
+
+
 def check_values(path: Path) -> None:
-    """Raises CheckpointError where a number of the VAE itself is not finite."""
+    """Raises CheckpointError where a tensor of the VAE itself holds no floating-point numbers, or one not finite."""
     weights = open_weights(path, VAE_KIND)
     source = ShortLived(weights.remap)
     for name in weights.tensors:
         if VAE_NAME.match(name):
+            check_floating(name, weights.tensors[name], path, VAE_EXPECTED)
             check_finite(name, source[name], path, VAE_EXPECTED)
 
 

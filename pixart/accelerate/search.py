@@ -1,6 +1,7 @@
 """Search for schedules by evolution: NSGA-II with ECAD's published operators (arXiv 2506.15682, section 3)."""
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..weights import CheckpointError, checked_entries, parse_json
+from ..weights.settings import number, text
 from .schedule import BRANCHES, BranchSchedule
 
 logger = logging.getLogger(__name__)
@@ -40,15 +43,24 @@ class Trials:
             path.write_text(json.dumps({"about": about, "shape": self.shape}) + "\n", encoding="utf-8")
 
     def _read(self) -> None:
-        first, *lines = self.path.read_text(encoding="utf-8").splitlines() or ["{}"]
-        head = json.loads(first)
+        first, *lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() or ["{}"]
+        head = parse_json(first, self.path, "line 1")
         if head != {"about": self.about, "shape": list(self.shape)}:
             raise ValueError(f"the trials are of another search ({head.get('about')}; this one: {self.about}); give "
                              f"another folder: {self.path}")
-        for line in lines:
+        for place, line in enumerate(lines, 2):
             if line.endswith("}"):          # the last one may be cut off by a kill
-                entry = json.loads(line)
-                self.found[entry["bits"]] = (entry["loss"], entry["work"])
+                bits, values = self._trial(parse_json(line, self.path, f"line {place}"), f"line {place}")
+                self.found[bits] = values
+
+    def _trial(self, entry: dict[str, Any], where: str) -> tuple[str, tuple[float, float]]:
+        known = checked_entries(entry, {"bits": text, "loss": number(-1e30, 1e30), "work": number(0, 1e30)}, self.path,
+                                where)
+        bits = known.get("bits", "")
+        if len(known) < 3 or len(bits) != math.prod(self.shape) or set(bits) - {"0", "1"}:
+            raise CheckpointError(self.path, f"{where} is no trial of {' x '.join(map(str, self.shape))} bits",
+                                  "bits, loss and work", "Delete this line to try the schedule again.")
+        return bits, (known["loss"], known["work"])
 
     def try_out(self, bits: Tensor, loss: Loss, work: Work) -> tuple[float, float]:
         """Loss and work of bits (steps * depth * 3,), from the file or tried now."""

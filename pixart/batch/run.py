@@ -9,11 +9,15 @@ from typing import Any
 
 from ..atomic import replacing
 from ..progress import Progress
+from ..weights import CheckpointError, checked_entries, read_json
+from ..weights.settings import Check, optional, table, text, whole
 from .draw import DrawnTask, DrawSettings
 from .store import PictureFiles, Shards, Store, claimed, task_facts
 from .tasks import Task, groups_of, tasks_digest
 
 RECORD, RESULTS, FAILURES = "batch.json", "results.jsonl", "failures.jsonl"
+BATCH_FIELDS: dict[str, Check] = {"settings": table, "batch": whole(1, 1 << 30), "shard": optional(whole(1, 1 << 30)),
+                                  "tasks": whole(0, 1 << 40), "digest": text}
 Workers = Callable[[Sequence[Sequence[Task]]], Iterator[list[DrawnTask]]]
 
 
@@ -83,7 +87,7 @@ def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch
         if any(out.glob("*.png")) or any(out.glob("*.tar")):
             raise ValueError(f"there are pictures of something else; choose an empty folder: {out}")
     else:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = checked_record(path)
         changed = [name for name, value in plain_record(record).items() if before.get(name) != value]
         if changed:
             difference = first_difference(before, plain_record(record))
@@ -97,6 +101,17 @@ def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch
         beside.write_text(json.dumps({**plain_record(record), "tasks": len(tasks), "digest": tasks_digest(tasks)},
                                      indent=1),
                           encoding="utf-8")
+
+
+def checked_record(path: Path) -> dict[str, Any]:
+    """What the folder was begun with. CheckpointError, a ValueError, for a damaged file."""
+    before = read_json(path)
+    known = checked_entries(before, BATCH_FIELDS, path, path.name)
+    lacking = sorted(BATCH_FIELDS.keys() - known.keys())
+    if lacking:
+        raise CheckpointError(path, f"{path.name} lacks {lacking[0]}", "the record of this folder",
+                              "Choose an empty folder.")
+    return before
 
 
 def plain_record(record: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .header import config_from_header, to_header
 from .layouts import diffusers_names, file_name, file_shapes, reference_name
 from .load import common_dtype, dtype_name, gather_tensors, read_config, refuse_differences
 from .read import open_network
+from .save import plain_tensor
 
 if TYPE_CHECKING:
     from ..model.attention import Attend
@@ -97,8 +98,7 @@ def save_control(path: str | os.PathLike, control: "PixArtControlNet", dtype: to
     dtype: convert floating-point tensors. metadata: further header entries.
     """
     path = Path(path)
-    tensors = {file_name(name): tensor.detach().to("cpu", dtype).contiguous()
-               for name, tensor in control.state_dict().items()}
+    tensors = {file_name(name): plain_tensor(name, tensor, dtype) for name, tensor in control.state_dict().items()}
     header = {"format": "pt", **(metadata or {}), "kind": CONTROL_FORMAT, **to_header(control.config)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:

@@ -27,7 +27,7 @@ FEEDBACK_FIELDS: dict[str, Check] = {"version": whole(1, 1 << 30), "first": whol
 def save_feedback(path: str | os.PathLike, feedback: Feedback, dtype: torch.dtype | None = None) -> Path:
     """Write it so that `load_feedback` needs nothing else; beside its place, and renamed."""
     path = Path(path)
-    tensors = {file_name(name): plain_tensor(tensor, dtype) for name, tensor in feedback.state_dict().items()}
+    tensors = {file_name(name): plain_tensor(name, tensor, dtype) for name, tensor in feedback.state_dict().items()}
     about = {"version": FEEDBACK_VERSION, "first": feedback.first, "last": feedback.last, "steps": feedback.steps}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:

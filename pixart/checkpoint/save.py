@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
+from ..weights.values import fits, is_finite
 from .header import to_header
 from .layouts import POSITION_TABLE, file_name, to_reference
 from .load import compare_shapes
@@ -29,7 +30,7 @@ def save_checkpoint(path: str | os.PathLike, weights: nn.Module | Mapping[str, T
         raise ValueError("a state dict does not say its configuration; pass config")
     tensors = reference_state_dict(weights)
     compare_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, path)
-    tensors = {name: plain_tensor(tensor, dtype) for name, tensor in tensors.items()}
+    tensors = {name: plain_tensor(name, tensor, dtype) for name, tensor in tensors.items()}
     header = {"format": "pt", **(metadata or {}), **to_header(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
@@ -45,7 +46,13 @@ def reference_state_dict(weights: nn.Module | Mapping[str, Tensor]) -> dict[str,
     return {file_name(name): tensor for name, tensor in state_dict.items() if name != POSITION_TABLE}
 
 
-def plain_tensor(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """On the CPU, in a storage of its own order; floating-point tensors in `dtype` where that is given."""
+def plain_tensor(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """On the CPU, in a storage of its own order; floating-point tensors in `dtype` where that is given.
+
+    Raises ValueError where `dtype` would make a number infinite.
+    """
     tensor = tensor.detach()
+    if dtype is not None and is_finite(tensor) and not fits(tensor, dtype):
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} holds numbers too large for {kind}; save it with a wider data type")
     return tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()

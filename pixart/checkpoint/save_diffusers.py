@@ -32,7 +32,7 @@ def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, 
         raise ValueError(f"{folder}: diffusers has no place for key/value compression or qk norm; give a name that "
                          "ends in .safetensors to write the reference layout")
     state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    tensors = {name: plain_tensor(tensor, dtype) for name, tensor in to_diffusers(state_dict).items()}
+    tensors = {name: plain_tensor(name, tensor, dtype) for name, tensor in to_diffusers(state_dict).items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS_NAME) as beside:
         save_file(tensors, beside, {"format": "pt", **(metadata or {}), **to_header(config)})

@@ -22,8 +22,10 @@ def read_workflow(path: str | Path) -> Graph:
         raise ClientError(f"there is no workflow file at this place; give one in API format: {path}")
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ClientError(f"this is no workflow, its JSON cannot be read ({error}): {path}") from error
+    except RecursionError:
+        raise ClientError(f"this is no workflow, its JSON is nested too deeply: {path}") from None
+    except ValueError as error:                 # of JSON, of UTF-8, of numbers without end
+        raise ClientError(f"this is no workflow, its JSON cannot be read ({str(error)[:160]}): {path}") from error
     if isinstance(found, dict) and isinstance(found.get("nodes"), list):
         raise ClientError(f"this workflow is in the page's format, the server takes API format. {advice(path)}: {path}")
     if isinstance(found, dict) and isinstance(found.get("prompt"), dict):       # the body of a request
@@ -43,7 +45,7 @@ def advice(path: Path) -> str:
 
 def is_node(entry: object) -> bool:
     return (isinstance(entry, dict) and isinstance(entry.get("class_type"), str)
-            and isinstance(entry.get("inputs"), dict))
+            and isinstance(entry.get("inputs"), dict) and isinstance(entry.get("_meta", {}), dict))
 
 
 def is_link(value: object) -> bool:

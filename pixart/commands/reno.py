@@ -100,6 +100,7 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     """What --reward names, on the device of the pipeline."""
     import torch
 
+    from ..prompts import read_lines
     from ..reward.embedding import EmbeddingReward
     from ..reward.table import RewardChoice, open_rewards
 
@@ -111,7 +112,7 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.reward_dtype]
     reward = open_rewards(choices, args.rewards, args.reward_tokenizer, pipe.device, dtype)
     if args.common is not None:
-        lines = [line for line in args.common.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = read_lines(args.common, "words that all prompts share")
         for part in reward.rewards:
             if isinstance(part, EmbeddingReward):
                 part.reweight(args.relevance, lines)

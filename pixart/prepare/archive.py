@@ -61,6 +61,6 @@ def _item(key: str, picture: Place, parts: dict[str, Place]) -> Item:
             caption = next((found[name] for name in CAPTION if isinstance(found.get(name), str)), None)
             if caption is not None:
                 return Item(key, caption.strip(), picture)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return Item(key, fault=f"its caption cannot be read: {error}")
     return Item(key, fault=f"it has no caption: neither a .txt file nor one of {', '.join(CAPTION)} in a .json file")

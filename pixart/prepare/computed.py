@@ -1,11 +1,18 @@
 """Features and latents that the official tools computed: .npz and .npy files."""
+import struct
 import zipfile
+import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+# What numpy and the standard library raise for archives and headers that are no such files.
+ARRAY_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError, MemoryError, SyntaxError,
+           NotImplementedError, OverflowError, RecursionError, RuntimeError, zlib.error, struct.error, TokenError)
 
 
 class BrokenFile(ValueError):
@@ -54,7 +61,7 @@ def _array(path: Path, name: str | None) -> np.ndarray:
             return stored[name]
     except KeyError as error:
         raise BrokenFile(f"its {path.name} has no array {name}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except ARRAY_DAMAGE as error:
         raise BrokenFile(f"its {path.name} is damaged or no file of numpy arrays: {error}") from error
 
 

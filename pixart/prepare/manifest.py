@@ -39,6 +39,8 @@ def _lines(path: Path) -> Iterator[tuple[int, object]]:
             if line.strip():
                 try:
                     yield number, json.loads(line.decode("utf-8-sig"))
+                except RecursionError:
+                    yield number, "it is JSON nested too deeply"
                 except ValueError as error:
                     yield number, f"it is not JSON: {error}"
 

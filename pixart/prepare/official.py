@@ -13,6 +13,7 @@ from .items import Item, Place
 
 logger = logging.getLogger(__name__)
 
+MOST_RECORDED_SIDE = 1 << 20         # pixels
 METADATA = ("partition_filter", "partition", "InternData")      # where a root keeps its metadata; the first is used
 _FEATURES = {"alpha": ("caption_feature_wmask", "caption_features"), "sigma": ("caption_features_new",)}
 _MOMENTS = {"alpha": ("img_vae_fatures_{}_multiscale/ms", "img_vae_features_{}_multiscale/ms",
@@ -63,6 +64,8 @@ def _named(record: object) -> bool:
 def _records(path: Path) -> list:
     try:
         records = json.loads(path.read_text("utf-8-sig"))
+    except RecursionError:
+        raise ValueError(f"this JSON is nested too deeply to be a list of records: {path}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(records, list):
@@ -88,7 +91,7 @@ def _item(record: dict, picture: Place | None, features: Path | None, moments: P
 def _size(record: dict) -> tuple[int, int] | None:
     """Height and width as the record has them."""
     sides = record.get("height"), record.get("width")
-    found = [int(side) for side in sides if isinstance(side, (int, float)) and side > 0]
+    found = [int(side) for side in sides if isinstance(side, (int, float)) and 0 < side < MOST_RECORDED_SIDE]
     return (found[0], found[1]) if len(found) == 2 else None
 
 

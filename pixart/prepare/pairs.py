@@ -14,6 +14,7 @@ from ..model.transformer import PixArtTransformer
 from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
 from ..sampling.noise import PictureNoise
+from .captions import half
 from .shards import Shard, load_null, shard_paths, write_shard, write_tensors
 from .state import alone, settle, weights_fingerprint
 
@@ -66,9 +67,9 @@ def _drawn(shard: Shard, teacher: PixArtTransformer, null: tuple[Tensor, Tensor]
     for rows in torch.arange(len(shard)).split(batch):
         noise = PictureNoise([seed + int(row) for row in rows], (teacher.config.channels, *shard.sides))()
         noises.append(noise)
-        latents.append(_sampled(shard, rows, noise, teacher, null, steps, guidance))
+        latents.append(half(_sampled(shard, rows, noise, teacher, null, steps, guidance), "the teacher"))
     kept = {name: shard.tensors[name].clone() for name in ("features", "mask", "size", "aspect")}
-    return {"latents": torch.cat(latents).half(), "noise": torch.cat(noises).half(), **kept}
+    return {"latents": torch.cat(latents), "noise": torch.cat(noises).half(), **kept}
 
 
 def _sampled(shard: Shard, rows: Tensor, noise: Tensor, teacher: PixArtTransformer, null: tuple[Tensor, Tensor],

@@ -10,10 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import replacing
+from ..weights import check_finite, checked_entries
+from ..weights.settings import list_of, parse_value, text, whole
 
 PREPARED_FORMAT = "pixart-prepared-1"
 NEEDED = ("latents", "features", "mask", "size", "aspect")
 OPTIONAL = ("spread", "hints", "hints_spread", "noise")
+SHARD_DIMENSIONS = {"features": 3, "mask": 2, "size": 2, "aspect": 1, **dict.fromkeys(("latents", *OPTIONAL), 4)}
+MASK_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64)        # types that a mask may have
+MOST_TOKENS = 1 << 14
 _NAME = re.compile(r"(bucket-(\d+)x(\d+))(?:-(\d{5,}))?\.safetensors")
 
 
@@ -91,6 +96,7 @@ class Shard:
         missing = [name for name in NEEDED if name not in self.tensors]
         if missing:
             raise ValueError(f"{self.path} lacks {', '.join(missing)}; delete it and prepare it again")
+        self._check_kinds()
         shapes = {name: tuple(self.tensors[name].shape) for name in (*NEEDED, *OPTIONAL) if name in self.tensors}
         count, like = len(self), shapes["latents"]
         right = {"latents": (*like[:2], *self.sides), "size": (count, 2), "aspect": (count,),
@@ -101,13 +107,27 @@ class Shard:
                 raise ValueError(f"{self.path}: {name} has shape {shapes[name]}, expected {shape}; delete the file and "
                                  "prepare it again")
 
+    def _check_kinds(self) -> None:
+        """That every tensor has its number of dimensions and holds numbers of its kind."""
+        for name, wanted in SHARD_DIMENSIONS.items():
+            tensor = self.tensors.get(name)
+            if tensor is None:
+                continue
+            right = tensor.dtype in MASK_TYPES if name == "mask" else tensor.is_floating_point()
+            if tensor.ndim != wanted or not right:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{self.path}: {name} has {tensor.ndim} dimensions of {kind}, expected {wanted} of "
+                                 f"{'uint8 or bool' if name == 'mask' else 'floating-point numbers'}; delete the file "
+                                 "and prepare it again")
+
     def __len__(self) -> int:
         return len(self.tensors["latents"])
 
     @property
     def keys(self) -> list[str]:
         """The source of every example, as the preparing command names it; empty where that was not kept."""
-        return json.loads(self.metadata.get("keys", "[]"))
+        keys = parse_value(self.metadata.get("keys", "[]"), self.path, "keys in its header", "a list of texts")
+        return checked_entries({"keys": keys}, {"keys": list_of(text, len(self) or 1)}, self.path, "its header")["keys"]
 
     @property
     def kind(self) -> dict[str, object]:
@@ -120,11 +140,16 @@ class Shard:
     @property
     def caption_tokens(self) -> int:
         """The longest that a caption can be; the file may keep fewer columns."""
-        return max(int(self.metadata.get("caption_tokens", 0)), self.tensors["mask"].shape[1])
+        told = parse_value(self.metadata.get("caption_tokens", "0"), self.path, "caption_tokens", "a whole number")
+        told = checked_entries({"caption_tokens": told}, {"caption_tokens": whole(0, MOST_TOKENS)}, self.path,
+                               "its header")
+        return max(told["caption_tokens"], self.tensors["mask"].shape[1])
 
     def rows(self, name: str, rows: Tensor) -> Tensor:
-        """The given rows (k,) of a tensor, copied."""
-        return self.tensors[name][rows]
+        """The given rows (k,) of a tensor, copied. ValueError where a number in them is not finite."""
+        found = self.tensors[name][rows]
+        check_finite(f"{name}, rows {rows.tolist()[:8]},", found, self.path, "a prepared shard")
+        return found
 
 
 def load_null(folder: Path) -> tuple[Tensor, Tensor]:
@@ -132,10 +157,12 @@ def load_null(folder: Path) -> tuple[Tensor, Tensor]:
     path = folder / "null.safetensors"
     try:
         with safe_open(path, "pt") as file:
-            features, mask = file.get_tensor("features").float(), file.get_tensor("mask").bool()
+            features, mask = file.get_tensor("features"), file.get_tensor("mask").bool()
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run prepare again") from error
-    if features.ndim != 2 or mask.shape != features.shape[:1] or not torch.isfinite(features).all():
-        raise ValueError(f"{path} holds features {tuple(features.shape)} and mask {tuple(mask.shape)}, expected "
-                         "(l, width) and (l,) of finite numbers; delete it and run prepare again")
-    return features, mask
+    if features.ndim != 2 or mask.shape != features.shape[:1] or not features.is_floating_point() or not mask.any():
+        raise ValueError(f"{path} holds features {tuple(features.shape)} of {features.dtype} and mask "
+                         f"{tuple(mask.shape)} of {int(mask.sum())} tokens, expected (l, width) of floating-point "
+                         "numbers and (l,) of one or more; delete it and run prepare again")
+    check_finite("features", features, path, "the empty caption of a prepared folder")
+    return features.float(), mask

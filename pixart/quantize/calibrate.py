@@ -19,6 +19,7 @@ from ..text.encoded import Encoded, join_encoded
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
+from ..weights.values import check_finite, check_floating
 
 AT_ONCE = 16                # rows that go through a block together, and pictures that are drawn together
 CALIBRATION_FILE = Kind("calibration data of this program")
@@ -128,5 +129,17 @@ def load_inputs(path: Path) -> Inputs:
     if lacking:
         raise CheckpointError(path, f"calibration data without {min(lacking)}", CALIBRATION_FILE.expected,
                               "Delete the file.")
-    height, width = tensors["grid"].tolist()
+    for name in ("tokens", "text", "modulation"):
+        check_floating(name, tensors[name], path, CALIBRATION_FILE.expected)
+        check_finite(name, tensors[name], path, CALIBRATION_FILE.expected)
+    (rows, tokens, _), grid = [*tensors["tokens"].shape, 0, 0, 0][:3], tensors["grid"].flatten().tolist()
+    shapes = {name: tuple(tensors[name].shape) for name in ("text", "mask", "modulation")}
+    fits = (tensors["tokens"].ndim == 3 and len(grid) == 2 and grid[0] * grid[1] == tokens
+            and all(len(shape) > 1 and shape[0] == rows for shape in shapes.values())
+            and shapes["text"][:2] == shapes["mask"] and tensors["mask"].dtype == torch.bool)
+    if not fits:
+        raise CheckpointError(path, f"calibration data whose tensors do not fit each other: tokens "
+                              f"{tuple(tensors['tokens'].shape)}, {shapes}, grid {grid[:4]}", CALIBRATION_FILE.expected,
+                              "Delete the file.")
+    height, width = map(int, grid)
     return Inputs(tensors["tokens"], tensors["text"], tensors["mask"], tensors["modulation"], (height, width))

@@ -14,6 +14,8 @@ from ..checkpoint.header import to_header, to_tensors
 from ..checkpoint.layouts import NULL_CAPTION, POSITION_TABLE
 from ..checkpoint.load import OpenCheckpoint, open_checkpoint
 from ..config import PixArtConfig
+from ..weights.errors import PIXART_FILE
+from ..weights.values import check_finite
 from .format import FormatOptions, Packed
 from .formats import TARGETS
 from .report import LayerError, error_of
@@ -96,7 +98,9 @@ def pack(state: dict[str, Tensor], packer: Callable[[str, Tensor], Packed], rest
     """In place: float32 tensors to those of the packed file. rest: type of what is not packed, tables excepted."""
     matrices = [name for name in state if MATRICES.fullmatch(name)]
     for name in state.keys() - set(matrices):
-        state[name] = state[name] if name.endswith("scale_shift_table") else state[name].to(rest)
+        if not name.endswith("scale_shift_table"):
+            check_finite(name, state[name], path, PIXART_FILE, rest)
+            state[name] = state[name].to(rest)
     errors = []
     for done, name in enumerate(matrices, 1):
         layer, weight = name.removesuffix(".weight"), state.pop(name)
@@ -104,8 +108,11 @@ def pack(state: dict[str, Tensor], packer: Callable[[str, Tensor], Packed], rest
             packed = packer(layer, weight)
         except ValueError as error:
             raise ValueError(f"{layer}: {error}. Choose another format. File: {path}") from error
-        state.update({f"{layer}.{own}": tensor for own, tensor in packed.entries().items()})
         errors.append(error_of(layer, weight, packed))
+        if not errors[-1].worst < 1:            # rounding alone never comes near; NaN is not below 1 either
+            raise ValueError(f"{layer} holds numbers too large for {packed.format.name}. Choose another format. File: "
+                             f"{path}")
+        state.update({f"{layer}.{own}": tensor for own, tensor in packed.entries().items()})
         if progress:
             progress(done, len(matrices))
     return errors

@@ -8,6 +8,7 @@ import torch
 from ..checkpoint.load import OpenCheckpoint
 from ..drawing import Request
 from ..mini import CAPTION_WIDTH, SHIPPED
+from ..prompts import read_lines
 from ..sampling.preset import Preset, found_in
 from ..text.encoded import Encoded
 from ..text.on_demand import T5OnDemand
@@ -62,10 +63,4 @@ class Calibration:
 
 def read_prompts(path: Path) -> list[str]:
     """The lines of a text file that are not empty. ValueError where there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file with prompts at this place: {path}")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ValueError(f"no prompt in the file; write one a line: {path}")
-    return prompts
+    return read_lines(path, "prompts")

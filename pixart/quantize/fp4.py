@@ -72,7 +72,7 @@ class FP4(Format):
         if version != FP4_VERSION:
             return (f"version is {version or 'no number'} and this program reads {FP4_VERSION}; a newer version of the "
                     "extension may have made it")
-        if options.get(FLOAT) not in MINI_FLOATS:
+        if str(options.get(FLOAT)) not in MINI_FLOATS:
             return f"float is {str(options.get(FLOAT))[:20]}, not one of {', '.join(MINI_FLOATS)}"
         if not group or group % 2 or shape[1] % group:
             return f"group_size is {group or 'no number'}, not an even number that divides its {shape[1]} columns"

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..weights.errors import PIXART_FILE, CheckpointError
 from ..weights.reader import Weights
 from ..weights.settings import parse_json
+from ..weights.values import check_finite
 from .format import FLOATS, QUANTIZATION_MARK, SMOOTHING, Format, Packed, Tensors
 from .formats import FORMATS
 
@@ -46,7 +47,12 @@ class PackedWeights(Weights):
     raw: Mapping[str, Tensor] = field(default_factory=dict)         # everything as it lies in the file
 
     def packed(self, layer: str) -> Packed:
-        return self.layers[layer].of(self.raw)
+        """A layer as it lies in the file. CheckpointError where its tensors or its weight hold NaN or infinity."""
+        found = self.layers[layer].of(self.raw)
+        for own, tensor in found.tensors.items():
+            check_finite(f"{layer}.{own}", tensor, self.path, PIXART_FILE)
+        check_finite(f"{layer}.weight, unpacked,", found.unpacked(), self.path, PIXART_FILE)
+        return found
 
 
 class Unpacked(Mapping[str, Tensor]):

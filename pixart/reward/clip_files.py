@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..weights import CheckpointError, Kind, Weights, open_weights, read_json
+from ..weights import CheckpointError, Kind, Weights, check_finite, check_floating, open_weights, read_json
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ def open_clip_network(path: Path, tokenizer: Path | None) -> "tuple[nn.Module, P
     with torch.device("meta"):
         network = CLIPModel(config)
     check_shapes(state, network.state_dict(), path)
-    network.load_state_dict({name: tensor.float().clone() for name, tensor in state.items()}, assign=True)
+    network.load_state_dict(as_float32(state, path, CLIP_FILE), assign=True)
     restore_buffers(network)
     eye: Any = config.vision_config
     logger.info("CLIP %s: %d px, %d layers", path, eye.image_size, eye.num_hidden_layers)
@@ -128,6 +128,14 @@ def check_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path
     if wrong:
         raise CheckpointError(path, f"{len(wrong)} tensors have the wrong shape, such as {wrong[0]} with "
                               f"{tuple(state[wrong[0]].shape)}", f"{tuple(wanted[wrong[0]].shape)} there")
+
+
+def as_float32(state: Mapping[str, Tensor], path: Path, what: str) -> dict[str, Tensor]:
+    """Copies of weights. CheckpointError for numbers that are no weights, or not finite."""
+    for name, tensor in state.items():
+        check_floating(name, tensor, path, what)
+        check_finite(name, tensor, path, what)
+    return {name: tensor.float().clone() for name, tensor in state.items()}
 
 
 def restore_buffers(network: nn.Module) -> None:

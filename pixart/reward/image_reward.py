@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..weights import CheckpointError, Kind, open_weights
-from .clip_files import check_shapes, restore_buffers
+from .clip_files import as_float32, check_shapes, restore_buffers
 from .eyes import middle_square, normalised
 from .protocol import check_pictures
 
@@ -103,7 +103,7 @@ def open_blip(path: Path) -> BlipScorer:
     with torch.device("meta"):
         network = BlipScorer(*configs_of(state))
     check_shapes(state, network.state_dict(), path, IMAGE_REWARD_FILE)
-    network.load_state_dict({name: tensor.float().clone() for name, tensor in state.items()}, assign=True)
+    network.load_state_dict(as_float32(state, path, IMAGE_REWARD_FILE), assign=True)
     restore_buffers(network)
     return network
 

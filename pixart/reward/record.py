@@ -5,16 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..atomic import replacing
+from ..weights import CheckpointError, Kind, check_finite, check_floating, open_weights
 from .optimise import Iteration, OptimisedNoise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOISE_FORMAT = "pixart-noise-1"
+NOISE_FILE = Kind("noise, written by python -m pixart reno")
 
 
 def save_noise(path: Path, noise: Tensor, about: Mapping[str, object]) -> Path:
@@ -28,22 +29,18 @@ def save_noise(path: Path, noise: Tensor, about: Mapping[str, object]) -> Path:
 
 
 def load_noise(path: str | Path) -> Tensor:
-    """What `save_noise` wrote, (B, C, h, w) float32. Raises FileNotFoundError, ValueError."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of noise at this place: {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("format") != NOISE_FORMAT:
-                raise ValueError(f"this file holds no saved noise; choose one that `pixart reno` wrote: {path}")
-            noise = file.get_tensor("noise").clone()
-    except SafetensorError as error:
-        raise ValueError(f"this is no safetensors file, or it is damaged ({error}): {path}") from error
-    if noise.ndim != 4 or not torch.isfinite(noise).all():
-        raise ValueError(f"the noise in this file is damaged, of shape {tuple(noise.shape)}: {path}")
-    return noise.float()
+    """What `save_noise` wrote, (B, C, h, w) float32. CheckpointError, a ValueError, or its subclass
+    CheckpointNotFound, a FileNotFoundError, for anything else."""
+    weights = open_weights(path, NOISE_FILE)
+    if weights.metadata.get("format") != NOISE_FORMAT:
+        raise CheckpointError(weights.path, "a file that holds no saved noise", NOISE_FILE.expected)
+    noise = weights.tensors.get("noise")
+    if noise is None or noise.ndim != 4 or noise.numel() == 0:
+        found = "no noise" if noise is None else f"noise of shape {tuple(noise.shape)}"
+        raise CheckpointError(weights.path, found, f"(B, C, h, w), {NOISE_FILE.expected}", "The file is damaged.")
+    check_floating("noise", noise, weights.path, NOISE_FILE.expected)
+    check_finite("noise", noise, weights.path, NOISE_FILE.expected)
+    return noise.float().clone()
 
 
 def save_log(path: Path, found: OptimisedNoise, about: Mapping[str, object]) -> Path:

@@ -1,6 +1,6 @@
 """Encoded prompts: the features a transformer reads, their masks, and files of them for machines too small for T5."""
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 from ..atomic import replacing
+from ..weights import CheckpointError, Kind, check_finite, check_floating, checked_entries, open_weights
+from ..weights.settings import Check, list_of, parse_value, shown, table, text, whole
 from .tokens import PromptReport
 
 EMBEDDINGS_FORMAT = "pixart-embeddings-1"
+EMBEDDINGS_FILE = Kind("encoded prompts, written by python -m pixart encode")
+EMBEDDINGS_DAMAGED = "The file is damaged; encode the prompts anew."
+MOST_ENCODED = 1_000_000                # prompts in a file
+TOKEN_COUNT = whole(0, 1 << 30)
+REPORT_FIELDS: dict[str, Check] = {"prompt": text, "text": text, "tokens": TOKEN_COUNT, "needed": TOKEN_COUNT,
+                                   "limit": TOKEN_COUNT, "cut": text, "notes": list_of(text, 1000)}
 
 
 @dataclass(frozen=True)
@@ -66,33 +74,40 @@ def save_embeddings(path: str | Path, encoded: Encoded) -> None:
 
 
 def load_embeddings(path: str | Path) -> Encoded:
-    """Read what `save_embeddings` wrote. FileNotFoundError or ValueError, naming the file, for anything else."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            stored = set(file.keys()) & {"context", "mask"}
-            tensors = {name: file.get_tensor(name).clone() for name in stored}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file or is damaged: {error}") from error
-    if metadata.get("format") != EMBEDDINGS_FORMAT:
-        raise ValueError(f"{path} holds no saved prompt (format {metadata.get('format')!r}, expected "
-                         f"{EMBEDDINGS_FORMAT!r}); choose a file made by saving PixArt embeddings")
-    return _checked(path, tensors, metadata)
-
-
-def _checked(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Encoded:
-    try:
-        reports = [PromptReport(**{**report, "notes": tuple(report["notes"])})
-                   for report in json.loads(metadata["reports"])]
-        context, mask = tensors["context"], tensors["mask"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is a damaged embeddings file: {error!r}") from error
+    """Read what `save_embeddings` wrote. CheckpointError, a ValueError, or its subclass CheckpointNotFound, a
+    FileNotFoundError, for anything else."""
+    weights = open_weights(path, EMBEDDINGS_FILE)
+    path, told = weights.path, weights.metadata
+    if told.get("format") != EMBEDDINGS_FORMAT:
+        raise CheckpointError(path, f"a file that holds no saved prompt (format {shown(told.get('format'))})",
+                              f"{EMBEDDINGS_FILE.expected}, format {EMBEDDINGS_FORMAT}")
+    reports = _reports(told, path)
+    lacking = [name for name in ("context", "mask") if name not in weights.tensors]
+    if lacking:
+        raise CheckpointError(path, f"encoded prompts without {lacking[0]}", EMBEDDINGS_FILE.expected,
+                              EMBEDDINGS_DAMAGED)
+    context, mask = weights.tensors["context"], weights.tensors["mask"]
+    check_floating("context", context, path, EMBEDDINGS_FILE.expected)
+    check_finite("context", context, path, EMBEDDINGS_FILE.expected)
     if context.ndim != 3 or mask.shape != context.shape[:2] or mask.dtype != torch.bool or len(reports) != len(mask):
-        raise ValueError(f"{path} is a damaged embeddings file: context {tuple(context.shape)}, "
-                         f"mask {tuple(mask.shape)} {mask.dtype}, {len(reports)} prompts")
-    return Encoded(context.float(), mask, reports, metadata.get("encoder", ""))
+        raise CheckpointError(path, f"context {tuple(context.shape)}, mask {tuple(mask.shape)} {mask.dtype}, "
+                              f"{len(reports)} prompts", "(B, L, C), (B, L) of bool, and B", EMBEDDINGS_DAMAGED)
+    if not len(mask) or not mask.any(1).all():
+        raise CheckpointError(path, "an encoded prompt without a single token, or no prompt", EMBEDDINGS_FILE.expected,
+                              EMBEDDINGS_DAMAGED)
+    return Encoded(context.float().clone(), mask.clone(), reports, told.get("encoder", ""))
+
+
+def _reports(told: Mapping[str, str], path: Path) -> list[PromptReport]:
+    """What the header says of each prompt, checked_entries."""
+    reports = parse_value(told.get("reports", "[]"), path, "reports in its header", "a list of reports")
+    checked_entries({"reports": reports}, {"reports": list_of(table, MOST_ENCODED)}, path, "its header")
+    found = []
+    for report in reports:
+        known = checked_entries(report, REPORT_FIELDS, path, "a report in its header")
+        lacking = sorted(REPORT_FIELDS.keys() - known.keys())
+        if lacking:
+            raise CheckpointError(path, f"a report in its header lacks {lacking[0]}", EMBEDDINGS_FILE.expected,
+                                  EMBEDDINGS_DAMAGED)
+        found.append(PromptReport(**{**known, "notes": tuple(known["notes"])}))
+    return found

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..weights.errors import CheckpointError
@@ -56,12 +57,16 @@ class T5Files:
         Raises CheckpointError where a number is not finite.
         """
         tensor = self._tensor(name)
-        check_finite(self._places[name], tensor, self.path, T5_FILE)
+        check_finite(self._places[name], tensor, self.path, T5_FILE, torch.bfloat16)      # which all is computed in
         if tensor.dtype not in EIGHT_BITS:
             return tensor
         base = name.removesuffix(".weight")
         scale = next((base + ending for ending in _SCALES if base + ending in self._places), None)
-        return tensor.float() if scale is None else tensor.float() * self._scale(scale)
+        if scale is None:
+            return tensor.float()
+        scaled = tensor.float() * self._scale(scale)
+        check_finite(f"{self._places[name]}, scaled,", scaled, self.path, T5_FILE, torch.bfloat16)
+        return scaled
 
     def _scale(self, name: str) -> Tensor:
         scale = self._tensor(name).float()

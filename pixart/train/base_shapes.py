@@ -5,6 +5,7 @@ width. Names are those of the weight files. For a PixArt of given depth all of i
 width, so reading a file means finding that number and checking the rest against it.
 """
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,14 @@ from pathlib import Path
 from ..atomic import replacing
 from ..checkpoint.layouts import NULL_CAPTION, expected_shapes
 from ..config import PixArtConfig
+from ..weights.settings import short, shown, whole
 
 BaseShapes = dict[str, list[int | None]]
+LARGEST_BASE_SHAPES = 1 << 18               # bytes of a file; of 42 blocks it has 60,000
+DEEPEST_LIST = 8                     # lists in lists
+BRACKET = re.compile(r"[\[\]{}]")
+NESTED = re.compile(r"^ *(?:- ){8}", re.MULTILINE)
+BASE_WIDTH_CHECK = whole(1, 1 << 16)
 BASE_SHAPES_HEADER = "# Base shapes for muP: per dimension the width in the base model, null where it is no width\n"
 
 
@@ -47,19 +54,53 @@ def read_base_width(path: str | os.PathLike, config: PixArtConfig) -> int:
     import yaml
 
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no base-shape file at this place: {path}")
+    if path.stat().st_size > LARGEST_BASE_SHAPES:
+        raise ValueError(f"a base-shape file of {path.stat().st_size} bytes; expected at most {LARGEST_BASE_SHAPES}: "
+                         f"{path}")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a base-shape file ({str(error).splitlines()[0]})") from error
-    width = found.get("x_embedder.proj.bias", [None])[0] if isinstance(found, Mapping) else None
-    if not isinstance(width, int):
-        raise ValueError(f"{path}: it does not say the base width of a PixArt; expected x_embedder.proj.bias with one "
-                         "number. Write one with pixart.train.base_shapes.write_base_shapes.")
-    expected = base_shapes(config, width)
-    differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        written = path.read_text(encoding="utf-8")
+        if depth_of(written) > DEEPEST_LIST or NESTED.search(written):
+            raise RecursionError            # which the YAML reader needs long to find out
+        found = yaml.safe_load(written)
+    except RecursionError:
+        raise ValueError(f"not a base-shape file, it is nested too deeply: {path}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"not a base-shape file ({short(error)}): {path}") from error
+    entry = found.get("x_embedder.proj.bias") if isinstance(found, Mapping) else None
+    if not isinstance(entry, list) or len(entry) != 1 or BASE_WIDTH_CHECK(entry[0]):
+        raise ValueError("it does not say the base width of a PixArt; expected x_embedder.proj.bias with one number. "
+                         f"Write one with pixart.train.base_shapes.write_base_shapes. File: {path}")
+    return check_base_shapes(found, config, entry[0], path)
+
+
+def depth_of(written: str) -> int:
+    """How deep brackets stand in brackets."""
+    depth = deepest = 0
+    for found in BRACKET.finditer(written):
+        depth += 1 if found[0] in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def check_base_shapes(found: Mapping[object, object], config: PixArtConfig, width: int, path: Path) -> int:
+    """The width, where the file's entries are those of a model like `config` at this width; else ValueError."""
+    try:
+        expected: Mapping[object, object] = base_shapes(config, width)
+    except ValueError as error:
+        raise ValueError(f"no PixArt has the base width {width} ({error}). File: {path}") from error
+    names = found.keys() | expected.keys()
+    differing = sorted((name for name in names if found.get(name) != expected.get(name)), key=str)
     if differing:
         name = differing[0]
-        raise ValueError(f"{path}: {len(differing)} entries do not fit this model of {config.depth} blocks, the first "
-                         f"is {name} with {found.get(name)} instead of {expected.get(name)}. Use the file of a model "
-                         "with the same depth and conditioning.")
+        raise ValueError(f"{len(differing)} entries do not fit this model of {config.depth} blocks, the first is "
+                         f"{str(name)[:80]} with {shape_of(found.get(name))} instead of {expected.get(name)}. Use the "
+                         f"file of a model with the same depth and conditioning. File: {path}")
     return width
+
+
+def shape_of(entry: object) -> str:
+    """An entry as a message shows it; what is no short list of numbers may be endless."""
+    plain = isinstance(entry, list) and len(entry) <= 8 and all(isinstance(side, (int, type(None))) for side in entry)
+    return str(entry) if plain else shown(entry)

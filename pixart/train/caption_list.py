@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..prompts import read_lines
 from ..text.encoded import Encoded, join_encoded
 from .data import Batch, without_caption
 from .draws import draw_rows, on_cpu
@@ -66,11 +67,5 @@ def _longer(tensor: Tensor, length: int) -> Tensor:
 
 
 def read_captions(path: Path) -> list[str]:
-    """One caption a line. Raises FileNotFoundError, ValueError for a file without any."""
-    if not path.is_file():
-        raise FileNotFoundError(f"rewards need the words of captions: a text file with one a line, not found: {path}")
-    lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [line for line in lines if line]
-    if not found:
-        raise ValueError(f"there is no caption in this file: {path}")
-    return found
+    """One caption a line, blanks in a row taken as one. Raises FileNotFoundError, ValueError for a file without any."""
+    return [" ".join(line.split()) for line in read_lines(path, "captions")]

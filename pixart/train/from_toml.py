@@ -2,13 +2,23 @@
 
 A wrong value is one error that names the file (or the option), the key, what was found and what was expected.
 """
+import math
 import os
+import re
 import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ..weights.settings import short, shown
+
+LARGEST_TOML = 1 << 20           # bytes of a configuration
+MOST_NUMBER = 1 << 63              # what numbers are below
+KEY_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+DEEP_KEY = re.compile(rf"^[ \t\[]*{KEY_PART}(?:[ \t]*\.[ \t]*{KEY_PART}){{64}}", re.MULTILINE)   # of over 64 parts
+UNBOUNDED = "clip"          # end of the names of fields in which inf means "not cut"
 
 
 class Source:
@@ -43,10 +53,18 @@ def read_toml(file: Path) -> dict[str, Any]:
         import tomli as tomllib
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {file}")
+    if file.stat().st_size > LARGEST_TOML:
+        raise ValueError(f"a configuration file of {file.stat().st_size} bytes; expected at most {LARGEST_TOML}: "
+                         f"{file}")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a TOML file: {error}") from error
+        written = file.read_text(encoding="utf-8-sig")
+        if DEEP_KEY.search(written):
+            raise RecursionError            # which tomllib takes minutes for instead
+        return tomllib.loads(written)
+    except RecursionError:
+        raise ValueError(f"this is no configuration, it is nested too deeply: {file}") from None
+    except ValueError as error:                 # of TOML, of UTF-8, of numbers without end
+        raise ValueError(f"this is not a TOML file ({short(error)}): {file}") from error
 
 
 def toml_value(text: str) -> Any:
@@ -57,7 +75,7 @@ def toml_value(text: str) -> Any:
         import tomli as tomllib
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -95,10 +113,12 @@ def convert_value(value: Any, kind: Any, key: str, source: Source) -> Any:
         return convert_tuple(value, get_args(kind), key, source)
     if kind is Path and isinstance(value, str):
         return source.folder(key) / os.path.expanduser(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ValueError(f"{source.place(key)} is {value!r}; expected {TYPE_NAMES[kind]}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST_NUMBER:
+        value = float(value)
+    wrong = not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
+    endless = kind is float and not wrong and not math.isfinite(value) and not (value > 0 and key.endswith(UNBOUNDED))
+    if wrong or endless or (kind is int and abs(value) >= MOST_NUMBER):
+        raise ValueError(f"{source.place(key)} is {shown(value)}; expected {TYPE_NAMES[kind]}")
     return value
 
 
@@ -110,7 +130,7 @@ def convert_tuple(value: Any, kinds: tuple[Any, ...], key: str, source: Source) 
     return tuple(convert_value(part, kind, key, source) for part, kind in zip(value, kinds))
 
 
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+TYPE_NAMES = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", Path: "a path"}
 
 
 def dotted_key(key: str, name: str) -> str:

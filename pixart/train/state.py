@@ -1,5 +1,6 @@
 """The state of a training on disk: written whole or not at all, read only when it belongs to this training."""
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic import replacing
+
+# What torch's unpickler raises for files that are no pickles of tensors.
+STATE_DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError, TypeError,
+           AttributeError, OverflowError, AssertionError, struct.error)
 
 
 def write_state(path: Path, state: Mapping[str, object]) -> None:
@@ -40,10 +45,11 @@ def read_state(path: Path, mapped: bool = False) -> dict[str, Any]:
     """What `write_state` wrote, on the CPU. Raises ValueError for a file that is damaged or no state."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except STATE_DAMAGE as error:
         raise ValueError(f"{path} is damaged or no training state ({reason(error)}). Put a copy of it back to go on, "
                          "or move it away to start from step 0") from error
-    if not isinstance(state, dict) or "step" not in state:
+    step = state.get("step") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not isinstance(step, int) or step < 0:
         raise ValueError(f"{path} is no training state: it does not say its step. Move it away to start from step 0")
     return state
 

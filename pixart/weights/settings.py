@@ -47,6 +47,14 @@ def text(value: object) -> str:
     return "" if isinstance(value, str) else "a text"
 
 
+def line(most: int) -> Check:
+    """A text of one line, of 1 to `most` characters."""
+    def check(value: object) -> str:
+        right = isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
+        return "" if right else f"a text of one line and at most {most} characters"
+    return check
+
+
 def table(value: object) -> str:
     """Named entries, to be checked on their own."""
     return "" if isinstance(value, Mapping) else "a table"
@@ -102,16 +110,21 @@ def shown(value: object) -> str:
 
 def parse_json(written: str | bytes, path: Path, where: str) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError for everything else: damaged, nested without end, of another kind."""
-    try:
-        content = json.loads(written)
-    except RecursionError:
-        raise CheckpointError(path, f"{where} is nested too deeply", "a JSON object") from None
-    except ValueError as error:
-        raise CheckpointError(path, f"{where} is not readable as JSON ({short(error)})", "a JSON object",
-                              "Download it again.") from error
+    content = parse_value(written, path, where, "a JSON object")
     if not isinstance(content, dict):
         raise CheckpointError(path, f"{where} is a JSON {type(content).__name__}", "a JSON object")
     return content
+
+
+def parse_value(written: str | bytes, path: Path, where: str, expected: str) -> Any:
+    """Any JSON. Raises CheckpointError where it is damaged or nested without end."""
+    try:
+        return json.loads(written)
+    except RecursionError:
+        raise CheckpointError(path, f"{where} is nested too deeply", expected) from None
+    except ValueError as error:
+        raise CheckpointError(path, f"{where} is not readable as JSON ({short(error)})", expected,
+                              "Get the file again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from .errors import CheckpointError
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 NOT_FINITE_BITS = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}  # lowest bits, without sign, of NaN or infinity
+E8M0 = getattr(torch, "float8_e8m0fnu", None)     # 8 bits of exponent, the scales of MXFP8; 0xFF is NaN
 PART = 1 << 24              # numbers of 8 bits looked at together
 
 # Parts of names that tell which program quantised a file; the first that occurs names it.
@@ -53,7 +54,8 @@ def check_finite(name: str, tensor: Tensor, path: Path, expected: str, dtype: to
         raise CheckpointError(path, f"{name} holds numbers that are not finite (NaN or infinity)", expected,
                               "The file is damaged, or its training went wrong; use another one.")
     if not fits(tensor, dtype):
-        action = "Load it with a wider data type" if dtype.itemsize < 4 else "The file is damaged; use another one"
+        action = ("Choose a wider data type where you can, or use another file" if dtype.itemsize < 4 else
+                  "The file is damaged; use another one")
         kind = str(dtype).removeprefix("torch.")
         raise CheckpointError(path, f"{name} holds numbers too large for {kind}", expected, f"{action}.")
 
@@ -62,6 +64,8 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite, without a copy of the tensor's size."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
+    if tensor.dtype == E8M0:
+        return int(tensor.contiguous().view(torch.uint8).max()) < 0xFF
     if tensor.dtype in EIGHT_BITS:
         parts = tensor.contiguous().view(-1).view(torch.uint8).split(PART)
         return all(int((part & 0x7F).max()) < NOT_FINITE_BITS[tensor.dtype] for part in parts)
@@ -70,7 +74,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 def fits(tensor: Tensor, dtype: torch.dtype) -> bool:
     """Whether finite numbers stay finite in `dtype`: the smallest and the largest of them tell."""
-    if tensor.numel() == 0 or not tensor.is_floating_point() or tensor.dtype in EIGHT_BITS:
+    if tensor.numel() == 0 or not tensor.is_floating_point() or tensor.dtype in (*EIGHT_BITS, E8M0):
         return True
     if torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
         return True

@@ -53,5 +53,5 @@ def test_bad_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not UTF-8"):
         read_prompts(tmp_path / "latin.txt")
     written(tmp_path, "deep.jsonl", "[" * 200_000)
-    with pytest.raises(ValueError, match="line 1 is no JSON"):
+    with pytest.raises(ValueError, match="line 1 is JSON nested too deeply"):
         read_prompts(tmp_path / "deep.jsonl")

@@ -78,7 +78,7 @@ def changed(path: Path, change) -> Path:
     (lambda c, s: s["004"]["9"].update(ff=1), "step 4 of the schedule holds something else"),
     (lambda c, s: s["004"]["9"].update(custom_compute_ff={"name": "their_own"}), "'their_own', which is unknown"),
     (lambda c, s: c.update(config={"pipeline": {"name": "other"}}), "pipeline 'other'"),
-    (lambda c, s: s["004"]["9"].pop("attn2"), "not a schedule file of ECAD"),
+    (lambda c, s: s["004"]["9"].pop("attn2"), "step 4 of the schedule holds something else"),
     (lambda c, s: c.pop("cache_schedule"), "not a schedule file of ECAD"),
 ])
 def test_what_is_no_schedule_for_pixart_is_refused_by_name(tmp_path, change, message):

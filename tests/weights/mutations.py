@@ -5,18 +5,26 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pixart.accelerate import BranchSchedule, write_ecad
 from pixart.checkpoint import save_checkpoint, save_control, to_diffusers
+from pixart.checkpoint.feedback import save_feedback
 from pixart.checkpoint.save_diffusers import save_diffusers
 from pixart.config import PixArtConfig
 from pixart.model.controlnet import PixArtControlNet
+from pixart.model.feedback import Feedback
 from pixart.model.transformer import PixArtTransformer
+from pixart.quantize.convert import convert
+from pixart.quantize.formats import mixed
+from pixart.quantize.fp4 import RANK
 
 CONFIG = PixArtConfig(depth=2, hidden=24, heads=2, caption_width=16, caption_tokens=12, base_size=4, position_scale=2.0)
 NASTY: list[Any] = [None, True, False, 0, -1, 1, 2, 2.5, 10 ** 9, 10 ** 400, -10 ** 30, float("nan"), float("inf"), "",
@@ -110,9 +118,44 @@ def t5(folder: Path) -> Path:
     return folder
 
 
+PACKED_CONFIG = replace(CONFIG, hidden=96, heads=4)         # widths that every format but convrot can have
+
+
+def packed(target: str) -> Callable[[Path], Path]:
+    """As `python -m pixart quantize` writes it."""
+    def write(folder: Path) -> Path:
+        plain = save_checkpoint(folder / "plain.safetensors", random_model(PACKED_CONFIG))
+        convert(plain, target, folder / "model.safetensors")
+        plain.unlink()
+        return folder / "model.safetensors"
+    return write
+
+
+def low_rank(folder: Path) -> Path:
+    """fp4 with a branch of low rank, as FP4DiT's files have it."""
+    plain = save_checkpoint(folder / "plain.safetensors", random_model(PACKED_CONFIG))
+    convert(plain, "fp4", folder / "model.safetensors",
+            settings=lambda layer, config: {**mixed(layer, config), RANK: 4})
+    plain.unlink()
+    return folder / "model.safetensors"
+
+
+def feedback(folder: Path) -> Path:
+    torch.manual_seed(3)
+    return save_feedback(folder / "feedback.safetensors", Feedback(CONFIG, 0, 1, 20))
+
+
+def schedule(folder: Path) -> Path:
+    bits = torch.rand(5, 3, 3, generator=torch.Generator().manual_seed(4)) < 0.5
+    return write_ecad(folder / "schedule.json", BranchSchedule.of("damaged", bits), gate=3, macs=7)
+
+
+PACKED = {f"packed {target}": packed(target) for target in ("fp4", "nvfp4", "mxfp8", "int8_tensorwise", "float8_e4m3fn",
+                                                            "float8_e5m2", "asym_w4a8_int8")} | {"low rank": low_rank}
+NEWER: dict[str, Callable[[Path], Path]] = {**PACKED, "feedback": feedback, "schedule": schedule}
 TRANSFORMERS = {"own file": own_file, "zip": zipped, "stream": stream, "diffusers folder": diffusers, "shards": sharded}
 LORAS = {"peft": peft_lora, **{name: other_lora(name) for name in ("DoRA", "LoHa", "LoKr", "GLoRA", "OFT", "BOFT")}}
-KINDS: dict[str, Callable[[Path], Path]] = {**TRANSFORMERS, "control": control, **LORAS, "t5": t5}
+KINDS: dict[str, Callable[[Path], Path]] = {**TRANSFORMERS, "control": control, **LORAS, "t5": t5, **NEWER}
 
 
 # --- mutations: each changes one file in place ------------------------------------------------------------------------
@@ -126,7 +169,7 @@ def mutate(folder: Path, chance: random.Random) -> str:
         if file.suffix == ".json":
             possible += [_json_file] * 4
         elif file.suffix == ".safetensors":
-            possible += [_header] * 4 + [_tensors] * 4
+            possible += [_header] * 4 + [_tensors] * 4 + [_mark] * 2
         elif zipfile.is_zipfile(file):
             possible += [_record] * 4 + [_torch_content] * 4
         else:
@@ -232,13 +275,25 @@ def _change_table(tensors: dict[Any, Any], chance: random.Random) -> str:
 
 
 def _tensors(file: Path, chance: random.Random) -> str:
-    from safetensors import safe_open
     with safe_open(file, "pt") as source:
         metadata = source.metadata()
         tensors = {name: source.get_tensor(name).clone() for name in source.keys()}  # noqa: SIM118
     done = _change_table(tensors, chance)
     save_file(tensors, file, metadata)
     return done
+
+
+def _mark(file: Path, chance: random.Random) -> str:
+    """What a packed layer says of itself, JSON in a tensor of bytes."""
+    tensors = load_file(file)
+    with safe_open(file, "pt") as source:
+        metadata = source.metadata()
+    name = chance.choice([each for each in tensors if each.endswith(".comfy_quant")])
+    said = json.loads(bytes(tensors[name].tolist()))
+    done = _damage(said, chance)
+    tensors[name] = torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8)
+    save_file(tensors, file, metadata)
+    return f"{name}: {done}"
 
 
 def _torch_content(file: Path, chance: random.Random) -> str:

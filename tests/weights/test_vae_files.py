@@ -1,4 +1,5 @@
 """The VAE goes through the same checked reader as every other network."""
+import json
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,46 @@ def test_damaged_missing_and_other_files_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointNotFound, match=r"no weights in this folder.*diffusion_pytorch_model\.safetensors"):
         load_vae(tmp_path / "empty")
+
+
+def small_vae(folder: Path) -> Path:
+    """A full autoencoder of one block, as diffusers keeps it."""
+    from diffusers import AutoencoderKL
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, down_block_types=("DownEncoderBlock2D",),
+                  up_block_types=("UpDecoderBlock2D",), layers_per_block=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("changed, says", [
+    ({"block_out_channels": [2 ** 24]}, "block_out_channels is a list of 1"),
+    ({"layers_per_block": 10 ** 6}, "layers_per_block is 1000000"),
+    ({"norm_num_groups": 0}, "norm_num_groups is 0"), ({"block_out_channels": []}, "this VAE cannot be used"),
+    ({"down_block_types": [5]}, "down_block_types is a list"),
+    ({"scaling_factor": float("nan")}, "scaling_factor is nan"),
+    ({"in_channels": -3}, "in_channels is -3"), ({"act_fn": "evil"}, "this VAE cannot be used")])
+def test_a_folder_whose_configuration_is_wrong_is_refused_by_field(tmp_path, changed, says):
+    config = small_vae(tmp_path / "vae") / "config.json"
+    load_vae(tmp_path / "vae")
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+    with pytest.raises(ValueError) as caught:
+        load_vae(tmp_path / "vae")
+    said = str(caught.value)
+    assert says in said and str(tmp_path / "vae") in said and "\n" not in said
+
+
+@pytest.mark.parametrize("made, says", [
+    (lambda tensor: tensor.to(torch.int8), "decoder.conv_in.weight holds int8 numbers"),
+    (lambda tensor: torch.full_like(tensor, 1e300, dtype=torch.float64), "too large for float32"),
+    (lambda tensor: tensor.to(torch.complex64), "complex64 numbers"),
+    (lambda tensor: tensor[:3], "decoder.conv_in.weight"),
+    (None, "1 tensors are missing, the first is decoder.conv_in.weight")])
+def test_a_folder_with_a_wrong_tensor_is_refused_by_its_name(tmp_path, made, says):
+    path = small_vae(tmp_path / "vae") / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    wrong = tensors.pop("decoder.conv_in.weight")
+    save_file(tensors if made is None else {**tensors, "decoder.conv_in.weight": made(wrong).contiguous()}, path,
+              {"format": "pt"})
+    with pytest.raises(ValueError) as caught:
+        load_vae(tmp_path / "vae")
+    assert says in str(caught.value) and "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ from workflows.model_entries import OF_FILE, with_entries
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+ROOM = 60                # pixels
 NOTES = {"MarkdownNote", "Note"}
 STOCK = {"KSampler", "SamplerCustom", "VAELoader", "VAEDecode", "VAEEncode", "SaveImage", "PreviewImage", "LoadImage",
          "SolidMask", "MaskComposite", "SetLatentNoiseMask", "ImageInvert"}
@@ -148,6 +149,16 @@ def test_nodes_stand_left_to_right_inside_the_groups(name):
         (x, y), (width, height) = node["pos"], node["size"]
         assert any(left <= x and top <= y and x + width <= left + wide and y + height <= top + high
                    for left, top, wide, high in (group["bounding"] for group in page["groups"])), node["type"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_leave_room_for_the_taller_ones_of_nodes_2(name):
+    """The page's newer renderer draws nodes up to 60 pixels taller than the sizes in the file."""
+    columns = [(*node["pos"], *node["size"], node["type"]) for node in page_form(name)["nodes"]]
+    for x, y, width, height, kind in columns:
+        below = [top - (y + height) for left, top, wide, _, _ in columns
+                 if top > y and left < x + width and x < left + wide]
+        assert min(below, default=ROOM) >= ROOM, kind
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -75,6 +75,9 @@ def lora_change(found: ModuleTensors) -> Change:
     mid = found.tensors.get(MID)
     if down.ndim not in (2, 4) or up.shape[1] != down.shape[0]:
         raise ValueError(f"shapes {tuple(down.shape)} and {tuple(up.shape)} instead of (rank, in) and (out, rank)")
+    if mid is not None and (mid.ndim != 4 or tuple(mid.shape[:2]) != (up.shape[1], len(down))):
+        raise ValueError(f"shapes {tuple(mid.shape)} between {tuple(down.shape)} and {tuple(up.shape)} instead of "
+                         "(rank, rank, side, side) between (rank, in) and (out, rank)")
     magnitude = found.magnitude
     if magnitude is not None and magnitude.ndim == 1 and len(magnitude) != len(up):
         raise ValueError(f"{len(magnitude)} lengths for {len(up)} rows")

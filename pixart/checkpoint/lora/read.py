@@ -13,7 +13,7 @@ from ...weights.reader import open_weights
 from ...weights.values import check_finite, check_floating
 from ..layouts import diffusers_names
 from .adapters import COMPLETE, ModuleTensors, build_changes
-from .alpha import LORA_FILE, ScaleSettings, find_settings
+from .alpha import LARGEST_ALPHA, LORA_FILE, ScaleSettings, find_settings
 from .changes import Change
 from .keys import ALPHA, DOWN, layout_of, split_key, stranger, weight_slice
 from .lora import Lora
@@ -116,8 +116,13 @@ class _Reader:
             return None
         tensor = self.tensors[keys[ALPHA]]
         if tensor.numel() != 1 or tensor.is_complex():
-            raise CheckpointError(self.file, f"{keys[ALPHA]} holds {tensor.numel()} numbers", "one")
-        return float(tensor.item())
+            kind = "complex " if tensor.is_complex() else ""
+            raise CheckpointError(self.file, f"{keys[ALPHA]} holds {tensor.numel()} {kind}numbers", "one real number")
+        alpha = float(tensor.item())
+        if abs(alpha) > LARGEST_ALPHA:
+            raise CheckpointError(self.file, f"{keys[ALPHA]} is {alpha:g}", f"a number up to {LARGEST_ALPHA:g}",
+                                  "The file is damaged; get it again.")
+        return alpha
 
     def _refuse_halves(self, module: str, keys: Mapping[str, str]) -> None:
         for together in COMPLETE:
