@@ -12,6 +12,7 @@ from .lora import PixArtDeltaLoraLoader, PixArtLoraLoader
 from .prompts import PixArtPromptList
 from .reno import PixArtReNO
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas, PixArtSteps
+from .sketch import PixArtSketch
 from .text import PixArtTextEncode
 from .train import PixArtTrain
 
@@ -25,6 +26,7 @@ TITLES = {
     PixArtTextEncode: "PixArt Text Encode",
     PixArtEmptyLatent: "PixArt Empty Latent",
     PixArtControlNetLoader: "Load PixArt ControlNet",
+    PixArtSketch: "PixArt Sketch",
     PixArtEdges: "PixArt Edges",
     PixArtHED: "PixArt HED",
     PixArtControlNetApply: "Apply PixArt ControlNet",

@@ -31,13 +31,17 @@ def read_picture(path: str | Path) -> Tensor:
         raise FileNotFoundError(f"there is no picture file at this place: {path}")
     try:
         with path.open("rb") as file, open_image(file) as picture:
-            whole = upright(picture)
-            if whole.mode.startswith(("I", "F")):
-                whole = plain_colours(whole)
-            pixels = np.array(whole.convert("RGBA"))
+            return pixels_of(picture)
     except (BrokenPicture, IsADirectoryError) as error:
         raise ValueError(f"this picture cannot be used, {error}: {path}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+
+
+def pixels_of(picture: "Image") -> Tensor:
+    """RGB and opacity (1, 4, H, W) in 0..1 of an opened picture, upright. BrokenPicture."""
+    whole = upright(picture)
+    if whole.mode.startswith(("I", "F")):
+        whole = plain_colours(whole)
+    return torch.from_numpy(np.array(whole.convert("RGBA"))).permute(2, 0, 1)[None] / 255
 
 
 def save_picture(path: str | Path, picture: Tensor) -> Path:
@@ -66,15 +70,16 @@ def format_of(path: str | Path) -> str:
     return kind
 
 
-def open_image(file: BinaryIO) -> "Image":
-    """A picture of which only the header is read yet. BrokenPicture."""
+def open_image(file: BinaryIO, formats: tuple[str, ...] | None = None) -> "Image":
+    """A picture of which only the header is read yet, of any format, or of those of Pillow's names. BrokenPicture."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(file)
+        return Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
         file.seek(0)
-        raise BrokenPicture("it is not a picture" if file.read(1) else "it is empty") from error
+        expected = " or ".join(formats or ["picture"])
+        raise BrokenPicture(f"it is not a {expected}" if file.read(1) else "it is empty") from error
     except Exception as error:          # DecompressionBombError, and whatever damaged headers lead to
         raise BrokenPicture(f"it cannot be opened: {error}") from error
 

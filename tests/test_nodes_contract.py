@@ -22,6 +22,7 @@ PROMISED = {
     "PixArtControlNetLoader": (["file", "weight_dtype"], ["CONTROL_NET", "STRING"]),
     "PixArtControlNetApply": (["positive", "control_net", "image", "vae", "strength", "start_percent", "end_percent",
                                "fade", "blocks", "negative"], ["CONDITIONING", "CONDITIONING"]),
+    "PixArtSketch": (["width", "height", "sketch"], ["IMAGE"]),
     "PixArtEdges": (["image", "method", "low", "high", "blur", "strength", "width", "height"], ["IMAGE"]),
     "PixArtHED": (["image", "file", "width", "height"], ["IMAGE"]),
     "PixArtCache": (["model", "method", "budget", "start", "end", "schedule", "vae"], ["MODEL"]),

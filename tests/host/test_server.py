@@ -1,5 +1,6 @@
 """Every node over HTTP and websocket, alone and mixed with stock nodes, and what users read when something is wrong."""
 import asyncio
+import base64
 import io
 import json
 import struct
@@ -18,7 +19,8 @@ WORKFLOWS = harness.ROOT / "workflows" / "api"
 NODES = ("PixArtPromptList", "PixArtCheck",
          "PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtReNO", "PixArtLCMSampler",
          "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtSteps", "PixArtControlNetLoader", "PixArtControlNetApply",
-         "PixArtEdges", "PixArtHED", "PixArtCache", "PixArtDeltaLoraLoader", "PixArtLoraLoader", "PixArtTrain")
+         "PixArtSketch", "PixArtEdges", "PixArtHED", "PixArtCache", "PixArtDeltaLoraLoader", "PixArtLoraLoader",
+         "PixArtTrain")
 
 TRAINING = ("accelerate", "peft")       # what ComfyUI does not bring along
 
@@ -329,6 +331,12 @@ def require_packages(host: harness.Host, graph: dict) -> None:
                     f"install {lacking}")
 
 
+def last(graph: dict) -> str:
+    """The node that saves the picture of a workflow; in one that saves nothing, the one that shows it."""
+    ends = {kind: key for key, entry in graph.items() if (kind := entry["class_type"]) in ("SaveImage", "PreviewImage")}
+    return ends.get("SaveImage") or ends["PreviewImage"]
+
+
 @pytest.fixture(scope="module")
 def at_hand(base):
     """What the workflows load beside models: HED weights under the published name, and the host's example picture."""
@@ -367,19 +375,36 @@ def test_an_uploaded_drawing_steers_the_picture(server):
     assert without == never and steered != without
 
 
+def test_a_sketch_in_the_prompt_steers_the_picture(server):
+    graph = json.loads((WORKFLOWS / "mini-sketch.json").read_text(encoding="utf-8"))
+    (canvas,) = [entry["inputs"] for entry in graph.values() if entry["class_type"] == "PixArtSketch"]
+    drawn = [canvas["sketch"], "data:image/png;base64," + base64.b64encode(drawing()).decode(), ""]
+    prompts = [json.loads(json.dumps(graph).replace(canvas["sketch"], text)) for text in drawn]
+    assert len({picture(server, outcome, last(graph)) for outcome in run(server, *prompts)}) == 3
+
+
+@pytest.mark.parametrize("text, finding", [
+    ("example.png", "the sketch is 'example.png'; expected a PNG as data:image/png;base64,..."),
+    ("data:image/png;base64,AAAA", "the sketch cannot be used, it is not a PNG"),
+    ("A" * 3_000_000, "the sketch is 'AAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'; expected a PNG"),
+])
+def test_a_sketch_that_is_none_is_one_clear_error(server, text, finding):
+    graph = {"sketch": node("PixArtSketch", width=128, height=128, sketch=text),
+             "shown": node("PreviewImage", images=["sketch", 0])}
+    assert failed(server, graph).startswith(finding)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.glob("*.json")))
 def test_shipped_workflow_runs(server, host, at_hand, name):
     graph = small(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
     require_packages(host, graph)
-    (saver,) = [key for key, entry in graph.items() if entry["class_type"] == "SaveImage"]
     (outcome,) = run(server, graph)
-    assert png_size(picture(server, outcome, saver)) == (128, 128)
+    assert png_size(picture(server, outcome, last(graph))) == (128, 128)
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("mini-*.json")), ids=lambda path: path.stem)
 def test_bundled_workflow_runs_as_it_is(server, host, path: Path):
     graph = json.loads(path.read_text(encoding="utf-8"))
     require_packages(host, graph)
-    (saver,) = [key for key, entry in graph.items() if entry["class_type"] == "SaveImage"]
     (outcome,) = run(server, graph)
-    assert png_size(picture(server, outcome, saver)) == (128, 128)
+    assert png_size(picture(server, outcome, last(graph))) == (128, 128)

@@ -1,0 +1,35 @@
+"""The node to draw on."""
+from typing import Any
+
+from ..pixart.control.sketch import LARGEST
+from .arguments import checked
+
+SIDE = {"default": 512, "min": 64, "max": LARGEST, "step": 8, "tooltip":
+        "Of the canvas and of the image, in pixels. Good: that of the picture."}
+
+
+class PixArtSketch:
+    DESCRIPTION = ("A canvas to draw lines on, white on black, for PixArt Edges and Apply PixArt ControlNet. Live runs "
+                   "the workflow while you draw: with a few-step model the picture follows the pen.")
+    CATEGORY = "PixArt"
+    FUNCTION = "draw"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("image",)
+    OUTPUT_TOOLTIPS = ("The drawing, white on black: for PixArt Edges with method none, or PixArt HED.",)
+    SEARCH_ALIASES = ["draw", "canvas", "scribble", "paint", "painter", "pen", "doodle", "live"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "width": ("INT", SIDE),
+            "height": ("INT", SIDE),
+            "sketch": ("STRING", {"default": "", "widgetType": "PIXART_SKETCH", "socketless": True, "tooltip":
+                       "What is drawn, kept in the workflow: a PNG as data:image/png;base64,... of at most 2048 pixels "
+                       "a side; empty for a black picture. Scaled to cover the size above, never stretched."}),
+        }}
+
+    @checked
+    def draw(self, width: int, height: int, sketch: str) -> tuple[Any]:
+        from ..pixart.control.sketch import read_sketch
+        from .host.edges import as_image
+        return (as_image(read_sketch(sketch, width, height)),)

@@ -1,0 +1,53 @@
+"""A sketch as text: the PNG that a page's canvas keeps in the workflow, read back without trusting it."""
+import base64
+import binascii
+from io import BytesIO
+
+import torch
+from torch import Tensor
+
+from ..pictures import BrokenPicture, open_image, pixels_of
+from .pictures import BLACK, fit, grey, opaque
+
+PREFIX = "data:image/png;base64,"
+LONGEST = 2_000_000         # characters
+LARGEST = 2048              # pixels a side
+REMEDY = "Draw on the canvas of PixArt Sketch, or leave it empty for a black picture."
+
+
+def read_sketch(text: str, width: int, height: int) -> Tensor:
+    """The drawing (1, 1, height, width) in 0..1, white on black, from a data URL of a PNG; all black from "".
+
+    It is scaled to cover that size, never stretched; what is transparent counts as black. Only the text is looked at:
+    it never names a file or an address. Raises ValueError for anything but a PNG of at most 2048 x 2048 pixels.
+    """
+    if not text:
+        return torch.zeros(1, 1, height, width)
+    return fit(grey(opaque(unpack(text), BLACK)), width, height)
+
+
+def unpack(text: str) -> Tensor:
+    """RGB and opacity (1, 4, H, W) in 0..1 of a data URL."""
+    if not text.startswith(PREFIX):
+        raise ValueError(f"the sketch is {text[:30]!r}; expected a PNG as {PREFIX}... {REMEDY}")
+    if len(text) > LONGEST:
+        raise ValueError(f"the sketch has {len(text):,} characters, more than {LONGEST:,}; draw fewer or plainer "
+                         "lines, or on a smaller canvas")
+    try:
+        data = base64.b64decode(text[len(PREFIX):], validate=True)
+        with open_image(BytesIO(data), ("PNG",)) as picture:
+            if max(picture.size) > LARGEST:
+                raise BrokenPicture(f"it has {picture.width} x {picture.height} pixels, more than {LARGEST} a side")
+            return pixels_of(picture)
+    except (BrokenPicture, binascii.Error) as error:
+        raise ValueError(f"the sketch cannot be used, {error}. {REMEDY}") from error
+
+
+def write_sketch(picture: Tensor) -> str:
+    """The data URL of a drawing (1, 1, H, W) in 0..1, as the canvas writes it: for programs that queue a workflow."""
+    from PIL import Image
+
+    stored = BytesIO()
+    pixels = (picture[0, 0] * 255).round().byte().cpu().numpy()
+    Image.fromarray(pixels).save(stored, format="PNG", optimize=True)
+    return PREFIX + base64.b64encode(stored.getvalue()).decode()
