@@ -1,6 +1,7 @@
 """The menu: every node, in the order of a workflow."""
 from .cache import PixArtCache
 from .check import PixArtCheck
+from .compare import PixArtCompare
 from .control import PixArtControlNetApply, PixArtControlNetLoader
 from .edges import PixArtEdges, PixArtHED
 from .feedback import PixArtFeedback
@@ -35,6 +36,7 @@ TITLES = {
     PixArtLCMSigmas: "PixArt LCM Schedule",
     PixArtDMDSampler: "PixArt One-Step (DMD)",
     PixArtSteps: "PixArt Steps",
+    PixArtCompare: "PixArt Compare",
     PixArtFeedback: "PixArt Feedback (ILF)",
     PixArtTrain: "PixArt Train",
     PixArtReNO: "PixArt ReNO",

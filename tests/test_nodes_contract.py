@@ -32,6 +32,8 @@ PROMISED = {
     "PixArtDMDSampler": (["model", "positive", "latent", "seed"], ["LATENT"]),
     "PixArtSteps": (["model", "method", "steps", "cfg", "denoise"],
                     ["MODEL", "SAMPLER", "SIGMAS", "INT", "FLOAT", "STRING"]),
+    "PixArtCompare": (["model", "clip", "vae", "latent", "prompt", "columns", "column_values", "rows", "row_values",
+                       "name", "seed", "method", "steps", "cfg", "denoise", "negative"], ["IMAGE", "IMAGE", "STRING"]),
     "PixArtFeedback": (["model", "file", "start", "end"], ["MODEL", "STRING"]),
     "PixArtTrain": (["model", "method", "name", "steps", "batch", "learning_rate", "rank", "blocks", "guidance",
                      "edges", "resolution", "save_memory", "start_seed", "preview_prompt", "preview_every", "images",
@@ -100,7 +102,8 @@ def test_combos_are_lists_with_their_default_inside(node):
 
 def test_the_method_takes_exactly_the_inputs(node):
     parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
-    assert list(parameters)[1:] == list(inputs(node))
+    hidden = node.INPUT_TYPES().get("hidden", {})
+    assert list(parameters)[1:] == [*inputs(node), *hidden]
     optional = node.INPUT_TYPES().get("optional", {})
     assert all((parameters[name].default is not inspect.Parameter.empty) == (name in optional) for name in inputs(node))
 

@@ -1,0 +1,171 @@
+"""Pictures of a comparison, drawn one by one in the host; each is kept in the output folder as soon as it is there."""
+import hashlib
+import json
+import math
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...pixart import __version__
+from ...pixart.compare import Axis, Cell, grid, labelled_sheet
+from ...pixart.pictures import read_picture, save_picture
+from .node_text import show_text
+from .sampling import check_latent, require_pixart, run
+from .steps import chosen_preset, make_parts
+from .text import encode_prompt, rules_of
+
+FOLDER = "pixart-compare"           # in the host's output folder
+Graph = Mapping[str, Any]
+
+
+@dataclass
+class Networks:
+    """What every cell is drawn with, and the prompts encoded so far."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    latent: dict[str, Any]
+    encoded: dict[str, list] = field(default_factory=dict)
+
+    def conditioning(self, prompt: str) -> list:
+        if prompt not in self.encoded:
+            self.encoded[prompt] = encode_prompt(self.clip, prompt, rules_of(self.model), {}, emphasis=True)[0]
+        return self.encoded[prompt]
+
+    def draw(self, cell: Cell) -> Tensor:
+        """(3, H, W) in 0..1. Raises the host's own exception when it is interrupted."""
+        parts = make_parts(self.model, cell.method, cell.steps, cell.cfg, cell.denoise)
+        positive, latent, cfg = self.conditioning(cell.prompt), self.latent, parts.preset.guidance
+        if len(parts.sigmas):
+            negative = self.conditioning(cell.negative) if cfg != 1 else positive
+            latent = run(parts.model, positive, negative, latent, cell.seed, parts.sampler, parts.sigmas, cfg)
+        return self.vae.decode(latent["samples"])[0, ..., :3].movedim(-1, 0).float().clamp(0, 1).cpu()
+
+
+def compare(networks: Networks, cell: Cell, columns: Axis, rows: Axis, name: str, graph: Graph | None,
+            node: str | None) -> tuple[Tensor, Tensor, str]:
+    """The sheet IMAGE (1, H, W, 3), the pictures IMAGE (cells, H, W, 3) row by row, and a report.
+
+    Pictures that lie in the folder already, drawn with the same settings by the same nodes before, are taken from
+    there. ValueError, before any work, for what some cell cannot be drawn with.
+    """
+    cells = grid(cell, columns, rows)
+    check(networks, cells, columns, rows)
+    folder = folder_of(name)
+    source = fingerprint(graph, node, ("model", "clip", "vae", "latent"))
+    paths = [[folder / f"{key_of(each, source)}.png" for each in row] for row in cells]
+    wanted = {path: each for line, row in zip(paths, cells) for path, each in zip(line, row)}
+    missing = {path: each for path, each in wanted.items() if not path.is_file()}
+    draw_missing(networks, missing, len(wanted))
+    pictures = [[read_picture(path)[0, :3] for path in line] for line in paths]
+    sheet = labelled_sheet(pictures, columns.labels, rows.labels, title_of(cell, columns, rows))
+    report = f"{len(missing)} drawn, {len(wanted) - len(missing)} kept from before, in output/{FOLDER}/{name}"
+    show_text(report)
+    return image_of(sheet), batch_of([each for row in pictures for each in row]), report
+
+
+def check(networks: Networks, cells: Sequence[Sequence[Cell]], columns: Axis, rows: Axis) -> None:
+    """Refuse before the first picture what the last one could not be drawn with."""
+    require_pixart(networks.model)
+    check_latent(networks.model, networks.latent)
+    if networks.latent["samples"].shape[0] != 1:
+        raise ValueError(f"the latent has {networks.latent['samples'].shape[0]} pictures; a cell shows one: set "
+                         "batch_size to 1")
+    for row, line in zip(rows.labels, cells):
+        for column, cell in zip(columns.labels, line):
+            try:
+                found = chosen_preset(networks.model, cell.method, cell.steps, cell.cfg)
+                if cell.denoise != 1 and found.sampler == "dmd":
+                    raise ValueError("one-step DMD starts from pure noise: denoise must be 1")
+            except ValueError as error:
+                raise ValueError(f"{error} (picture {', '.join(filter(None, (column, row)))})") from error
+
+
+def draw_missing(networks: Networks, missing: Mapping[Path, Cell], total: int) -> None:
+    """Each whole in its file or not there, so that a run goes on where it was stopped."""
+    started, kept = time.monotonic(), total - len(missing)
+    for number, (path, cell) in enumerate(missing.items()):
+        text = f"picture {kept + number + 1} of {total}"
+        if number:
+            text += f", about {(time.monotonic() - started) / number * (len(missing) - number):.0f} s left"
+        show_text(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(path, networks.draw(cell))
+
+
+def key_of(cell: Cell, source: str) -> str:
+    """Name of a cell's file, which is the same for the same settings, networks and version of this extension."""
+    settings = json.dumps([asdict(cell), source, __version__], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:24]
+
+
+def fingerprint(graph: Graph | None, node: str | None, inputs: Sequence[str]) -> str:
+    """Of everything that stands before these inputs of a node in a prompt: nodes, values, and changes of their files.
+
+    Without a prompt, and where a node says that it changes every time, a new one each time.
+    """
+    if graph is None or node is None:
+        return uuid.uuid4().hex
+    seen: dict[str, Any] = {}
+
+    def visit(key: str) -> None:
+        if key in seen:
+            return
+        entry = graph[key]
+        seen[key] = [entry["class_type"], entry["inputs"], changes(entry.get("is_changed"))]
+        for value in entry["inputs"].values():
+            if is_link(value):
+                visit(value[0])
+    links = {name: graph[node]["inputs"].get(name) for name in inputs}
+    for value in links.values():
+        if is_link(value):
+            visit(value[0])
+    return hashlib.sha256(json.dumps([links, seen], sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def is_link(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str)
+
+
+def changes(said: Any) -> Any:
+    """What the host found by IS_CHANGED, which it keeps in the prompt; not a number means "always"."""
+    every = said if isinstance(said, list) else [said]
+    always = any(isinstance(each, float) and math.isnan(each) for each in every)
+    return uuid.uuid4().hex if always else said
+
+
+def folder_of(name: str) -> Path:
+    """Where the pictures of a comparison lie: one folder below the host's output folder, whatever the name says."""
+    import folder_paths
+    if not re.fullmatch(r"\w[\w .+-]{0,99}", name) or name.endswith((".", " ")):
+        raise ValueError(f"{name[:40]!r} cannot be the name of a folder; use letters, digits, spaces and . + - _")
+    return Path(folder_paths.get_output_directory()) / FOLDER / name
+
+
+def title_of(cell: Cell, columns: Axis, rows: Axis) -> str:
+    """What all pictures have in common."""
+    varied = {columns.name, rows.name}
+    said = {"seed": f"seed {cell.seed}", "method": f"method {cell.method}" if cell.method != "auto" else "",
+            "steps": f"steps {cell.steps}" if cell.steps else "", "cfg": f"cfg {cell.cfg:g}" if cell.cfg else "",
+            "denoise": f"denoise {cell.denoise:g}" if cell.denoise != 1 else "", "prompt": cell.prompt}
+    return ", ".join(text for name, text in said.items() if text and name not in varied)
+
+
+def image_of(sheet: Any) -> Tensor:
+    """IMAGE of a picture of Pillow."""
+    import numpy as np
+    import torch
+    return torch.from_numpy(np.asarray(sheet).copy())[None] / 255
+
+
+def batch_of(pictures: Sequence[Tensor]) -> Tensor:
+    """IMAGE of pictures (3, H, W)."""
+    import torch
+    return torch.stack(list(pictures)).movedim(1, -1)

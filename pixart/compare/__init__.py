@@ -1,0 +1,5 @@
+"""Pictures side by side: what is compared, and the labelled sheet."""
+from .axes import AXES, MOST, Axis, Cell, grid, read_axis
+from .sheet import labelled_sheet
+
+__all__ = ["AXES", "MOST", "Axis", "Cell", "grid", "labelled_sheet", "read_axis"]

@@ -1,0 +1,95 @@
+"""The sheet of a comparison: pictures in rows and columns, with what they were drawn with beside them."""
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..pictures import to_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw as Pen
+    from PIL.ImageFont import FreeTypeFont
+
+WIDEST = 8192               # pixels of the sheet's longer side; pictures shrink to fit
+GAP = 6                     # pixels between pictures
+LINES = 6                   # of a label at most
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def labelled_sheet(pictures: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str],
+                   title: str = "") -> "Image":
+    """pictures[row][column] (3, H, W) in 0..1, all of one size; labels are broken into lines, long ones cut with "...".
+
+    Columns have their labels above, rows theirs on the left; "" for none.
+    """
+    from PIL import Image, ImageDraw
+
+    width, height = cell_size(pictures)
+    font = font_of(max(11, min(28, width // 14)))
+    line = round(1.3 * font.size)
+    left = GAP + (max(width // 2, 7 * line) + GAP if any(rows) else 0)
+    wide = left + len(columns) * (width + GAP)
+    head = broken(title, wide - 2 * GAP, font)
+    above = [broken(label, width, font) for label in columns]
+    beside = [broken(label, left - 2 * GAP, font, max(1, height // line)) for label in rows]
+    names = GAP + line * len(head)
+    top = names + line * max(map(len, above)) + GAP
+    sheet = Image.new("RGB", (wide, top + len(rows) * (height + GAP)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    write(pen, head, (GAP, GAP), font)
+    for column, label in enumerate(above):
+        write(pen, label, (left + column * (width + GAP), names), font)
+    for row, (label, drawn) in enumerate(zip(beside, pictures, strict=True)):
+        y = top + row * (height + GAP)
+        write(pen, label, (GAP, y), font)
+        for column, picture in enumerate(drawn):
+            shown = to_image(picture.clamp(0, 1))
+            if shown.size != (width, height):
+                shown = shown.resize((width, height), Image.Resampling.LANCZOS)
+            sheet.paste(shown, (left + column * (width + GAP), y))
+    return sheet
+
+
+def cell_size(pictures: Sequence[Sequence[Tensor]]) -> tuple[int, int]:
+    """Width and height at which the pictures are shown: their own, or less where the sheet would be too large."""
+    height, width = pictures[0][0].shape[-2:]
+    share = min(1.0, WIDEST / (len(pictures[0]) + 1) / width, WIDEST / (len(pictures) + 1) / height)
+    return max(16, int(width * share)), max(16, int(height * share))
+
+
+def font_of(size: int) -> "FreeTypeFont":
+    """Pillow's own font, which needs no file. ImportError where Pillow was built without FreeType."""
+    from PIL import ImageFont, features
+
+    if not features.check("freetype2"):
+        raise ImportError("labels need a Pillow with FreeType; install it anew: pip install --force-reinstall pillow")
+    font: FreeTypeFont = ImageFont.load_default(size)       # type: ignore[assignment]
+    return font
+
+
+def broken(text: str, room: int, font: "FreeTypeFont", most: int = LINES) -> list[str]:
+    """Lines of at most `room` pixels, between words where it can be; what is beyond `most` lines is cut with "..."."""
+    lines = [""] if text else []
+    for word in text.split():
+        if lines[-1] and font.getlength(f"{lines[-1]} {word}") <= room:
+            lines[-1] += f" {word}"
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:                     # a word longer than a line goes on in the next
+            if lines[-1] and font.getlength(lines[-1] + letter) > room:
+                lines.append("")
+            lines[-1] += letter
+    if len(lines) <= most:
+        return lines
+    last = lines[most - 1]
+    while last and font.getlength(last + "...") > room:
+        last = last[:-1]
+    return [*lines[:most - 1], last.rstrip() + "..."]
+
+
+def write(pen: "Pen", lines: Sequence[str], place: tuple[int, int], font: "FreeTypeFont") -> None:
+    """Below each other from `place` (x, y) on."""
+    for number, text in enumerate(lines):
+        pen.text((place[0], place[1] + number * round(1.3 * font.size)), text, fill=INK, font=font)
