@@ -76,7 +76,7 @@ def browser() -> Iterator[object]:
 def open_as_new_user(page, address: str) -> None:
     """Load the page, wait until its start-up curtain is gone, and close the templates that a first start shows."""
     from playwright.sync_api import TimeoutError as TooLate
-    page.goto(address)
+    page.goto(address, timeout=120_000)
     for _ in range(3):
         page.wait_for_function(READY, timeout=60_000)
         try:
