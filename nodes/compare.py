@@ -1,11 +1,11 @@
 """The node that draws one picture for each pair of settings and puts them on a labelled sheet."""
 from typing import Any
 
-from ..pixart.sampling.preset import METHODS
+from ..pixart.sampling.preset import PRESET_METHODS
 from .arguments import checked
-from .sampling import DENOISE, SEED
+from .sampling import DENOISE, SEED_INPUT
 
-VARIED = ["prompt", "seed", "steps", "cfg", "method", "denoise"]
+VARIED_INPUTS = ["prompt", "seed", "steps", "cfg", "method", "denoise"]
 VALUES = ("{} Prompts: one a line. Other values: with commas between them, such as 1, 2, 4; whole numbers also as "
           "ranges, 1..4. At most 256 pictures.")
 
@@ -14,7 +14,7 @@ class PixArtCompare:
     DESCRIPTION = ("Draws every pair of two lists (steps and cfg, seeds and prompts, ...) in one run and puts the "
                    "pictures on a labelled sheet. What is drawn is kept: after an interruption, or with more values, "
                    "only what is missing is drawn.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/sampling"
     FUNCTION = "compare"
     RETURN_TYPES = ("IMAGE", "IMAGE", "STRING")
     RETURN_NAMES = ("sheet", "pictures", "report")
@@ -33,15 +33,15 @@ class PixArtCompare:
                                              "denoise below 1."}),
             "prompt": ("STRING", {**text, "default": "", "tooltip":
                                   "Of all pictures, unless prompts are compared."}),
-            "columns": (VARIED, {"default": "steps", "tooltip": "What differs from column to column."}),
+            "columns": (VARIED_INPUTS, {"default": "steps", "tooltip": "What differs from column to column."}),
             "column_values": ("STRING", {**text, "default": "1, 2, 4", "tooltip": VALUES.format("Its values.")}),
-            "rows": (["none", *VARIED], {"default": "seed", "tooltip":
+            "rows": (["none", *VARIED_INPUTS], {"default": "seed", "tooltip":
                                          "What differs from row to row. none: a single row."}),
             "row_values": ("STRING", {**text, "default": "1..3", "tooltip": VALUES.format("Its values.")}),
             "name": ("STRING", {"default": "compare", "tooltip":
                      "Folder in output/pixart-compare where the pictures are kept. Delete it to draw all anew."}),
-            "seed": SEED,
-            "method": (["auto", *METHODS], {"default": "auto", "tooltip":
+            "seed": SEED_INPUT,
+            "method": (["auto", *PRESET_METHODS], {"default": "auto", "tooltip":
                        "How the model was trained. auto: what its file says, else what its name says, else teacher."}),
             "steps": ("INT", {"default": 0, "min": 0, "max": 200, "tooltip":
                       "Of all pictures, unless steps are compared. 0: the method's own."}),
@@ -56,7 +56,7 @@ class PixArtCompare:
                 rows: str, row_values: str, name: str, seed: int, method: str, steps: int, cfg: float, denoise: float,
                 negative: str, graph: Any = None, node: str | None = None) -> tuple[Any, Any, str]:
         from ..pixart.compare import Cell, read_axis
-        from .host.compare import Networks, compare
+        from .host.compare import CellNetworks, compare
         cell = Cell(prompt, negative, seed, method, steps, cfg, denoise)
-        return compare(Networks(model, clip, vae, latent), cell, read_axis(columns, column_values),
+        return compare(CellNetworks(model, clip, vae, latent), cell, read_axis(columns, column_values),
                        read_axis(rows, row_values), name.strip(), graph, node)

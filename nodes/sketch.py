@@ -1,17 +1,17 @@
 """The node to draw on."""
 from typing import Any
 
-from ..pixart.control.sketch import LARGEST
+from ..pixart.control.sketch import LARGEST_SKETCH
 from .arguments import checked
 
-SIDE = {"default": 512, "min": 64, "max": LARGEST, "step": 8, "tooltip":
+CANVAS_SIDE = {"default": 512, "min": 64, "max": LARGEST_SKETCH, "step": 8, "tooltip":
         "Of the canvas and of the image, in pixels. Good: that of the picture."}
 
 
 class PixArtSketch:
     DESCRIPTION = ("A canvas to draw lines on, white on black, for PixArt Edges and Apply PixArt ControlNet. Live runs "
                    "the workflow while you draw: with a few-step model the picture follows the pen.")
-    CATEGORY = "PixArt"
+    CATEGORY = "PixArt/controlnet"
     FUNCTION = "draw"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
@@ -21,8 +21,8 @@ class PixArtSketch:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "width": ("INT", SIDE),
-            "height": ("INT", SIDE),
+            "width": ("INT", CANVAS_SIDE),
+            "height": ("INT", CANVAS_SIDE),
             "sketch": ("STRING", {"default": "", "widgetType": "PIXART_SKETCH", "socketless": True, "tooltip":
                        "What is drawn, kept in the workflow: a PNG as data:image/png;base64,... of at most 2048 pixels "
                        "a side; empty for a black picture. Scaled to cover the size above, never stretched."}),

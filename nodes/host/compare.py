@@ -20,12 +20,12 @@ from .sampling import check_latent, require_pixart, run
 from .steps import chosen_preset, make_parts
 from .text import encode_prompt, rules_of
 
-FOLDER = "pixart-compare"           # in the host's output folder
-Graph = Mapping[str, Any]
+COMPARE_FOLDER = "pixart-compare"           # in the host's output folder
+PromptGraph = Mapping[str, Any]
 
 
 @dataclass
-class Networks:
+class CellNetworks:
     """What every cell is drawn with, and the prompts encoded so far."""
 
     model: Any
@@ -49,7 +49,7 @@ class Networks:
         return self.vae.decode(latent["samples"])[0, ..., :3].movedim(-1, 0).float().clamp(0, 1).cpu()
 
 
-def compare(networks: Networks, cell: Cell, columns: Axis, rows: Axis, name: str, graph: Graph | None,
+def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name: str, graph: PromptGraph | None,
             node: str | None) -> tuple[Tensor, Tensor, str]:
     """The sheet IMAGE (1, H, W, 3), the pictures IMAGE (cells, H, W, 3) row by row, and a report.
 
@@ -57,21 +57,21 @@ def compare(networks: Networks, cell: Cell, columns: Axis, rows: Axis, name: str
     there. ValueError, before any work, for what some cell cannot be drawn with.
     """
     cells = grid(cell, columns, rows)
-    check(networks, cells, columns, rows)
+    check_cells(networks, cells, columns, rows)
     folder = folder_of(name)
-    source = fingerprint(graph, node, ("model", "clip", "vae", "latent"))
-    paths = [[folder / f"{key_of(each, source)}.png" for each in row] for row in cells]
+    source = origin_of(graph, node, ("model", "clip", "vae", "latent"))
+    paths = [[folder / f"{cell_key(each, source)}.png" for each in row] for row in cells]
     wanted = {path: each for line, row in zip(paths, cells) for path, each in zip(line, row)}
     missing = {path: each for path, each in wanted.items() if not path.is_file()}
     draw_missing(networks, missing, len(wanted))
     pictures = [[read_picture(path)[0, :3] for path in line] for line in paths]
     sheet = labelled_sheet(pictures, columns.labels, rows.labels, title_of(cell, columns, rows))
-    report = f"{len(missing)} drawn, {len(wanted) - len(missing)} kept from before, in output/{FOLDER}/{name}"
+    report = f"{len(missing)} drawn, {len(wanted) - len(missing)} kept from before, in output/{COMPARE_FOLDER}/{name}"
     show_text(report)
     return image_of(sheet), batch_of([each for row in pictures for each in row]), report
 
 
-def check(networks: Networks, cells: Sequence[Sequence[Cell]], columns: Axis, rows: Axis) -> None:
+def check_cells(networks: CellNetworks, cells: Sequence[Sequence[Cell]], columns: Axis, rows: Axis) -> None:
     """Refuse before the first picture what the last one could not be drawn with."""
     require_pixart(networks.model)
     check_latent(networks.model, networks.latent)
@@ -88,7 +88,7 @@ def check(networks: Networks, cells: Sequence[Sequence[Cell]], columns: Axis, ro
                 raise ValueError(f"{error} (picture {', '.join(filter(None, (column, row)))})") from error
 
 
-def draw_missing(networks: Networks, missing: Mapping[Path, Cell], total: int) -> None:
+def draw_missing(networks: CellNetworks, missing: Mapping[Path, Cell], total: int) -> None:
     """Each whole in its file or not there, so that a run goes on where it was stopped."""
     started, kept = time.monotonic(), total - len(missing)
     for number, (path, cell) in enumerate(missing.items()):
@@ -100,13 +100,13 @@ def draw_missing(networks: Networks, missing: Mapping[Path, Cell], total: int) -
         save_picture(path, networks.draw(cell))
 
 
-def key_of(cell: Cell, source: str) -> str:
+def cell_key(cell: Cell, source: str) -> str:
     """Name of a cell's file, which is the same for the same settings, networks and version of this extension."""
     settings = json.dumps([asdict(cell), source, __version__], sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()[:24]
 
 
-def fingerprint(graph: Graph | None, node: str | None, inputs: Sequence[str]) -> str:
+def origin_of(graph: PromptGraph | None, node: str | None, inputs: Sequence[str]) -> str:
     """Of everything that stands before these inputs of a node in a prompt: nodes, values, and changes of their files.
 
     Without a prompt, and where a node says that it changes every time, a new one each time.
@@ -119,7 +119,7 @@ def fingerprint(graph: Graph | None, node: str | None, inputs: Sequence[str]) ->
         if key in seen:
             return
         entry = graph[key]
-        seen[key] = [entry["class_type"], entry["inputs"], changes(entry.get("is_changed"))]
+        seen[key] = [entry["class_type"], entry["inputs"], file_changes(entry.get("is_changed"))]
         for value in entry["inputs"].values():
             if is_link(value):
                 visit(value[0])
@@ -134,7 +134,7 @@ def is_link(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str)
 
 
-def changes(said: Any) -> Any:
+def file_changes(said: Any) -> Any:
     """What the host found by IS_CHANGED, which it keeps in the prompt; not a number means "always"."""
     every = said if isinstance(said, list) else [said]
     always = any(isinstance(each, float) and math.isnan(each) for each in every)
@@ -146,7 +146,7 @@ def folder_of(name: str) -> Path:
     import folder_paths
     if not re.fullmatch(r"\w[\w .+-]{0,99}", name) or name.endswith((".", " ")):
         raise ValueError(f"{name[:40]!r} cannot be the name of a folder; use letters, digits, spaces and . + - _")
-    return Path(folder_paths.get_output_directory()) / FOLDER / name
+    return Path(folder_paths.get_output_directory()) / COMPARE_FOLDER / name
 
 
 def title_of(cell: Cell, columns: Axis, rows: Axis) -> str:

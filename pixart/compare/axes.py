@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..prompts import LAST_SEED
-from ..sampling.preset import METHODS
+from ..sampling.preset import PRESET_METHODS
 
-MOST = 256                  # cells of one comparison
-NONE = "none"
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
-Value = str | int | float
+MOST_CELLS = 256                  # cells of one comparison
+NO_AXIS = "none"
+VALUE_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+AxisValue = str | int | float
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cell:
     prompt: str
     negative: str
     seed: int
-    method: str             # "auto" or one of METHODS
+    method: str             # "auto" or one of PRESET_METHODS
     steps: int              # 0: the method's own
     cfg: float              # 0: the method's own
     denoise: float
@@ -32,19 +32,19 @@ class Axis:
     """A setting and the values it takes, in order; the axis "none" has one place and changes nothing."""
 
     name: str
-    values: tuple[Value, ...]
+    values: tuple[AxisValue, ...]
 
     @property
     def labels(self) -> list[str]:
         """For people: a prompt as it is, else the setting and its value."""
-        if self.name in (NONE, "prompt"):
+        if self.name in (NO_AXIS, "prompt"):
             return [str(value) for value in self.values]
         return [f"{self.name} {value:g}" if isinstance(value, float) else f"{self.name} {value}"
                 for value in self.values]
 
     def cells(self, cell: Cell) -> list[Cell]:
         """The cell with each of the values."""
-        if self.name == NONE:
+        if self.name == NO_AXIS:
             return [cell]
         changed: list[dict[str, Any]] = [{self.name: value} for value in self.values]
         return [replace(cell, **each) for each in changed]
@@ -55,66 +55,67 @@ def read_axis(name: str, text: str) -> Axis:
 
     Whole numbers may be ranges, as 1..4. ValueError that says what was found and expected.
     """
-    if name == NONE:
-        return Axis(NONE, ("",))
+    if name == NO_AXIS:
+        return Axis(NO_AXIS, ("",))
     if name not in AXES:
-        raise ValueError(f"unknown axis {name!r}; use {', '.join(AXES)} or {NONE}")
+        raise ValueError(f"unknown axis {name!r}; use {', '.join(AXES)} or {NO_AXIS}")
     parts = [part.strip() for part in (text.splitlines() if name == "prompt" else re.split(r"[,\s]+", text))]
     values = [value for part in parts if part for value in AXES[name](name, part)]
     if not values:
-        raise ValueError(f"no values of {name} are given; write {EXAMPLES[name]}")
+        raise ValueError(f"no values of {name} are given; write {AXIS_EXAMPLES[name]}")
     return Axis(name, tuple(values))
 
 
 def grid(cell: Cell, columns: Axis, rows: Axis) -> list[list[Cell]]:
     """The cells row by row. ValueError where both axes are one, or there are too many cells."""
-    if columns.name == rows.name != NONE:
-        raise ValueError(f"columns and rows are both {rows.name}; choose two settings, or {NONE} for one of them")
+    if columns.name == rows.name != NO_AXIS:
+        raise ValueError(f"columns and rows are both {rows.name}; choose two settings, or {NO_AXIS} for one of them")
     count = len(columns.values) * len(rows.values)
-    if count > MOST:
-        raise ValueError(f"{count} pictures are asked for ({len(columns.values)} x {len(rows.values)}), at most {MOST} "
-                         "fit on a sheet; give fewer values")
+    if count > MOST_CELLS:
+        raise ValueError(f"{count} pictures are asked for ({len(columns.values)} x {len(rows.values)}), at most "
+                         f"{MOST_CELLS} fit on a sheet; give fewer values")
     return [columns.cells(row) for row in rows.cells(cell)]
 
 
-def whole(least: int, most: int) -> Callable[[str, str], list[Value]]:
+def whole_values(least: int, most: int) -> Callable[[str, str], list[AxisValue]]:
     """Reads a whole number, or a range of them."""
-    def read(name: str, part: str) -> list[Value]:
-        ends = RANGE.fullmatch(part)
+    def read(name: str, part: str) -> list[AxisValue]:
+        ends = VALUE_RANGE.fullmatch(part)
         first, last = (ends[1], ends[2]) if ends else (part, part)
         readable = first.isdecimal() and max(len(first), len(last)) <= 20
         if not (readable and least <= int(first) <= int(last) <= most):
             raise ValueError(f"{name} cannot be {part[:40]!r}; write whole numbers from {least} to {most}, "
-                             f"such as {EXAMPLES[name]}")
-        if int(last) - int(first) >= MOST:
-            raise ValueError(f"{name} {part[:60]} are {int(last) - int(first) + 1} values; at most {MOST} pictures fit "
-                             "on a sheet")
+                             f"such as {AXIS_EXAMPLES[name]}")
+        if int(last) - int(first) >= MOST_CELLS:
+            raise ValueError(f"{name} {part[:60]} are {int(last) - int(first) + 1} values; at most {MOST_CELLS} "
+                             "pictures fit on a sheet")
         return list(range(int(first), int(last) + 1))
     return read
 
 
-def number(least: float, most: float) -> Callable[[str, str], list[Value]]:
-    def read(name: str, part: str) -> list[Value]:
+def number_values(least: float, most: float) -> Callable[[str, str], list[AxisValue]]:
+    def read(name: str, part: str) -> list[AxisValue]:
         try:
             value = float(part)
         except ValueError:
             value = math.nan
         if not least <= value <= most:
             raise ValueError(f"{name} cannot be {part[:40]!r}; write numbers from {least:g} to {most:g}, such as "
-                             f"{EXAMPLES[name]}")
+                             f"{AXIS_EXAMPLES[name]}")
         return [value]
     return read
 
 
-def method(name: str, part: str) -> list[Value]:
-    if part not in ("auto", *METHODS):
-        raise ValueError(f"{name} cannot be {part[:40]!r}; use auto, {', '.join(METHODS)}")
+def method_values(name: str, part: str) -> list[AxisValue]:
+    if part not in ("auto", *PRESET_METHODS):
+        raise ValueError(f"{name} cannot be {part[:40]!r}; use auto, {', '.join(PRESET_METHODS)}")
     return [part]
 
 
 # Setting -> what reads one of its values. Ranges are those of PixArt Steps.
-AXES: dict[str, Callable[[str, str], list[Value]]] = {
-    "prompt": lambda _, part: [part], "seed": whole(0, LAST_SEED), "steps": whole(1, 200), "cfg": number(0.1, 30),
-    "method": method, "denoise": number(0, 1)}
-EXAMPLES = {"prompt": "one prompt a line", "seed": "1..4 or 1, 5, 9", "steps": "1, 2, 4, 8", "cfg": "1, 1.5, 2",
-            "method": "teacher, tdm", "denoise": "0.4, 0.6, 0.8"}
+AXES: dict[str, Callable[[str, str], list[AxisValue]]] = {
+    "prompt": lambda _, part: [part], "seed": whole_values(0, LAST_SEED), "steps": whole_values(1, 200),
+    "cfg": number_values(0.1, 30),
+    "method": method_values, "denoise": number_values(0, 1)}
+AXIS_EXAMPLES = {"prompt": "one prompt a line", "seed": "1..4 or 1, 5, 9", "steps": "1, 2, 4, 8", "cfg": "1, 1.5, 2",
+                 "method": "teacher, tdm", "denoise": "0.4, 0.6, 0.8"}

@@ -11,10 +11,9 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw as Pen
     from PIL.ImageFont import FreeTypeFont
 
-WIDEST = 8192               # pixels of the sheet's longer side; pictures shrink to fit
-GAP = 6                     # pixels between pictures
-LINES = 6                   # of a label at most
-INK, PAPER = (20, 20, 20), (255, 255, 255)
+WIDEST_SHEET = 8192               # pixels of the sheet's longer side; pictures shrink to fit
+SHEET_GAP = 6                     # pixels between pictures
+LABEL_LINES = 6                   # of a label at most
 
 
 def labelled_sheet(pictures: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str],
@@ -26,39 +25,39 @@ def labelled_sheet(pictures: Sequence[Sequence[Tensor]], columns: Sequence[str],
     from PIL import Image, ImageDraw
 
     width, height = cell_size(pictures)
-    font = font_of(max(11, min(28, width // 14)))
+    font = label_font(max(11, min(28, width // 14)))
     line = round(1.3 * font.size)
-    left = GAP + (max(width // 2, 7 * line) + GAP if any(rows) else 0)
-    wide = left + len(columns) * (width + GAP)
-    head = broken(title, wide - 2 * GAP, font)
-    above = [broken(label, width, font) for label in columns]
-    beside = [broken(label, left - 2 * GAP, font, max(1, height // line)) for label in rows]
-    names = GAP + line * len(head)
-    top = names + line * max(map(len, above)) + GAP
-    sheet = Image.new("RGB", (wide, top + len(rows) * (height + GAP)), PAPER)
+    left = SHEET_GAP + (max(width // 2, 7 * line) + SHEET_GAP if any(rows) else 0)
+    wide = left + len(columns) * (width + SHEET_GAP)
+    head = label_lines(title, wide - 2 * SHEET_GAP, font)
+    above = [label_lines(label, width, font) for label in columns]
+    beside = [label_lines(label, left - 2 * SHEET_GAP, font, max(1, height // line)) for label in rows]
+    names = SHEET_GAP + line * len(head)
+    top = names + line * max(map(len, above)) + SHEET_GAP
+    sheet = Image.new("RGB", (wide, top + len(rows) * (height + SHEET_GAP)), "white")
     pen = ImageDraw.Draw(sheet)
-    write(pen, head, (GAP, GAP), font)
+    write_lines(pen, head, (SHEET_GAP, SHEET_GAP), font)
     for column, label in enumerate(above):
-        write(pen, label, (left + column * (width + GAP), names), font)
+        write_lines(pen, label, (left + column * (width + SHEET_GAP), names), font)
     for row, (label, drawn) in enumerate(zip(beside, pictures, strict=True)):
-        y = top + row * (height + GAP)
-        write(pen, label, (GAP, y), font)
+        y = top + row * (height + SHEET_GAP)
+        write_lines(pen, label, (SHEET_GAP, y), font)
         for column, picture in enumerate(drawn):
             shown = to_image(picture.clamp(0, 1))
             if shown.size != (width, height):
                 shown = shown.resize((width, height), Image.Resampling.LANCZOS)
-            sheet.paste(shown, (left + column * (width + GAP), y))
+            sheet.paste(shown, (left + column * (width + SHEET_GAP), y))
     return sheet
 
 
 def cell_size(pictures: Sequence[Sequence[Tensor]]) -> tuple[int, int]:
     """Width and height at which the pictures are shown: their own, or less where the sheet would be too large."""
     height, width = pictures[0][0].shape[-2:]
-    share = min(1.0, WIDEST / (len(pictures[0]) + 1) / width, WIDEST / (len(pictures) + 1) / height)
+    share = min(1.0, WIDEST_SHEET / (len(pictures[0]) + 1) / width, WIDEST_SHEET / (len(pictures) + 1) / height)
     return max(16, int(width * share)), max(16, int(height * share))
 
 
-def font_of(size: int) -> "FreeTypeFont":
+def label_font(size: int) -> "FreeTypeFont":
     """Pillow's own font, which needs no file. ImportError where Pillow was built without FreeType."""
     from PIL import ImageFont, features
 
@@ -68,7 +67,7 @@ def font_of(size: int) -> "FreeTypeFont":
     return font
 
 
-def broken(text: str, room: int, font: "FreeTypeFont", most: int = LINES) -> list[str]:
+def label_lines(text: str, room: int, font: "FreeTypeFont", most: int = LABEL_LINES) -> list[str]:
     """Lines of at most `room` pixels, between words where it can be; what is beyond `most` lines is cut with "..."."""
     lines = [""] if text else []
     for word in text.split():
@@ -89,7 +88,7 @@ def broken(text: str, room: int, font: "FreeTypeFont", most: int = LINES) -> lis
     return [*lines[:most - 1], last.rstrip() + "..."]
 
 
-def write(pen: "Pen", lines: Sequence[str], place: tuple[int, int], font: "FreeTypeFont") -> None:
+def write_lines(pen: "Pen", lines: Sequence[str], place: tuple[int, int], font: "FreeTypeFont") -> None:
     """Below each other from `place` (x, y) on."""
     for number, text in enumerate(lines):
-        pen.text((place[0], place[1] + number * round(1.3 * font.size)), text, fill=INK, font=font)
+        pen.text((place[0], place[1] + number * round(1.3 * font.size)), text, fill="black", font=font)

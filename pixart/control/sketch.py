@@ -9,10 +9,10 @@ from torch import Tensor
 from ..pictures import BrokenPicture, open_image, pixels_of
 from .pictures import BLACK, fit, grey, opaque
 
-PREFIX = "data:image/png;base64,"
-LONGEST = 2_000_000         # characters
-LARGEST = 2048              # pixels a side
-REMEDY = "Draw on the canvas of PixArt Sketch, or leave it empty for a black picture."
+SKETCH_PREFIX = "data:image/png;base64,"
+LONGEST_SKETCH = 2_000_000         # characters
+LARGEST_SKETCH = 2048              # pixels a side
+SKETCH_REMEDY = "Draw on the canvas of PixArt Sketch, or leave it empty for a black picture."
 
 
 def read_sketch(text: str, width: int, height: int) -> Tensor:
@@ -23,24 +23,25 @@ def read_sketch(text: str, width: int, height: int) -> Tensor:
     """
     if not text:
         return torch.zeros(1, 1, height, width)
-    return fit(grey(opaque(unpack(text), BLACK)), width, height)
+    return fit(grey(opaque(decode_sketch(text), BLACK)), width, height)
 
 
-def unpack(text: str) -> Tensor:
+def decode_sketch(text: str) -> Tensor:
     """RGB and opacity (1, 4, H, W) in 0..1 of a data URL."""
-    if not text.startswith(PREFIX):
-        raise ValueError(f"the sketch is {text[:30]!r}; expected a PNG as {PREFIX}... {REMEDY}")
-    if len(text) > LONGEST:
-        raise ValueError(f"the sketch has {len(text):,} characters, more than {LONGEST:,}; draw fewer or plainer "
-                         "lines, or on a smaller canvas")
+    if not text.startswith(SKETCH_PREFIX):
+        raise ValueError(f"the sketch is {text[:30]!r}; expected a PNG as {SKETCH_PREFIX}... {SKETCH_REMEDY}")
+    if len(text) > LONGEST_SKETCH:
+        raise ValueError(f"the sketch has {len(text):,} characters, more than {LONGEST_SKETCH:,}; draw fewer or "
+                         "plainer lines, or on a smaller canvas")
     try:
-        data = base64.b64decode(text[len(PREFIX):], validate=True)
+        data = base64.b64decode(text[len(SKETCH_PREFIX):], validate=True)
         with open_image(BytesIO(data), ("PNG",)) as picture:
-            if max(picture.size) > LARGEST:
-                raise BrokenPicture(f"it has {picture.width} x {picture.height} pixels, more than {LARGEST} a side")
+            if max(picture.size) > LARGEST_SKETCH:
+                raise BrokenPicture(f"it has {picture.width} x {picture.height} pixels, more than {LARGEST_SKETCH} a "
+                                    "side")
             return pixels_of(picture)
     except (BrokenPicture, binascii.Error) as error:
-        raise ValueError(f"the sketch cannot be used, {error}. {REMEDY}") from error
+        raise ValueError(f"the sketch cannot be used, {error}. {SKETCH_REMEDY}") from error
 
 
 def write_sketch(picture: Tensor) -> str:
@@ -50,4 +51,4 @@ def write_sketch(picture: Tensor) -> str:
     stored = BytesIO()
     pixels = (picture[0, 0] * 255).round().byte().cpu().numpy()
     Image.fromarray(pixels).save(stored, format="PNG", optimize=True)
-    return PREFIX + base64.b64encode(stored.getvalue()).decode()
+    return SKETCH_PREFIX + base64.b64encode(stored.getvalue()).decode()

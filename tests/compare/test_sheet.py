@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixart.compare import labelled_sheet
-from pixart.compare.sheet import GAP, LINES, WIDEST, broken, font_of
+from pixart.compare.sheet import LABEL_LINES, SHEET_GAP, WIDEST_SHEET, label_font, label_lines
 
 
 def pictures(rows: int, columns: int, height: int = 48, width: int = 64) -> list[list[torch.Tensor]]:
@@ -21,8 +21,8 @@ def test_every_picture_is_at_its_place_unchanged():
             colour = (drawn[row][column][:, 0, 0] * 255).round().byte().tolist()
             ys, xs = np.nonzero((sheet == colour).all(-1))
             assert len(ys) == 48 * 64
-            assert ys.max() + 1 == sheet.shape[0] - (2 - row) * (48 + GAP) - GAP
-            assert xs.max() + 1 == sheet.shape[1] - (3 - column) * (64 + GAP) - GAP
+            assert ys.max() + 1 == sheet.shape[0] - (2 - row) * (48 + SHEET_GAP) - SHEET_GAP
+            assert xs.max() + 1 == sheet.shape[1] - (3 - column) * (64 + SHEET_GAP) - SHEET_GAP
 
 
 @pytest.mark.parametrize("rows", (["first", "second"], ["", ""]))
@@ -30,7 +30,7 @@ def test_labels_leave_the_pictures_alone(rows):
     """The same sheet whatever the words, but for the ink beside the pictures."""
     drawn = pictures(2, 2)
     words = np.asarray(labelled_sheet(drawn, ["wide " * 40, "b" * 300], rows, "t"))
-    height, width = 2 * (48 + GAP), 2 * (64 + GAP)
+    height, width = 2 * (48 + SHEET_GAP), 2 * (64 + SHEET_GAP)
     plain = np.asarray(labelled_sheet(drawn, ["x", "y"], ["", ""]))
     assert np.array_equal(words[-height:, -width:], plain[-height:, -width:])
     assert (words[:-height] < 128).any()
@@ -40,14 +40,14 @@ def test_labels_leave_the_pictures_alone(rows):
 def test_a_large_sheet_is_made_smaller():
     drawn = [[torch.zeros(3, 1024, 1024).expand(3, 1024, 1024)] * 16] * 2
     sheet = labelled_sheet(drawn, ["x"] * 16, ["a", "b"])
-    assert WIDEST * 0.9 < sheet.width <= WIDEST * 1.02
+    assert WIDEST_SHEET * 0.9 < sheet.width <= WIDEST_SHEET * 1.02
 
 
 def test_lines_keep_to_their_room():
-    font = font_of(14)
+    font = label_font(14)
     for text in ("", "one", "a few words that go on for a while " * 9, "x" * 400, "雪" * 90, "a\nb\tc"):
-        lines = broken(text, 120, font)
-        assert len(lines) <= LINES and all(font.getlength(line) <= 120 for line in lines)
+        lines = label_lines(text, 120, font)
+        assert len(lines) <= LABEL_LINES and all(font.getlength(line) <= 120 for line in lines)
         assert "".join(lines).removesuffix("...").replace(" ", "") in "".join(text.split())
-    assert broken("some words here", 400, font) == ["some words here"]
-    assert broken("word " * 200, 120, font)[-1].endswith("...")
+    assert label_lines("some words here", 400, font) == ["some words here"]
+    assert label_lines("word " * 200, 120, font)[-1].endswith("...")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pixart.control.sketch import LONGEST, PREFIX, read_sketch, write_sketch
+from pixart.control.sketch import LONGEST_SKETCH, SKETCH_PREFIX, read_sketch, write_sketch
 
 
 def text_of(data: bytes) -> str:
-    return PREFIX + base64.b64encode(data).decode()
+    return SKETCH_PREFIX + base64.b64encode(data).decode()
 
 
 def stored(picture: Image.Image, kind: str = "PNG") -> bytes:
@@ -89,9 +89,9 @@ def test_what_cannot_be_a_drawing_is_refused_at_once(data, told):
 
 def test_letters_that_are_not_base64_are_refused():
     with pytest.raises(ValueError, match="the sketch cannot be used"):
-        read_sketch(PREFIX + "<script>", 64, 48)
+        read_sketch(SKETCH_PREFIX + "<script>", 64, 48)
 
 
 def test_a_very_long_text_is_refused_unread():
     with pytest.raises(ValueError, match="more than 2,000,000"):
-        read_sketch(PREFIX + "A" * LONGEST, 64, 48)
+        read_sketch(SKETCH_PREFIX + "A" * LONGEST_SKETCH, 64, 48)
