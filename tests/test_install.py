@@ -27,8 +27,8 @@ def archive() -> list[str]:
 
 def test_the_archive_has_what_runs_and_nothing_else(archive):
     top = {name.split("/")[0] for name in archive}
-    assert {"__init__.py", "nodes", "pixart", "web", "workflows", "requirements.txt", "pyproject.toml", "LICENSE",
-            "README.md"} <= top
+    assert {"__init__.py", "nodes", "pixart", "web", "workflows", "locales", "subgraphs", "requirements.txt",
+            "pyproject.toml", "LICENSE", "README.md"} <= top
     assert not top & {"tests", "benchmarks", "quickstart.py", ".ci", ".gitignore"}
     assert sum((ROOT / name).stat().st_size for name in archive) < MOST_BYTES
 

@@ -112,3 +112,27 @@ def test_chinese_help_has_the_title_of_the_node(named):
 def test_help_names_every_input(named, language):
     for name, node in named.NODE_CLASS_MAPPINGS.items():
         assert [each for each in inputs(node) if f"`{each}`" not in page(name, language)] == [], name
+
+
+def test_messages_quoted_in_help_are_those_of_the_code(named):
+    """The longest piece of each without numbers and names, which the code fills in."""
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in ("nodes", "pixart")
+                     for path in sorted((DOCS.parents[1] / folder).rglob("*.py")))
+    joined = re.sub(r'"\s*\n\s*f?"', "", code)
+    quoted = [(node, message) for node in named.NODE_CLASS_MAPPINGS for message in messages(page(node, "en"))]
+    assert len(quoted) > 20
+    assert [(node, message) for node, message in quoted if longest_piece(message) not in joined] == []
+
+
+def messages(text: str) -> list[str]:
+    """The first column of the tables of messages."""
+    found, inside = [], False
+    for line in text.splitlines():
+        inside = line.startswith(("| message", "| what it says")) or (inside and line.startswith("|"))
+        if inside and not line.startswith(("| message", "| what it says", "|---")):
+            found.append(line.split("|")[1].strip())
+    return found
+
+
+def longest_piece(message: str) -> str:
+    return max(re.split(r"\.\.\.|'[^']*'|\d[\d.]*|PixArt-\w+|\(\w+\)", message), key=len).strip()
