@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from node_texts import DOCS, LANGUAGES, LOCALES, all_english, as_file, inputs, read
+from node_wiring import drawings
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 # The page takes these for its own: a plural, a link to another text, a value to put in.
@@ -88,7 +89,8 @@ def test_every_node_has_help_in_every_language_and_nothing_else_has(named):
     nodes = set(named.NODE_CLASS_MAPPINGS)
     assert {path.name for path in DOCS.iterdir() if path.is_dir()} == nodes == {path.stem for path in DOCS.glob("*.md")}
     for node in nodes:
-        assert {path.name for path in (DOCS / node).glob("*.md")} == {f"{language}.md" for language in LANGUAGES}
+        assert {path.name for path in (DOCS / node).iterdir()} == {
+            f"{language}{ending}" for language in LANGUAGES for ending in (".md", ".svg")}
         assert (DOCS / f"{node}.md").read_text(encoding="utf-8") == page(node, "en"), f"change en.md, then {WRITE}"
 
 
@@ -136,3 +138,12 @@ def messages(text: str) -> list[str]:
 
 def longest_piece(message: str) -> str:
     return max(re.split(r"\.\.\.|'[^']*'|\d[\d.]*|PixArt-\w+|\(\w+\)", message), key=len).strip()
+
+
+def test_diagrams_show_the_workflows_as_they_are():
+    files = drawings()
+    assert set(DOCS.rglob("*.svg")) == files.keys()
+    for path, text in files.items():
+        assert path.read_text(encoding="utf-8") == text, "run python tests/node_wiring.py"
+        picture = f"]({path.parent.name}/{path.name})"
+        assert picture in page(path.parent.name, path.stem), f"{path.stem}.md of {path.parent.name} shows no diagram"
