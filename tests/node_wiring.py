@@ -101,7 +101,8 @@ def drawing(kind: str, wiring: Wiring, titles: dict[str, str]) -> str:
     own = [(titles[kind], "", "#23668f")]
     groups = [[(titles.get(node, node), name, "#3a3a3a") for node, name in side.items()]
               for side in (wiring.incoming, wiring.outgoing)]
-    parts, top = [], MARGIN
+    parts: list[str] = []
+    top = MARGIN
     for group in filter(None, (groups[0], own, groups[1])):
         if parts:
             parts.append(arrow(top - 3))
