@@ -116,6 +116,13 @@ def test_help_names_every_input(named, language):
         assert [each for each in inputs(node) if f"`{each}`" not in page(name, language)] == [], name
 
 
+def test_chinese_help_names_inputs_as_the_node_shows_them_too(named):
+    for node, texts in read("zh", "nodeDefs").items():
+        for name, text in texts["inputs"].items():
+            shown = f"`{name}`" if text["name"] == name else f"`{name}`（{text['name']}）"
+            assert shown in page(node, "zh") or node == "PixArtLoraLoader", f"{node}: {shown}"
+
+
 def test_messages_quoted_in_help_are_those_of_the_code(named):
     """The longest piece of each without numbers and names, which the code fills in."""
     code = "\n".join(path.read_text(encoding="utf-8") for folder in ("nodes", "pixart")
