@@ -84,10 +84,10 @@ def depth_of(written: str) -> int:
     return deepest
 
 
-def check_base_shapes(found: Mapping[object, object], config: PixArtConfig, width: int, path: Path) -> int:
+def check_base_shapes(found: Mapping[str, object], config: PixArtConfig, width: int, path: Path) -> int:
     """The width, where the file's entries are those of a model like `config` at this width; else ValueError."""
     try:
-        expected: Mapping[object, object] = base_shapes(config, width)
+        expected: Mapping[str, object] = base_shapes(config, width)
     except ValueError as error:
         raise ValueError(f"no PixArt has the base width {width} ({error}). File: {path}") from error
     names = found.keys() | expected.keys()

@@ -84,9 +84,12 @@ def test_a_start_with_one_option_of_each_kind_draws_a_picture(host, tmp_path, pl
 
 
 @pytest.mark.slow
-def test_every_start_option_does_what_the_table_says(host, tmp_path, plain):
-    for number, start in enumerate(starts(host.version)):
-        check(host, tmp_path / str(number), start, plain)
+@pytest.mark.parametrize("number", range(max(len(list(starts(version))) for version in ("0.3.64", "0.33.0"))))
+def test_every_start_option_does_what_the_table_says(host, tmp_path, plain, number):
+    needed = list(starts(host.version))
+    if number >= len(needed):
+        pytest.skip(f"{host.version} needs {len(needed)} starts only")
+    check(host, tmp_path, needed[number], plain)
 
 
 @pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
