@@ -279,7 +279,7 @@ def test_the_command_packs_mixed_types_with_a_branch(plain, tmp_path):
     (["--to", "fp4", "--weights-only"], "unpacks it as it loads"),
     (["--to", "fp4", "--floats", "e2m1"], "not two of e3m0, e2m1, e1m2"),
     (["--to", "fp4", "--rank", "65"], "rank is 65, not a number of 1 to 64"),
-    (["--to", "fp4", "--prompts", "none.txt"], "no file with prompts"),
+    (["--to", "fp4", "--prompts", "none.txt"], "no text file with prompts"),
     (["--to", "fp4", "--prompts", "PROMPTS"], "need a T5 encoder")])
 def test_options_that_cannot_be_meant_are_refused(words, message, plain, tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n")

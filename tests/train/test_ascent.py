@@ -94,7 +94,7 @@ def test_the_command_writes_a_lora_that_is_sampled_as_its_base(tmp_path, monkeyp
     ({"method.gradient_steps": "3"}, "gradient_steps is 3"), ({"method.relevance": "2"}, "relevance is 2"),
     ({"method.rewards": '["beauty"]'}, "unknown reward 'beauty'"),
     ({"method.rewards": '["clip"]'}, "Name a folder of rewards"), ({"method.common": "all"}, "common is 'all'"),
-    ({"data.folder": "/nowhere.txt"}, "a text file with one a line")])
+    ({"data.folder": "/nowhere.txt"}, "no text file with captions")])
 def test_what_is_wrong_is_said_before_it_starts(changed, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message.replace("[", r"\[")):
         assemble(wanted(tmp_path, **changed))
@@ -102,5 +102,5 @@ def test_what_is_wrong_is_said_before_it_starts(changed, message, tmp_path):
 
 def test_an_empty_file_of_captions_is_refused(tmp_path):
     (tmp_path / "none.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match="no caption in this file"):
+    with pytest.raises(ValueError, match="no captions in this file"):
         read_captions(tmp_path / "none.txt")
