@@ -24,8 +24,8 @@ def bare_transformer(model: Any, dtype: torch.dtype, side: int) -> PixArtTransfo
                          "fp32, or from its original weights")
     config = model.model.model_config.pixart
     if isinstance(config, FlexDiTConfig):
-        raise ValueError("this MODEL is a FlexDiT, which this node does not train; load a PixArt model, or use python "
-                         "-m pixart train flexdit")
+        raise ValueError("this MODEL is a FlexDiT, which this node does not take; load the PixArt model it was made "
+                         "from")
     on_cpu = model.load_device.type == "cpu"
     few = (side // 8 // config.patch) ** 2 <= SHORT
     bare = PixArtTransformer(config, attend=matmul_attention if on_cpu and few else sdpa, device="meta")

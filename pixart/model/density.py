@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import PixArtConfig
 
-TIMESTEPS = 1000        # T
+TRAINED_TIMESTEPS = 1000        # T of the paper
 Grid = tuple[int, int]  # rows and columns of tokens
 
 
@@ -85,12 +85,12 @@ class Density:
         """First timesteps of the stretches of equal density; of a line only the constant one, and what follows."""
         if self.r_min == self.r_max:
             return (0,)
-        quarter, pieces = TIMESTEPS / 4, max(self.pieces, 1)
+        quarter, pieces = TRAINED_TIMESTEPS / 4, max(self.pieces, 1)
         return (0, *(math.ceil(quarter + 3 * quarter * piece / pieces) for piece in range(pieces)))
 
     def rate(self, t: float) -> float:
         """r(t): r_min for t < T / 4, then a line to r_max at T, or `pieces` steps at whose ends it meets the line."""
-        share = (4 * t - TIMESTEPS) / (3 * TIMESTEPS)
+        share = (4 * t - TRAINED_TIMESTEPS) / (3 * TRAINED_TIMESTEPS)
         if share < 0:
             return self.r_min
         if self.pieces:

@@ -73,7 +73,7 @@ def test_caches_controlnets_and_loras_are_refused_by_name():
     control = pack("nodes.host.control")
     assert "cannot follow a ControlNet" in refusal(control.check_fits, load_control().control_model, network(model),
                                                    None)
-    assert "a FlexDiT, which this node does not train" in refusal(
+    assert "a FlexDiT, which this node does not take" in refusal(
         pack("nodes.host.bare").bare_transformer, model, torch.float32, 64)
 
 
