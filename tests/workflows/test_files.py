@@ -15,6 +15,7 @@ NOTES = {"MarkdownNote", "Note"}
 STOCK = {"KSampler", "SamplerCustom", "VAELoader", "VAEDecode", "VAEEncode", "SaveImage", "PreviewImage", "LoadImage",
          "SolidMask", "MaskComposite", "SetLatentNoiseMask", "ImageInvert"}
 WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
 AFTER_A_SEED = {"fixed", "randomize", "increment", "decrement"}
 
 
@@ -113,6 +114,8 @@ def test_only_own_and_stock_nodes_with_inputs_that_exist(name, declared):
         known = inputs["required"] | inputs.get("optional", {})
         assert list(given) == [each for each in known if each in given], f"{kind}: unknown input or other order"
         assert set(inputs["required"]) <= set(given)
+        assert {key for key, (of, *_) in known.items() if isinstance(of, list) or of in WIDGETS} <= set(given), (
+            f"{kind}: the page adds the widgets that are not named, so name them")
         for key, value in given.items():
             if isinstance(known[key][0], list) and key != "file":
                 assert value in known[key][0], f"{kind}: {key} has no choice {value!r}"
