@@ -6,6 +6,7 @@ import torch
 
 from ...pixart.config import PixArtConfig
 from ...pixart.mini import CAPTION_WIDTH
+from .pt_dit import holds_pt_dit
 from .text import HostTextEncoder, is_ours
 
 FAMILY = {"sd": "alpha and delta", "sdxl": "Sigma"}
@@ -49,7 +50,7 @@ def of_model(found: FitReport, model: Any, latents: tuple[int, ...], height: int
     """Its configuration; None where it is not of this pack's loader."""
     size = model.model_size()
     found.needs["sampling"] = size + model.model.memory_required([2 * latents[0], *latents[1:]])
-    if not is_ours(model):
+    if not (is_ours(model) or holds_pt_dit(model)):
         found.facts.append(f"MODEL: {type(model.model).__name__} of a stock loader, {gigabytes(size)}")
         found.problems.append(foreign(model))
         return None
@@ -122,6 +123,8 @@ def of_control(found: FitReport, control: Any, model: Any) -> None:
     found.facts.append(f"CONTROL_NET: {control.description}, {gigabytes(size)}")
     if "sampling" in found.needs:
         found.needs["sampling"] += size
+    if model is not None and holds_pt_dit(model):
+        found.problems.append("a PT-DiT has no place for a ControlNet; load a PixArt model, or take the ControlNet out")
     if model is None or not is_ours(model):
         return
     try:

@@ -55,7 +55,8 @@ def initialize_pt_dit(model: PTDiT, seed: int) -> PTDiT:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), generator=generator)
-            nn.init.zeros_(module.bias)                 # type: ignore[arg-type]
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for part in (model.t_embedder, model.t_block, model.y_proj):
         for module in part.modules():
             if isinstance(module, nn.Linear):

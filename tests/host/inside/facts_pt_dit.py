@@ -119,6 +119,13 @@ def test_nodes_for_pixart_refuse_it_by_name():
     assert "cannot control this MODEL (PTDiT" in told
 
 
+def test_pixart_check_knows_it_and_what_it_cannot_take():
+    examine = pack("nodes.host.fitness").examine
+    found = examine(load("pt-dit"), None, None, None, 128, 128, 1)
+    assert not found.problems and "PT-DiT 128" in found.text and "prompts up to 200 tokens" in found.text
+    assert "no place for a ControlNet" in examine(load("pt-dit"), None, None, load_control(), 128, 128, 1).text
+
+
 def test_patches_for_pixarts_blocks_are_refused():
     model = load("pt-dit").clone()
     model.set_model_patch(lambda given: given, "double_block")
