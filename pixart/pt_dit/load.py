@@ -218,7 +218,7 @@ def pt_dit_config_tensor(config: PTDiTConfig) -> Tensor:
 def save_pt_dit(path: str | os.PathLike, model: "PTDiT", dtype: torch.dtype | None = None) -> Path:
     """Write it so that `load_pt_dit` needs nothing else: safetensors, beside its place, and renamed."""
     path = Path(path)
-    tensors = {file_name(name): plain_tensor(tensor, dtype) for name, tensor in model.state_dict().items()}
+    tensors = {file_name(name): plain_tensor(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         save_file(tensors, beside, {"format": "pt", PT_DIT_KEY: pt_dit_config_text(model.config)})
