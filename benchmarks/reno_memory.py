@@ -22,7 +22,7 @@ from benchmarks.training_memory import GIB, Held  # noqa: E402
 from pixart.config import VARIANTS  # noqa: E402
 from pixart.drawing import Request  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
-from pixart.reward.eyes import middle_square, normalised  # noqa: E402
+from pixart.reward.eyes import clip_normalised, middle_square  # noqa: E402
 from pixart.reward.generator import Generator, decoder, recomputed  # noqa: E402
 from pixart.text.encoded import Encoded  # noqa: E402
 from pixart.text.tokens import PromptReport  # noqa: E402
@@ -79,7 +79,7 @@ def iterate(case: Case, model: PixArtTransformer, vae: Any, eyes: list[nn.Module
 
 
 def score(network: Any, pictures: Tensor) -> Tensor:
-    shown = normalised(middle_square(pictures, 224)).to(next(network.parameters()).dtype)
+    shown = clip_normalised(middle_square(pictures, 224)).to(next(network.parameters()).dtype)
     return network(pixel_values=shown).image_embeds.float().sum()
 
 

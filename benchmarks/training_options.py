@@ -34,7 +34,7 @@ from pixart.mini.measure.methods import Sampled  # noqa: E402
 from pixart.mini.measure.results import About, Measured, Row, Sums, read_measured  # noqa: E402
 from pixart.mini.measure.tables import markdown  # noqa: E402
 from pixart.model.attention import matmul_attention, sdpa  # noqa: E402
-from pixart.prepare.state import fingerprint, settle  # noqa: E402
+from pixart.prepare.state import settle, weights_fingerprint  # noqa: E402
 from pixart.sampling.schedule import STEPS, add_noise  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
 from pixart.train.diffusion import diffusion_loss  # noqa: E402
@@ -201,7 +201,7 @@ def main() -> None:
         print(noise(data, args.batches, args.device))
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    settle(args.work, {"teacher": fingerprint(args.teacher), "steps": args.steps, "sentences": args.count})
+    settle(args.work, {"teacher": weights_fingerprint(args.teacher), "steps": args.steps, "sentences": args.count})
     run(BEFORE, 0, args.teacher, data, args.work, args.steps, args.count, args.device)
     for seed in range(args.seeds):
         for case in args.case or CASES:

@@ -3,8 +3,7 @@ from typing import Any
 
 from .arguments import checked
 from .host.node_text import show_text
-
-SIDE = {"default": 1024, "min": 16, "max": 8192, "step": 16}
+from .latent import SIDE_INPUT
 
 
 class PixArtCheck:
@@ -21,8 +20,8 @@ class PixArtCheck:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "width": ("INT", {**SIDE, "tooltip": "Of the picture you want, in pixels; memory depends on it."}),
-            "height": ("INT", {**SIDE, "tooltip": "Of the picture you want, in pixels."}),
+            "width": ("INT", {**SIDE_INPUT, "tooltip": "Of the picture you want, in pixels; memory depends on it."}),
+            "height": ("INT", {**SIDE_INPUT, "tooltip": "Of the picture you want, in pixels."}),
             "batch_size": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "Pictures at once."}),
         }, "optional": {
             "model": ("MODEL", {"tooltip": "The diffusion model, of any loader."}),

@@ -1,10 +1,10 @@
 """Nodes that load a PixArt ControlNet and apply it to prompts."""
 from typing import Any
 
+from ..pixart.dtypes import WEIGHT_DTYPES
 from .arguments import checked
 from .host import folders
 from .host.node_text import show_text
-from .loaders import WEIGHT_DTYPES
 
 
 class PixArtControlNetLoader:

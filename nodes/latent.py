@@ -1,10 +1,12 @@
 """The node that chooses a picture size PixArt was trained on."""
 from typing import Any
 
-from ..pixart.resolution import ASPECT_RATIOS, LABELS, nearest_size
+from ..pixart.resolution import ASPECT_RATIOS, LABELS, LEAST_SIDE, MOST_SIDE, nearest_size
 from .arguments import checked
 from .host.folders import only_mini
 from .host.node_text import show_text
+
+SIDE_INPUT = {"default": 1024, "min": LEAST_SIDE, "max": MOST_SIDE, "step": 16}
 
 
 class PixArtEmptyLatent:

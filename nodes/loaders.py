@@ -2,11 +2,10 @@
 from typing import Any
 
 from ..pixart.config import VARIANTS
+from ..pixart.dtypes import WEIGHT_DTYPES
 from .arguments import checked
 from .host import folders
 from .host.node_text import show_text
-
-WEIGHT_DTYPES = ("auto", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2")
 
 
 class PixArtLoader:

@@ -1,11 +1,11 @@
 """The node that reads many prompts from one file."""
+from ..pixart.prompts import LAST_SEED
 from .arguments import checked
 from .host import folders, inputs
 from .host.node_text import show_text
+from .latent import SIDE_INPUT
 
 MOST_PROMPTS = 10_000   # prompts of one run
-SIDE = {"default": 1024, "min": 16, "max": 8192, "step": 16}
-LAST_SEED = 2 ** 64 - 1
 
 
 class PixArtPromptList:
@@ -32,8 +32,8 @@ class PixArtPromptList:
             "seed": ("INT", {"default": 0, "min": 0, "max": LAST_SEED, "control_after_generate": True, "tooltip":
                      "Of the list's first prompt, where it gives none; those of the others follow, so that a prompt "
                      "keeps its seed wherever you start."}),
-            "width": ("INT", {**SIDE, "tooltip": "Pixels, for lines that give no size."}),
-            "height": ("INT", {**SIDE, "tooltip": "Pixels, for lines that give no size."}),
+            "width": ("INT", {**SIDE_INPUT, "tooltip": "Pixels, for lines that give no size."}),
+            "height": ("INT", {**SIDE_INPUT, "tooltip": "Pixels, for lines that give no size."}),
         }}
 
     @classmethod

@@ -2,11 +2,9 @@
 from typing import Any
 
 from ..pixart.reward.table import REWARDS
-from ..pixart.sampling.samplers import SAMPLERS
+from ..pixart.sampling.samplers import FEW_STEP_SAMPLERS
 from .arguments import checked
 from .sampling import RULE, SEED_INPUT
-
-FEW = [name for name, sampler in SAMPLERS.items() if not sampler.guided]
 
 
 def weight(name: str, tooltip: str, default: float = 0.0) -> tuple:
@@ -40,7 +38,8 @@ class PixArtReNO:
             "prompt": ("STRING", {"multiline": True, "tooltip":
                        "The words that rewards compare the picture with: the same as in PixArt Text Encode."}),
             "seed": SEED_INPUT,
-            "sampler": (FEW, {"default": "lcm", "tooltip": "lcm for LCM models, dmd for one-step DMD."}),
+            "sampler": (list(FEW_STEP_SAMPLERS), {"default": "lcm", "tooltip":
+                        "lcm for LCM models, dmd for one-step DMD."}),
             "steps": ("INT", {"default": 4, "min": 1, "max": 8, "tooltip":
                       "Passes through the model; the gradient goes through all of them. dmd: 1."}),
             "rule": RULE,

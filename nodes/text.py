@@ -51,7 +51,7 @@ class PixArtTextEncode:
         from .host import text as host
         check_mode(long_prompt, inner_ends)
         automatic = family == "auto"
-        rules = host.FAMILIES["alpha" if automatic else family]
+        rules = host.PROMPT_RULES["alpha" if automatic else family]
         if automatic and model is not None:
             rules = host.rules_of(model)
         extra: dict[str, object] = {"width": width, "height": height} if width and height else {}

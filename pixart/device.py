@@ -1,5 +1,7 @@
 """Devices: which one to use, how much memory is free there, and what its error looks like when there is none."""
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -7,6 +9,8 @@ import torch
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+PLANNED_SHARE = 0.9         # of the free memory to plan with
+USUAL_FREE = 4 << 30        # bytes taken to be free where nothing tells
 
 
 def best_device() -> str:
@@ -74,6 +78,22 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+@contextmanager
+def memory_advice(device: torch.device, what: str, advice: str) -> Iterator[None]:
+    """Turn torch's error into one that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"not enough memory on {device} while {what}; {advice}") from error
+
+
+def memory_text(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 2 ** 30:.2f} GiB" if size >= 2 ** 27 else f"{size / 2 ** 20:.1f} MiB"
 
 
 def release(device: torch.device) -> None:

@@ -11,13 +11,12 @@ from .config import PixArtConfig
 from .model.controlnet import PixArtControlNet
 from .model.policy import Lane, Policy, Step
 from .model.transformer import PixArtTransformer
+from .resolution import LEAST_SIDE, MOST_SIDE
 from .sampling.guidance import guided
 from .sampling.noise import PictureNoise
 from .sampling.samplers import SAMPLERS, sampler
 from .sampling.schedule import STEPS, Callback, Noise
 from .text.encoded import Encoded
-
-LEAST_SIDE, MOST_SIDE = 16, 8192  # pixels a side; 8192 is four times the largest side that PixArt was trained on
 
 
 @dataclass(frozen=True)

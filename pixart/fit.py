@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from .config import PixArtConfig
-from .device import free_bytes
+from .device import PLANNED_SHARE, USUAL_FREE, free_bytes
 from .text.files import T5Files
-from .text.fitting import GIB, ORDER, SPARE, UNKNOWN, best_t5, precisions_on
+from .text.fitting import GIB, ORDER, best_t5, precisions_on
 from .text.quantized import Bits
 from .vae_parts import FULL, Slices, fitting
 
@@ -56,7 +56,7 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     t5: shapes of its weights. rows: pictures in a pass, doubled by guidance. packed_bytes: size of a packed file of
     the transformer, None for a plain one. precisions: those that can be had there, best first.
     """
-    room, side = int(SPARE * free), config.resolution
+    room, side = int(PLANNED_SHARE * free), config.resolution
     height, width = height or side, width or side
     found = best_t5(free, t5, device, precisions)
     drawing = transformer_bytes(config) + pass_bytes(config, height, width, rows)
@@ -88,5 +88,5 @@ def plan_for(t5: str | Path, config: PixArtConfig, device: torch.device, height:
              width: int | None = None, rows: int = 2, packed_bytes: int | None = None) -> LoadPlan:
     """`plan_loading` for a T5 file and what is free on a device now. Raises as opening the file does."""
     free = free_bytes(device)
-    return plan_loading(UNKNOWN if free is None else free, T5Files(t5).shapes, config, device, height, width, rows,
+    return plan_loading(USUAL_FREE if free is None else free, T5Files(t5).shapes, config, device, height, width, rows,
                         packed_bytes, precisions_on(device))

@@ -4,8 +4,7 @@ Every file is opened once and read when it is first needed. Where memory is shor
 transformer is read, so that the two are never in memory at the same time.
 """
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,12 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import OpenCheckpoint, load_control, open_checkpoint
-from .checkpoint.lora.read import lora_header
-from .checkpoint.merged import with_loras
+from .checkpoint import load_control
 from .config import PixArtConfig
 from .control.pictures import fit
-from .device import best_device, checked_device, is_out_of_memory
+from .device import best_device, checked_device, memory_advice
 from .drawing import Control, Guide, Request, check_captions, check_noise, sample
 from .mini import CAPTION_WIDTH, SHIPPED
 from .model.compiled import compile_blocks
@@ -28,6 +25,7 @@ from .model.cpu_dtype import faster_dtype
 from .model.policy import Policy
 from .model.transformer import PixArtTransformer
 from .pictures import save_picture, to_image
+from .pipeline_files import AnyPath, PipelineFiles, require_files
 from .progress import Progress
 from .resolution import size_notice
 from .sampling.preset import Preset, found_in
@@ -39,7 +37,7 @@ from .text.on_demand import T5OnDemand
 from .text.quantized import Bits
 from .text.t5 import T5Encoder
 from .text.tokens import PromptReport
-from .vae import Autoencoder, decode, encode_pictures, load_vae, require_vae
+from .vae import Autoencoder, decode, encode_pictures, load_vae
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +47,6 @@ logger = logging.getLogger(__name__)
 __all__ = ["SAMPLERS", "Control", "Guide", "Pictures", "Pipeline", "Progress", "Request", "check_captions",
            "encode_request", "sample"]
 
-AnyPath = str | Path            # a file or a folder
 Decoder = Callable[[Tensor], Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would be a black picture; use dtype float32 "
@@ -76,17 +73,6 @@ class Pictures:
         path = Path(path)
         return [save_picture(path.with_stem(f"{path.stem}-{number}") if number else path, picture)
                 for number, picture in enumerate(self.pixels, first)]
-
-
-@dataclass(frozen=True)
-class PipelineFiles:
-    """What a pipeline reads when it is first needed."""
-
-    checkpoint: OpenCheckpoint
-    vae: AnyPath
-    controlnet: AnyPath | None
-    loras: tuple[tuple[AnyPath, float], ...]
-    compile: bool
 
 
 class Pipeline:
@@ -118,11 +104,7 @@ class Pipeline:
         """
         require_files(model, vae, t5, [("controlnet", controlnet), *(("loras", path) for path, _ in loras)])
         place = checked_device(best_device() if device is None else device)
-        require_vae(vae or SHIPPED.vae)
-        if model is None and controlnet is None:
-            controlnet = SHIPPED.control
-        files = PipelineFiles(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet,
-                              tuple(loras), compile)
+        files = PipelineFiles.open(model, vae, controlnet, loras, variant, compile)
         usual_bits = 8 if t5 is not None and place.type != "mps" else 16
         return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or usual_bits, place), place, dtype, keep_t5)
 
@@ -153,16 +135,14 @@ class Pipeline:
         usual = 2.5 if self.config.caption_width == CAPTION_WIDTH else 4.5
         if self.files is None:                  # networks in memory say nothing
             return found_in([], usual)
-        weights = self.files.checkpoint.weights
-        loras = [lora_header(Path(path)) for path, strength in self.files.loras if strength]
-        return found_in([(weights.path, weights.metadata), *loras], usual)
+        return self.files.preset(usual)
 
     @cached_property
     def transformer(self) -> PixArtTransformer:
         """With the LoRAs merged, in evaluation mode; read at the first use."""
         files = self._opened("transformer")
         dtype = self.dtype or fitting_dtype(self.device, self.config.hidden)
-        return self._compiled(with_loras(files.checkpoint.load(dtype, self.device), files.loras))
+        return self._compiled(files.read_transformer(dtype, self.device))
 
     @cached_property
     def controlnet(self) -> PixArtControlNet:
@@ -315,17 +295,6 @@ class Pipeline:
         return Control(self.controlnet, guide, encode_pictures(self.vae, edges, self.config.latent_scale)[0])
 
 
-def require_files(model: AnyPath | None, vae: AnyPath | None, t5: AnyPath | None,
-                  others: Sequence[tuple[str, AnyPath | None]]) -> None:
-    """Refuse parts that are missing, before anything is opened."""
-    for name, given in (("vae", vae), ("t5", t5)):
-        if model is not None and given is None:
-            raise ValueError(f"model needs {name} too: that of PixArt-mini only fits PixArt-mini")
-    for name, given in (("model", model), ("vae", vae), ("t5", t5), *others):
-        if given is not None and not Path(given).expanduser().exists():
-            raise FileNotFoundError(f"there is no file or folder for {name} at this place: {given}")
-
-
 def check_guide(guide: Guide, request: Request) -> None:
     if len(guide.edges) not in (1, len(request.prompts)):
         raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} pictures; give one, or one each")
@@ -351,17 +320,6 @@ def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
 def require_finite(values: Tensor, who: str) -> None:
     if not torch.isfinite(values).all():
         raise FloatingPointError(NOT_FINITE.format(who))
-
-
-@contextmanager
-def memory_advice(device: torch.device, what: str, advice: str) -> Iterator[None]:
-    """Turn torch's error into one that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryError(f"not enough memory on {device} while {what}; {advice}") from error
 
 
 def encode_request(t5: AnyPath, request: Request, max_tokens: int, clean: bool, bits: Bits = 8,

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .resolution import LEAST_SIDE, MOST_SIDE
 from .weights.settings import short, shown
 
 PROMPT_SUFFIXES = (".txt", ".csv", ".jsonl")
 MOST_BYTES = 64 * 2 ** 20
 MOST_CHARACTERS = 100_000           # of one line
-LEAST_SIDE, MOST_SIDE = 16, 8192    # pixels, as the library draws them
 LAST_SEED = 2 ** 64 - 1
 LONGEST_NUMBER = 40                 # characters
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .device import PLANNED_SHARE, USUAL_FREE
+
 # Bytes per pixel of a picture at the peak of a decoding in float32, measured: 3.0 GiB for 1024 x 1024 with the VAE of
 # Stable Diffusion, 0.75 GiB with a tiny one (TAESD).
 FULL, TINY = 3200, 800
-UNKNOWN = 4 << 30           # bytes to count on where a device does not tell
-SPARE = 0.9                 # share of the free memory to plan with
 TILES = (96, 64, 48, 32)    # sides of tiles in latent pixels, the largest first
 
 
@@ -38,7 +38,7 @@ class Slices:
 
 def fitting(height: int, width: int, bytes_per_pixel: int, free: int | None, most: int) -> Slices:
     """The largest parts of pictures of height x width latent pixels that `free` bytes suffice for, at most `most`."""
-    room = int(SPARE * (UNKNOWN if free is None else free)) // (64 * bytes_per_pixel)      # latent pixels at once
+    room = int(PLANNED_SHARE * (USUAL_FREE if free is None else free)) // (64 * bytes_per_pixel)      # latent pixels
     if room >= height * width:
         return Slices(min(most, room // (height * width)))
     return Slices(1, next((side for side in TILES if side * side <= room), TILES[-1]))

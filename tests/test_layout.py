@@ -13,6 +13,7 @@ HOST = {"comfy", "comfy_extras", "comfy_api", "comfy_execution", "folder_paths",
 SLOW = {"transformers", "bitsandbytes", "diffusers", "accelerate", "ftfy", "bs4", "torchvision", "kornia",
         "controlnet_aux", "peft"}
 LIBRARY = sorted((ROOT / "pixart").rglob("*.py"))
+INTERFACES = {"logger", "__all__", "run", "add_options", "add_parser"}     # what files of a kind have in common
 NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
 ADAPTERS = sorted((ROOT / "nodes" / "host").rglob("*.py"))
 
@@ -31,6 +32,39 @@ def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
             yield from ((alias.name.split(".")[0], False, id(item) in inner) for alias in item.names)
         elif isinstance(item, ast.ImportFrom):
             yield (item.module or "").split(".")[0], item.level > 0, id(item) in inner
+
+
+def names_of(path: Path) -> Iterator[str]:
+    """What a file defines at its top level, other than private names."""
+    for item in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found = [item.name]
+        else:
+            targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
+            found = [each.id for target in targets if target is not None
+                     for each in ast.walk(target) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
+        yield from (name for name in found if not name.startswith("_"))
+
+
+def test_a_top_level_name_is_defined_once():
+    """One noun, one meaning: the same idea lies in one file, and another idea has another name."""
+    files: dict[str, list[str]] = {}
+    for path in (*LIBRARY, *NODE_FILES, *ADAPTERS):
+        for name in sorted(set(names_of(path)) - INTERFACES):
+            files.setdefault(name, []).append(name_of(path))
+    twins = [f"{name} is defined in {' and in '.join(paths)}" for name, paths in files.items() if len(paths) > 1]
+    assert not twins, "; ".join(twins)
+
+
+def test_files_and_functions_are_short():
+    files, functions = [], []
+    for path in (*LIBRARY, *NODE_FILES, *ADAPTERS):
+        text = path.read_text(encoding="utf-8")
+        files += [f"{name_of(path)}: {lines} lines" for lines in [len(text.splitlines())] if lines > 350]
+        functions += [f"{name_of(path)}: {item.name}" for item in ast.walk(ast.parse(text))
+                      if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))
+                      and (item.end_lineno or 0) - item.lineno >= 60]
+    assert not files + functions, "; ".join(files + functions)
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ...pixart import __version__
-from ...pixart.compare import Axis, Cell, grid, labelled_sheet
+from ...pixart.compare import Axis, Cell, cell_grid, labelled_sheet
 from ...pixart.pictures import read_picture, save_picture
 from .node_text import show_text
 from .sampling import check_latent, require_pixart, run
@@ -56,7 +56,7 @@ def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name:
     Pictures that lie in the folder already, drawn with the same settings by the same nodes before, are taken from
     there. ValueError, before any work, for what some cell cannot be drawn with.
     """
-    cells = grid(cell, columns, rows)
+    cells = cell_grid(cell, columns, rows)
     check_cells(networks, cells, columns, rows)
     folder = folder_of(name)
     source = origin_of(graph, node, ("model", "clip", "vae", "latent"))
@@ -65,10 +65,10 @@ def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name:
     missing = {path: each for path, each in wanted.items() if not path.is_file()}
     draw_missing(networks, missing, len(wanted))
     pictures = [[read_picture(path)[0, :3] for path in line] for line in paths]
-    sheet = labelled_sheet(pictures, columns.labels, rows.labels, title_of(cell, columns, rows))
+    sheet = labelled_sheet(pictures, columns.labels, rows.labels, cell_title(cell, columns, rows))
     report = f"{len(missing)} drawn, {len(wanted) - len(missing)} kept from before, in output/{COMPARE_FOLDER}/{name}"
     show_text(report)
-    return image_of(sheet), batch_of([each for row in pictures for each in row]), report
+    return image_of(sheet), pictures_batch([each for row in pictures for each in row]), report
 
 
 def check_cells(networks: CellNetworks, cells: Sequence[Sequence[Cell]], columns: Axis, rows: Axis) -> None:
@@ -121,16 +121,16 @@ def origin_of(graph: PromptGraph | None, node: str | None, inputs: Sequence[str]
         entry = graph[key]
         seen[key] = [entry["class_type"], entry["inputs"], file_changes(entry.get("is_changed"))]
         for value in entry["inputs"].values():
-            if is_link(value):
+            if is_prompt_link(value):
                 visit(value[0])
     links = {name: graph[node]["inputs"].get(name) for name in inputs}
     for value in links.values():
-        if is_link(value):
+        if is_prompt_link(value):
             visit(value[0])
     return hashlib.sha256(json.dumps([links, seen], sort_keys=True, default=repr).encode()).hexdigest()
 
 
-def is_link(value: Any) -> bool:
+def is_prompt_link(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str)
 
 
@@ -149,7 +149,7 @@ def folder_of(name: str) -> Path:
     return Path(folder_paths.get_output_directory()) / COMPARE_FOLDER / name
 
 
-def title_of(cell: Cell, columns: Axis, rows: Axis) -> str:
+def cell_title(cell: Cell, columns: Axis, rows: Axis) -> str:
     """What all pictures have in common."""
     varied = {columns.name, rows.name}
     said = {"seed": f"seed {cell.seed}", "method": f"method {cell.method}" if cell.method != "auto" else "",
@@ -165,7 +165,7 @@ def image_of(sheet: Any) -> Tensor:
     return torch.from_numpy(np.asarray(sheet).copy())[None] / 255
 
 
-def batch_of(pictures: Sequence[Tensor]) -> Tensor:
+def pictures_batch(pictures: Sequence[Tensor]) -> Tensor:
     """IMAGE of pictures (3, H, W)."""
     import torch
     return torch.stack(list(pictures)).movedim(1, -1)

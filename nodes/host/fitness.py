@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ...pixart.config import PixArtConfig
+from ...pixart.device import memory_text
 from ...pixart.mini import CAPTION_WIDTH
 from .pt_dit import holds_pt_dit
 from .text import HostTextEncoder, is_ours
@@ -51,12 +52,13 @@ def of_model(found: FitReport, model: Any, latents: tuple[int, ...], height: int
     size = model.model_size()
     found.needs["sampling"] = size + model.model.memory_required([2 * latents[0], *latents[1:]])
     if not (is_ours(model) or holds_pt_dit(model)):
-        found.facts.append(f"MODEL: {type(model.model).__name__} of a stock loader, {gigabytes(size)}")
+        found.facts.append(f"MODEL: {type(model.model).__name__} of a stock loader, {memory_text(size)}")
         found.problems.append(foreign(model))
         return None
     described, config = model.model.model_config.description, model.model.model_config.pixart
-    found.facts.append(f"MODEL: {described}; {gigabytes(size)} in {str(model.model.get_dtype()).removeprefix('torch.')}"
-                       f"; trained at {config.resolution} px, prompts up to {config.caption_tokens} tokens")
+    dtype = str(model.model.get_dtype()).removeprefix("torch.")
+    found.facts.append(f"MODEL: {described}; {memory_text(size)} in {dtype}; trained at {config.resolution} px, "
+                       f"prompts up to {config.caption_tokens} tokens")
     from ...pixart.resolution import size_notice
     notice = size_notice(height, width, config.resolution)
     if notice is not None:
@@ -82,11 +84,11 @@ def of_clip(found: FitReport, clip: Any, config: PixArtConfig | None) -> None:
         how = "of a stock loader"
     found.needs["encoding the prompt"] = float(size)
     if width is None:
-        found.facts.append(f"CLIP: {type(network).__name__}, not a T5, {gigabytes(size)}")
+        found.facts.append(f"CLIP: {type(network).__name__}, not a T5, {memory_text(size)}")
         found.problems.append("this CLIP is not a T5 text encoder; PixArt takes T5-XXL, as of Load T5 for PixArt, or "
                               "of CLIPLoader with type pixart")
         return
-    found.facts.append(f"CLIP: T5 that gives {width} numbers a token, {how}, {gigabytes(size)}")
+    found.facts.append(f"CLIP: T5 that gives {width} numbers a token, {how}, {memory_text(size)}")
     if config is not None and config.caption_width != width:
         wanted = "pixart-mini/t5" if config.caption_width == CAPTION_WIDTH else "T5-XXL (t5-v1_1-xxl)"
         found.problems.append(f"the text encoder gives {width} numbers a token, the model takes "
@@ -102,7 +104,7 @@ def width_of(network: torch.nn.Module) -> int | None:
 def of_vae(found: FitReport, vae: Any, config: PixArtConfig | None, latents: tuple[int, ...]) -> None:
     size = sum(tensor.nbytes for tensor in vae.first_stage_model.parameters())
     found.facts.append(f"VAE: {type(vae.first_stage_model).__name__} of {vae.latent_channels} channels, "
-                       f"{gigabytes(size)}")
+                       f"{memory_text(size)}")
     found.needs["decoding"] = size + vae.memory_used_decode(latents, vae.vae_dtype)
     if vae.latent_channels != latents[1]:
         found.problems.append(f"this VAE has latents of {vae.latent_channels} channels, PixArt has {latents[1]}; load "
@@ -120,7 +122,7 @@ def of_control(found: FitReport, control: Any, model: Any) -> None:
         found.problems.append("this ControlNet is not one of PixArt; load one with Load PixArt ControlNet")
         return
     size = sum(tensor.nbytes for tensor in network.parameters())
-    found.facts.append(f"CONTROL_NET: {control.description}, {gigabytes(size)}")
+    found.facts.append(f"CONTROL_NET: {control.description}, {memory_text(size)}")
     if "sampling" in found.needs:
         found.needs["sampling"] += size
     if model is not None and holds_pt_dit(model):
@@ -138,15 +140,11 @@ def of_memory(found: FitReport, model: Any) -> None:
     from comfy import model_management
     device = model.load_device if model is not None else model_management.get_torch_device()
     free = model_management.get_free_memory(device)
-    stages = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.needs.items())
+    stages = ", ".join(f"{name} {memory_text(size)}" for name, size in found.needs.items())
     if not stages:
         return
-    found.facts.append(f"Memory, about, one after the other: {stages}; {gigabytes(free)} are free on {device}")
+    found.facts.append(f"Memory, about, one after the other: {stages}; {memory_text(free)} are free on {device}")
     for name, size in found.needs.items():
         if size > free:
             found.facts.append(f"{name} needs more than is free: the host will unload other models, or keep a part in "
                                "main memory and be slower")
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ...pixart.control.hed import HED_FILE
+
 # Bundled files in the folders of the host's own layout: <category>/pixart-mini/<file>, so that their names begin with
 # pixart-mini/ in every list.
 BUNDLED = Path(__file__).resolve().parents[2] / "pixart" / "mini" / "weights"
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 TEXT_FOLDERS = ("text_encoders",)
 HED_FOLDERS = ("controlnet", "annotators")
-HED_FILE = "ControlNetHED.pth"
 LORA_FOLDERS = ("loras",)
 REWARD_FOLDERS = ("rewards",)
 CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets come with their base model

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Replacement:
+class NodeReplacement:
     """A node of that extension and the one that takes its place. `same`: new input -> old; `fixed`: input -> value."""
 
     old: str
@@ -29,20 +29,20 @@ LOADER_DEFAULTS = {"variant": "auto", "weight_dtype": "auto"}
 SHARED_ID = "PixArtLoraLoader"
 ENCODER_DEFAULTS = {"width": 0, "height": 0}
 REPLACEMENTS = (
-    Replacement("PixArtCheckpointLoader", "PixArtLoader", ("ckpt_name", "model"), {"file": "ckpt_name"},
+    NodeReplacement("PixArtCheckpointLoader", "PixArtLoader", ("ckpt_name", "model"), {"file": "ckpt_name"},
                 LOADER_DEFAULTS),
-    Replacement("PixArtCheckpointLoaderSimple", "PixArtLoader", ("ckpt_name",), {"file": "ckpt_name"},
+    NodeReplacement("PixArtCheckpointLoaderSimple", "PixArtLoader", ("ckpt_name",), {"file": "ckpt_name"},
                 LOADER_DEFAULTS),
-    Replacement("T5v11Loader", "PixArtT5Loader", ("t5v11_name", "t5v11_ver", "path_type", "device", "dtype"),
+    NodeReplacement("T5v11Loader", "PixArtT5Loader", ("t5v11_name", "t5v11_ver", "path_type", "device", "dtype"),
                 {"file": "t5v11_name"}, {"bits": "8", "device": "auto"}),
     # As written and uncut the one, cleaned for alpha the other.
-    Replacement("T5TextEncode", "PixArtTextEncode", ("text",), {"clip": "T5", "text": "text"},
+    NodeReplacement("T5TextEncode", "PixArtTextEncode", ("text",), {"clip": "T5", "text": "text"},
                 {"family": "sigma", **ENCODER_DEFAULTS}),
-    Replacement("PixArtT5TextEncode", "PixArtTextEncode", ("text",), {"clip": "T5", "text": "text"},
+    NodeReplacement("PixArtT5TextEncode", "PixArtTextEncode", ("text",), {"clip": "T5", "text": "text"},
                 {"family": "alpha", **ENCODER_DEFAULTS}),
-    Replacement("PixArtResolutionSelect", "PixArtFormerSize", ("model", "ratio"),
+    NodeReplacement("PixArtResolutionSelect", "PixArtFormerSize", ("model", "ratio"),
                 {"model": "model", "ratio": "ratio"}, outputs=2),
-    Replacement("PixArtResolutionCond", "PixArtFormerSizeCondition", ("width", "height"),
+    NodeReplacement("PixArtResolutionCond", "PixArtFormerSizeCondition", ("width", "height"),
                 {"cond": "cond", "width": "width", "height": "height"}),
 )
 BY_OLD = {each.old: each for each in REPLACEMENTS}
@@ -72,7 +72,7 @@ def register_former() -> None:
 def with_new_nodes(request: dict) -> dict:
     """A request to /prompt with this pack's nodes for those of that extension that no installed pack has."""
     prompt = request.get("prompt")
-    nodes = [node for node in prompt.values() if is_node(node)] if isinstance(prompt, dict) else []
+    nodes = [node for node in prompt.values() if is_api_node(node)] if isinstance(prompt, dict) else []
     changed = {node["class_type"]: replace_node(node) for node in nodes if node["class_type"] in {SHARED_ID, *BY_OLD}}
     told = ", ".join(f"{old} is read as {new}" for old, new in sorted(changed.items()) if new)
     if told:
@@ -80,7 +80,7 @@ def with_new_nodes(request: dict) -> dict:
     return request
 
 
-def is_node(value: Any) -> bool:
+def is_api_node(value: Any) -> bool:
     kinds = (("class_type", str), ("inputs", dict))
     return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds)
 

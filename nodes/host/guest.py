@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from ..arguments import PACK
+
 logger = logging.getLogger(__name__)
-PACK = __package__.removesuffix(".nodes.host")
 
 
 def taken(node_id: str) -> bool:
@@ -85,7 +86,7 @@ def make_room(device: torch.device) -> None:
 
 @contextmanager
 def memory_handed_back() -> Iterator[None]:
-    """At the end nothing of the training stays in memory, however it ended."""
+    """At the end nothing of the work stays in memory, however it ended."""
     from comfy import model_management
     try:
         yield
@@ -97,5 +98,5 @@ def memory_handed_back() -> Iterator[None]:
 
 def forget_devices() -> None:
     """accelerate remembers device and precision for the whole process, which is the host's, not ours."""
-    from accelerate.state import AcceleratorState
-    AcceleratorState._reset_state(reset_partial_state=True)
+    if (used := sys.modules.get("accelerate.state")) is not None:
+        used.AcceleratorState._reset_state(reset_partial_state=True)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...pixart.quantize import TARGETS
+from ...pixart.quantize.int8 import INT8_MAX
 from ...pixart.text.files import T5Files
 from ...pixart.text.t5 import read_weights
 from .mixin import Mixin
 
-LARGEST = 127
 PACKING = TARGETS["int8_tensorwise"]
 
 
@@ -53,7 +53,7 @@ class _Int8Linear(Mixin):
     def set_weight(self, weight: Tensor, inplace_update: bool = False, seed: int | None = None,
                    return_weight: bool = False, **_: object) -> Tensor | None:
         """Keep a patched weight, at the scale that is there."""
-        rounded = (weight.float() / self.weight_scale.to(weight.device)).round().clamp(-LARGEST, LARGEST)
+        rounded = (weight.float() / self.weight_scale.to(weight.device)).round().clamp(-INT8_MAX, INT8_MAX)
         if return_weight:
             return rounded.to(torch.int8)
         self.weight = frozen(rounded.to(torch.int8))

@@ -10,6 +10,7 @@ from ...pixart.checkpoint.header import to_tensors
 from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.checkpoint.read import open_network
 from ...pixart.config import PixArtConfig
+from ...pixart.dtypes import WEIGHT_DTYPES, dtype_named, dtype_or_auto
 from ...pixart.mini import CAPTION_WIDTH
 from ...pixart.mini.colours import LATENT_RGB, LATENT_RGB_BIAS
 from ...pixart.model.cpu_dtype import faster_dtype
@@ -26,11 +27,6 @@ from .transformer import builder
 from .weights import TABLE, fill, is_dynamic
 
 logger = logging.getLogger(__name__)
-
-WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
-    "auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-    "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,
-}
 
 
 class _PixArt(Mixin):
@@ -125,7 +121,7 @@ def choose_dtypes(weight_dtype: str, stored: torch.dtype, config: PixArtConfig, 
     if weight_dtype not in WEIGHT_DTYPES:
         raise ValueError(f"unknown weight_dtype {weight_dtype!r}; use {', '.join(WEIGHT_DTYPES)}")
     usable = [torch.float16, torch.bfloat16, torch.float32]
-    wish = WEIGHT_DTYPES[weight_dtype]
+    wish = dtype_or_auto(weight_dtype)
     kept: torch.dtype = wish or host.unet_dtype(model_params=parameters, supported_dtypes=usable, weight_dtype=stored)
     if device.type != "cpu":
         return kept, host.unet_manual_cast(kept, device, usable)
@@ -164,7 +160,9 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
         return reloadable(patcher, path, variant, weight_dtype)
     opened = open_checkpoint(path, variant)
     packed = packed_entries(opened, weight_dtype)
-    unpacked = (WEIGHT_DTYPES.get(weight_dtype) or torch.bfloat16) if opened.packed_as and not packed else None
+    unpacked = None
+    if opened.packed_as and not packed:
+        unpacked = dtype_named(weight_dtype) if weight_dtype in WEIGHT_DTYPES[1:] else torch.bfloat16
     checkpoint = opened.read(torch.bfloat16 if unpacked in EIGHT_BITS else unpacked, leave_packed=bool(packed))
     model = build_model(checkpoint, weight_dtype, device, bool(packed))
     patcher = patcher_class(model, load_device=device, offload_device=offload)

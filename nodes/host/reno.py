@@ -3,11 +3,10 @@
 The host runs nodes in inference mode, whose tensors know no gradients, so everything happens outside of it, on copies.
 """
 import copy
-import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -30,7 +29,7 @@ from ...pixart.text.encoded import Encoded, join_encoded
 from ...pixart.text.tokens import PromptReport
 from .bare import bare_transformer
 from .folders import MissingFile, clip_tokenizer_folder, reward_path
-from .guest import advance_bar, bar, make_room, stoppable
+from .guest import advance_bar, bar, make_room, memory_handed_back, stoppable
 from .node_text import RunningText
 from .pt_dit import holds_pt_dit
 from .sampling import check_latent, pictures_of, renoise_seeds
@@ -255,14 +254,3 @@ def started(model: Any, noise: Tensor) -> Tensor:
     """The noise as a latent with which a sampler that adds none begins: the host's x at its highest sigma."""
     sigma = float(model.get_model_object("model_sampling").sigma_max)
     return model.model.latent_format.process_out(noise * (1 + sigma ** 2) ** 0.5)
-
-
-@contextmanager
-def memory_handed_back() -> Iterator[None]:
-    """At the end nothing of the optimisation stays in memory, however it ended."""
-    from comfy import model_management
-    try:
-        yield
-    finally:
-        gc.collect()
-        model_management.soft_empty_cache()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...pixart.prepare.families import FAMILIES
 from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder, clean_caption
 from ...pixart.text.emphasis import WeightedText, weighted_parts, whole_characters, written_prompt
 from ...pixart.text.fitting import GIB, fit_t5
@@ -42,7 +43,7 @@ class Rules(NamedTuple):
     limit: int                 # tokens, the end token included
 
 
-FAMILIES = {"alpha": Rules(True, 120), "sigma": Rules(False, 300)}
+PROMPT_RULES = {name: Rules(FAMILIES[name].clean, FAMILIES[name].tokens) for name in ("alpha", "sigma")}
 
 
 class PromptRequest(NamedTuple):
@@ -50,7 +51,7 @@ class PromptRequest(NamedTuple):
 
     text: str
     clean: bool = False
-    limit: int = FAMILIES["sigma"].limit
+    limit: int = PROMPT_RULES["sigma"].limit
     emphasis: bool = True      # (word:1.2) and escapes are read; captions of pictures have brackets that are text
 
 
@@ -315,7 +316,7 @@ def rules_of(model: Any) -> Rules:
     if config is not None:
         return Rules(config.cleans_captions, config.caption_tokens)
     scale = getattr(model.get_model_object("latent_format"), "scale_factor", None)
-    return FAMILIES["sigma" if scale == 0.13025 else "alpha"]
+    return PROMPT_RULES["sigma" if scale == 0.13025 else "alpha"]
 
 
 def null_conditioning(model: Any, tokens: int, extra: dict[str, object]) -> Conditioning:

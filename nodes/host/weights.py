@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...pixart.checkpoint.layouts import NULL_CAPTION
-
-TABLE = "scale_shift_table"
+from ...pixart.checkpoint.lora.changes import TABLE
 
 
 def is_dynamic(patcher: Any) -> bool:

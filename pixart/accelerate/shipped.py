@@ -5,10 +5,10 @@ from pathlib import Path
 from .ecad import read_ecad
 from .schedule import BranchSchedule
 
-SCHEDULE_FOLDER = Path(__file__).parent / "schedules"
+SHIPPED_SCHEDULES = Path(__file__).parent / "schedules"
 
 
 @cache
 def shipped_schedules() -> tuple[BranchSchedule, ...]:
     """All of them."""
-    return tuple(read_ecad(path).schedule for path in sorted(SCHEDULE_FOLDER.glob("*.json")))
+    return tuple(read_ecad(path).schedule for path in sorted(SHIPPED_SCHEDULES.glob("*.json")))

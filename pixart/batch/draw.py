@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ..dtypes import dtype_or_auto
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -57,11 +58,9 @@ def draw_group(settings: DrawSettings, device: str | None, group: Sequence[Task]
 @lru_cache(maxsize=1)
 def opened(settings: DrawSettings, device: str | None) -> "Pipeline":
     """Once a process."""
-    import torch
-
     from ..pipeline import Pipeline
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.dtype)
+    dtype = dtype_or_auto(settings.dtype)
     return Pipeline.open(settings.model, settings.vae, settings.t5, device, dtype, variant=settings.variant,
                          bits=settings.bits, loras=settings.loras)
 

@@ -1,9 +1,9 @@
 """Queue workflows on a running ComfyUI and fetch what they make; needs neither torch nor the host's code.
 
-    from pixart.client import Server, draw, read_workflow, with_seed, with_value
+    from pixart.client import Server, draw_workflows, read_workflow, with_seed, with_value
 
     graph = with_value(read_workflow("workflow.json"), "prompt", "a red fox")
-    for outcome in draw(Server("127.0.0.1:8188"), [with_seed(graph, seed) for seed in (1, 2, 3)], "pictures"):
+    for outcome in draw_workflows(Server("127.0.0.1:8188"), [with_seed(graph, seed) for seed in (1, 2, 3)], "out"):
         print(outcome.files or outcome.problem)
 """
 from .draw import WorkflowOutcome, draw_workflows

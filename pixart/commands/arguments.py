@@ -3,7 +3,7 @@ import argparse
 import math
 from pathlib import Path
 
-from ..drawing import LEAST_SIDE, MOST_SIDE
+from ..resolution import LEAST_SIDE, MOST_SIDE
 from ..text.fitting import AUTO
 from ..text.long import MODES
 from ..text.quantized import T5_PRECISIONS, Bits
@@ -59,9 +59,14 @@ def add_long(command: argparse._ActionsContainer) -> None:
                          help="with --long segments: keep the end token of every sentence, not of the last alone")
 
 
-def require_folder(path: Path) -> None:
+def require_parent(path: Path) -> None:
     """Refuse a place that cannot be written to before any work is done for it."""
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out {path}: the folder {path.absolute().parent} does not exist; create it first")
+        raise FileNotFoundError(f"the folder {path.absolute().parent} does not exist; create it first: {path}")
+
+
+def require_file_place(path: Path) -> None:
+    """As `require_parent`, for a file: not where a folder is."""
+    require_parent(path)
     if path.is_dir():
         raise IsADirectoryError(f"--out {path}: this is a folder; give the name of a file in it")

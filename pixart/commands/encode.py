@@ -2,7 +2,7 @@
 import argparse
 from pathlib import Path
 
-from .arguments import add_bits, add_device, add_long, positive_whole, require_folder
+from .arguments import add_bits, add_device, add_long, positive_whole, require_file_place
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     from ..text.on_demand import T5OnDemand
     from .progress import Bars
 
-    require_folder(args.out)
+    require_file_place(args.out)
     check_mode(args.long, args.inner_ends)
     encoder = T5OnDemand(args.t5, args.bits or 8, checked_device(args.device or best_device()))
     with Bars() as bars:

@@ -4,7 +4,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..config import VARIANTS
-from .arguments import finite_number, require_folder
+from ..dtypes import dtype_or_auto
+from .arguments import finite_number, require_file_place
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SEGMENTS = {"pooling": "first blocks that only pool (default: 2, of fewer than 16 blocks 1)",
@@ -36,14 +37,13 @@ def run(args: argparse.Namespace) -> None:
     from ..checkpoint.load import describe_checkpoint, dtype_name
     from ..checkpoint.to_flexdit import to_flexdit
     from ..train.settings import FlexDiTMethod
-    from .generate import dtype_of
-    require_folder(args.out)
+    require_file_place(args.out)
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out is {args.out}; its name must end in .safetensors")
     given = {field.name: getattr(args, field.name) for field in fields(FlexDiTMethod) if hasattr(args, field.name)}
     opened = open_checkpoint(args.model, args.variant)
     config = FlexDiTMethod(**given).config(opened.config)
-    model = to_flexdit(opened.load(dtype_of(args.dtype)), config.segments, config.density)
+    model = to_flexdit(opened.load(dtype_or_auto(args.dtype)), config.segments, config.density)
     path = save_checkpoint(args.out, model)
     print(describe_checkpoint(config, False, dtype_name(model.x_embedder.proj.weight), "reference"))
     print(f"{path}: to be fine-tuned, with python -m pixart train flexdit; as it is, its pictures are poor")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from ..accelerate.methods import CACHE_METHODS
 from ..config import VARIANTS
+from ..dtypes import COMPUTE_DTYPES, dtype_or_auto
 from ..sampling.samplers import SAMPLERS
 from ..text.long import check_mode
 from . import pt_dit
-from .arguments import add_bits, add_device, add_long, finite_number, positive_whole, require_folder, size
+from .arguments import add_bits, add_device, add_long, finite_number, positive_whole, require_file_place, size
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("auto", "fp32", "bf16", "fp16")
 EDGE_CHOICES = ("canny", "soft", "hed", "none", "invert")
 MINI_DEFAULT = "that of PixArt-mini"
 
@@ -51,7 +51,8 @@ def add_files(command: argparse.ArgumentParser) -> None:
     files.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE", help="LoRA files or peft folders")
     files.add_argument("--lora-strength", type=finite_number, default=1.0, metavar="S",
                        help="strength of each LoRA, 0 for none (default: 1, as trained)")
-    files.add_argument("--dtype", choices=DTYPES, default="auto", help="precision of the transformer (default: bf16 on "
+    files.add_argument("--dtype", choices=("auto", *COMPUTE_DTYPES), default="auto",
+                       help="precision of the transformer (default: bf16 on "
                        "a GPU, on a CPU what the processor is faster with)")
     files.add_argument("--compile", action="store_true", help="compile the transformer's blocks: the first "
                        "picture of a size takes longer, further ones less")
@@ -185,14 +186,14 @@ def run(args: argparse.Namespace) -> None:
     from ..pictures import format_of
     from .progress import Bars
 
-    require_folder(args.out)
+    require_file_place(args.out)
     format_of(args.out)
     if (opened := pt_dit.pt_dit_in(args)) is not None:
         pt_dit.draw_with_pt_dit(args, opened)
         return
     pipe = open_pipeline(args)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
-    guide, noise = read_guide(args, width, height), saved_noise(args)
+    guide, noise = read_guide(args, width, height), noise_of_one(args)
     choice = cache_choice(args)
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
     guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
@@ -230,16 +231,10 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     if args.embeddings and args.long != "truncate":
         raise ValueError(f"--long {args.long} has no effect with --embeddings; give it to `encode`, which makes these")
     from ..mini import SHIPPED
+    dtype = dtype_or_auto(args.dtype)
     return Pipeline.open(args.model, args.vae, args.t5 or (SHIPPED.t5 if args.model else None), args.device,
-                         dtype_of(args.dtype), variant=args.variant, bits=args.bits, controlnet=args.controlnet,
+                         dtype, variant=args.variant, bits=args.bits, controlnet=args.controlnet,
                          loras=[(path, args.lora_strength) for path in args.lora], keep_t5=False, compile=args.compile)
-
-
-def dtype_of(name: str) -> "torch.dtype | None":
-    """None for "auto"."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
 
 
 def saved_prompt(args: argparse.Namespace, guided: bool) -> "Encoded | None":
@@ -253,7 +248,7 @@ def saved_prompt(args: argparse.Namespace, guided: bool) -> "Encoded | None":
     return load_embeddings(args.embeddings)
 
 
-def saved_noise(args: argparse.Namespace) -> "torch.Tensor | None":
+def noise_of_one(args: argparse.Namespace) -> "torch.Tensor | None":
     """The noise that --noise names."""
     if args.noise is None:
         return None

@@ -3,9 +3,8 @@ import argparse
 from pathlib import Path
 
 from ..config import VARIANTS
+from ..dtypes import COMPUTE_DTYPES, dtype_named
 from .arguments import add_device, finite_number, positive_whole
-
-DTYPES = ("fp32", "bf16", "fp16")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -20,22 +19,20 @@ def add_options(command: argparse.ArgumentParser) -> None:
                          help="of the teacher (default: 4.5)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     command.add_argument("--batch", type=positive_whole, default=8, metavar="N", help="pictures at once (default: 8)")
-    command.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the teacher (default: fp32)")
+    command.add_argument("--dtype", choices=COMPUTE_DTYPES, default="fp32",
+                         help="precision of the teacher (default: fp32)")
     add_device(command)
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw what is missing, and say how much that was."""
-    import torch
-
     from ..checkpoint import load
     from ..device import best_device, checked_device
     from ..prepare.pairs import make_pairs
     from .progress import Bars
 
     device = checked_device(args.device or best_device())
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
-    teacher = load(args.model, args.variant, dtype=dtype, device=device)
+    teacher = load(args.model, args.variant, dtype=dtype_named(args.dtype), device=device)
     with Bars() as bars:
         drawn = make_pairs(args.data, args.out, teacher, args.steps, args.guidance, args.seed, args.batch,
                            lambda done, total: bars("drawing", done, total), args.model)

@@ -2,6 +2,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from ..dtypes import dtype_or_auto
 from ..sampling.flow import FLOW_GUIDANCE, FLOW_STEPS
 from ..text.long import check_mode
 
@@ -34,21 +35,20 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     from ..device import best_device, checked_device
     from ..pipeline import Pictures, fitting_dtype, require_finite
     from ..pt_dit.draw import draw_latents
-    from ..text.encoded import join
+    from ..text.encoded import join_encoded
     from ..vae import decode, load_vae, require_vae
-    from .generate import dtype_of
     check_pt_dit_options(args)
     require_vae(args.vae)
     device = checked_device(best_device() if args.device is None else args.device)
     config = opened.config
     caption, null = encode_prompts(args, config, device)
     print(*(caption.reports[0].summary, *(caption.reports[0].notes if args.long != "truncate" else ())), sep="\n")
-    model = opened.load(dtype_of(args.dtype) or fitting_dtype(device, config.hidden), device)
+    model = opened.load(dtype_or_auto(args.dtype) or fitting_dtype(device, config.hidden), device)
     vae = load_vae(args.vae, device)
     width, height = args.size or (config.resolution, config.resolution)
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)
-        latents = draw_latents(model, join([caption] * count), null, height, width, args.steps or FLOW_STEPS,
+        latents = draw_latents(model, join_encoded([caption] * count), null, height, width, args.steps or FLOW_STEPS,
                                guidance_of(args), args.seed + first)
         require_finite(latents, "the transformer")
         pixels = decode(vae, latents, config.latent_scale)[:, :, :height, :width]

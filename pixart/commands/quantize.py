@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..config import VARIANTS
 from ..quantize.formats import TARGETS
-from .arguments import add_bits, add_device, finite_number, positive_whole, require_folder
+from .arguments import add_bits, add_device, finite_number, positive_whole, require_file_place
 
 if TYPE_CHECKING:
     from ..config import PixArtConfig
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from .progress import Bars
     for path in (args.out, args.report):
         if path is not None:
-            require_folder(path)
+            require_file_place(path)
     check_target(args)
     if args.report and args.to in UNPACKED:
         raise ValueError(f"--report has no effect with --to {args.to}; leave it out")
@@ -93,14 +93,15 @@ def fp4_settings(args: argparse.Namespace) -> "LayerOptions | None":
 def adapt(args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
     """Learn the rounding, on what the transformer is given while it draws --prompts."""
     from ..device import best_device, checked_device
+    from ..prompts import read_lines
     from ..quantize.adapted import convert_adapted
     from ..quantize.adaptive import Adaptation
     from ..quantize.calibrate import record
     from ..quantize.convert import open_plain
-    from ..quantize.drawn import Calibration, read_prompts
+    from ..quantize.drawn import Calibration
     device, usual = checked_device(args.device or best_device()), Adaptation()
     checkpoint = open_plain(args.model, args.variant)
-    prompts = read_prompts(args.prompts)
+    prompts = read_lines(args.prompts, "prompts")
     drawn = Calibration.of(checkpoint, prompts, args.t5, args.bits, args.passes or 256, args.seed or 0)
     wanted = Adaptation(args.iterations or usual.iterations,
                         usual.learning_rate if args.rate is None else args.rate, seed=args.seed or 0)

@@ -3,8 +3,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..sampling.samplers import SAMPLERS
-from .arguments import finite_number, positive_whole, require_folder, size
+from ..dtypes import dtype_named
+from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
+from .arguments import finite_number, positive_whole, require_file_place, size
 from .generate import add_files, open_pipeline, saved_prompt
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from ..reward.protocol import WeightedSum
     from .progress import Bars
 
-FEW = [name for name, sampler in SAMPLERS.items() if not sampler.guided]
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def _add_rewards(command: argparse.ArgumentParser) -> None:
 def _add_drawing(command: argparse.ArgumentParser) -> None:
     drawing = command.add_argument_group("drawing")
     drawing.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm",
-                         help=f"one that can be differentiated: {', '.join(FEW)} (default: lcm)")
+                         help=f"one that can be differentiated: {', '.join(FEW_STEP_SAMPLERS)} (default: lcm)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
                          help="passes through the model (default: the sampler's)")
     drawing.add_argument("--rule", choices=("official", "diffusers"), default="official",
@@ -72,14 +72,15 @@ def run(args: argparse.Namespace) -> None:
     """Optimise, save, and say what came of it. Ctrl-C ends it with the best so far."""
     from ..pictures import format_of
     from ..reward.optimise import NoiseRecipe
+    from ..reward.record import load_noise
     from ..reward.reno import reno
     from .progress import Bars
 
-    require_folder(args.out)
+    require_file_place(args.out)
     format_of(args.out)
     args.negative, args.guidance, args.control, args.controlnet = "", 1.0, None, None
     recipe = NoiseRecipe(args.iterations, args.rate, clip=args.clip, regularisation=args.regularisation)
-    begin = saved_noise(args.noise)
+    begin = None if args.noise is None else load_noise(args.noise)
     pipe = open_pipeline(args)
     reward = open_reward(args, pipe)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
@@ -91,15 +92,8 @@ def run(args: argparse.Namespace) -> None:
     write_result(args, found, reward)
 
 
-def saved_noise(path: Path | None) -> "Tensor | None":
-    from ..reward.record import load_noise
-    return None if path is None else load_noise(path)
-
-
 def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     """What --reward names, on the device of the pipeline."""
-    import torch
-
     from ..prompts import read_lines
     from ..reward.embedding import EmbeddingReward
     from ..reward.table import RewardChoice, open_rewards
@@ -109,8 +103,7 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     if (args.relevance != 1) != (args.common is not None):
         raise ValueError("--relevance and --common go together: what all prompts share is found out from --common")
     choices = [RewardChoice.parse(text) for text in args.reward or ["judge"]]
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.reward_dtype]
-    reward = open_rewards(choices, args.rewards, args.reward_tokenizer, pipe.device, dtype)
+    reward = open_rewards(choices, args.rewards, args.reward_tokenizer, pipe.device, dtype_named(args.reward_dtype))
     if args.common is not None:
         lines = read_lines(args.common, "words that all prompts share")
         for part in reward.rewards:

@@ -1,5 +1,5 @@
 """Pictures side by side: what is compared, and the labelled sheet."""
-from .axes import AXES, MOST_CELLS, Axis, Cell, grid, read_axis
+from .axes import AXES, MOST_CELLS, Axis, Cell, cell_grid, read_axis
 from .sheet import labelled_sheet
 
-__all__ = ["AXES", "MOST_CELLS", "Axis", "Cell", "grid", "labelled_sheet", "read_axis"]
+__all__ = ["AXES", "MOST_CELLS", "Axis", "Cell", "cell_grid", "labelled_sheet", "read_axis"]

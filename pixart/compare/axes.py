@@ -66,7 +66,7 @@ def read_axis(name: str, text: str) -> Axis:
     return Axis(name, tuple(values))
 
 
-def grid(cell: Cell, columns: Axis, rows: Axis) -> list[list[Cell]]:
+def cell_grid(cell: Cell, columns: Axis, rows: Axis) -> list[list[Cell]]:
     """The cells row by row. ValueError where both axes are one, or there are too many cells."""
     if columns.name == rows.name != NO_AXIS:
         raise ValueError(f"columns and rows are both {rows.name}; choose two settings, or {NO_AXIS} for one of them")

@@ -36,12 +36,12 @@ def labelled_sheet(pictures: Sequence[Sequence[Tensor]], columns: Sequence[str],
     top = names + line * max(map(len, above)) + SHEET_GAP
     sheet = Image.new("RGB", (wide, top + len(rows) * (height + SHEET_GAP)), "white")
     pen = ImageDraw.Draw(sheet)
-    write_lines(pen, head, (SHEET_GAP, SHEET_GAP), font)
+    draw_lines(pen, head, (SHEET_GAP, SHEET_GAP), font)
     for column, label in enumerate(above):
-        write_lines(pen, label, (left + column * (width + SHEET_GAP), names), font)
+        draw_lines(pen, label, (left + column * (width + SHEET_GAP), names), font)
     for row, (label, drawn) in enumerate(zip(beside, pictures, strict=True)):
         y = top + row * (height + SHEET_GAP)
-        write_lines(pen, label, (SHEET_GAP, y), font)
+        draw_lines(pen, label, (SHEET_GAP, y), font)
         for column, picture in enumerate(drawn):
             shown = to_image(picture.clamp(0, 1))
             if shown.size != (width, height):
@@ -88,7 +88,7 @@ def label_lines(text: str, room: int, font: "FreeTypeFont", most: int = LABEL_LI
     return [*lines[:most - 1], last.rstrip() + "..."]
 
 
-def write_lines(pen: "Pen", lines: Sequence[str], place: tuple[int, int], font: "FreeTypeFont") -> None:
+def draw_lines(pen: "Pen", lines: Sequence[str], place: tuple[int, int], font: "FreeTypeFont") -> None:
     """Below each other from `place` (x, y) on."""
     for number, text in enumerate(lines):
         pen.text((place[0], place[1] + number * round(1.3 * font.size)), text, fill="black", font=font)

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, relu
 
+from ..progress import CountProgress
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
 from ..weights.values import check_finite, check_floating
-from .pictures import Counted, one_by_one, opaque, with_room
+from .pictures import one_by_one, opaque, with_room
 
-FILE = "ControlNetHED.pth"
-HED_EXPECTED = f"the edge network {FILE} (37 tensors such as block1.convs.0.weight), as .pth or .safetensors"
+HED_FILE = "ControlNetHED.pth"
+HED_EXPECTED = f"the edge network {HED_FILE} (37 tensors such as block1.convs.0.weight), as .pth or .safetensors"
 HED_BLOCKS = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))  # channels in, out, convolutions
 HED_LEAST_SIDE = 16                  # pixels; the last of four halvings must leave one
 HED_BYTES_PER_PIXEL = 800            # most that is needed while a map is made: three activations of 64 channels
@@ -83,7 +84,7 @@ def check_hed_tensors(path: str | os.PathLike, found: Mapping[str, Tensor], want
     path = Path(path)
     if any(name.startswith(OTHER_PORT) for name in found):
         raise CheckpointError(path, "another HED network, network-bsds500 of pytorch-hed, which takes BGR pictures and "
-                              "draws thinner lines", HED_EXPECTED, f"Get {FILE} of lllyasviel/Annotators.")
+                              "draws thinner lines", HED_EXPECTED, f"Get {HED_FILE} of lllyasviel/Annotators.")
     if set(found) != set(wanted):
         strange, lacking = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
         details = "; ".join(f"{len(names)} {what}, the first is {names[0]}"
@@ -100,7 +101,7 @@ def check_hed_tensors(path: str | os.PathLike, found: Mapping[str, Tensor], want
 
 
 @torch.no_grad()
-def hed_edges(network: HED, pictures: Tensor, progress: Counted | None = None) -> Tensor:
+def hed_edges(network: HED, pictures: Tensor, progress: CountProgress | None = None) -> Tensor:
     """(B, 1, 3 or 4, H, W) in 0..1, any size -> edge maps (B, 1, H, W) float32 in 0..1, at the pictures' own size.
 
     Computed one picture at a time on the network's device, so 16 pictures of 1024 pixels take the memory of one

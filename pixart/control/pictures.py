@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-Counted = Callable[[int, int], None]       # pictures done, pictures in all
+from ..progress import CountProgress
+
 BLACK, GREY, WHITE = 0.0, 0.5, 1.0
 
 
@@ -73,7 +74,7 @@ def with_room(pictures: Tensor, least: int) -> Tensor:
     return pad(pictures, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else pictures
 
 
-def one_by_one(pictures: Tensor, find: Callable[[Tensor], Tensor], progress: Counted | None = None) -> Tensor:
+def one_by_one(pictures: Tensor, find: Callable[[Tensor], Tensor], progress: CountProgress | None = None) -> Tensor:
     """Maps of the pictures, found one by one: a map never depends on its batch, and memory is that of one picture.
 
     `progress` is told after each picture, and may raise to stop.

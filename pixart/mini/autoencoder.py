@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic import replacing
+from ..config import LATENT_SCALE
 from .resume import ResumableTraining
 from .scenery import Scenery
 
-LATENT_SCALE = 0.18215         # raw TAESD latents = this times the latents that a Stable Diffusion VAE would give
 _FILE_WIDTH = 64
 
 
@@ -106,7 +106,7 @@ def padded_state(model: MiniAutoencoder) -> dict[str, Tensor]:
 def save_autoencoder(model: MiniAutoencoder, path: Path) -> None:
     """Writes the TAESD single-file layout in fp16; the plan is kept in the header to undo the padding."""
     state = {name: value.half().contiguous() for name, value in padded_state(model).items()}
-    state |= {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
+    state |= {"vae_scale": torch.tensor(LATENT_SCALE["sd"]), "vae_shift": torch.tensor(0.0)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         save_file(state, beside, metadata={"format": "pt", "plan": json.dumps(asdict(model.plan))})

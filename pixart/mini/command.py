@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..commands.arguments import require_parent
 from . import SHIPPED, Files
 
 if TYPE_CHECKING:
@@ -127,8 +128,8 @@ def run_data(args: argparse.Namespace) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     from .evaluate import DIVERSE, USUAL_METHODS, evaluate, write_results
     from .measure.methods import few_step, method_of
-    for path in (args.out, args.sheet, args.edge_sheet):
-        require_folder(path)
+    for path in filter(None, (args.out, args.sheet, args.edge_sheet)):
+        require_parent(path)
     if args.control:
         run_control(args)
         return
@@ -159,7 +160,8 @@ def run_compare(args: argparse.Namespace) -> None:
     from .evaluate import write_results
     from .measure.results import REAL, merged, read_measured
     from .measure.tables import differences, results_table
-    require_folder(args.out)
+    if args.out:
+        require_parent(args.out)
     measured = merged([(str(path), read_measured(path)) for path in args.results])
     drawn = [row.name for row in measured.rows if row.name != REAL]
     if not drawn:
@@ -172,7 +174,8 @@ def run_compare(args: argparse.Namespace) -> None:
 
 def run_diagnose(args: argparse.Namespace) -> None:
     from .diagnose import diagnose, tables, write_diagnosis
-    require_folder(args.out)
+    if args.out:
+        require_parent(args.out)
     device, batch = where(args)
     found = diagnose(args.count, args.seed, Files(args.weights), device, batch, args.judge, args.guidance,
                      args.crowded)
@@ -200,9 +203,3 @@ def where(args: argparse.Namespace) -> tuple[str, int]:
 def batch_for(device: str) -> int:
     """Pictures at a time that fill the device."""
     return 100 if device == "cpu" else 500
-
-
-def require_folder(path: Path | None) -> None:
-    """Refuse a place that cannot be written to before any work is done for it."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.absolute().parent} does not exist; create it first: {path}")

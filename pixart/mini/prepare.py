@@ -14,7 +14,7 @@ from .autoencoder import MiniAutoencoder, load_autoencoder
 from .grammar import caption
 from .pictures import BUCKETS, CANNY, draw_scene
 from .scenes import Scene, sample_scene
-from .text_encoder import encode_captions, load_text_encoder
+from .text_encoder import load_text_encoder, text_features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
@@ -39,7 +39,7 @@ def prepare_scenes(folder: Path, count: int, seed: int = 0, split: str = "train"
     tokenizer, encoder = load_text_encoder(files.t5)
     encoder.to(torch.device(device))     # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
-    features, mask = encode_captions(tokenizer, encoder, [""])
+    features, mask = text_features(tokenizer, encoder, [""])
     write_tensors(folder / "null.safetensors", {"features": features[0].half(), "mask": mask[0].to(torch.uint8)})
     start = 0
     for (height, width), share in zip(BUCKETS, _shares(count)):
@@ -66,7 +66,7 @@ def _texts(indices: range, seed: int, split: str, tokenizer: "PreTrainedTokenize
     parts = []
     for at in range(0, len(indices), batch):
         texts = [scene_and_caption(index, seed, split)[1] for index in indices[at:at + batch]]
-        features, mask = encode_captions(tokenizer, encoder, texts, fixed=True)
+        features, mask = text_features(tokenizer, encoder, texts, fixed=True)
         if mask[:, CAPTION_TOKENS:].any():
             raise ValueError(f"a caption is longer than {CAPTION_TOKENS} tokens; raise CAPTION_TOKENS")
         parts.append(((features * mask[..., None])[:, :CAPTION_TOKENS].half(), mask[:, :CAPTION_TOKENS]))

@@ -161,8 +161,8 @@ def load_text_encoder(folder: Path) -> tuple["PreTrainedTokenizerFast", "T5Encod
 
 
 @torch.no_grad()
-def encode_captions(tokenizer: "PreTrainedTokenizerFast", encoder: "T5EncoderModel", texts: list[str],
-                    fixed: bool = False) -> tuple[Tensor, Tensor]:
+def text_features(tokenizer: "PreTrainedTokenizerFast", encoder: "T5EncoderModel", texts: list[str],
+                  fixed: bool = False) -> tuple[Tensor, Tensor]:
     """Features (B, L, WIDTH) and mask (B, L) of captions; L as in `tokenise`."""
     tokens, mask = tokenise(tokenizer, texts, fixed)
     device = next(encoder.parameters()).device

@@ -4,13 +4,13 @@ Captions and picture sizes come from a prepared folder, its pictures are not loo
 costs one shard; the noise of a picture follows from the seed and its place, so it does not matter when it was made.
 """
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..model.transformer import PixArtTransformer
+from ..progress import CountProgress
 from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
 from ..sampling.noise import PictureNoise
@@ -21,11 +21,10 @@ from .state import alone, settle, weights_fingerprint
 logger = logging.getLogger(__name__)
 
 _SHARD = 1_000_000            # distance between the seeds of two shards
-Progress = Callable[[int, int], None]
 
 
 def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int = 20, guidance: float = 4.5,
-               seed: int = 0, batch: int = 8, progress: Progress = lambda done, total: None,
+               seed: int = 0, batch: int = 8, progress: CountProgress = lambda done, total: None,
                weights: Path | None = None) -> int:
     """Draw a picture for every caption of the folder `captions` that is not in `out` yet; how many were drawn.
 

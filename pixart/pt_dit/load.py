@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..checkpoint.configure import heads_of
+from ..checkpoint.detect import Shapes
 from ..checkpoint.header import CONFIG_FIELDS, LONGEST_CONFIG
 from ..checkpoint.layouts import file_name
 from ..checkpoint.load import common_dtype, dtype_name, gather_tensors, refuse_differences
@@ -39,7 +40,6 @@ PT_DIT_FILE = Kind("a PT-DiT transformer (the published .pt, or a file of python
 PT_DIT_FIELDS: dict[str, Check] = {
     **CONFIG_FIELDS, "version": whole(1, 1 << 30), "window": whole(1, 256), "proxy": whole(1, 256), "shifted": flag,
     "flow_side": whole(1, 1 << 16), "autoencoder": one_of(*AUTOENCODERS)}
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .format import Format, FormatOptions, Tensors, positive_option
+from .int8 import INT8_MAX
 from .nibbles import join_nibbles, split_nibbles
 from .rotation import SETTING, group_problem, largest_group, rotate, rotation_group
 
 ASYM_GROUP = 16         # columns that share a scale
 CODEBOOK_SIZE = 16
-LARGEST = 127
 CODEBOOK_SAMPLE, CODEBOOK_ROUNDS = 1 << 16, 25  # values that the table is fitted to, and how often it is
 REFITS = 2                          # of the scales to the codes
 
@@ -53,7 +53,7 @@ class AsymW4A8(Format):
             scale = ((groups * near).sum(2, keepdim=True) / (near * near).sum(2, keepdim=True).clamp(min=1e-8)
                      ).clamp(min=1e-8)
         near = table[nearest(groups / scale, table)]
-        row = ((near * scale).abs().amax((1, 2)) / LARGEST).clamp(min=1e-8)             # (N,)
+        row = ((near * scale).abs().amax((1, 2)) / INT8_MAX).clamp(min=1e-8)             # (N,)
         relative = (scale[..., 0] / row[:, None]).to(torch.float8_e4m3fn)               # (N, groups)
         levels = decoded(table, relative.float())                                       # (N, groups, 16)
         codes = nearest_of_each(groups / row[:, None, None], levels).flatten(1)
@@ -66,7 +66,7 @@ class AsymW4A8(Format):
         codes = split_nibbles(tensors["weight"]).long().unflatten(1, (relative.shape[1], -1))
         table = tensors.get("weight_codebook")
         table = torch.arange(-8.0, 8.0, device=codes.device) if table is None else table.float()
-        values = (table[codes] * relative[..., None]).round().clamp(-LARGEST, LARGEST).flatten(1)
+        values = (table[codes] * relative[..., None]).round().clamp(-INT8_MAX, INT8_MAX).flatten(1)
         return rotate(values * tensors["weight_s_channel"].float()[:, None], rotation_group(options))
 
     def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -87,7 +87,7 @@ def nearest_of_each(values: Tensor, levels: Tensor) -> Tensor:
 
 def decoded(table: Tensor, relative: Tensor) -> Tensor:
     """table (16,), relative (N, groups) -> what each code stands for in each group, (N, groups, 16)."""
-    return (table * relative[..., None]).round().clamp(-LARGEST, LARGEST)
+    return (table * relative[..., None]).round().clamp(-INT8_MAX, INT8_MAX)
 
 
 def fit_table(values: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from ..checkpoint.header import to_header, to_tensors
 from ..checkpoint.layouts import NULL_CAPTION, POSITION_TABLE
 from ..checkpoint.load import OpenCheckpoint, open_checkpoint
 from ..config import PixArtConfig
+from ..dtypes import COMPUTE_DTYPES, dtype_named
+from ..progress import CountProgress
 from ..weights.errors import PIXART_FILE
 from ..weights.values import check_finite
 from .format import FormatOptions, Packed
@@ -24,14 +26,13 @@ logger = logging.getLogger(__name__)
 
 MATRICES = re.compile(r"blocks\.\d+\.(attn\.(qkv|q|kv|v|proj)|cross_attn\.(q_linear|kv_linear|proj)|mlp\.fc[12])"
                       r"\.weight")
-UNPACKED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+UNPACKED = {name: dtype_named(name) for name in COMPUTE_DTYPES}
 TOLD = "pixart_packed"                  # header entry: the target that a file was made for
-Progress = Callable[[int, int], None]
 LayerOptions = Callable[[str, PixArtConfig], FormatOptions]  # (layer, model) -> settings of its format
 
 
 def convert(source: str | os.PathLike, target: str, out: str | os.PathLike, variant: str | PixArtConfig = "auto",
-            weights_only: bool = False, progress: Progress | None = None,
+            weights_only: bool = False, progress: CountProgress | None = None,
             settings: LayerOptions | None = None) -> list[LayerError]:
     """Write `source`, a PixArt transformer in any layout, in the format `target`; returns what each layer lost.
 
@@ -78,7 +79,7 @@ def open_plain(source: str | os.PathLike, variant: str | PixArtConfig) -> OpenCh
 
 
 def convert_by(packed: Callable[[str, Tensor], Packed], checkpoint: OpenCheckpoint, target: str, out: str | os.PathLike,
-               progress: Progress | None = None) -> list[LayerError]:
+               progress: CountProgress | None = None) -> list[LayerError]:
     """Write a checkpoint with its matrices packed by `packed`(layer, weight (N, K) float32), as `target`."""
     state = tensors_of(checkpoint, torch.float32)
     errors = pack(state, packed, kept_dtype(checkpoint), checkpoint.weights.path, progress)
@@ -94,7 +95,7 @@ def tensors_of(checkpoint: OpenCheckpoint, dtype: torch.dtype) -> dict[str, Tens
 
 
 def pack(state: dict[str, Tensor], packer: Callable[[str, Tensor], Packed], rest: torch.dtype, path: Path,
-         progress: Progress | None) -> list[LayerError]:
+         progress: CountProgress | None) -> list[LayerError]:
     """In place: float32 tensors to those of the packed file. rest: type of what is not packed, tables excepted."""
     matrices = [name for name in state if MATRICES.fullmatch(name)]
     for name in state.keys() - set(matrices):

@@ -8,7 +8,6 @@ import torch
 from ..checkpoint.load import OpenCheckpoint
 from ..drawing import Request
 from ..mini import CAPTION_WIDTH, SHIPPED
-from ..prompts import read_lines
 from ..sampling.preset import Preset, found_in
 from ..text.encoded import Encoded
 from ..text.on_demand import T5OnDemand
@@ -59,8 +58,3 @@ class Calibration:
                                          told and partial(told, "reading T5")) for texts in (list(self.prompts), [""]))
         encoder.make_room(False)
         return request, captions, null
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not empty. ValueError where there is none."""
-    return read_lines(path, "prompts")

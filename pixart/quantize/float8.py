@@ -6,6 +6,8 @@ from torch import Tensor
 
 from .format import FLOATS, Format, FormatOptions, Tensors
 
+E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
+
 
 class Float8(Format):
     """weight_scale float32, one number: the largest value of the weight over the largest one of the type."""

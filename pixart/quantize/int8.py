@@ -7,7 +7,7 @@ from torch import Tensor
 from .format import Format, FormatOptions, Tensors
 from .rotation import SETTING, group_problem, largest_group, rotate, rotation_group
 
-LARGEST = 127
+INT8_MAX = 127
 ROTATED = "convrot"
 
 
@@ -22,8 +22,8 @@ class Int8(Format):
     def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         if is_rotated(options):
             weight = rotate(weight, rotation_group(options))
-        scale = row_scale(weight, LARGEST)
-        return {"weight": (weight / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8), "weight_scale": scale}
+        scale = row_scale(weight, INT8_MAX)
+        return {"weight": (weight / scale).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), "weight_scale": scale}
 
     def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         weight = tensors["weight"].float() * tensors["weight_scale"].float()

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .float8 import E4M3_MAX
 from .format import FLOATS, Format, FormatOptions, Tensors
 from .tiles import from_tiles, tiled_shape, to_tiles
 
 MXFP8_BLOCK = 32
-LARGEST = 448.0
 BIAS = 127
 EXPONENT = getattr(torch, "float8_e8m0fnu", torch.uint8)
 
@@ -28,9 +28,9 @@ class MXFP8(Format):
 
     def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         blocks = weight.unflatten(1, (-1, MXFP8_BLOCK))                                 # (N, K / 32, 32)
-        exponent = torch.log2(blocks.abs().amax(2) / LARGEST).ceil().clamp(-BIAS, BIAS)     # of 0: the lowest
+        exponent = torch.log2(blocks.abs().amax(2) / E4M3_MAX).ceil().clamp(-BIAS, BIAS)     # of 0: the lowest
         values = blocks / exp2(exponent)[..., None]
-        packed = values.clamp(-LARGEST, LARGEST).to(self.storage).flatten(1)
+        packed = values.clamp(-E4M3_MAX, E4M3_MAX).to(self.storage).flatten(1)
         return {"weight": packed, "weight_scale": to_tiles((exponent + BIAS).to(torch.uint8))}
 
     def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:

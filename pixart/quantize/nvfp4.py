@@ -7,13 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .float8 import E4M3_MAX
 from .format import FLOATS, Format, FormatOptions, Tensors
 from .nibbles import join_nibbles, split_nibbles
 from .tiles import from_tiles, tiled_shape, to_tiles
 
 NVFP4_BLOCK = 16
 GRID = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])         # values of the codes 0..7; 8..15 are negative
-FP4_MAX, LARGEST_SCALE = 6.0, 448.0
+FP4_MAX = 6.0
 
 
 def _borders() -> Tensor:
@@ -46,8 +47,8 @@ class NVFP4(Format):
 
     def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         blocks = weight.unflatten(1, (-1, NVFP4_BLOCK))                                 # (N, K / 16, 16)
-        whole = (weight.abs().amax() / (FP4_MAX * LARGEST_SCALE)).clamp(min=torch.finfo(torch.float32).tiny)
-        scale = (blocks.abs().amax(2) / FP4_MAX / whole).clamp(max=LARGEST_SCALE).to(torch.float8_e4m3fn)
+        whole = (weight.abs().amax() / (FP4_MAX * E4M3_MAX)).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (blocks.abs().amax(2) / FP4_MAX / whole).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
         steps = (scale.float() * whole)[..., None]
         values = torch.where(steps > 0, blocks / steps, 0.0)
         return {"weight": join_nibbles(to_codes(values.flatten(1)), high_first=True),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..text.segments import split_segments
 from .clip_files import open_clip_network
 from .embedding import EmbeddingReward, mean_of_segments
-from .eyes import middle_square, normalised, whole_in_square
+from .eyes import clip_normalised, middle_square, whole_in_square
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ class ClipReward(EmbeddingReward):
     def looks(self, pictures: Tensor) -> Tensor:
         network: Any = self.network
         weight = network.visual_projection.weight
-        shown = normalised(self.fit(pictures.float().to(weight.device), self.side)).to(weight.dtype)
+        shown = clip_normalised(self.fit(pictures.float().to(weight.device), self.side)).to(weight.dtype)
         return F.normalize(network.visual_projection(network.vision_model(shown).pooler_output).float(), dim=-1)
 
     def scale(self) -> float | Tensor:

@@ -32,7 +32,7 @@ def scaled(pictures: Tensor, size: list[int]) -> Tensor:
     return F.interpolate(pictures, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
-def normalised(pictures: Tensor) -> Tensor:
+def clip_normalised(pictures: Tensor) -> Tensor:
     """0..1 -> the scale of CLIP."""
     mean, deviation = (torch.tensor(values, dtype=pictures.dtype, device=pictures.device).view(1, 3, 1, 1)
                        for values in (CLIP_MEAN, CLIP_DEVIATION))

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ..drawing import Conditioned, Request, check_captions
 from ..model.transformer import PixArtTransformer
 from ..sampling.noise import PictureNoise
-from ..sampling.samplers import SAMPLERS
+from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
 from ..sampling.schedule import Noise
 from ..text.encoded import Encoded
 from ..vae import Autoencoder, is_tiny, own_precision
@@ -56,10 +56,10 @@ def check_differentiable(request: Request) -> None:
     """Refuse what has no gradient worth following, by name. Raises ValueError."""
     chosen = SAMPLERS[request.sampler]
     if chosen.guided or request.steps > MOST_REWARD_STEPS:
-        few = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.guided)
         found = f"sampler {request.sampler}" + ("" if chosen.guided else f" in {request.steps} steps")
-        raise ValueError(f"{found} cannot be optimised through: it takes too many passes. Use {few} with at most "
-                         f"{MOST_REWARD_STEPS} steps, and a model made for few steps")
+        raise ValueError(f"{found} cannot be optimised through: it takes too many passes. Use "
+                         f"{', '.join(FEW_STEP_SAMPLERS)} with at most {MOST_REWARD_STEPS} steps, and a model made "
+                         "for few steps")
 
 
 def decoder(vae: Autoencoder, latent_scale: float) -> Callable[[Tensor], Tensor]:

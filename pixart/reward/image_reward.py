@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..weights import CheckpointError, Kind, open_weights
 from .clip_files import as_float32, check_shapes, restore_buffers
-from .eyes import middle_square, normalised
+from .eyes import clip_normalised, middle_square
 from .protocol import check_pictures
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class ImageReward(nn.Module):
     def forward(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         check_pictures(pictures, prompts)
         weight = next(self.network.mlp.parameters())
-        shown = normalised(middle_square(pictures.float().to(weight.device), self.side)).to(weight.dtype)
+        shown = clip_normalised(middle_square(pictures.float().to(weight.device), self.side)).to(weight.dtype)
         ids, mask = (part.to(weight.device) for part in self._tokens(prompts))
         return self.network(shown, ids, mask)
 

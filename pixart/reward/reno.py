@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device import memory_advice
 from ..drawing import Request
-from ..pipeline import Pipeline, memory_advice
+from ..pipeline import Pipeline
 from ..sampling.samplers import sampler as sampler_of
 from ..text.encoded import Encoded
 from .generator import Generator, check_differentiable, decoder, recomputed

@@ -80,7 +80,7 @@ def kind_of(name: str) -> RewardKind:
     return REWARDS[name]
 
 
-def reward_path(choice: RewardChoice, folder: Path | None) -> Path:
+def choice_path(choice: RewardChoice, folder: Path | None) -> Path:
     """Where the weights of a choice lie. Raises FileNotFoundError with the exact name, its source and the folder."""
     kind = kind_of(choice.name)
     if choice.path is None and choice.name == "judge":
@@ -103,7 +103,7 @@ def open_rewards(choices: Sequence[RewardChoice], folder: str | Path | None = No
     lies beside the weights. Raises ValueError, FileNotFoundError that name file and folder.
     """
     root, words = (None if given is None else Path(given) for given in (folder, tokenizer))
-    places = [reward_path(choice, root) for choice in choices]
+    places = [choice_path(choice, root) for choice in choices]
     parts = []
     for choice, place in zip(choices, places):
         kind = kind_of(choice.name)

@@ -74,6 +74,7 @@ SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in (
     Sampler("dmd", "distribution matching distillation, one step", 1, False, (), _dmd_times, _run_dmd),
     Sampler("tdm", "trajectory distribution matching, 4 steps", 4, False, TDM_RULES, _tdm_times, _run_tdm),
 )}
+FEW_STEP_SAMPLERS = tuple(each.name for each in SAMPLERS.values() if not each.guided)     # of distilled models
 
 
 def sampler(name: str) -> Sampler:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ..device import free_bytes
+from ..device import PLANNED_SHARE, USUAL_FREE, free_bytes
 from .files import T5Files
 from .quantized import INT8, Bits, check_bits
 
 AUTO: Bits = "auto"
 GIB = 1 << 30
-SPARE = 0.9                     # share of the free memory to plan with
-UNKNOWN = 4 * GIB               # taken to be free where nothing tells
 ENCODING = 0.2 * GIB            # what a prompt of 300 tokens takes beside the weights of T5-XXL
 NF4_BYTES = 4.127 / 8           # a weight, scales included
 # Best first: exact, weights alone rounded, inputs too where they are not extreme, 4 bits.
@@ -43,14 +41,14 @@ def fit_t5(path: str | Path, bits: Bits, device: torch.device, free: int | None 
         return FittedT5(bits, device)
     if free is None:
         free = free_bytes(device)
-    return best_t5(UNKNOWN if free is None else free, T5Files(path).shapes, device, precisions_on(device))
+    return best_t5(USUAL_FREE if free is None else free, T5Files(path).shapes, device, precisions_on(device))
 
 
 def best_t5(free: int, shapes: Mapping[str, tuple[int, ...]], device: torch.device,
             precisions: tuple[Bits, ...] = ORDER) -> FittedT5:
     """The same for a T5 of these shapes, by the names of transformers; precisions: best first."""
     sizes = {bits: t5_bytes(shapes, bits) + ENCODING for bits in precisions}
-    bits: Bits | None = next((each for each in precisions if sizes[each] <= SPARE * free), None)
+    bits: Bits | None = next((each for each in precisions if sizes[each] <= PLANNED_SHARE * free), None)
     start = f"{free / GIB:.1f} GiB are free on {device}: "
     if bits is None:
         words = (f"{start}T5 needs {min(sizes.values()) / GIB:.1f} GiB at least, so it runs on the CPU as int8, where "

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MEMORY_ADVICE = ("lower train.batch and raise train.accumulation in turn; train.recompute=true, "
+                 "train.optimizer=adamw8bit and model.dtype=bf16 save memory too. What was saved stays: the next run "
+                 "goes on from there")
 METHOD_HELP = {
     "diffusion": "all weights, from a checkpoint or from nothing",
     "lcm": "a few-step student of a checkpoint, all weights",
@@ -73,10 +76,11 @@ def replacements(given: argparse.Namespace) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> None:
     """Train, or with --dry-run only say what would be trained."""
+    from ..device import memory_advice
     from .settings import read_settings
     given = method_parser(args.method).parse_args(args.arguments)
     settings = read_settings(args.method, given.config, replacements(given))
-    with launched() as processes, memory_advice():
+    with launched() as processes, memory_advice(processes.device, "training", MEMORY_ADVICE):
         if not processes.is_main_process:
             logging.getLogger("pixart").setLevel(logging.WARNING)
         told = plan_text(settings) if given.dry_run else execute(settings, processes)
@@ -96,18 +100,6 @@ def launched() -> "Iterator[PartialState]":
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     yield processes
     processes.destroy_process_group()
-
-
-@contextmanager
-def memory_advice() -> Iterator[None]:
-    """Say what to lower when a GPU is too small."""
-    import torch
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise MemoryError(f"{str(error).splitlines()[0]} Lower train.batch and raise train.accumulation in turn; "
-                          "train.recompute=true, train.optimizer=adamw8bit and model.dtype=bf16 save memory too. What "
-                          "was saved stays: the next run goes on from there") from error
 
 
 def plan_text(settings: "Settings") -> str:

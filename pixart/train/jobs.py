@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load, save_checkpoint
@@ -13,6 +12,7 @@ from ..checkpoint.control import save_control
 from ..checkpoint.merged import owned
 from ..checkpoint.save_diffusers import save_diffusers
 from ..config import PixArtConfig
+from ..dtypes import dtype_named
 from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.flexdit import FlexDiT
@@ -46,8 +46,6 @@ from .settings import (
 )
 from .thinned import one_density
 from .trajectory import Trajectory
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def full(model: PixArtTransformer, objective: Any, data: PreparedFolder, setting
         if base_width:
             write_base_shapes(file.with_suffix(".bsh"), model.config, base_width)
         save_as = save_checkpoint if file.suffix == ".safetensors" else save_diffusers
-        return save_as(file, average, model.config, DTYPES[settings.output.dtype], sampling.to_header())
+        return save_as(file, average, model.config, dtype_named(settings.output.dtype), sampling.to_header())
     return TrainingJob(model, objective, data, settings.output.file, write, model.config, {})
 
 
@@ -201,7 +199,7 @@ def adapted(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: P
     sampling = preset("lcm-lora").to_header() if isinstance(method, LcmLoraMethod) else {}
 
     def write(average: nn.Module, file: Path) -> Path:
-        return save_lora(file, average, DTYPES[output.dtype], sampling)
+        return save_lora(file, average, dtype_named(output.dtype), sampling)
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
              "dora": method.dora}
     return TrainingJob(model, objective, data, output.file, write, base.config, facts)
@@ -222,7 +220,7 @@ def rewarded(settings: Settings) -> TrainingJob:
     sampling = replace(preset(method.sampler), steps=method.steps, rule=method.rule).to_header()
 
     def write(average: nn.Module, file: Path) -> Path:
-        return save_lora(file, average, DTYPES[output.dtype], sampling)
+        return save_lora(file, average, dtype_named(output.dtype), sampling)
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets,
              "dora": method.dora, "rewards": method.rewards}
     return TrainingJob(model, objective, objective.data, output.file, write, base.config, facts)
@@ -235,7 +233,7 @@ def controlled(base: PixArtTransformer, method: ControlMethod, data: PreparedFol
     control = PixArtControlNet.copy_of(base, method.blocks, attend_of(base)).float()
 
     def write(average: Any, file: Path) -> Path:
-        return save_control(file, average.control, DTYPES[output.dtype])
+        return save_control(file, average.control, dtype_named(output.dtype))
     return TrainingJob(Controlled(base, control.requires_grad_(True)), of_method(ControlDiffusion, method, data), data,
                        output.file, write, base.config, {"blocks": method.blocks})
 
@@ -251,7 +249,7 @@ def looped(base: PixArtTransformer, method: IlfMethod, data: PreparedFolder, out
     initialize_block(feedback.block, seed)
 
     def write(average: Any, file: Path) -> Path:
-        return save_feedback(file, average.feedback, DTYPES[output.dtype])
+        return save_feedback(file, average.feedback, dtype_named(output.dtype))
     model = WithFeedback(base.requires_grad_(False), feedback.requires_grad_(True))
     return TrainingJob(model, InnerLoopDistillation(data, method.steps, method.substeps, method.guidance), data,
                        output.file, write, base.config, {"first": first, "last": last})
@@ -283,7 +281,7 @@ def matched_lora(base: PixArtTransformer, method: Any, data: Any, output: Output
             return fake(*given, **conditions)
 
     def write(average: nn.Module, file: Path) -> Path:
-        return save_lora(file, average, DTYPES[output.dtype], few_step_preset(method).to_header())
+        return save_lora(file, average, dtype_named(output.dtype), few_step_preset(method).to_header())
     facts = {"rank": method.rank, "alpha": method.alpha or float(method.rank), "targets": method.targets}
     return TrainingJob(student, game_of(method, data, teacher, base.config), data, output.file, write, base.config,
                        facts, Rival(fake, method.fake_learning_rate, method.fake_clip))
@@ -319,7 +317,7 @@ def load_base(settings: ModelSettings, dtype: str, flexdit: bool = False) -> Pix
     """flexdit: whether it may be a FlexDiT."""
     if settings.base is None:
         raise ValueError("model.base is missing, the transformer to start from")
-    model = load(settings.base, settings.variant, dtype=DTYPES[dtype], attend=attention(settings))
+    model = load(settings.base, settings.variant, dtype=dtype_named(dtype), attend=attention(settings))
     if isinstance(model, FlexDiT) and not flexdit:
         raise ValueError(f"model.base is a FlexDiT, which flexdit and lcm train, and no other method: {settings.base}")
     return model

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..device import memory_text
 from .jobs import TrainingJob
 from .loop import STATE, Training
 from .report import duration
@@ -35,8 +36,8 @@ class TrainingPlan:
         """For people, some lines."""
         config = settings.train
         seen = config.steps * self.pictures
-        fixed = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.fixed.items() if size)
-        peak = "unknown" if self.peak is None else gigabytes(self.peak)
+        fixed = ", ".join(f"{name} {memory_text(size)}" for name, size in self.fixed.items() if size)
+        peak = "unknown" if self.peak is None else memory_text(self.peak)
         return "\n".join((
             f"trains      {self.trained:,} of {self.parameters:,} parameters with {config.optimizer}, "
             f"learning rate {config.learning_rate:g}, precision {config.precision}",
@@ -112,7 +113,3 @@ def peak_resident() -> int | None:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"the {device.type.upper()}"
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 2 ** 30:.2f} GiB" if size >= 2 ** 27 else f"{size / 2 ** 20:.1f} MiB"

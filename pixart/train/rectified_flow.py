@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..dtypes import dtype_named
 from ..model.attention import matmul_attention, sdpa
 from ..pt_dit.config import AUTOENCODERS, PTDiTConfig
 from ..pt_dit.load import load_pt_dit, save_pt_dit
@@ -18,7 +19,7 @@ from ..sampling.flow import FLOW_SCALE, flow_latent, flow_shift_of, shift_share
 from .data import Batch, PreparedFolder, TrainingData
 from .draws import draw_rows
 from .initialize import initialize_pt_dit
-from .jobs import DTYPES, TrainingJob
+from .jobs import TrainingJob
 from .objectives import draw_noise
 from .settings import ModelSettings, PTDiTMethod, Settings
 from .transfer import send
@@ -67,7 +68,7 @@ def flow_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
 
     def write(average: nn.Module, file: Path) -> Path:
         assert isinstance(average, PTDiT)
-        return save_pt_dit(file, average, DTYPES[settings.output.dtype])
+        return save_pt_dit(file, average, dtype_named(settings.output.dtype))
     objective = RectifiedFlow(data, method.caption_dropout, method.centre, method.spread, model.config.flow_side)
     return TrainingJob(model, objective, data, settings.output.file, write, model.config,
                {"window": model.config.window, "proxy": model.config.proxy})

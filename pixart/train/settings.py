@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..config import VARIANTS, PixArtConfig
+from ..dtypes import COMPUTE_DTYPES
 from ..model.density import Density, FlexDiTConfig, Segments
 from ..pt_dit.config import PTDiTConfig
 from ..sampling.samplers import SAMPLERS
@@ -19,8 +20,6 @@ from .options import Option, setting_options
 from .timesteps import Timesteps
 from .trajectory import HUBER
 from .weighting import check_weighting
-
-DTYPES = ("fp32", "bf16", "fp16")
 
 
 def require(value: object, choices: Collection[object], name: str) -> None:
@@ -46,7 +45,7 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         require(self.variant, ("auto", *VARIANTS), "variant")
-        require(self.dtype, DTYPES, "dtype")
+        require(self.dtype, COMPUTE_DTYPES, "dtype")
         require(self.attention, ("sdpa", "matmul"), "attention")
         if (self.base is None) == (self.new is None):
             raise ValueError("give either base, the transformer to start from, or a table new, to train from nothing")
@@ -294,7 +293,7 @@ class OutputSettings:
     dtype: str = "fp16"           # of the written weights: fp32, bf16 or fp16
 
     def __post_init__(self) -> None:
-        require(self.dtype, DTYPES, "dtype")
+        require(self.dtype, COMPUTE_DTYPES, "dtype")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Values of a comparison as people write them, and the grid they make."""
 import pytest
 
-from pixart.compare import Cell, grid, read_axis
+from pixart.compare import Cell, cell_grid, read_axis
 
 CELL = Cell("a cat", "", 5, "auto", 0, 0.0, 1.0)
 
@@ -28,23 +28,23 @@ def test_other_values_are_refused_with_what_is_expected(name, text, finding):
 
 
 def test_rows_and_columns_of_a_grid():
-    cells = grid(CELL, read_axis("steps", "1, 2, 3"), read_axis("prompt", "a dog\na bird"))
+    cells = cell_grid(CELL, read_axis("steps", "1, 2, 3"), read_axis("prompt", "a dog\na bird"))
     assert [[(cell.prompt, cell.steps) for cell in row] for row in cells] == [
         [("a dog", 1), ("a dog", 2), ("a dog", 3)], [("a bird", 1), ("a bird", 2), ("a bird", 3)]]
     assert {cell.seed for row in cells for cell in row} == {5}
 
 
 def test_no_rows_are_one_row():
-    cells = grid(CELL, read_axis("cfg", "1, 2"), read_axis("none", "x"))
+    cells = cell_grid(CELL, read_axis("cfg", "1, 2"), read_axis("none", "x"))
     assert [[cell.cfg for cell in row] for row in cells] == [[1, 2]]
 
 
 def test_one_setting_twice_and_too_many_pictures_are_refused():
     with pytest.raises(ValueError, match="columns and rows are both steps"):
-        grid(CELL, read_axis("steps", "1"), read_axis("steps", "2"))
+        cell_grid(CELL, read_axis("steps", "1"), read_axis("steps", "2"))
     with pytest.raises(ValueError, match=r"272 pictures are asked for \(16 x 17\), at most 256"):
-        grid(CELL, read_axis("steps", "1..16"), read_axis("seed", "1..17"))
-    assert sum(map(len, grid(CELL, read_axis("steps", "1..16"), read_axis("seed", "1..16")))) == 256
+        cell_grid(CELL, read_axis("steps", "1..16"), read_axis("seed", "1..17"))
+    assert sum(map(len, cell_grid(CELL, read_axis("steps", "1..16"), read_axis("seed", "1..16")))) == 256
 
 
 def test_labels_say_setting_and_value():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pixart.checkpoint.errors import CheckpointError, CheckpointNotFound
 from pixart.control import HED, hed_edges, load_hed
-from pixart.control.hed import FILE
+from pixart.control.hed import HED_FILE
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -133,7 +133,7 @@ def test_a_batch_can_be_stopped(network):
 @pytest.mark.parametrize("form", ("pth", "old pth", "state_dict", "safetensors"))
 def test_files_are_loaded_in_float32(tmp_path, weights, form):
     half = {name: tensor.half() for name, tensor in weights.items()}
-    path = tmp_path / ("hed.safetensors" if form == "safetensors" else FILE)
+    path = tmp_path / ("hed.safetensors" if form == "safetensors" else HED_FILE)
     if form == "safetensors":
         save_file(half, path)
     else:
@@ -154,7 +154,7 @@ def test_the_other_port_is_refused_by_name(tmp_path, prefix):
     torch.save(sniklaus(prefix), path)
     with pytest.raises(CheckpointError, match="pytorch-hed") as caught:
         load_hed(path)
-    assert str(path) in str(caught.value) and FILE in str(caught.value)
+    assert str(path) in str(caught.value) and HED_FILE in str(caught.value)
 
 
 def wrong_files(weights: dict[str, torch.Tensor]) -> dict[str, tuple[dict[str, torch.Tensor], str]]:
@@ -174,15 +174,15 @@ def test_other_files_are_refused(tmp_path, weights, kind):
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=words) as caught:
         load_hed(path)
-    assert "other.safetensors" in str(caught.value) and f"Expected the edge network {FILE}" in str(caught.value)
+    assert "other.safetensors" in str(caught.value) and f"Expected the edge network {HED_FILE}" in str(caught.value)
 
 
 def test_missing_truncated_and_unsafe_files_are_refused(tmp_path, weights):
-    with pytest.raises(CheckpointNotFound, match=f"no such file.*Expected the edge network {FILE}"):
-        load_hed(tmp_path / FILE)
+    with pytest.raises(CheckpointNotFound, match=f"no such file.*Expected the edge network {HED_FILE}"):
+        load_hed(tmp_path / HED_FILE)
     whole = tmp_path / "whole.pth"
     torch.save(weights, whole)
-    cut = tmp_path / FILE
+    cut = tmp_path / HED_FILE
     cut.write_bytes(whole.read_bytes()[:1_000_000])
     with pytest.raises(CheckpointError, match="truncated or damaged.*Expected the edge network"):
         load_hed(cut)

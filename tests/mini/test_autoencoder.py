@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pixart.config import LATENT_SCALE
 from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import (
-    LATENT_SCALE,
     AutoencoderConfig,
     MiniAutoencoder,
     autoencoder_loss,
@@ -65,7 +65,7 @@ def test_a_written_file_reads_back_without_padding(model: MiniAutoencoder, tmp_p
 def test_the_file_tells_hosts_the_scale(model: MiniAutoencoder, tmp_path: Path) -> None:
     save_autoencoder(model, tmp_path / "vae.safetensors")
     state = load_file(tmp_path / "vae.safetensors")
-    assert state.pop("vae_scale").item() == pytest.approx(LATENT_SCALE)
+    assert state.pop("vae_scale").item() == pytest.approx(LATENT_SCALE["sd"])
     assert state.pop("vae_shift").item() == 0
     assert state["taesd_decoder.1.weight"].shape == (64, 4, 3, 3)
     assert {name.split(".")[0] for name in state} == {"taesd_encoder", "taesd_decoder"}

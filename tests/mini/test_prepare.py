@@ -14,9 +14,9 @@ from pixart.mini.text_encoder import (
     WIDTH,
     build_encoder,
     build_tokenizer,
-    encode_captions,
     load_text_encoder,
     save_text_encoder,
+    text_features,
 )
 
 
@@ -59,7 +59,7 @@ def test_an_example_holds_its_own_picture_and_caption(prepared: Path, files: Fil
     scene, text = scene_and_caption(5, 3)
     latents = load_autoencoder(files.vae).encode(picture_of(5, 3, "train", (128, 128))[None] / 255)
     assert torch.allclose(data["latents"][5].float(), latents[0], atol=2e-3)
-    features, _ = encode_captions(*load_text_encoder(files.t5), [text])
+    features, _ = text_features(*load_text_encoder(files.t5), [text])
     kept = data["mask"][5].bool()
     assert kept.sum() == features.shape[1] and split(scene) == "train"
     assert torch.allclose(data["features"][5][kept].float(), features[0], atol=5e-3)

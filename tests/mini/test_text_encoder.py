@@ -13,9 +13,9 @@ from pixart.mini.text_encoder import (
     WIDTH,
     build_encoder,
     build_tokenizer,
-    encode_captions,
     load_text_encoder,
     save_text_encoder,
+    text_features,
     tokenise,
     train_text_encoder,
 )
@@ -50,8 +50,8 @@ def test_padding_changes_no_feature() -> None:
     tokenizer = build_tokenizer()
     encoder = build_encoder(len(tokenizer)).eval()
     text = "a red ring on black"
-    alone, _ = encode_captions(tokenizer, encoder, [text])
-    padded, mask = encode_captions(tokenizer, encoder, [text], fixed=True)
+    alone, _ = text_features(tokenizer, encoder, [text])
+    padded, mask = text_features(tokenizer, encoder, [text], fixed=True)
     assert padded.shape == (1, MINI_TOKENS, WIDTH)
     assert torch.allclose(padded[:, :mask.sum()], alone, atol=1e-5)
 
@@ -64,8 +64,8 @@ def test_the_folder_opens_with_transformers_own_classes(tmp_path: Path) -> None:
     save_text_encoder(tmp_path / "t5", tokenizer, encoder)
     opened, again = AutoTokenizer.from_pretrained(tmp_path / "t5"), T5EncoderModel.from_pretrained(tmp_path / "t5")
     assert opened("a red ring.").input_ids == tokenizer("a red ring.").input_ids
-    assert torch.equal(encode_captions(opened, again.eval(), ["a red ring"])[0],
-                       encode_captions(tokenizer, encoder, ["a red ring"])[0])
+    assert torch.equal(text_features(opened, again.eval(), ["a red ring"])[0],
+                       text_features(tokenizer, encoder, ["a red ring"])[0])
     names = {path.name for path in (tmp_path / "t5").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     settings = json.loads((tmp_path / "t5" / "tokenizer_config.json").read_text())
@@ -74,13 +74,13 @@ def test_the_folder_opens_with_transformers_own_classes(tmp_path: Path) -> None:
 
 def test_training_writes_a_folder_that_opens(tmp_path: Path) -> None:
     train_text_encoder(tmp_path / "t5", steps=4, batch=4, captions=40)
-    features, _ = encode_captions(*load_text_encoder(tmp_path / "t5"), ["a small red ring in the centre on grey"])
+    features, _ = text_features(*load_text_encoder(tmp_path / "t5"), ["a small red ring in the centre on grey"])
     assert features.isfinite().all()
 
 
 def test_the_shipped_encoder_gives_features_of_unit_scale_that_tell_captions_apart() -> None:
     tokenizer, encoder = load_text_encoder(SHIPPED.t5)
     texts = ["a small red ring on the left on grey", "a small blue ring on the left on grey"]
-    features, mask = encode_captions(tokenizer, encoder, texts)
+    features, mask = text_features(tokenizer, encoder, texts)
     assert 0.5 < features[mask.bool()].std() < 2
     assert (features[0] - features[1]).norm(dim=-1).mean() > 1

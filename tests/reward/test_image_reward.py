@@ -10,7 +10,7 @@ from reward.networks_at_hand import bert_vocabulary, pictures, randomised
 from safetensors.torch import save_file
 from torch import nn
 
-from pixart.reward.eyes import middle_square, normalised
+from pixart.reward.eyes import clip_normalised, middle_square
 from pixart.reward.image_reward import ImageReward
 from pixart.weights import CheckpointError
 
@@ -92,7 +92,7 @@ def test_equals_its_package(tmp_path):
                if name.startswith("blip.text_encoder.") and not name.endswith("position_ids")}
     assert not reader.load_state_dict(read_by, strict=False).unexpected_keys
     seen = pictures()
-    shown = eye(normalised(middle_square(seen, 32)))
+    shown = eye(clip_normalised(middle_square(seen, 32)))
     for row, prompt in enumerate(("a cat", "two dogs run")):
         ids = torch.tensor([reward.tokenizer.encode(prompt).ids + [0] * 5])
         mask = (ids > 0).long()

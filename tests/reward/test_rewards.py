@@ -12,7 +12,7 @@ from pixart.mini.scenes import labels, sample_scene
 from pixart.reward.embedding import common_direction, mean_of_segments, reweighted
 from pixart.reward.judge import JudgeReward
 from pixart.reward.protocol import WeightedSum
-from pixart.reward.table import REWARDS, RewardChoice, open_rewards, reward_path
+from pixart.reward.table import REWARDS, RewardChoice, choice_path, open_rewards
 
 SENTENCES = ["a large striped blue star on the left on a sand background", "a red circle above a green ring on white",
              "a small plain cyan cross at the top on a navy background"]
@@ -104,11 +104,11 @@ def test_choices_are_read(tmp_path):
 def test_a_missing_file_is_named_with_its_folder(name, tmp_path):
     kind = REWARDS[name]
     with pytest.raises(FileNotFoundError) as found:
-        reward_path(RewardChoice(name), tmp_path)
+        choice_path(RewardChoice(name), tmp_path)
     assert kind.file in str(found.value) and kind.source in str(found.value)
     assert str(found.value).endswith(str(tmp_path / kind.file))
     with pytest.raises(ValueError, match=f"{name}=PATH"):
-        reward_path(RewardChoice(name), None)
+        choice_path(RewardChoice(name), None)
 
 
 def test_the_published_sum_is_the_default_weight():

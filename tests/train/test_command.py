@@ -212,7 +212,8 @@ def test_wrong_values_are_named(file, option, message):
 
 def test_errors_in_the_file_name_the_file(file):
     for wrong, message in (("steps = 'x'", "train.toml: train.steps is 'x'"),
-                           ("", "train.toml: train.steps is missing"), ("steps = ", "this is not a TOML file.*train.toml")):
+                           ("", "train.toml: train.steps is missing"),
+                           ("steps = ", "this is not a TOML file.*train.toml")):
         file.write_text(TOML.replace("steps = 2", wrong))
         with pytest.raises(ValueError, match=message):
             run("diffusion", "--config", file)

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from ....pixart.config import PixArtConfig
+from ....pixart.control.hed import HED_FILE
 from ....pixart.prepare.families import FAMILIES, Family
 from ....pixart.prepare.run import PreparationJob, prepare
 from ....pixart.prepare.shards import shard_paths
 from ..encoders import networks_of
-from ..folders import HED_FILE, hed_path
+from ..folders import hed_path
 from ..guest import advance_bar, bar, stop_if_asked
 from ..node_text import RunningText
 from .wish import TrainingWish

@@ -1,0 +1,58 @@
+"""The files that a pipeline draws with: which must be there, and what is read from them when it is first needed."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .checkpoint import OpenCheckpoint, open_checkpoint
+from .checkpoint.lora.read import lora_header
+from .checkpoint.merged import with_loras
+from .mini import SHIPPED
+from .model.transformer import PixArtTransformer
+from .sampling.preset import Preset, found_in
+from .vae import require_vae
+
+AnyPath = str | Path            # a file or a folder
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """Opened and checked. loras: with strengths. compile: whether the networks of these files are to be compiled."""
+
+    checkpoint: OpenCheckpoint
+    vae: AnyPath
+    controlnet: AnyPath | None
+    loras: tuple[tuple[AnyPath, float], ...]
+    compile: bool
+
+    @classmethod
+    def open(cls, model: AnyPath | None, vae: AnyPath | None, controlnet: AnyPath | None,
+             loras: Sequence[tuple[AnyPath, float]], variant: str, compile: bool) -> "PipelineFiles":
+        """None for model: PixArt-mini, of which then come the others that are None. Raises as `open_checkpoint`."""
+        require_vae(vae or SHIPPED.vae)
+        if model is None and controlnet is None:
+            controlnet = SHIPPED.control
+        return cls(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet, tuple(loras),
+                   compile)
+
+    def preset(self, guidance: float) -> Preset:
+        """How the checkpoint, with its LoRAs, wants to be sampled; guidance: where they do not say."""
+        weights = self.checkpoint.weights
+        loras = [lora_header(Path(path)) for path, strength in self.loras if strength]
+        return found_in([(weights.path, weights.metadata), *loras], guidance)
+
+    def read_transformer(self, dtype: torch.dtype, device: torch.device) -> PixArtTransformer:
+        """With the LoRAs merged, in evaluation mode."""
+        return with_loras(self.checkpoint.load(dtype, device), self.loras)
+
+
+def require_files(model: AnyPath | None, vae: AnyPath | None, t5: AnyPath | None,
+                  others: Sequence[tuple[str, AnyPath | None]]) -> None:
+    """Refuse parts that are missing, before anything is opened."""
+    for name, given in (("vae", vae), ("t5", t5)):
+        if model is not None and given is None:
+            raise ValueError(f"model needs {name} too: that of PixArt-mini only fits PixArt-mini")
+    for name, given in (("model", model), ("vae", vae), ("t5", t5), *others):
+        if given is not None and not Path(given).expanduser().exists():
+            raise FileNotFoundError(f"there is no file or folder for {name} at this place: {given}")
