@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from ..checkpoint import open_checkpoint, save_checkpoint
     from ..checkpoint.load import describe_checkpoint, dtype_name
     from ..checkpoint.to_flexdit import to_flexdit
-    from ..train.settings import FlexDiTMethod
+    from ..train.method_settings import FlexDiTMethod
     require_file_place(args.out)
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out is {args.out}; its name must end in .safetensors")

@@ -13,8 +13,9 @@ from ..train.data import PreparedFolder
 from ..train.draws import generator_for
 from ..train.jobs import TrainingJob, matched_lora
 from ..train.loop import Training
+from ..train.method_settings import DmdMethod, TdmMethod
 from ..train.rivals import TwoPlayers
-from ..train.settings import DmdMethod, OutputSettings, TdmMethod
+from ..train.settings import OutputSettings
 
 if TYPE_CHECKING:
     from .recipe import Builder

@@ -28,10 +28,10 @@ from ..train.data import PreparedFolder
 from ..train.initialize import initialize
 from ..train.loop import Training, train_averages
 from ..train.loop_config import LoopConfig
+from ..train.method_settings import DmdMethod, TdmMethod
 from ..train.objectives import Consistency, ControlDiffusion, Diffusion
 from ..train.precision import fitting_precision
 from ..train.report import Record
-from ..train.settings import DmdMethod, TdmMethod
 from ..train.timesteps import Timesteps
 from . import Files
 from .autoencoder import AutoencoderConfig, load_autoencoder, train_autoencoder

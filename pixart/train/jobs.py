@@ -24,11 +24,7 @@ from .base_shapes import write_base_shapes
 from .data import PreparedFolder
 from .initialize import initialize, initialize_block
 from .loop import Training
-from .mup import initialize_mup
-from .objectives import Consistency, ControlDiffusion, Diffusion, Objective
-from .one_step import OneStep
-from .rivals import Rival, TwoPlayers
-from .settings import (
+from .method_settings import (
     ControlMethod,
     DiffusionMethod,
     DmdMethod,
@@ -37,13 +33,15 @@ from .settings import (
     LcmLoraMethod,
     LcmMethod,
     LoraMethod,
-    ModelSettings,
-    OutputSettings,
     PTDiTMethod,
     RewardLoraMethod,
-    Settings,
     TdmMethod,
 )
+from .mup import initialize_mup
+from .objectives import Consistency, ControlDiffusion, Diffusion, Objective
+from .one_step import OneStep
+from .rivals import Rival, TwoPlayers
+from .settings import ModelSettings, OutputSettings, Settings
 from .thinned import one_density
 from .trajectory import Trajectory
 

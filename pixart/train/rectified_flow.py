@@ -20,8 +20,9 @@ from .data import Batch, PreparedFolder, TrainingData
 from .draws import draw_rows
 from .initialize import initialize_pt_dit
 from .jobs import TrainingJob
+from .method_settings import PTDiTMethod
 from .objectives import draw_noise
-from .settings import ModelSettings, PTDiTMethod, Settings
+from .settings import ModelSettings, Settings
 from .transfer import send
 
 logger = logging.getLogger(__name__)

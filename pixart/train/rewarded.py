@@ -10,7 +10,7 @@ from ..text.t5 import T5Encoder
 from ..vae import load_vae
 from .ascent import RewardAscent
 from .caption_list import CaptionList, read_captions
-from .settings import RewardLoraMethod
+from .method_settings import RewardLoraMethod
 
 
 def ascent_of(method: RewardLoraMethod, captions: Path, config: PixArtConfig) -> RewardAscent:

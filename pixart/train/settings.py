@@ -2,34 +2,19 @@
 
 The comment behind a field is what `--help` and the documentation say of it.
 """
-import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..config import VARIANTS, PixArtConfig
 from ..dtypes import COMPUTE_DTYPES
-from ..model.density import Density, FlexDiTConfig, Segments
 from ..pt_dit.config import PTDiTConfig
 from ..sampling.samplers import SAMPLERS
-from ..sampling.tdm import TOTALS
 from .from_toml import Source, build_settings
 from .loop_config import LoopConfig
+from .method_settings import METHOD_CLASSES, ControlMethod, DiffusionMethod, IlfMethod, PTDiTMethod, require
 from .options import Option, setting_options
-from .timesteps import Timesteps
-from .trajectory import HUBER
-from .weighting import check_weighting
-
-
-def require(value: object, choices: Collection[object], name: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; use {', '.join(map(str, choices))}")
-
-
-def check_dropout(value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"caption_dropout is {value}; it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -68,192 +53,6 @@ class DataSettings:
     """What is trained on."""
 
     folder: Path                  # of python -m pixart prepare, for dmd of pairs; for reward-lora a file of captions
-
-
-@dataclass(frozen=True)
-class DiffusionMethod:
-    """Fine-tuning, or training from nothing."""
-
-    caption_dropout: float = 0.1  # share of captions left out, so that guidance works
-    timesteps: Timesteps = Timesteps()
-    weighting: str = "none"       # of a picture's loss by its timestep: none, min-snr, or v: min(1 + 1/SNR, cap)
-    weighting_cap: float = 20.0   # of v: highest weight, before all are scaled to mean 1
-
-    def __post_init__(self) -> None:
-        check_dropout(self.caption_dropout)
-        check_weighting(self.weighting, self.weighting_cap)
-
-
-@dataclass(frozen=True)
-class LcmMethod:
-    """Latent consistency distillation; the grid has 50 points, k = 20 timesteps apart."""
-
-    guidance: float = 4.5         # w: 4.5 is a classifier-free guidance scale of 5.5
-    huber_c: float = 0.001        # width of the part of the Huber loss around zero that is quadratic
-    guidance_max: float | None = None   # draw w between guidance and this for each picture; the student is not told it
-
-    def __post_init__(self) -> None:
-        if self.guidance < 0 or self.huber_c <= 0:
-            raise ValueError(f"guidance is {self.guidance}, huber_c {self.huber_c}; expected >= 0 and > 0")
-        if self.guidance_max is not None and self.guidance_max <= self.guidance:
-            raise ValueError(f"guidance_max is {self.guidance_max}; it must be above guidance, {self.guidance}")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The size of a LoRA."""
-
-    rank: int = 32                # of the change to every weight: its size in the file and what it can learn
-    alpha: float | None = None    # the change is alpha / rank * B A; rank by default
-    targets: tuple[str, ...] | None = None   # ends of layer names, such as "attn.qkv"; all the official trainers adapt
-    dora: bool = False            # learn the length of every row too
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
-            raise ValueError(f"rank is {self.rank}, alpha {self.alpha}; rank must be at least 1, alpha above 0")
-
-
-@dataclass(frozen=True)
-class LcmLoraMethod(Adapter, LcmMethod):
-    """Distillation into adapters."""
-
-    def __post_init__(self) -> None:
-        Adapter.__post_init__(self)
-        LcmMethod.__post_init__(self)
-
-
-@dataclass(frozen=True)
-class LoraMethod(Adapter, DiffusionMethod):
-    """Fine-tuning with adapters."""
-
-    def __post_init__(self) -> None:
-        Adapter.__post_init__(self)
-        DiffusionMethod.__post_init__(self)
-
-
-@dataclass(frozen=True)
-class Rivalry:
-    """What the methods with two players share: the student, and the fake score that learns what it draws."""
-
-    guidance: float = 4.5         # classifier-free guidance scale of the teacher, 1 for none
-    fake_learning_rate: float = 2e-5   # of the fake score, constant
-    fake_clip: float = math.inf   # largest gradient norm of the fake score; inf: not cut
-    rank: int = 0                 # 0: all weights; above: student and fake score are LoRAs of this rank on one base
-    alpha: float | None = None    # of the LoRAs: the change is alpha / rank * B A; rank by default
-    targets: tuple[str, ...] | None = None   # of the LoRAs: ends of layer names; all the official trainers adapt
-
-    def __post_init__(self) -> None:
-        if self.guidance < 1 or self.fake_learning_rate <= 0 or self.fake_clip <= 0:
-            raise ValueError(f"guidance is {self.guidance}, fake_learning_rate {self.fake_learning_rate}, fake_clip "
-                             f"{self.fake_clip}; expected at least 1, and above 0")
-        if self.rank < 0 or (self.alpha is not None and self.alpha <= 0):
-            raise ValueError(f"rank is {self.rank}, alpha {self.alpha}; rank must be at least 0, alpha above 0")
-
-
-@dataclass(frozen=True)
-class TdmMethod(Rivalry):
-    """Trajectory distribution matching."""
-
-    steps: int = 4                # that the student draws in
-    rule: str = "official"        # its timesteps: official (899, 674, 449, 224) or tdm-800 (799, 599, 399, 199)
-    separate: bool = True         # compare only noise levels of the step's own part of the trajectory
-    importance: bool = True       # weigh the fake score's loss by how likely the noise in a picture is
-    huber: str = "element"        # of the student's loss: element (published code), vector (paper), none (squares)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.rule, TOTALS, "rule")
-        require(self.huber, HUBER, "huber")
-        if not 1 <= self.steps <= 8:
-            raise ValueError(f"steps is {self.steps}; a TDM student draws in 1 to 8")
-
-
-@dataclass(frozen=True)
-class DmdMethod(Rivalry):
-    """One-step distillation by distribution matching."""
-
-    guidance: float = 3.0         # classifier-free guidance scale of the teacher, 1 for none
-    fake_learning_rate: float = 1e-6   # of the fake score, constant
-    fake_clip: float = 10.0       # largest gradient norm of the fake score; inf: not cut
-    regression: float = 0.25      # weight of the distance to what the teacher drew of the same noise; 0: no pairs
-    share: float = 0.5            # of the pictures of a step that the regression sees
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.regression < 0 or not 0 < self.share <= 1:
-            raise ValueError(f"regression is {self.regression}, share {self.share}; expected at least 0, and above 0 "
-                             "up to 1")
-
-
-@dataclass(frozen=True)
-class IlfMethod:
-    """Inner loop feedback on a frozen base."""
-
-    first: int | None = None      # of the blocks that run twice; by default a quarter of the way through
-    last: int | None = None       # of the blocks that run twice; by default three quarters of the way through
-    steps: int = 10               # that a picture is to take
-    substeps: int = 2             # of the base alone, that one of these is to be worth
-    guidance: float = 4.5         # classifier-free guidance scale of the base on its way, 1 for none
-
-    def __post_init__(self) -> None:
-        if self.substeps < 2 or self.steps < 1 or self.steps * self.substeps > 999:
-            raise ValueError(f"steps is {self.steps}, substeps {self.substeps}; expected at least 1 and 2, and at most "
-                             "999 in all")
-
-    def blocks(self, depth: int) -> tuple[int, int]:
-        """First and last of a network of so many blocks."""
-        last = max(depth * 3 // 4 - 1, 0) if self.last is None else self.last
-        return (min(depth // 4, last) if self.first is None else self.first), last
-
-
-@dataclass(frozen=True)
-class FlexDiTMethod(DiffusionMethod):
-    """Fine-tuning of a checkpoint that becomes a FlexDiT, or is one."""
-
-    pooling: int | None = None    # first blocks that only pool; 2, of fewer than 16 blocks 1
-    groups: int | None = None     # of merge, sparse, recover and dense blocks; as many as fit
-    sparse: int | None = None     # blocks of a group on sparse tokens alone; 3
-    dense: int | None = None      # blocks of a group on all tokens; 1
-    top: int | None = None        # last blocks, on all tokens; what is left
-    r_min: float | None = None    # share of tokens left out where there is little noise; 0.61, or that of base
-    r_max: float | None = None    # share of tokens left out where all is noise; 0.86, or that of base
-    pieces: int | None = None     # steps from r_min to r_max over the timesteps, 0: a line; 3, or those of base
-    one_density: bool = True      # all pictures of a step at timesteps of one density: faster, and as published
-
-    def config(self, base: PixArtConfig) -> FlexDiTConfig:
-        """Of what is trained. ValueError where the segments do not fit the base, or it is one in other segments."""
-        wished = {name: value for name, value in vars(self).items() if value is not None}
-        segments, density = ({f.name: wished[f.name] for f in fields(kind) if f.name in wished}
-                             for kind in (Segments, Density))
-        if isinstance(base, FlexDiTConfig):
-            if replace(base.segments, **segments) != base.segments:
-                raise ValueError(f"model.base is a FlexDiT of {base.segments.text} already; leave method.pooling, "
-                                 "groups, sparse, dense and top out")
-            return replace(base, density=replace(base.density, **density))
-        whole = len(segments) == len(fields(Segments))
-        chosen = Segments(**segments) if whole else replace(Segments.for_depth(base.depth), **segments)
-        return FlexDiTConfig.of(base, chosen, Density(**density))
-
-
-@dataclass(frozen=True)
-class PTDiTMethod:
-    """Rectified flow of a PT-DiT."""
-
-    caption_dropout: float = 0.1  # share of captions left out, so that guidance works
-    centre: float = 0.0           # of the noise levels: mean of their logit, above 0 for more noise
-    spread: float = 1.0           # of the noise levels: standard deviation of their logit; 0: all levels alike
-
-    def __post_init__(self) -> None:
-        check_dropout(self.caption_dropout)
-        if not 0 <= self.spread <= 10 or not abs(self.centre) <= 10:
-            raise ValueError(f"spread is {self.spread}, centre {self.centre}; expected 0 to 10, and -10 to 10")
-
-
-@dataclass(frozen=True)
-class ControlMethod(DiffusionMethod):
-    """A ControlNet on a frozen base."""
-
-    blocks: int = 13              # copied from the base, at most its depth - 1
 
 
 @dataclass(frozen=True)
@@ -334,40 +133,6 @@ def check_pt_dit_settings(settings: Settings) -> None:
         raise ValueError(f"output.file is {settings.output.file}; the name of a PT-DiT must end in .safetensors")
 
 
-@dataclass(frozen=True)
-class RewardLoraMethod(Adapter):
-    """Reward fine-tuning of a few-step model with adapters."""
-
-    rewards: tuple[str, ...] = ("judge",)   # each NAME, NAME:WEIGHT or NAME=PATH:WEIGHT, as of `reno --reward`
-    folder: Path | None = None    # that holds the rewards under their published names
-    tokenizer: Path | None = None   # CLIP's, where none lies beside the weights
-    relevance: float = 1.0        # w: how much counts what all captions share, 0 to 1; LongAlign 0.3
-    common: str = "captions"      # what they share is found out from: captions (all of the data), batch (as published)
-    sampler: str = "lcm"          # pictures are drawn with: lcm, tdm or dmd
-    steps: int = 4                # of the sampler
-    rule: str = "official"        # of the sampler's timesteps
-    gradient_steps: int = 2       # of the steps that learn, evenly spaced from a random first one
-    size: int | None = None       # side of a picture in pixels; by default what the model was trained on
-    vae: Path | None = None       # to draw with; that of PixArt-mini for its models
-    t5: Path | None = None        # to encode the captions with; that of PixArt-mini for its models
-    bits: int = 8                 # of T5: 16, 8 or 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.sampler, SAMPLERS, "sampler")
-        require(self.bits, (16, 8, 4), "bits")
-        require(self.common, ("captions", "batch"), "common")
-        if not 1 <= self.gradient_steps <= self.steps:
-            raise ValueError(f"gradient_steps is {self.gradient_steps}; it must be 1 to {self.steps}, all steps")
-        if not 0 <= self.relevance <= 1:
-            raise ValueError(f"relevance is {self.relevance}; it must lie between 0 and 1")
-        if not self.rewards:
-            raise ValueError("there is no reward; give at least one")
-
-
-METHOD_CLASSES = {"diffusion": DiffusionMethod, "lcm": LcmMethod, "lcm-lora": LcmLoraMethod,
-                  "controlnet": ControlMethod, "lora": LoraMethod, "tdm": TdmMethod, "dmd": DmdMethod, "ilf": IlfMethod,
-                  "flexdit": FlexDiTMethod, "pt-dit": PTDiTMethod, "reward-lora": RewardLoraMethod}
 MODEL_CLASSES: dict[str, type[ModelSettings]] = {"pt-dit": PTDiTModelSettings}      # of networks of their own
 
 

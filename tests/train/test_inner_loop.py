@@ -17,7 +17,7 @@ from pixart.train.data import PreparedFolder
 from pixart.train.draws import generator_for
 from pixart.train.initialize import initialize_block
 from pixart.train.inner_loop import InnerLoopDistillation, mean_prediction
-from pixart.train.settings import IlfMethod
+from pixart.train.method_settings import IlfMethod
 
 
 def network(x: Tensor, t: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from pixart.train import loop
 from pixart.train.data import PreparedFolder
 from pixart.train.draws import generator_for
 from pixart.train.jobs import matched_lora
+from pixart.train.method_settings import TdmMethod
 from pixart.train.rivals import Rival, TwoPlayers, train_rivals
-from pixart.train.settings import OutputSettings, TdmMethod
+from pixart.train.settings import OutputSettings
 from pixart.train.state import read_state
 from pixart.train.trajectory import (
     Trajectory,

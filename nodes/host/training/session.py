@@ -16,8 +16,9 @@ from ....pixart.train.data import PreparedFolder
 from ....pixart.train.jobs import TrainingJob, adapted, check_fit, controlled
 from ....pixart.train.loop import STATE, train
 from ....pixart.train.loop_config import LoopConfig
+from ....pixart.train.method_settings import ControlMethod, LcmLoraMethod, LoraMethod
 from ....pixart.train.precision import fitting_precision, saved_precision, widest
-from ....pixart.train.settings import ControlMethod, LcmLoraMethod, LoraMethod, OutputSettings
+from ....pixart.train.settings import OutputSettings
 from ....pixart.train.state import peek_state
 from ..bare import bare_transformer
 from ..guest import advance_bar, bar, make_room, memory_handed_back, stoppable

@@ -95,7 +95,8 @@ def test_what_is_trained_is_what_the_command_line_trains():
     from pixart.train.data import PreparedFolder
     from pixart.train.jobs import adapted
     from pixart.train.loop import train
-    from pixart.train.settings import LoraMethod, OutputSettings
+    from pixart.train.method_settings import LoraMethod
+    from pixart.train.settings import OutputSettings
     learn(load("alpha-1024"), **GRAPH)
     ours = learned()
     training, encoders = pack("nodes.host.training.session"), pack("nodes.host.bare")
