@@ -216,7 +216,10 @@ def pt_dit_config_tensor(config: PTDiTConfig) -> Tensor:
 
 
 def save_pt_dit(path: str | os.PathLike, model: "PTDiT", dtype: torch.dtype | None = None) -> Path:
-    """Write it so that `load_pt_dit` needs nothing else: safetensors, beside its place, and renamed."""
+    """Write it so that `load_pt_dit` needs nothing else: safetensors, beside its place, and renamed.
+
+    dtype: convert the weights; ValueError where it cannot hold them.
+    """
     path = Path(path)
     tensors = {file_name(name): plain_tensor(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
