@@ -243,7 +243,8 @@ METHOD_OF = {"lcm": "lcm", "lcm-lora": "lcm-lora", "controlnet": "controlnet", "
              "mini-teacher": "diffusion", "mini-lcm": "lcm", "mini-lcm-lora": "lcm-lora", "mini-lora": "lora",
              "mini-controlnet": "controlnet", "mup": "diffusion", "tdm": "tdm", "mini-tdm": "tdm", "dmd": "dmd",
              "mini-dmd": "dmd", "ilf": "ilf", "mini-ilf": "ilf", "reward-lora": "reward-lora",
-             "mini-reward-lora": "reward-lora", "flexdit": "flexdit", "mini-flexdit": "flexdit"}
+             "mini-reward-lora": "reward-lora", "flexdit": "flexdit", "mini-flexdit": "flexdit", "pt-dit": "pt-dit",
+             "mini-pt-dit": "pt-dit"}
 
 
 def ready(name: str) -> settings.Settings:
