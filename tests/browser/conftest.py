@@ -14,7 +14,7 @@ from quickstart import inspect_host, running
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
-REFUSED = re.compile(r"^(Connecting to|Fetch API cannot load) '?https://")
+REFUSED = re.compile(r"^(Connecting to|Fetch API cannot load) '?https://|^Error fetching file size")
 READY = "() => window.app && window.app.graph && Object.keys(window.LiteGraph.registered_node_types).length > 100"
 ARTEFACTS = Path(os.environ.get("PIXART_ARTEFACTS", Path(tempfile.gettempdir()) / "pixart-artefacts"))
 
@@ -90,6 +90,16 @@ def open_as_new_user(page, address: str) -> None:
         page.get_by_role("dialog").first.wait_for(state="detached", timeout=4000)
     except TooLate:                      # only a first start has a dialog
         page.keyboard.press("Escape")
+
+
+def close_dialogs(page) -> None:
+    """Those that older pages put over everything, as the list of missing models."""
+    page.wait_for_timeout(1000)
+    for _ in range(4):
+        if not page.get_by_role("dialog").count():
+            return
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(500)
 
 
 @pytest.fixture(scope="session")

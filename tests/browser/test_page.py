@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+from browser.conftest import close_dialogs
 
 pytestmark = pytest.mark.browser
 
@@ -86,6 +87,7 @@ def test_dropped_workflow_has_no_missing_node_and_equals_its_api_file(screen, na
     screen.shoot(f"page-{name}")
     assert screen.page.evaluate(UNKNOWN) == []
     made = screen.page.evaluate(AS_API)
+    close_dialogs(screen.page)
     committed = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
     assert plain(made) == plain(committed)
     assert screen.errors == []
@@ -97,9 +99,14 @@ def test_missing_files_are_offered_from_where_they_are_published(screen):
     nodes = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
     published = [entry for node in nodes for entry in node["properties"].get("models", [])]
     assert len(published) == 5
-    details = screen.page.get_by_test_id("error-overlay-see-errors")
-    if not details.count():                      # pages before 1.40 list the addresses in a dialog
-        pytest.skip("this page has no list of missing models")
+    details, dialog = screen.page.get_by_test_id("error-overlay-see-errors"), screen.page.get_by_role("dialog")
+    details.or_(dialog.get_by_text("Missing Models")).first.wait_for(timeout=10_000)
+    if not details.count():                      # 0.3.64
+        screen.shoot("page-missing-models")
+        shown = dialog.filter(has_text="Missing Models").first.inner_text()
+        assert [entry for entry in published if f"{entry['directory']} / {entry['name']}" not in shown] == []
+        close_dialogs(screen.page)
+        return
     details.click()
     offers = screen.page.get_by_test_id("missing-model-download")
     offers.nth(len(published) - 1).wait_for(timeout=10_000)
@@ -134,6 +141,7 @@ def test_dropped_blueprint_is_one_node_that_draws(screen, name):
     before = screen.page.evaluate(HISTORY).keys()
     screen.page.evaluate("() => window.app.graph.clear()")
     drop(screen, name, BLUEPRINTS)
+    close_dialogs(screen.page)
     screen.errors.clear()
     screen.page.evaluate(SET_AND_SAVE, BLUEPRINTS_ON_MINI[name])
     screen.shoot(f"page-blueprint-{name}")
