@@ -64,11 +64,13 @@ def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name:
     wanted = {path: each for line, row in zip(paths, cells) for path, each in zip(line, row)}
     missing = {path: each for path, each in wanted.items() if not path.is_file()}
     draw_missing(networks, missing, len(wanted))
-    pictures = [[read_picture(path)[0, :3] for path in line] for line in paths]
-    sheet = labelled_sheet(pictures, columns.labels, rows.labels, cell_title(cell, columns, rows))
+    batch = pictures_batch([path for line in paths for path in line])
+    pictures = batch.movedim(-1, 1).unflatten(0, (len(paths), -1))
+    sheet = labelled_sheet([list(row) for row in pictures], columns.labels, rows.labels,
+                           cell_title(cell, columns, rows))
     report = f"{len(missing)} drawn, {len(wanted) - len(missing)} kept from before, in output/{COMPARE_FOLDER}/{name}"
     show_text(report)
-    return image_of(sheet), pictures_batch([each for row in pictures for each in row]), report
+    return image_of(sheet), batch, report
 
 
 def check_cells(networks: CellNetworks, cells: Sequence[Sequence[Cell]], columns: Axis, rows: Axis) -> None:
@@ -111,12 +113,15 @@ def origin_of(graph: PromptGraph | None, node: str | None, inputs: Sequence[str]
 
     Without a prompt, and where a node says that it changes every time, a new one each time.
     """
-    if graph is None or node is None:
+    if graph is None or node not in graph:
         return uuid.uuid4().hex
     seen: dict[str, Any] = {}
 
     def visit(key: str) -> None:
         if key in seen:
+            return
+        if key not in graph:                    # made by another node while the prompt runs
+            seen[key] = uuid.uuid4().hex
             return
         entry = graph[key]
         seen[key] = [entry["class_type"], entry["inputs"], file_changes(entry.get("is_changed"))]
@@ -165,7 +170,10 @@ def image_of(sheet: Any) -> Tensor:
     return torch.from_numpy(np.asarray(sheet).copy())[None] / 255
 
 
-def pictures_batch(pictures: Sequence[Tensor]) -> Tensor:
-    """IMAGE of pictures (3, H, W)."""
-    import torch
-    return torch.stack(list(pictures)).movedim(1, -1)
+def pictures_batch(paths: Sequence[Path]) -> Tensor:
+    """IMAGE of picture files of one size; no more than that is held in memory."""
+    first = read_picture(paths[0])[0, :3].movedim(0, -1)
+    batch = first.new_empty(len(paths), *first.shape)
+    for number, path in enumerate(paths):
+        batch[number] = read_picture(path)[0, :3].movedim(0, -1)
+    return batch

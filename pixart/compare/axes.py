@@ -8,7 +8,7 @@ from typing import Any
 from ..prompts import LAST_SEED
 from ..sampling.preset import PRESET_METHODS
 
-MOST_CELLS = 256                  # cells of one comparison
+MOST_CELLS = 256            # cells of one comparison
 NO_AXIS = "none"
 VALUE_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 AxisValue = str | int | float
@@ -94,6 +94,7 @@ def whole_values(least: int, most: int) -> Callable[[str, str], list[AxisValue]]
 
 
 def number_values(least: float, most: float) -> Callable[[str, str], list[AxisValue]]:
+    """Reads a number."""
     def read(name: str, part: str) -> list[AxisValue]:
         try:
             value = float(part)
@@ -107,6 +108,7 @@ def number_values(least: float, most: float) -> Callable[[str, str], list[AxisVa
 
 
 def method_values(name: str, part: str) -> list[AxisValue]:
+    """Reads the name of a method."""
     if part not in ("auto", *PRESET_METHODS):
         raise ValueError(f"{name} cannot be {part[:40]!r}; use auto, {', '.join(PRESET_METHODS)}")
     return [part]
@@ -115,7 +117,6 @@ def method_values(name: str, part: str) -> list[AxisValue]:
 # Setting -> what reads one of its values. Ranges are those of PixArt Steps.
 AXES: dict[str, Callable[[str, str], list[AxisValue]]] = {
     "prompt": lambda _, part: [part], "seed": whole_values(0, LAST_SEED), "steps": whole_values(1, 200),
-    "cfg": number_values(0.1, 30),
-    "method": method_values, "denoise": number_values(0, 1)}
+    "cfg": number_values(0.1, 30), "method": method_values, "denoise": number_values(0, 1)}
 AXIS_EXAMPLES = {"prompt": "one prompt a line", "seed": "1..4 or 1, 5, 9", "steps": "1, 2, 4, 8", "cfg": "1, 1.5, 2",
                  "method": "teacher, tdm", "denoise": "0.4, 0.6, 0.8"}

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw as Pen
     from PIL.ImageFont import FreeTypeFont
 
-WIDEST_SHEET = 8192               # pixels of the sheet's longer side; pictures shrink to fit
-SHEET_GAP = 6                     # pixels between pictures
-LABEL_LINES = 6                   # of a label at most
+WIDEST_SHEET = 8192         # pixels of the sheet's longer side; pictures shrink to fit
+SHEET_GAP = 6               # pixels between pictures
+LABEL_LINES = 6             # of a label at most
 
 
 def labelled_sheet(pictures: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str],

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from host import harness
+from host.test_paths import ESCAPES
 from PIL import Image
 
 WORKFLOWS = harness.ROOT / "workflows" / "api"
@@ -111,3 +112,11 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_drawn(server, bas
     outcome = run(server, graph(**{"name": "refused", **changed}))
     assert outcome.end == "execution_error" and finding in outcome.error
     assert sorted((base / "output").rglob("*")) == before
+
+
+def test_no_name_of_a_comparison_leads_out_of_the_folders(server, base):
+    before = sorted(base.parent.rglob("*.png"))
+    for escape in ESCAPES:
+        outcome = run(server, graph(name=escape.replace("{absolute}", str(base.parent))))
+        assert "cannot be the name of a folder" in outcome.error, (escape, outcome.messages[-1])
+    assert sorted(base.parent.rglob("*.png")) == before
