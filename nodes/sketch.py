@@ -1,11 +1,7 @@
 """The node to draw on."""
 from typing import Any
 
-from ..pixart.control.sketch import LARGEST_SKETCH
 from .arguments import checked
-
-CANVAS_SIDE = {"default": 512, "min": 64, "max": LARGEST_SKETCH, "step": 8, "tooltip":
-        "Of the canvas and of the image, in pixels. Good: that of the picture."}
 
 
 class PixArtSketch:
@@ -20,9 +16,12 @@ class PixArtSketch:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
+        from ..pixart.control.sketch import LARGEST_SKETCH  # not when the pack is imported
+        side = {"default": 512, "min": 64, "max": LARGEST_SKETCH, "step": 8, "tooltip":
+                "Of the canvas and of the image, in pixels. Good: that of the picture."}
         return {"required": {
-            "width": ("INT", CANVAS_SIDE),
-            "height": ("INT", CANVAS_SIDE),
+            "width": ("INT", side),
+            "height": ("INT", side),
             "sketch": ("STRING", {"default": "", "widgetType": "PIXART_SKETCH", "socketless": True, "tooltip":
                        "What is drawn, kept in the workflow: a PNG as data:image/png;base64,... of at most 2048 pixels "
                        "a side; empty for a black picture. Scaled to cover the size above, never stretched."}),
