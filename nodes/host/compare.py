@@ -115,7 +115,7 @@ def origin_of(graph: PromptGraph | None, node: str | None, inputs: Sequence[str]
     """
     if graph is None or node not in graph:
         return uuid.uuid4().hex
-    seen: dict[str, Any] = {}
+    own, seen = graph[node]["inputs"], dict[str, Any]()
 
     def visit(key: str) -> None:
         if key in seen:
@@ -128,7 +128,7 @@ def origin_of(graph: PromptGraph | None, node: str | None, inputs: Sequence[str]
         for value in entry["inputs"].values():
             if is_prompt_link(value):
                 visit(value[0])
-    links = {name: graph[node]["inputs"].get(name) for name in inputs}
+    links = {name: own.get(name) for name in inputs}
     for value in links.values():
         if is_prompt_link(value):
             visit(value[0])

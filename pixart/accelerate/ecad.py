@@ -105,7 +105,8 @@ def numbered(entries: Mapping[str, Any], what: str) -> dict[int, Mapping[str, An
 def block_bits(blocks: Mapping[int, Mapping[str, Any]], depth: int, step: int) -> tuple[tuple[bool, ...], ...]:
     if sorted(blocks) != list(range(depth)):
         raise NotECAD(f"step {step} of the schedule has {len(blocks)} blocks, it says {depth}")
-    rows = [tuple(blocks[number].get(name) for name in ECAD_BRANCHES) for number in range(depth)]
+    rows: list[tuple[Any, ...]] = [tuple(blocks[number].get(name) for name in ECAD_BRANCHES)
+                                   for number in range(depth)]
     if not all(isinstance(bit, bool) for row in rows for bit in row):
         raise NotECAD(f"step {step} of the schedule holds something else than true and false for "
                       f"{', '.join(ECAD_BRANCHES)}")
