@@ -113,7 +113,7 @@ def origin_of(graph: PromptGraph | None, node: str | None, inputs: Sequence[str]
 
     Without a prompt, and where a node says that it changes every time, a new one each time.
     """
-    if graph is None or node not in graph:
+    if graph is None or node is None or node not in graph:
         return uuid.uuid4().hex
     own, seen = graph[node]["inputs"], dict[str, Any]()
 
