@@ -11,7 +11,7 @@ from torch import Tensor
 from ...pixart.prepare.families import FAMILIES
 from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder, clean_caption
 from ...pixart.text.emphasis import WeightedText, weighted_parts, whole_characters, written_prompt
-from ...pixart.text.fitting import GIB, fit_t5
+from ...pixart.text.fitting import AUTO, GIB, fit_t5
 from ...pixart.text.long import LONGEST_PROMPT, beyond, report_of
 from ...pixart.text.quantized import INT8, Bits
 from ...pixart.text.segments import split_segments
@@ -196,6 +196,8 @@ def fitting_bits(path: Path, bits: Bits, place: torch.device) -> Bits:
     Where nothing fits that is int8, of whose layers the host keeps a part outside.
     """
     from comfy import model_management
+    if bits != AUTO:
+        return fit_t5(path, bits, place).bits
     room = (model_management.get_free_memory(place) if place.type == "cpu"
             else model_management.get_total_memory(place) - model_management.extra_reserved_memory())
     found = fit_t5(path, bits, place, int(room))

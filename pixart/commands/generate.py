@@ -188,6 +188,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_file_place(args.out)
     format_of(args.out)
+    require_parts(args)
     if (opened := pt_dit.pt_dit_in(args)) is not None:
         pt_dit.draw_with_pt_dit(args, opened)
         return
@@ -216,13 +217,18 @@ def run(args: argparse.Namespace) -> None:
             print(path, flush=True)
 
 
+def require_parts(args: argparse.Namespace) -> None:
+    """ValueError where a model was named without what belongs to it."""
+    for name, given in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
+        if args.model and not given:
+            raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
+
+
 def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     """The files that the options name, checked."""
     from ..pipeline import Pipeline
 
-    for name, given in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
-        if args.model and not given:
-            raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
+    require_parts(args)
     if args.control and args.model and not args.controlnet:
         raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
     if args.negative and args.sampler != "auto" and not SAMPLERS[args.sampler].guided:

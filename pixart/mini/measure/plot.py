@@ -16,6 +16,7 @@ def quality_speed(measured: Measured, path: Path) -> None:
     """PNG: share of wholly right pictures over multiplications and over time of a picture, both logarithmic."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -33,6 +34,8 @@ def quality_speed(measured: Measured, path: Path) -> None:
             axis.errorbar(x, height, yerr=reach, fmt="o", capsize=3, label=row.name)
     for axis, title in zip(axes, ("GMACs a picture", "ms a picture")):
         axis.set(xlabel=title, xscale="log")
+        for each in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            each(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.7)))       # 20, not 2 x 10^1
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="wholly right pictures, %, with 95 % interval")
     machines = sorted({row.cost.machine for row in measured.rows if row.cost})

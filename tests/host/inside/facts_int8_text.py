@@ -1,4 +1,6 @@
 """T5 in 8 bits on the host's layers: as exact as it should be, seen, moved and kept out of the GPU by the host."""
+from unittest.mock import patch
+
 import comfy.model_management
 import torch
 from support import MODELS, node, off, pack, refusal
@@ -89,12 +91,11 @@ def test_the_node_offers_it_and_it_is_not_saved():
     assert "not 'int3'" in refusal(clip_in, "int3")
 
 
-def test_auto_takes_what_the_cards_memory_holds(monkeypatch):
+def test_auto_takes_what_the_cards_memory_holds():
     """On a card that has other models on it: they leave, so all of its memory counts."""
     text, path = pack("nodes.host.text"), MODELS / "text_encoders" / "tiny-t5"
-    monkeypatch.setattr(comfy.model_management, "extra_reserved_memory", lambda: 0)
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 0)
     for room, bits in ((24 << 30, 16), (1 << 20, "int8")):
-        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_, room=room: room)
-        assert text.fitting_bits(path, "auto", torch.device("cuda")) == bits
+        with patch.multiple(comfy.model_management, extra_reserved_memory=lambda: 0, get_free_memory=lambda *_: 0,
+                            get_total_memory=lambda *_, room=room: room):
+            assert text.fitting_bits(path, "auto", torch.device("cuda")) == bits
     assert text.fitting_bits(path, 8, torch.device("cuda")) == 8
