@@ -66,9 +66,10 @@ def _drawn(shard: Shard, teacher: PixArtTransformer, null: tuple[Tensor, Tensor]
     for rows in torch.arange(len(shard)).split(batch):
         noise = PictureNoise([seed + int(row) for row in rows], (teacher.config.channels, *shard.sides))()
         noises.append(noise)
-        latents.append(half(_sampled(shard, rows, noise, teacher, null, steps, guidance), "the teacher"))
+        latents.append(_sampled(shard, rows, noise, teacher, null, steps, guidance))
     kept = {name: shard.tensors[name].clone() for name in ("features", "mask", "size", "aspect")}
-    return {"latents": torch.cat(latents), "noise": torch.cat(noises).half(), **kept}
+    # joined before they are halved: autocast on a CPU cannot join float16
+    return {"latents": half(torch.cat(latents), "the teacher"), "noise": torch.cat(noises).half(), **kept}
 
 
 def _sampled(shard: Shard, rows: Tensor, noise: Tensor, teacher: PixArtTransformer, null: tuple[Tensor, Tensor],

@@ -6,6 +6,8 @@ from ...atomic import replacing
 from .bootstrap import estimate, resamples
 from .results import Measured
 
+MARKERS = "osD^v"           # a new one for every ten rows, which is how many colours there are
+
 
 def can_plot() -> bool:
     """Is matplotlib here? Tables and files of results need it not."""
@@ -22,7 +24,7 @@ def quality_speed(measured: Measured, path: Path) -> None:
     FigureCanvasAgg(figure)
     drawn = resamples(measured.about.count)
     axes = figure.subplots(1, 2, sharey=True)
-    for row in measured.rows:
+    for number, row in enumerate(measured.rows):
         value = estimate(*row.sums()["pictures"], drawn)
         height = 100 * value.value
         if row.cost is None:
@@ -31,7 +33,7 @@ def quality_speed(measured: Measured, path: Path) -> None:
             continue
         reach = [[height - 100 * value.low], [100 * value.high - height]]
         for axis, x in zip(axes, (row.cost.macs / 1e9, row.cost.milliseconds)):
-            axis.errorbar(x, height, yerr=reach, fmt="o", capsize=3, label=row.name)
+            axis.errorbar(x, height, yerr=reach, fmt=MARKERS[number // 10 % len(MARKERS)], capsize=3, label=row.name)
     for axis, title in zip(axes, ("GMACs a picture", "ms a picture")):
         axis.set(xlabel=title, xscale="log")
         for each in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
