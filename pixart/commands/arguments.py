@@ -1,7 +1,6 @@
 """Values of options, checked as they are read; what several commands share."""
 import argparse
 import math
-from pathlib import Path
 
 from ..resolution import LEAST_SIDE, MOST_SIDE
 from ..text.fitting import AUTO
@@ -57,16 +56,3 @@ def add_long(command: argparse._ActionsContainer) -> None:
                          "cut them, encode them whole, or sentence by sentence (default: truncate)")
     command.add_argument("--inner-ends", action="store_true",
                          help="with --long segments: keep the end token of every sentence, not of the last alone")
-
-
-def require_parent(path: Path) -> None:
-    """Refuse a place that cannot be written to before any work is done for it."""
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.absolute().parent} does not exist; create it first: {path}")
-
-
-def require_file_place(path: Path) -> None:
-    """As `require_parent`, for a file: not where a folder is."""
-    require_parent(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"--out {path}: this is a folder; give the name of a file in it")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..config import VARIANTS
 from ..dtypes import dtype_or_auto
-from .arguments import finite_number, require_file_place
+from .arguments import finite_number
+from .places import require_file_place
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SEGMENTS = {"pooling": "first blocks that only pool (default: 2, of fewer than 16 blocks 1)",

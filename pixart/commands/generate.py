@@ -10,7 +10,8 @@ from ..dtypes import COMPUTE_DTYPES, dtype_or_auto
 from ..sampling.samplers import SAMPLERS
 from ..text.long import check_mode
 from . import pt_dit
-from .arguments import add_bits, add_device, add_long, finite_number, positive_whole, require_file_place, size
+from .arguments import add_bits, add_device, add_long, finite_number, positive_whole, size
+from .places import require_file_place
 
 if TYPE_CHECKING:
     import torch

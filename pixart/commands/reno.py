@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from ..dtypes import dtype_named
 from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
-from .arguments import finite_number, positive_whole, require_file_place, size
+from .arguments import finite_number, positive_whole, size
 from .generate import add_files, open_pipeline, saved_prompt
+from .places import require_file_place
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..commands.arguments import require_parent
+from ..commands.places import require_parent
 from . import SHIPPED, Files
 
 if TYPE_CHECKING:
