@@ -71,7 +71,7 @@ def ended(server: Server, listener: Listener, waiting: Mapping[str, int], graphs
             show(message, graphs[waiting[ours]], progress)
         at_end = message is not None and ours is not None and message["type"] in ENDS
         if at_end or time.monotonic() - looked >= LOOK_SECONDS:
-            yield from gone(server, [ours] if at_end and ours else list(waiting))
+            yield from gone(server, list(waiting))      # all: one that ended before may just have left the queue
             looked = time.monotonic()
 
 
