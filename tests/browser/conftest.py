@@ -83,7 +83,7 @@ def open_as_new_user(page, address: str) -> None:
             page.locator(".p-blockui-mask").wait_for(state="detached", timeout=8000)
             break
         except TooLate:                  # on a busy machine the curtain's animation can stall for good
-            page.reload()
+            page.reload(timeout=120_000)
     try:
         page.get_by_role("dialog").first.wait_for(timeout=4000)
         page.keyboard.press("Escape")
