@@ -13,9 +13,9 @@ HEAD = """# What works with PixArt in ComfyUI
 Stock nodes put between Load PixArt, Load T5 for PixArt or Load PixArt ControlNet and the sampler, each run with a small
 random model on both versions of ComfyUI. *works*: the picture is finite and another one than without the node.
 *refused*: one clear error, quoted. *no effect*: the picture is the same to the bit. *not there*: that version has no
-such node or option. Start options: 0.33.0 was started with them and drew PixArt-mini over HTTP, on a processor
-(`pytest -m slow tests/host/test_starts.py`); the column of 0.3.64 is what is expected, not run yet. *works* there means
-another picture of the same thing, and *needs a GPU* that the option means nothing without a card, so it was not tried.
+such node or option. Start options: both versions were started with them and drew PixArt-mini over HTTP, on a processor
+(`pytest -m slow tests/host/test_starts.py`). *works* there means another picture of the same thing, and *needs a GPU*
+that the option means nothing without a card, so it was not tried.
 
 This page is written by `python tests/compatibility_table.py` from `tests/host/compatibility.json`; the host tests run
 every row (`tests/host/inside/facts_compatibility.py`, `tests/host/test_starts.py`).
