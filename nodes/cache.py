@@ -1,13 +1,13 @@
 """The node that reuses work from step to step."""
 from typing import Any
 
-from ..pixart.accelerate.methods import CACHE_METHODS
+from ..pixart.accelerate.titles import CACHE_TITLES
 from .arguments import checked
 from .host import folders
 
 DEFAULT_METHOD = "steps"
 NO_FILE = "none"
-HOW = "; ".join(f"{method.name}: {method.title}" for method in CACHE_METHODS.values())
+HOW = "; ".join(f"{name}: {title}" for name, title in CACHE_TITLES.items())
 
 
 class PixArtCache:
@@ -26,7 +26,7 @@ class PixArtCache:
         share = {"min": 0.0, "max": 1.0, "step": 0.01}
         return {"required": {
             "model": ("MODEL", {"tooltip": "A PixArt model of Load PixArt, LoRAs and all."}),
-            "method": (list(CACHE_METHODS), {"default": DEFAULT_METHOD, "tooltip": HOW}),
+            "method": (list(CACHE_TITLES), {"default": DEFAULT_METHOD, "tooltip": HOW}),
             "budget": ("FLOAT", {"default": 1.5, "min": 1.0, "max": 10.0, "step": 0.1, "round": 0.01, "tooltip":
                                  "How many times less work: 2 is half of it, 1 switches the cache off. The setting "
                                  "that comes nearest is taken and said. Not used with a schedule file."}),

@@ -1,9 +1,8 @@
 """The node that draws one picture for each pair of settings and puts them on a labelled sheet."""
 from typing import Any
 
-from ..pixart.sampling.preset import PRESET_METHODS
 from .arguments import checked
-from .sampling import DENOISE, SEED_INPUT
+from .sampling import DENOISE, METHOD_INPUT, SEED_INPUT
 
 VARIED_INPUTS = ["prompt", "seed", "steps", "cfg", "method", "denoise"]
 VALUES = ("{} Prompts: one a line. Other values: with commas between them, such as 1, 2, 4; whole numbers also as "
@@ -41,8 +40,7 @@ class PixArtCompare:
             "name": ("STRING", {"default": "compare", "tooltip":
                      "Folder in output/pixart-compare where the pictures are kept. Delete it to draw all anew."}),
             "seed": SEED_INPUT,
-            "method": (["auto", *PRESET_METHODS], {"default": "auto", "tooltip":
-                       "How the model was trained. auto: what its file says, else what its name says, else teacher."}),
+            "method": METHOD_INPUT,
             "steps": ("INT", {"default": 0, "min": 0, "max": 200, "tooltip":
                       "Of all pictures, unless steps are compared. 0: the method's own."}),
             "cfg": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 30.0, "step": 0.1, "round": 0.01, "tooltip":

@@ -12,6 +12,8 @@ STEPS_INPUT = ("INT", {"default": SAMPLERS["lcm"].steps, "min": 1, "max": 8, "to
 RULE = (list(SAMPLERS["lcm"].rules), {"default": "official", "tooltip":
                       "Which timesteps are visited: as in PixArt's own code (4 steps: 999, 759, 519, 279) or as in "
                       "diffusers (999, 759, 499, 259)."})
+METHOD_INPUT = (["auto", *PRESET_METHODS], {"default": "auto", "tooltip":
+                "How the model was trained. auto: what its file says, else what its name says, else teacher."})
 DENOISE = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip":
                      "1: from pure noise. Below 1: picture to picture, keeping the more the lower it is; 0 returns the "
                      "latent unchanged."})
@@ -113,8 +115,7 @@ class PixArtSteps:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "model": ("MODEL", {"tooltip": "A PixArt model, with its few-step LoRA if there is one."}),
-            "method": (["auto", *PRESET_METHODS], {"default": "auto", "tooltip":
-                       "How the model was trained. auto: what its file says, else what its name says, else teacher."}),
+            "method": METHOD_INPUT,
             "steps": ("INT", {"default": 0, "min": 0, "max": 200, "tooltip":
                       "0: the usual number: teacher 20, LCM and TDM 4, DMD 1."}),
             "cfg": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 30.0, "step": 0.1, "round": 0.01, "tooltip":

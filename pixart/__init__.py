@@ -2,10 +2,10 @@
 
 `Pipeline` draws; `load`, `T5Encoder`, the samplers and `decode` are the same parts one by one. See docs/python.md.
 """
-import importlib
 from typing import TYPE_CHECKING
 
 from .config import LATENT_SCALE, VARIANTS, KVCompression, PixArtConfig
+from .lazy import lazy_attribute
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint as Checkpoint
@@ -63,10 +63,7 @@ __all__ = ["LATENT_SCALE", "VARIANTS", "KVCompression", "PixArtConfig", "__versi
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    globals()[name] = value
+    globals()[name] = value = lazy_attribute(__name__, _LAZY, name)
     return value
 
 

@@ -14,6 +14,7 @@ from .plan import CachePlan, SamplingJob
 from .schedule import BRANCHES, BranchSchedule
 from .shipped import shipped_schedules
 from .t_gate import TGate, t_gate_schedule
+from .titles import CACHE_TITLES
 
 WARM_UP_STEPS = 2           # of the first-block threshold: the first steps lay out the picture
 TAYLOR = 1                  # its order
@@ -127,18 +128,10 @@ def random_plans(job: SamplingJob) -> Iterator[CachePlan]:
         yield schedule_plan(BranchSchedule.of(f"random {percent} % of branches", drawn < percent / 100), job)
 
 
-CACHE_METHODS: dict[str, CacheMethod] = {method.name: method for method in (
-    CacheMethod("fora", "FORA: all branches in every n-th step, the last one included", partial(fora_plans, fora)),
-    CacheMethod("every-n", "the same, counted from the first step", partial(fora_plans, every_n)),
-    CacheMethod("delta-dit", "Delta-DiT: rear blocks reused early, front blocks late", delta_plans),
-    CacheMethod("t-gate", "T-GATE: cross-attention and guidance end at a gate", t_gate_plans),
-    CacheMethod("first-block", "recomputed once the first block has changed enough, else carried on",
-                first_block_plans),
-    CacheMethod("steps", "whole steps left out, spread evenly", mask_plans),
-    CacheMethod("ecad", "a schedule found by search, where one is shipped for this depth and step count", ecad_plans),
-)}
-
-
+PLANS: dict[str, Callable[[SamplingJob], Iterable[CachePlan]]] = {
+    "fora": partial(fora_plans, fora), "every-n": partial(fora_plans, every_n), "delta-dit": delta_plans,
+    "t-gate": t_gate_plans, "first-block": first_block_plans, "steps": mask_plans, "ecad": ecad_plans}
+CACHE_METHODS = {name: CacheMethod(name, title, PLANS[name]) for name, title in CACHE_TITLES.items()}
 RANDOM = CacheMethod("random", "branches drawn at random, as a baseline of the same work", random_plans)
 
 

@@ -24,22 +24,32 @@ def initialize_block(block: PixArtBlock, seed: int) -> PixArtBlock:
     return block
 
 
-@torch.no_grad()
-def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
-    """Xavier for the blocks, N(0, 0.02) for the conditioning MLPs, zero for what should start silent. In place."""
-    generator = torch.Generator().manual_seed(seed)
+def xavier(model: nn.Module, generator: torch.Generator) -> None:
+    """All linear layers and the patch embedding, their biases zero."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    conditioning = [model.t_embedder, model.t_block, model.y_embedder.y_proj]
-    if model.config.micro_conditioning:
-        conditioning += [model.csize_embedder, model.ar_embedder]
-    for part in conditioning:
+
+
+def narrow(parts: Iterable[nn.Module], generator: torch.Generator) -> None:
+    """N(0, 0.02) for the linear layers of what conditions the blocks."""
+    for part in parts:
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
+
+
+@torch.no_grad()
+def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
+    """Xavier for the blocks, N(0, 0.02) for the conditioning MLPs, zero for what should start silent. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    xavier(model, generator)
+    conditioning = [model.t_embedder, model.t_block, model.y_embedder.y_proj]
+    if model.config.micro_conditioning:
+        conditioning += [model.csize_embedder, model.ar_embedder]
+    narrow(conditioning, generator)
     for block in cast(Iterable[PixArtBlock], model.blocks):
         nn.init.zeros_(block.cross_attn.proj.weight)
         nn.init.normal_(block.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)
@@ -52,15 +62,8 @@ def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
 def initialize_pt_dit(model: PTDiT, seed: int) -> PTDiT:
     """As a PixArt's; what proxies and shifted windows say is silent at first too. In place."""
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for part in (model.t_embedder, model.t_block, model.y_proj):
-        for module in part.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02, generator=generator)
+    xavier(model, generator)
+    narrow((model.t_embedder, model.t_block, model.y_proj), generator)
     std = model.config.hidden ** -0.5
     for block in cast(Iterable[PTDiTBlock], model.blocks):
         silent = [block.cross_attn.proj, block.visual_linear, *([block.shifted_linear] if block.shifted else [])]
