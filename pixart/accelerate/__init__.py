@@ -2,6 +2,7 @@
 from typing import TYPE_CHECKING
 
 from ..lazy import lazy_attribute
+from .fora import every_n, fora  # at once: the name of its module would hide the function
 
 if TYPE_CHECKING:
     from .branches import ReuseBranches as ReuseBranches
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from .ecad import write_ecad as write_ecad
     from .first_block import FirstBlock as FirstBlock
     from .first_block import Limits as Limits
-    from .fora import every_n as every_n
-    from .fora import fora as fora
     from .methods import CACHE_METHODS as CACHE_METHODS
     from .middle import StepMask as StepMask
     from .plan import CachePlan as CachePlan
@@ -36,7 +35,7 @@ _LAZY = {
     "ReuseBranches": "branches", "Solved": "budget", "budget_of": "budget", "from_file": "budget", "solve": "budget",
     "CacheChoice": "choice", "choice_of": "choice", "Costs": "cost", "DeltaCache": "delta_dit",
     "delta_spans": "delta_dit", "read_ecad": "ecad", "write_ecad": "ecad", "FirstBlock": "first_block",
-    "Limits": "first_block", "every_n": "fora", "fora": "fora", "CACHE_METHODS": "methods", "StepMask": "middle",
+    "Limits": "first_block", "CACHE_METHODS": "methods", "StepMask": "middle",
     "CachePlan": "plan", "SamplingJob": "plan", "BRANCHES": "schedule", "BranchSchedule": "schedule",
     "TGate": "t_gate", "t_gate_schedule": "t_gate", "Tally": "tally", "TallyBranches": "tally",
 }
