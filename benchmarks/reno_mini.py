@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load  # noqa: E402
+from pixart.checkpoint.merged import with_loras  # noqa: E402
 from pixart.drawing import Request  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.judge import load_judge  # noqa: E402
@@ -38,8 +39,9 @@ WAYS = ("as it is", "optimised", "best of n", "search")
 class Bench:
     """The networks, and what both judges say of pictures."""
 
-    def __init__(self, weights: Path, sampler: str, steps: int, recipe: NoiseRecipe) -> None:
-        self.model = load(weights, dtype=torch.bfloat16, attend=matmul_attention).requires_grad_(False)
+    def __init__(self, weights: Path, lora: Path | None, sampler: str, steps: int, recipe: NoiseRecipe) -> None:
+        model = load(weights, dtype=torch.bfloat16, attend=matmul_attention)
+        self.model = with_loras(model, [(lora, 1.0)] if lora else []).eval().requires_grad_(False)
         vae = load_vae(SHIPPED.vae).to(torch.bfloat16, memory_format=torch.channels_last)
         self.decode = decoder(vae, self.model.config.latent_scale)
         self.t5 = T5Encoder(SHIPPED.t5, 16)
@@ -118,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for results")
     parser.add_argument("--weights", type=Path, default=SHIPPED.student, help="few-step student")
+    parser.add_argument("--lora", type=Path, help="that makes the weights a few-step student, such as DMD's")
     parser.add_argument("--sampler", default="lcm")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=50)
@@ -127,7 +130,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     prompts = Prompts.held_out(args.count, 7)
-    bench = Bench(args.weights, args.sampler, args.steps, NoiseRecipe(args.iterations))
+    bench = Bench(args.weights, args.lora, args.sampler, args.steps, NoiseRecipe(args.iterations))
     parts = []
     groups = sorted(prompts.groups(args.batch), key=lambda group: group.members.start // (5 * args.batch))
     for number, group in enumerate(groups[:args.groups]):
