@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import tarfile
 import time
@@ -46,23 +47,39 @@ def test_lines_without_seeds_follow_each_other_and_are_drawn_together():
     assert [len(group) for group in groups_of(tasks(2), 2)] == [2, 1, 2, 1]
 
 
+CHANGES = {"os.rename", "os.remove", "os.mkdir"}
+
+
+def run_killed(out: Path, todo: list[Task], shard: int | None, change: int, changes) -> None:
+    """Kill this process right before it changes the disk the `change`-th time; counts the times in `changes`."""
+    def watch(event: str, args: tuple) -> None:
+        if event in CHANGES or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
+            changes.value += 1
+            if changes.value == change:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+    run(out, todo, shard)
+
+
 @pytest.mark.parametrize("shard", [None, 5])
-def test_killed_anywhere_and_resumed_the_files_are_the_same(tmp_path, shard):
-    todo = tasks(12)
-    run(tmp_path / "whole", todo, shard)
-    chance, again = random.Random(3), tmp_path / "again"
-    context = multiprocessing.get_context("fork")
-    killed = 0
-    for _ in range(10):
-        child = context.Process(target=run, args=(again, todo, shard))
+def test_killed_at_20_points_and_resumed_the_files_are_the_same(tmp_path, shard):
+    todo, chance, context = tasks(4), random.Random(3), multiprocessing.get_context("fork")
+
+    def changes_of(out: Path, change: int) -> int:
+        counter = context.Value("i", 0, lock=False)
+        child = context.Process(target=run_killed, args=(out, todo, shard, change, counter))
         child.start()
-        child.join(chance.uniform(0.02, 0.12))
-        killed += child.is_alive()
-        child.kill()
         child.join()
-    summary = run(again, todo, shard)
-    assert killed >= 3 and summary.drawn + summary.there == 36
-    assert contents(again) == contents(tmp_path / "whole")
+        assert child.exitcode == (-signal.SIGKILL if change else 0)
+        return counter.value
+    total = changes_of(tmp_path / "whole", 0)
+    assert total > 2 * len(todo)                          # every picture is written beside, then renamed
+    for change in chance.sample(range(1, total + 1), 20):
+        again = tmp_path / f"killed-{change}"
+        changes_of(again, change)
+        summary = run(again, todo, shard)
+        assert summary.drawn + summary.there == len(todo)
+        assert contents(again) == contents(tmp_path / "whole")
     assert run(again, todo, shard).drawn == 0
 
 
