@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.training_memory import GIB, Held  # noqa: E402
+from benchmarks.instruments.held import GIB, Held  # noqa: E402
 from pixart.config import VARIANTS  # noqa: E402
 from pixart.drawing import Request  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402

@@ -11,7 +11,6 @@ kernels. Attention is the fused kind, as on a GPU.
 import argparse
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import _disable_current_modes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.instruments.held import GIB, Held  # noqa: E402
 from pixart.config import VARIANTS  # noqa: E402
 from pixart.model.controlnet import Controlled, PixArtControlNet  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
@@ -38,7 +37,6 @@ from pixart.train.objectives import Consistency, ControlDiffusion  # noqa: E402
 from pixart.train.optimizers import optimizers  # noqa: E402
 from pixart.train.plan import peak_resident  # noqa: E402
 
-GIB = 2 ** 30
 DTYPES = {"fp32": torch.float32, "16 bits": torch.bfloat16}     # bf16 where the recipe has fp16: as many bytes
 
 
@@ -61,33 +59,6 @@ class Captions:
 
     def without_caption(self, batch: Batch, rows: Any = None) -> Batch:
         return replace(batch, context=batch.context.clone())
-
-
-class Held(TorchDispatchMode):
-    """Bytes of all storages that were made and are not dropped yet, and the most there ever were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, torch.Tensor):
-                self.add(leaf.untyped_storage())
-        return made
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        if id(storage) not in self.known:
-            self.known.add(id(storage))
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.drop, id(storage), storage.nbytes())
-
-    def drop(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def networks(case: Case) -> tuple[nn.Module, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.training_memory import Held
+from benchmarks.instruments.held import Held
 from pixart.mini import SHIPPED
 from pixart.mini.prepare import picture_of
 from pixart.vae import _KL, decode, encode_pictures, load_vae

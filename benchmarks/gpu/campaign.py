@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .machine import cores, machine
-from .report import Report
+from ..instruments.machine import cores, machine
+from ..instruments.report import Report
 from .stages import STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,9 @@ class Campaign:
         self.until, self.rehearse = time.monotonic() + seconds, rehearse
         self.stages = [stage for stage in STAGES if not only or stage.name in only]
         self.work = work
-        self.report = Report(out, machine("cpu" if rehearse else "cuda"))
+        facts = machine("cpu" if rehearse else "cuda")
+        note = {"rehearsal": "tiny models on the CPU; no figure here means anything"} if rehearse else {}
+        self.report = Report(out, facts | note)
         self.lock = threading.Lock()
         self.running: set[subprocess.Popen] = set()
 

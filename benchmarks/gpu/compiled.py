@@ -8,14 +8,14 @@ import torch
 
 from pixart.model.transformer import PixArtTransformer
 
+from ..instruments.cases import Case
+from ..instruments.networks import as_drawn, autoencoder, distance, given, transformer
+from ..instruments.notes import Notes
+from ..instruments.profile import profiled
+from ..instruments.setting import Absent, Setting
+from ..instruments.timing import medians
 from .latency import FOUR, MAIN, TOKENS, Size, drawing, dtype_of
 from .models import backend
-from .networks import as_drawn, autoencoder, distance, given, transformer
-from .notes import Notes
-from .profile import profiled
-from .setting import Absent, Setting
-from .stages import Case
-from .timing import medians
 
 Run = Callable[..., torch.Tensor]
 Make = Callable[[PixArtTransformer, dict[str, torch.Tensor], Setting], Run]

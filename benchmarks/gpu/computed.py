@@ -2,11 +2,12 @@
 from dataclasses import replace
 from functools import partial
 
-from ..training_memory import GIB, computed
+from ..instruments.cases import Case
+from ..instruments.held import GIB
+from ..instruments.notes import Notes
+from ..instruments.setting import Setting
+from ..training_memory import computed
 from .memory import RECIPES
-from .notes import Notes
-from .setting import Setting
-from .stages import Case
 
 TABLE = "Memory of trainings, computed (benchmarks/training_memory.py)"
 

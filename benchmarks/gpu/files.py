@@ -11,8 +11,8 @@ from pixart.checkpoint import save_checkpoint
 from pixart.config import PixArtConfig
 from pixart.mini import SHIPPED
 
-from .networks import autoencoder, transformer
-from .setting import Setting
+from ..instruments.networks import autoencoder, transformer
+from ..instruments.setting import Setting
 
 XXL = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "vocab_size": 32128}
 TINY_T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_heads": 4, "num_layers": 2, "vocab_size": 32128}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pixart.mini import SHIPPED
 
+from ..instruments.cases import Case
+from ..instruments.notes import Notes
+from ..instruments.setting import Absent, Setting, need
 from .files import t5_folder, text_width, transformer_file, vae_folder
-from .notes import Notes
 from .server import PACK, ROOT, Server
-from .setting import Absent, Setting, need
-from .stages import Case
 
 TABLE = "The host (ComfyUI) over its queue, 1024 px, full-size random weights"
 WORKFLOW = ROOT / "workflows" / "api" / "delta-1024-lcm-8bit-t5.json"

@@ -12,13 +12,13 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Pipeline
 from pixart.vae import decode
 
-from ..transformer_speed import Run, diffusers_run, native_run
-from .networks import as_drawn, autoencoder, distance, encoded, given, transformer
-from .notes import Cell, Notes
-from .profile import profiled
-from .setting import HALF, Absent, Setting
-from .stages import Case
-from .timing import matrix_peak, median, medians, pass_flops
+from ..instruments.cases import Case
+from ..instruments.networks import as_drawn, autoencoder, distance, encoded, given, transformer
+from ..instruments.notes import Cell, Notes
+from ..instruments.peers import Run, diffusers_run, native_run
+from ..instruments.profile import profiled
+from ..instruments.setting import HALF, Absent, Setting
+from ..instruments.timing import matrix_peak, median, medians, pass_flops
 
 PASSES, PICTURES, PAIRS = "One pass", "One picture, prompt encoded before: 4 LCM steps and decoding", "A guided step"
 PEERS = "One pass beside other implementations, eager, in turns"

@@ -13,12 +13,12 @@ from pixart.train.loop_config import LoopConfig
 from pixart.train.objectives import Objective
 from pixart.vae import decode
 
+from ..instruments.cases import Case
+from ..instruments.networks import autoencoder, controlnet, drawn, encoded, given, transformer
+from ..instruments.notes import Notes
+from ..instruments.setting import HALF, Absent, Setting, need
+from ..instruments.timing import peak
 from ..training_memory import Case as Computed
-from .networks import autoencoder, controlnet, drawn, encoded, given, transformer
-from .notes import Notes
-from .setting import HALF, Absent, Setting, need
-from .stages import Case
-from .timing import peak
 from .trainers import prepared
 
 PICTURES, TRAININGS = "Memory of pictures", "Memory of trainings"

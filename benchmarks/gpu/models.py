@@ -13,10 +13,10 @@ from pixart.model.controlnet import Controlled, PixArtControlNet
 from pixart.model.policy import Policy, Step
 from pixart.model.transformer import PixArtTransformer
 
-from .networks import controlnet, copied, distance, given, row, transformer
-from .notes import Notes
-from .setting import DTYPES, HALF, Absent, Setting, need
-from .stages import Case
+from ..instruments.cases import Case
+from ..instruments.networks import controlnet, copied, distance, given, row, transformer
+from ..instruments.notes import Notes
+from ..instruments.setting import DTYPES, HALF, Absent, Setting, need
 
 # Heads of 72 numbers as in the published models: kernels differ with it.
 ALPHA = PixArtConfig(depth=4, hidden=288, heads=4, caption_width=64, caption_tokens=20, base_size=8, position_scale=1.0)

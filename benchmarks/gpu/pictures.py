@@ -18,10 +18,10 @@ from pixart.sampling.noise import PictureNoise
 from pixart.text.encoded import Encoded
 from pixart.text.t5 import T5Encoder
 
-from .networks import distance
-from .notes import Notes
-from .setting import DTYPES, Setting, need
-from .stages import Case
+from ..instruments.cases import Case
+from ..instruments.networks import distance
+from ..instruments.notes import Notes
+from ..instruments.setting import DTYPES, Setting, need
 
 SEED = 7
 CHECK = "pictures of PixArt-mini"
@@ -145,7 +145,7 @@ def edges(setting: Setting, notes: Notes) -> None:
 def soft_edges(setting: Setting, notes: Notes) -> None:
     from pixart.control.hed import HED, hed_edges
 
-    from .networks import copied, drawn
+    from ..instruments.networks import copied, drawn
     network = drawn(HED(), 0)
     drawing = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(2))
     found = hed_edges(copied(network, HED().to(setting.device)), drawing.to(setting.device))

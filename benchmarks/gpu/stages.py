@@ -5,7 +5,6 @@ failing one never stops the next, and none starts when the stage's time is over.
 """
 import importlib
 import os
-import sys
 import tempfile
 import time
 import traceback
@@ -14,11 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .notes import Notes
-from .setting import Absent, Setting
-
-Case = Callable[[Setting, Notes], None]
-SPARE = 4.0                     # seconds that a case needs at least
+from ..instruments.cases import carry_out
+from ..instruments.notes import Notes
+from ..instruments.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -62,23 +59,6 @@ def begin(name: str, setting: Setting, notes: Notes) -> None:
         notes.failed(f"stage {name}", error)
         return
     carry_out(found, setting, notes)
-
-
-def carry_out(cases: dict[str, Case], setting: Setting, notes: Notes) -> None:
-    for name, case in cases.items():
-        if setting.left() < SPARE:
-            notes.absent(name, "no time was left")
-            continue
-        started = time.monotonic()
-        try:
-            case(setting, notes)
-        except Absent as reason:
-            notes.absent(name, str(reason))
-        except Exception as error:      # whatever a case raises is its result
-            traceback.print_exc()
-            notes.failed(name, error)
-        setting.tidy()
-        print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
 @contextmanager

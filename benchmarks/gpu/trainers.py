@@ -21,11 +21,11 @@ from pixart.train.loop import train
 from pixart.train.loop_config import LoopConfig
 from pixart.train.objectives import Consistency, ControlDiffusion, Diffusion, Objective
 
+from ..instruments.cases import Case
+from ..instruments.networks import distance, drawn
+from ..instruments.notes import Notes
+from ..instruments.setting import Absent, Setting, need
 from .models import ALPHA
-from .networks import distance, drawn
-from .notes import Notes
-from .setting import Absent, Setting, need
-from .stages import Case
 
 BATCH, SIDE = 4, 16
 PATIENCE = 24                   # steps in which fp16's scale of the loss must have come down far enough

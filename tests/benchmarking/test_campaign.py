@@ -11,11 +11,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.campaign import Campaign
-from benchmarks.gpu.notes import Notes
-from benchmarks.gpu.report import Report
-from benchmarks.gpu.setting import Absent, Setting
-from benchmarks.gpu.stages import Stage, carry_out
-from benchmarks.gpu.timing import pass_flops
+from benchmarks.gpu.stages import Stage
+from benchmarks.instruments.cases import carry_out
+from benchmarks.instruments.notes import Notes
+from benchmarks.instruments.report import Report
+from benchmarks.instruments.setting import Absent, Setting
+from benchmarks.instruments.timing import pass_flops
 from pixart.config import VARIANTS
 from pixart.model.transformer import PixArtTransformer
 

@@ -1,4 +1,4 @@
-"""The campaign's report, written anew after every result: report.json for programs, report.md for people."""
+"""The report of a command, written anew after every result: report.json for programs, report.md for people."""
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ from .notes import CHECKS
 class Report:
     """Collects the notes of all stages, under the machine and the command they belong to."""
 
-    def __init__(self, folder: Path, machine: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, machine: Mapping[str, str], title: str = "The product on a GPU") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.machine = folder, dict(machine)
+        self.folder, self.machine, self.title = folder, dict(machine), title
         self.notes: list[dict[str, Any]] = []
         self.stages: dict[str, dict[str, Any]] = {}
 
@@ -46,7 +46,7 @@ class Report:
             beside.replace(path)
 
     def markdown(self) -> str:
-        parts = ["# The product on a GPU", *(f"- {name}: {value}" for name, value in self.machine.items()), ""]
+        parts = [f"# {self.title}", *(f"- {name}: {value}" for name, value in self.machine.items()), ""]
         aims = [note for note in self.notes if note["kind"] == "aim"]
         if aims:
             parts += ["## Aims", "", *table([aim_cells(note) for note in aims]), ""]

@@ -14,6 +14,7 @@ HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = {"fp32": torch.float32, **HALF}
 TINY: dict[str, Any] = {"depth": 3, "hidden": 48, "heads": 4, "caption_width": 64}
 SHRINK = 16                     # pictures of a rehearsal are that much smaller
+HEAD = 72                       # width of a head of the published models
 
 
 class Absent(Exception):
@@ -28,6 +29,9 @@ class Setting:
     tiny: bool
     work: Path
     until: float                # time.monotonic() at which the stage is stopped
+    rounds: int | None = None   # of a timing after one that warms up; None: as many as its time allows
+    depth: int | None = None    # blocks of the networks, None: all
+    width: int | None = None    # of the networks, a multiple of 72, None: that of the published ones
 
     @property
     def cuda(self) -> bool:
@@ -42,7 +46,10 @@ class Setting:
         return side // SHRINK if self.tiny else side
 
     def config(self, variant: str = "alpha-1024", **changes: Any) -> PixArtConfig:
-        return replace(VARIANTS[variant], **{**(TINY if self.tiny else {}), **changes})
+        sizes: dict[str, Any] = dict(TINY) if self.tiny else {}
+        sizes |= {"depth": self.depth} if self.depth else {}
+        sizes |= {"hidden": self.width, "heads": self.width // HEAD} if self.width else {}
+        return replace(VARIANTS[variant], **{**sizes, **changes})
 
     def tidy(self) -> None:
         """Give back what the last case left."""

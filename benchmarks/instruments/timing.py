@@ -1,7 +1,7 @@
 """How long something takes on the device, how much memory, and how much arithmetic it is."""
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -15,11 +15,12 @@ Run = Callable[[], object]
 
 
 def milliseconds(run: Run, setting: Setting) -> float:
-    """Of one call, by events of the device."""
+    """Of one call, by events of the device. Of a single thread of a CPU the processor's own, which others share."""
     if not setting.cuda:
-        started = time.perf_counter()
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        started = clock()
         run()
-        return 1000 * (time.perf_counter() - started)
+        return 1000 * (clock() - started)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     run()
@@ -28,17 +29,31 @@ def milliseconds(run: Run, setting: Setting) -> float:
     return begin.elapsed_time(end)
 
 
-def medians(runs: Mapping[str, Run], setting: Setting, rounds: int = 9, seconds: float = 4.0) -> dict[str, float]:
-    """Median milliseconds by name. Runs take turns; two rounds warm up, then three at least, for about `seconds`."""
-    rounds = 1 if setting.tiny else rounds
+def turns(runs: Mapping[str, Run], setting: Setting, rounds: int = 9, seconds: float = 4.0) -> dict[str, list[float]]:
+    """Milliseconds of every round by name. Runs take turns; one or two rounds before warm up.
+
+    At least three rounds, for about `seconds`; where the setting names a number, that many.
+    """
+    exact = 1 if setting.tiny else setting.rounds
+    warm, least, rounds = (1, exact, exact) if exact else (2, 3, rounds)
     found: dict[str, list[float]] = {name: [] for name in runs}
     until = time.monotonic() + min(seconds, setting.left() / 3)
-    for number in range((1 if setting.tiny else 2) + rounds):
+    for number in range(warm + rounds):
         for name, run in runs.items():
             found[name].append(milliseconds(run, setting))
-        if number >= 4 and time.monotonic() > until:
+        if number >= warm + least - 1 and time.monotonic() > until:
             break
-    return {name: statistics.median(values[1 if setting.tiny else 2:]) for name, values in found.items()}
+    return {name: values[warm:] for name, values in found.items()}
+
+
+def paired_ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """Median of one / other within each round."""
+    return statistics.median(a / b for a, b in zip(one, other))
+
+
+def medians(runs: Mapping[str, Run], setting: Setting, rounds: int = 9, seconds: float = 4.0) -> dict[str, float]:
+    """Median milliseconds by name, runs in turns."""
+    return {name: statistics.median(values) for name, values in turns(runs, setting, rounds, seconds).items()}
 
 
 def median(run: Run, setting: Setting, rounds: int = 9, seconds: float = 4.0) -> float:
@@ -55,11 +70,11 @@ def peak(setting: Setting) -> dict[str, float | None]:
             "reserved GiB": torch.cuda.max_memory_reserved() / 2 ** 30}
 
 
-def matrix_peak(setting: Setting) -> dict[str, float]:
-    """TFLOP/s of a large product by the name of its data type: the ceiling of this card, measured."""
-    side = 128 if setting.tiny else 8192
+def matrix_peak(setting: Setting, dtypes: Mapping[str, torch.dtype] = HALF) -> dict[str, float]:
+    """TFLOP/s of a large product by the name of its data type: the ceiling of this machine, measured."""
+    side = 128 if setting.tiny else 8192 if setting.cuda else 2048
     found = {}
-    for name, dtype in HALF.items():
+    for name, dtype in dtypes.items():
         a, b = (torch.randn(side, side, device=setting.device, dtype=dtype) for _ in range(2))
         found[name] = 2 * side ** 3 / median(partial(torch.matmul, a, b), setting, rounds=15) / 1e9
     return found

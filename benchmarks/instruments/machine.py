@@ -3,6 +3,7 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -19,10 +20,22 @@ def machine(device: str) -> dict[str, str]:
 
 def card(device: str) -> str:
     if device == "cpu":
-        return "none: a rehearsal on the CPU with tiny models; no figure here means anything"
+        return f"none; processor: {processor()}, {torch.get_num_threads()} threads"
     properties = torch.cuda.get_device_properties(0)
     return (f"{properties.name}, {properties.total_memory / 2 ** 30:.1f} GiB, {properties.multi_processor_count} "
             f"multiprocessors, driver {driver()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+
+
+def processor() -> str:
+    """Its name and matrix units, and the load of the machine at the start."""
+    import os
+    info = Path("/proc/cpuinfo")
+    found = info.read_text(encoding="utf-8") if info.exists() else ""
+    name = next((line.partition(":")[2].strip() for line in found.splitlines() if line.startswith("model name")),
+                platform.processor())
+    units = [unit for unit in ("amx_bf16", "avx512f", "avx2") if f" {unit} " in found] or ["no wide units known"]
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{name} ({', '.join(units)}), {cores()} cores{load}"
 
 
 def driver() -> str:

@@ -1,0 +1,82 @@
+"""Topic: samplings that reuse work from step to step, every method at every budget, beside all of the work, in turns.
+
+Random weights have no quality; what a method costs in pictures is `--quality`.
+"""
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+from pixart.accelerate import CacheChoice, SamplingJob
+from pixart.accelerate.budget import solve
+from pixart.accelerate.ecad import read_ecad
+from pixart.accelerate.methods import schedule_plan
+from pixart.accelerate.plan import NOTHING_REUSED, CachePlan, plain_plan
+from pixart.accelerate.schedule import BranchSchedule
+from pixart.drawing import Request
+from pixart.pipeline import Pipeline
+
+from ..instruments.cases import Case
+from ..instruments.networks import encoded, transformer
+from ..instruments.notes import Notes
+from ..instruments.setting import DTYPES, Setting
+from ..instruments.timing import paired_ratio, turns
+from .wish import Wish, config_for, pixels
+
+CACHED = "Samplings with work reused, in turns with all of it"
+AIMS = {"ours_fast": 1.9, "delta-dit 2x": 1.5}          # times as fast as our own sampling
+
+
+def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
+    return {"caches": partial(measure, wish)}
+
+
+def measure(wish: Wish, setting: Setting, notes: Notes) -> None:
+    """Of one picture with guidance, both prompts in one pass."""
+    (side, name), steps = wish.main, wish.cached_steps
+    config, here = config_for(side, setting), pixels(side, setting)
+    model = transformer(config, DTYPES[name], setting.device)
+    job = SamplingJob.of(config, steps, here, here, wish.tokens, guided=True)
+    request = Request(("",), "", here, here, "dpm", steps)
+    text, null = encoded(config, [wish.tokens]), encoded(config, [wish.tokens], seed=5)
+
+    def draw(plan: CachePlan) -> object:
+        return Pipeline.of(model).sample(request, text, null, policies=plan.make())
+    plans = {"": plain_plan(job), **budgeted(wish, job), **scheduled(wish, job)}
+    runs: dict[str, Callable[[], object]] = {title: partial(draw, plan) for title, plan in plans.items()}
+    found = turns(runs, setting)
+    for title, plan in plans.items():
+        gain = paired_ratio(found[""], found[title])
+        notes.row(CACHED, px=side, dtype=name, blocks=config.depth, steps=steps, method=title or NOTHING_REUSED,
+                  setting=plan.setting, **{"less work": plan.ratio(job), "ms": statistics.median(found[title]),
+                                           "times as fast": gain})
+        if title in AIMS and not setting.tiny:
+            notes.aim(f"{title} / our {steps} steps, {side} px, {name}, {config.depth} blocks", gain, AIMS[title], "x",
+                      at_most=False)
+
+
+def budgeted(wish: Wish, job: SamplingJob) -> dict[str, CachePlan]:
+    """Every method at every budget."""
+    return {CacheChoice(name, budget).title: solve(name, budget, job).plan for budget in wish.budgets
+            for name in wish.methods}
+
+
+def scheduled(wish: Wish, job: SamplingJob) -> dict[str, CachePlan]:
+    """The schedule files, for a shallower network with as many of their blocks, spread evenly."""
+    found = {}
+    for path in wish.ecad:
+        schedule = read_ecad(path).schedule
+        if schedule.steps != job.steps:
+            raise ValueError(f"the schedule is for {schedule.steps} steps, asked for are {job.steps} "
+                             f"(--cached-steps): {path}")
+        found[path.stem] = schedule_plan(thinned(schedule, job.config.depth), job)
+    return found
+
+
+def thinned(schedule: BranchSchedule, depth: int) -> BranchSchedule:
+    """`depth` of a schedule's blocks, spread evenly; ValueError for more than it has."""
+    if depth > schedule.depth:
+        raise ValueError(f"the schedule {schedule.name} has {schedule.depth} blocks, the network {depth}")
+    if depth == schedule.depth:
+        return schedule
+    chosen = [(2 * i + 1) * schedule.depth // (2 * depth) for i in range(depth)]
+    return BranchSchedule.of(f"{schedule.name}, {depth} of {schedule.depth} blocks", schedule.tensor()[:, chosen])

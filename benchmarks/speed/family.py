@@ -1,0 +1,105 @@
+"""Topic: what the family's other networks cost beside a plain PixArt of the same width and depth, counted and in turns.
+
+A ControlNet of 13 of 28 blocks (as many of fewer), PT-DiT, FlexDiT at timesteps of each density, and its pooled blocks
+on untrained weights. Work that is counted is that of all 28 blocks, also where fewer are timed.
+"""
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pixart.accelerate.cost import Costs
+from pixart.accelerate.flexdit_cost import FlexDiTCosts
+from pixart.accelerate.pooled_values import PooledValues
+from pixart.checkpoint.to_flexdit import to_flexdit
+from pixart.config import PixArtConfig
+from pixart.model.controlnet import Controlled
+from pixart.model.density import FlexDiTConfig
+from pixart.model.policy import Step
+from pixart.pt_dit.config import PTDiTConfig
+from pixart.pt_dit.cost import PTDiTCosts
+from pixart.pt_dit.transformer import PTDiT
+
+from ..instruments.cases import Case
+from ..instruments.networks import controlnet, drawn, given, transformer
+from ..instruments.notes import Notes
+from ..instruments.setting import DTYPES, Setting
+from ..instruments.timing import paired_ratio, turns
+from .wish import Wish, config_for, pixels
+
+TIMED, COUNTED = "Other networks of the family, one pass in turns with a plain one", "Their work, counted for 28 blocks"
+TIMESTEPS = (100.0, 400.0, 700.0, 999.0)        # one of each density of FlexDiT
+CONTROL_SHARE = 13 / 28
+WHOLE, SEGMENTED = 28, 8        # blocks of the published models; fewest that FlexDiT's segments divide
+PT_DITS = {"PT-DiT, shifted windows (published)": True, "PT-DiT, windows not shifted": False}
+Runs = dict[str, Callable[[], Tensor]]
+
+
+def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
+    return {"work, counted": partial(counted, wish)} | {
+        f"{what}, {side} px": partial(compared, make, least, side, wish) for side in wish.sides
+        for what, make, least in (("control", control_runs, 2), ("PT-DiT", pt_dit_runs, 1),
+                                  ("FlexDiT", flexdit_runs, SEGMENTED))}
+
+
+@torch.inference_mode()
+def compared(make: Callable[..., Runs], least: int, side: int, wish: Wish, setting: Setting,
+             notes: Notes) -> None:
+    """least: blocks that a network needs."""
+    name, config = wish.main[1], config_for(side, setting)
+    config = replace(config, depth=max(least, config.depth))
+    plain = transformer(config, DTYPES[name], setting.device)
+    inputs = given(config, [pixels(side, setting) // 8] * 2, [wish.tokens], setting.device, DTYPES[name])
+    inputs = {key: inputs[key] for key in ("latent", "timestep", "context")}
+    found = turns({"": partial(plain, **inputs), **make(plain, inputs, setting)}, setting)
+    for title, each in found.items():
+        notes.row(TIMED, px=side, dtype=name, blocks=config.depth, network=title or "PixArt", ms=min(each),
+                  **{"/ PixArt": paired_ratio(each, found[""])})
+
+
+def control_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+    config: PixArtConfig = plain.config
+    blocks = max(1, round(CONTROL_SHARE * config.depth))
+    both = Controlled(plain, controlnet(config, min(blocks, config.depth - 1), inputs["latent"].dtype, setting.device))
+    return {f"with a ControlNet of {blocks} blocks": partial(both, **inputs, hint=inputs["latent"])}
+
+
+def pt_dit(config: PixArtConfig, shifted: bool) -> PTDiTConfig:
+    shared = {name: getattr(config, name) for name in ("depth", "hidden", "heads", "caption_width", "caption_tokens",
+                                                       "base_size", "position_scale")}
+    return PTDiTConfig(shifted=shifted, micro_conditioning=False, **shared)
+
+
+def pt_dit_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+    like = {"dtype": inputs["latent"].dtype, "device": setting.device}
+    return {title: partial(drawn(PTDiT(pt_dit(plain.config, shifted), **like), 0), *inputs.values())
+            for title, shifted in PT_DITS.items()}
+
+
+def flexdit_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+    flex, pooled = to_flexdit(plain), PooledValues(plain, min(2, plain.config.depth))
+    runs: Runs = {f"FlexDiT, timestep {t:g}": partial(flex, **{**inputs, "timestep": torch.full_like(
+        inputs["timestep"], t)}) for t in TIMESTEPS}
+
+    def pooled_pass() -> Tensor:
+        step = Step(index=0, total=1, timestep=500.0, lanes=(0,), run=object())
+        return plain(**inputs, policies=[pooled], step=step)
+    return runs | {"two pooled blocks, no training": pooled_pass}
+
+
+def counted(wish: Wish, setting: Setting, notes: Notes) -> None:
+    """Multiplications and additions of matrix products, attention included."""
+    for side in wish.sides:
+        config = replace(config_for(side, setting), depth=WHOLE)
+        here = pixels(side, setting)
+        grid = (here // 16, here // 16)
+        plain, flex = Costs(config, grid[0] * grid[1], wish.tokens).row(), FlexDiTConfig.of(config)
+        work = {title: PTDiTCosts(pt_dit(config, shifted), here, here, wish.tokens).row()
+                for title, shifted in PT_DITS.items()}
+        work |= {f"FlexDiT, timestep {t:g}": FlexDiTCosts.at(flex, grid, t, wish.tokens).row() for t in TIMESTEPS}
+        work["FlexDiT, mean"] = sum(FlexDiTCosts.at(flex, grid, float(t), wish.tokens).row()
+                                    for t in range(0, 1000, 5)) / 200
+        for title, macs in {"PixArt": plain, **work}.items():
+            notes.row(COUNTED, px=side, network=title, **{"G MACs": macs / 1e9, "/ PixArt": macs / plain})

@@ -1,0 +1,56 @@
+"""Topic: passes with packed weights, which the library unpacks whenever a layer runs, beside 16 bits, in turns."""
+from functools import partial
+
+import torch
+
+from pixart.config import PixArtConfig
+from pixart.model.transformer import PixArtTransformer
+from pixart.quantize.convert import MATRICES
+from pixart.quantize.formats import TARGETS
+from pixart.quantize.layer import keep_packed
+
+from ..instruments.cases import Case
+from ..instruments.networks import as_drawn, given, transformer
+from ..instruments.notes import Notes
+from ..instruments.setting import DTYPES, Setting
+from ..instruments.timing import medians
+from .wish import Wish, config_for, pixels
+
+PACKED = "One pass with weights kept packed, in turns with 16 bits"
+
+
+def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
+    return {f"packed, {target}": partial(measure, target, wish) for target in TARGETS}
+
+
+@torch.inference_mode()
+def measure(target: str, wish: Wish, setting: Setting, notes: Notes) -> None:
+    side, name = wish.main
+    config = packable(config_for(side, setting), setting)
+    plain, packed = (transformer(config, DTYPES[name], setting.device) for _ in range(2))
+    pack(packed, target, setting)
+    inputs = as_drawn(given(config, [pixels(side, setting) // 8] * 2, [wish.tokens], setting.device, DTYPES[name]))
+    found = medians({"plain": partial(plain, **inputs), "packed": partial(packed, **inputs)}, setting)
+    notes.row(PACKED, px=side, dtype=name, blocks=config.depth, format=target, ms=found["packed"],
+              **{"ms unpacked": found["plain"], "slower": found["packed"] / found["plain"],
+                 "MiB": held(packed) / 2 ** 20, "MiB unpacked": held(plain) / 2 ** 20})
+
+
+def packable(config: PixArtConfig, setting: Setting) -> PixArtConfig:
+    """A rehearsal's width must suit every format."""
+    from dataclasses import replace
+    return replace(config, hidden=256, heads=4, depth=1) if setting.tiny else config
+
+
+def pack(model: PixArtTransformer, target: str, setting: Setting) -> None:
+    """In place: all matrices of the blocks."""
+    weights = {key.removesuffix(".weight"): value.float().cpu() for key, value in model.state_dict().items()
+               if MATRICES.fullmatch(key)}
+    chosen = TARGETS[target]
+    keep_packed(model, {layer: chosen.pack(weight, chosen.settings(layer, model.config))
+                        for layer, weight in weights.items()}, setting.device)
+
+
+def held(model: PixArtTransformer) -> int:
+    """Bytes of all weights."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -1,0 +1,173 @@
+"""What reusing work costs in pictures: every cache on PixArt-mini's teacher, beside taking fewer steps.
+
+Rows are kept in the folder as they are measured, with the pictures of the uncached run, so a stopped run goes on.
+Times are processor times of a few sentences, all ways of drawing in turns.
+"""
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from pixart.accelerate import CacheChoice, SamplingJob
+from pixart.atomic import replacing
+from pixart.checkpoint import read_config
+from pixart.mini import SHIPPED
+from pixart.mini.evaluate import Instrument, write_results
+from pixart.mini.judge import own_accuracy
+from pixart.mini.measure.batches import BenchPictures
+from pixart.mini.measure.bench import Bench
+from pixart.mini.measure.bootstrap import paired_difference, resamples
+from pixart.mini.measure.cost import Cost, count, machine
+from pixart.mini.measure.methods import TEACHER_METHOD, Sampled
+from pixart.mini.measure.results import About, Measured, Row, read_measured
+
+from ..instruments.notes import Cell, Notes
+from ..instruments.setting import Setting
+from ..instruments.timing import turns
+
+TABLE = "Caches on PixArt-mini's teacher, by judge B, beside fewer steps, every n-th step and branches at random"
+STEPS = TEACHER_METHOD.steps
+FULL = replace(TEACHER_METHOD, name=f"{STEPS} steps")
+HALF = STEPS // 2
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A cache as a way of drawing, and what is known of it before."""
+
+    method: Sampled
+    budget: float
+    less_work: float
+
+    @property
+    def equal_work(self) -> int:
+        """Steps that are as much work."""
+        return max(2, round(STEPS / self.less_work))
+
+
+def fewer(steps: int) -> Sampled:
+    return replace(TEACHER_METHOD, name=f"{steps} steps", steps=steps)
+
+
+def cached(name: str, budget: float) -> Cached:
+    """Solved for a square picture with a usual sentence, as `Sampled` does it."""
+    config, choice = read_config(SHIPPED.teacher), CacheChoice(name, budget)
+    job = SamplingJob.of(config, STEPS, config.resolution, config.resolution, 32, guided=True)
+    return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), budget, choice.plan(job)[0].ratio(job))
+
+
+class Quality:
+    """One run of the command: what it draws with, and what it has measured so far."""
+
+    def __init__(self, folder: Path, sentences: int, timed: int, batch: int, setting: Setting) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.setting = folder, setting
+        self.bench = Bench.open(SHIPPED, sentences, device=setting.device, batch=batch)
+        self.instrument = Instrument(self.bench, "b")
+        self.timed = self.bench.first(min(timed, sentences))
+        about = About(sentences, self.bench.prompts.seed, False, self.bench.prompts.digest, self.instrument.name,
+                      own_accuracy(self.instrument.path)["all"])
+        self.measured = Measured(about)
+        if (folder / "rows.json").is_file():
+            self.measured = read_measured(folder / "rows.json")
+            if self.measured.about != about:
+                raise ValueError("the folder holds results of other sentences or another judge; give another --out, or "
+                                 f"the same --count: {folder}")
+
+    def times(self, methods: Sequence[Sampled]) -> dict[str, float]:
+        """Milliseconds of a picture by name: those in the folder where it has all, else all measured in turns."""
+        path = self.folder / "times.json"
+        known: dict[str, float] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if not {method.name for method in methods} <= known.keys():
+            found = turns({method.name: partial(method.draw, self.timed) for method in methods}, self.setting)
+            known |= {name: sorted(each)[len(each) // 2] / len(self.timed.prompts) for name, each in found.items()}
+            with replacing(path) as beside:
+                beside.write_text(json.dumps(known), encoding="utf-8")
+        return known
+
+    def row(self, method: Sampled, milliseconds: float) -> Row:
+        """Of one way of drawing: that in the folder, or measured now."""
+        for row in self.measured.rows:
+            if row.name == method.name:
+                return row
+        passes, macs = count(method, self.bench)
+        pictures = self.uncached() if method == FULL else method.draw(self.bench)
+        cost = Cost(passes, macs, milliseconds, f"{machine(self.timed)}, in turns")
+        against = None if method == FULL else (FULL.name, self.uncached())
+        row = self.instrument.row(method.name, pictures, None, cost, against)
+        self.measured = replace(self.measured, rows=(*self.measured.rows, row))
+        self.measured.save(self.folder / "rows.json")
+        return row
+
+    def uncached(self) -> BenchPictures:
+        """Pictures of all steps, drawn once a folder."""
+        path = self.folder / "uncached.safetensors"
+        if not path.is_file():
+            parts = FULL.draw(self.bench).parts
+            with replacing(path) as beside:
+                save_file({str(number): part.cpu().contiguous() for number, part in enumerate(parts)}, beside)
+        kept = load_file(path)
+        return BenchPictures(tuple(kept[str(number)].to(self.setting.device) for number in range(len(kept))))
+
+
+def measure(quality: Quality, names: Sequence[str], budgets: Sequence[float], full_size: Mapping[str, float],
+            notes: Notes) -> list[Path]:
+    """All rows of the table, and the files with all measures. full_size: times as fast there, by the cache's title."""
+    caches = [cached(name, budget) for budget in budgets for name in with_baselines(names)]
+    times = quality.times([FULL, fewer(HALF), *(cache.method for cache in caches)])
+    step = (times[FULL.name] - times[fewer(HALF).name]) / (STEPS - HALF)
+    rows = {FULL.name: quality.row(FULL, times[FULL.name])}
+    notes.row(TABLE, method=FULL.name, **shown(rows[FULL.name], times))
+    for cache in caches:
+        name = cache.method.name
+        equal_time = equal_time_steps(times[name], times[FULL.name], step)
+        for steps in (cache.equal_work, equal_time):
+            plain = fewer(steps)
+            ms = times.get(plain.name, times[FULL.name] - step * (STEPS - steps))
+            rows[plain.name] = rows.get(plain.name) or quality.row(plain, ms)
+        rows[name] = quality.row(cache.method, times[name])
+    for cache in caches:
+        name = cache.method.name
+        equal_time = equal_time_steps(times[name], times[FULL.name], step)
+        against = {"minus 20 steps": FULL.name, "minus steps of equal work": fewer(cache.equal_work).name,
+                   "minus steps of equal time": fewer(equal_time).name,
+                   "minus every-n": CacheChoice("every-n", cache.budget).title,
+                   "minus random": CacheChoice("random", cache.budget).title}
+        differences = {title: minus(rows[name], rows[other]) for title, other in against.items() if other != name}
+        notes.row(TABLE, method=name, **{"less work": cache.less_work, **shown(rows[name], times),
+                                         "times as fast": times[FULL.name] / times[name],
+                                         "times as fast, full size": full_size.get(name),
+                                         "steps of equal work": cache.equal_work, "steps of equal time": equal_time,
+                                         **differences})
+    for name, row in rows.items():
+        if name != FULL.name and name.endswith(" steps"):
+            notes.row(TABLE, method=name, **{**shown(row, {name: row.cost.milliseconds if row.cost else 0.0}),
+                                             "minus 20 steps": minus(row, rows[FULL.name])})
+    return write_results(quality.measured, quality.folder, FULL.name)
+
+
+def with_baselines(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*names, "every-n", "random"]))
+
+
+def equal_time_steps(milliseconds: float, full: float, step: float) -> int:
+    """Steps whose sampling takes as long, by the time of a step; at least 2, at most all."""
+    return min(STEPS, max(2, round(STEPS - (full - milliseconds) / step))) if step > 0 else STEPS
+
+
+def shown(row: Row, times: Mapping[str, float]) -> dict[str, Cell]:
+    sums = {name: (values.sum() / weights.sum()).item() for name, (values, weights) in row.sums().items()}
+    return {"all attributes %": 100 * row.accuracy["all"], "whole pictures %": 100 * row.accuracy["pictures"],
+            "KID": sums["kid"], "PSNR dB": sums.get("psnr"), "GMACs": row.cost.macs / 1e9 if row.cost else None,
+            "ms": times[row.name]}
+
+
+def minus(row: Row, other: Row) -> str:
+    """Difference of the whole pictures in points, with the paired interval of 95 %."""
+    drawn = resamples(len(row.answers))
+    found = paired_difference(row.sums()["pictures"], other.sums()["pictures"], drawn)
+    low, middle, high = (f"{100 * value:+.1f}" for value in (found.low, found.value, found.high))
+    return f"{f'**{middle}**' if found.clear else middle} ({low} to {high})"
