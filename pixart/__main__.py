@@ -14,7 +14,7 @@ from .train import command as train
 HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded prompt, for machines too small for T5",
         "reno": "optimise the noise of a picture by rewards",
         "pairs": "draw the pairs of noise and picture that one-step distillation learns from",
-        "quantize": "pack a transformer in 8 or 4 bits, for ComfyUI and Python",
+        "quantize": "pack a transformer, ControlNet or T5 in 8 or 4 bits, for ComfyUI and Python",
         "flexdit": "convert a transformer to a FlexDiT, to be fine-tuned",
         "queue": "run a workflow on a ComfyUI server, and fetch its pictures",
         "batch": "draw pictures for a list of prompts, on one device, several, or a Ray cluster",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
+from ..quantize.read import with_unpacked
 from ..weights.reader import Weights
 from ..weights.values import refuse_quantized
 from .configure import heads_of
@@ -61,12 +62,12 @@ class ControlCheckpoint:
 
 def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
                  device: torch.device | str = "cpu") -> ControlCheckpoint:
-    """Read a ControlNet in any layout; dtype and device as in `read_checkpoint`.
+    """Read a ControlNet in any layout; dtype and device as in `read_checkpoint`. Packed layers are unpacked.
 
     Raises CheckpointError for another model, missing parts and wrong shapes; it is a FileNotFoundError too where
     nothing lies there.
     """
-    weights = open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE)
+    weights = with_unpacked(open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE), CONTROL_FILE)
     layout, plan = find_control(weights)
     shapes = {name: _stacked([tuple(weights.tensors[part].shape) for part in parts]) for name, parts in plan.items()}
     blocks = count_control_blocks(shapes, weights.path)

@@ -1,4 +1,4 @@
-"""python -m pixart quantize: a transformer in 8 or 4 bits, in the formats of ComfyUI, or smaller in a file (fp4)."""
+"""python -m pixart quantize: a transformer, ControlNet or T5 in 8 or 4 bits, in the formats of ComfyUI, or fp4."""
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from ..quantize.report import LayerError
     from .progress import Bars
 
+PARTS = ("transformer", "controlnet", "t5")
 CALIBRATION = ("prompts", "t5", "bits", "passes", "iterations", "rate", "seed", "device")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     names = "; ".join(f"{name}: {target.about}" for name, target in TARGETS.items())
-    command.add_argument("model", type=Path, help="transformer, a file or folder")
+    command.add_argument("model", type=Path, help="transformer, ControlNet or T5 encoder, a file or folder")
+    command.add_argument("--part", choices=PARTS, help="what of the file to pack, where it holds a transformer and its "
+                         "ControlNet; the ControlNet is then written alone")
     command.add_argument("--to", required=True, choices=(*TARGETS, "fp16", "bf16", "fp32"), metavar="FORMAT",
                          help=f"{names}; fp16, bf16, fp32: unpack a packed file")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
@@ -52,6 +55,7 @@ def _add_fp4(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert, and print what each kind of layer lost."""
+    from ..quantize.companions import part_in
     from ..quantize.convert import UNPACKED, convert
     from ..quantize.report import error_table, write_errors
     from .progress import Bars
@@ -61,8 +65,11 @@ def run(args: argparse.Namespace) -> None:
     check_target(args)
     if args.report and args.to in UNPACKED:
         raise ValueError(f"--report has no effect with --to {args.to}; leave it out")
+    part = args.part or part_in(args.model)
     with Bars() as bars:
-        if args.prompts:
+        if part != "transformer":
+            errors = convert_beside(part, args, bars)
+        elif args.prompts:
             errors = adapt(args, bars)
         else:
             errors = convert(args.model, args.to, args.out, args.variant, args.weights_only,
@@ -72,6 +79,21 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         write_errors(errors, args.report)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+def convert_beside(part: str, args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
+    """A ControlNet or T5. ValueError for what only a transformer can be converted to."""
+    from ..quantize.companions import convert_control, convert_t5
+    from ..quantize.convert import UNPACKED, no_effect
+    if args.to in UNPACKED:
+        raise ValueError(f"--to {args.to} unpacks transformers; a packed ControlNet or T5 opens as it is: {args.model}")
+    if args.variant != "auto":
+        raise ValueError("--variant has no effect on a ControlNet or T5; leave it out")
+    if args.weights_only and (reason := no_effect(args.to)):
+        raise ValueError(f"--weights-only has no effect with {args.to}: {reason}")
+    make = convert_control if part == "controlnet" else convert_t5
+    return make(args.model, args.to, args.out, args.weights_only,
+                lambda done, total: bars("packing", done, total))
 
 
 def fp4_settings(args: argparse.Namespace) -> "LayerOptions | None":

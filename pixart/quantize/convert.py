@@ -95,9 +95,12 @@ def tensors_of(checkpoint: OpenCheckpoint, dtype: torch.dtype) -> dict[str, Tens
 
 
 def pack(state: dict[str, Tensor], packer: Callable[[str, Tensor], Packed], rest: torch.dtype, path: Path,
-         progress: CountProgress | None) -> list[LayerError]:
-    """In place: float32 tensors to those of the packed file. rest: type of what is not packed, tables excepted."""
-    matrices = [name for name in state if MATRICES.fullmatch(name)]
+         progress: CountProgress | None, which: re.Pattern[str] = MATRICES) -> list[LayerError]:
+    """In place: float32 tensors to those of the packed file. rest: type of what is not packed, tables excepted.
+
+    which: names of the matrices to pack.
+    """
+    matrices = [name for name in state if which.fullmatch(name)]
     for name in state.keys() - set(matrices):
         if not name.endswith("scale_shift_table"):
             check_finite(name, state[name], path, PIXART_FILE, rest)
@@ -105,18 +108,26 @@ def pack(state: dict[str, Tensor], packer: Callable[[str, Tensor], Packed], rest
     errors = []
     for done, name in enumerate(matrices, 1):
         layer, weight = name.removesuffix(".weight"), state.pop(name)
-        try:
-            packed = packer(layer, weight)
-        except ValueError as error:
-            raise ValueError(f"{layer}: {error}. Choose another format. File: {path}") from error
-        errors.append(error_of(layer, weight, packed))
-        if not errors[-1].worst < 1:            # rounding alone never comes near; NaN is not below 1 either
-            raise ValueError(f"{layer} holds numbers too large for {packed.format.name}. Choose another format. File: "
-                             f"{path}")
+        packed, error = packed_layer(layer, weight, packer, path)
+        errors.append(error)
         state.update({f"{layer}.{own}": tensor for own, tensor in packed.entries().items()})
         if progress:
             progress(done, len(matrices))
     return errors
+
+
+def packed_layer(layer: str, weight: Tensor, packer: Callable[[str, Tensor], Packed],
+                 path: Path) -> tuple[Packed, LayerError]:
+    """weight (N, K) float32, packed, and what it lost. ValueError, with layer and file, where that is too much."""
+    try:
+        packed = packer(layer, weight)
+    except ValueError as error:
+        raise ValueError(f"{layer}: {error}. Choose another format. File: {path}") from error
+    found = error_of(layer, weight, packed)
+    if not found.worst < 1:                     # rounding alone never comes near; NaN is not below 1 either
+        raise ValueError(f"{layer} holds numbers too large for {packed.format.name}. Choose another format. File: "
+                         f"{path}")
+    return packed, found
 
 
 def kept_dtype(checkpoint: OpenCheckpoint) -> torch.dtype:

@@ -1,15 +1,18 @@
 """The weights of a T5 encoder on disk: one file, shards or a folder, read tensor by tensor."""
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..quantize.format import QUANTIZATION_MARK
+from ..quantize.read import PackedWeights, with_unpacked
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind, find_files
-from ..weights.reader import open_files
+from ..weights.reader import Weights, open_files
 from ..weights.settings import Check, checked_entries, number, one_of, read_json, table, text, whole
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
 from .families import check_t5_family
@@ -43,6 +46,8 @@ class T5Files:
             self.config = {}                        # a folder of many models, and the config of another one
         weights = open_files(self.files, self.path, T5_FILE)
         check_t5_family(weights.tensors, self.config, self.path)
+        weights = with_text_unpacked(weights)
+        self.packed = isinstance(weights, PackedWeights)
         self._remap = weights.remap
         self._mapped: Mapping[str, Tensor] = {}
         self._places = hugging_face_names(weights.tensors, self.path)
@@ -52,7 +57,7 @@ class T5Files:
             name: tuple(weights.tensors[key].shape) for name, key in self._places.items()}
 
     def read(self, name: str) -> Tensor:
-        """The tensor as stored, memory-mapped where the file allows; scaled float8 comes as float32.
+        """The tensor as stored, memory-mapped where the file allows; scaled float8 and packed layers come as float32.
 
         Raises CheckpointError where a number is not finite.
         """
@@ -85,6 +90,18 @@ class T5Files:
     def release(self) -> None:
         """Drop the mapping, so that pages already read leave memory; it is made again when needed."""
         self._mapped = {}
+
+
+def with_text_unpacked(weights: Weights) -> Weights:
+    """The encoder's own tensors, packed layers (those with a mark beside them) as plain ones.
+
+    Other models in the same file may be packed in ways that are not looked at.
+    """
+    prefix = next((key[:-len(FIRST_QUERY)] for key in weights.tensors if key.endswith(FIRST_QUERY)), None)
+    if prefix is None or not any(key.endswith(f".{QUANTIZATION_MARK}") for key in weights.tensors):
+        return weights
+    own = {key: tensor for key, tensor in weights.tensors.items() if key.startswith(prefix)}
+    return with_unpacked(replace(weights, tensors=own, metadata={}), T5_FILE)
 
 
 def files_identity(files: Iterable[Path]) -> str:
