@@ -1,6 +1,7 @@
 """Other implementations of PixArt with given weights: diffusers, and the host's own. Both import what they need."""
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pixart.config import PixArtConfig
 Run = Callable[[], torch.Tensor]
 
 
-def diffusers_run(config: PixArtConfig, state: dict, given: dict, dtype: torch.dtype, device: str) -> Run:
+def diffusers_network(config: PixArtConfig, state: dict, dtype: torch.dtype, device: str) -> Any:
     from diffusers import PixArtTransformer2DModel
     model: Any = PixArtTransformer2DModel(
         num_attention_heads=config.heads, attention_head_dim=config.hidden // config.heads, out_channels=8,
@@ -21,8 +22,16 @@ def diffusers_run(config: PixArtConfig, state: dict, given: dict, dtype: torch.d
         use_additional_conditions=False)
     model.to(device, dtype).eval()
     model.load_state_dict(to_diffusers(state))
-    return lambda: model(given["latent"], encoder_hidden_states=given["context"], timestep=given["timestep"],
-                         added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0][:, :4]
+    return model
+
+
+def diffusers_pass(model: Any, given: dict) -> torch.Tensor:
+    return model(given["latent"], encoder_hidden_states=given["context"], timestep=given["timestep"],
+                 added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0][:, :4]
+
+
+def diffusers_run(config: PixArtConfig, state: dict, given: dict, dtype: torch.dtype, device: str) -> Run:
+    return partial(diffusers_pass, diffusers_network(config, state, dtype, device), given)
 
 
 def native_run(host: Path, config: PixArtConfig, state: dict, given: dict, dtype: torch.dtype, device: str) -> Run:

@@ -29,13 +29,15 @@ def milliseconds(run: Run, setting: Setting) -> float:
     return begin.elapsed_time(end)
 
 
-def turns(runs: Mapping[str, Run], setting: Setting, rounds: int = 9, seconds: float = 4.0) -> dict[str, list[float]]:
-    """Milliseconds of every round by name. Runs take turns; one or two rounds before warm up.
+def turns(runs: Mapping[str, Run], setting: Setting, rounds: int = 9, seconds: float = 4.0,
+          warmed: bool = False) -> dict[str, list[float]]:
+    """Milliseconds of every round by name. Runs take turns; one or two rounds before warm up, unless `warmed` already.
 
     At least three rounds, for about `seconds`; where the setting names a number, that many.
     """
     exact = 1 if setting.tiny else setting.rounds
     warm, least, rounds = (1, exact, exact) if exact else (2, 3, rounds)
+    warm = 0 if warmed else warm
     found: dict[str, list[float]] = {name: [] for name in runs}
     until = time.monotonic() + min(seconds, setting.left() / 3)
     for number in range(warm + rounds):

@@ -4,6 +4,7 @@ Random weights have no quality; what a method costs in pictures is `--quality`.
 """
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from pixart.accelerate import CacheChoice, SamplingJob
@@ -43,7 +44,8 @@ def measure(wish: Wish, setting: Setting, notes: Notes) -> None:
         return Pipeline.of(model).sample(request, text, null, policies=plan.make())
     plans = {"": plain_plan(job), **budgeted(wish, job), **scheduled(wish, job)}
     runs: dict[str, Callable[[], object]] = {title: partial(draw, plan) for title, plan in plans.items()}
-    found = turns(runs, setting)
+    Pipeline.of(model).sample(replace(request, steps=1), text, null)        # warms up as much as a whole one
+    found = turns(runs, setting, warmed=True)
     for title, plan in plans.items():
         gain = paired_ratio(found[""], found[title])
         notes.row(CACHED, px=side, dtype=name, blocks=config.depth, steps=steps, method=title or NOTHING_REUSED,

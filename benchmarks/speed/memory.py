@@ -29,7 +29,6 @@ BITS: dict[str, Bits] = {"16 bits": 16, "LLM.int8": 8, "int8": INT8, "NF4": 4}
 DECODED = {"whole, fp32": (torch.float32, None), "whole, 16 bits": (torch.bfloat16, None),
            "tiles of 768 px, fp32": (torch.float32, 96), "tiles of 512 px, fp32": (torch.float32, 64)}
 LIMIT, AIM = 8.0, 6.0           # GB of a job of 1024 px with any of the small T5s
-PACKED_8 = 1.0 + 4 / 1152       # bytes a weight of the blocks, with a scale for a row
 
 
 def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
@@ -42,7 +41,8 @@ def measure(side: int, batch: int, wish: Wish, setting: Setting, notes: Notes) -
     need("diffusers")
     need("transformers")
     config, here = config_for(side, setting), pixels(side, setting)
-    text = {name: text_peak(bits, wish.tokens, setting) for name, bits in BITS.items()}
+    beside = text_activations(wish.tokens, setting)
+    text = {name: text_peak(bits, beside, setting) for name, bits in BITS.items()}
     drawing = {f"{'guided' if guided else 'not guided'}": drawing_peak(config, here, batch * (1 + guided), wish.tokens,
                                                                       setting) for guided in (False, True)}
     decoding = {name: decoding_peak(here, dtype, tile, setting) for name, (dtype, tile) in DECODED.items()}
@@ -80,8 +80,8 @@ def in_dtype(dtype: torch.dtype, make: Callable[[], Any]) -> Any:
         torch.set_default_dtype(usual)
 
 
-def text_peak(bits: Bits, tokens: int, setting: Setting) -> int:
-    """Weights in their precision, activations in 16 bits; int8 unpacks a layer to fp32 and 16 bits as it runs."""
+def text_activations(tokens: int, setting: Setting) -> int:
+    """What encoding one prompt in 16 bits holds beside the weights."""
     sizes = TINY_T5 if setting.tiny else XXL
 
     def make() -> tuple[torch.nn.Module, Callable[[], object]]:
@@ -89,9 +89,14 @@ def text_peak(bits: Bits, tokens: int, setting: Setting) -> int:
         model = in_dtype(torch.bfloat16, lambda: T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", **sizes)))
         ids = torch.zeros(1, tokens, dtype=torch.long)
         return model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    beside = traced(make)[1]
+    return traced(make)[1]
+
+
+def text_peak(bits: Bits, beside: int, setting: Setting) -> int:
+    """Weights in their precision; int8 unpacks a layer to fp32 as it runs, twice for a moment, NF4 to 16 bits."""
+    sizes = TINY_T5 if setting.tiny else XXL
     largest = sizes["d_model"] * sizes["d_ff"]
-    unpacking = largest * (4 + 4 + 2) if bits == INT8 else largest * 2 if bits == 4 else 0
+    unpacking = largest * (4 + 4) if bits == INT8 else largest * 2 if bits == 4 else 0
     return t5_bytes(dict(t5_shapes(sizes)), bits) + beside + unpacking
 
 

@@ -98,9 +98,9 @@ class Quality:
         cost = Cost(passes, macs, milliseconds, f"{machine(self.timed)}, in turns")
         against = None if method == FULL else (FULL.name, self.uncached())
         row = self.instrument.row(method.name, pictures, None, cost, against)
-        self.measured = replace(self.measured, rows=(*self.measured.rows, row))
-        self.measured.save(self.folder / "rows.json")
-        return row
+        replace(self.measured, rows=(*self.measured.rows, row)).save(self.folder / "rows.json")
+        self.measured = read_measured(self.folder / "rows.json")        # rounded, as when the run goes on later
+        return self.measured.rows[-1]
 
     def uncached(self) -> BenchPictures:
         """Pictures of all steps, drawn once a folder."""
