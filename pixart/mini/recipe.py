@@ -223,10 +223,12 @@ class Builder:
 
     def train_control(self) -> None:
         """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training pictures."""
-        base, data = self.base(), self.data(hints=True)
-        network = PixArtControlNet.copy_of(base, self.recipe.control_blocks, attend=self.attend)
-        self.fit("control", Controlled(base, network), ControlDiffusion(data), data, self.recipe.control,
-                 save_control_of, self.files.control)
+        recipe, base, data = self.recipe, self.base(), self.data(hints=True)
+        network = PixArtControlNet.copy_of(base, recipe.control_blocks, attend=self.attend)
+        objective = ControlDiffusion(data, timesteps=recipe.timesteps, weighting=recipe.weighting,
+                                     weighting_cap=recipe.weighting_cap)
+        self.fit("control", Controlled(base, network), objective, data, recipe.control, save_control_of,
+                 self.files.control)
 
     def train_tdm(self) -> None:
         """Trajectory distribution matching: the teacher in four steps, as a LoRA."""
