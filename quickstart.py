@@ -253,7 +253,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 @contextlib.contextmanager
-def running(host: Host, base: Path) -> Iterator[str]:
+def running(host: Host, base: Path, *options: str) -> Iterator[str]:
     """A headless server that sees only this extension, below the empty folder `base`; yields its address."""
     for folder in ("custom_nodes", "models", "input", "output"):
         (base / folder).mkdir()
@@ -261,7 +261,7 @@ def running(host: Host, base: Path) -> Iterator[str]:
     log, port = base / "comfyui.log", free_port()
     command = [host.python, str(host.path / "main.py"), "--listen", "127.0.0.1", "--port", str(port),
                "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
-               "--disable-auto-launch", *([] if host.gpu else ["--cpu"])]
+               "--disable-auto-launch", *([] if host.gpu else ["--cpu"]), *options]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=host.path, stdin=subprocess.DEVNULL, stdout=output,
                                    stderr=subprocess.STDOUT, start_new_session=os.name != "nt")

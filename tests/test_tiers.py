@@ -1,6 +1,7 @@
 """The summary of `python quickstart.py test`: counts as pytest reports them, reasons where a tier did not run."""
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import tiers
@@ -41,3 +42,13 @@ def test_host_without_our_requirements_is_not_run_and_names_the_remedy():
 
     (result,) = tiers.host_results(Path(sys.executable), [Lacking()], "host")
     assert (result.verdict, result.reason) == ("NOT RUN", "pip install it")
+
+
+def test_the_browser_tier_runs_on_the_newest_and_the_oldest_host():
+    @dataclass
+    class Found:
+        version: str
+
+    hosts = [Found("0.9.1"), Found("0.33.0"), Found("0.3.64"), Found("0.10.0+local")]
+    assert [host.version for host in tiers.newest_and_oldest(hosts)] == ["0.33.0", "0.3.64"]
+    assert [host.version for host in tiers.newest_and_oldest(hosts[:1])] == ["0.9.1"]

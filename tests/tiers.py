@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -81,13 +82,24 @@ def variables_of(host: object) -> dict[str, str]:
     return {"COMFYUI_PATH": str(host.path), "COMFYUI_PYTHON": host.python}
 
 
-def browser_result(python: Path, hosts: Sequence, browser: str | None, marks: str) -> Result:
-    """The page in a real browser, on the first usable ComfyUI."""
+def browser_results(python: Path, hosts: Sequence, browser: str | None, marks: str) -> Iterator[Result]:
+    """The page in a real browser: of the newest and of the oldest usable ComfyUI."""
     usable = [host for host in hosts if not host.missing]
     if not usable or not browser:
         lacking = "usable ComfyUI" if not usable else "Chromium or Chrome ($CHROMIUM names one)"
-        return Result("browser", reason=f"no {lacking} found")
-    return run_pytest("browser", str(python), marks, {**variables_of(usable[0]), "CHROMIUM": browser})
+        yield Result("browser", reason=f"no {lacking} found")
+        return
+    for host in newest_and_oldest(usable):
+        yield run_pytest(f"browser {host.version}", str(python), marks, {**variables_of(host), "CHROMIUM": browser})
+
+
+def newest_and_oldest(hosts: Sequence) -> list:
+    """Both ends of the versions, the newest first; a single host is both."""
+    def release(host: object) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", host.version.split("+")[0])]
+
+    ordered = sorted(hosts, key=release, reverse=True)
+    return [ordered[0], ordered[-1]][:len(ordered)]
 
 
 def run_tiers(python: Path, hosts: Sequence, browser: str | None, only: list[str] | None, slow: bool) -> int:
@@ -102,7 +114,7 @@ def run_tiers(python: Path, hosts: Sequence, browser: str | None, only: list[str
     if not only or "host" in only:
         results.extend(host_results(python, hosts, "host and not browser" + rest))
     if not only or "browser" in only:
-        results.append(browser_result(python, hosts, browser, "browser" + rest))
+        results.extend(browser_results(python, hosts, browser, "browser" + rest))
     print("\n==== summary")
     print("\n".join(map(str, results)))
     passed, failed, skipped = (sum(getattr(result, key) for result in results)

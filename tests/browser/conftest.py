@@ -12,8 +12,10 @@ import pytest
 
 from quickstart import inspect_host, running
 
+# The rule for names: nothing outside this machine is reached. (Playwright's own interception would pass every request
+# through Python and switch the browser's cache off; an older page asks for 500 files.)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+         "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
 REFUSED = re.compile(r"^(Connecting to|Fetch API cannot load) '?https://|^Error fetching file size")
 READY = "() => window.app && window.app.graph && Object.keys(window.LiteGraph.registered_node_types).length > 100"
 ARTEFACTS = Path(os.environ.get("PIXART_ARTEFACTS", Path(tempfile.gettempdir()) / "pixart-artefacts"))
@@ -42,7 +44,7 @@ class Screen:
         """Keep a screenshot for a person to look at."""
         ARTEFACTS.mkdir(parents=True, exist_ok=True)
         place = ARTEFACTS / f"{name}.png"
-        self.page.screenshot(path=str(place))
+        self.page.screenshot(path=str(place), timeout=120_000)
         return place
 
 
@@ -56,7 +58,9 @@ def address() -> Iterator[str]:
     if host.missing:
         pytest.skip(host.remedy)
     signal.signal(signal.SIGTERM, signal.default_int_handler)     # a stopped test run stops its server
-    with tempfile.TemporaryDirectory(prefix="pixart-page-") as base, running(host, Path(base).resolve()) as where:
+    previews = ("--preview-method", "auto")      # older pages cannot choose it
+    with (tempfile.TemporaryDirectory(prefix="pixart-page-") as base,
+          running(host, Path(base).resolve(), *previews) as where):
         shutil.copy(host.path / "input" / "example.png", Path(base) / "input")      # comes with every ComfyUI
         yield where
 
@@ -106,7 +110,6 @@ def close_dialogs(page) -> None:
 def screen(address: str, browser) -> Iterator[Screen]:
     """The page as a new user sees it after closing the start dialogs. Nothing outside this machine is reached."""
     context = browser.new_context(viewport={"width": 1760, "height": 900}, reduced_motion="reduce")
-    context.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
     page = context.new_page()
     open_as_new_user(page, address)
     shown = Screen(page, address)

@@ -36,8 +36,18 @@ def change_language(screen, language: str) -> str:
     return language
 
 
+def open_help(screen, heading) -> None:
+    """Newer pages keep the panel open and follow the selection, older ones want their button pressed for each node."""
+    for _ in range(25):
+        for _ in range(4):
+            if heading.count() and heading.first.is_visible():
+                return
+            screen.page.wait_for_timeout(200)
+        screen.page.get_by_test_id("info-button").first.click()
+    raise AssertionError(f"the help panel shows no heading {heading}")
+
+
 def test_every_node_and_its_help_page_speak_the_language(screen, language):
-    from playwright.sync_api import TimeoutError as TooLate
     texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     for kind, text in texts.items():
         shown = screen.page.evaluate(PUT_ALONE, kind)
@@ -46,11 +56,7 @@ def test_every_node_and_its_help_page_speak_the_language(screen, language):
         assert shown["outputs"] == [each["name"] for each in text["outputs"].values()], kind
         page = (ROOT / "web" / "docs" / kind / f"{language}.md").read_text(encoding="utf-8")
         heading = screen.page.get_by_role("heading", name=page.splitlines()[0].removeprefix("# "), exact=True)
-        try:
-            heading.first.wait_for(timeout=3000)        # newer pages: the panel stays open and follows
-        except TooLate:
-            screen.page.get_by_test_id("info-button").first.click()
-            heading.first.wait_for(timeout=20_000)
+        open_help(screen, heading)
         if kind == "PixArtTextEncode":
             screen.shoot(f"page-help-{language}")
         assert screen.errors == [], kind

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 from workflows.model_entries import OF_FILE, with_entries
+from workflows.spacing import inside, too_near
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-ROOM = 60                # pixels
 NOTES = {"MarkdownNote", "Note"}
 STOCK = {"KSampler", "SamplerCustom", "VAELoader", "VAEDecode", "VAEEncode", "SaveImage", "PreviewImage", "LoadImage",
          "SolidMask", "MaskComposite", "SetLatentNoiseMask", "ImageInvert"}
@@ -155,13 +155,13 @@ def test_nodes_stand_left_to_right_inside_the_groups(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nodes_leave_room_for_the_taller_ones_of_nodes_2(name):
-    """The page's newer renderer draws nodes up to 60 pixels taller than the sizes in the file."""
-    columns = [(*node["pos"], *node["size"], node["type"]) for node in page_form(name)["nodes"]]
-    for x, y, width, height, kind in columns:
-        below = [top - (y + height) for left, top, wide, _, _ in columns
-                 if top > y and left < x + width and x < left + wide]
-        assert min(below, default=ROOM) >= ROOM, kind
+def test_nodes_leave_room_for_what_the_one_above_shows_on_itself(name):
+    page = page_form(name)
+    assert too_near(page["nodes"]) == [], "run python tests/workflows/spacing.py"
+    for group in page["groups"]:
+        bottom = group["bounding"][1] + group["bounding"][3]
+        for node in page["nodes"]:
+            assert not inside(group, node) or node["pos"][1] + node["size"][1] <= bottom, group["title"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,81 @@
+"""The page's newer renderer (Nodes 2.0): the canvas of PixArt Sketch and what nodes show on themselves work too."""
+from collections.abc import Iterator
+
+import pytest
+from browser.test_page import UNKNOWN, drop
+from browser.test_run import ended, run
+from browser.test_sketch import PIXELS, SHOWN, TEXT, press, settle, stroke
+
+pytestmark = pytest.mark.browser
+
+SWITCH = "async on => { await window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on); }"
+MODERN = "() => window.LiteGraph.vueNodesMode === true"
+PLACES = "() => window.app.graph._nodes.map(node => [...node.pos])"
+# Titles of nodes whose elements lie over each other, and by how many pixels of the graph.
+OVER = """() => {
+    const scale = window.app.canvas.ds.scale, found = [];
+    const boxes = [...document.querySelectorAll("[data-node-id]")]
+        .map(each => [each.dataset.nodeId, each.getBoundingClientRect()]);
+    for (const [a, p] of boxes) for (const [b, q] of boxes) {
+        const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+        const high = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+        if (Number(a) < Number(b) && wide > 1 && high > 1) found.push([a, b, wide / scale, high / scale]);
+    }
+    return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def modern(screen) -> Iterator[object]:
+    """The page with Nodes 2.0; afterwards without."""
+    screen.page.evaluate("() => window.app.graph.clear()")
+    screen.page.evaluate(SWITCH, True)
+    screen.page.wait_for_timeout(500)
+    if not screen.page.evaluate(MODERN):
+        pytest.skip("this page has no Nodes 2.0")
+    screen.errors.clear()
+    yield screen
+    screen.page.evaluate("() => window.app.graph.clear()")
+    screen.page.evaluate(SWITCH, False)
+    screen.page.wait_for_timeout(500)
+
+
+def opened(screen, name: str) -> None:
+    screen.page.evaluate("() => window.app.graph.clear()")
+    drop(screen, name)
+    screen.page.locator("[data-node-id]").first.wait_for()
+    screen.page.wait_for_timeout(1000)
+
+
+def test_the_canvas_is_drawn_on_and_nodes_stay_in_their_places(modern):
+    opened(modern, "mini-sketch")
+    press(modern, "Live")
+    text, (wide, high, ink) = modern.page.evaluate(TEXT), modern.page.evaluate(PIXELS)
+    places = modern.page.evaluate(PLACES)
+    stroke(modern, [(0.1, 0.05), (0.9, 0.05)])
+    modern.shoot("page-nodes-2-sketch")
+    assert (wide, high) == (128, 128) and modern.page.evaluate(PIXELS)[2] > ink + 100
+    press(modern, "Undo")
+    assert modern.page.evaluate(TEXT) == text and modern.page.evaluate(PIXELS)[2] == ink
+    assert modern.page.evaluate(PLACES) == places
+    assert modern.errors == []
+
+
+def test_the_picture_follows_the_pen(modern):
+    opened(modern, "mini-sketch")
+    before = modern.page.evaluate(SHOWN)
+    stroke(modern, [(0.3, 0.9), (0.7, 0.9)])
+    settle(modern)
+    assert modern.page.evaluate(SHOWN) not in (None, before)
+    assert modern.errors == []
+
+
+def test_a_workflow_runs_and_its_nodes_say_what_they_found(modern):
+    opened(modern, "mini-lcm-4-steps")
+    assert modern.page.evaluate(UNKNOWN) == [] and modern.page.evaluate(OVER) == []
+    assert ended(modern, run(modern))["status"]["status_str"] == "success"
+    modern.page.get_by_text("128 x 128 pixels").first.wait_for(timeout=10_000)
+    modern.page.wait_for_timeout(500)
+    modern.shoot("page-nodes-2")
+    assert modern.page.evaluate(OVER) == []
+    assert modern.errors == []
