@@ -60,8 +60,8 @@ def size_notice(height: int, width: int, side: int) -> str | None:
     if nearest_class(height, width) == trained:
         return None
     near_height, near_width = nearest_size(height, width, trained)
-    return (f"{width} x {height} pixels is far from the sizes this PixArt model was trained on; the nearest one is "
-            f"{near_width} x {near_height}")
+    return (f"{width} x {height}: far from the trained sizes. Use {near_width} x {near_height}, the nearest "
+            "that this PixArt model was trained on.")
 
 
 def trained_sizes(side: int) -> dict[float, tuple[int, int]]:

@@ -318,7 +318,7 @@ def test_a_size_far_from_the_trained_ones_is_noticed(pipe, caplog):
         draw(pipe, height=128, width=128, steps=1)
         assert not caplog.text
         draw(pipe, height=512, width=512, steps=1)
-    assert "512 x 512 pixels is far from the sizes this PixArt model was trained on" in caplog.text
+    assert "512 x 512: far from the trained sizes. Use " in caplog.text
 
 
 def test_running_out_of_memory_while_drawing_is_advice(pipe, monkeypatch):

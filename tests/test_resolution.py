@@ -59,4 +59,4 @@ def test_labels_name_width_before_height_and_every_ratio_once():
 def test_a_picture_far_from_the_trained_sizes_is_noticed_with_the_nearest_one():
     assert resolution.size_notice(1024, 1024, 1024) is None and resolution.size_notice(768, 1344, 1024) is None
     notice = resolution.size_notice(256, 512, 1024)
-    assert notice is not None and notice.startswith("512 x 256 pixels is far") and notice.endswith("1408 x 704")
+    assert notice is not None and notice.startswith("512 x 256: far from the trained sizes. Use 1408 x 704, ")

@@ -25,6 +25,7 @@ class ChosenConfig:
 
     config: PixArtConfig
     guessed: bool
+    against: str = ""            # what the file says otherwise than the variant that was chosen
 
 
 def configure(facts: Facts, variant: str | PixArtConfig, header: PixArtConfig | None, settings: Mapping[str, Any],
@@ -38,16 +39,17 @@ def configure(facts: Facts, variant: str | PixArtConfig, header: PixArtConfig | 
         return ChosenConfig(_agree(variant, facts, "the given configuration", path), False)
     if variant != "auto" and variant not in VARIANTS:
         raise CheckpointError(path, f"unknown variant {variant[:40]!r}", f"auto, {', '.join(VARIANTS)}")
+    against = ""
     if variant != "auto":
         _refuse_mismatch(variant, facts, path)
-        _notice(variant, facts, header, path)
+        against = _notice(variant, facts, header, path)
     if header is not None:
         config = _agree(header, facts, "the configuration in its header", path)
-        return ChosenConfig(config if variant == "auto" else _trained_as(config, VARIANTS[variant]), False)
+        return ChosenConfig(config if variant == "auto" else _trained_as(config, VARIANTS[variant]), False, against)
     facts = _believable(facts, path)
     if variant != "auto":
         fixed = replace(facts, base_size=None, position_scale=None)
-        return ChosenConfig(_complete(VARIANTS[variant], fixed, settings, path), False)
+        return ChosenConfig(_complete(VARIANTS[variant], fixed, settings, path), False, against)
     return _choose(facts, settings, path)
 
 
@@ -70,8 +72,8 @@ def _believable(facts: Facts, path: Path) -> Facts:
     return replace(facts, base_size=None, position_scale=None)
 
 
-def _notice(variant: str, facts: Facts, header: PixArtConfig | None, path: Path) -> None:
-    """Log what a file says otherwise than the chosen variant, which wins."""
+def _notice(variant: str, facts: Facts, header: PixArtConfig | None, path: Path) -> str:
+    """What a file says otherwise than the chosen variant, which wins; logged too."""
     config, said = VARIANTS[variant], []
     tokens = facts.caption_tokens
     if tokens in TRAINED_TOKENS and tokens != config.caption_tokens:
@@ -85,6 +87,7 @@ def _notice(variant: str, facts: Facts, header: PixArtConfig | None, path: Path)
         said.append(f"its header says {header.latent_space} latents")
     if said:
         logger.warning("%s: used as %s, as chosen, although %s", path.name, variant, "; ".join(said))
+    return "; ".join(said)
 
 
 def _agree(config: PixArtConfig, facts: Facts, source: str, path: Path) -> PixArtConfig:

@@ -126,6 +126,8 @@ class OpenCheckpoint:
             state_dict = fold_readout(state_dict, self.divisor)
         kept = " and ".join(self.packed_as) or dtype_name(weights.tensors[plan[SAMPLE_TENSOR][0]])
         description = describe_checkpoint(self.config, self.guessed, kept, self.layout.name, self.divisor)
+        if self.choice.against:
+            description = f"chosen although {self.choice.against}: {description}"
         logger.info("%s: %s", weights.path.name, description)
         _log_ignored(self.layout, weights.path)
         return Checkpoint(self.config, state_dict, description, self.guessed, has_null_caption, weights.path,

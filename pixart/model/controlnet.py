@@ -94,8 +94,8 @@ class PixArtControlNet(nn.Module):
             raise ValueError(f"this ControlNet is {ours.hidden} wide with {ours.heads} heads, the model "
                              f"{theirs.hidden} with {theirs.heads}. Load the ControlNet that was made for this model.")
         if len(self.controlnet) >= theirs.depth:
-            raise ValueError(f"this ControlNet has {len(self.controlnet)} blocks, the model only {theirs.depth}; it "
-                             "must have at least one more")
+            raise ValueError(f"this ControlNet has {len(self.controlnet)} blocks, the model only {theirs.depth}. Load "
+                             "the ControlNet that was made for this model; a model has at least one block more.")
         if hint.shape != latent.shape:
             raise ValueError(f"the hint's latent has shape {tuple(hint.shape)}, the picture's {tuple(latent.shape)}; "
                              "resize the hint to the picture and encode it with the same VAE")

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 from browser.test_page import UNKNOWN, drop
-from browser.test_run import ended, run
+from browser.test_run import SET, ended, run
 from browser.test_sketch import PIXELS, SHOWN, TEXT, press, settle, stroke
 
 pytestmark = pytest.mark.browser
@@ -73,8 +73,9 @@ def test_the_picture_follows_the_pen(modern):
 def test_a_workflow_runs_and_its_nodes_say_what_they_found(modern):
     opened(modern, "mini-lcm-4-steps")
     assert modern.page.evaluate(UNKNOWN) == [] and modern.page.evaluate(OVER) == []
+    modern.page.evaluate(SET, ["PixArtTextEncode", "text", "a small green ring at the top"])      # not run before
     assert ended(modern, run(modern))["status"]["status_str"] == "success"
-    modern.page.get_by_text("128 x 128 pixels").first.wait_for(timeout=10_000)
+    modern.page.get_by_text("of 256 tokens").first.wait_for(timeout=10_000)
     modern.page.wait_for_timeout(500)
     modern.shoot("page-nodes-2")
     assert modern.page.evaluate(OVER) == []

@@ -183,6 +183,7 @@ def test_a_chosen_variant_wins_and_what_speaks_against_it_is_logged(held, asked,
     tokens = VARIANTS[held].caption_tokens                  # of the tensor that is there
     assert choice.config == replace(VARIANTS[asked], caption_tokens=tokens) and not choice.guessed
     assert notice in caplog.text and f"used as {asked}, as chosen" in caplog.text
+    assert notice in choice.against and not detect(full(held), variant=held).against
 
 
 def one_trainer(variant: str) -> dict:

@@ -200,5 +200,5 @@ def test_another_base_and_another_hint_are_refused():
     with pytest.raises(ValueError, match="same VAE"):
         control(base, hint[:, :, :4], **given)
     small = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=24, base_size=6)
-    with pytest.raises(ValueError, match="at least one more"):
+    with pytest.raises(ValueError, match="has 2 blocks, the model only 2. Load"):
         control(PixArtTransformer(small), hint, **given)

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TITLE, TALLER, MARGIN = 30, 30, 25          # pixels: above a node; more in the newer renderer; around a group's nodes
-TEXT = 48                                   # what a node shows on itself, two lines
+TITLE, TALLER, MARGIN = 30, 38, 25          # pixels: above a node; more in the newer renderer; around a group's nodes
+TEXT = 66                                   # what a node shows on itself, two lines
 TEXT_NODES = {"PixArtLoader", "PixArtT5Loader", "PixArtControlNetLoader", "PixArtDeltaLoraLoader", "PixArtEmptyLatent",
               "PixArtPromptList", "PixArtFeedback", "PixArtCheck", "PixArtSteps", "PixArtLCMSampler", "PixArtCache",
               "PixArtReNO", "PixArtCompare"}
-PREVIEW = 220                               # the picture in a sampler while it draws, if the host makes previews
+PREVIEW = 235                               # the picture in a sampler while it draws, if the host makes previews
 PREVIEW_NODES = {"KSampler", "SamplerCustom", "PixArtLCMSampler", "PixArtDMDSampler", "PixArtReNO", "PixArtCompare"}
 LEAST_HIGH = {"PixArtTextEncode": 298}      # with its text; a text box gives room up to here and no further
 ENTRY = re.compile(r'^(\s*)(\{"id": .*\})(,?)$')

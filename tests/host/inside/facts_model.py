@@ -3,7 +3,7 @@ import copy
 
 import torch
 from host import tiny
-from support import MODELS, condition, latent, load, network, off, off_when_offloaded, pack, refusal, sample, text
+from support import MODELS, condition, latent, load, network, node, off, off_when_offloaded, pack, refusal, sample, text
 from torch import Tensor
 
 
@@ -18,6 +18,12 @@ def native_network(config, state: dict):
                       dtype=torch.float32, device="cpu", operations=ops.disable_weight_init)
     native.load_state_dict({k.replace("_table.weight", "_table"): v for k, v in state.items()}, strict=False)
     return native.eval()
+
+
+def test_a_variant_chosen_against_the_file_stands_first_in_the_report():
+    _, report = node("PixArtLoader")().load("alpha-512.safetensors", "sigma-512", "fp32")
+    assert report.startswith("chosen although its y_embedding has 120 tokens, not 300; "), report
+    assert "PixArt-Sigma 512" in report
 
 
 def test_equals_the_hosts_own_network_where_that_is_right():
