@@ -1,5 +1,6 @@
 """Where model files lie: the host's folders, with the bundled PixArt-mini among them."""
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def reward_path(name: str) -> Path:
 def clip_tokenizer_folder() -> Path | None:
     """CLIP's tokenizer that comes with the host."""
     from comfy import sd1_clip
-    folder = Path(sd1_clip.__file__).parent / "sd1_tokenizer"
+    folder = Path(inspect.getfile(sd1_clip)).parent / "sd1_tokenizer"
     return folder if (folder / "vocab.json").is_file() else None
 
 
@@ -174,7 +175,7 @@ def _add_annotators() -> None:
 def tokenizer_folder() -> Path | None:
     """The T5 tokenizer that comes with the host, for encoder files that lie without one."""
     from comfy import sd1_clip
-    folder = Path(sd1_clip.__file__).parent / "text_encoders" / "t5_tokenizer"
+    folder = Path(inspect.getfile(sd1_clip)).parent / "text_encoders" / "t5_tokenizer"
     return folder if (folder / "tokenizer.json").is_file() else None
 
 
