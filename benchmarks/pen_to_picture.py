@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -22,6 +24,9 @@ from quickstart import browser_program, inspect_host, running  # noqa: E402
 WATCH = """() => {
     window.pixartUp = null;
     window.pixartPictures = [];
+    window.pixartCount = 0;
+    document.querySelector(".pixart-sketch canvas")
+        .addEventListener("pointerdown", () => { window.pixartCount = 0; }, true);
     document.querySelector(".pixart-sketch canvas")
         .addEventListener("pointerup", () => {
             window.pixartUp = performance.now();
@@ -33,6 +38,7 @@ WATCH = """() => {
         const image = picture();
         if (image?.complete && image.naturalWidth && image.src !== seen) {
             seen = image.src;
+            window.pixartCount += 1;
             window.pixartPictures.push(performance.now());
         }
         setTimeout(look, 5);
@@ -43,22 +49,34 @@ STEPS = """steps => {
     const sampler = window.app.graph._nodes.find(node => node.type === "PixArtLCMSampler");
     sampler.widgets.find(widget => widget.name === "steps").value = steps;
 }"""
+COUNT = "() => window.pixartCount"
 TIMES = "() => window.pixartPictures.map(each => (each - window.pixartUp) / 1000)"
 
 
-def measured(screen: Screen, strokes: int) -> tuple[list[float], list[float]]:
-    """Seconds until the next picture, and until the one that has the whole stroke, of each stroke."""
-    first, last = [], []
+def processor_seconds(address: str) -> float:
+    """What the server has computed so far, all threads together; other programs do not stretch it."""
+    port = address.rpartition(":")[2]
+    (server,) = [each for each in psutil.process_iter(["cmdline"])
+                 if port in (each.info["cmdline"] or []) and "--listen" in each.info["cmdline"]]
+    times = server.cpu_times()
+    return times.user + times.system
+
+
+def measured(screen: Screen, strokes: int) -> tuple[list[float], list[float], list[float]]:
+    """Of each stroke, seconds until the next picture, until that of the whole stroke, and computed for a picture."""
+    first, last, computed = [], [], []
     for number in range(strokes):
         press(screen, "Clear")
         settle(screen)
         top = 0.25 + 0.5 * number / strokes
+        before = processor_seconds(screen.address)
         stroke(screen, [(top, 0.18), (0.85, 0.78), (0.15, 0.78), (top, 0.18)])
         settle(screen)
         times = screen.page.evaluate(TIMES)
         first.append(times[0])
         last.append(times[-1])
-    return first, last
+        computed.append((processor_seconds(screen.address) - before) / screen.page.evaluate(COUNT))
+    return first, last, computed
 
 
 def line(name: str, seconds: list[float]) -> str:
@@ -86,10 +104,11 @@ def main() -> None:
         measured(screen, 1)                       # loads the models
         for steps in given.steps:
             page.evaluate(STEPS, steps)
-            first, last = measured(screen, given.strokes)
+            first, last, computed = measured(screen, given.strokes)
             print(f"ComfyUI {host.version}, {steps} steps, load {os.getloadavg()[0]:.1f}")
             print(line("  pen lifted -> next picture", first))
-            print(line("  pen lifted -> picture of the whole stroke", last), flush=True)
+            print(line("  pen lifted -> picture of the whole stroke", last))
+            print(line("  processor time of the server, a picture", computed), flush=True)
         chromium.close()
 
 
