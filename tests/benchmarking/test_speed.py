@@ -99,6 +99,7 @@ def test_sizes_that_no_picture_can_have_are_refused(text):
         multiple(16)(text)
 
 
+@pytest.mark.slow
 def test_caches_stand_beside_fewer_steps_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
     """Drawing is forbidden in the second run: everything must come out of the folder, and be the same."""
     def rows_of_a_run() -> list[dict]:
