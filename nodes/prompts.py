@@ -26,7 +26,8 @@ class PixArtPromptList:
         return {"required": {
             "file": (inputs.prompt_files(), {"tooltip":
                      "A list in ComfyUI's input folder. .txt: a prompt a line. .csv: a first line that names prompt, "
-                     "and if you like negative, seed, width, height. .jsonl: objects with these names."}),
+                     "and if you like negative, seed, width, height. .jsonl: objects with these names. pixart-mini/... "
+                     "comes with the extension."}),
             "start": ("INT", {"default": 1, "min": 1, "max": 10_000_000, "tooltip": "The first prompt that is taken."}),
             "count": ("INT", {"default": 100, "min": 1, "max": MOST_PROMPTS, "tooltip": "So many prompts at most."}),
             "seed": ("INT", {"default": 0, "min": 0, "max": LAST_SEED, "control_after_generate": True, "tooltip":

@@ -31,6 +31,17 @@ def test_a_line_is_a_picture_with_what_the_line_leaves_open_filled_in():
     assert node("PixArtPromptList").OUTPUT_IS_LIST == (True,) * 5
 
 
+def test_a_list_comes_with_the_extension_and_ones_own_of_its_name_goes_before_it():
+    name = "pixart-mini/six.csv"
+    assert name in node("PixArtPromptList").INPUT_TYPES()["required"]["file"][0]
+    prompts, seeds, *sides, _ = read(name)
+    assert len(prompts) == 6 and seeds == [1, 2, 3, 4, 5, 6] and set(zip(*sides)) == {(128, 128), (96, 160), (160, 96)}
+    write(name, "prompt\nmine\n")
+    assert read(name)[0] == ["mine"]
+    assert node("PixArtPromptList").INPUT_TYPES()["required"]["file"][0].count(name) == 1
+    (ROOT / name).unlink()
+
+
 def test_the_last_seed_is_followed_by_the_first():
     write("two.txt", "a\nb\n")
     assert read("two.txt", seed=2 ** 64 - 1)[1] == [2 ** 64 - 1, 0]
