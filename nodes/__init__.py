@@ -13,6 +13,7 @@ from .lora import PixArtDeltaLoraLoader, PixArtLoraLoader
 from .prompts import PixArtPromptList
 from .reno import PixArtReNO
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas, PixArtSteps
+from .saved_prompt import PixArtLoadPrompt, PixArtSavePrompt
 from .sketch import PixArtSketch
 from .text import PixArtTextEncode
 from .train import PixArtTrain
@@ -25,6 +26,8 @@ TITLES = {
     PixArtT5Loader: "Load T5 for PixArt",
     PixArtPromptList: "PixArt Prompt List",
     PixArtTextEncode: "PixArt Text Encode",
+    PixArtSavePrompt: "PixArt Save Prompt",
+    PixArtLoadPrompt: "PixArt Load Prompt",
     PixArtEmptyLatent: "PixArt Empty Latent",
     PixArtControlNetLoader: "Load PixArt ControlNet",
     PixArtSketch: "PixArt Sketch",

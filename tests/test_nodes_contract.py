@@ -18,6 +18,8 @@ PROMISED = {
     "PixArtTextEncode": (["clip", "text", "family", "width", "height", "model", "null_caption", "long_prompt",
                           "inner_ends"],
                          ["CONDITIONING", "STRING"]),
+    "PixArtSavePrompt": (["conditioning", "name", "text"], ["CONDITIONING", "STRING"]),
+    "PixArtLoadPrompt": (["file"], ["CONDITIONING", "STRING"]),
     "PixArtEmptyLatent": (["resolution", "ratio", "batch_size"], ["LATENT", "INT", "INT"]),
     "PixArtControlNetLoader": (["file", "weight_dtype"], ["CONTROL_NET", "STRING"]),
     "PixArtControlNetApply": (["positive", "control_net", "image", "vae", "strength", "start_percent", "end_percent",

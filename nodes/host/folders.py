@@ -19,6 +19,7 @@ CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
 READ_BY_STOCK_LOADERS = ("vae",)
 SCHEDULE_FOLDER = "pixart_schedules"
+PROMPT_FOLDER = "pixart_prompts"
 NONE_FOUND = "no file found"
 _bundled: list[Path] = []
 PUT_MODEL_THERE = "Put it there and press R on the page to refresh the lists."
@@ -125,6 +126,31 @@ def schedule_path(name: str) -> Path:
 def _add_schedules() -> None:
     import folder_paths
     folder_paths.add_model_folder_path(SCHEDULE_FOLDER, str(Path(folder_paths.models_dir) / SCHEDULE_FOLDER))
+
+
+def saved_prompts() -> list[str]:
+    """Names of encoded prompts in models/pixart_prompts."""
+    if hosted():
+        _add_prompts()
+    return _listed((PROMPT_FOLDER,))
+
+
+def saved_prompt_path(name: str) -> Path:
+    """Raises FileNotFoundError naming file and folder."""
+    _add_prompts()
+    return _resolve(name, (PROMPT_FOLDER,))
+
+
+def saved_prompt_folder() -> Path:
+    """Where they are written."""
+    import folder_paths
+    _add_prompts()
+    return Path(folder_paths.get_folder_paths(PROMPT_FOLDER)[0])
+
+
+def _add_prompts() -> None:
+    import folder_paths
+    folder_paths.add_model_folder_path(PROMPT_FOLDER, str(Path(folder_paths.models_dir) / PROMPT_FOLDER))
 
 
 def hed_files() -> list[str]:

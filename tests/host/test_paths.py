@@ -39,6 +39,8 @@ def graphs(name: str) -> dict[str, dict]:
                                             end=1.0, schedule=name), "end": checked(model=["at", 0])},
         "PixArtHED": {**picture, "at": node("PixArtHED", image=["empty", 0], file=name, width=64, height=64),
                       "end": node("PreviewImage", images=["at", 0])},
+        "PixArtLoadPrompt": {"at": node("PixArtLoadPrompt", file=name),
+                             "end": node("SaveImage", images=["empty", 0], filename_prefix=["at", 1]), **picture},
         "PixArtPromptList": {**picture, "at": node("PixArtPromptList", file=name, start=1, count=1, seed=0, width=64,
                                                    height=64),
                              "end": node("SaveImage", images=["empty", 0], filename_prefix=["at", 0])},
@@ -75,6 +77,18 @@ def test_no_name_of_a_file_leads_out_of_the_folders(server, outside, kind):
         assert status == 400, (name, answer)
         said = str(answer["node_errors"]["at"]["errors"])
         assert str(outside) not in said.replace(name, ""), (name, said)
+    assert around(server) == before
+
+
+def test_no_name_of_a_saved_prompt_leads_out_of_the_folders(server, outside):
+    before = around(server)
+    graph = {"clip": node("PixArtT5Loader", file="tiny-t5", bits="16", device="auto"),
+             "prompt": node("CLIPTextEncode", clip=["clip", 0], text="a cat")}
+    for escape in ESCAPES:
+        name = escape.replace("{absolute}", str(outside))
+        kept = {**graph, "at": node("PixArtSavePrompt", conditioning=["prompt", 0], name=name, text="")}
+        (outcome,) = run(server, kept)
+        assert "cannot be the name of a file" in outcome.error, (name, outcome.messages[-1])
     assert around(server) == before
 
 

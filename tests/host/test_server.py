@@ -17,12 +17,15 @@ from pixart.control.hed import HED
 
 WORKFLOWS = harness.ROOT / "workflows" / "api"
 NODES = ("PixArtPromptList", "PixArtCheck",
-         "PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtEmptyLatent", "PixArtReNO", "PixArtLCMSampler",
+         "PixArtLoader", "PixArtT5Loader", "PixArtTextEncode", "PixArtSavePrompt",
+         "PixArtLoadPrompt", "PixArtEmptyLatent", "PixArtReNO", "PixArtLCMSampler",
          "PixArtLCMSigmas", "PixArtDMDSampler", "PixArtSteps", "PixArtControlNetLoader", "PixArtControlNetApply",
          "PixArtSketch", "PixArtEdges", "PixArtHED", "PixArtCache", "PixArtDeltaLoraLoader", "PixArtLoraLoader",
          "PixArtTrain", "PixArtCompare", "PixArtFormerSize", "PixArtFormerSizeCondition")
 
-SIZES = {"mini-compare": (646, 442)}    # pixels of what a workflow saves; of others, see below
+# Pixels of what a workflow saves, several where it saves several; of others, see below.
+SIZES = {"mini-compare": [(646, 442)], "mini-two-pass-upscale": [(256, 256)], "sigma-2k-two-pass-upscale": [(256, 256)],
+         "mini-prompt-list": [(128, 128)] * 4 + [(96, 160), (160, 96)]}
 TRAINING = ("accelerate", "peft")       # what ComfyUI does not bring along
 
 
@@ -73,10 +76,15 @@ def png_size(data: bytes) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-def picture(server: harness.Server, outcome: harness.Outcome, name: str = "save") -> bytes:
+def pictures(server: harness.Server, outcome: harness.Outcome, name: str = "save") -> list[bytes]:
     assert outcome.end == "execution_success", f"{outcome.messages[-1]}\n{server.log[-3000:]}"
-    (entry,) = outcome.pictures(name)
-    return server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
+    return [server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
+            for entry in outcome.pictures(name)]
+
+
+def picture(server: harness.Server, outcome: harness.Outcome, name: str = "save") -> bytes:
+    (drawn,) = pictures(server, outcome, name)
+    return drawn
 
 
 def test_the_pack_is_imported_without_complaint(server):
@@ -172,6 +180,18 @@ def test_one_step_dmd(server):
         "PixArtDMDSampler", model=["model", 0], positive=["positive", 0], latent=["empty", 0], seed=3)}
     (outcome,) = run(server, graph)
     assert png_size(picture(server, outcome)) == (128, 128)
+
+
+def test_a_saved_prompt_draws_the_same_picture_without_a_text_encoder(server):
+    saved = {**lcm(seed=12, positive=["kept", 0]),
+             "kept": node("PixArtSavePrompt", conditioning=["positive", 0], name="a cat", text="a cat")}
+    (first,) = run(server, saved)
+    loaded = lcm(seed=12)
+    del loaded["clip"]
+    loaded["positive"] = node("PixArtLoadPrompt", file="a cat.safetensors")
+    (second,) = run(server, loaded)
+    assert picture(server, first) == picture(server, second)
+    assert any("numbers each: a cat" in text for text in harness.texts(second, "positive"))
 
 
 def test_stock_sampler_and_prompt_nodes(server):
@@ -318,6 +338,10 @@ def small(graph: dict) -> dict:
             inputs.update(file="tiny-tdm.safetensors")
         elif entry["class_type"] == "PixArtEmptyLatent":
             inputs.update(resolution="128")
+        elif entry["class_type"] == "PixArtSavePrompt":
+            inputs.update(name="tiny")
+        elif entry["class_type"] == "PixArtLoadPrompt":
+            inputs.update(file="tiny-prompt.safetensors")
         elif entry["class_type"] == "PixArtTrain":
             inputs.update(name="tiny", steps=2, batch=1, resolution="256", preview_every=2)
         elif entry["class_type"] == "PixArtReNO":
@@ -400,7 +424,7 @@ def test_shipped_workflow_runs(server, host, at_hand, name):
     graph = small(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
     require_packages(host, graph)
     (outcome,) = run(server, graph)
-    assert png_size(picture(server, outcome, last(graph))) == SIZES.get(name, (128, 128))
+    assert [png_size(drawn) for drawn in pictures(server, outcome, last(graph))] == SIZES.get(name, [(128, 128)])
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("mini-*.json")), ids=lambda path: path.stem)
@@ -408,4 +432,4 @@ def test_bundled_workflow_runs_as_it_is(server, host, path: Path):
     graph = json.loads(path.read_text(encoding="utf-8"))
     require_packages(host, graph)
     (outcome,) = run(server, graph)
-    assert png_size(picture(server, outcome, last(graph))) == SIZES.get(path.stem, (128, 128))
+    assert [png_size(drawn) for drawn in pictures(server, outcome, last(graph))] == SIZES.get(path.stem, [(128, 128)])

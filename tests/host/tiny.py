@@ -22,6 +22,7 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.pt_dit.config import PTDiTConfig
 from pixart.pt_dit.load import save_pt_dit
 from pixart.pt_dit.transformer import PTDiT
+from pixart.text import Encoded, PromptReport, save_embeddings
 
 WIDTH = 64                       # of the text features; 4-bit layers need multiples of 64
 SHAPE = {"depth": 2, "hidden": 48, "heads": 4, "caption_width": WIDTH}
@@ -181,4 +182,8 @@ def write_models(models: Path, host: Path) -> None:
     for name in ("tiny-lora", "tiny-tdm", "tiny-dmd"):
         write_lora(models / "loras" / f"{name}.safetensors")
     write_controls(models)
+    (models / "pixart_prompts").mkdir()
+    save_embeddings(models / "pixart_prompts" / "tiny-prompt.safetensors",
+                    Encoded(torch.randn(1, 5, WIDTH), torch.ones(1, 5, dtype=torch.bool),
+                            [PromptReport("a cat", "a cat", 5, 5, 5)]))
     (models / "notes.json").write_text(json.dumps({"made by": "tests/host/tiny.py"}))

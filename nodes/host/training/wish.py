@@ -1,7 +1,8 @@
 """What a user asks of a training in the host, and which files that means."""
-import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..file_names import checked_name
 
 FOLDERS = {"lora": "loras", "lcm-lora": "loras", "controlnet": "controlnet"}      # of the host, for what is trained
 
@@ -26,8 +27,7 @@ class TrainingWish:
     preview_every: int
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w .+-]*", self.name):
-            raise ValueError(f"{self.name!r} cannot be the name of a file; use letters, digits, spaces and . + - _")
+        checked_name(self.name)
 
     @property
     def file(self) -> Path:

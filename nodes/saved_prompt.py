@@ -1,0 +1,70 @@
+"""Nodes that keep encoded prompts in files, so that a picture needs no text encoder."""
+from typing import Any
+
+from .arguments import checked
+from .host import folders
+from .host.node_text import show_text
+
+
+class PixArtSavePrompt:
+    DESCRIPTION = ("Saves an encoded prompt to a file in models/pixart_prompts, for PixArt Load Prompt: pictures are "
+                   "then drawn without T5, on machines too small for it too.")
+    CATEGORY = "PixArt/conditioning"
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("CONDITIONING", "STRING")
+    RETURN_NAMES = ("CONDITIONING", "report")
+    OUTPUT_TOOLTIPS = ("What came in, to draw from it at once.", "Name of the file.")
+    SEARCH_ALIASES = ["save conditioning", "save embeddings", "cache prompt", "without t5"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "conditioning": ("CONDITIONING", {"tooltip": "One prompt, of PixArt Text Encode."}),
+            "name": ("STRING", {"default": "prompt", "tooltip":
+                     "Name of the file, without a folder or ending. A file that holds another prompt is never "
+                     "replaced."}),
+            "text": ("STRING", {"default": "", "multiline": True, "tooltip":
+                     "Kept in the file and shown when it is loaded: what the prompt says. It is not encoded."}),
+        }}
+
+    @checked
+    def save(self, conditioning: list, name: str, text: str) -> tuple[list, str]:
+        from .host.saved_prompt import save_conditioning
+        path = save_conditioning(conditioning, name, text)
+        show_text(f"saved as {path.name}")
+        return conditioning, path.name
+
+
+class PixArtLoadPrompt:
+    DESCRIPTION = ("Loads a prompt that PixArt Save Prompt or python -m pixart encode wrote. No text encoder is "
+                   "needed: connect it to a sampler.")
+    CATEGORY = "PixArt/conditioning"
+    FUNCTION = "load"
+    RETURN_TYPES = ("CONDITIONING", "STRING")
+    RETURN_NAMES = ("CONDITIONING", "report")
+    OUTPUT_TOOLTIPS = ("For the positive or negative input of a sampler.", "Its tokens, and what the prompt says.")
+    SEARCH_ALIASES = ["load conditioning", "load embeddings", "saved prompt", "without t5"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {
+            "file": (folders.saved_prompts(), {"tooltip":
+                     "Encoded prompt in models/pixart_prompts, of the text encoder that the model was trained with. "
+                     "pixart-mini/... comes with the extension."}),
+        }}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
+        return folders.is_there(file, folders.saved_prompt_path)
+
+    @classmethod
+    def IS_CHANGED(cls, file: str | None = None) -> str:
+        return folders.changed(file, folders.saved_prompt_path)
+
+    @checked
+    def load(self, file: str) -> tuple[Any, str]:
+        from .host.saved_prompt import load_conditioning
+        conditioning, line = load_conditioning(folders.saved_prompt_path(file))
+        show_text(line)
+        return conditioning, line
