@@ -20,11 +20,12 @@ STOCK = {
     "en": {"KSampler": "KSampler", "SamplerCustom": "SamplerCustom", "VAELoader": "Load VAE", "VAEDecode": "VAE Decode",
            "VAEEncode": "VAE Encode", "SaveImage": "Save Image", "PreviewImage": "Preview Image",
            "LoadImage": "Load Image", "SamplerCustomAdvanced": "SamplerCustomAdvanced",
-           "EmptyLatentImage": "Empty Latent Image", "ImageInvert": "Invert Image"},
+           "EmptyLatentImage": "Empty Latent Image", "ImageInvert": "Invert Image", "ImageScale": "Upscale Image",
+           "ImageScaleBy": "Upscale Image By"},
     "zh": {"KSampler": "K采样器", "SamplerCustom": "自定义采样器", "VAELoader": "加载VAE", "VAEDecode": "VAE解码",
            "VAEEncode": "VAE编码", "SaveImage": "保存图像", "PreviewImage": "预览图像", "LoadImage": "加载图像",
            "SamplerCustomAdvanced": "自定义采样器（高级）", "EmptyLatentImage": "空Latent图像",
-           "ImageInvert": "反转图像"},
+           "ImageInvert": "反转图像", "ImageScale": "缩放图像", "ImageScaleBy": "缩放图像（比例）"},
 }
 # Nodes that no workflow has: (the other node, this one's input), (the other node, this one's output).
 ELSEWHERE: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
@@ -34,8 +35,6 @@ ELSEWHERE: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
     "PixArtLCMSigmas": ([("PixArtLoader", "model")], [("SamplerCustom", "MODEL"), ("SamplerCustom", "SAMPLER"),
                                                       ("SamplerCustom", "SIGMAS")]),
     "PixArtLoraLoader": ([("PixArtLoader", "model")], [("PixArtLCMSampler", "MODEL")]),
-    "PixArtPromptList": ([], [("PixArtTextEncode", "prompt"), ("PixArtLCMSampler", "seed"),
-                              ("EmptyLatentImage", "width"), ("EmptyLatentImage", "height")]),
     "PixArtFormerSize": ([], [("EmptyLatentImage", "width"), ("EmptyLatentImage", "height")]),
     "PixArtFormerSizeCondition": ([("PixArtTextEncode", "cond")], [("KSampler", "cond")]),
 }
@@ -48,10 +47,7 @@ class Wiring:
 
     incoming: dict[str, str]
     outgoing: dict[str, str]
-
-    @property
-    def wires(self) -> int:
-        return sum(text.count(",") + 1 for side in (self.incoming, self.outgoing) for text in side.values())
+    wires: int = 0      # names connected, but for prompt and seed, which are usually written on the node
 
 
 def by_node(wires: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -71,12 +67,17 @@ def in_workflow(path: Path) -> Iterable[tuple[str, Wiring]]:
                     for _, source, _, target, slot, _ in page["links"] if target == key]
         outgoing = [(nodes[target]["type"], node["outputs"][slot]["name"])
                     for _, source, slot, target, _, _ in page["links"] if source == key]
-        yield node["type"], Wiring(by_node(incoming), by_node(outgoing))
+        usual_ones = {wire for wire in (*incoming, *outgoing) if wire[1] not in ("text", "seed")}
+        yield node["type"], Wiring(by_node(incoming), by_node(outgoing), len(usual_ones))
+
+
+def by_name(path: Path) -> str:
+    return path.stem
 
 
 def usual(kind: str) -> Wiring:
     """The richest among the workflows, the first by name of several; else from the table above."""
-    found = [wiring for path in sorted((ROOT / "workflows").glob("*.json")) for node, wiring in in_workflow(path)
+    found = [wiring for path in sorted((ROOT / "workflows").glob("*.json"), key=by_name) for node, wiring in in_workflow(path)
              if node == kind]
     if kind in ELSEWHERE or not found:
         incoming, outgoing = ELSEWHERE[kind]

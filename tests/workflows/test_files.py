@@ -13,7 +13,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}
 STOCK = {"KSampler", "SamplerCustom", "VAELoader", "VAEDecode", "VAEEncode", "SaveImage", "PreviewImage", "LoadImage",
-         "SolidMask", "MaskComposite", "SetLatentNoiseMask", "ImageInvert"}
+         "SolidMask", "MaskComposite", "SetLatentNoiseMask", "ImageInvert", "ImageScale", "ImageScaleBy",
+         "EmptyLatentImage"}
 WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
 AFTER_A_SEED = {"fixed", "randomize", "increment", "decrement"}
@@ -55,7 +56,8 @@ def as_api(page: dict, order: dict[str, list[str]]) -> dict:
 def declared(extension, monkeypatch):
     """Node id -> class with its inputs readable; the lists of model files are empty without a host."""
     empty = SimpleNamespace(get_filename_list=lambda category: [], get_folder_paths=lambda category: [],
-                            models_dir="models", add_model_folder_path=lambda category, path: None)
+                            models_dir="models", get_input_directory=lambda: "input",
+                            add_model_folder_path=lambda category, path: None)
     monkeypatch.setitem(sys.modules, "folder_paths", empty)
     return extension.NODE_CLASS_MAPPINGS
 
