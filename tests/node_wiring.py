@@ -77,8 +77,8 @@ def by_name(path: Path) -> str:
 
 def usual(kind: str) -> Wiring:
     """The richest among the workflows, the first by name of several; else from the table above."""
-    found = [wiring for path in sorted((ROOT / "workflows").glob("*.json"), key=by_name) for node, wiring in in_workflow(path)
-             if node == kind]
+    paths = sorted((ROOT / "workflows").glob("*.json"), key=by_name)
+    found = [wiring for path in paths for node, wiring in in_workflow(path) if node == kind]
     if kind in ELSEWHERE or not found:
         incoming, outgoing = ELSEWHERE[kind]
         return Wiring(by_node(incoming), by_node(outgoing))
