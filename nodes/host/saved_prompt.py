@@ -11,7 +11,7 @@ from .conditioning import pack_text
 from .file_names import checked_name
 
 # What a file of encoded prompts keeps; `pooled_output` is always empty for T5.
-KEPT = {"pooled_output", "attention_mask"}
+SAVED_EXTRAS = {"pooled_output", "attention_mask"}
 
 
 def save_conditioning(conditioning: list, name: str, text: str) -> Path:
@@ -38,7 +38,7 @@ def text_of(conditioning: list) -> Tensor:
         raise ValueError(f"this CONDITIONING holds {count} prompts; expected one. Save each by itself, before they are "
                          "combined.")
     context, extra = conditioning[0]
-    lost = sorted(key for key, value in extra.items() if key not in KEPT and value is not None)
+    lost = sorted(key for key, value in extra.items() if key not in SAVED_EXTRAS and value is not None)
     if lost:
         raise ValueError(f"this CONDITIONING carries {', '.join(lost)}, which a saved prompt does not keep. Connect "
                          "PixArt Text Encode itself, with width and height 0; put other nodes behind PixArt Load "
