@@ -137,7 +137,8 @@ def test_a_pt_dit_is_drawn_by_the_stock_sampler_and_refused_by_pixarts(server):
 def test_nodes_say_on_themselves_what_they_found(server):
     """As text that the page shows on a node; binary messages of kind 3 carry it."""
     graph = lcm()
-    graph["model"]["inputs"]["weight_dtype"] = "bf16"       # loaded anew
+    graph["model"]["inputs"]["weight_dtype"] = "bf16"       # nothing is left of the runs before
+    graph["empty"]["inputs"]["batch_size"] = 2
     graph["positive"]["inputs"]["text"] = "many words " * 200
     (outcome,) = run(server, graph)
     texts = [frame[8:].decode(errors="replace") for frame in outcome.previews if frame[:4] == b"\0\0\0\3"]
