@@ -49,14 +49,26 @@ class Screen:
 
 
 @pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    """Address of a headless ComfyUI that has only this extension."""
+def host():
+    """The ComfyUI whose page is tested."""
     path = os.environ.get("COMFYUI_PATH")
     if not path:
         pytest.skip("no ComfyUI named: set COMFYUI_PATH, or run `python quickstart.py test --tier browser`")
-    host = inspect_host(Path(path))
-    if host.missing:
-        pytest.skip(host.remedy)
+    found = inspect_host(Path(path))
+    if found.missing:
+        pytest.skip(found.remedy)
+    return found
+
+
+@pytest.fixture(scope="session")
+def release(host) -> tuple[int, ...]:
+    """Its version."""
+    return tuple(map(int, re.findall(r"\d+", host.version)[:3]))
+
+
+@pytest.fixture(scope="session")
+def address(host) -> Iterator[str]:
+    """Address of a headless ComfyUI that has only this extension."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)     # a stopped test run stops its server
     previews = ("--preview-method", "auto")      # older pages cannot choose it
     with (tempfile.TemporaryDirectory(prefix="pixart-page-") as base,

@@ -69,7 +69,7 @@ def test_mini_workflow_dropped_and_run_shows_its_pictures(screen, name):
         screen.page.wait_for_function(f"id => ({SHOWN})(id).length > 0 && ({SHOWN})(id).every(side => side[0] > 0)",
                                       arg=number, timeout=PICTURE_SECONDS * 1000, polling=100)
         shown = screen.page.evaluate(SHOWN, number)
-        assert len(shown) == len(images) and all(min(side) >= 128 for side in shown)
+        assert len(shown) == len(images) and all(min(side) >= 96 for side in shown)
     screen.shoot(f"page-picture-{name}")
     assert screen.page.evaluate(OVER) == []
     assert screen.errors == []
