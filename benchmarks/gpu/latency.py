@@ -1,5 +1,4 @@
 """Stage: how long a pass and a picture take, eager, beside the card's own ceiling and beside other implementations."""
-import traceback
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,9 +14,9 @@ from pixart.vae import decode
 from ..instruments.cases import Case
 from ..instruments.networks import as_drawn, autoencoder, distance, encoded, given, transformer
 from ..instruments.notes import Cell, Notes
-from ..instruments.peers import Run, diffusers_run, native_run
+from ..instruments.peers import Run, implementations
 from ..instruments.profile import profiled
-from ..instruments.setting import HALF, Absent, Setting
+from ..instruments.setting import HALF, Setting
 from ..instruments.timing import matrix_peak, median, medians, pass_flops
 
 PASSES, PICTURES, PAIRS = "One pass", "One picture, prompt encoded before: 4 LCM steps and decoding", "A guided step"
@@ -137,26 +136,9 @@ def peers(name: str, setting: Setting, notes: Notes) -> None:
     for size in (MAIN, FOUR):
         trained = setting.config("alpha-512") if setting.tiny else size.config(setting)
         config = replace(trained, micro_conditioning=False)
-        model = transformer(config, dtype, setting.device)
-        state = {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
         side = 2 * config.base_size     # the size of its training: at others the host's own has other positions
-        inputs = given(config, [side] * 2, [TOKENS] * size.batch, setting.device, dtype)
-        inputs = {key: inputs[key] for key in ("latent", "timestep", "context")}
-        runs: dict[str, Run] = {"ours": partial(model, **inputs)}
-        for title, make in (("diffusers", partial(diffusers_run, config, state, inputs, dtype, setting.device)),
-                            ("host, native", partial(native, config, state, inputs, dtype, setting))):
-            try:
-                runs[title] = make()
-            except (ImportError, Absent) as error:
-                notes.absent(f"beside {title}", str(error).splitlines()[0])
-            except Exception as error:      # another implementation that breaks leaves the others to compare
-                traceback.print_exc()
-                notes.failed(f"beside {title}", error)
+        runs = implementations(config, side, size.batch, TOKENS, dtype, setting, notes)
         compare(runs, size, name, setting, notes)
-
-
-def native(config: PixArtConfig, state: dict, inputs: dict, dtype: torch.dtype, setting: Setting) -> Run:
-    return native_run(setting.host(), config, state, inputs, dtype, setting.device)
 
 
 @torch.inference_mode()

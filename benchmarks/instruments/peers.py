@@ -1,5 +1,6 @@
 """Other implementations of PixArt with given weights: diffusers, and the host's own. Both import what they need."""
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,43 @@ import torch
 from pixart.checkpoint import to_diffusers
 from pixart.config import PixArtConfig
 
+from .networks import given, transformer
+from .notes import Notes
+from .setting import Absent, Setting
+
 Run = Callable[[], torch.Tensor]
+HOST_LEAST = 32         # latent pixels
+
+
+def implementations(config: PixArtConfig, side: int, batch: int, tokens: int, dtype: torch.dtype, setting: Setting,
+                    notes: Notes) -> dict[str, Run]:
+    """One pass of ours, and of the others those that are here: equal weights and inputs, no masks, no size conditions.
+
+    side: latent pixels.
+    """
+    model = transformer(config, dtype, setting.device)
+    state = {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
+    inputs = given(config, [side] * 2, [tokens] * batch, setting.device, dtype)
+    inputs = {key: inputs[key] for key in ("latent", "timestep", "context")}
+    runs: dict[str, Run] = {"ours": partial(model, **inputs)}
+    others: dict[str, Any] = {"diffusers": partial(diffusers_run, config, state, inputs, dtype, setting.device),
+                              "host, native": partial(native, config, state, inputs, side, dtype, setting)}
+    for title, make in others.items():
+        try:
+            runs[title] = make()
+        except (ImportError, Absent) as error:
+            notes.absent(f"beside {title}", str(error).splitlines()[0])
+        except Exception as error:          # another implementation that breaks leaves the others to compare
+            traceback.print_exc()
+            notes.failed(f"beside {title}", error)
+    return runs
+
+
+def native(config: PixArtConfig, state: dict, inputs: dict, side: int, dtype: torch.dtype, setting: Setting) -> Run:
+    """The host's positions round latent pixels to multiples of 64: below half of that to 0."""
+    if side <= HOST_LEAST:
+        raise Absent(f"the host's own PixArt cannot draw {8 * side} px (positions divided by 0)")
+    return native_run(setting.host(), config, state, inputs, dtype, setting.device)
 
 
 def diffusers_network(config: PixArtConfig, state: dict, dtype: torch.dtype, device: str) -> Any:
@@ -25,16 +62,16 @@ def diffusers_network(config: PixArtConfig, state: dict, dtype: torch.dtype, dev
     return model
 
 
-def diffusers_pass(model: Any, given: dict) -> torch.Tensor:
-    return model(given["latent"], encoder_hidden_states=given["context"], timestep=given["timestep"],
+def diffusers_pass(model: Any, inputs: dict) -> torch.Tensor:
+    return model(inputs["latent"], encoder_hidden_states=inputs["context"], timestep=inputs["timestep"],
                  added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0][:, :4]
 
 
-def diffusers_run(config: PixArtConfig, state: dict, given: dict, dtype: torch.dtype, device: str) -> Run:
-    return partial(diffusers_pass, diffusers_network(config, state, dtype, device), given)
+def diffusers_run(config: PixArtConfig, state: dict, inputs: dict, dtype: torch.dtype, device: str) -> Run:
+    return partial(diffusers_pass, diffusers_network(config, state, dtype, device), inputs)
 
 
-def native_run(host: Path, config: PixArtConfig, state: dict, given: dict, dtype: torch.dtype, device: str) -> Run:
+def native_run(host: Path, config: PixArtConfig, state: dict, inputs: dict, dtype: torch.dtype, device: str) -> Run:
     sys.path.insert(0, str(host))
     sys.argv = sys.argv[:1] + (["--cpu"] if device == "cpu" else [])
     import comfy.options
@@ -46,4 +83,4 @@ def native_run(host: Path, config: PixArtConfig, state: dict, given: dict, dtype
                      pe_interpolation=config.position_scale, device=device, operations=comfy.ops.disable_weight_init)
     model.load_state_dict(state, strict=False)
     model.to(dtype).eval()
-    return lambda: model(given["latent"], given["timestep"], given["context"])
+    return lambda: model(inputs["latent"], inputs["timestep"], inputs["context"])

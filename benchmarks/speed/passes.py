@@ -1,24 +1,20 @@
 """Topic: one pass of the transformer, ours beside the host's own and diffusers, and the arithmetic it is."""
 import statistics
-import traceback
 from functools import partial
-from typing import Any
 
 import torch
 
-from pixart.config import PixArtConfig
-
 from ..instruments.cases import Case
-from ..instruments.networks import distance, given, transformer
+from ..instruments.networks import distance
 from ..instruments.notes import Notes
-from ..instruments.peers import Run, diffusers_run, native_run
-from ..instruments.setting import DTYPES, Absent, Setting
+from ..instruments.peers import Run, implementations
+from ..instruments.setting import DTYPES, Setting
 from ..instruments.timing import matrix_peak, paired_ratio, pass_flops, peak, turns
 from .wish import Wish, config_for, pixels
 
 PASSES, CEILING = "One pass, implementations in turns", "The ceiling of the machine: one large matrix product"
 SAME = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}       # relative difference between implementations
-AIM, HOST_LEAST = 1.0, 32
+AIM = 1.0
 
 
 def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
@@ -39,7 +35,7 @@ def measure(side: int, batch: int, name: str, wish: Wish, ceiling: dict[str, flo
             notes: Notes) -> None:
     """Equal weights and inputs, every prompt whole, so that no implementation needs a mask."""
     config = config_for(side, setting)
-    runs = implementations(config, pixels(side, setting) // 8, batch, name, wish, setting, notes)
+    runs = implementations(config, pixels(side, setting) // 8, batch, wish.tokens, DTYPES[name], setting, notes)
     wanted = runs["ours"]()
     for title, run in runs.items():
         notes.check("same result as ours", f"{title}, {side} px, {name}", distance(run(), wanted), SAME[name])
@@ -58,37 +54,8 @@ def measure(side: int, batch: int, name: str, wish: Wish, ceiling: dict[str, flo
             notes.aim(f"ours / {title}, {side} px, batch {batch}, {name}", ratio, AIM)
 
 
-def native(config: PixArtConfig, state: dict, inputs: dict, side: int, dtype: torch.dtype, setting: Setting) -> Run:
-    """side: latent pixels, which the host's positions round to multiples of 64: below half of that to 0."""
-    if side <= HOST_LEAST:
-        raise Absent(f"the host's own PixArt cannot draw {8 * side} px (positions divided by 0)")
-    return native_run(setting.host(), config, state, inputs, dtype, setting.device)
-
-
 def held_by(run: Run, setting: Setting) -> dict[str, float | None]:
     """The most that a pass holds, the weights of all implementations included."""
     setting.tidy()
     run()
     return peak(setting)
-
-
-def implementations(config: PixArtConfig, side: int, batch: int, name: str, wish: Wish, setting: Setting,
-                    notes: Notes) -> dict[str, Run]:
-    """Ours, and of the others those that are here."""
-    dtype = DTYPES[name]
-    model = transformer(config, dtype, setting.device)
-    state = {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
-    inputs = given(config, [side] * 2, [wish.tokens] * batch, setting.device, dtype)
-    inputs = {key: inputs[key] for key in ("latent", "timestep", "context")}
-    runs: dict[str, Run] = {"ours": partial(model, **inputs)}
-    others: dict[str, Any] = {"diffusers": partial(diffusers_run, config, state, inputs, dtype, setting.device),
-                              "host, native": partial(native, config, state, inputs, side, dtype, setting)}
-    for title, make in others.items():
-        try:
-            runs[title] = make()
-        except (ImportError, Absent) as error:
-            notes.absent(f"beside {title}", str(error).splitlines()[0])
-        except Exception as error:          # another implementation that breaks leaves the others to compare
-            traceback.print_exc()
-            notes.failed(f"beside {title}", error)
-    return runs

@@ -112,45 +112,41 @@ def schedule_files() -> list[str]:
     if not hosted():
         return []
     import folder_paths
-    _add_schedules()
+    _add_folder(SCHEDULE_FOLDER)
     names = map(Path, folder_paths.get_filename_list(SCHEDULE_FOLDER))
     return [name.as_posix() for name in names if name.suffix.lower() == ".json"]
 
 
 def schedule_path(name: str) -> Path:
     """Raises FileNotFoundError naming file and folder."""
-    _add_schedules()
+    _add_folder(SCHEDULE_FOLDER)
     return _resolve(name, (SCHEDULE_FOLDER,))
 
 
-def _add_schedules() -> None:
+def _add_folder(category: str) -> None:
+    """A category of this pack's own, below the host's models."""
     import folder_paths
-    folder_paths.add_model_folder_path(SCHEDULE_FOLDER, str(Path(folder_paths.models_dir) / SCHEDULE_FOLDER))
+    folder_paths.add_model_folder_path(category, str(Path(folder_paths.models_dir) / category))
 
 
 def saved_prompts() -> list[str]:
     """Names of encoded prompts in models/pixart_prompts."""
     if hosted():
-        _add_prompts()
+        _add_folder(PROMPT_FOLDER)
     return _listed((PROMPT_FOLDER,))
 
 
 def saved_prompt_path(name: str) -> Path:
     """Raises FileNotFoundError naming file and folder."""
-    _add_prompts()
+    _add_folder(PROMPT_FOLDER)
     return _resolve(name, (PROMPT_FOLDER,))
 
 
 def saved_prompt_folder() -> Path:
     """Where they are written."""
     import folder_paths
-    _add_prompts()
+    _add_folder(PROMPT_FOLDER)
     return Path(folder_paths.get_folder_paths(PROMPT_FOLDER)[0])
-
-
-def _add_prompts() -> None:
-    import folder_paths
-    folder_paths.add_model_folder_path(PROMPT_FOLDER, str(Path(folder_paths.models_dir) / PROMPT_FOLDER))
 
 
 def hed_files() -> list[str]:
