@@ -21,14 +21,15 @@ from ..instruments.networks import encoded, transformer
 from ..instruments.notes import Notes
 from ..instruments.setting import DTYPES, Setting
 from ..instruments.timing import paired_ratio, turns
+from .cache_dit import measure as beside_cache_dit
 from .wish import Wish, config_for, pixels
 
 CACHED = "Samplings with work reused, in turns with all of it"
-AIMS = {"ours_fast": 1.9, "delta-dit 2x": 1.5}          # times as fast as our own sampling
+AIMS = {"ecad ours_fast": 1.9, "delta-dit 2x": 1.5}          # times as fast as our own sampling
 
 
 def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
-    return {"caches": partial(measure, wish)}
+    return {"caches": partial(measure, wish), "caches beside cache-dit": partial(beside_cache_dit, wish)}
 
 
 def measure(wish: Wish, setting: Setting, notes: Notes) -> None:
@@ -63,22 +64,21 @@ def budgeted(wish: Wish, job: SamplingJob) -> dict[str, CachePlan]:
 
 
 def scheduled(wish: Wish, job: SamplingJob) -> dict[str, CachePlan]:
-    """The schedule files, for a shallower network with as many of their blocks, spread evenly."""
+    """The schedule files, stretched to the depth that is measured, by the names that `--quality` has for them."""
     found = {}
     for path in wish.ecad:
         schedule = read_ecad(path).schedule
         if schedule.steps != job.steps:
             raise ValueError(f"the schedule is for {schedule.steps} steps, asked for are {job.steps} "
                              f"(--cached-steps): {path}")
-        found[path.stem] = schedule_plan(thinned(schedule, job.config.depth), job)
+        found[CacheChoice("ecad", file=path).title] = schedule_plan(stretched(schedule, job.config.depth), job)
     return found
 
 
-def thinned(schedule: BranchSchedule, depth: int) -> BranchSchedule:
-    """`depth` of a schedule's blocks, spread evenly; ValueError for more than it has."""
-    if depth > schedule.depth:
-        raise ValueError(f"the schedule {schedule.name} has {schedule.depth} blocks, the network {depth}")
+def stretched(schedule: BranchSchedule, depth: int) -> BranchSchedule:
+    """The same for `depth` blocks: of more than these, some, spread evenly; of fewer, each several times."""
     if depth == schedule.depth:
         return schedule
     chosen = [(2 * i + 1) * schedule.depth // (2 * depth) for i in range(depth)]
-    return BranchSchedule.of(f"{schedule.name}, {depth} of {schedule.depth} blocks", schedule.tensor()[:, chosen])
+    return BranchSchedule.of(f"{schedule.name}, {schedule.depth} blocks stretched to {depth}",
+                             schedule.tensor()[:, chosen])

@@ -51,7 +51,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                         help="of caches: how many times less work (default: 2)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="caches, as in `pixart generate --cache` "
                         "(default: all, and branches at random)")
-    parser.add_argument("--ecad", type=Path, nargs="+", default=[], metavar="JSON", help="schedule files to time too")
+    parser.add_argument("--ecad", type=Path, nargs="+", default=[], metavar="JSON", help="schedule files to time too, "
+                        "stretched to the depth; those for PixArt-mini's depth have their --quality")
     parser.add_argument("--cached-steps", type=multiple(1), default=20, metavar="N", help="of caches (default: 20)")
     parser.add_argument("--depth", type=multiple(1), metavar="N", help="blocks of the networks (default: 28)")
     parser.add_argument("--width", type=multiple(HEAD), metavar="N", help=f"of the networks, a multiple of {HEAD} "
@@ -122,11 +123,17 @@ def notes_of(report: "Report", stage: str) -> "Notes":
 
 
 def quality(args: argparse.Namespace, wish: "Wish", report: "Report", setting: "Setting", notes: "Notes") -> None:
+    from pixart.accelerate.ecad import read_ecad
+    from pixart.checkpoint import read_config
+    from pixart.mini import SHIPPED
+
     from . import quality as on_mini
     from .caches import CACHED
     gains = {note["cells"]["method"]: note["cells"]["times as fast"] for note in report.rows(CACHED)}
     made = on_mini.Quality(args.out / "quality", args.count, args.timed, args.batch, setting)
-    on_mini.measure(made, wish.methods, wish.budgets, gains, notes)
+    depth = read_config(SHIPPED.teacher).depth
+    files = [path for path in wish.ecad if read_ecad(path).schedule.depth == depth]
+    on_mini.measure(made, wish.methods, wish.budgets, files, gains, notes)
 
 
 def plot(report: "Report") -> None:

@@ -39,7 +39,7 @@ class Cached:
     """A cache as a way of drawing, and what is known of it before."""
 
     method: Sampled
-    budget: float
+    budget: float           # of the baselines it stands beside
     less_work: float
 
     @property
@@ -54,9 +54,23 @@ def fewer(steps: int) -> Sampled:
 
 def cached(name: str, budget: float) -> Cached:
     """Solved for a square picture with a usual sentence, as `Sampled` does it."""
-    config, choice = read_config(SHIPPED.teacher), CacheChoice(name, budget)
+    choice = CacheChoice(name, budget)
+    return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), budget, less_work(choice))
+
+
+def scheduled(path: Path, budgets: Sequence[float]) -> Cached:
+    """A schedule file for PixArt-mini, beside the baselines of the budget nearest to its work; the file's errors."""
+    choice = CacheChoice("ecad", file=path)
+    less = less_work(choice)
+    nearest = min(budgets, key=lambda budget: abs(budget - less))
+    return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), nearest, less)
+
+
+def less_work(choice: CacheChoice) -> float:
+    """For a square picture of PixArt-mini, as its work without the cache over that with it."""
+    config = read_config(SHIPPED.teacher)
     job = SamplingJob.of(config, STEPS, config.resolution, config.resolution, 32, guided=True)
-    return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), budget, choice.plan(job)[0].ratio(job))
+    return choice.plan(job)[0].ratio(job)
 
 
 class Quality:
@@ -113,10 +127,14 @@ class Quality:
         return BenchPictures(tuple(kept[str(number)].to(self.setting.device) for number in range(len(kept))))
 
 
-def measure(quality: Quality, names: Sequence[str], budgets: Sequence[float], full_size: Mapping[str, float],
-            notes: Notes) -> list[Path]:
-    """All rows of the table, and the files with all measures. full_size: times as fast there, by the cache's title."""
+def measure(quality: Quality, names: Sequence[str], budgets: Sequence[float], files: Sequence[Path],
+            full_size: Mapping[str, float], notes: Notes) -> list[Path]:
+    """All rows of the table, and the files with all measures.
+
+    files: of schedules for PixArt-mini. full_size: times as fast there, by the cache's title.
+    """
     caches = [cached(name, budget) for budget in budgets for name in with_baselines(names)]
+    caches += [scheduled(path, budgets) for path in files]
     times = quality.times([FULL, fewer(HALF), *(cache.method for cache in caches)])
     step = (times[FULL.name] - times[fewer(HALF).name]) / (STEPS - HALF)
     rows = {FULL.name: quality.row(FULL, times[FULL.name])}

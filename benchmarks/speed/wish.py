@@ -15,7 +15,7 @@ USUAL_METHODS = (*(name for name in CACHE_METHODS if name != "ecad"), RANDOM.nam
 
 @dataclass(frozen=True)
 class Wish:
-    """Sides in pixels; tokens: of a prompt; ecad: schedule files for 28 blocks or for the depth that is measured."""
+    """Sides in pixels; tokens: of a prompt; ecad: schedule files, of any depth."""
 
     sides: tuple[int, ...] = (512,)
     batches: tuple[int, ...] = (1,)

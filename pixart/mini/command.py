@@ -52,10 +52,10 @@ def _add_evaluate(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                     "its features, diversity, cost; with --reference also PSNR, SSIM and judge-LPIPS. Prints tables.")
     _shared(evaluate, 1000)
     evaluate.add_argument("--method", action="append", default=[], metavar="M",
-                          help="[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]][@CACHE], WEIGHTS being teacher, "
-                          "student or a file, CACHE METHOD[=BUDGET] or a schedule file of ECAD: teacher:dpm:20:2.5, "
-                          "student:lcm:4, teacher:dpm:20:2.5@fora=2x; may be given several times (default: the "
-                          "teacher, and the student in 4, 2 and 1 steps)")
+                          help="[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]][@POLICY], WEIGHTS being teacher, "
+                          "student or a file, POLICY a cache (METHOD[=BUDGET], or a schedule file of ECAD) or a file "
+                          "of feedback (ILF): teacher:dpm:20:2.5, student:lcm:4, teacher:dpm:20:2.5@fora=2x; may be "
+                          "given several times (default: the teacher, and the student in 4, 2 and 1 steps)")
     evaluate.add_argument("--student", type=Path, nargs="+", default=[], metavar="FILE",
                           help="few-step students to measure, in 4, 2 and 1 steps")
     evaluate.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE",

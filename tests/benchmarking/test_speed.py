@@ -12,11 +12,13 @@ import torch
 from benchmarks.instruments.notes import Notes
 from benchmarks.instruments.setting import Setting
 from benchmarks.instruments.timing import paired_ratio, turns
-from benchmarks.speed.caches import thinned
+from benchmarks.speed.caches import stretched
 from benchmarks.speed.command import multiple
 from benchmarks.speed.quality import Cached, Quality, cached, equal_time_steps, fewer, measure
 from pixart.accelerate.ecad import write_ecad
-from pixart.accelerate.schedule import BranchSchedule
+from pixart.accelerate.schedule import BranchSchedule, whole_steps
+from pixart.checkpoint import read_config
+from pixart.mini import SHIPPED
 from pixart.mini.measure.methods import Sampled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,9 +61,14 @@ def test_other_implementations_stand_beside_ours(report):
     assert {row["implementation"] for row in rows(report, "One pass, implementations")} == {"ours", "diffusers"}
 
 
+def test_cache_dit_computes_the_same_steps_where_it_is_installed(report):
+    found = [row["verdict"] for row in rows(report, "Correctness") if "cache-dit" in row["check"]]
+    assert found and (found == ["ok"] or "cache_dit" in found[0])
+
+
 def test_a_schedule_file_is_timed_on_fewer_blocks_with_its_share_of_work(report):
     found = {row["method"]: row for row in rows(report, "Samplings with work reused")}
-    assert "3 of 28 blocks" in found["odd"]["setting"] and found["odd"]["less work"] > 1.5
+    assert "28 blocks stretched to 3" in found["ecad odd"]["setting"] and found["ecad odd"]["less work"] > 1.5
     assert found["nothing reused"]["less work"] == 1
 
 
@@ -70,12 +77,12 @@ def test_the_report_has_a_plot(report):
     assert report["files"] == ["passes.png", "report.json", "report.md"]
 
 
-def test_a_thinned_schedule_keeps_blocks_evenly_and_refuses_more_than_it_has():
-    bits = torch.ones(2, 28, 3, dtype=torch.bool)
-    bits[1, :14] = False
-    assert thinned(BranchSchedule.of("half", bits), 4).tensor()[1, :, 0].tolist() == [False, False, True, True]
-    with pytest.raises(ValueError, match="has 28 blocks, the network 30"):
-        thinned(BranchSchedule.of("half", bits), 30)
+@pytest.mark.parametrize("blocks, depth", [(28, 4), (2, 6), (4, 4)])
+def test_a_stretched_schedule_keeps_what_is_reused_where(blocks, depth):
+    bits = torch.ones(2, blocks, 3, dtype=torch.bool)
+    bits[1, :blocks // 2] = False
+    found = stretched(BranchSchedule.of("half", bits), depth).tensor()
+    assert found[1, :, 0].tolist() == [False] * (depth // 2) + [True] * (depth // 2) and found[0].all()
 
 
 def test_equal_time_and_equal_work_are_numbers_of_steps():
@@ -102,14 +109,20 @@ def test_sizes_that_no_picture_can_have_are_refused(text):
 @pytest.mark.slow
 def test_caches_stand_beside_fewer_steps_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
     """Drawing is forbidden in the second run: everything must come out of the folder, and be the same."""
+    config = read_config(SHIPPED.teacher)
+    third = whole_steps("third", 20, config.depth, range(0, 20, 3))
+    file = write_ecad(tmp_path / "third.json", third)
+
     def rows_of_a_run() -> list[dict]:
         lines: list[str] = []
         made = Quality(tmp_path, 5, 1, 50, Setting("cpu", True, tmp_path, float("inf")))
-        measure(made, ("steps",), (2.0,), {"steps 2x": 1.9}, Notes(lines.append))
+        measure(made, ("steps",), (2.0,), (file,), {"steps 2x": 1.9}, Notes(lines.append))
         return [json.loads(line)["cells"] for line in lines]
     first = rows_of_a_run()
     found = {row["method"]: row for row in first}
     assert {"20 steps", "steps 2x", "every-n 2x", "random 2x", "10 steps"} <= set(found)
+    assert 2.5 < found["ecad third"]["less work"] < 3 and found["ecad third"]["PSNR dB"] < found["steps 2x"]["PSNR dB"]
+    assert found["ecad third"]["minus every-n"]
     assert found["steps 2x"]["steps of equal work"] == 10 and found["steps 2x"]["times as fast, full size"] == 1.9
     assert {"minus 20 steps", "minus steps of equal work", "minus steps of equal time", "minus every-n",
             "minus random"} <= set(found["steps 2x"])

@@ -13,10 +13,12 @@ from torch import Tensor
 from ...accelerate.choice import CacheChoice, choice_of
 from ...accelerate.plan import SamplingJob
 from ...checkpoint import load, read_config
+from ...checkpoint.feedback import load_feedback
 from ...checkpoint.lora.read import read_lora
 from ...checkpoint.merged import with_loras
 from ...drawing import Guide
 from ...model.controlnet import PixArtControlNet
+from ...model.feedback import PlacedInnerLoop
 from ...model.policy import Policy
 from ...model.transformer import PixArtTransformer
 from ...pipeline import Pipeline
@@ -53,6 +55,7 @@ class Sampled:
     guidance: float = 1.0
     lora: Path | None = None         # on top of the weights
     cache: CacheChoice | None = None  # reuse of work from step to step
+    feedback: Path | None = None     # inner loop feedback (ILF) in every step
 
     def model(self, files: Files, device: torch.device | str = "cpu") -> PixArtTransformer:
         """In float32, the LoRA merged. Raises what reading the files raises."""
@@ -66,12 +69,16 @@ class Sampled:
 
     def check(self, files: Files) -> None:
         """Refuse files that are missing or no PixArt, before any work. Raises what reading raises."""
-        read_config(self.file(files))
+        config = read_config(self.file(files))
         if self.lora:
             read_lora(self.lora)
+        if self.feedback:
+            load_feedback(self.feedback).check(config)
 
     def policies(self, bench: Bench, model: PixArtTransformer) -> list[Policy]:
-        """Of the cache, set for a square picture; the other sizes have about as many tokens."""
+        """Of the feedback, or the cache, set for a square picture; the other sizes have about as many tokens."""
+        if self.feedback:
+            return [PlacedInnerLoop(load_feedback(self.feedback))]
         if self.cache is None:
             return []
         side, guided = model.config.resolution, SAMPLERS[self.sampler].guided and self.guidance != 1
@@ -111,19 +118,19 @@ USUAL_METHODS = (
 TEACHER_METHOD, LCM_METHOD = USUAL_METHODS[:2]
 
 _SPEC = re.compile(rf"(?:(?P<name>[^=]+)=)?(?P<weights>.+?)(?:\+(?P<lora>.+?))?:(?P<sampler>{'|'.join(SAMPLERS)})"
-                   r"(?::(?P<steps>\d+)(?::(?P<guidance>\d+(?:\.\d+)?))?)?(?:@(?P<cache>.+))?")
+                   r"(?::(?P<steps>\d+)(?::(?P<guidance>\d+(?:\.\d+)?))?)?(?:@(?P<policy>.+))?")
 
 
 def method_of(text: str) -> Sampled:
-    """`[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]][@CACHE]`, such as `teacher:dpm:20:2.5@fora=2x`.
+    """`[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]][@POLICY]`, such as `teacher:dpm:20:2.5@fora=2x`.
 
-    WEIGHTS is teacher, student or a file, CACHE is METHOD[=BUDGET] (fora=2x) or a schedule file of ECAD. ValueError for
-    anything else.
+    WEIGHTS is teacher, student or a file. POLICY is a cache, METHOD[=BUDGET] (fora=2x) or a schedule file of ECAD
+    (.json), or a feedback file (.safetensors). ValueError for anything else.
     """
     found = _SPEC.fullmatch(text)
     if not found:
         raise ValueError(f"{text!r} names no way of drawing; write [NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]]"
-                         f"[@CACHE], with teacher, student or a file, and one of {', '.join(SAMPLERS)}: "
+                         f"[@POLICY], with teacher, student or a file, and one of {', '.join(SAMPLERS)}: "
                          "teacher:dpm:20:2.5")
     part = found.groupdict()
     steps = int(part["steps"] or SAMPLERS[part["sampler"]].steps)
@@ -134,9 +141,21 @@ def method_of(text: str) -> Sampled:
     sampler.times(steps, next(iter(sampler.rules), ""))
     weights = part["weights"] if part["weights"] in ("teacher", "student") else Path(part["weights"])
     lora = Path(part["lora"]) if part["lora"] else None
-    cache = choice_of(part["cache"]) if part["cache"] else None
-    title = _title(weights, lora, part["sampler"], steps, guidance) + (f", {cache.title}" if cache else "")
-    return Sampled(part["name"] or title, weights, part["sampler"], steps, guidance, lora, cache)
+    cache, feedback = _policy(part["policy"], sampler.name)
+    title = _title(weights, lora, part["sampler"], steps, guidance)
+    title += (f", {cache.title}" if cache else "") + (f", feedback {feedback.stem}" if feedback else "")
+    return Sampled(part["name"] or title, weights, part["sampler"], steps, guidance, lora, cache, feedback)
+
+
+def _policy(text: str | None, sampler: str) -> tuple[CacheChoice | None, Path | None]:
+    """The cache, or the file of feedback."""
+    if text is None:
+        return None, None
+    if not text.endswith(".safetensors"):
+        return choice_of(text), None
+    if sampler != "ddim":
+        raise ValueError(f"feedback is trained for the sampler ddim, not {sampler}; write ddim: {text}")
+    return None, Path(text)
 
 
 def _title(weights: str | Path, lora: Path | None, sampler: str, steps: int, guidance: float) -> str:

@@ -47,6 +47,42 @@ def test_guidance_without_effect_and_no_steps_are_refused():
         method_of("student:lcm:0")
 
 
+def small_feedback(path: Path, depth: int | None = None, scale: float = 0.0) -> Path:
+    """Feedback for the teacher with random weights, and scales that are all alike; depth: of another model."""
+    from dataclasses import replace
+
+    from pixart.checkpoint import read_config
+    from pixart.checkpoint.feedback import save_feedback
+    from pixart.model.feedback import Feedback
+    config = read_config(SHIPPED.teacher)
+    torch.manual_seed(0)
+    feedback = Feedback(replace(config, depth=depth or config.depth), 2, 4)
+    for name, parameter in feedback.named_parameters():
+        torch.nn.init.constant_(parameter, scale) if name == "scales" else torch.nn.init.normal_(parameter, std=0.1)
+    return save_feedback(path, feedback)
+
+
+def test_feedback_is_a_way_of_drawing_and_costs_what_its_blocks_cost(bench, tmp_path):
+    from pixart.mini.measure.cost import count
+    plain = method_of("teacher:ddim:2:2.5")
+    silent, loud = (method_of(f"teacher:ddim:2:2.5@{small_feedback(tmp_path / f'{name}.safetensors', scale=scale)}")
+                    for name, scale in (("silent", 0.0), ("loud", 0.5)))
+    assert loud.name == "teacher, 2 steps, guidance 2.5, ddim, feedback loud" and loud.cache is None
+    few = bench.first(1)
+    pictures = {method.name: method.draw(few)[0] for method in (plain, silent, loud)}
+    assert torch.equal(pictures[plain.name], pictures[silent.name])
+    assert not torch.equal(pictures[plain.name], pictures[loud.name])
+    assert count(silent, few)[1] > 1.1 * count(plain, few)[1]
+
+
+def test_feedback_of_another_model_or_with_another_sampler_is_refused_before_any_work(tmp_path):
+    file = small_feedback(tmp_path / "deep.safetensors", depth=9)
+    with pytest.raises(ValueError, match="feedback is for 9 blocks"):
+        method_of(f"teacher:ddim:10:2.5@{file}").check(SHIPPED)
+    with pytest.raises(ValueError, match="trained for the sampler ddim, not dpm"):
+        method_of(f"teacher:dpm:10:2.5@{file}")
+
+
 def test_students_and_loras_in_few_steps():
     made = few_step([Path("a=b+c.safetensors")], [Path("l.safetensors")], (4, 1))
     assert [one.name for one in made] == ["a=b+c, 4 steps", "a=b+c, 1 step", "teacher + l, 4 steps",
