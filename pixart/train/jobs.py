@@ -40,6 +40,7 @@ from .method_settings import (
 from .mup import initialize_mup
 from .objectives import Consistency, ControlDiffusion, Diffusion, Objective
 from .one_step import OneStep
+from .picture_distance import picture_distance
 from .rivals import Rival, TwoPlayers
 from .settings import ModelSettings, OutputSettings, Settings
 from .thinned import one_density
@@ -295,7 +296,9 @@ def few_step_preset(method: TdmMethod | DmdMethod) -> Preset:
 def game_of(method: TdmMethod | DmdMethod, data: Any, teacher: Callable[..., Tensor], config: PixArtConfig) -> Any:
     """What the two minimise, as the settings have it."""
     if isinstance(method, DmdMethod):
-        return OneStep(data, teacher, config.channels, method.guidance, TIMESTEP, method.regression, method.share)
+        distance = picture_distance(method.regression_on, method.lpips, method.vae, config)
+        return OneStep(data, teacher, config.channels, method.guidance, TIMESTEP, method.regression, method.share,
+                       method.regression_on, distance)
     return Trajectory(data, teacher, config.channels, method.guidance, method.steps, TOTALS[method.rule],
                       method.separate, method.importance, method.huber)
 

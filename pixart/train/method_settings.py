@@ -11,6 +11,7 @@ from ..config import PixArtConfig
 from ..model.density import Density, FlexDiTConfig, Segments
 from ..sampling.samplers import SAMPLERS
 from ..sampling.tdm import TOTALS
+from .one_step import REGRESSION_ON
 from .timesteps import Timesteps
 from .trajectory import HUBER
 from .weighting import check_weighting
@@ -133,9 +134,18 @@ class DmdMethod(Rivalry):
     fake_clip: float = 10.0       # largest gradient norm of the fake score; inf: not cut
     regression: float = 0.25      # weight of the distance to what the teacher drew of the same noise; 0: no pairs
     share: float = 0.5            # of the pictures of a step that the regression sees
+    regression_on: str = "latents"   # what it compares: latents; pictures by lpips, as published, or by judge A (judge)
+    lpips: Path | None = None     # folder with vgg16-397923af.pth and vgg.pth, for regression_on = lpips
+    vae: Path | None = None       # to draw with where pictures are compared; that of PixArt-mini for its models
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.regression_on, REGRESSION_ON, "regression_on")
+        if not self.regression and self.regression_on != "latents":
+            raise ValueError(f"regression is 0, so regression_on = {self.regression_on} has no effect; leave one out")
+        for name, needed in (("lpips", ("lpips",)), ("vae", ("lpips", "judge"))):
+            if getattr(self, name) and self.regression_on not in needed:
+                raise ValueError(f"{name} has no effect with regression_on = {self.regression_on}; leave it out")
         if self.regression < 0 or not 0 < self.share <= 1:
             raise ValueError(f"regression is {self.regression}, share {self.share}; expected at least 0, and above 0 "
                              "up to 1")

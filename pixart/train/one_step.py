@@ -3,7 +3,8 @@
 The student turns noise into a picture in one call at one timestep. Two things move it: the difference between what the
 guided teacher and the fake score see in its noised pictures, and pictures that the teacher drew from the same noise
 (regression), which keep it from leaving parts out. The fake score learns what the student draws. As in PixArt-Sigma's
-code (train_scripts/train_pixart_dmd.py), but that the regression compares latents where that decodes them for LPIPS.
+code (train_scripts/train_pixart_dmd.py), whose regression decodes latents with a tiny VAE and compares them by LPIPS;
+here it may, and by default compares the latents.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .draws import draw_rows
 from .trajectory import guided_x0, per_picture
 from .transfer import send
 
+REGRESSION_ON = ("latents", "lpips", "judge")
 FIRST, LAST = 1, 998         # timesteps of the noise in which teacher and fake score look at a picture
 
 
@@ -44,7 +46,8 @@ class OneStep:
 
     data: captions, and with regression above 0 pairs of noise and the teacher's latents. teacher: frozen. guidance:
     ordinary scale. timestep: that the student is called at. regression: weight of that loss; 0: distribution matching
-    alone, which needs no pairs. share: of the pictures that it sees.
+    alone, which needs no pairs. share: of the pictures that it sees. distance: of two batches of latents, (B,); None:
+    their mean squared difference. regression_on: which it is, one of `REGRESSION_ON`, for a training's fingerprint.
     """
 
     data: TrainingData
@@ -54,12 +57,18 @@ class OneStep:
     timestep: int = TIMESTEP
     regression: float = 0.25
     share: float = 0.5
+    regression_on: str = "latents"
+    distance: nn.Module | None = None
 
     order = ("student", "fake")
 
     def turn(self, student: nn.Module, batch: Batch, generator: torch.Generator) -> "OneStepTurn":
         """What a step draws at random; the student's pictures are made when it moves."""
         return OneStepTurn(self, batch, generator)
+
+    def distances(self, made: Tensor, wanted: Tensor) -> Tensor:
+        """How far latents (B, C, h, w) are from those of the pairs, (B,)."""
+        return per_picture((made - wanted) ** 2) if self.distance is None else self.distance(made, wanted)
 
 
 class OneStepTurn:
@@ -94,7 +103,7 @@ class OneStepTurn:
         loss = distribution_loss(x0, real, guess)
         if game.regression:
             some = max(1, round(game.share * len(x0)))
-            loss = loss + game.regression * ((x0[:some] - self.batch.latents[:some]) ** 2).mean()
+            loss = loss + game.regression * game.distances(x0[:some], self.batch.latents[:some]).mean()
         return loss
 
     def fake_loss(self, fake: nn.Module) -> Tensor:

@@ -1,4 +1,6 @@
 """How alike two pictures of the same sentence are, pixel by pixel and as the judge sees them."""
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,8 +49,12 @@ def judge_lpips(judge: PictureJudge, a: Tensor, b: Tensor) -> Tensor:
     position's channels scaled to unit length, squared differences summed over channels, averaged over positions, and
     over maps. Below 2; only comparable within one judge.
     """
-    maps = [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean((1, 2))
-            for x, y in zip(judge.maps(a), judge.maps(b))]
+    return map_distance(judge.maps(a), judge.maps(b))
+
+
+def map_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Maps of two batches of pictures, each (B, C, h, w) -> (B,), see `judge_lpips`; differentiable."""
+    maps = [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean((1, 2)) for x, y in zip(a, b)]
     return torch.stack(maps).mean(0)
 
 
