@@ -1,6 +1,6 @@
 """What do 4 bits cost? PixArt-mini's four-step student in FP4DiT's format, by judge B on held-out sentences.
 
-    python benchmarks/fp4_mini.py --work DIR [--count 300]     goes on where it was stopped; prints the table
+    python benchmarks/fp4_mini.py --work DIR [--count 300]     goes on; prints tables, draws DIR/results.png
 
 Rounded to the nearest, with learned rounding, and with a branch of low rank; inputs of layers and attention in full
 precision, in 8 and in 6 bits; and the host's int8 and 4-bit formats beside. Rounding is learned on training sentences.
@@ -17,12 +17,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load  # noqa: E402
 from pixart.mini import SHIPPED, Files  # noqa: E402
 from pixart.mini.evaluate import Instrument  # noqa: E402
 from pixart.mini.measure.batches import BenchPictures  # noqa: E402
 from pixart.mini.measure.bench import Bench  # noqa: E402
+from pixart.mini.measure.bootstrap import paired_difference, resamples  # noqa: E402
 from pixart.mini.measure.methods import Sampled  # noqa: E402
+from pixart.mini.measure.plot import can_plot  # noqa: E402
 from pixart.mini.measure.results import About, Measured, Row, read_measured  # noqa: E402
 from pixart.mini.measure.tables import differences, markdown, results_table  # noqa: E402
 from pixart.mini.prepare import scene_and_caption  # noqa: E402
@@ -90,10 +93,32 @@ def measured(work: Path, count: int) -> Measured:
     return Measured(about, tuple(rows))
 
 
-def sizes(work: Path) -> str:
-    """Markdown."""
+def sizes(work: Path) -> dict[str, float]:
+    """MB of every file."""
     files = {UNPACKED: SHIPPED.student, **{name: work / f"{plain(name)}.safetensors" for name in FILES}}
-    return markdown(["weights", "MB"], [[name, f"{file.stat().st_size / 1e6:.2f}"] for name, file in files.items()])
+    return {name: file.stat().st_size / 1e6 for name, file in files.items()}
+
+
+def plot(found: Measured, megabytes: dict[str, float], path: Path) -> None:
+    """PNG: wholly right pictures, with their paired difference's interval, over the size of the file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, drawn = figure.subplots(), resamples(found.about.count)
+    base = found.rows[0].sums()["pictures"]
+    rows = {row.name: row for row in found.rows if row.name in megabytes}
+    for number, (name, row) in enumerate(rows.items()):
+        less = paired_difference(row.sums()["pictures"], base, drawn)
+        reach = [[100 * (less.value - less.low)], [100 * (less.high - less.value)]]
+        axes.errorbar(megabytes[name] * (1 + 0.012 * (number % 5 - 2)), 100 * less.value, yerr=reach, capsize=3,
+                      fmt="D" if "learned" in name else "o", label=f"{name}, {megabytes[name]:.1f} MB")
+    axes.axhline(0, color="grey", linestyle=":")
+    axes.set(xlabel="file, MB (points of equal size drawn apart)", ylabel="wholly right pictures minus unpacked, %")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes.grid(alpha=0.3)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
 
 
 def plain(name: str) -> str:
@@ -109,7 +134,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     found = measured(args.work, args.count)
-    print(results_table(found), differences(found, UNPACKED), sizes(args.work), sep="\n\n")
+    megabytes = sizes(args.work)
+    table = markdown(["weights", "MB"], [[name, f"{size:.2f}"] for name, size in megabytes.items()])
+    print(results_table(found), differences(found, UNPACKED), table, sep="\n\n")
+    if can_plot():
+        plot(found, megabytes, args.work / "results.png")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 TOPICS = {"passes": "one pass beside other implementations", "guided": "unequal prompts in one pass",
           "samplings": "whole samplings by number of steps", "caches": "work reused from step to step",
-          "packed": "packed weights", "family": "ControlNet, PT-DiT, FlexDiT", "memory": "peak memory, computed"}
+          "packed": "packed weights", "family": "ControlNet, feedback, PT-DiT, FlexDiT",
+          "memory": "peak memory, computed"}
 HEAD = 72
 
 

@@ -1,7 +1,8 @@
 """Topic: what the family's other networks cost beside a plain PixArt of the same width and depth, counted and in turns.
 
-A ControlNet of 13 of 28 blocks (as many of fewer), PT-DiT, FlexDiT at timesteps of each density, and its pooled blocks
-on untrained weights. Work that is counted is that of all 28 blocks, also where fewer are timed.
+A ControlNet of 13 of 28 blocks (as many of fewer), inner loop feedback on the middle half, PT-DiT, FlexDiT at timesteps
+of each density, and its pooled blocks on untrained weights. Work that is counted is that of all 28 blocks, also where
+fewer are timed.
 """
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,10 +18,12 @@ from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.config import PixArtConfig
 from pixart.model.controlnet import Controlled
 from pixart.model.density import FlexDiTConfig
+from pixart.model.feedback import Feedback, InnerLoop
 from pixart.model.policy import Step
 from pixart.pt_dit.config import PTDiTConfig
 from pixart.pt_dit.cost import PTDiTCosts
 from pixart.pt_dit.transformer import PTDiT
+from pixart.train.method_settings import IlfMethod
 
 from ..instruments.cases import Case
 from ..instruments.networks import controlnet, drawn, given, transformer
@@ -40,8 +43,8 @@ Runs = dict[str, Callable[[], Tensor]]
 def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
     return {"work, counted": partial(counted, wish)} | {
         f"{what}, {side} px": partial(compared, make, least, side, wish) for side in wish.sides
-        for what, make, least in (("control", control_runs, 2), ("PT-DiT", pt_dit_runs, 1),
-                                  ("FlexDiT", flexdit_runs, SEGMENTED))}
+        for what, make, least in (("control", control_runs, 2), ("feedback", feedback_runs, 4),
+                                  ("PT-DiT", pt_dit_runs, 1), ("FlexDiT", flexdit_runs, SEGMENTED))}
 
 
 @torch.inference_mode()
@@ -64,6 +67,13 @@ def control_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Set
     blocks = max(1, round(CONTROL_SHARE * config.depth))
     both = Controlled(plain, controlnet(config, min(blocks, config.depth - 1), inputs["latent"].dtype, setting.device))
     return {f"with a ControlNet of {blocks} blocks": partial(both, **inputs, hint=inputs["latent"])}
+
+
+def feedback_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+    like = {"dtype": inputs["latent"].dtype, "device": setting.device}
+    feedback = drawn(Feedback(plain.config, *IlfMethod().blocks(plain.config.depth), **like), 0)
+    return {f"with feedback on blocks {feedback.first} to {feedback.last}": partial(
+        plain, **inputs, policies=[InnerLoop(feedback)])}
 
 
 def pt_dit(config: PixArtConfig, shifted: bool) -> PTDiTConfig:
@@ -101,5 +111,8 @@ def counted(wish: Wish, setting: Setting, notes: Notes) -> None:
         work |= {f"FlexDiT, timestep {t:g}": FlexDiTCosts.at(flex, grid, t, wish.tokens).row() for t in TIMESTEPS}
         work["FlexDiT, mean"] = sum(FlexDiTCosts.at(flex, grid, float(t), wish.tokens).row()
                                     for t in range(0, 1000, 5)) / 200
+        first, last = IlfMethod().blocks(WHOLE)
+        work["with feedback"] = Costs(replace(config, depth=WHOLE + last - first + 2), grid[0] * grid[1],
+                                      wish.tokens).row()
         for title, macs in {"PixArt": plain, **work}.items():
             notes.row(COUNTED, px=side, network=title, **{"G MACs": macs / 1e9, "/ PixArt": macs / plain})

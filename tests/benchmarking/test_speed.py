@@ -57,6 +57,13 @@ def test_every_check_passes_or_says_what_is_missing(report):
     assert verdicts and all(verdict == "ok" or verdict.startswith("not run: ") for verdict in verdicts)
 
 
+def test_feedback_costs_what_its_blocks_cost(report):
+    """Blocks 7 to 20 of 28 twice, and its own: 43 of 28."""
+    found = {row["network"]: row["/ PixArt"] for row in rows(report, "Their work, counted")}
+    assert found["with feedback"] == pytest.approx(43 / 28, rel=0.02)
+    assert any("feedback on blocks" in row["network"] for row in rows(report, "Other networks"))
+
+
 def test_other_implementations_stand_beside_ours(report):
     assert {row["implementation"] for row in rows(report, "One pass, implementations")} == {"ours", "diffusers"}
 
