@@ -20,7 +20,6 @@ from pixart.model.controlnet import Controlled
 from pixart.model.density import FlexDiTConfig
 from pixart.model.feedback import Feedback, InnerLoop
 from pixart.model.policy import Step
-from pixart.pt_dit.config import PTDiTConfig
 from pixart.pt_dit.cost import PTDiTCosts
 from pixart.pt_dit.transformer import PTDiT
 from pixart.train.method_settings import IlfMethod
@@ -30,6 +29,8 @@ from ..instruments.networks import controlnet, drawn, given, transformer
 from ..instruments.notes import Notes
 from ..instruments.setting import DTYPES, Setting
 from ..instruments.timing import paired_ratio, turns
+from .family_memory import measure as memory_of
+from .family_memory import pt_dit
 from .wish import Wish, config_for, pixels
 
 TIMED, COUNTED = "Other networks of the family, one pass in turns with a plain one", "Their work, counted for 28 blocks"
@@ -42,6 +43,7 @@ Runs = dict[str, Callable[[], Tensor]]
 
 def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
     return {"work, counted": partial(counted, wish)} | {
+        f"memory of a pass, {side} px": partial(memory_of, side, wish) for side in wish.sides} | {
         f"{what}, {side} px": partial(compared, make, least, side, wish) for side in wish.sides
         for what, make, least in (("control", control_runs, 2), ("feedback", feedback_runs, 4),
                                   ("PT-DiT", pt_dit_runs, 1), ("FlexDiT", flexdit_runs, SEGMENTED))}
@@ -74,12 +76,6 @@ def feedback_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Se
     feedback = drawn(Feedback(plain.config, *IlfMethod().blocks(plain.config.depth), **like), 0)
     return {f"with feedback on blocks {feedback.first} to {feedback.last}": partial(
         plain, **inputs, policies=[InnerLoop(feedback)])}
-
-
-def pt_dit(config: PixArtConfig, shifted: bool) -> PTDiTConfig:
-    shared = {name: getattr(config, name) for name in ("depth", "hidden", "heads", "caption_width", "caption_tokens",
-                                                       "base_size", "position_scale")}
-    return PTDiTConfig(shifted=shifted, micro_conditioning=False, **shared)
 
 
 def pt_dit_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:

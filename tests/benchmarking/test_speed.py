@@ -24,7 +24,7 @@ from pixart.mini.measure.methods import Sampled
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("The ceiling of the machine", "One pass, implementations in turns", "A guided step", "Sampling, prompts",
           "Decoding", "Samplings with work reused", "One pass with weights kept packed", "Other networks of the family",
-          "Their work, counted", "Peak memory of each part", "Peak memory of the whole job")
+          "Their work, counted", "Memory of one pass", "Peak memory of each part", "Peak memory of the whole job")
 
 
 @pytest.fixture(scope="module")
