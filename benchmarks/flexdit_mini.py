@@ -3,8 +3,8 @@
     python -m benchmarks.flexdit_mini --work DIR [--steps 300] [--count 100]     goes on where it was stopped
 
 Both see the same pictures, captions, timesteps and noise. Measured by judge B on held-out sentences, 20 steps of
-DPM-Solver++ with guidance 2.5: the teacher, the FlexDiT before any training, both after it, and the teacher with
-pooled values in its first block.
+DPM-Solver++ with guidance 2.5: the teacher, in as many steps as are equal work too, the FlexDiT before any training,
+both after it, and the teacher with pooled values in its first block.
 """
 import argparse
 import json
@@ -12,16 +12,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from pixart.accelerate.pooled_values import PooledValues
-from pixart.atomic import replacing
 from pixart.checkpoint import load, save_checkpoint
 from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.mini import SHIPPED
-from pixart.mini.evaluate import evaluate
+from pixart.mini.evaluate import evaluate, write_results
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.methods import Sampled
 from pixart.mini.recipe import Builder, MiniRecipe
@@ -35,8 +35,9 @@ from pixart.train.loop_config import LoopConfig
 from pixart.train.objectives import Diffusion
 from pixart.train.thinned import one_density
 
-WAY = {"sampler": "dpm", "steps": 20, "guidance": 2.5}
-WARMUP = 20                 # steps
+WAY: dict[str, Any] = {"sampler": "dpm", "steps": 20, "guidance": 2.5}
+EQUAL_STEPS = 12            # of the plain model: as much work as 20 of the FlexDiT
+WARMUP = 20                 # of training
 
 
 class Pooled(Sampled):
@@ -94,13 +95,13 @@ def main() -> None:
     start = save_checkpoint(args.work / "flexdit-0.safetensors", made["flexdit"]())
     files = {name: trained(args.work, name, make(), builder, config) for name, make in made.items()}
     if args.count:
-        methods = [Sampled("teacher", "teacher", **WAY), Pooled("teacher, one block pooled", "teacher", **WAY),
-                   Sampled("flexdit, converted", start, **WAY),
+        methods = [Sampled("teacher", "teacher", **WAY),
+                   Sampled(f"teacher, {EQUAL_STEPS} steps", "teacher", **{**WAY, "steps": EQUAL_STEPS}),
+                   Pooled("teacher, one block pooled", "teacher", **WAY), Sampled("flexdit, converted", start, **WAY),
                    *(Sampled(f"{name}, {args.steps} steps", file, **WAY) for name, file in files.items())]
-        told = evaluate(args.count, methods=methods, batch=50, diverse=0).table()
-        with replacing(args.work / "results.md") as beside:
-            beside.write_text(told)
-        print(told)
+        found = evaluate(args.count, methods=methods, batch=50, diverse=0)
+        write_results(found.measured, args.work, "teacher")
+        print(found.table())
 
 
 if __name__ == "__main__":

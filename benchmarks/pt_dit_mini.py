@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pixart.accelerate.cost import Costs
-from pixart.atomic import replacing
 from pixart.config import PixArtConfig
 from pixart.drawing import stack_captions
 from pixart.mini import SHIPPED
-from pixart.mini.evaluate import evaluate
+from pixart.mini.evaluate import evaluate, write_results
 from pixart.mini.measure.batches import BenchPictures
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.prompts import PromptGroup
@@ -116,9 +115,9 @@ def main() -> None:
     told = compared(args.work, args.steps)
     if args.count:
         methods = [FlowDrawn(name, network) for name, network in networks.items()]
-        told += "\n\n" + evaluate(args.count, methods=methods, batch=50, diverse=0).table()
-    with replacing(args.work / "results.md") as beside:
-        beside.write_text(told)
+        found = evaluate(args.count, methods=methods, batch=50, diverse=0)
+        write_results(found.measured, args.work, "PixArt")
+        told += "\n\n" + found.table()
     print(told)
 
 

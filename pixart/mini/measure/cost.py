@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_flop
 
 from ...model.transformer import PixArtTransformer
+from ...pt_dit.transformer import PTDiT
 from .batches import BenchPictures
 from .bench import Bench
 from .methods import DrawingMethod
@@ -34,11 +35,11 @@ class Passes:
 
 @contextmanager
 def counted_passes() -> Iterator[Passes]:
-    """Counts every picture of every call of a PixArt transformer, however it comes about."""
+    """Counts every picture of every call of a PixArt transformer or a PT-DiT, however it comes about."""
     passes = Passes()
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(module, PixArtTransformer) and isinstance(output, Tensor):
+        if isinstance(module, PixArtTransformer | PTDiT) and isinstance(output, Tensor):
             passes.rows += len(output)
 
     handle = nn.modules.module.register_module_forward_hook(count)
