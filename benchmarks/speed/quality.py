@@ -32,6 +32,7 @@ TABLE = "Caches on PixArt-mini's teacher, by judge B, beside fewer steps, every 
 STEPS = TEACHER_METHOD.steps
 FULL = replace(TEACHER_METHOD, name=f"{STEPS} steps")
 HALF = STEPS // 2
+FIRST_ORDER = "ddim"        # few steps of it may be better than as few of the usual sampler
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Cached:
         return max(2, round(STEPS / self.less_work))
 
 
-def fewer(steps: int) -> Sampled:
-    return replace(TEACHER_METHOD, name=f"{steps} steps", steps=steps)
+def fewer(steps: int, sampler: str = TEACHER_METHOD.sampler) -> Sampled:
+    name = f"{steps} steps" + ("" if sampler == TEACHER_METHOD.sampler else f", {sampler.upper()}")
+    return replace(TEACHER_METHOD, name=name, steps=steps, sampler=sampler)
 
 
 def cached(name: str, budget: float) -> Cached:
@@ -137,33 +139,33 @@ def measure(quality: Quality, names: Sequence[str], budgets: Sequence[float], fi
     caches += [scheduled(path, budgets) for path in files]
     times = quality.times([FULL, fewer(HALF), *(cache.method for cache in caches)])
     step = (times[FULL.name] - times[fewer(HALF).name]) / (STEPS - HALF)
-    rows = {FULL.name: quality.row(FULL, times[FULL.name])}
+    rows, fewer_steps = {FULL.name: quality.row(FULL, times[FULL.name])}, dict[str, Row]()
     notes.row(TABLE, method=FULL.name, **shown(rows[FULL.name], times))
     for cache in caches:
         name = cache.method.name
         equal_time = equal_time_steps(times[name], times[FULL.name], step)
-        for steps in (cache.equal_work, equal_time):
-            plain = fewer(steps)
-            ms = times.get(plain.name, times[FULL.name] - step * (STEPS - steps))
-            rows[plain.name] = rows.get(plain.name) or quality.row(plain, ms)
+        for plain in (fewer(cache.equal_work), fewer(cache.equal_work, FIRST_ORDER), fewer(equal_time)):
+            ms = times.get(plain.name, times[FULL.name] - step * (STEPS - plain.steps))
+            fewer_steps[plain.name] = fewer_steps.get(plain.name) or quality.row(plain, ms)
         rows[name] = quality.row(cache.method, times[name])
     for cache in caches:
         name = cache.method.name
         equal_time = equal_time_steps(times[name], times[FULL.name], step)
         against = {"minus 20 steps": FULL.name, "minus steps of equal work": fewer(cache.equal_work).name,
+                   "minus DDIM steps of equal work": fewer(cache.equal_work, FIRST_ORDER).name,
                    "minus steps of equal time": fewer(equal_time).name,
                    "minus every-n": CacheChoice("every-n", cache.budget).title,
                    "minus random": CacheChoice("random", cache.budget).title}
-        differences = {title: minus(rows[name], rows[other]) for title, other in against.items() if other != name}
+        known = rows | fewer_steps
+        differences = {title: minus(rows[name], known[other]) for title, other in against.items() if other != name}
         notes.row(TABLE, method=name, **{"less work": cache.less_work, **shown(rows[name], times),
                                          "times as fast": times[FULL.name] / times[name],
                                          "times as fast, full size": full_size.get(name),
                                          "steps of equal work": cache.equal_work, "steps of equal time": equal_time,
                                          **differences})
-    for name, row in rows.items():
-        if name != FULL.name and name.endswith(" steps"):
-            notes.row(TABLE, method=name, **{**shown(row, {name: row.cost.milliseconds if row.cost else 0.0}),
-                                             "minus 20 steps": minus(row, rows[FULL.name])})
+    for name, row in fewer_steps.items():
+        notes.row(TABLE, method=name, **{**shown(row, {name: row.cost.milliseconds if row.cost else 0.0}),
+                                         "minus 20 steps": minus(row, rows[FULL.name])})
     return write_results(quality.measured, quality.folder, FULL.name)
 
 

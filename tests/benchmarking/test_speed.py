@@ -127,11 +127,12 @@ def test_caches_stand_beside_fewer_steps_and_a_stopped_run_goes_on(tmp_path, mon
         return [json.loads(line)["cells"] for line in lines]
     first = rows_of_a_run()
     found = {row["method"]: row for row in first}
-    assert {"20 steps", "steps 2x", "every-n 2x", "random 2x", "10 steps"} <= set(found)
+    assert {"20 steps", "steps 2x", "every-n 2x", "random 2x", "10 steps", "10 steps, DDIM"} <= set(found)
     assert 2.5 < found["ecad third"]["less work"] < 3 and found["ecad third"]["PSNR dB"] < found["steps 2x"]["PSNR dB"]
     assert found["ecad third"]["minus every-n"]
     assert found["steps 2x"]["steps of equal work"] == 10 and found["steps 2x"]["times as fast, full size"] == 1.9
-    assert {"minus 20 steps", "minus steps of equal work", "minus steps of equal time", "minus every-n",
+    assert {"minus 20 steps", "minus steps of equal work", "minus DDIM steps of equal work",
+            "minus steps of equal time", "minus every-n",
             "minus random"} <= set(found["steps 2x"])
     assert found["20 steps"]["PSNR dB"] is None and 20 < found["steps 2x"]["PSNR dB"] < 58.9
     monkeypatch.setattr(Sampled, "draw", None)
