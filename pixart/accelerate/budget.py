@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .ecad import read_ecad
 from .methods import gated_plan, method, schedule_plan
-from .plan import NOTHING_REUSED, CachePlan, SamplingJob, plain_plan
+from .plan import CachePlan, SamplingJob, plain_plan
 
 EXACT, NEAR = math.log(1.02), math.log(1.05)    # off by less: the budget is met; need not be spoken of
 
@@ -51,14 +51,15 @@ def solve(name: str, budget: float, job: SamplingJob) -> Solved:
     Raises ValueError for an unknown method, and where `ecad` has no schedule for this depth and number of steps.
     """
     best: Solved | None = None
-    for plan in chain([plain_plan(job)], method(name).plans(job)):
+    # Where only schedules are known, the nearest of these is meant, however far from the budget it is.
+    first = [] if name == "ecad" and budget > 1 else [plain_plan(job)]
+    for plan in chain(first, method(name).plans(job)):
         tried = Solved(plan, budget, plan.ratio(job))
         if tried.off < EXACT:
             return tried
         if best is None or tried.off < best.off:
             best = tried
-    assert best is not None
-    if best.plan.setting == NOTHING_REUSED and name == "ecad" and budget > 1:
+    if best is None:
         raise ValueError(f"no schedule for {job.config.depth} blocks and {job.steps} steps comes with the package; "
                          "give a schedule file, or choose another method")
     return best

@@ -24,9 +24,11 @@ from pixart.accelerate import (
 )
 from pixart.accelerate.plan import plain_plan
 from pixart.accelerate.schedule import steps_within
+from pixart.checkpoint import read_config
 from pixart.commands import generate
 from pixart.config import VARIANTS, KVCompression
 from pixart.drawing import Request, sample
+from pixart.mini import SHIPPED
 from pixart.mini.measure.cost import counted_flops
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport
@@ -130,6 +132,16 @@ def test_budgets_are_read_and_refused():
     for text in ("0.5x", "fast", "", "-2x", "nanx"):
         with pytest.raises(ValueError, match="no speed-up; write 2x"):
             budget_of(text)
+
+
+def test_a_searched_schedule_for_pixart_mini_comes_with_the_package():
+    """Of a fifth of the work, whatever else is asked for."""
+    config = read_config(SHIPPED.teacher)
+    job = SamplingJob.of(config, 20, config.resolution, config.resolution, 32, guided=True)
+    for budget in (2, 5):
+        solved = solve("ecad", budget, job)
+        assert solved.plan.setting == "PixArt-mini 5.01x" and 4.9 < solved.plan.ratio(job) < 5.1
+        assert bool(solved.notice) == (budget == 2)     # the nearest there is, said
 
 
 def test_unknown_methods_and_shares_are_refused():

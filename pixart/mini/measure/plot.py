@@ -6,6 +6,7 @@ from ...atomic import replacing
 from .bootstrap import estimate, resamples
 from .results import Measured
 
+LEGEND_ROWS = 18            # that the height of the plot has room for
 MARKERS = "osD^v"           # a new one for every ten rows, which is how many colours there are
 
 
@@ -20,7 +21,8 @@ def quality_speed(measured: Measured, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    columns = -(-len(measured.rows) // LEGEND_ROWS)
+    figure = Figure(figsize=(9 + 2 * columns, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     drawn = resamples(measured.about.count)
     axes = figure.subplots(1, 2, sharey=True)
@@ -42,6 +44,6 @@ def quality_speed(measured: Measured, path: Path) -> None:
     axes[0].set(ylabel="wholly right pictures, %, with 95 % interval")
     machines = sorted({row.cost.machine for row in measured.rows if row.cost})
     axes[1].set_title("; ".join(machines), fontsize="small")
-    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5), ncols=columns)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=120)
