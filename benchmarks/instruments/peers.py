@@ -10,6 +10,7 @@ import torch
 
 from pixart.checkpoint import to_diffusers
 from pixart.config import PixArtConfig
+from pixart.model.transformer import PixArtTransformer
 
 from .networks import given, transformer
 from .notes import Notes
@@ -26,9 +27,7 @@ def implementations(config: PixArtConfig, side: int, batch: int, tokens: int, dt
     side: latent pixels.
     """
     model = transformer(config, dtype, setting.device)
-    state = {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
-    inputs = given(config, [side] * 2, [tokens] * batch, setting.device, dtype)
-    inputs = {key: inputs[key] for key in ("latent", "timestep", "context")}
+    state, inputs = published(model), shared_inputs(config, side, batch, tokens, dtype, setting)
     runs: dict[str, Run] = {"ours": partial(model, **inputs)}
     others: dict[str, Any] = {"diffusers": partial(diffusers_run, config, state, inputs, dtype, setting.device),
                               "host, native": partial(native, config, state, inputs, side, dtype, setting)}
@@ -41,6 +40,18 @@ def implementations(config: PixArtConfig, side: int, batch: int, tokens: int, dt
             traceback.print_exc()
             notes.failed(f"beside {title}", error)
     return runs
+
+
+def published(model: PixArtTransformer) -> dict[str, torch.Tensor]:
+    """Its weights by the names of published files."""
+    return {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
+
+
+def shared_inputs(config: PixArtConfig, side: int, batch: int, tokens: int, dtype: torch.dtype,
+                  setting: Setting) -> dict[str, torch.Tensor]:
+    """Those that all implementations take. side: latent pixels."""
+    inputs = given(config, [side] * 2, [tokens] * batch, setting.device, dtype)
+    return {key: inputs[key] for key in ("latent", "timestep", "context")}
 
 
 def native(config: PixArtConfig, state: dict, inputs: dict, side: int, dtype: torch.dtype, setting: Setting) -> Run:

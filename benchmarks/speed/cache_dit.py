@@ -17,9 +17,9 @@ from pixart.accelerate.plan import CachePlan
 from pixart.model.policy import Step
 from pixart.model.transformer import PixArtTransformer
 
-from ..instruments.networks import given, transformer
+from ..instruments.networks import transformer
 from ..instruments.notes import Notes
-from ..instruments.peers import diffusers_network, diffusers_pass
+from ..instruments.peers import diffusers_network, diffusers_pass, published, shared_inputs
 from ..instruments.setting import DTYPES, Setting, need
 from ..instruments.timing import paired_ratio, turns
 from .wish import Wish, config_for, pixels
@@ -38,12 +38,10 @@ def measure(wish: Wish, setting: Setting, notes: Notes) -> None:
     job = SamplingJob.of(config, steps, here, here, wish.tokens, guided=True)
     plan = solve("first-block", wish.budgets[0], job).plan
     computed = plan.computed.computed().all(2).all(1).tolist()
-    state = {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
-    plain, cached = (diffusers_network(config, state, DTYPES[name], setting.device) for _ in range(2))
+    plain, cached = (diffusers_network(config, published(model), DTYPES[name], setting.device) for _ in range(2))
     last = cached.transformer_blocks[-1]
     enable(cached, computed)
-    inputs = given(config, [here // 8] * 2, [wish.tokens] * 2, setting.device, DTYPES[name])
-    inputs = {key: inputs[key] for key in ("latent", "timestep", "context")}
+    inputs = shared_inputs(config, here // 8, 2, wish.tokens, DTYPES[name], setting)
     ran = calls(last, partial(theirs, cached, inputs, steps, computed))
     notes.holds("cache-dit computes the same steps", f"{steps} steps", ran == sum(computed), f"{ran} steps")
     runs = {"ours": partial(ours, model, inputs, steps, None), "diffusers": partial(theirs, plain, inputs, steps, None),

@@ -56,23 +56,20 @@ def fewer(steps: int, sampler: str = TEACHER_METHOD.sampler) -> Sampled:
 
 def cached(name: str, budget: float) -> Cached:
     """Solved for a square picture with a usual sentence, as `Sampled` does it."""
-    choice = CacheChoice(name, budget)
-    return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), budget, less_work(choice))
+    return chosen(CacheChoice(name, budget), budget)
 
 
 def scheduled(path: Path, budgets: Sequence[float]) -> Cached:
     """A schedule file for PixArt-mini, beside the baselines of the budget nearest to its work; the file's errors."""
-    choice = CacheChoice("ecad", file=path)
-    less = less_work(choice)
-    nearest = min(budgets, key=lambda budget: abs(budget - less))
-    return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), nearest, less)
+    found = chosen(CacheChoice("ecad", file=path), 1.0)
+    return replace(found, budget=min(budgets, key=lambda budget: abs(budget - found.less_work)))
 
 
-def less_work(choice: CacheChoice) -> float:
-    """For a square picture of PixArt-mini, as its work without the cache over that with it."""
+def chosen(choice: CacheChoice, budget: float) -> Cached:
+    """As much less work as it is for a square picture of PixArt-mini."""
     config = read_config(SHIPPED.teacher)
     job = SamplingJob.of(config, STEPS, config.resolution, config.resolution, 32, guided=True)
-    return choice.plan(job)[0].ratio(job)
+    return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), budget, choice.plan(job)[0].ratio(job))
 
 
 class Quality:

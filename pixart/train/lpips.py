@@ -3,16 +3,16 @@
 The weights are two published files that users put into one folder: torchvision's network, and what the package lpips
 learned on top of it. Nothing is downloaded.
 """
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..weights.errors import CheckpointError
+from ..reward.clip_files import as_float32, check_shapes
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
-from ..weights.values import check_finite, check_floating
 
 NETWORK, LINEAR = "vgg16-397923af.pth", "vgg.pth"
 EXPECTED = {NETWORK: f"{NETWORK}, VGG-16 of torchvision (download.pytorch.org/models)",
@@ -67,26 +67,16 @@ class Lpips(nn.Module):
 def load_lpips(folder: Path) -> Lpips:
     """From the two files, in float32, frozen. Raises FileNotFoundError, CheckpointError (a ValueError)."""
     network = Lpips()
-    state = {f"features.{name}": tensor for name, tensor in read(folder / NETWORK, "features.").items()}
-    state |= {f"weights.{name.split('.')[0]}": tensor for name, tensor in read(folder / LINEAR, "lin").items()}
-    for name, wanted in network.state_dict().items():
-        file = folder / (LINEAR if name.startswith("weights.") else NETWORK)
-        if name not in state or state[name].shape != wanted.shape:
-            found = "is missing" if name not in state else f"has shape {tuple(state[name].shape)}"
-            raise CheckpointError(file, f"the tensor for {name} {found}, expected {tuple(wanted.shape)}",
-                                  EXPECTED[file.name])
-    network.load_state_dict(state)
+    network.features.load_state_dict(read(folder / NETWORK, r"features\.(.+)", network.features))
+    network.weights.load_state_dict(read(folder / LINEAR, r"lin(\d)\.model\.1\.weight", network.weights))
     return network.eval().requires_grad_(False)
 
 
-def read(file: Path, prefix: str) -> dict[str, Tensor]:
-    """Tensors whose names begin so, without it, as float32 copies."""
+def read(file: Path, names: str, part: nn.Module) -> dict[str, Tensor]:
+    """The tensors of this pattern, named by its group, as float32 copies: exactly those of `part`."""
     if not file.is_file():
         raise FileNotFoundError(f"a file of LPIPS is missing, {EXPECTED[file.name]}: {file}")
-    found = {}
-    for name, tensor in open_weights(file, Kind(EXPECTED[file.name])).tensors.items():
-        if name.startswith(prefix):
-            check_floating(name, tensor, file, EXPECTED[file.name])
-            check_finite(name, tensor, file, EXPECTED[file.name])
-            found[name.removeprefix(prefix)] = tensor.float().clone()
-    return found
+    tensors = open_weights(file, Kind(EXPECTED[file.name])).tensors
+    found = {match[1]: tensor for name, tensor in tensors.items() if (match := re.fullmatch(names, name))}
+    check_shapes(found, part.state_dict(), file, EXPECTED[file.name])
+    return as_float32(found, file, EXPECTED[file.name])

@@ -103,9 +103,9 @@ def broken(name: str, change) -> object:
 
 @pytest.mark.parametrize("breaks, error, message", [
     (lambda folder: (written(folder), (folder / LINEAR).unlink()), FileNotFoundError, "vgg.pth of the package lpips"),
-    (broken(NETWORK, lambda state: state.pop("features.0.weight")), CheckpointError, "features.0.weight is missing"),
+    (broken(NETWORK, lambda state: state.pop("features.0.weight")), CheckpointError, "it lacks 0.weight"),
     (broken(LINEAR, lambda state: state.update({"lin2.model.1.weight": torch.zeros(1, 3, 1, 1)})), CheckpointError,
-     "has shape"),
+     "1 tensors have the wrong shape, such as 2 with"),
     (broken(NETWORK, lambda state: state["features.28.bias"].fill_(float("nan"))), CheckpointError,
      "28.bias"),
 ])
