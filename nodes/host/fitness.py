@@ -6,7 +6,7 @@ import torch
 
 from ...pixart.config import PixArtConfig
 from ...pixart.device import memory_text
-from ...pixart.mini import CAPTION_WIDTH
+from ...pixart.mini import is_mini
 from .pt_dit import holds_pt_dit
 from .text import HostTextEncoder, is_ours
 
@@ -90,7 +90,7 @@ def of_clip(found: FitReport, clip: Any, config: PixArtConfig | None) -> None:
         return
     found.facts.append(f"CLIP: T5 that gives {width} numbers a token, {how}, {memory_text(size)}")
     if config is not None and config.caption_width != width:
-        wanted = "pixart-mini/t5" if config.caption_width == CAPTION_WIDTH else "T5-XXL (t5-v1_1-xxl)"
+        wanted = "pixart-mini/t5" if is_mini(config) else "T5-XXL (t5-v1_1-xxl)"
         found.problems.append(f"the text encoder gives {width} numbers a token, the model takes "
                               f"{config.caption_width}; load {wanted}")
 
@@ -109,7 +109,7 @@ def of_vae(found: FitReport, vae: Any, config: PixArtConfig | None, latents: tup
     if vae.latent_channels != latents[1]:
         found.problems.append(f"this VAE has latents of {vae.latent_channels} channels, PixArt has {latents[1]}; load "
                               f"{VAE_FILES[config.latent_space if config else 'sd']}")
-    elif config is not None and config.caption_width != CAPTION_WIDTH:
+    elif config is not None and not is_mini(config):
         found.facts.append(f"(the VAEs of {FAMILY['sd']} and of {FAMILY['sdxl']} have the same shapes; this model is "
                            f"{FAMILY[config.latent_space]}, whose VAE is {VAE_FILES[config.latent_space]})")
 

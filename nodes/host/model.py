@@ -11,7 +11,7 @@ from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.checkpoint.read import open_network
 from ...pixart.config import PixArtConfig
 from ...pixart.dtypes import WEIGHT_DTYPES, dtype_named, dtype_or_auto
-from ...pixart.mini import CAPTION_WIDTH
+from ...pixart.mini import is_mini
 from ...pixart.mini.colours import LATENT_RGB, LATENT_RGB_BIAS
 from ...pixart.model.cpu_dtype import faster_dtype
 from ...pixart.pt_dit.load import is_pt_dit
@@ -86,7 +86,7 @@ class _PixArtConfig(Mixin):
                           "model_channels": config.hidden})     # the name of U-Nets, which some nodes look for
         self.pixart = config
         self.has_null_caption = True
-        if config.caption_width == CAPTION_WIDTH:      # its autoencoder is its own, and so are the colours of previews
+        if is_mini(config):      # its autoencoder is its own, and so are the colours of previews
             self.latent_format.latent_rgb_factors = [list(row) for row in LATENT_RGB]
             self.latent_format.latent_rgb_factors_bias = list(LATENT_RGB_BIAS)
 

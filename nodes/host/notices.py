@@ -2,7 +2,7 @@
 import logging
 from typing import Any
 
-from ...pixart.mini import CAPTION_WIDTH
+from ...pixart.mini import is_mini
 from ...pixart.pt_dit.config import AUTOENCODERS, PTDiTConfig
 from ...pixart.resolution import size_notice
 from .node_text import show_text
@@ -21,6 +21,6 @@ def notice_size(config: Any, height: int, width: int) -> None:
 
 def vae_for(config: Any) -> str:
     """Which VAE belongs to a model of this configuration, for people."""
-    if isinstance(config, PTDiTConfig) and config.caption_width != CAPTION_WIDTH:
+    if isinstance(config, PTDiTConfig) and not is_mini(config):
         return AUTOENCODERS[config.autoencoder]
-    return "pixart-mini/vae" if config.caption_width == CAPTION_WIDTH else VAE_OF[config.latent_space]
+    return "pixart-mini/vae" if is_mini(config) else VAE_OF[config.latent_space]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...pixart.mini import CAPTION_WIDTH
+from ...pixart.mini import is_mini
 from ...pixart.pt_dit.config import PTDiTConfig
 from ...pixart.pt_dit.load import PT_DIT_KEY, by_parameter, pt_dit_config_tensor, recognise_pt_dit
 from ...pixart.pt_dit.transformer import PTDiT
@@ -117,7 +117,7 @@ class _PTDiTHostConfig(Mixin):
         self.pixart = config
         self.has_null_caption = False
         self.sampling_settings = {"shift": config.flow_shift(config.resolution, config.resolution)}
-        if config.caption_width == CAPTION_WIDTH:      # PixArt-mini's autoencoder, and so the colours of previews
+        if is_mini(config):      # PixArt-mini's autoencoder, and so the colours of previews
             self.latent_format.latent_rgb_factors = [list(row) for row in LATENT_RGB]
             self.latent_format.latent_rgb_factors_bias = list(LATENT_RGB_BIAS)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...pixart.mini import CAPTION_WIDTH
+from ...pixart.mini import is_mini
 from ...pixart.sampling.dmd import TIMESTEP as DMD_TIMESTEP
 from ...pixart.sampling.dpm_solver import nodes
 from ...pixart.sampling.preset import Preset, by_name, preset, preset_from_header
@@ -41,7 +41,7 @@ def attach(model: Any, path: Path, metadata: Mapping[str, str]) -> Any:
 def usual_guidance(model: Any) -> float:
     """Scale that a teacher of this kind is usually sampled with."""
     config = getattr(model.model.model_config, "pixart", None)
-    return 2.5 if config is not None and config.caption_width == CAPTION_WIDTH else 4.5
+    return 2.5 if config is not None and is_mini(config) else 4.5
 
 
 def preset_of(model: Any) -> Preset | None:

@@ -48,12 +48,13 @@ def solve(name: str, budget: float, job: SamplingJob) -> Solved:
     """The first setting of method `name` that is within 2 % of the budget in counted work, else the nearest.
 
     Settings are tried in the order of the method's list, in which the more often a step is computed whole, the earlier.
-    Raises ValueError for an unknown method, and where `ecad` has no schedule for this depth and number of steps.
+    Raises ValueError for an unknown method, and where no ready-made schedule is for this depth and number of steps.
     """
     best: Solved | None = None
-    # Where only schedules are known, the nearest of these is meant, however far from the budget it is.
-    first = [] if name == "ecad" and budget > 1 else [plain_plan(job)]
-    for plan in chain(first, method(name).plans(job)):
+    chosen = method(name)
+    # Of ready-made schedules the nearest is meant, however far from the budget it is.
+    first = [] if chosen.ready_made and budget > 1 else [plain_plan(job)]
+    for plan in chain(first, chosen.plans(job)):
         tried = Solved(plan, budget, plan.ratio(job))
         if tried.off < EXACT:
             return tried

@@ -27,6 +27,7 @@ class CacheMethod:
     name: str               # as it is chosen
     title: str              # for people
     plans: Callable[[SamplingJob], Iterable[CachePlan]]
+    ready_made: bool = False    # schedules that somebody found; doing everything is none of them
 
 
 def schedule_plan(schedule: BranchSchedule, job: SamplingJob) -> CachePlan:
@@ -131,7 +132,8 @@ def random_plans(job: SamplingJob) -> Iterator[CachePlan]:
 PLANS: dict[str, Callable[[SamplingJob], Iterable[CachePlan]]] = {
     "fora": partial(fora_plans, fora), "every-n": partial(fora_plans, every_n), "delta-dit": delta_plans,
     "t-gate": t_gate_plans, "first-block": first_block_plans, "steps": mask_plans, "ecad": ecad_plans}
-CACHE_METHODS = {name: CacheMethod(name, title, PLANS[name]) for name, title in CACHE_TITLES.items()}
+CACHE_METHODS = {name: CacheMethod(name, title, PLANS[name], ready_made=PLANS[name] is ecad_plans)
+                 for name, title in CACHE_TITLES.items()}
 RANDOM = CacheMethod("random", "branches drawn at random, as a baseline of the same work", random_plans)
 
 

@@ -1,6 +1,13 @@
 """PixArt-mini: procedural pictures, their captions, and the small networks that are trained on them."""
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..config import PixArtConfig
+    from ..pt_dit.config import PTDiTConfig
 
 CAPTION_WIDTH = 128            # of its text features, by which its transformers are known
 
@@ -56,3 +63,13 @@ class Files:
 
 
 SHIPPED = Files()
+
+
+def is_mini(config: PixArtConfig | PTDiTConfig) -> bool:
+    """Whether a transformer is one of PixArt-mini's, with its own text encoder and autoencoder."""
+    return config.caption_width == CAPTION_WIDTH
+
+
+def shipped_for(config: PixArtConfig | PTDiTConfig) -> Files | None:
+    """The files that come with the package and fit a transformer: PixArt-mini's, or none."""
+    return SHIPPED if is_mini(config) else None

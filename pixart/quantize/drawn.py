@@ -7,7 +7,7 @@ import torch
 
 from ..checkpoint.load import OpenCheckpoint
 from ..drawing import Request
-from ..mini import CAPTION_WIDTH, SHIPPED
+from ..mini import SHIPPED, is_mini
 from ..sampling.preset import Preset, found_in
 from ..text.encoded import Encoded
 from ..text.on_demand import T5OnDemand
@@ -33,7 +33,7 @@ class Calibration:
     def of(cls, checkpoint: OpenCheckpoint, prompts: list[str], t5: Path | None, bits: Bits | None, passes: int,
            seed: int) -> "Calibration":
         """t5: by default that of PixArt-mini, for its models alone; ValueError for others."""
-        mini = checkpoint.config.caption_width == CAPTION_WIDTH
+        mini = is_mini(checkpoint.config)
         if t5 is None and not mini:
             raise ValueError("prompts need a T5 encoder, the one this model was trained with; give --t5")
         weights = checkpoint.weights

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PixArtConfig
-from ..mini import CAPTION_WIDTH, SHIPPED
+from ..mini import SHIPPED, shipped_for
 from ..reward.generator import decoder
 from .lpips import load_lpips
 
@@ -32,8 +32,8 @@ def picture_distance(seen: str, lpips: Path | None, vae: Path | None, config: Pi
     """What `method.regression_on` asks for; None for latents. ValueError for parts that are missing or do not fit."""
     if seen == "latents":
         return None
-    mini = config.caption_width == CAPTION_WIDTH
-    file = vae or (SHIPPED.vae if mini else None)
+    shipped = shipped_for(config)
+    file = vae or (shipped.vae if shipped else None)
     if file is None:
         raise ValueError(f"regression_on is {seen}, which looks at pictures: method.vae is needed, the file to draw "
                          "with (published: a tiny VAE, taesd)")

@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from ..config import PixArtConfig
-from ..mini import CAPTION_WIDTH, SHIPPED
+from ..mini import SHIPPED, shipped_for
 from ..reward.embedding import EmbeddingReward
 from ..reward.protocol import WeightedSum
 from ..reward.table import RewardChoice, open_rewards
@@ -26,8 +26,8 @@ def ascent_of(method: RewardLoraMethod, captions: Path, config: PixArtConfig) ->
 
 def vae_and_t5(method: RewardLoraMethod, config: PixArtConfig) -> tuple[Path, Path]:
     """VAE and T5: those of PixArt-mini where the model is one of its."""
-    mini = config.caption_width == CAPTION_WIDTH
-    vae, t5 = method.vae or (SHIPPED.vae if mini else None), method.t5 or (SHIPPED.t5 if mini else None)
+    shipped = shipped_for(config)
+    vae, t5 = method.vae or (shipped.vae if shipped else None), method.t5 or (shipped.t5 if shipped else None)
     if vae is None or t5 is None:
         raise ValueError("rewards look at pictures: method.vae and method.t5 are needed, the files to draw with and to "
                          "encode the captions with")
