@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,10 +34,13 @@ from pixart.mini.measure.methods import Sampled  # noqa: E402
 from pixart.mini.measure.results import About, Measured, Row, Sums, read_measured  # noqa: E402
 from pixart.mini.measure.tables import markdown  # noqa: E402
 from pixart.model.attention import matmul_attention, sdpa  # noqa: E402
+from pixart.model.transformer import PixArtTransformer  # noqa: E402
 from pixart.prepare.state import settle, weights_fingerprint  # noqa: E402
 from pixart.sampling.schedule import STEPS, add_noise  # noqa: E402
+from pixart.train.alignment import Aligned, AlignedDiffusion, Alignment  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
 from pixart.train.diffusion import diffusion_loss  # noqa: E402
+from pixart.train.frozen_features import picture_features  # noqa: E402
 from pixart.train.loop import train_averages  # noqa: E402
 from pixart.train.loop_config import LoopConfig  # noqa: E402
 from pixart.train.objectives import Diffusion  # noqa: E402
@@ -57,6 +60,7 @@ CASES: dict[str, dict[str, object]] = {
     "range 250-800, v, cap 100": {"timesteps": RANGE, "weighting": "v", "weighting_cap": 100.0},
     "uniform, stratified": {"timesteps": Timesteps(stratified=True)},
     "logit-normal -3, 1.5": {"timesteps": Timesteps("logit-normal", centre=-3.0, scale=1.5, share=0.7)},
+    "aligned with judge A, first 120 steps": {"align": Alignment("judge", steps=120)},
 }
 COLUMNS = ("shape", "second shape", "second colour", "all", "pictures")
 KEPT = 0.98              # decay of the average that is measured
@@ -86,11 +90,12 @@ def run(case: str, seed: int, teacher: Path, data: PreparedFolder, work: Path, s
     file, answer = folder / f"{KEPT}.safetensors", folder / "results.json"
     if case != BEFORE and not file.exists():
         attend = matmul_attention if device == "cpu" else sdpa
-        model = load(teacher, dtype=torch.float32, attend=attend)
-        averages = train_averages(model, Diffusion(data, **CASES[case]), data, config_for(steps, seed), folder,
-                                  cpu=device == "cpu")
+        base = load(teacher, dtype=torch.float32, attend=attend)
+        model, objective = trained(base, CASES[case], data, seed)
+        averages = train_averages(model, objective, data, config_for(steps, seed), folder, cpu=device == "cpu")
         for decay, average in reversed(averages.items()):          # the one that is looked for comes last
-            save_checkpoint(folder / f"{decay}.safetensors", average, model.config, torch.float32)
+            network = average.network if isinstance(average, Aligned) else average
+            save_checkpoint(folder / f"{decay}.safetensors", network, base.config, torch.float32)
     if not answer.exists():
         folder.mkdir(parents=True, exist_ok=True)
         instrument = instrument_of(count, device)
@@ -99,6 +104,16 @@ def run(case: str, seed: int, teacher: Path, data: PreparedFolder, work: Path, s
         prompts = instrument.bench.prompts
         about = About(count, prompts.seed, False, prompts.digest, instrument.name, 0.0)
         Measured(about, (row,)).save(answer)
+
+
+def trained(base: PixArtTransformer, options: dict, data: PreparedFolder, seed: int) -> tuple[nn.Module, Diffusion]:
+    """The network and the objective of a case."""
+    if "align" not in options:
+        return base, Diffusion(data, **options)
+    align: Alignment = options["align"]
+    features = picture_features(align, base.config)
+    return (Aligned(base, features.channels, align.block_of(base.config.depth), seed),
+            AlignedDiffusion(data, features=features, **options))
 
 
 def rows_of(work: Path, case: str) -> dict[int, Row]:
@@ -158,7 +173,7 @@ def noise_rows(mean: Tensor, spread: Tensor) -> list[list[str]]:
     lines = []
     for case, options in CASES.items():
         timesteps: Timesteps = options.get("timesteps", Timesteps())
-        if not timesteps.stratified:
+        if not timesteps.stratified and "align" not in options:      # whose loss has another part
             weight = timestep_weights(options.get("weighting", "none"), options.get("weighting_cap", 20.0))
             p, expected = timesteps.probabilities, weight * mean
             middle, within = (p * expected).sum(), (p * weight ** 2 * spread).sum()

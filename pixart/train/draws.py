@@ -13,6 +13,7 @@ class StepGenerator(torch.Generator):
 
     rows: slice = slice(None)
     total: int | None = None
+    step: int = 0               # of the training, from 0
 
 
 def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | None = None,
@@ -23,7 +24,7 @@ def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | 
     """
     generator = StepGenerator(device)
     generator.manual_seed(seed * 1_000_003 + step)
-    generator.rows, generator.total = rows, total
+    generator.rows, generator.total, generator.step = rows, total, step
     return generator
 
 
@@ -51,5 +52,5 @@ def on_cpu(generator: torch.Generator) -> torch.Generator:
     beside = StepGenerator()
     beside.manual_seed(generator.initial_seed())
     if isinstance(generator, StepGenerator):
-        beside.rows, beside.total = generator.rows, generator.total
+        beside.rows, beside.total, beside.step = generator.rows, generator.total, generator.step
     return beside

@@ -20,19 +20,20 @@ from ..model.transformer import PixArtTransformer
 from ..sampling.dmd import TIMESTEP
 from ..sampling.preset import Preset, preset
 from ..sampling.tdm import TOTALS
+from .alignment import Aligned, AlignedDiffusion
 from .base_shapes import write_base_shapes
 from .data import PreparedFolder
 from .initialize import initialize, initialize_block
 from .loop import Training
 from .method_settings import (
     ControlMethod,
-    DiffusionMethod,
     DmdMethod,
     FlexDiTMethod,
     IlfMethod,
     LcmLoraMethod,
     LcmMethod,
     LoraMethod,
+    NoisePrediction,
     PTDiTMethod,
     RewardLoraMethod,
     TdmMethod,
@@ -75,7 +76,9 @@ class TrainingJob:
 
     def parts(self, average: Any) -> tuple[PixArtTransformer, PixArtControlNet | None]:
         """What draws pictures: a transformer, and the ControlNet beside it if that is what is trained."""
-        return (average.base, average.control) if isinstance(average, Controlled) else (average, None)
+        if isinstance(average, Controlled):
+            return average.base, average.control
+        return (average.network if isinstance(average, Aligned) else average), None
 
 
 def assemble(settings: Settings) -> TrainingJob:
@@ -129,11 +132,26 @@ def diffusion(settings: Settings, data: PreparedFolder) -> TrainingJob:
         model = new_model(settings.model, data, settings.train.mup_base_width)
     else:
         model = owned(load_base(settings.model, "fp32"))
+    if settings.method.align.network != "none":
+        return aligned(model, settings, data)
     return full(model, of_method(Diffusion, settings.method, data), data, settings, preset("teacher"))
 
 
-def of_method(kind: type[Diffusion], method: DiffusionMethod, data: PreparedFolder) -> Diffusion:
-    """`Diffusion` or `ControlDiffusion` as the settings of a method have it."""
+def aligned(model: PixArtTransformer, settings: Settings, data: PreparedFolder) -> TrainingJob:
+    """The same with a block that learns what a frozen network sees of the pictures."""
+    from .frozen_features import picture_features
+    align = settings.method.align
+    if settings.train.mup_base_width:
+        raise ValueError("muP has no rule for the head of an alignment; leave train.mup_base_width or method.align out")
+    block, features = align.block_of(model.config.depth), picture_features(align, model.config)
+    kind = partial(AlignedDiffusion, features=features, align=align)
+    job = full(model, of_method(kind, settings.method, data), data, settings, preset("teacher"))
+    network = Aligned(model, features.channels, block, settings.train.seed)
+    return replace(job, model=network, write=lambda average, file: job.write(average.get_submodule("network"), file))
+
+
+def of_method(kind: Callable[..., Diffusion], method: NoisePrediction, data: PreparedFolder) -> Diffusion:
+    """`Diffusion` or one of its kinds as the settings of a method have it."""
     return kind(data, method.caption_dropout, method.timesteps, method.weighting, method.weighting_cap)
 
 

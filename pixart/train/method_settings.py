@@ -11,6 +11,7 @@ from ..config import PixArtConfig
 from ..model.density import Density, FlexDiTConfig, Segments
 from ..sampling.samplers import SAMPLERS
 from ..sampling.tdm import TOTALS
+from .alignment import Alignment
 from .one_step import REGRESSION_ON
 from .timesteps import Timesteps
 from .trajectory import HUBER
@@ -28,8 +29,8 @@ def check_dropout(value: float) -> None:
 
 
 @dataclass(frozen=True)
-class DiffusionMethod:
-    """Fine-tuning, or training from nothing."""
+class NoisePrediction:
+    """What all methods share that predict noise."""
 
     caption_dropout: float = 0.1  # share of captions left out, so that guidance works
     timesteps: Timesteps = Timesteps()
@@ -39,6 +40,13 @@ class DiffusionMethod:
     def __post_init__(self) -> None:
         check_dropout(self.caption_dropout)
         check_weighting(self.weighting, self.weighting_cap)
+
+
+@dataclass(frozen=True)
+class DiffusionMethod(NoisePrediction):
+    """Fine-tuning, or training from nothing."""
+
+    align: Alignment = Alignment()
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,12 @@ class LcmLoraMethod(Adapter, LcmMethod):
 
 
 @dataclass(frozen=True)
-class LoraMethod(Adapter, DiffusionMethod):
+class LoraMethod(Adapter, NoisePrediction):
     """Fine-tuning with adapters."""
 
     def __post_init__(self) -> None:
         Adapter.__post_init__(self)
-        DiffusionMethod.__post_init__(self)
+        NoisePrediction.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ class IlfMethod:
 
 
 @dataclass(frozen=True)
-class FlexDiTMethod(DiffusionMethod):
+class FlexDiTMethod(NoisePrediction):
     """Fine-tuning of a checkpoint that becomes a FlexDiT, or is one."""
 
     pooling: int | None = None    # first blocks that only pool; 2, of fewer than 16 blocks 1
@@ -216,7 +224,7 @@ class PTDiTMethod:
 
 
 @dataclass(frozen=True)
-class ControlMethod(DiffusionMethod):
+class ControlMethod(NoisePrediction):
     """A ControlNet on a frozen base."""
 
     blocks: int = 13              # copied from the base, at most its depth - 1

@@ -26,6 +26,23 @@ def draw_noise(batch: Batch, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Noised:
+    """Pictures of a step with noise: what a network is shown, and what it is to tell.
+
+    batch: some captions dropped; t (B,) int64; noise like the latents.
+    """
+
+    batch: Batch
+    t: Tensor
+    noise: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Noisy latents and timesteps, the first two arguments of a transformer."""
+        return add_noise(self.batch.latents, self.noise, self.t), self.t.float()
+
+
+@dataclass(frozen=True)
 class Diffusion:
     """Noise prediction with learned variance; a share of captions is dropped so that guidance can be used.
 
@@ -47,15 +64,23 @@ class Diffusion:
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator, **further: Tensor) -> Tensor:
         """Scalar loss at random timesteps; `further` goes to the model beside its usual conditions."""
+        noised = self.noised(batch, generator)
+        output = model(*noised.inputs, **noised.batch.conditions(), **further, learned_variance=True)
+        return self.loss_of(output, noised)
+
+    def noised(self, batch: Batch, generator: torch.Generator) -> Noised:
+        """The batch with noise at random timesteps, without some of its captions."""
         count, device = len(batch.latents), batch.latents.device
         t = send(self.timesteps.draw(count, generator), device)
         dropped = send(draw_rows(torch.rand, (count,), generator), device) < self.caption_dropout
-        noise, batch = draw_noise(batch, generator), self.data.without_caption(batch, dropped)
-        noisy = add_noise(batch.latents, noise, t)
-        output = model(noisy, t.float(), **batch.conditions(), **further, learned_variance=True)
-        losses = diffusion_loss(output.float(), batch.latents, noise, t)
+        noise = draw_noise(batch, generator)
+        return Noised(self.data.without_caption(batch, dropped), t, noise)
+
+    def loss_of(self, output: Tensor, noised: Noised) -> Tensor:
+        """Scalar loss of what a network said, (B, 2 * channels, H, W)."""
+        losses = diffusion_loss(output.float(), noised.batch.latents, noised.noise, noised.t)
         if self.weighting != "none":
-            losses = losses * self._weights.at(t, losses).flatten()
+            losses = losses * self._weights.at(noised.t, losses).flatten()
         return losses.mean()
 
     @cached_property

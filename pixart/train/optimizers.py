@@ -19,8 +19,8 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("no parameter is trainable: every requires_grad is False")
-    matrices = [p for name, p in named if config.optimizer == "muon" and name.startswith("blocks.")
-                and p.ndim == 2 and "table" not in name]
+    matrices = [p for name, p in named if config.optimizer == "muon" and p.ndim == 2
+                and name.removeprefix("network.").startswith("blocks.") and "table" not in name]
     chosen = {id(p) for p in matrices}
     others = [{"params": [p for _, p in named if id(p) not in chosen]}]
     if config.mup_base_width:
