@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..checkpoint import load, save_checkpoint
+from ..checkpoint import save_checkpoint
 from ..checkpoint.control import save_control
 from ..checkpoint.merged import owned
 from ..checkpoint.save_diffusers import save_diffusers
 from ..config import PixArtConfig
 from ..dtypes import dtype_named
-from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.flexdit import FlexDiT
 from ..model.transformer import PixArtTransformer
@@ -23,7 +22,7 @@ from ..sampling.tdm import TOTALS
 from .alignment import Aligned, AlignedDiffusion
 from .base_shapes import write_base_shapes
 from .data import PreparedFolder
-from .initialize import initialize, initialize_block
+from .initialize import initialize_block
 from .loop import Training
 from .method_settings import (
     ControlMethod,
@@ -38,12 +37,12 @@ from .method_settings import (
     RewardLoraMethod,
     TdmMethod,
 )
-from .mup import initialize_mup
 from .objectives import Consistency, ControlDiffusion, Diffusion, Objective
 from .one_step import OneStep
 from .picture_distance import picture_distance
 from .rivals import Rival, TwoPlayers
-from .settings import ModelSettings, OutputSettings, Settings
+from .settings import OutputSettings, Settings
+from .starting import attend_of, check_fit, load_base, new_model
 from .thinned import one_density
 from .trajectory import Trajectory
 
@@ -109,19 +108,6 @@ def assemble(settings: Settings) -> TrainingJob:
 def needs_pictures(method: object) -> bool:
     """Whether captions alone will not do."""
     return not (isinstance(method, TdmMethod) or (isinstance(method, DmdMethod) and not method.regression))
-
-
-def check_fit(config: PixArtConfig, data: PreparedFolder, pictures: bool = True) -> None:
-    """Refuse data of another family; with `pictures` also data that are captions alone."""
-    if pictures and data.captions_only:
-        raise ValueError(f"only captions are prepared in {data.folder}, this method learns from pictures; prepare "
-                         "pictures, or train tdm")
-    if data.caption_width != config.caption_width:
-        raise ValueError(f"the text features in {data.folder} have width {data.caption_width}, the model reads "
-                         f"{config.caption_width}; prepare the pictures with the text encoder that belongs to it")
-    if data.latent_space not in (None, config.latent_space):
-        raise ValueError(f"the latents in {data.folder} are {data.latent_space}, the model reads "
-                         f"{config.latent_space}; prepare the pictures with the VAE that belongs to it")
 
 
 # -- all weights -------------------------------------------------------------------------------------------------------
@@ -319,44 +305,3 @@ def game_of(method: TdmMethod | DmdMethod, data: Any, teacher: Callable[..., Ten
                        method.regression_on, distance)
     return Trajectory(data, teacher, config.channels, method.guidance, method.steps, TOTALS[method.rule],
                       method.separate, method.importance, method.huber)
-
-
-# -- weights to start from ---------------------------------------------------------------------------------------------
-
-def attention(settings: ModelSettings) -> Attend:
-    return {"sdpa": sdpa, "matmul": matmul_attention}[settings.attention]
-
-
-def attend_of(base: Any) -> Attend:
-    """The attention kernel that a network was made with."""
-    return base.blocks[0].cross_attn.attend
-
-
-def load_base(settings: ModelSettings, dtype: str, flexdit: bool = False) -> PixArtTransformer:
-    """flexdit: whether it may be a FlexDiT."""
-    if settings.base is None:
-        raise ValueError("model.base is missing, the transformer to start from")
-    model = load(settings.base, settings.variant, dtype=dtype_named(dtype), attend=attention(settings))
-    if isinstance(model, FlexDiT) and not flexdit:
-        raise ValueError(f"model.base is a FlexDiT, which flexdit and lcm train, and no other method: {settings.base}")
-    return model
-
-
-def new_model(settings: ModelSettings, data: PreparedFolder, mup_base_width: int = 0) -> PixArtTransformer:
-    """Starting weights, with the data's null caption stored as the model's own. mup_base_width 0: not muP's."""
-    if settings.new is None:
-        raise ValueError("model.new is missing, the kind of model to train from nothing")
-    model = PixArtTransformer(settings.new, attend=attention(settings))
-    if mup_base_width:
-        initialize_mup(model, settings.seed, mup_base_width)
-    else:
-        initialize(model, settings.seed)
-    return with_null_caption(model, data)
-
-
-def with_null_caption(model: PixArtTransformer, data: PreparedFolder) -> PixArtTransformer:
-    """Store the null caption as `y_embedding`, in place. Attention to n equal rows is attention to one."""
-    check_fit(model.config, data)
-    null: Any = model.y_embedder.y_embedding
-    null.copy_(data.null_context[:1].expand_as(null))
-    return model

@@ -10,7 +10,7 @@ from pixart.prepare.run import prepare
 from pixart.text.t5 import T5Encoder
 from pixart.train.data import PreparedFolder
 from pixart.train.draws import generator_for
-from pixart.train.jobs import check_fit
+from pixart.train.starting import check_fit
 
 LINES = "A red circle\n\n  two blue squares \na red circle left of a green star\n"
 

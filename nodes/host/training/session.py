@@ -13,12 +13,13 @@ from torch import Tensor
 from ....pixart.model.transformer import PixArtTransformer
 from ....pixart.resolution import nearest_class
 from ....pixart.train.data import PreparedFolder
-from ....pixart.train.jobs import TrainingJob, adapted, check_fit, controlled
+from ....pixart.train.jobs import TrainingJob, adapted, controlled
 from ....pixart.train.loop import STATE, train
 from ....pixart.train.loop_config import LoopConfig
 from ....pixart.train.method_settings import ControlMethod, LcmLoraMethod, LoraMethod
 from ....pixart.train.precision import fitting_precision, saved_precision, widest
 from ....pixart.train.settings import OutputSettings
+from ....pixart.train.starting import check_fit
 from ....pixart.train.state import peek_state
 from ..bare import bare_transformer
 from ..guest import advance_bar, bar, make_room, memory_handed_back, stoppable
