@@ -1,7 +1,7 @@
 """ControlNet weights in files: bundled with their base, alone, or in the layout of diffusers' research project."""
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from .errors import CheckpointError
 from .families import is_lora, recognise
 from .header import config_from_header, to_header
 from .layouts import diffusers_names, file_name, file_shapes, reference_name
-from .load import common_dtype, dtype_name, gather_tensors, read_config, refuse_differences
+from .load import common_dtype, computing_dtype, dtype_name, gather_tensors, read_config, refuse_differences
 from .read import open_network
 from .save import plain_tensor
 
@@ -36,6 +36,7 @@ CONTROL_FORMAT = "pixart-controlnet"
 OURS = re.compile(r"controlnet\.(\d{1,9})\.(copied_block\.(.+)|after_proj\..+|before_proj\..+)")
 THEIRS = re.compile(r"controlnet_blocks\.(\d{1,9})\.(transformer_block\.(.+)|after_proj\..+|before_proj\..+)")
 CONTROL_MARK = re.compile(r"(.*?)(controlnet|controlnet_blocks)\.0\.before_proj\.weight")
+Plan = Mapping[str, tuple[str, ...]]        # reference name -> names in the file that make it up
 CONTROL_SAMPLE = "controlnet.0.copied_block.attn.proj.weight"
 
 
@@ -67,6 +68,12 @@ def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
     Raises CheckpointError for another model, missing parts and wrong shapes; it is a FileNotFoundError too where
     nothing lies there.
     """
+    return _read(path, lambda weights, plan: dtype or common_dtype(weights, plan), device)
+
+
+def _read(path: str | os.PathLike, dtype_for: Callable[[Weights, Plan], torch.dtype | None],
+          device: torch.device | str) -> ControlCheckpoint:
+    """`read_control` in the data type that weights and plan call for; None: as they are."""
     weights = with_unpacked(open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE), CONTROL_FILE)
     layout, plan = find_control(weights)
     shapes = {name: _stacked([tuple(weights.tensors[part].shape) for part in parts]) for name, parts in plan.items()}
@@ -74,7 +81,7 @@ def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
     config, knows_base = _configure(weights, layout, shapes, blocks)
     refuse_differences(shapes, control_shapes(config, blocks), f"a ControlNet with {blocks} blocks of width "
                        f"{config.hidden}", weights.path)
-    state_dict = gather_tensors(weights, plan, dtype or common_dtype(weights, plan), torch.device(device), CONTROL_FILE)
+    state_dict = gather_tensors(weights, plan, dtype_for(weights, plan), torch.device(device), CONTROL_FILE)
     description = describe_control(config, blocks, knows_base, dtype_name(weights.tensors[plan[CONTROL_SAMPLE][0]]),
                                    layout)
     return ControlCheckpoint(config, blocks, state_dict, knows_base, description, weights.path)
@@ -82,10 +89,14 @@ def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
 
 def load_control(path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
                  ops: "Ops | None" = None, attend: "Attend | None" = None) -> "PixArtControlNet":
-    """Open a ControlNet as a model, in evaluation mode, without memory beyond its weights."""
+    """Open a ControlNet as a model, in evaluation mode, without memory beyond its weights.
+
+    What lies in 8 bits becomes bfloat16 unless dtype says else.
+    """
     from ..model.attention import sdpa
     from ..model.controlnet import PixArtControlNet
-    checkpoint = read_control(path, dtype, device)
+    checkpoint = _read(path, lambda weights, plan: dtype or computing_dtype(weights, plan) or common_dtype(weights, plan),
+                       device)
     control = PixArtControlNet(checkpoint.config, checkpoint.blocks, ops=ops or nn, attend=attend or sdpa,
                                dtype=checkpoint.dtype, device="meta")
     control.load_state_dict(checkpoint.state_dict, strict=True, assign=True)

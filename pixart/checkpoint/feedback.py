@@ -14,7 +14,7 @@ from ..weights.settings import Check, checked_entries, parse_json, whole
 from .errors import CheckpointError
 from .header import config_from_header, to_header
 from .layouts import file_name
-from .load import gather_tensors, refuse_differences
+from .load import computing_dtype, gather_tensors, refuse_differences
 from .save import plain_tensor
 
 FEEDBACK_KEY = "pixart_feedback"
@@ -37,7 +37,10 @@ def save_feedback(path: str | os.PathLike, feedback: Feedback, dtype: torch.dtyp
 
 def load_feedback(path: str | os.PathLike, dtype: torch.dtype | None = None,
                   device: torch.device | str = "cpu") -> Feedback:
-    """Read what `save_feedback` wrote, in evaluation mode. CheckpointError for anything else, damaged or newer."""
+    """Read what `save_feedback` wrote, in evaluation mode; what lies in 8 bits becomes bfloat16 unless dtype says else.
+
+    CheckpointError for anything else, damaged or newer.
+    """
     weights = open_weights(path, FEEDBACK_FILE)
     about, config = feedback_facts(weights), config_from_header(weights.metadata, weights.path)
     if config is None:
@@ -50,7 +53,8 @@ def load_feedback(path: str | os.PathLike, dtype: torch.dtype | None = None,
     expected = {told: tuple(feedback.state_dict()[name].shape) for told, name in names.items()}
     refuse_differences({name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}, expected,
                        f"feedback for {config.depth} blocks of width {config.hidden}", weights.path)
-    tensors = gather_tensors(weights, {name: (name,) for name in names}, dtype, torch.device(device),
+    plan = {name: (name,) for name in names}
+    tensors = gather_tensors(weights, plan, dtype or computing_dtype(weights, plan), torch.device(device),
                              FEEDBACK_FILE.expected)
     feedback.load_state_dict(tensors, strict=True, assign=True)
     return feedback.eval().requires_grad_(False)

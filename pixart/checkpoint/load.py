@@ -138,9 +138,7 @@ class OpenCheckpoint:
         """The weights as a model; arguments and promises of the function `load`."""
         from ..model.attention import sdpa
         from ..model.flexdit import transformer_class
-        if dtype is None and self.dtype in EIGHT_BITS:
-            dtype = torch.bfloat16
-        checkpoint = self.read(dtype, device, leave_packed=packed)
+        checkpoint = self.read(dtype or computing_dtype(self.weights, self.layout.plan), device, leave_packed=packed)
         model = transformer_class(checkpoint.config)(checkpoint.config, ops=ops or nn, attend=attend or sdpa,
                                             dtype=checkpoint.dtype, device="meta")
         if packed:
@@ -249,7 +247,7 @@ def gather_tensors(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype:
     source, result = ShortLived(weights.remap), {}
     for name, parts in plan.items():
         tensor = weights.tensors[parts[0]]
-        target = tensor.dtype
+        target = max((weights.tensors[part].dtype for part in parts), key=lambda kept: kept.itemsize)
         if dtype is not None:
             target = torch.float32 if name.endswith("scale_shift_table") else dtype
         if len(parts) > 1:
@@ -269,6 +267,15 @@ def sound(weights: Weights, source: ShortLived, name: str, expected: str, dtype:
     tensor = source[name]
     check_finite(name, tensor, weights.path, expected, dtype if dtype.itemsize < 4 else torch.float32)
     return tensor
+
+
+def computing_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch.dtype | None:
+    """bfloat16 where a tensor lies in 8 bits, which no layer computes with; None where all can stay as they are.
+
+    Files often keep some blocks in 8 bits and others in 16, so all tensors are looked at.
+    """
+    eight = any(weights.tensors[part].dtype in EIGHT_BITS for parts in plan.values() for part in parts)
+    return torch.bfloat16 if eight else None
 
 
 def common_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch.dtype | None:

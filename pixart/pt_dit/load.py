@@ -17,13 +17,13 @@ from ..checkpoint.configure import heads_of
 from ..checkpoint.detect import Shapes
 from ..checkpoint.header import CONFIG_FIELDS, LONGEST_CONFIG
 from ..checkpoint.layouts import file_name
-from ..checkpoint.load import common_dtype, dtype_name, gather_tensors, refuse_differences
+from ..checkpoint.load import common_dtype, computing_dtype, dtype_name, gather_tensors, refuse_differences
 from ..checkpoint.save import plain_tensor
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import Weights, open_weights
 from ..weights.settings import Check, checked_entries, flag, one_of, parse_json, whole
-from ..weights.values import EIGHT_BITS, refuse_quantized
+from ..weights.values import refuse_quantized
 from .config import AUTOENCODERS, PTDiTConfig
 from .layout import OWN_MARK, PUBLISHED_POSITIONS, pt_dit_mark, pt_dit_shapes, published_names, published_pt_dit_shapes
 
@@ -78,9 +78,7 @@ class OpenPTDiT:
         """The weights as a model in evaluation mode; what lies in 8 bits becomes bfloat16 unless dtype says else."""
         from ..model.attention import sdpa
         from .transformer import PTDiT
-        if dtype is None and self.dtype in EIGHT_BITS:
-            dtype = torch.bfloat16
-        state = self.read(dtype, device)
+        state = self.read(dtype or computing_dtype(self.weights, self.plan), device)
         kept = state["blocks.0.attn.proj.weight"].dtype
         model = PTDiT(self.config, ops or nn, attend or sdpa, dtype=kept, device="meta")
         model.load_state_dict(by_parameter(model, state), strict=True, assign=True)

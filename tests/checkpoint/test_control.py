@@ -70,6 +70,19 @@ def test_saved_alone_it_comes_back_with_its_base_configuration(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "c.safetensors", "new"}
 
 
+@pytest.mark.parametrize("starts", ["", "controlnet.1."])
+def test_in_8_bits_it_computes_in_bf16(tmp_path, starts):
+    weights = {name: tensor.to(torch.float8_e4m3fn if name.startswith(starts) and tensor.ndim == 2 else torch.bfloat16)
+               for name, tensor in control_weights(2).items()}
+    save_file(weights, tmp_path / "control.safetensors")
+    control = load_control(tmp_path / "control.safetensors")
+    tables = {name for name in control.state_dict() if "scale_shift_table" in name}
+    assert {tensor.dtype for name, tensor in control.state_dict().items() if name not in tables} == {torch.bfloat16}
+    kept = read_control(tmp_path / "control.safetensors").state_dict        # as they are, for who casts layer by layer
+    assert all(torch.equal(kept[name].float(), tensor.float()) and kept[name].dtype == tensor.dtype
+               for name, tensor in weights.items())
+
+
 def test_full_size_shapes_are_the_published_ones():
     shapes = control_shapes(VARIANTS["alpha-1024"], 13)
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 294_917_760

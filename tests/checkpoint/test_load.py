@@ -205,6 +205,31 @@ def test_dtype_when_saving_and_loading(dtype, tmp_path):
     assert converted.blocks[0].scale_shift_table.weight.dtype == torch.float32
 
 
+def in_eight_bits(weights: dict[str, Tensor], *starts: str) -> dict[str, Tensor]:
+    """bf16 weights with the matrices of these names in fp8."""
+    return {name: tensor.to(torch.float8_e4m3fn if name.startswith(starts) and tensor.ndim == 2 and
+                            "table" not in name else torch.bfloat16) for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("starts", ["blocks.1.", "y_embedder.y_proj", "blocks."])
+def test_some_layers_in_8_bits_make_the_model_compute_in_bf16(tmp_path, starts):
+    """Whichever they are: files often keep the first or last blocks in 16 bits."""
+    save_file(in_eight_bits(reference(), starts), tmp_path / "model.safetensors")
+    model = pixart.load(tmp_path / "model.safetensors")
+    tables = {name for name in model.state_dict() if "scale_shift_table" in name}
+    assert {tensor.dtype for name, tensor in model.state_dict().items() if name not in tables} == {torch.bfloat16}
+    x, text = torch.zeros(1, 4, 4, 4, dtype=torch.bfloat16), torch.zeros(1, 2, TINY.caption_width)
+    assert model(x, torch.zeros(1), text).dtype == torch.bfloat16
+
+
+def test_a_part_in_8_bits_does_not_round_the_others(tmp_path):
+    weights = in_eight_bits(contiguous(to_diffusers(reference())), "transformer_blocks.0.attn1.to_q")
+    save_file(weights, tmp_path / "model.safetensors")
+    _, key, value = read_checkpoint(tmp_path / "model.safetensors").state_dict["blocks.0.attn.qkv.weight"].chunk(3)
+    assert torch.equal(key, weights["transformer_blocks.0.attn1.to_k.weight"])
+    assert torch.equal(value, weights["transformer_blocks.0.attn1.to_v.weight"])
+
+
 def test_weights_without_configuration_or_of_another_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="pass config"):
         save_checkpoint(tmp_path / "model.safetensors", reference())

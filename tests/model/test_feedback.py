@@ -150,6 +150,15 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
     assert torch.equal(model()(*given(), policies=[InnerLoop(back)]), want)
 
 
+def test_in_8_bits_it_computes_in_bf16(tmp_path):
+    path = save_feedback(tmp_path / "ilf.safetensors", feedback(), torch.float8_e4m3fn)
+    back = load_feedback(path)
+    assert back.scales.dtype == back.block.attn.qkv.weight.dtype == torch.bfloat16
+    want = model()(*given(), policies=[InnerLoop(feedback())])
+    got = model()(*given(), policies=[PlacedInnerLoop(back)])
+    assert (got - want).abs().max() < 0.1 * want.abs().max()
+
+
 def damaged(tmp_path: Path, change) -> Path:
     path = save_feedback(tmp_path / "ilf.safetensors", feedback())
     with safe_open(path, "pt") as file:
