@@ -42,7 +42,8 @@ def nodes(steps: int, rule: str = "official") -> list[Node]:
     last = STEPS - 1
     if rule == "official":
         return [node_at(last * (1 - i / steps)) for i in range(steps + 1)]
-    times = [float(round(last * i / steps)) for i in range(steps, 0, -1)]
+    # Multiplied in this order, as numpy's linspace does, which decides the halves: 499 and not 500 in 30 steps.
+    times = [float(round(i * (last / steps))) for i in range(steps, 0, -1)]
     return [node_at(t) for t in times] + [Node(0.0, 1.0, 0.0)]
 
 

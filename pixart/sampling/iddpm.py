@@ -3,6 +3,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, repeat
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ class Chain:
         """Keep `steps` of the 1000 timesteps, evenly from 0 to 999, and derive the process between them."""
         if not 2 <= steps <= STEPS:
             raise ValueError(f"{steps} steps asked for; between 2 and {STEPS} are possible")
-        return _chain(tuple(round(i * (STEPS - 1) / (steps - 1)) for i in range(steps)))
+        places = accumulate(repeat((STEPS - 1) / (steps - 1), steps - 1), initial=0.0)     # summed up, as published
+        return _chain(tuple(round(place) for place in places))
 
     def predicted_x0(self, x: Tensor, eps: Tensor, i: Tensor) -> Tensor:
         return self.x0_of_x.at(i, x) * x - self.x0_of_eps.at(i, x) * eps

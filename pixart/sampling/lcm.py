@@ -27,7 +27,7 @@ def lcm_timesteps(steps: int, rule: str = "official", strength: float = 1.0) -> 
     grid = [STEPS // GRID_SIZE * (i + 1) - 1 for i in range(usable)][::-1]
     if rule == "official":
         return grid[::usable // steps][:steps]
-    return [grid[i * usable // steps] for i in range(steps)]
+    return [grid[int(i * (usable / steps))] for i in range(steps)]      # rounded as there, by numpy's linspace
 
 
 def lcm(model: Model, latent: Tensor, timesteps: Sequence[int], noise: Noise,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..weights.errors import CheckpointError
 from ..weights.settings import Check, checked_entries, number, one_of, parse_json, whole
 from .samplers import SAMPLERS
 
@@ -84,7 +85,10 @@ def preset_from_header(metadata: Mapping[str, str], path: Path) -> Preset | None
                                             PRESET_FIELDS, path, where)
     usual = preset(known.get("method", "teacher"))
     found = replace(usual, **known, source=f"as {path.name} says")
-    return found.with_steps(None)
+    try:
+        return found.with_steps(None)
+    except ValueError as error:
+        raise CheckpointError(path, f"{where} cannot be meant: {error}", "a way to sample") from error
 
 
 def by_name(name: str, guidance: float = 4.5) -> Preset | None:

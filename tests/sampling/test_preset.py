@@ -6,6 +6,7 @@ import pytest
 
 from pixart.sampling.preset import NOT_SAID, PRESET_METHODS, by_name, found_in, preset, preset_from_header
 from pixart.sampling.samplers import SAMPLERS
+from pixart.weights import CheckpointError
 
 FILE = Path("model.safetensors")
 
@@ -54,7 +55,7 @@ def test_only_another_sampler_than_the_files_is_a_mismatch():
     ('{"method": "dmd", "steps": 4}', "exactly 1 step"), ("[1]", "is a JSON list"), ("{", "not readable as JSON"),
     ('{"method": "tdm", "rule": "diffusers"}', "unknown TDM timestep rule")])
 def test_wrong_headers_are_refused(written, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CheckpointError, match=f"{message}.*File: model.safetensors"):
         preset_from_header({"pixart_sampling": written}, FILE)
 
 

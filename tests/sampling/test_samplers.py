@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from pixart.sampling.dpm_solver import dpm_solver_pp, dpm_step, nodes
+from pixart.sampling.iddpm import Chain
 from pixart.sampling.lcm import LCM_RULES, lcm, lcm_timesteps
 from pixart.sampling.noise import PictureNoise
 from pixart.sampling.samplers import SAMPLERS, sampler
@@ -44,6 +45,36 @@ def test_dpm_solver_equals_diffusers(steps):
     for t in scheduler.timesteps:
         x = scheduler.step(smooth_model(x, t.expand(1)), t, x).prev_sample
     torch.testing.assert_close(dpm_solver_pp(smooth_model, start, steps, "diffusers"), x, rtol=1e-4, atol=1e-4)
+
+
+def test_dpm_timesteps_are_those_of_diffusers_in_any_number():
+    """Also where one lies just between two: 30 steps pass 499, not 500."""
+    from diffusers import DPMSolverMultistepScheduler
+    scheduler = DPMSolverMultistepScheduler()
+    for steps in (*range(1, 110), 500, 750):
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps.tolist() == [node.time for node in nodes(steps, "diffusers")[:-1]], steps
+
+
+@pytest.mark.parametrize("strength", [0.58, 0.6, 0.9, 1.0])
+def test_lcm_timesteps_are_those_of_diffusers_in_any_number_at_any_strength(strength):
+    from diffusers import LCMScheduler
+    scheduler = LCMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    for steps in range(1, int(50 * strength) + 1):
+        scheduler.set_timesteps(steps, strength=strength)
+        assert scheduler.timesteps.tolist() == lcm_timesteps(steps, "diffusers", strength), steps
+
+
+def test_a_shortened_chain_keeps_the_timesteps_of_the_published_code():
+    """Which adds up its stride: at 21 steps the middle is 499, one rounding below 499.5."""
+    assert Chain.respaced(21).times[:11] == (0, 50, 100, 150, 200, 250, 300, 350, 400, 450, 499)
+    assert Chain.respaced(1000).times == tuple(range(1000))
+    for steps in (2, 3, 100, 250, 999):
+        place, kept = 0.0, []
+        for _ in range(steps):
+            kept.append(round(place))
+            place += 999 / (steps - 1)
+        assert Chain.respaced(steps).times == tuple(kept)
 
 
 def test_timesteps_of_four_official_steps():
