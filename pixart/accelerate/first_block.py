@@ -47,17 +47,25 @@ class Limits:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Of a row: steps computed so far, and those reused since the last of them."""
+    """Of a row: steps computed so far, and those reused since the last of them; and what was chosen in which step."""
 
     computed: int = 0
     reused: int = 0
+    step: int = -1
+    chosen: bool = True
+
+    def after(self, step: int, new: bool) -> "RowCounts":
+        """With this step counted, once however often a solver evaluates it."""
+        if step == self.step:
+            return self
+        return RowCounts(self.computed + new, 0 if new else self.reused + 1, step, new)
 
 
 class FirstBlock(ReuseMiddle):
     """Reuses while what the first blocks add differs by less than `threshold` from when the middle was computed.
 
     The difference is mean |now - then| / mean |then|, for each row on its own. It is read back from the device once a
-    pass, where the limits leave a choice.
+    step, where the limits leave a choice: where a solver evaluates a step more than once, the first time decides.
     """
 
     def __init__(self, depth: int, threshold: float = 0.08, order: int = 1, limits: Limits | None = None,
@@ -87,8 +95,7 @@ class FirstBlock(ReuseMiddle):
         for row, changed in zip(open_rows, self.changed(step, open_rows, added)):
             choices[row] = changed
         chosen = [bool(choice) for choice in choices]
-        self.counts.put(step, [RowCounts(count.computed + new, 0 if new else count.reused + 1)
-                               for count, new in zip(counts, chosen)])
+        self.counts.put(step, [count.after(step.index, new) for count, new in zip(counts, chosen)])
         new_rows = [row for row, new in enumerate(chosen) if new]
         if new_rows:
             whole = len(new_rows) == len(chosen)
@@ -100,6 +107,8 @@ class FirstBlock(ReuseMiddle):
         limits = self.limits
         if count.computed == 0 or not limits.allows(step.index):
             return True
+        if count.step == step.index:
+            return count.chosen
         if limits.passes is not None and (said := limits.paced(step.index, step.total, count.computed)) is not None:
             return said
         if limits.in_a_row is not None and count.reused >= limits.in_a_row:

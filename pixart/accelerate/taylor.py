@@ -33,15 +33,17 @@ class Taylor:
             self._keep(step.part(rows), value if len(rows) == len(value) else value[rows], note)
 
     def _keep(self, step: Step, value: Tensor, note: tuple[int, int] | None) -> None:
-        values = [value]
-        if note is not None and note[0] != step.index:
+        values, known = [value], 0
+        if note is not None and note[0] == step.index:      # evaluated again: its changes are known
+            known = note[1]
+        elif note is not None:
             for order in range(min(self.order, note[1] + 1)):
                 before = self.memory.get(step, (self.key, order))
                 assert before is not None
                 values.append((values[-1] - before) / (step.index - note[0]))
         for order, difference in enumerate(values):
             self.memory.put(step, (self.key, order), difference)
-        self.notes.put(step, [(step.index, len(values) - 1)] * len(value))
+        self.notes.put(step, [(step.index, max(known, len(values) - 1))] * len(value))
 
     def guess(self, step: Step) -> Tensor:
         """(B, N, D); all rows must be known."""

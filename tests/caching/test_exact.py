@@ -96,6 +96,20 @@ def test_a_second_sampling_is_like_the_first_and_keeps_no_more(model, name):
 
 
 @pytest.mark.parametrize("name", REUSING)
+def test_a_step_that_a_solver_evaluates_twice_counts_once(model, name):
+    """The same input in both halves: both get the answer of a sampling that asks once, of the same work a half."""
+    policy, tally, run, halves = REUSING[name](), Tally(), object(), []
+    for index in range(STEPS):
+        halves.append([model(**tiny.rows(index, 0.3), policies=[policy, tally], step=tiny.step(index, run=run))
+                       for _ in range(2)])
+    once = Tally()
+    want = sampled(model, [REUSING[name](), once], drift=0.3)
+    first, second = (torch.stack([half[i] for half in halves]) for i in range(2))
+    assert off(first, want) < 1e-6 and off(second, want) < 1e-6
+    assert tally.blocks == {block: 2 * rows for block, rows in once.blocks.items()}
+
+
+@pytest.mark.parametrize("name", REUSING)
 def test_under_blocks_compiled_one_by_one_as_much_is_left_out(name):
     torch._dynamo.reset()
     plain, model, counts = tiny.transformer(), tiny.transformer(), []
