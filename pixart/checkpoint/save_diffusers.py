@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
+from ..model.density import FlexDiTConfig
 from .folder import TRANSFORMER_CLASSES, WEIGHTS_NAME
 from .header import to_header
 from .layouts import to_diffusers
@@ -22,15 +23,14 @@ def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, 
     """For `PixArtTransformer2DModel.from_pretrained(folder)`, and for `load`; returns the folder.
 
     config: that of the model by default. dtype: convert the tensors. metadata: further header entries. Each file is
-    replaced in one step. Raises ValueError for what diffusers' class cannot hold: key/value compression and qk norm.
+    replaced in one step. Raises ValueError for what diffusers' class cannot hold: key/value compression, qk norm and
+    FlexDiT.
     """
     folder = Path(folder)
     config = config or getattr(weights, "config", None)
     if config is None:
         raise ValueError("a state dict does not say its configuration; pass config")
-    if config.kv_compression or config.qk_norm:
-        raise ValueError(f"{folder}: diffusers has no place for key/value compression or qk norm; give a name that "
-                         "ends in .safetensors to write the reference layout")
+    refuse_for_diffusers(config, folder)
     state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {name: plain_tensor(name, tensor, dtype) for name, tensor in to_diffusers(state_dict).items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +39,14 @@ def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, 
     with replacing(folder / "config.json") as beside:
         beside.write_text(json.dumps(settings(config), indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def refuse_for_diffusers(config: PixArtConfig, folder: Path) -> None:
+    """ValueError for a model that diffusers' class cannot hold."""
+    if config.kv_compression or config.qk_norm or isinstance(config, FlexDiTConfig):
+        what = "FlexDiT" if isinstance(config, FlexDiTConfig) else "key/value compression or qk norm"
+        raise ValueError(f"diffusers has no place for {what}; give a name that ends in .safetensors to write the "
+                         f"reference layout: {folder}")
 
 
 def settings(config: PixArtConfig) -> dict[str, object]:

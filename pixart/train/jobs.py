@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..checkpoint import save_checkpoint
 from ..checkpoint.control import save_control
 from ..checkpoint.merged import owned
-from ..checkpoint.save_diffusers import save_diffusers
+from ..checkpoint.save_diffusers import refuse_for_diffusers, save_diffusers
 from ..config import PixArtConfig
 from ..dtypes import dtype_named
 from ..model.controlnet import Controlled, PixArtControlNet
@@ -174,6 +174,8 @@ def full(model: PixArtTransformer, objective: Any, data: PreparedFolder, setting
     base_width, flexdit = settings.train.mup_base_width, isinstance(model, FlexDiT)
     if flexdit and settings.output.file.suffix != ".safetensors":
         raise ValueError(f"output.file is {settings.output.file}; the name of a FlexDiT must end in .safetensors")
+    if settings.output.file.suffix != ".safetensors":
+        refuse_for_diffusers(model.config, settings.output.file)        # now, not when the training is over
     if flexdit and base_width:
         raise ValueError("train.mup_base_width has no effect with a FlexDiT, which starts from trained weights")
 

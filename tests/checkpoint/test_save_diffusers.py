@@ -8,6 +8,7 @@ import torch
 
 from pixart.checkpoint import load
 from pixart.checkpoint.save_diffusers import save_diffusers
+from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.config import KVCompression, PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 
@@ -61,4 +62,10 @@ def test_a_folder_that_is_there_is_replaced_file_by_file(tmp_path: Path):
 def test_what_diffusers_cannot_hold_is_refused(change, tmp_path):
     with pytest.raises(ValueError, match="diffusers has no place.*reference layout"):
         save_diffusers(tmp_path / "out", random_model(replace(ALPHA, **change)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flexdit_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="diffusers has no place for FlexDiT.*reference layout"):
+        save_diffusers(tmp_path / "out", to_flexdit(random_model(replace(ALPHA, depth=8))))
     assert not (tmp_path / "out").exists()

@@ -78,6 +78,12 @@ def test_a_name_without_ending_makes_a_folder_for_diffusers(file):
         run("controlnet", "--config", file, "--output.file", file.parent / "control")
 
 
+def test_a_model_that_diffusers_cannot_hold_is_refused_before_it_is_trained(file):
+    save_checkpoint(file.parent / "base.safetensors", PixArtTransformer(replace(TINY, qk_norm=True)))
+    with pytest.raises(ValueError, match="diffusers has no place for.*qk norm"):
+        run("diffusion", "--config", file, "--output.file", file.parent / "student", "--dry-run")
+
+
 def test_controlnet_writes_a_control_file_from_a_half_precision_base(file):
     run("controlnet", "--config", file, "--set", "method.blocks=1", "--model.dtype", "bf16",
         "--train.precision", "bf16")
