@@ -95,8 +95,7 @@ def load_control(path: str | os.PathLike, dtype: torch.dtype | None = None, devi
     """
     from ..model.attention import sdpa
     from ..model.controlnet import PixArtControlNet
-    checkpoint = _read(path, lambda weights, plan: dtype or computing_dtype(weights, plan) or common_dtype(weights, plan),
-                       device)
+    checkpoint = _read(path, lambda *found: dtype or computing_dtype(*found) or common_dtype(*found), device)
     control = PixArtControlNet(checkpoint.config, checkpoint.blocks, ops=ops or nn, attend=attend or sdpa,
                                dtype=checkpoint.dtype, device="meta")
     control.load_state_dict(checkpoint.state_dict, strict=True, assign=True)

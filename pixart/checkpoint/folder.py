@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from ..weights.errors import PIXART_FILE, CheckpointError
-from ..weights.locate import INDEX, Kind
+from ..weights.locate import Kind
 from ..weights.settings import Check, checked_entries, number, optional, read_json, text, whole
 
 TRANSFORMER_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")
@@ -27,13 +27,14 @@ def folder_settings(path: Path, classes: tuple[str, ...], expected: str) -> dict
     return network_settings(folder, classes)
 
 
-def settings_beside(path: Path, files: tuple[Path, ...], classes: tuple[str, ...]) -> dict[str, Any]:
-    """What lies beside weights that were named as a file, an index or a shard.
+def settings_beside(path: Path, files: tuple[Path, ...], classes: tuple[str, ...], expected: str) -> dict[str, Any]:
+    """What lies beside weights that were named as a file, an index, a shard or by a folder's config.json.
 
-    Beside a name that diffusers does not give, config.json need not speak of this file.
+    Beside a weight file of a name that diffusers does not give, config.json need not speak of this file.
     """
-    belongs = INDEX.fullmatch(path.name) or files[0].name.startswith(STEM)
-    return network_settings(path.parent, classes) if belongs else {}
+    if path.suffix.lower() == ".json":
+        return folder_settings(path.parent, classes, expected)
+    return network_settings(path.parent, classes) if files[0].name.startswith(STEM) else {}
 
 
 def network_settings(folder: Path, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -22,4 +22,4 @@ def open_network(path: str | os.PathLike, ema: bool = False, classes: tuple[str,
         settings = folder_settings(path, classes, expected)
         return replace(open_weights(path, kind, ema), settings=settings)
     files = find_files(path, kind)
-    return replace(open_files(files, path, expected, ema), settings=settings_beside(path, files, classes))
+    return replace(open_files(files, path, expected, ema), settings=settings_beside(path, files, classes, expected))

@@ -93,19 +93,27 @@ def with_unpacked(weights: Weights, expected: str = PIXART_FILE) -> Weights:
 
 
 def marks(weights: Weights, expected: str) -> dict[str, dict[str, Any]]:
-    """What the file says of its packed layers, by their names."""
-    if QUANTIZATION_HEADER in weights.metadata:
-        written = parse_json(weights.metadata[QUANTIZATION_HEADER], weights.path,
-                             f"{QUANTIZATION_HEADER} of its header").get("layers")
-        if not isinstance(written, dict) or not all(isinstance(each, dict) for each in written.values()):
-            raise CheckpointError(weights.path, f"{QUANTIZATION_HEADER} of its header names no layers", expected)
-        return written
-    old = next((name for name in weights.tensors if is_old_mark(name)), None)
-    if old is not None:
-        return old_marks(old, weights.tensors)
-    return {name.removesuffix(f".{QUANTIZATION_MARK}"): read_mark(name, tensor, weights) for name,
-            tensor in weights.tensors.items()
-            if name.endswith(f".{QUANTIZATION_MARK}")}
+    """What the file says of its packed layers, by their names.
+
+    One file may hold several models, each with marks of its own kind, such as a T5 encoder beside the transformer.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for old in sorted((name for name in weights.tensors if is_old_mark(name)), key=len):    # the closest one last
+        found |= old_marks(old, weights.tensors)
+    found |= {name.removesuffix(f".{QUANTIZATION_MARK}"): read_mark(name, tensor, weights)
+              for name, tensor in weights.tensors.items() if name.endswith(f".{QUANTIZATION_MARK}")}
+    return found | header_marks(weights, expected)
+
+
+def header_marks(weights: Weights, expected: str) -> dict[str, dict[str, Any]]:
+    """Those in the safetensors header."""
+    if QUANTIZATION_HEADER not in weights.metadata:
+        return {}
+    written = parse_json(weights.metadata[QUANTIZATION_HEADER], weights.path,
+                         f"{QUANTIZATION_HEADER} of its header").get("layers")
+    if not isinstance(written, dict) or not all(isinstance(each, dict) for each in written.values()):
+        raise CheckpointError(weights.path, f"{QUANTIZATION_HEADER} of its header names no layers", expected)
+    return written
 
 
 def read_mark(name: str, tensor: Tensor, weights: Weights) -> dict[str, Any]:

@@ -140,6 +140,18 @@ def test_diffusers_folder(diffusers_model, arguments, tmp_path):
         assert not checkpoint.guessed
 
 
+def test_a_description_names_its_folder(diffusers_model, tmp_path):
+    """Also where the weights have a name of their own, of which config.json beside them need not speak."""
+    folder = tmp_path / "pipeline" / "transformer"
+    diffusers_model.save_pretrained(folder)
+    (folder.parent / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "mine.safetensors")
+    for path in (folder, folder / "config.json", folder.parent / "model_index.json"):
+        found = read_checkpoint(path)
+        assert found.config == replace(SIGMA, hidden=48, heads=3, base_size=32, position_scale=1.0), path
+        assert not found.guessed
+
+
 def test_index_of_shards_is_a_path_too(diffusers_model, tmp_path):
     diffusers_model.save_pretrained(tmp_path, max_shard_size="100KB")
     index = next(tmp_path.glob("*.index.json"))

@@ -235,6 +235,23 @@ def test_scaled_fp8_files_of_the_time_before_are_read(kind, packed):
     assert torch.equal(computed(changed(path, rename)), computed(path))
 
 
+@pytest.mark.parametrize("beside", ["text_encoders.t5xxl", "zz"])
+def test_a_scaled_text_encoder_in_the_same_file_changes_nothing(packed, beside):
+    """Each model has its own mark, of another type here, and whichever is first in the file."""
+    def join(tensors: dict, metadata: dict) -> None:
+        for name in list(tensors):
+            tensor = tensors.pop(name)
+            if not name.endswith(".comfy_quant"):
+                tensors["model.diffusion_model." + name.replace("weight_scale", "scale_weight")] = tensor
+        tensors["model.diffusion_model.scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+        tensors[f"{beside}.scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e5m2)
+        tensors[f"{beside}.q.weight"] = torch.zeros(4, 4, dtype=torch.float8_e5m2)
+        tensors[f"{beside}.q.scale_weight"] = torch.ones(())
+
+    path = packed("float8_e4m3fn")
+    assert torch.equal(computed(changed(path, join)), computed(path))
+
+
 def test_a_prefix_changes_nothing(packed):
     def prefix(tensors: dict, metadata: dict) -> None:
         for name in list(tensors):
