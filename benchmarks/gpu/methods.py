@@ -157,7 +157,8 @@ def rewarded(config: PixArtConfig, data: PreparedFolder) -> Trained:
 
     from .models import drawn_ups
     captions = data.folder / "captions.txt"
-    captions.write_text("a large red circle in the centre on a white background\na small blue star on the left on black\n")
+    sentences = "a large red circle in the centre on white", "a small blue star on the left on black"
+    captions.write_text("\n".join(sentences))
     model = add_lora(load(SHIPPED.student, dtype=torch.float32), 4, 4.0)
     drawn_ups(model)
     objective = ascent_of(RewardLoraMethod(steps=2, gradient_steps=1), captions, model.config)

@@ -21,7 +21,7 @@ from .errors import CheckpointError
 from .families import is_lora, recognise
 from .header import config_from_header, to_header
 from .layouts import diffusers_names, file_name, file_shapes, reference_name
-from .load import common_dtype, computing_dtype, dtype_name, gather_tensors, read_config, refuse_differences
+from .load import common_dtype, dtype_name, gather_tensors, read_config, refuse_differences, widened_dtype
 from .read import open_network
 from .save import plain_tensor
 
@@ -95,7 +95,7 @@ def load_control(path: str | os.PathLike, dtype: torch.dtype | None = None, devi
     """
     from ..model.attention import sdpa
     from ..model.controlnet import PixArtControlNet
-    checkpoint = _read(path, lambda *found: dtype or computing_dtype(*found) or common_dtype(*found), device)
+    checkpoint = _read(path, lambda *found: dtype or widened_dtype(*found) or common_dtype(*found), device)
     control = PixArtControlNet(checkpoint.config, checkpoint.blocks, ops=ops or nn, attend=attend or sdpa,
                                dtype=checkpoint.dtype, device="meta")
     control.load_state_dict(checkpoint.state_dict, strict=True, assign=True)

@@ -14,7 +14,7 @@ from ..weights.settings import Check, checked_entries, parse_json, whole
 from .errors import CheckpointError
 from .header import config_from_header, to_header
 from .layouts import file_name
-from .load import computing_dtype, gather_tensors, refuse_differences
+from .load import gather_tensors, refuse_differences, widened_dtype
 from .save import plain_tensor
 
 FEEDBACK_KEY = "pixart_feedback"
@@ -54,7 +54,7 @@ def load_feedback(path: str | os.PathLike, dtype: torch.dtype | None = None,
     refuse_differences({name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}, expected,
                        f"feedback for {config.depth} blocks of width {config.hidden}", weights.path)
     plan = {name: (name,) for name in names}
-    tensors = gather_tensors(weights, plan, dtype or computing_dtype(weights, plan), torch.device(device),
+    tensors = gather_tensors(weights, plan, dtype or widened_dtype(weights, plan), torch.device(device),
                              FEEDBACK_FILE.expected)
     feedback.load_state_dict(tensors, strict=True, assign=True)
     return feedback.eval().requires_grad_(False)

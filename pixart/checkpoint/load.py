@@ -138,7 +138,7 @@ class OpenCheckpoint:
         """The weights as a model; arguments and promises of the function `load`."""
         from ..model.attention import sdpa
         from ..model.flexdit import transformer_class
-        checkpoint = self.read(dtype or computing_dtype(self.weights, self.layout.plan), device, leave_packed=packed)
+        checkpoint = self.read(dtype or widened_dtype(self.weights, self.layout.plan), device, leave_packed=packed)
         model = transformer_class(checkpoint.config)(checkpoint.config, ops=ops or nn, attend=attend or sdpa,
                                             dtype=checkpoint.dtype, device="meta")
         if packed:
@@ -269,7 +269,7 @@ def sound(weights: Weights, source: ShortLived, name: str, expected: str, dtype:
     return tensor
 
 
-def computing_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch.dtype | None:
+def widened_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch.dtype | None:
     """bfloat16 where a tensor lies in 8 bits, which no layer computes with; None where all can stay as they are.
 
     Files often keep some blocks in 8 bits and others in 16, so all tensors are looked at.

@@ -17,7 +17,7 @@ from ..checkpoint.configure import heads_of
 from ..checkpoint.detect import Shapes
 from ..checkpoint.header import CONFIG_FIELDS, LONGEST_CONFIG
 from ..checkpoint.layouts import file_name
-from ..checkpoint.load import common_dtype, computing_dtype, dtype_name, gather_tensors, refuse_differences
+from ..checkpoint.load import common_dtype, dtype_name, gather_tensors, refuse_differences, widened_dtype
 from ..checkpoint.save import plain_tensor
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
@@ -78,7 +78,7 @@ class OpenPTDiT:
         """The weights as a model in evaluation mode; what lies in 8 bits becomes bfloat16 unless dtype says else."""
         from ..model.attention import sdpa
         from .transformer import PTDiT
-        state = self.read(dtype or computing_dtype(self.weights, self.plan), device)
+        state = self.read(dtype or widened_dtype(self.weights, self.plan), device)
         kept = state["blocks.0.attn.proj.weight"].dtype
         model = PTDiT(self.config, ops or nn, attend or sdpa, dtype=kept, device="meta")
         model.load_state_dict(by_parameter(model, state), strict=True, assign=True)
