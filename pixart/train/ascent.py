@@ -52,9 +52,10 @@ class RewardAscent:
 
 
 def taught_passes(steps: int, count: int, generator: torch.Generator) -> set[int]:
-    """`count` of the passes 0 .. steps - 1, evenly spaced from a random first one."""
+    """`count` of the passes 0 .. steps - 1, evenly spaced from a random first one, so that each comes up."""
     stride = steps // count
-    first = int(draw_rows(partial(torch.randint, stride), (1,), plain_generator(generator))) if stride > 1 else 0
+    firsts = steps - stride * (count - 1)
+    first = int(draw_rows(partial(torch.randint, firsts), (1,), plain_generator(generator))) if firsts > 1 else 0
     return set(range(first, first + stride * count, stride))
 
 
@@ -70,7 +71,10 @@ def some_passes(model: nn.Module, conditions: dict[str, Tensor], taught: set[int
     numbers = iter(range(1000))
 
     def call(x: Tensor, t: Tensor) -> Tensor:
-        with torch.set_grad_enabled(next(numbers) in taught and torch.is_grad_enabled()):
+        learns = next(numbers) in taught and torch.is_grad_enabled()
+        if learns:      # else autocast of older torch uses 16-bit copies made in a pass without a gradient, which
+            torch.clear_autocast_cache()        # have none either (pytorch issue 65766)
+        with torch.set_grad_enabled(learns):
             found: Any = model(x.detach(), t, **conditions)
             return found.float()
     return call
