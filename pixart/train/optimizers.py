@@ -8,6 +8,7 @@ from .loop_config import LoopConfig
 from .mup import mup_parameter_groups
 
 CAME_CONFIDENCE = 0.9999         # decay of the instability that CAME keeps beside the two moments
+BLOCK_NAMES = {"blocks", "copied_block", "block"}       # of a transformer, in a ControlNet and in feedback
 
 
 def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
@@ -19,8 +20,7 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("no parameter is trainable: every requires_grad is False")
-    matrices = [p for name, p in named if config.optimizer == "muon" and p.ndim == 2
-                and name.removeprefix("network.").startswith("blocks.") and "table" not in name]
+    matrices = [p for name, p in named if config.optimizer == "muon" and is_block_matrix(name, p)]
     chosen = {id(p) for p in matrices}
     others = [{"params": [p for _, p in named if id(p) not in chosen]}]
     if config.mup_base_width:
@@ -36,6 +36,11 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
         result.append(torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay,
                                        adjust_lr_fn="match_rms_adamw"))
     return result
+
+
+def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix inside a block, of whatever network."""
+    return parameter.ndim == 2 and "table" not in name and not BLOCK_NAMES.isdisjoint(name.split("."))
 
 
 def adamw(config: LoopConfig) -> Callable[..., torch.optim.Optimizer]:
