@@ -12,7 +12,7 @@ from torch import nn
 
 from ..atomic import replacing
 from ..train.average import copy_sharing_frozen
-from ..train.loop import Training
+from ..train.loop import Training, cpu_threads
 from ..train.loop_config import LoopConfig
 
 logger = logging.getLogger(__name__)
@@ -63,15 +63,16 @@ def seconds_a_step(model: nn.Module, objective: Any, data: Any, config: LoopConf
     rival = getattr(make, "keywords", {}).get("rival")
     more = {} if rival is None else {"rival": replace(rival, model=copy_sharing_frozen(rival.model))}
     trial = make(copy_sharing_frozen(model), objective, data, config, cpu=cpu, **more)
-    for step in range(warming):
-        trial.step(step)
-    synchronize(trial.device)
-    started = time.monotonic()
-    for step in range(warming, warming + timed):
-        trial.step(step)
-    synchronize(trial.device)
+    with cpu_threads(config.threads):
+        for step in range(warming):
+            trial.step(step)
+        synchronize(trial.device)
+        started = time.monotonic()
+        for step in range(warming, warming + timed):
+            trial.step(step)
+        synchronize(trial.device)
+        seconds = (time.monotonic() - started) / timed
     trial.finish()
-    seconds = (time.monotonic() - started) / timed
     logger.info("%.4f s a step", seconds)
     return seconds
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..device import memory_text
 from .jobs import TrainingJob
-from .loop import STATE, Training
+from .loop import STATE, Training, cpu_threads
 from .report import duration
 from .settings import Settings
 
@@ -54,7 +54,8 @@ class TrainingPlan:
 def make_plan(job: TrainingJob, settings: Settings) -> TrainingPlan:
     """Takes PROBE real steps in memory; writes nothing. The job's model is changed by them."""
     training = job.kind(job.model, job.objective, job.data, settings.train, job.facts)
-    seconds = probe_seconds(training)
+    with cpu_threads(settings.train.threads):
+        seconds = probe_seconds(training)
     averaged = [p for p in job.model.parameters() if p.requires_grad]
     second = [] if job.rival is None else [job.rival.model]
     trained = averaged + [p for network in second for p in network.parameters() if p.requires_grad]
@@ -62,8 +63,8 @@ def make_plan(job: TrainingJob, settings: Settings) -> TrainingPlan:
     everything = {id(p): p for network in networks for p in network.parameters()}
     frozen = [p for p in everything.values() if not p.requires_grad]
     fixed = {"trained weights": tensor_bytes(trained), "their gradients": tensor_bytes(trained),
-             "their average": tensor_bytes(averaged), "optimizer": tensor_bytes(moments(training)),
-             "frozen weights": tensor_bytes(frozen)}
+             "their average": len(settings.train.decays) * tensor_bytes(averaged),
+             "optimizer": tensor_bytes(moments(training)), "frozen weights": tensor_bytes(frozen)}
     device = training.accelerator.device
     return TrainingPlan(sum(p.numel() for p in trained), sum(p.numel() for p in everything.values()),
                         training.accelerator.num_processes, training.total, len(job.data), fixed, peak_memory(device),

@@ -14,8 +14,10 @@ from pixart.checkpoint import load, read_control
 from pixart.checkpoint.lora.read import read_lora
 from pixart.mini import SHIPPED, Files
 from pixart.mini.autoencoder import AutoencoderConfig
+from pixart.mini.clock import seconds_a_step
 from pixart.mini.recipe import MINI_CONFIG, STAGES, Builder, Clock, MiniRecipe, Small, build_mini, for_gpu, planned
 from pixart.sampling.preset import preset_from_header
+from pixart.train.data import Batch
 from pixart.train.loop_config import LoopConfig
 
 SHORT = LoopConfig(steps=2, batch=4, learning_rate=1e-4, warmup=1, save_every=1, log_every=1, threads=1)
@@ -115,6 +117,20 @@ def test_a_plan_once_made_is_kept(tmp_path: Path) -> None:
     (tmp_path / "length.json").write_text(json.dumps({"steps": 50}))
     found = planned(tmp_path / "length.json", config, 1e9, torch.nn.Linear(1, 1), lambda *_: torch.zeros(()), None)
     assert (found.steps, found.cooldown) == (50, 20) and found.ema == pytest.approx(1 - 12 / 50)
+
+
+def test_the_speed_is_that_of_the_threads_it_will_train_with() -> None:
+    seen = []
+
+    def objective(model: torch.nn.Linear, *_: object) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return model(torch.ones(1, 1)).square().sum()
+
+    class NoData:
+        def batch(self, generator: torch.Generator, size: int) -> Batch:
+            return Batch(*(torch.zeros(size, 1) for _ in range(5)))
+    assert seconds_a_step(torch.nn.Linear(1, 1), objective, NoData(), replace(SHORT, threads=3)) > 0
+    assert set(seen) == {3} and torch.get_num_threads() != 3
 
 
 def test_the_recipe_for_a_gpu_differs_in_size_alone() -> None:

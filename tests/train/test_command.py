@@ -20,8 +20,9 @@ from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer
 from pixart.pictures import read_picture
 from pixart.sampling.preset import preset_from_header
-from pixart.train import command, settings
+from pixart.train import command, plan, settings
 from pixart.train.base_shapes import read_base_width
+from pixart.train.jobs import assemble
 from pixart.train.mup import at_width, initialize_mup
 from pixart.train.preview import Preview, subject_from_files
 from pixart.train.report import Record, duration
@@ -185,13 +186,22 @@ def test_it_goes_on_where_it_was_and_refuses_another_method(file, caplog):
 def test_dry_run_says_the_plan_and_writes_nothing(file, capsys):
     before = sorted(file.parent.rglob("*"))
     run("lcm", "--config", file, "--dry-run", "--train.accumulation", "2", "--train.steps", "8")
-    plan = capsys.readouterr().out
+    told = capsys.readouterr().out
     count = sum(p.numel() for p in fresh().parameters())
-    assert f"{count:,} of {2 * count:,} parameters with adamw" in plan
-    assert "2 x 1 processes x 2 accumulated = 4 pictures a step" in plan
-    assert "8 = 32 pictures, 1.0 times the 32 prepared" in plan
-    assert "a step, measured; about" in plan and "GiB a process, measured on the CPU" in plan
+    assert f"{count:,} of {2 * count:,} parameters with adamw" in told
+    assert "2 x 1 processes x 2 accumulated = 4 pictures a step" in told
+    assert "8 = 32 pictures, 1.0 times the 32 prepared" in told
+    assert "a step, measured; about" in told and "GiB a process, measured on the CPU" in told
     assert sorted(file.parent.rglob("*")) == before
+
+
+def test_the_plan_is_measured_as_it_will_be_trained(file, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plan, "probe_seconds", lambda training: seen.append(torch.get_num_threads()) or 1.0)
+    chosen = settings.read_settings("diffusion", file, {"train.threads": "3", "train.ema_decays": "[0.5, 0.9]"})
+    made = plan.make_plan(assemble(chosen), chosen)
+    assert seen == [3] and torch.get_num_threads() != 3
+    assert made.fixed["their average"] == 3 * made.fixed["trained weights"]
 
 
 @pytest.mark.parametrize(("option", "message"), [
