@@ -26,7 +26,8 @@ class EndlessData:
         self.scenery, self.vae, self.encoder = scenery, vae.eval(), encoder.eval()
         self.hints, self.autocast, self.caption_tokens, self.reuse = hints, autocast, caption_tokens, reuse
         self.pictures = pictures
-        self._last: tuple[tuple[int, int], Batch] | None = None
+        self._seed = -1                                  # of the pictures that are kept
+        self._kept: dict[tuple[int, int | None], Batch] = {}     # by their number and where in the step they begin
         self.device = scenery.ordinary.codes.device
         self.remembered: dict[int, Tensor] = {}          # features of all captions, by catalogue
         with torch.no_grad():
@@ -62,10 +63,13 @@ class EndlessData:
             return self._worded(generator, size)
         if self.reuse == 1:
             return self._made(generator, size)
-        key = generator.initial_seed() // self.reuse, size
-        if self._last is None or self._last[0] != key:
-            self._last = key, self._made(reseeded(generator, key[0]), size)
-        return self._last[1]
+        seed = generator.initial_seed() // self.reuse
+        if seed != self._seed:
+            self._seed, self._kept = seed, {}
+        part = size, getattr(generator, "rows", slice(None)).start
+        if part not in self._kept:
+            self._kept[part] = self._made(reseeded(generator, seed), size)
+        return self._kept[part]
 
     def _made(self, generator: torch.Generator, size: int) -> Batch:
         drawn = self.scenery.draw(generator, size)

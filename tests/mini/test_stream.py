@@ -51,6 +51,14 @@ def test_reused_pictures_are_the_same_for_some_steps_and_then_others(data: Endle
     assert changes in (1, 2) and torch.equal(again.latents, found[1].latents)
 
 
+def test_parts_of_a_step_hold_other_pictures_also_where_these_are_used_again(data: EndlessData) -> None:
+    whole = data.batch(generator_for(0, 1), 4)
+    data.reuse = 4
+    first, second = (data.batch(generator_for(0, 5 + step, slice(at, at + 2), 4), 2) for step, at in ((0, 0), (1, 2)))
+    data.reuse = 1
+    torch.testing.assert_close(torch.cat([first.latents, second.latents]), whole.latents)
+
+
 def test_every_size_and_both_kinds_come_up(data: EndlessData) -> None:
     drawn = [data.scenery.draw(generator_for(1, step), 1) for step in range(60)]
     assert {tuple(given.pictures.shape[-2:]) for given in drawn} == set(BUCKETS)
