@@ -18,8 +18,9 @@ The prepared folder, format "pixart-prepared-1"
 
 An example is drawn as latents + spread * noise. L is that of the longest caption of a file, and batches are as wide as
 their own longest one. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, where captions were cut, `edges`
-(none, canny, soft, hed) and `keys`, a JSON list that names the source of every example. All files of a folder agree in
-these but `caption_tokens` and `keys`.
+(none, canny, soft, hed), `keys`, a JSON list that names the source of every example, and `marks`, one of digests of
+what each was made of, by which a change is noticed. All files of a folder agree in these but `caption_tokens`,
+`keys` and `marks`.
 `null.safetensors`: `features` (l, width) and `mask` (l,) that stand for "no caption".
 
 Captions without pictures (`prompts`) are kept alike, with latents of no channels.

@@ -29,6 +29,7 @@ class Example:
     key: str
     slot: Slot
     features: Tensor                    # (l, width) fp16 of the real tokens
+    mark: str = ""                      # of the item
     picture: Tensor | None = None
     latents: Posterior | None = None
     hint: Posterior | None = None
@@ -69,7 +70,7 @@ class ExampleReader:
         """Everything about an entry that is read from files."""
         item, slot = entry.item, entry.slot
         try:
-            example = Example(item.key, slot, self._features(entry))
+            example = Example(item.key, slot, self._features(entry), item.mark())
             if item.moments is not None:
                 example.latents = self._moments(item.moments, slot)
             if item.hint is not None and uses_hint(item, self.edges):

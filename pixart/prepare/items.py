@@ -1,4 +1,5 @@
 """One picture of a source with what belongs to it, before anything is opened."""
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,3 +82,16 @@ class Item:
         if self.picture is None:
             raise ValueError(f"{self.key} has no picture")
         return self.picture
+
+    def mark(self) -> str:
+        """Changes with the caption and with the size of the picture's file; empty where that is not there."""
+        try:
+            size = 0 if self.picture is None else self.picture.length or self.picture.stamp()[0]
+        except OSError:
+            return ""
+        return digest_of(f"{size} {self.caption}")
+
+
+def digest_of(words: str) -> str:
+    """A short one, of a text that may hold halves of characters."""
+    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]

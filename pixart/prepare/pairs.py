@@ -47,14 +47,23 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
         write_tensors(out / "null.safetensors", {"features": null.half(), "mask": mask.byte()})
         for number, path in enumerate(paths):
             shard = Shard(path)
-            if not (out / path.name).exists():
+            if (out / path.name).exists():
+                check_captions_of(Shard(out / path.name), shard)
+            else:
                 write_shard(out / path.name, _drawn(shard, teacher, (null, mask), steps, guidance,
                                                     seed + number * _SHARD, batch),
                             {**{key: value for key, value in shard.metadata.items() if key not in ("keys", "format")},
-                             "edges": "none", "latent_space": teacher.config.latent_space}, shard.keys)
+                             "edges": "none", "latent_space": teacher.config.latent_space}, shard.keys, shard.marks)
                 drawn += len(shard)
             progress(min(total, sum(len(Shard(one)) for one in paths[:number + 1])), total)
     return drawn
+
+
+def check_captions_of(pairs: Shard, captions: Shard) -> None:
+    """Refuse to keep pairs of other captions than those of the shard of the same name."""
+    if pairs.keys != captions.keys or (pairs.marks and pairs.marks != captions.marks):
+        raise ValueError("these pairs were drawn for other captions than those in the folder now; draw into a new "
+                         f"folder: {pairs.path}")
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 Its shards are those of `pixart.prepare` with latents of no channels, (n, 0, h, w): they say the picture size alone.
 """
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from ..text.cleaning import clean_caption
 from .captions import Captions
 from .families import Family
+from .items import digest_of
 from .shards import Shard, next_shard, shard_paths, write_shard
 
 if TYPE_CHECKING:
@@ -44,12 +46,24 @@ def prompts_of_sources(sources: Sequence[Path], family: Family) -> Iterator[Prom
 
 
 def waiting(job: "PreparationJob") -> list[Prompt]:
-    """Those that are not in the folder yet. ValueError where the sources hold none at all."""
-    done = {key for path in shard_paths(job.out) for key in Shard(path).keys}
+    """Those that are not in the folder yet: known by their words, as often as these were prepared, wherever they stand.
+
+    Older files name the lines alone. ValueError where the sources hold no caption at all.
+    """
+    shards = [Shard(path) for path in shard_paths(job.out)]
+    lines = {key for shard in shards if not shard.marks for key in shard.keys}
+    left = Counter(mark for shard in shards for mark in shard.marks)
     prompts = list(prompts_of_sources(job.sources, job.family))
     if not prompts:
         raise ValueError("the sources hold no caption; write one a line")
-    return [prompt for prompt in prompts if prompt[0] not in done]
+    new = []
+    for key, words in prompts:
+        mark = digest_of(words)
+        if left[mark] > 0:
+            left[mark] -= 1
+        elif key not in lines:
+            new.append((key, words))
+    return new
 
 
 def write_prompts(job: "PreparationJob", prompts: Sequence[Prompt], captions: Captions, metadata: dict[str, str],
@@ -59,7 +73,8 @@ def write_prompts(job: "PreparationJob", prompts: Sequence[Prompt], captions: Ca
     for at in range(0, len(prompts), job.shard):
         part = prompts[at:at + job.shard]
         tensors = told(job.resolution, [captions.features(text) for _, text in part])
-        write_shard(next_shard(job.out, (side, side)), tensors, metadata, [key for key, _ in part])
+        write_shard(next_shard(job.out, (side, side)), tensors, metadata, [key for key, _ in part],
+                    [digest_of(text) for _, text in part])
         progress(at + len(part), len(prompts))
     return len(prompts)
 

@@ -84,7 +84,7 @@ def prepare(job: PreparationJob, progress: Progress = lambda stage, done, total:
         _settle(job, networks)
         if are_prompts(job.sources):
             return _prompts(job, networks, progress)
-        done = _keys_of(job.out)
+        done = _done_in(job.out)
         found = survey(items_of(job.sources, job.family.name, job.resolution), done, read_skipped(job.out), job.family,
                        job.resolution, lambda count, last: progress("looking at pictures", count, count if last else 0))
         if not found.entries and not done:
@@ -114,7 +114,7 @@ def _prompts(job: PreparationJob, networks: Networks, progress: Progress) -> Rep
     cut = _texts(job, [text for _, text in found], captions, networks, progress)
     added = write_prompts(job, found, captions, _metadata(job), lambda done, total: progress("writing", done, total))
     captions.clear()
-    return Report(len(_keys_of(job.out)), added, [], cut)
+    return Report(sum(len(Shard(path)) for path in shard_paths(job.out)), added, [], cut)
 
 
 def _settle(job: PreparationJob, networks: Networks) -> None:
@@ -125,10 +125,11 @@ def _settle(job: PreparationJob, networks: Networks) -> None:
                      "HED network": weights_fingerprint(job.hed), **networks.facts})
 
 
-def _keys_of(folder: Path) -> set[str]:
-    done: set[str] = set()
-    for path in shard_paths(folder):
-        done.update(Shard(path).keys)
+def _done_in(folder: Path) -> dict[str, str]:
+    """The keys of all examples in a folder with their marks, which older files do not have."""
+    done: dict[str, str] = {}
+    for shard in map(Shard, shard_paths(folder)):
+        done.update(zip(shard.keys, shard.marks or [""] * len(shard)))
     return done
 
 
@@ -193,7 +194,7 @@ def _pictures(job: PreparationJob, found: Survey, captions: Captions, networks: 
             finally:                    # stopped in between, what is ready is kept too
                 if ready:
                     write_shard(next_shard(job.out, sides), stack(ready), _metadata(job),
-                                [example.key for example in ready])
+                                [example.key for example in ready], [example.mark for example in ready])
             added += len(ready)
             seen += min(job.shard, len(entries) - at)
             if len(ready) < min(job.shard, len(entries) - at):

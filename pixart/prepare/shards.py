@@ -66,9 +66,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
-                keys: Sequence[str] = ()) -> None:
-    """Write one shard, see `pixart.prepare` for its tensors; `keys` names the source of every example."""
-    write_tensors(path, tensors, {"format": PREPARED_FORMAT, **metadata, "keys": json.dumps(list(keys))})
+                keys: Sequence[str] = (), marks: Sequence[str] = ()) -> None:
+    """Write one shard, see `pixart.prepare` for its tensors; `keys` names the source of every example, `marks` says
+    what it was made of."""
+    write_tensors(path, tensors, {"format": PREPARED_FORMAT, **metadata, "keys": json.dumps(list(keys)),
+                                  "marks": json.dumps(list(marks))})
 
 
 class Shard:
@@ -126,8 +128,17 @@ class Shard:
     @property
     def keys(self) -> list[str]:
         """The source of every example, as the preparing command names it; empty where that was not kept."""
-        keys = parse_value(self.metadata.get("keys", "[]"), self.path, "keys in its header", "a list of texts")
-        return checked_entries({"keys": keys}, {"keys": list_of(text, len(self) or 1)}, self.path, "its header")["keys"]
+        return self._texts("keys")
+
+    @property
+    def marks(self) -> list[str]:
+        """A digest of what every example was made of; empty where that was not kept."""
+        return self._texts("marks")
+
+    def _texts(self, name: str) -> list[str]:
+        """A list in the header, with a text for every example."""
+        found = parse_value(self.metadata.get(name, "[]"), self.path, f"{name} in its header", "a list of texts")
+        return checked_entries({name: found}, {name: list_of(text, len(self) or 1)}, self.path, "its header")[name]
 
     @property
     def kind(self) -> dict[str, object]:

@@ -1,5 +1,5 @@
 """Looking at every item once, before anything is encoded: which are done, which go where, which cannot be used."""
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..text.cleaning import clean_caption
@@ -33,9 +33,13 @@ class Survey:
         return [entry for entries in self.buckets.values() for entry in entries]
 
 
-def survey(items: Iterable[Item], done: set[str], previous: dict[str, Skipped], family: Family, resolution: int,
-           progress: Callable[[int, bool], None]) -> Survey:
-    """Sort items into buckets. `done`: keys that are in shards; `previous`: what an earlier run skipped.
+CHANGED = ("a picture of this name was prepared before, with another caption or file: to take this one, prepare into a "
+           "new folder, and name all sources of a folder in one command")
+
+
+def survey(items: Iterable[Item], done: Mapping[str, str], previous: dict[str, Skipped], family: Family,
+           resolution: int, progress: Callable[[int, bool], None]) -> Survey:
+    """Sort items into buckets. `done`: keys and marks that are in shards; `previous`: what an earlier run skipped.
 
     progress(items seen, whether these are all).
     What was skipped while it was decoded is not tried again as long as its files are the same.
@@ -46,6 +50,9 @@ def survey(items: Iterable[Item], done: set[str], previous: dict[str, Skipped], 
         earlier = previous.get(item.key)
         if item.key in done:
             result.before += 1
+            before, now = done[item.key], "" if item.fault else item.mark()
+            if before and now and before != now:
+                result.skipped.append(Skipped(item.key, CHANGED))
         elif earlier and earlier.stamp and earlier.stamp == stamp_of(item):
             result.skipped.append(earlier)
         else:

@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from prepare.pictures_at_hand import collection, mini_job, stored
+from safetensors.torch import save_file
 
 from pixart.mini import SHIPPED
+from pixart.prepare.items import digest_of
 from pixart.prepare.run import prepare
+from pixart.prepare.shards import Shard, shard_paths
 from pixart.text.t5 import T5Encoder
 from pixart.train.data import PreparedFolder
 from pixart.train.draws import generator_for
@@ -43,6 +46,31 @@ def test_new_lines_are_added(tmp_path):
     path.write_text(LINES + "a star\n")
     report = prepare(mini_job(path, tmp_path / "out", vae=None))
     assert (report.examples, report.added) == (4, 1)
+
+
+def test_a_caption_is_known_by_its_words_wherever_it_stands(tmp_path):
+    path, out = captions(tmp_path), tmp_path / "out"
+    prepare(mini_job(path, out, vae=None))
+    path.write_text("a star\n" + LINES.replace("two blue", "three blue") + "A red circle\n")
+    report = prepare(mini_job(path, out, vae=None))
+    assert (report.examples, report.added) == (6, 3), "new in front, changed, and one a second time"
+    shards = [Shard(file) for file in shard_paths(out)]
+    assert sorted(mark for shard in shards for mark in shard.marks) == sorted(map(digest_of, (
+        "a red circle", "two blue squares", "a red circle left of a green star", "a star", "three blue squares",
+        "a red circle")))
+    assert prepare(mini_job(path, out, vae=None)).added == 0
+
+
+def test_lines_prepared_by_an_older_version_are_not_prepared_again(tmp_path):
+    path, out = captions(tmp_path), tmp_path / "out"
+    prepare(mini_job(path, out, vae=None))
+    file, = shard_paths(out)
+    shard = Shard(file)
+    tensors = {name: value.clone() for name, value in shard.tensors.items()}
+    metadata = {key: value for key, value in shard.metadata.items() if key != "marks"}
+    save_file(tensors, file, metadata)
+    path.write_text(LINES + "a star\n")
+    assert prepare(mini_job(path, out, vae=None)).added == 1
 
 
 def test_what_needs_pictures_refuses_captions(tmp_path):

@@ -140,6 +140,20 @@ def test_new_and_mended_pictures_are_added(tmp_path):
     assert set(stored(tmp_path / "out")) == {"000.png", "001.png", "more/002.png"}
 
 
+def test_a_picture_or_caption_that_changed_is_told_and_not_lost_unsaid(tmp_path):
+    source, out = collection(tmp_path / "in", 2), tmp_path / "out"
+    prepare(mini_job(source, out))
+    (source / "000.txt").write_text("a green ring")
+    other = collection(tmp_path / "other", 3)               # other pictures under the same names
+    picture(90, 64, 9).save(other / "001.png")
+    for sources, named in (((source,), {"000.png"}), ((other,), {"001.png"}), ((source, other), {"000.png"})):
+        report = prepare(mini_job(source, out, sources=sources))
+        assert {one.key for one in report.skipped} == named
+        assert all("prepared before, with another caption or file" in one.reason for one in report.skipped)
+    assert {"001.png#2", "more/002.png"} <= set(stored(out)), "named together they stay apart"
+    assert prepare(mini_job(source, tmp_path / "new")).skipped == []
+
+
 class Stop(KeyboardInterrupt):
     pass
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from train.training_data import SHORT, TINY, fresh, write_data
 
 from pixart.prepare.pairs import make_pairs
-from pixart.prepare.shards import Shard, shard_paths
+from pixart.prepare.shards import Shard, shard_paths, write_shard
 from pixart.sampling.dmd import dmd
 from pixart.sampling.dpm_solver import dpm_solver_pp
 from pixart.sampling.guidance import guided
@@ -102,6 +102,20 @@ def test_wrong_pairs_are_refused(pairs, tmp_path):
     from pixart.model.transformer import PixArtTransformer
     with pytest.raises(ValueError, match="have width 8, this teacher reads 16"):
         make_pairs(data, tmp_path / "out", PixArtTransformer(replace(TINY, caption_width=16)))
+
+
+def test_pairs_of_other_captions_are_not_kept(pairs, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(pairs.parent / "data", data)
+    for file in shard_paths(data):
+        shard = Shard(file)
+        tensors = {name: value.clone() for name, value in shard.tensors.items()}
+        write_shard(file, tensors, shard.metadata, [str(row) for row in range(len(shard))], ["old"] * len(shard))
+    shutil.copytree(data, out)
+    assert make_pairs(data, out, fresh(), steps=3) == 0
+    write_shard(file, tensors, shard.metadata, [str(row) for row in range(len(shard))], ["new"] * len(shard))
+    with pytest.raises(ValueError, match="drawn for other captions than those in the folder now"):
+        make_pairs(data, out, fresh(), steps=3)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
