@@ -112,7 +112,7 @@ def execute(settings: "Settings", processes: "PartialState") -> Path:
     """Train and write the result; the file it went to."""
     from .jobs import assemble
     from .loop import train_averages
-    require_place(settings.output.file)
+    require_place(settings.output.file, settings.model.base)
     job = assemble(settings)
     watch = watchers(settings, job, processes.device) if processes.is_main_process else []
     averages = train_averages(job.model, job.objective, job.data, settings.train, settings.output.folder, watch=watch,
@@ -124,8 +124,12 @@ def execute(settings: "Settings", processes: "PartialState") -> Path:
     return job.save(averages[settings.train.ema])
 
 
-def require_place(file: Path) -> None:
-    """Refuse a result file that cannot be written before hours of work are done for it."""
+def require_place(file: Path, base: Path | None = None) -> None:
+    """Refuse a result that cannot be written, or would replace what it is made from, before hours of work for it."""
+    if base is not None and file.resolve() == base.resolve():
+        raise ValueError(f"output.file is model.base itself, which would be replaced; choose another name: {file}")
+    if file.suffix != ".safetensors" and file.is_file():
+        raise NotADirectoryError(f"output.file is a file; without .safetensors the result is a folder: {file}")
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".safetensors" and file.is_dir():
         raise IsADirectoryError(f"output.file {file} is a folder; give the name of a file in it")

@@ -1,5 +1,5 @@
 """What decides the course of a training, as plain values by name: kept with the state, compared when it goes on."""
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -7,6 +7,7 @@ from .loop_config import LoopConfig
 
 # Fields that may change between a run and the one that goes on from it.
 FREE = ("steps", "save_every", "log_every", "accumulation", "recompute", "compile", "threads")
+LATER = ("base",)                # facts that states of older versions do not have
 PLAIN_TYPES = (int, float, str, tuple)
 
 
@@ -20,10 +21,14 @@ def training_fingerprint(config: LoopConfig, objective: object, total: int) -> d
     return facts
 
 
-def usual(config: LoopConfig, objective: object) -> dict[str, object]:
-    """What the same facts are by default: a state from before an option existed was made with its default."""
+def usual(config: LoopConfig, objective: object, now: Mapping[str, object]) -> dict[str, object]:
+    """What the same facts are by default: a state from before an option existed was made with its default.
+
+    now: the facts of the training at hand. What older versions did not write down is taken to be the same.
+    """
     facts = {**dict(plain_defaults(config)), **dict(plain_defaults(objective))}
-    return {name: value for name, value in facts.items() if name not in FREE}
+    unsaid = {name: now[name] for name in LATER if name in now}
+    return {**{name: value for name, value in facts.items() if name not in FREE}, **unsaid}
 
 
 def plain_fields(settings: Any, prefix: str = "") -> Iterator[tuple[str, object]]:

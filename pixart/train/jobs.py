@@ -16,6 +16,7 @@ from ..dtypes import dtype_named
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.flexdit import FlexDiT
 from ..model.transformer import PixArtTransformer
+from ..prepare.state import weights_fingerprint
 from ..sampling.dmd import TIMESTEP
 from ..sampling.preset import Preset, preset
 from ..sampling.tdm import TOTALS
@@ -82,6 +83,13 @@ class TrainingJob:
 
 def assemble(settings: Settings) -> TrainingJob:
     """Load what the settings name. Raises ValueError where data and model do not belong together."""
+    job = assembled(settings)
+    base = weights_fingerprint(settings.model.base)     # another one would be trained on, or not at all, unsaid
+    return job if base is None else replace(job, facts={**job.facts, "base": base})
+
+
+def assembled(settings: Settings) -> TrainingJob:
+    """The same, without what tells its base from others."""
     if isinstance(settings.method, RewardLoraMethod):
         return rewarded(settings)
     data = PreparedFolder(settings.data.folder, need_hints=isinstance(settings.method, ControlMethod))

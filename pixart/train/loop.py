@@ -26,7 +26,7 @@ from .precision import check_precision, fitting_precision, saved_precision, wide
 from .readings import Readings, StepOutcome, check_finite_reading
 from .report import Pace, Record
 from .sharding import gather_state, is_sharded, spread_state
-from .state import check_same, read_state, restore, trainable, write_state
+from .state import check_same, check_steps, read_state, restore, trainable, write_state
 from .stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -170,7 +170,9 @@ class Training:
 
     def load(self, state: dict, path: Path) -> int:
         if "settings" in state:
-            check_same({**usual(self.config, self.objective), **state["settings"]}, self.settings, path)
+            before = usual(self.config, self.objective, self.settings)
+            check_same({**before, **state["settings"]}, self.settings, path)
+        check_steps(state["step"], self.config.steps, path)
         for decay, saved in ({self.config.ema: state["average"]} | state.get("averages", {})).items():
             restore(trainable(self.averages[decay], like=self.model), saved, path)
         if self.sharded:

@@ -6,6 +6,7 @@ from .precision import TRAINING_PRECISIONS
 
 OPTIMIZERS = ("adamw", "adamw8bit", "came", "muon")
 SCHEDULES = ("linear", "cosine")
+LARGEST_SEED = 1 << 42          # a million times as many, one for each step, fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class LoopConfig:
                             ("threads", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if abs(self.seed) > LARGEST_SEED:
+            raise ValueError(f"seed is {self.seed}; it must lie between -{LARGEST_SEED} and {LARGEST_SEED}")
         if self.clip <= 0:
             raise ValueError(f"clip is {self.clip}; the largest gradient norm must be positive")
         for name, known in (("optimizer", OPTIMIZERS), ("precision", TRAINING_PRECISIONS), ("schedule", SCHEDULES)):

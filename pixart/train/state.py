@@ -68,6 +68,13 @@ def check_same(saved: Mapping[str, object], now: Mapping[str, object], path: Pat
                          "to go on, or another folder (in ComfyUI another name) to start anew")
 
 
+def check_steps(made: int, asked: int, path: Path) -> None:
+    """Refuse a training that has gone further than is asked for: its result would be another one's, unsaid."""
+    if made > asked:
+        raise ValueError(f"{made} steps were made already, more than the {asked} asked for. Ask for as many or more, "
+                         f"or choose another folder (in ComfyUI another name) to start anew: {path}")
+
+
 def plain_value(value: object) -> object:
     """Tuples and lists compare alike."""
     return list(value) if isinstance(value, (tuple, list)) else value

@@ -26,6 +26,7 @@ from pixart.train.jobs import assemble
 from pixart.train.mup import at_width, initialize_mup
 from pixart.train.preview import Preview, subject_from_files
 from pixart.train.report import Record, duration
+from pixart.train.state import read_state, write_state
 
 CONFIGS = Path(settings.__file__).parent / "configs"
 TOML = """
@@ -181,6 +182,30 @@ def test_it_goes_on_where_it_was_and_refuses_another_method(file, caplog):
     assert "going on from step 2" in caplog.text
     with pytest.raises(ValueError, match="caption_dropout was 0.1 and is now None"):
         run("lcm", "--config", file)
+
+
+def test_another_base_or_fewer_steps_do_not_go_on(file):
+    run("diffusion", "--config", file)
+    with pytest.raises(ValueError, match="2 steps were made already, more than the 1 asked for.*state.pt"):
+        run("diffusion", "--config", file, "--train.steps", "1")
+    other = fresh()
+    torch.nn.init.zeros_(other.final_layer.linear.weight)
+    save_checkpoint(file.parent / "other.safetensors", other)
+    with pytest.raises(ValueError, match=r"base was 'base.safetensors .* and is now 'other.safetensors"):
+        run("diffusion", "--config", file, "--model.base", file.parent / "other.safetensors")
+    state = read_state(file.parent / "run" / "state.pt")
+    del state["settings"]["base"]                   # as older versions wrote it
+    write_state(file.parent / "run" / "state.pt", state)
+    run("diffusion", "--config", file, "--train.steps", "3")
+    assert read_state(file.parent / "run" / "state.pt")["settings"]["base"].startswith("base.safetensors")
+
+
+def test_a_result_that_has_no_place_is_refused_before_any_work(file):
+    (file.parent / "lora").write_text("precious")
+    for name, message in (("base.safetensors", "output.file is model.base itself"), ("lora", "the result is a folder")):
+        with pytest.raises((ValueError, NotADirectoryError), match=message):
+            run("diffusion", "--config", file, "--output.file", file.parent / name)
+    assert (file.parent / "lora").read_text() == "precious" and not (file.parent / "run").exists()
 
 
 def test_dry_run_says_the_plan_and_writes_nothing(file, capsys):
