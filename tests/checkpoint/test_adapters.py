@@ -201,7 +201,7 @@ def test_broken_adapters_are_refused_and_change_nothing(kind, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"lora_alpha": None}, {"lora_alpha": [1]}, {"lora_alpha": float("nan")},
-                                      {"r": "16"}, {"use_rslora": 1}, {"alpha_pattern": [1]},
+                                      {"r": "16"}, {"use_rslora": 1}, {"alpha_pattern": [1]}, {"rank_pattern": 3},
                                       {"alpha_pattern": {"to_q": "8"}}, {"alpha_pattern": {"(a+)+$": 8}},
                                       {"alpha_pattern": {"(": 8}}, {"alpha_pattern": {".*.*.*.*.*x": 8}}])
 def test_settings_of_nonsense_are_refused_by_field(settings, tmp_path):

@@ -171,6 +171,21 @@ def test_alpha_of_single_modules_in_the_json(tmp_path):
     assert scales["blocks.0.mlp.fc2", 0] == 0.5 and scales["blocks.1.mlp.fc2", 0] == 1.0
 
 
+def test_alpha_of_single_modules_under_our_names(tmp_path):
+    """As peft saves adapters of this package's own network, whose fused layers diffusers does not have."""
+    tensors = peft_keys("base_model.model.", {"blocks.0.attn.qkv": (144, 48), "blocks.0.mlp.fc1": (192, 48)})
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 4, "alpha_pattern": {
+        "attn.qkv": 12, "attn1.to_q": 40}}))
+    assert {part.module: part.scale for part in read_lora(tmp_path).parts} == {"blocks.0.attn.qkv": 3.0,
+                                                                               "blocks.0.mlp.fc1": 1.0}
+
+
+def test_a_json_whose_ranks_are_told_layer_by_layer_is_believed(tmp_path):
+    folder = official_folder(tmp_path / "lora", 12, r=32, rank_pattern={"to_.*": RANK, "proj": RANK, "linear.*": RANK})
+    assert {part.scale for part in read_lora(folder).parts} == {12 / RANK}
+
+
 def test_a_json_of_another_lora_is_not_believed(tmp_path):
     folder = official_folder(tmp_path / "lora", 64)
     (folder / "adapter_config.json").write_text(json.dumps({"r": 64, "lora_alpha": 64}))

@@ -1,7 +1,7 @@
 """The scale of a LoRA, alpha / rank: where alpha is written down, and what holds where it is not."""
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ OFFICIAL_ALPHA = 8.0        # peft's default, which the official trainers never 
 LARGEST_ALPHA = 1e6
 ADAPTER_CONFIG_FIELDS: dict[str, Check] = {"r": whole(1, 1 << 16), "lora_alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
                                            "alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
-                                           "use_rslora": optional(flag), "alpha_pattern": optional(table)}
+                                           "use_rslora": optional(flag), "alpha_pattern": optional(table),
+                                           "rank_pattern": optional(table)}
 # Parts of a regular expression that name modules and cannot run on for ever.
 PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+?)+\$?")
 MOST_WILDCARDS = 3
@@ -31,9 +32,10 @@ class ScaleSettings:
     rslora: bool = False
     alphas: Mapping[str, float] = field(default_factory=dict)       # for modules whose name ends so
 
-    def scale(self, module: str, rank: int) -> float:
-        """Of a diffusers module, "transformer_blocks.0.attn1.to_q"."""
-        alpha = next((alpha for end, alpha in self.alphas.items() if re.match(rf"(.*\.)?({end})$", module)), self.alpha)
+    def scale(self, modules: Sequence[str], rank: int) -> float:
+        """Of a module by all its names, such as "transformer_blocks.0.attn1.to_q"."""
+        alpha = next((alpha for end, alpha in self.alphas.items()
+                      if any(re.match(rf"(.*\.)?({end})$", module) for module in modules)), self.alpha)
         return 1.0 if alpha is None else alpha / (rank ** 0.5 if self.rslora else rank)
 
 
@@ -51,7 +53,7 @@ def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: 
     beside = file.with_name(PEFT_SETTINGS)
     if beside.is_file():
         said = checked_entries(read_json(beside), ADAPTER_CONFIG_FIELDS, beside, "its LoRA settings")
-        if said.get("r", rank) == rank:
+        if rank in (said.get("r", rank), *(said.get("rank_pattern") or {}).values()):
             return in_words_of_peft(said, PEFT_SETTINGS, beside)
         source += f"; the {PEFT_SETTINGS} beside is of another LoRA, of rank {said.get('r')}"
     return ScaleSettings(source, OFFICIAL_ALPHA)

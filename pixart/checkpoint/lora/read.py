@@ -15,7 +15,7 @@ from ..layouts import diffusers_names
 from .adapters import COMPLETE, ModuleTensors, build_changes
 from .alpha import LARGEST_ALPHA, LORA_FILE, ScaleSettings, find_settings
 from .changes import Change
-from .keys import ALPHA, DOWN, layout_of, split_key, stranger, weight_slice
+from .keys import ALPHA, DOTTED, DOWN, WeightSlice, layout_of, split_key, stranger, weight_slice
 from .lora import Lora
 
 LORA_KIND = Kind(LORA_FILE, "", ("adapter_model", "pytorch_lora_weights"))
@@ -102,7 +102,7 @@ class _Reader:
             check_finite(key, self.tensors[key], self.file, LORA_FILE)
         self._refuse_halves(module, keys)
         found = ModuleTensors(place, {kind: self.tensors[key] for kind, key in keys.items()}, keys, self.alpha(keys),
-                              lambda rank: self.settings.scale(diffusers_name(place.module, place.part), rank))
+                              lambda rank: self.settings.scale(names_of(module, place), rank))
         try:
             return build_changes(found)
         except (ValueError, IndexError, RuntimeError) as error:
@@ -141,10 +141,10 @@ def check_once(parts: tuple[Change, ...], file: Path) -> None:
             raise CheckpointError(file, f"{first.keys[0]} and {part.keys[0]} change the same layer", LORA_FILE)
 
 
-def diffusers_name(module: str, part: int) -> str:
-    """Settings name modules as diffusers does; a module that only the reference has keeps its name."""
-    names = diffusers_names(f"{module}.weight")
-    return module if names is None else names[part if len(names) > part else 0].removesuffix(".weight")
+def names_of(module: str, place: WeightSlice) -> tuple[str, ...]:
+    """What settings may call a module: as in the file, without a prefix, or as diffusers does where it has it whole."""
+    own, names = DOTTED.sub("", module, count=1), diffusers_names(f"{place.module}.weight") or ()
+    return (own, names[place.part].removesuffix(".weight")) if len(names) == place.parts else (own,)
 
 
 def common_rank(groups: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Tensor]) -> int:
