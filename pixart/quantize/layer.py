@@ -1,5 +1,6 @@
 """A linear layer that keeps its weight packed and unpacks it whenever it runs."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,15 @@ class PackedLinear(nn.Module):
             self.register_buffer(name, tensor, persistent=False)         # state dicts have plain weights
         self.names = tuple(packed.tensors)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Packed numbers follow the model to a device and never to a data type, in which they would mean others."""
+        kept = {name: getattr(self, name) for name in self.names}
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():
+            if (moved := getattr(self, name)).dtype != tensor.dtype:
+                setattr(self, name, tensor.to(moved.device))
+        return self
 
     def unpacked(self) -> Tensor:
         """The weight (out, in) float32, new at every call."""

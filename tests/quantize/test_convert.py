@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pixart.__main__ import parser, run_of
 from pixart.checkpoint import CheckpointError, load, open_checkpoint, save_checkpoint
+from pixart.checkpoint.lora import Lora, LoraPart, merge_lora
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 from pixart.quantize import TARGETS
@@ -233,6 +234,26 @@ def test_scaled_fp8_files_of_the_time_before_are_read(kind, packed):
 
     path = packed(f"float8_{'e4m3fn' if kind == torch.float8_e4m3fn else 'e5m2'}")
     assert torch.equal(computed(changed(path, rename)), computed(path))
+
+
+@pytest.mark.parametrize("target", ["float8_e4m3fn", "nvfp4", "mxfp8", "asym_w4a8_int8"])
+def test_packed_layers_keep_their_numbers_in_another_data_type(target, packed):
+    """model.to(bfloat16) is for what computes; a scale of 8 bits in 16 would be read as two others."""
+    model = load(packed(target), dtype=torch.float32, packed=True)
+    layer = model.blocks[0].attn.qkv
+    want = layer.unpacked()
+    for change in (torch.bfloat16, torch.float64, torch.float32):
+        assert torch.equal(model.to(change).blocks[0].attn.qkv.unpacked(), want)
+    assert layer.bias.dtype == torch.float32
+    assert layer.to("meta").weight.device.type == "meta"
+
+
+def test_a_lora_on_a_packed_layer_is_refused_with_what_to_do(packed):
+    part = LoraPart("blocks.0.attn.proj", 0, 1, torch.ones(1, 192), torch.ones(192, 1), 1.0)
+    model = load(packed("nvfp4"), dtype=torch.float32, packed=True)
+    with pytest.raises(ValueError, match="blocks.0.attn.proj, which is kept packed; load the model with packed=False"):
+        merge_lora(model, Lora((part,)))
+    merge_lora(load(packed("nvfp4"), dtype=torch.float32), Lora((part,)))
 
 
 @pytest.mark.parametrize("beside", ["text_encoders.t5xxl", "zz"])

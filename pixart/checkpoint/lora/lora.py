@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...quantize.layer import PackedLinear
 from ...weights.values import is_finite
 from ..flexdit import FLEXDIT_MARK
 from .changes import TABLE, Change, Scaled
@@ -152,14 +153,25 @@ def depths(parts: tuple[Change, ...], shapes: Mapping[str, tuple[int, ...]]) -> 
     return f" ({theirs} blocks instead of {ours})" if theirs > ours else ""
 
 
+def refuse_packed_layers(model: nn.Module, lora: Lora) -> None:
+    """ValueError where the LoRA changes a layer that is kept packed, whose numbers no change can be added to."""
+    packed = {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    changed = next((part.module for part in lora.parts if part.module in packed), None)
+    if changed is not None:
+        raise ValueError(f"the LoRA changes {changed}, which is kept packed; load the model with packed=False, which "
+                         f"unpacks it. File: {lora.path}")
+
+
 @torch.no_grad()
 def merge_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> Lora:
     """Change a PixArtTransformer's weights in place, each by strength times what the LoRA adds to it.
 
     Computed in float32, or in float64 for a float64 model, then rounded to the weight's dtype. Strength 0 touches
     nothing. Returns the LoRA as it was used, whose `description` tells the number of keys. Raises ValueError if it
-    does not fit; then nothing was changed. Raises it too where the sum is not finite; then throw the model away.
+    does not fit, or a layer is packed; then nothing was changed. Raises it too where the sum is not finite; then throw
+    the model away.
     """
+    refuse_packed_layers(model, lora)
     weights = dict(model.named_parameters())
     lora = lora.fitted({name: tuple(weight.shape) for name, weight in weights.items()})
     if strength == 0:
