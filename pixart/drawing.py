@@ -43,8 +43,8 @@ class Request:
             raise ValueError(f"{self.steps} steps asked for; at least 1 is needed")
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number, 1 for none")
-        if not -2 ** 63 <= self.seed < 2 ** 64 - len(self.prompts):
-            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits")
+        if not -2 ** 63 <= self.seed <= 2 ** 64 - len(self.prompts):
+            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits, and so must those that follow it")
         sampler(self.sampler).times(self.steps, self.rule)
 
     @property

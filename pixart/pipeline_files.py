@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import OpenCheckpoint, open_checkpoint
+from .checkpoint.control import open_control
 from .checkpoint.lora.read import lora_header
 from .checkpoint.merged import with_loras
 from .mini import SHIPPED
@@ -31,6 +32,10 @@ class PipelineFiles:
              loras: Sequence[tuple[AnyPath, float]], variant: str, compile: bool) -> "PipelineFiles":
         """None for model: PixArt-mini, of which then come the others that are None. Raises as `open_checkpoint`."""
         require_vae(vae or SHIPPED.vae)
+        for path, _ in loras:
+            lora_header(path)
+        if controlnet is not None:
+            open_control(controlnet)
         if model is None and controlnet is None:
             controlnet = SHIPPED.control
         return cls(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet, tuple(loras),

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..dtypes import dtype_or_auto
+from ..weights import CheckpointError
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -34,21 +35,24 @@ class DrawSettings:
 
 @dataclass(frozen=True)
 class DrawnTask:
-    """A task with its picture, or its problem."""
+    """A task with its picture, or its problem. notice: what of the prompt was not encoded, "" for nothing."""
 
     task: Task
     png: bytes | None
     problem: str = ""
+    notice: str = ""
 
 
 def draw_group(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
     """All pictures at once; one by one where that fails, so that a bad prompt costs itself alone.
 
-    Raises OSError, ImportError and MemoryError, which concern all tasks.
+    Raises what concerns all tasks: OSError, ImportError, MemoryError, and CheckpointError for a file that is wrong.
     """
     pipe = opened(settings, device)
     try:
         return draw_together(pipe, settings, group)
+    except CheckpointError:
+        raise
     except OF_ONE as error:
         if len(group) == 1:
             return [DrawnTask(group[0], None, str(error))]
@@ -74,8 +78,8 @@ def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task
                  width=first.width, height=first.height, sampler=settings.sampler, guidance=settings.guidance,
                  rule=settings.rule, batch=len(group))
     results = []
-    for task, pixels in zip(group, drawn.pixels):
+    for task, pixels, report in zip(group, drawn.pixels, drawn.reports):
         file = io.BytesIO()
         to_image(pixels).save(file, "PNG")
-        results.append(DrawnTask(task, file.getvalue()))
+        results.append(DrawnTask(task, file.getvalue(), notice="; ".join(report.notices)))
     return results

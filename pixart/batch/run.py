@@ -1,6 +1,7 @@
 """A list of prompts from beginning to end: what is there is kept, the rest is drawn, and a record is written."""
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,8 @@ from ..weights.settings import Check, optional, table, text, whole
 from .draw import DrawnTask, DrawSettings
 from .store import PictureFiles, Shards, Store, claimed, task_facts
 from .tasks import Task, groups_of, tasks_digest
+
+logger = logging.getLogger(__name__)
 
 RECORD, RESULTS, FAILURES = "batch.json", "results.jsonl", "failures.jsonl"
 BATCH_FIELDS: dict[str, Check] = {"settings": table, "batch": whole(1, 1 << 30), "shard": optional(whole(1, 1 << 30)),
@@ -69,8 +72,10 @@ def draw_all(groups: Sequence[Sequence[Task]], workers: Workers, store: Store, s
              progress: Progress | None) -> None:
     if not groups:
         return
+    said: set[str] = set()
     for group in workers(groups):
         for drawn in group:
+            tell_once(drawn, said)
             if drawn.png is None:
                 summary.failed[drawn.task.name] = drawn.problem
             elif not store.has(drawn.task):         # beside others that were missing
@@ -78,6 +83,13 @@ def draw_all(groups: Sequence[Sequence[Task]], workers: Workers, store: Store, s
                 summary.drawn += 1
         if progress is not None:
             progress("pictures", summary.there + summary.drawn + len(summary.failed), summary.total)
+
+
+def tell_once(drawn: DrawnTask, said: set[str]) -> None:
+    """Log what of a prompt was not encoded; once for all of its seeds."""
+    if drawn.notice and drawn.task.prompt not in said:
+        said.add(drawn.task.prompt)
+        logger.warning("%s: %s", drawn.task.name, drawn.notice)
 
 
 def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch: int, shard: int | None) -> None:
@@ -91,8 +103,8 @@ def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch
         changed = [name for name, value in plain_record(record).items() if before.get(name) != value]
         if changed:
             difference = first_difference(before, plain_record(record))
-            raise ValueError(f"this folder was begun with another {changed[0]} ({difference}); use that, or "
-                             f"another folder: {out}")
+            raise ValueError(f"this folder was begun with other settings ({difference}); use those, or another "
+                             f"folder: {out}")
         count = before["tasks"]
         if tasks_digest(tasks[:count]) != before["digest"] or (shard is not None and count != len(tasks)):
             raise ValueError(f"this folder was begun with another list of {count} pictures; prompts may only be added "

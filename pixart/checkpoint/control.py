@@ -74,8 +74,7 @@ def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
 def _read(path: str | os.PathLike, dtype_for: Callable[[Weights, Plan], torch.dtype | None],
           device: torch.device | str) -> ControlCheckpoint:
     """`read_control` in the data type that weights and plan call for; None: as they are."""
-    weights = with_unpacked(open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE), CONTROL_FILE)
-    layout, plan = find_control(weights)
+    weights, layout, plan = open_control(path)
     shapes = {name: _stacked([tuple(weights.tensors[part].shape) for part in parts]) for name, parts in plan.items()}
     blocks = count_control_blocks(shapes, weights.path)
     config, knows_base = _configure(weights, layout, shapes, blocks)
@@ -115,6 +114,12 @@ def save_control(path: str | os.PathLike, control: "PixArtControlNet", dtype: to
     with replacing(path) as beside:
         save_file(tensors, beside, header)
     return path
+
+
+def open_control(path: str | os.PathLike) -> tuple[Weights, str, Plan]:
+    """The opened file with what `find_control` says of it; no tensor is read. Raises CheckpointError."""
+    weights = with_unpacked(open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE), CONTROL_FILE)
+    return weights, *find_control(weights)
 
 
 def find_control(weights: Weights) -> tuple[str, dict[str, tuple[str, ...]]]:

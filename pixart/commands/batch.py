@@ -1,5 +1,6 @@
 """python -m pixart batch: pictures for a list of prompts."""
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,10 +8,13 @@ from typing import TYPE_CHECKING
 from ..sampling.samplers import SAMPLERS
 from .arguments import finite_number, positive_whole, size
 from .generate import add_files
+from .places import require_folder_place
 
 if TYPE_CHECKING:
     from ..batch.draw import DrawSettings
     from ..batch.run import Workers
+    from ..pipeline import Pipeline
+    from ..prompts import PromptLine
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -43,11 +47,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw what is missing, and print how it went. Raises ValueError where something failed."""
+    from ..batch.draw import opened
     from ..batch.run import run_batch
     from ..batch.tasks import tasks_of
-    from ..checkpoint import open_checkpoint
     from ..client.graph import seeds_of
-    from ..mini import SHIPPED
     from ..prompts import read_prompts
     from .progress import Bars
 
@@ -55,13 +58,17 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--device names one device; leave it out beside --devices and --ray")
     if args.workers and not args.ray:
         raise ValueError("--workers is for --ray; for one machine name --devices")
-    lines = read_prompts(args.prompts)
-    side = open_checkpoint(args.model or SHIPPED.student, args.variant).config.resolution
+    require_folder_place(args.out)
+    lines, settings = read_prompts(args.prompts), draw_settings(args)
+    devices = None if args.ray else devices_of(args)
+    pipe = opened(settings, None if devices is None else devices[0])
+    check_drawing(pipe, settings, lines)
+    side = pipe.config.resolution
     width, height = args.size or (side, side)
     tasks = tasks_of(lines, seeds_of(args.seeds) if args.seeds else None, args.seed, width, height)
-    settings = draw_settings(args)
     with Bars() as bars:
-        summary = run_batch(tasks, settings, args.out, workers_of(args, settings), args.batch, args.shards, bars)
+        summary = run_batch(tasks, settings, args.out, workers_of(args, settings, devices), args.batch, args.shards,
+                            bars)
     print(summary.line)
     if summary.failed:
         raise ValueError(f"{len(summary.failed)} of {summary.total} pictures failed; why is in {args.out}, the same "
@@ -80,13 +87,31 @@ def draw_settings(args: argparse.Namespace) -> "DrawSettings":
                         sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule)
 
 
-def workers_of(args: argparse.Namespace, settings: "DrawSettings") -> "Workers":
-    """Who draws, by the options."""
+def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["PromptLine"]) -> None:
+    """Refuse before anything is drawn what would fail for every picture, or for a line of the list. ValueError."""
+    wanted = pipe.wanted(settings.sampler, settings.steps, settings.guidance, settings.rule)
+    chosen = SAMPLERS[wanted.sampler]
+    chosen.times(wanted.steps, wanted.rule)
+    negative = next((line.line for line in lines if line.negative), None)
+    if negative is not None and not chosen.guided:
+        raise ValueError(f"line {negative} has a negative prompt, which has no effect with --sampler {wanted.sampler}; "
+                         "leave it out, or choose a guided sampler")
+
+
+def devices_of(args: argparse.Namespace) -> list[str]:
+    """Those of this machine that draw. ValueError for one that is not there."""
+    from ..device import checked_device
+
+    named = args.devices.split(",") if args.devices else all_devices(args.device)
+    return [str(checked_device(name.strip())) for name in named]
+
+
+def workers_of(args: argparse.Namespace, settings: "DrawSettings", devices: list[str] | None) -> "Workers":
+    """Who draws; devices: None for a Ray cluster."""
     from ..batch import workers
 
-    if args.ray:
+    if devices is None:
         return lambda groups: workers.on_ray(settings, args.ray, args.workers, groups)
-    devices = args.devices.split(",") if args.devices else all_devices(args.device)
     if len(devices) > 1:
         return partial(workers.processes, settings, devices)
     return partial(workers.here, settings, devices[0])

@@ -20,6 +20,7 @@ def run(args: argparse.Namespace) -> None:
     from ..downloads.catalogue import BY_NAME, file_table, size_text
     from ..downloads.fetch import fetch
     from ..downloads.places import models_folder
+    from .places import require_folder_place
     from .progress import Bars
 
     if args.list or not args.names:
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> None:
     unknown = [name for name in args.names if name not in BY_NAME]
     if unknown:
         raise ValueError(f"no published file is named {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
+    if args.out:
+        require_folder_place(args.out)
     root = args.out or models_folder(args.comfyui)
     for name in dict.fromkeys(args.names):
         file = BY_NAME[name]

@@ -29,8 +29,10 @@ def run(args: argparse.Namespace) -> None:
     from ..checkpoint import load
     from ..device import best_device, checked_device
     from ..prepare.pairs import make_pairs
+    from .places import require_folder_place
     from .progress import Bars
 
+    require_folder_place(args.out)
     device = checked_device(args.device or best_device())
     teacher = load(args.model, args.variant, dtype=dtype_named(args.dtype), device=device)
     with Bars() as bars:

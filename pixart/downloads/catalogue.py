@@ -84,6 +84,8 @@ FILES = (
     same_name("t5", T5, "t5xxl_fp16.safetensors", ENCODER_FOLDER, 9_790_000_000, "apache-2.0",
               "text encoder, 16 bits; loaded in 8 or 4 too",
               "6e480b09fae049a72d2a8c5fbccb8d3e92febeb233bbe9dfe7256958a9167635"),
+    same_name("t5-tokenizer", "google/t5-v1_1-xxl", "spiece.model", ENCODER_FOLDER, 791_656, "apache-2.0",
+              "words of t5, for a folder outside of ComfyUI, which has them"),
     same_name("t5-fp8", T5, "t5xxl_fp8_e4m3fn.safetensors", ENCODER_FOLDER, 4_890_000_000, "apache-2.0",
               "text encoder in float8, for the stock CLIPLoader",
               "7d330da4816157540d6bb7838bf63a0f02f573fc48ca4d8de34bb0cbfd514f09"),

@@ -10,7 +10,7 @@ from .cache import EmbeddingCache
 from .encoded import Encoded
 from .fitting import fit_t5
 from .quantized import Bits
-from .t5 import T5Encoder, encoder_identity
+from .t5 import T5Encoder, encoder_identity, require_t5
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,8 @@ class T5OnDemand:
     """Encodes prompts as T5Encoder does, and remembers the last ones, for which nothing is read again."""
 
     def __init__(self, path: str | Path, bits: Bits, device: torch.device) -> None:
-        """bits "auto" is settled now, by what is free on the device; see `fit_t5`."""
+        """bits "auto" is settled now, by what is free on the device; see `fit_t5`. Raises as T5Encoder for files."""
+        require_t5(path)
         found = fit_t5(path, bits, device)
         self.path, self.bits, self.device = Path(path), found.bits, found.device
         if found.words:

@@ -15,7 +15,7 @@ from .emphasis import WeightedText, weigh_tokens, weighted_parts
 from .encoded import Encoded, join_encoded
 from .files import EMBEDDING, FIRST_QUERY, T5_FILE, T5Files, files_identity
 from .quantized import INT8, Bits, check_bits, quantized_linear, quiet_casts, require_bitsandbytes
-from .tokens import PromptReport, PromptTokenizer, check_request, load_tokenizer
+from .tokens import PromptReport, PromptTokenizer, check_request, load_tokenizer, lone_tokenizer
 
 if TYPE_CHECKING:
     from transformers import T5Config
@@ -41,7 +41,8 @@ class T5Encoder:
     result.
 
     `path`: safetensors or PyTorch file (any prefix in front of the encoder's names), a shard, an index, or a Hugging
-    Face folder. `tokenizer`: folder or file for when there is no tokenizer beside the weights.
+    Face folder. `tokenizer`: folder or file for when there is no tokenizer beside the weights; without it a single file
+    takes that of `lone_tokenizer`.
     `progress(done, total)`, counted in tensors, may raise to stop loading. `build`: makes the network in place of this
     class, whose precision it then decides.
     Raises FileNotFoundError and ValueError that name the file and what to do.
@@ -56,7 +57,7 @@ class T5Encoder:
         self.path = Path(path)
         self.bits = bits
         self.width: int = config.d_model                   # C of the context: 4096 for T5-XXL
-        self.tokenizer: PromptTokenizer = load_tokenizer(_own_folder(files), tokenizer)
+        self.tokenizer: PromptTokenizer = _tokenizer(files, tokenizer)
         if self.tokenizer.size > config.vocab_size:
             raise ValueError(f"the tokenizer {self.tokenizer.source} has {self.tokenizer.size} ids, but the T5 in "
                              f"{path} only {config.vocab_size}; they do not belong together")
@@ -138,7 +139,17 @@ class T5Encoder:
 def encoder_identity(path: str | Path, tokenizer: str | Path | None = None) -> str:
     """`T5Encoder.identity` without loading anything but the tokenizer, to ask a cache first."""
     files = T5Files(path)
-    return _identity(files.files, load_tokenizer(_own_folder(files), tokenizer).source)
+    return _identity(files.files, _tokenizer(files, tokenizer).source)
+
+
+def require_t5(path: str | Path) -> None:
+    """Raises FileNotFoundError or ValueError, as T5Encoder, unless this is a T5 with a tokenizer; reads no weights."""
+    _tokenizer(T5Files(path), None)
+
+
+def _tokenizer(files: T5Files, chosen: str | Path | None) -> PromptTokenizer:
+    own = _own_folder(files)
+    return load_tokenizer(own, lone_tokenizer(files.files[0]) if own is None and chosen is None else chosen)
 
 
 def _identity(files: list[Path], tokenizer: Path) -> str:

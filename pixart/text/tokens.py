@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 END_TOKEN = "</s>"
 UNKNOWN_TOKEN = "<unk>"
 LONGEST_WORD = 40
+T5_IDS = {"<pad>": 0, END_TOKEN: 1, UNKNOWN_TOKEN: 2}
+HOST_TOKENIZER = Path("comfy", "text_encoders", "t5_tokenizer")       # in the folder of a ComfyUI
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class PromptReport:
         count = "1 word" if len(words) == 1 else f"{len(words)} words"
         return f"{used}, the prompt needs {self.needed}; {count} cut: {shown}"
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a person has to hear of: the summary where something was cut, and the notes."""
+        return ((self.summary,) if self.cut else ()) + self.notes
+
 
 class PromptTokenizer:
     """A T5 tokenizer that never pads, and cuts only where it is told to."""
@@ -59,6 +66,11 @@ class PromptTokenizer:
         if end is None:
             raise ValueError(f"no end token {END_TOKEN}, so this is not the tokenizer of a T5 model: {source}")
         self._end: int = end
+
+    @property
+    def of_t5(self) -> bool:
+        """Whether the special tokens have the ids that every T5 gives them."""
+        return {token: self._tokenizer.token_to_id(token) for token in T5_IDS} == T5_IDS
 
     @property
     def size(self) -> int:
@@ -153,10 +165,20 @@ def load_tokenizer(model_folder: Path | None, fallback: str | Path | None = None
         if found:
             return _read(found)
         raise FileNotFoundError(f"{fallback} holds neither tokenizer.json nor spiece.model")
-    raise FileNotFoundError(
-        f"no tokenizer {f'in {model_folder}' if model_folder else 'belongs to a single file of weights'}. "
-        "Name a folder with tokenizer.json (or spiece.model) of the T5 v1.1 model, such as "
-        "comfy/text_encoders/t5_tokenizer of ComfyUI, or put that file into the folder of the model")
+    place = f"is in {model_folder}" if model_folder else "lies beside this single file of T5 weights"
+    raise FileNotFoundError(f"no tokenizer {place}. Put spiece.model or tokenizer.json of T5 v1.1 there: python -m "
+                            "pixart download t5-tokenizer --out FOLDER, or from comfy/text_encoders/t5_tokenizer of "
+                            "ComfyUI")
+
+
+def lone_tokenizer(file: Path) -> Path | None:
+    """The tokenizer for a single file of T5 weights, which brings none: beside it, else of the ComfyUI it lies in.
+
+    One of another model, which may lie beside it too, is left alone.
+    """
+    folder = file.absolute().parent
+    places = [folder, *(parent / HOST_TOKENIZER for parent in folder.parents)]
+    return next((found for place in places if (found := _find(place)) is not None and _read(found).of_t5), None)
 
 
 def _find(place: Path) -> Path | None:

@@ -11,6 +11,10 @@ class CheckpointError(ValueError):
         super().__init__(f"{found}. Expected {expected}." + (f" {todo}" if todo else "") + f" File: {path}")
         self.path, self.found, self.expected, self.todo = Path(path), found, expected, todo
 
+    def __reduce__(self) -> tuple[type["CheckpointError"], tuple[Path, str, str, str]]:
+        """By its parts: it crosses from a worker process whole."""
+        return type(self), (self.path, self.found, self.expected, self.todo)
+
 
 class CheckpointNotFound(CheckpointError, FileNotFoundError):
     """Nothing lies at this path, or a folder without weights."""

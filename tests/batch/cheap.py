@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pixart.batch.draw import DrawnTask, DrawSettings
 from pixart.batch.tasks import Task
+from pixart.weights import CheckpointError
 
 
 def draw(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
@@ -25,6 +26,14 @@ def dies_once(settings: DrawSettings, device: str | None, group: Sequence[Task])
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
     return draw(settings, device, group)
+
+
+def wrong_file(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
+    raise CheckpointError("vae.safetensors", "it looks like a LoRA", "a VAE", "Choose another file.")
+
+
+def cut_prompt(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
+    return [DrawnTask(drawn.task, drawn.png, notice="1 word cut: end") for drawn in draw(settings, device, group)]
 
 
 def always_dies(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:

@@ -3,6 +3,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import sys
@@ -12,7 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from batch import cheap
+from safetensors.torch import save_file
 
 from pixart.__main__ import main
 from pixart.batch.draw import DrawSettings
@@ -21,6 +24,7 @@ from pixart.batch.store import claimed
 from pixart.batch.tasks import Task, groups_of, tasks_of
 from pixart.batch.workers import here, on_ray, processes
 from pixart.prompts import PromptLine
+from pixart.weights import CheckpointError, CheckpointNotFound
 
 SETTINGS = DrawSettings()
 
@@ -141,6 +145,21 @@ def test_a_process_that_dies_is_started_again(tmp_path):
     assert list(summary.failed) == ["fatal-1"] and summary.drawn == 8
 
 
+def test_a_wrong_file_ends_the_run_with_its_own_message_from_another_process_too(tmp_path):
+    """It was "the process that drew it died, twice" for every picture: the error did not survive the way back."""
+    for name, workers in (("there", partial(processes, SETTINGS, ("a",), draw=cheap.wrong_file)),
+                          ("here", partial(here, SETTINGS, None, draw=cheap.wrong_file))):
+        with pytest.raises(CheckpointError, match=r"looks like a LoRA. Expected a VAE. Choose .*vae.safetensors"):
+            run_batch(tasks(2), SETTINGS, tmp_path / name, workers, 2)
+    assert isinstance(pickle.loads(pickle.dumps(CheckpointNotFound("a", "nothing"))), FileNotFoundError)
+
+
+def test_what_was_cut_of_a_prompt_is_said_once_for_all_its_seeds(tmp_path, caplog):
+    run(tmp_path, tasks(2), draw=cheap.cut_prompt)
+    assert [record.getMessage() for record in caplog.records] == ["000001-1: 1 word cut: end",
+                                                                  "000002-1: 1 word cut: end"]
+
+
 def test_a_worker_of_a_ray_cluster_is_killed_and_every_result_is_there_once(tmp_path):
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'pixart-delta[ray]'")
     root = Path(__file__).resolve().parents[2]
@@ -177,6 +196,41 @@ def test_options_that_contradict_each_other_are_refused(tmp_path, monkeypatch, c
     monkeypatch.setattr(sys, "argv", command(tmp_path, "out") + words)
     assert main() == 1 and finding in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words, finding", [
+    (["--rule", "nonsense"], "unknown LCM timestep rule"), (["--steps", "99"], "99 LCM steps"),
+    (["--lora", "{}/other.safetensors"], "no LoRA"), (["--t5", "{}/other.safetensors"], "other than a T5"),
+    (["--device", "gpu"], "not a device"), (["--out", "{}/other.safetensors"], "this is a file"),
+])
+def test_what_would_fail_for_every_picture_is_refused_at_once(tmp_path, monkeypatch, capsys, words, finding):
+    (tmp_path / "prompts.txt").write_text("a\nb")
+    save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
+    monkeypatch.setattr(sys, "argv", command(tmp_path, "out") + [word.format(tmp_path) for word in words])
+    assert main() == 1 and finding in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_beside_others(tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.txt").write_text("a")
+    words = [word for word in command(tmp_path, "out") if word not in ("--device", "cpu")]
+    monkeypatch.setattr(sys, "argv", [*words, "--devices", "cpu,gpu"])
+    assert main() == 1 and "'gpu' is not a device" in capsys.readouterr().err
+
+
+def test_a_negative_prompt_that_has_no_effect_is_refused_by_its_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "prompts.csv").write_text("prompt,negative\na,\nb,dog\n")
+    monkeypatch.setattr(sys, "argv", ["pixart", "batch", str(tmp_path / "prompts.csv"), "--out", str(tmp_path / "out")])
+    assert main() == 1 and "line 3 has a negative prompt, which has no effect" in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_too_long_is_said_and_the_last_seed_there_is_is_drawn(tmp_path, monkeypatch, caplog):
+    (tmp_path / "prompts.csv").write_text(f"prompt,seed\n{'a large red circle ' * 80},{2 ** 64 - 1}\n")
+    words = command(tmp_path, "out")[4:]
+    monkeypatch.setattr(sys, "argv", ["pixart", "batch", str(tmp_path / "prompts.csv"), "--out", str(tmp_path / "out"),
+                                      *words[words.index("--steps"):]])
+    assert main() == 0 and (tmp_path / "out" / f"000002-{2 ** 64 - 1}.png").is_file()
+    assert any("000002-" in record.getMessage() and "words cut" in record.getMessage() for record in caplog.records)
 
 
 def draw_all(words: list[str]) -> None:

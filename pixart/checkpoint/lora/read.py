@@ -54,7 +54,9 @@ def read_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
 def lora_header(path: str | os.PathLike) -> tuple[Path, Mapping[str, str]]:
     """The place that was named, and the texts in the header of the file there. Raises CheckpointError for no LoRA."""
     path = Path(path).expanduser()
-    return path, open_weights(find_files(path, LORA_KIND)[0], LORA_KIND).metadata
+    weights = open_weights(find_files(path, LORA_KIND)[0], LORA_KIND)
+    check_kind(weights.tensors, group_keys(weights.tensors)[0], weights.path)
+    return path, weights.metadata
 
 
 def group_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
