@@ -56,7 +56,16 @@ def draw_workflows(server: Server, graphs: Sequence[Graph], out: str | Path, pro
             raise
         finally:
             if waiting:
-                server.cancel(list(waiting))
+                take_back(server, list(waiting))
+
+
+def take_back(server: Server, prompt_ids: Sequence[str]) -> None:
+    """Cancel prompts when the caller stops. Raises Unreachable where the server does not hear of it."""
+    try:
+        server.cancel(prompt_ids)
+    except (OSError, ClientError) as error:
+        raise Unreachable(f"stopped, but {server.url} gives no answer ({getattr(error, 'reason', error)}): what was "
+                          "queued there may still run") from error
 
 
 def ended(server: Server, listener: Listener, waiting: Mapping[str, int], graphs: Sequence[Graph],
@@ -65,8 +74,8 @@ def ended(server: Server, listener: Listener, waiting: Mapping[str, int], graphs
     looked = time.monotonic()
     while waiting:
         message = listener.next(LOOK_SECONDS)
-        data = message.get("data", {}) if message else {}
-        ours = data.get("prompt_id") if data.get("prompt_id") in waiting else None
+        told = message["data"].get("prompt_id") if message is not None else None
+        ours = told if isinstance(told, str) and told in waiting else None
         if message is not None and ours is not None and progress is not None:
             show(message, graphs[waiting[ours]], progress)
         at_end = message is not None and ours is not None and message["type"] in ENDS

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 AGAIN_SECONDS = 1.0
+Message = dict[str, Any]        # {"type": text, "data": {...}}
 
 
 class Listener:
@@ -20,13 +21,13 @@ class Listener:
 
     def __init__(self, url: str, client_id: str) -> None:
         self.address = f"ws{url.removeprefix('http')}/ws?clientId={client_id}"
-        self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="pixart-listener", daemon=True)
         self._task: asyncio.Task | None = None
         self._ready = threading.Event()
 
-    def next(self, seconds: float) -> dict[str, Any] | None:
+    def next(self, seconds: float) -> Message | None:
         """The next message; None when there was none for so long."""
         try:
             return self._messages.get(timeout=seconds)
@@ -52,6 +53,11 @@ class Listener:
         with suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._task)
 
+    def _take(self, message: object) -> None:
+        """Keep it if it has the form of the host's own; other packs send to all clients whatever they like."""
+        if isinstance(message, dict) and isinstance(message.get("type"), str) and isinstance(message.get("data"), dict):
+            self._messages.put(message)
+
     async def _listen(self) -> None:
         import aiohttp
 
@@ -62,7 +68,7 @@ class Listener:
                         self._ready.set()
                         async for message in socket:
                             if message.type == aiohttp.WSMsgType.TEXT:      # pictures of previews are binary
-                                self._messages.put(json.loads(message.data))
+                                self._take(json.loads(message.data))
                 except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
                     self._ready.set()
                 await asyncio.sleep(AGAIN_SECONDS)

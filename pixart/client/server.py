@@ -94,6 +94,8 @@ class Server:
         """The JSON answer. Raises Unreachable."""
         try:
             return json.loads(self._patiently(path, 30))
+        except Unreachable:
+            raise
         except (urllib.error.HTTPError, ValueError) as error:
             raise Unreachable(f"{self.url} is no ComfyUI: {path} gave {error}") from error
 

@@ -1,19 +1,30 @@
 """Progress bars on the terminal."""
 import sys
+from importlib.util import find_spec
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Bars:
-    """One bar a stage, told (stage, done, total); nothing is shown where nobody watches. Used as a context."""
+    """One bar a stage, told (stage, done, total); nothing is shown where nobody watches, nor without the package tqdm.
+
+    Used as a context.
+    """
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar: "tqdm | None" = None
         self._stage = ""
+        self._there = find_spec("tqdm") is not None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if not self._there:
+            return
         if self._bar is None or stage != self._stage:
+            from tqdm import tqdm
+
             self.close()
             self._bar, self._stage = tqdm(desc=stage, file=sys.stderr, disable=None, leave=False), stage
         self._bar.total = total or None         # 0: not known yet

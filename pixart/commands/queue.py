@@ -30,8 +30,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Queue everything, print each file, and each problem where it happens. Raises the last problem."""
     from ..client import Server, draw_workflows
+    from .places import require_folder_place
     from .progress import Bars
 
+    require_folder_place(args.out)
     graphs, seeds = workflows(args)
     problems = []
     with Bars() as bars, closing(draw_workflows(Server(args.server, args.patience), graphs, args.out,

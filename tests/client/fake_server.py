@@ -25,6 +25,7 @@ class FakeServer:
         self.refuses: dict | None = None
         self.drops: dict = {}                   # node errors of a workflow that is taken in part
         self.fails: dict | None = None
+        self.strange: list = []                 # messages of other packs, sent in every step
         self.steps, self.pause = 4, 0.01
         self.interrupts = 0
         self._stop = threading.Event()
@@ -139,6 +140,9 @@ class FakeServer:
                 for socket in self.sockets:
                     socket._req.transport.abort()
                 self.sockets.clear()
+            for message in self.strange:
+                for socket in self.sockets:
+                    await socket.send_json(message)
             await self.tell("progress", prompt_id=prompt_id, node="6", value=step, max=self.steps)
             with suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(self.interrupted.wait(), self.pause)

@@ -14,6 +14,7 @@ from client.fake_server import FakeServer
 from pixart.__main__ import main
 from pixart.client import ClientError, Server, draw_workflows, read_workflow, seeds_of, with_seed, with_value
 from pixart.client.draw import save
+from pixart.client.errors import Unreachable
 
 ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "workflows" / "api"
@@ -66,6 +67,39 @@ def test_without_a_websocket_the_end_is_found_all_the_same(server, tmp_path, mon
     monkeypatch.setattr("pixart.client.listen.find_spec", lambda name: None)
     (outcome,) = draw_workflows(Server(server.address), [read_workflow(MINI)], tmp_path)
     assert len(outcome.files) == 1 and not server.sockets
+
+
+def test_messages_of_other_packs_in_any_form_are_passed_over(server, tmp_path):
+    """Any pack may send anything to all clients: this was an AttributeError, and the prompts were taken back."""
+    server.strange, heard = [{"type": "pack.play", "data": "ding"}, {"type": "pack.list", "data": [1]}, ["no", "type"],
+                             {"type": "pack.id", "data": {"prompt_id": ["no text"]}}, {"data": {}}, 7], []
+    (outcome,) = draw_workflows(Server(server.address), [read_workflow(MINI)], tmp_path,
+                                lambda *told: heard.append(told))
+    assert len(outcome.files) == 1 and len(heard) == server.steps
+
+
+def test_without_the_packages_of_bars_and_websocket_the_picture_comes_all_the_same(server, tmp_path):
+    code = ("import sys; sys.modules.update(dict.fromkeys(('tqdm', 'aiohttp', 'torch', 'numpy')));"
+            "from pixart.__main__ import main; sys.exit(main())")
+    done = subprocess.run([sys.executable, "-c", code, "queue", str(MINI), "--server", server.address, "--out",
+                           str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and Path(done.stdout.strip()).is_file()
+
+
+def test_stopping_while_the_server_is_away_says_that_prompts_may_still_run(server, tmp_path, monkeypatch):
+    server.steps = 1000
+
+    def gone(self: Server, path: str, body: dict | None = None, seconds: float = 30) -> bytes:
+        raise ConnectionRefusedError("connection refused")
+
+    def interrupted(prompt_ids: list[str]) -> None:
+        monkeypatch.setattr(Server, "send", gone)
+        raise KeyboardInterrupt
+    here = Server(server.address)
+    monkeypatch.setattr(here, "queued", interrupted)
+    outcomes = draw_workflows(here, [read_workflow(MINI)], tmp_path)
+    with pytest.raises(Unreachable, match="stopped, but http.* gives no answer .*may still run"):
+        next(outcomes)
 
 
 def test_stopping_takes_everything_back(server, tmp_path, interruptible):
@@ -133,7 +167,13 @@ def test_no_server_is_one_message_after_its_patience(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["pixart", "queue", str(MINI), "--server", "127.0.0.1:1", "--patience", "0.1",
                                       "--out", str(tmp_path)])
     assert main() == 4
-    assert "no answer from http://127.0.0.1:1" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("error: no answer from http://127.0.0.1:1 (")
+
+
+def test_a_file_where_the_folder_of_pictures_should_be_is_refused(server, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    assert queue(server, tmp_path / "file", monkeypatch=monkeypatch) == 1
+    assert "this is a file" in capsys.readouterr().err and not server.taken
 
 
 def test_files_never_replace_others_nor_leave_the_folder(tmp_path):
