@@ -9,6 +9,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import platform
@@ -41,6 +42,9 @@ HAS_TORCH = "import importlib.metadata as metadata; metadata.version('torch')"
 # Run by the Python that will read the picture: ComfyUI itself takes half a file without a word.
 OPENS = "import sys; from PIL import Image; Image.open(sys.argv[1]).load()"
 EDGES = ("canny", "soft", "none", "invert")
+
+# What `ask` raises where the server is gone.
+UNANSWERED = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 # Run by the host's own Python: which of the named packages it has, and whether torch sees a GPU.
 PROBE = """
@@ -271,6 +275,13 @@ def running(host: Host, base: Path, *options: str) -> Iterator[str]:
             if not ask(f"{address}/object_info/PixArtLoader"):
                 raise Problem(f"ComfyUI {host.version} did not load this extension. Its log:\n{tail(log)}")
             yield address
+        except UNANSWERED as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)         # a connection ends a moment before its process
+            code = process.poll()
+            how = f"gives no answer any more ({error})" if code is None else f"ended with exit code {code}"
+            raise Problem(f"ComfyUI {how}; with too little memory the system ends it. The end of its log:\n{tail(log)}"
+                          ) from error
         finally:
             stop(process)
 
@@ -406,8 +417,18 @@ def usable_host(options: argparse.Namespace) -> Host | None:
     return None
 
 
+def require_writable(folder: Path) -> None:
+    """Make the folder of the picture, before any work is done for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"--output: the folder cannot be made ({error.strerror}): {folder}") from error
+    if not os.access(folder, os.W_OK):
+        raise Problem(f"--output: the folder cannot be written to; choose another: {folder}")
+
+
 def make_picture(options: argparse.Namespace) -> int:
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(options.output.parent)
     host = usable_host(options)
     ran = picture_with_host(host, options) if host else picture_standalone(options)
     say(f"picture: {options.output}")

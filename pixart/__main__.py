@@ -1,6 +1,7 @@
 """The command line: `pixart`, or python -m pixart, with the commands of HELP, and prepare, train and mini."""
 import argparse
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -60,7 +61,15 @@ def run_of(name: str) -> Callable[[argparse.Namespace], None]:
     return {"prepare": prepare.run, "train": train.run, "mini": mini.run}[name]
 
 
+def keep_printing() -> None:
+    """Letters that the terminal or file cannot take are written as escapes: no work is lost for the sake of a line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> int:
+    keep_printing()
     chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     args = parser(chosen).parse_args()
     chatty = args.verbose or args.command in ("mini", "train", "ecad")

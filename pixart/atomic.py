@@ -1,4 +1,5 @@
 """Files that are whole or not there: written beside their place and renamed."""
+import errno
 import os
 import stat
 import threading
@@ -15,9 +16,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     lay there untouched too, and at most a hidden `.part` file beside it. The file may be read by whom the system lets
     read new files, or what lay there before: some writers (safetensors) keep theirs to the user alone.
 
-    Raises OSError, saying so, where the old file cannot be replaced because a program has it open (Windows).
+    Raises FileNotFoundError for a folder that is not there, and OSError, saying so, where the old file cannot be
+    replaced because a program has it open (Windows).
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist; create it first", str(path.parent))
     beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         mode = usual_mode(path, beside)

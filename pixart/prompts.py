@@ -82,7 +82,8 @@ def csv_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     names = [name.strip().lower() for name in reader.fieldnames or []]
     if "prompt" not in names:
-        raise ValueError(f"the first line names no column prompt, only {', '.join(names) or 'nothing'}")
+        raise ValueError(f"the first line names no column prompt, only {', '.join(names) or 'nothing'}; columns are "
+                         "separated by commas")
     if len(set(names)) < len(names):
         raise ValueError(f"the first line names a column twice, {max(names, key=names.count)}")
     reader.fieldnames = names

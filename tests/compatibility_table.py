@@ -11,9 +11,9 @@ WORDS = {"works": "works", "same": "no effect", "refused": "refused", "absent": 
 HEAD = """# What works with PixArt in ComfyUI
 
 Stock nodes put between Load PixArt, Load T5 for PixArt or Load PixArt ControlNet and the sampler, each run with a small
-random model on both versions of ComfyUI. *works*: the picture is finite and another one than without the node.
-*refused*: one clear error, quoted. *no effect*: the picture is the same to the bit. *not there*: that version has no
-such node or option. Start options: both versions were started with them and drew PixArt-mini over HTTP, on a processor
+random model on both versions of ComfyUI. *works*: the picture is finite and differs from the one without the node.
+*refused*: one clear error, quoted. *no effect*: the picture is the same, bit for bit. *not there*: that version has no
+such node or option. Start options: both versions were started with them and drew PixArt-mini over HTTP, on a CPU
 (`pytest -m slow tests/host/test_starts.py`). *works* there means another picture of the same thing, and *needs a GPU*
 that the option means nothing without a card, so it was not tried.
 

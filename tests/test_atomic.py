@@ -68,6 +68,12 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_is_not_there_is_named_and_no_hidden_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"the folder does not exist; create it first: '.*none'"), \
+            replacing(tmp_path / "none" / "x.png"):
+        pass
+
+
 def test_a_file_in_use_on_windows_is_named_with_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("old")
 

@@ -2,15 +2,22 @@
 import argparse
 import io
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pixart.__main__ import HELP, KERNELS, is_no_kernel_hint
 from pixart.__main__ import parser as parser_of
 from pixart.commands.arguments import finite_number, positive_whole, size
+from pixart.commands.places import require_file_place, require_folder_place
 from pixart.commands.progress import Bars
 from pixart.train.command import METHOD_HELP, method_parser
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Terminal(io.StringIO):
@@ -62,6 +69,24 @@ def test_only_the_hint_about_an_optional_kernel_is_left_out(caplog):
     finally:
         logger.removeFilter(is_no_kernel_hint)
     assert [record.getMessage() for record in caplog.records] == ["something else"]
+
+
+def test_letters_that_the_output_cannot_take_cost_nothing(tmp_path):
+    """On Windows a redirected output takes few letters: the picture was drawn, and lost for a line about it."""
+    words = ["generate", "a red \U0001f98a", "--steps", "1", "--size", "32x32", "--device", "cpu", "--out",
+             str(tmp_path / "x.png")]
+    done = subprocess.run([sys.executable, "-m", "pixart", *words], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 0, done.stderr
+    assert "no tokens for: \\U0001f98a" in done.stdout and (tmp_path / "x.png").is_file()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tmp_path):
+    tmp_path.chmod(0o500)
+    for require, place in ((require_file_place, tmp_path / "x.png"), (require_folder_place, tmp_path)):
+        with pytest.raises(PermissionError, match="cannot be written to; choose another"):
+            require(place)
 
 
 def options(parser: argparse.ArgumentParser, words: str = "pixart") -> Iterator[tuple[str, argparse.Action]]:

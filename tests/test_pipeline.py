@@ -426,11 +426,46 @@ def test_saved_embeddings_give_the_same_picture(parts, tmp_path, monkeypatch):
     assert run(monkeypatch, *base, "--embeddings", tmp_path / "p.safetensors", "--out", tmp_path / "a.png") == 0
     assert run(monkeypatch, *base, "--t5", parts / "t5", "--bits", 16, "--out", tmp_path / "b.png") == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    alone = (base[0], *base[2:], "--embeddings", tmp_path / "p.safetensors")
+    assert run(monkeypatch, *alone, "--out", tmp_path / "c.png") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+
+
+def test_a_prompt_beside_a_saved_one_that_is_another_is_refused(parts, tmp_path, monkeypatch, capsys):
+    """The saved one was drawn and the other one passed over."""
+    assert run(monkeypatch, "encode", "a red circle", "--t5", parts / "t5", "--bits", 16,
+               "--out", tmp_path / "p.safetensors") == 0
+    assert run(monkeypatch, "generate", "a blue square", "--model", parts / "model.safetensors", "--vae",
+               parts / "vae.safetensors", "--embeddings", tmp_path / "p.safetensors") == 1
+    assert "--embeddings holds another prompt, 'a red circle'; leave the prompt out" in capsys.readouterr().err
+    assert run(monkeypatch, "generate", "--lora", tmp_path / "p.safetensors", "a blue square") == 1
+    assert "the prompt is missing" in capsys.readouterr().err
+
+
+def test_words_that_no_token_stands_for_are_named(parts, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, "generate", "a red \U0001f98a", "--model", parts / "model.safetensors", "--vae",
+               parts / "vae.safetensors", "--t5", parts / "t5", "--bits", 16, "--size", "32x32", "--steps", 1,
+               "--dtype", "fp32", "--out", tmp_path / "x.png") == 0
+    assert "has no tokens for: \U0001f98a" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["model", "vae", "t5", "controlnet", "loras"])
+def test_opening_refuses_a_wrong_file_of_any_part(parts, part, tmp_path):
+    """T5, ControlNet and LoRA were looked at after minutes of work with the others."""
+    save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
+    wrong = tmp_path / "other.safetensors"
+    given = {"model": parts / "model.safetensors", "vae": parts / "vae.safetensors", "t5": parts / "t5", "bits": 16,
+             part: [(wrong, 1.0)] if part == "loras" else wrong}
+    with pytest.raises(ValueError, match=r"other\.safetensors"):
+        Pipeline.open(**given)
 
 
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "nowhere.safetensors", "--t5", "t5", "--vae", "vae"), "nowhere.safetensors"),
     (("--model", "x.safetensors"), "--vae"), (("--negative", "dog"), "no effect"),
+    (("--guidance", "3"), "--guidance has no effect"), (("--controlnet", "x"), "no effect without --control"),
+    (("--strength", "0.5"), "no effect without --control"), (("--lora-strength", "2"), "no effect without --lora"),
+    (("--control", "x.png", "--hed", "x.pth"), "--hed has no effect with --edges canny"),
     (("--device", "foo"), "not a device"),
     (("--out", "x.xyz"), "use .png"), (("--control", "tests"), "tests"),
     (("--out", "no/such/folder/x.png"), "create it first"),

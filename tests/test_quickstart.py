@@ -116,6 +116,34 @@ def test_host_that_ends_at_start_shows_its_log(tmp_path):
         pass
 
 
+def test_host_that_ends_at_work_shows_its_log(tmp_path):
+    """With too little memory the system ends it; that was a traceback."""
+    folder = fake_host(tmp_path / "ComfyUI")
+    (folder / "main.py").write_text("""
+import http.server, os, sys
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/history"):
+            print("the last words", flush=True)
+            os._exit(9)
+        self.send_response(200); self.end_headers(); self.wfile.write(b'{"system": {}, "x": 1}')
+    def do_POST(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b'{"prompt_id": "1"}')
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answers).serve_forever()
+""")
+    host = Host(folder, sys.executable, "9.8.7", gpu=False, missing=())
+    (tmp_path / "base").mkdir()
+    with pytest.raises(Problem, match=r"(?s)ended with exit code 9.*the last words"), \
+            quickstart.running(host, tmp_path / "base") as address:
+        quickstart.render(address, {})
+
+
+def test_folder_of_the_picture_that_cannot_be_made_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert quickstart.main(["--output", str(tmp_path / "file" / "x.png")]) == 1
+    assert "--output: the folder cannot be made" in capsys.readouterr().err
+
+
 def test_refused_prompt_names_node_and_error():
     answer = {"error": {}, "node_errors": {"1": {"class_type": "VAELoader", "errors": [
         {"message": "Value not in list", "details": "vae_name: 'x' not in []"}]}}}

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,18 @@ def search_schedules(trials: Trials, seeds: Sequence[BranchSchedule], loss: Loss
     seeds: at most `population` of them begin, the rest are random bits. told(generation) is called after each. Raises
     ImportError, saying what to install, without pymoo.
     """
+    require_search(population, generations)
+    evolve(trials, beginning(trials, seeds, population, seed), loss, work, generations, seed, told)
+    return trials.front()
+
+
+def require_search(population: int, generations: int) -> None:
+    """Refuse, before any picture is drawn for it, a search that cannot run. Raises ValueError and ImportError."""
     if population < 4 or generations < 1:
         raise ValueError(f"a population of {population} for {generations} generations asked for; at least 4 and 1 are "
                          "possible")
-    evolve(trials, beginning(trials, seeds, population, seed), loss, work, generations, seed, told)
-    return trials.front()
+    if find_spec("pymoo") is None:
+        raise ImportError("the search needs pymoo; install it with: pip install 'pixart-delta[ecad]'")
 
 
 def beginning(trials: Trials, seeds: Sequence[BranchSchedule], population: int, seed: int) -> Tensor:
@@ -115,14 +123,11 @@ def beginning(trials: Trials, seeds: Sequence[BranchSchedule], population: int, 
 def evolve(trials: Trials, start: Tensor, loss: Loss, work: Work, generations: int, seed: int,
            told: Callable[[int], None] | None) -> None:
     """Run pymoo's NSGA-II; everything it tries goes through `trials`."""
-    try:
-        from pymoo.algorithms.moo.nsga2 import NSGA2
-        from pymoo.core.problem import ElementwiseProblem
-        from pymoo.operators.crossover.pntx import PointCrossover
-        from pymoo.operators.mutation.bitflip import BitflipMutation
-        from pymoo.optimize import minimize
-    except ImportError as error:
-        raise ImportError("the search needs pymoo; install it with: pip install 'pixart-delta[ecad]'") from error
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+    from pymoo.core.problem import ElementwiseProblem
+    from pymoo.operators.crossover.pntx import PointCrossover
+    from pymoo.operators.mutation.bitflip import BitflipMutation
+    from pymoo.optimize import minimize
 
     class Schedules(ElementwiseProblem):
         def __init__(self) -> None:

@@ -1,11 +1,15 @@
 """Values of options, checked as they are read; what several commands share."""
 import argparse
 import math
+from typing import TYPE_CHECKING
 
 from ..resolution import LEAST_SIDE, MOST_SIDE
 from ..text.fitting import AUTO
 from ..text.long import MODES
 from ..text.quantized import T5_PRECISIONS, Bits
+
+if TYPE_CHECKING:
+    from ..text.encoded import Encoded
 
 
 def size(text: str) -> tuple[int, int]:
@@ -39,6 +43,29 @@ def finite_number(text: str) -> float:
 def bits(text: str) -> Bits:
     """A number of bits, or the name of a way to have them."""
     return int(text) if text.isdecimal() else text
+
+
+def add_prompt(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", nargs="?", help="what to draw; not needed with --embeddings")
+
+
+def require_prompt(args: argparse.Namespace) -> None:
+    """ValueError where neither `prompt` nor `embeddings` says what to draw."""
+    if args.prompt is None and args.embeddings is None:
+        raise ValueError("the prompt is missing; write it before options that take several values, such as --lora, or "
+                         "name a saved one with --embeddings")
+
+
+def embeddings_of(args: argparse.Namespace) -> "Encoded":
+    """The prompt that --embeddings names. Raises as `load_embeddings`, and ValueError beside another prompt."""
+    from ..text.encoded import load_embeddings
+
+    saved = load_embeddings(args.embeddings)
+    told = saved.reports[0].prompt
+    if args.prompt is not None and args.prompt != told:
+        raise ValueError(f"--embeddings holds another prompt, {told[:60]!r}; leave the prompt out, or encode this one: "
+                         f"{args.embeddings}")
+    return saved
 
 
 def add_device(command: argparse._ActionsContainer) -> None:

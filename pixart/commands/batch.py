@@ -92,6 +92,8 @@ def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["P
     wanted = pipe.wanted(settings.sampler, settings.steps, settings.guidance, settings.rule)
     chosen = SAMPLERS[wanted.sampler]
     chosen.times(wanted.steps, wanted.rule)
+    if settings.guidance not in (None, 1) and not chosen.guided:
+        raise ValueError(f"--guidance has no effect with --sampler {wanted.sampler}, which works without guidance")
     negative = next((line.line for line in lines if line.negative), None)
     if negative is not None and not chosen.guided:
         raise ValueError(f"line {negative} has a negative prompt, which has no effect with --sampler {wanted.sampler}; "

@@ -2,6 +2,8 @@
 import argparse
 from pathlib import Path
 
+from .places import require_folder_place
+
 
 def add_options(command: argparse.ArgumentParser) -> None:
     tasks = command.add_subparsers(dest="task", required=True)
@@ -40,13 +42,15 @@ def run_show(args: argparse.Namespace) -> None:
 
 def run_search(args: argparse.Namespace) -> None:
     from ..accelerate.schedule import BranchSchedule
-    from ..accelerate.search import Trials, search_schedules
+    from ..accelerate.search import Trials, require_search, search_schedules
     from ..accelerate.search_plot import plot_front
     from ..accelerate.seeds import hand_made
     from ..mini.schedule_search import Fitness
     for name in ("scenes", "seeds"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; at least 1 is needed")
+    require_search(args.population, args.generations)
+    require_folder_place(args.work, "--work")
     args.work.mkdir(parents=True, exist_ok=True)
     fitness = Fitness(args.scenes, args.seeds, device=args.device)
     steps, depth = fitness.job.steps, fitness.config.depth

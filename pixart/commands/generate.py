@@ -10,7 +10,17 @@ from ..dtypes import COMPUTE_DTYPES, dtype_or_auto
 from ..sampling.samplers import SAMPLERS
 from ..text.long import check_mode
 from . import pt_dit
-from .arguments import add_bits, add_device, add_long, finite_number, positive_whole, size
+from .arguments import (
+    add_bits,
+    add_device,
+    add_long,
+    add_prompt,
+    embeddings_of,
+    finite_number,
+    positive_whole,
+    require_prompt,
+    size,
+)
 from .places import require_file_place
 
 if TYPE_CHECKING:
@@ -24,12 +34,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Options that say something of --control, and what they are when they are not given.
+OF_CONTROL: dict[str, object] = {"controlnet": None, "hed": None, "edges": "canny", "strength": 1.0}
 EDGE_CHOICES = ("canny", "soft", "hed", "none", "invert")
 MINI_DEFAULT = "that of PixArt-mini"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("prompt", help="what to draw")
+    add_prompt(command)
     command.add_argument("--out", type=Path, default=Path("pixart.png"), metavar="FILE",
                          help="picture to write; further ones get -1, -2, ... before the ending (default: pixart.png)")
     add_files(command)
@@ -187,9 +199,11 @@ def run(args: argparse.Namespace) -> None:
     from ..pictures import format_of
     from .progress import Bars
 
+    require_prompt(args)
     require_file_place(args.out)
     format_of(args.out)
     require_parts(args)
+    require_effects(args)
     if (opened := pt_dit.pt_dit_in(args)) is not None:
         pt_dit.draw_with_pt_dit(args, opened)
         return
@@ -212,7 +226,7 @@ def run(args: argparse.Namespace) -> None:
                          height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
                          batch=count, progress=bars, policies=policies, noise=noise)
         if not told:
-            print(*(drawn.reports[0].summary, *(drawn.reports[0].notes if args.long != "truncate" else ())), sep="\n")
+            print(drawn.reports[0].summary, *drawn.reports[0].notes, sep="\n")
             told = True
         for path in drawn.save(args.out, first):
             print(path, flush=True)
@@ -225,6 +239,17 @@ def require_parts(args: argparse.Namespace) -> None:
             raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
 
 
+def require_effects(args: argparse.Namespace) -> None:
+    """ValueError for options that would change nothing beside the others."""
+    if args.lora_strength != 1 and not args.lora:
+        raise ValueError("--lora-strength has no effect without --lora")
+    given = [name for name, unset in OF_CONTROL.items() if getattr(args, name) != unset]
+    if given and args.control is None:
+        raise ValueError(f"--{given[0]} has no effect without --control, the picture whose edges are followed")
+    if args.hed and args.edges != "hed":
+        raise ValueError(f"--hed has no effect with --edges {args.edges}; give --edges hed, or leave it out")
+
+
 def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     """The files that the options name, checked."""
     from ..pipeline import Pipeline
@@ -232,8 +257,9 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     require_parts(args)
     if args.control and args.model and not args.controlnet:
         raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
-    if args.negative and args.sampler != "auto" and not SAMPLERS[args.sampler].guided:
-        raise ValueError(f"--negative has no effect with --sampler {args.sampler}, which works without guidance")
+    for name, given in (("negative", args.negative), ("guidance", args.guidance not in (None, 1))):
+        if given and args.sampler != "auto" and not SAMPLERS[args.sampler].guided:
+            raise ValueError(f"--{name} has no effect with --sampler {args.sampler}, which works without guidance")
     check_mode(args.long, args.inner_ends)
     if args.embeddings and args.long != "truncate":
         raise ValueError(f"--long {args.long} has no effect with --embeddings; give it to `encode`, which makes these")
@@ -248,11 +274,9 @@ def saved_prompt(args: argparse.Namespace, guided: bool) -> "Encoded | None":
     """The features that --embeddings names. guided: whether a negative prompt is needed beside them."""
     if args.embeddings is None:
         return None
-    from ..text.encoded import load_embeddings
-
     if guided:
         raise ValueError("--embeddings holds no negative prompt; use --sampler lcm, tdm or dmd, or --guidance 1")
-    return load_embeddings(args.embeddings)
+    return embeddings_of(args)
 
 
 def noise_of_one(args: argparse.Namespace) -> "torch.Tensor | None":

@@ -1,17 +1,23 @@
 """Whether a command can write where it is told to; without the imports of `arguments`."""
+import os
 from pathlib import Path
 
 
 def require_parent(path: Path) -> None:
     """Refuse a place that cannot be written to before any work is done for it."""
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.absolute().parent} does not exist; create it first: {path}")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the folder {folder} does not exist; create it first: {path}")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"the folder {folder} cannot be written to; choose another: {path}")
 
 
-def require_folder_place(path: Path) -> None:
+def require_folder_place(path: Path, option: str = "--out") -> None:
     """Refuse a folder to write into where a file is."""
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"--out {path}: this is a file; give the name of a folder")
+        raise NotADirectoryError(f"{option} {path}: this is a file; give the name of a folder")
+    if path.is_dir() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{option} {path}: this folder cannot be written to; choose another")
 
 
 def require_file_place(path: Path) -> None:

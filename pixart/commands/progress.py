@@ -15,7 +15,7 @@ class Bars:
     """
 
     def __init__(self) -> None:
-        self._bar: "tqdm | None" = None
+        self._bar: tqdm | None = None
         self._stage = ""
         self._there = find_spec("tqdm") is not None
 

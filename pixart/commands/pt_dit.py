@@ -42,7 +42,7 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     device = checked_device(best_device() if args.device is None else args.device)
     config = opened.config
     caption, null = encode_prompts(args, config, device)
-    print(*(caption.reports[0].summary, *(caption.reports[0].notes if args.long != "truncate" else ())), sep="\n")
+    print(caption.reports[0].summary, *caption.reports[0].notes, sep="\n")
     model = opened.load(dtype_or_auto(args.dtype) or fitting_dtype(device, config.hidden), device)
     vae = load_vae(args.vae, device)
     width, height = args.size or (config.resolution, config.resolution)
@@ -80,11 +80,11 @@ def check_pt_dit_options(args: argparse.Namespace) -> None:
 def encode_prompts(args: argparse.Namespace, config: "PTDiTConfig",
                    device: "torch.device") -> "tuple[Encoded, Encoded]":
     """Features of the prompt and of the negative one; the encoder is freed before this returns."""
-    from ..text.encoded import load_embeddings
     from ..text.long import encode_long
     from ..text.on_demand import T5OnDemand
+    from .arguments import embeddings_of
     if args.embeddings:
-        caption = load_embeddings(args.embeddings)
+        caption = embeddings_of(args)
         return caption, caption
     encoder = T5OnDemand(args.t5, args.bits or (16 if device.type == "mps" else 8), device)
 

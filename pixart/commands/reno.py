@@ -1,11 +1,12 @@
 """python -m pixart reno: noise whose picture scores higher."""
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..dtypes import dtype_named
 from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
-from .arguments import finite_number, positive_whole, size
+from .arguments import add_prompt, finite_number, positive_whole, require_prompt, size
 from .generate import add_files, open_pipeline, saved_prompt
 from .places import require_file_place
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from ..reward.protocol import WeightedSum
     from .progress import Bars
 
+logger = logging.getLogger(__name__)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("prompt", help="what to draw")
+    add_prompt(command)
     command.add_argument("--out", type=Path, default=Path("reno.png"), metavar="FILE", help="picture to write; beside "
                          "it go -start.png, -noise.safetensors, -rewards.png and .json (default: reno.png)")
     add_files(command)
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     from ..reward.reno import reno
     from .progress import Bars
 
+    require_prompt(args)
     require_file_place(args.out)
     format_of(args.out)
     args.negative, args.guidance, args.control, args.controlnet = "", 1.0, None, None
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
         found = reno(pipe, prompt, reward, recipe, steps=args.steps, seed=args.seed,
                      width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
                      watch=progress_watch(bars, recipe, args.out))
-    write_result(args, found, reward)
+    write_result(args, prompt.reports[0].prompt, found, reward)
 
 
 def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
@@ -106,7 +109,7 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     choices = [RewardChoice.parse(text) for text in args.reward or ["judge"]]
     reward = open_rewards(choices, args.rewards, args.reward_tokenizer, pipe.device, dtype_named(args.reward_dtype))
     if args.common is not None:
-        lines = read_lines(args.common, "words that all prompts share")
+        lines = read_lines(args.common, "prompts")
         for part in reward.rewards:
             if isinstance(part, EmbeddingReward):
                 part.reweight(args.relevance, lines)
@@ -124,18 +127,20 @@ def progress_watch(bars: "Bars", recipe: "NoiseRecipe", out: Path) -> "WatchIter
     return watch
 
 
-def write_result(args: argparse.Namespace, found: "OptimisedNoise", reward: "WeightedSum") -> None:
+def write_result(args: argparse.Namespace, prompt: str, found: "OptimisedNoise", reward: "WeightedSum") -> None:
     from ..pictures import save_picture
     from ..reward.record import history_summary, plot, save_log, save_noise
 
-    about = {"prompt": args.prompt, "seed": args.seed, "sampler": args.sampler, "weights": reward.weights,
+    about = {"prompt": prompt, "seed": args.seed, "sampler": args.sampler, "weights": reward.weights,
              "rate": args.rate, "clip": args.clip, "regularisation": args.regularisation, "relevance": args.relevance}
     print(("stopped; " if found.stopped else "") + history_summary(found.history))
-    for path in (save_picture(args.out, found.pictures[0]),
-                 save_noise(named_beside(args.out, "-noise", ".safetensors"), found.noise, about),
-                 save_log(args.out.with_suffix(".json"), found, about),
-                 plot(named_beside(args.out, "-rewards", ".png"), found.history, reward.weights)):
-        print(path)
+    print(save_picture(args.out, found.pictures[0]))
+    print(save_noise(named_beside(args.out, "-noise", ".safetensors"), found.noise, about))
+    print(save_log(args.out.with_suffix(".json"), found, about))
+    try:
+        print(plot(named_beside(args.out, "-rewards", ".png"), found.history, reward.weights))
+    except ImportError as error:        # all else is there already
+        logger.warning("%s", error)
 
 
 def named_beside(path: Path, ending: str, suffix: str) -> Path:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..device import memory_advice
-from ..drawing import Request
+from ..drawing import Request, check_noise
 from ..pipeline import Pipeline
 from ..sampling.samplers import sampler as sampler_of
 from ..text.encoded import Encoded
@@ -34,6 +34,7 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
     request = Request(texts, "", height or side, width or side, sampler, steps or sampler_of(sampler).steps, 1.0, rule,
                       seed)
     check_differentiable(request)
+    check_noise(noise, request, pipe.config)
     if pipe.t5 is not None:
         pipe.t5.make_room(pipe.keep_t5)
     vae: Any = pipe.vae

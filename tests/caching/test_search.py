@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from pixart.__main__ import main
 from pixart.accelerate import BranchSchedule
 from pixart.accelerate.ecad import read_ecad
 from pixart.accelerate.search import Trials, search_schedules
@@ -84,6 +85,11 @@ def test_the_front_is_written_as_files_that_can_be_read(tmp_path, capsys):
 def test_impossible_searches_are_refused(tmp_path):
     with pytest.raises(ValueError, match="population of 2 for 1 generations"):
         search_schedules(Trials(tmp_path / "t.jsonl", STEPS, DEPTH, "x"), [], len, len, 2, 1)
+
+
+def test_the_command_refuses_an_impossible_search_before_it_draws(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pixart", "ecad", "search", "--work", str(tmp_path / "w"), "--population", "0"])
+    assert main() == 1 and "population of 0" in capsys.readouterr().err and not (tmp_path / "w").exists()
 
 
 def test_hand_made_schedules_reuse_something_and_differ():

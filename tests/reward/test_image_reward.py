@@ -127,3 +127,14 @@ def test_what_is_missing_or_of_another_kind_is_named(tmp_path):
     save_file({"visual.conv1.weight": torch.zeros(1)}, tmp_path / "clip.safetensors")
     with pytest.raises(CheckpointError, match="not ImageReward"):
         ImageReward.open(tmp_path / "clip.safetensors")
+
+
+@pytest.mark.parametrize("lost", ["pos_embed", "word_embeddings.weight", "position_embeddings.weight",
+                                  "blocks.0.mlp.fc1.weight", "layer.0.intermediate.dense.weight",
+                                  "blocks.1.norm1.bias"])
+def test_a_part_of_it_is_named_with_what_it_lacks(tmp_path, lost):
+    """Of some tensors that were missing it was a KeyError."""
+    _, state = write(tmp_path)
+    torch.save({name: tensor for name, tensor in state.items() if not name.endswith(lost)}, tmp_path / "ImageReward.pt")
+    with pytest.raises(CheckpointError, match="it lacks"):
+        ImageReward.open(tmp_path)

@@ -15,7 +15,7 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Pipeline
 from pixart.reward.generator import Generator, Recomputed, decoder, recomputed
 from pixart.reward.optimise import NoiseRecipe
-from pixart.reward.record import load_noise
+from pixart.reward.record import load_noise, save_noise
 from pixart.reward.reno import reno
 from pixart.reward.table import RewardChoice, open_rewards
 from pixart.text.encoded import Encoded
@@ -156,6 +156,23 @@ def test_the_command_saves_picture_noise_log_and_curve(tmp_path, monkeypatch, ca
 def test_what_is_wrong_is_said_in_one_line(words, message, tmp_path, monkeypatch, capsys):
     assert command("reno", PROMPT, "--out", tmp_path / "x.png", *words, monkeypatch=monkeypatch) == 1
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_noise_of_another_size_is_refused(tmp_path, monkeypatch, capsys):
+    """In several steps it was an error of torch, in one a picture of another size than the one asked for."""
+    save_noise(tmp_path / "n.safetensors", torch.randn(1, 4, 8, 8), {})
+    for steps in (1, 4):
+        assert command("reno", PROMPT, "--out", tmp_path / "x.png", "--noise", tmp_path / "n.safetensors", "--steps",
+                       steps, monkeypatch=monkeypatch) == 1
+        assert "the noise has shape (1, 4, 8, 8); these pictures start from (1, 4, 16, 16)" in capsys.readouterr().err
+
+
+def test_without_matplotlib_all_but_the_curve_is_saved(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert command("reno", PROMPT, "--out", tmp_path / "x.png", "--iterations", 1, "--steps", 1,
+                   monkeypatch=monkeypatch) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4 and "needs matplotlib" in caplog.text
+    assert not (tmp_path / "x-rewards.png").exists()
 
 
 def test_other_files_are_no_noise(tmp_path):

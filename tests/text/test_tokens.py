@@ -3,8 +3,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from pixart.text.tokens import load_tokenizer
+from pixart.text.t5 import T5Encoder, require_t5
+from pixart.text.tokens import load_tokenizer, lone_tokenizer
 
 from .conftest import WORDS, write_tokenizer
 
@@ -96,6 +98,30 @@ def test_no_tokenizer_is_an_error_that_says_where_to_put_one(tmp_path: Path) -> 
         load_tokenizer(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds neither"):
         load_tokenizer(None, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["models/text_encoders", "comfy/text_encoders/t5_tokenizer"])
+def test_a_single_file_takes_the_tokenizer_beside_it_or_of_its_comfyui(t5_folder: Path, tmp_path: Path,
+                                                                       place: str) -> None:
+    """A published single file brings none, and there was no way to name one on the command line."""
+    file = tmp_path / "models" / "text_encoders" / "t5xxl_fp16.safetensors"
+    for folder in (file.parent, tmp_path / place):
+        folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(t5_folder / "model.safetensors", file)
+    with pytest.raises(FileNotFoundError, match=r"lies beside this single file.*download t5-tokenizer"):
+        require_t5(file)
+    write_tokenizer(tmp_path / place)
+    assert lone_tokenizer(file) == tmp_path / place / "tokenizer.json"
+    assert torch.equal(T5Encoder(file, 16).encode(["a red cat"], 120).context,
+                       T5Encoder(t5_folder, 16).encode(["a red cat"], 120).context)
+
+
+def test_the_tokenizer_of_another_model_beside_a_single_file_is_left_alone(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>")).save(
+        str(tmp_path / "tokenizer.json"))
+    assert lone_tokenizer(tmp_path / "t5.safetensors") is None
 
 
 def test_a_damaged_tokenizer_is_an_error_with_its_name(tmp_path: Path) -> None:
