@@ -25,7 +25,7 @@ SCORE_MEAN, SCORE_DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the 
 MLP = (1024, 128, 64, 16, 1)
 MLP_PLACES = (0, 2, 4, 6, 7)        # of the layers in the file: between them is dropout
 # Names of `BlipScorer` that say what it is, and how large.
-NEEDED = ("vision.embeddings.patch_embedding.weight", "vision.embeddings.position_embedding",
+SCORER_PARTS = ("vision.embeddings.patch_embedding.weight", "vision.embeddings.position_embedding",
           "vision.encoder.layers.0.mlp.fc1.weight", "text.embeddings.word_embeddings.weight",
           "text.embeddings.position_embeddings.weight", "text.encoder.layer.0.intermediate.dense.weight",
           "text.encoder.layer.0.crossattention.self.key.weight", "mlp.0.weight")
@@ -99,9 +99,9 @@ def open_blip(path: Path) -> BlipScorer:
     """In float32. Raises CheckpointError (a ValueError)."""
     weights = open_weights(path, IMAGE_REWARD_KIND)
     state = renamed(weights.tensors)
-    missing = [name for name in NEEDED if name not in state]
+    missing = [name for name in SCORER_PARTS if name not in state]
     if missing:
-        kind = "only a part of ImageReward" if len(missing) < len(NEEDED) else "not ImageReward"
+        kind = "only a part of ImageReward" if len(missing) < len(SCORER_PARTS) else "not ImageReward"
         raise CheckpointError(path, f"{kind} ({len(weights.tensors)} tensors, such as {min(weights.tensors)[:60]}; it "
                               f"lacks {missing[0]})", IMAGE_REWARD_FILE)
     with torch.device("meta"):
