@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ...pixart.checkpoint.lora import Change, LoraPart
 
-BRANCHES_KEY = "pixart_branches"
+BRANCHES_KEY = "pixart_branches"        # of injections of a MODEL, and of what hangs on a layer
+WITHOUT = "without_branches"            # of a forward with branches: the one it was before
 
 
 @dataclass
@@ -60,26 +61,50 @@ def injection_class() -> type:
 
         def hang_on(self, patcher: Any) -> None:
             for name, branches in self.layers.items():
-                layer = patcher.model.diffusion_model.get_submodule(name)
-                layer.forward = with_branches(layer, layer.forward, branches)
+                hang_on_layer(patcher.model.diffusion_model.get_submodule(name), branches)
 
         def take_off(self, patcher: Any) -> None:
             for name, branches in self.layers.items():
-                patcher.model.diffusion_model.get_submodule(name).__dict__.pop("forward", None)
+                take_off_layer(patcher.model.diffusion_model.get_submodule(name))
                 for branch in branches:
                     branch.kept.clear()
     return Branches
 
 
-def with_branches(layer: nn.Module, forward: Callable[..., Tensor],
-                  branches: Sequence[Branch]) -> Callable[..., Tensor]:
-    """The layer's forward, and what its branches add."""
+def hang_on_layer(layer: nn.Module, branches: tuple[Branch, ...]) -> None:
+    vars(layer)[BRANCHES_KEY] = branches
+    if not hasattr(layer.forward, WITHOUT):
+        layer.forward = with_branches(layer, layer.forward)
+
+
+def take_off_layer(layer: nn.Module) -> None:
+    """From then on the layer says what it says by itself.
+
+    Where another pack has put its own forward around ours (the host's bypass of LoRAs), the host takes ours off first
+    and the other one then puts ours back, so ours stays and adds nothing.
+    """
+    vars(layer).pop(BRANCHES_KEY, None)
+    bare = getattr(vars(layer).get("forward"), WITHOUT, None)
+    if getattr(bare, "__func__", None) is type(layer).forward:
+        del layer.forward
+    elif bare is not None:
+        layer.forward = bare
+
+
+def with_branches(layer: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A forward of a layer, and what the branches that hang on it add."""
     def both(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
         out = forward(x, *arguments, **named)
-        for branch in branches:
+        for branch in getattr(layer, BRANCHES_KEY, ()):
             branch.add(layer, x, out)
         return out
+    setattr(both, WITHOUT, forward)
     return both
+
+
+def has_branches(network: nn.Module) -> bool:
+    """Whether any hang on its layers now."""
+    return any(BRANCHES_KEY in vars(layer) for layer in network.modules())
 
 
 def add_branches(model: Any, parts: Sequence[Change], strength: float) -> None:

@@ -16,6 +16,7 @@ from ...pixart.mini.colours import LATENT_RGB, LATENT_RGB_BIAS
 from ...pixart.model.cpu_dtype import faster_dtype
 from ...pixart.pt_dit.load import is_pt_dit
 from ...pixart.weights.values import EIGHT_BITS
+from .branches import has_branches
 from .conditioning import text_conds
 from .foreign import refuse_conditions
 from .mixin import Mixin
@@ -38,13 +39,24 @@ class _PixArt(Mixin):
         """Bytes that a pass needs, and what the policies of the sampling will keep beside it."""
         return super().memory_required(*args, **kwargs) + self.bytes_to_keep
 
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """What the host's nodes save. ValueError where a part of what the MODEL does would not be in the file."""
+        if has_branches(self.diffusion_model):
+            raise ValueError("a file cannot hold the LoRA of this MODEL: its packed weights stay as they are beneath "
+                             "it. Load the model with weight_dtype bf16 to save it with its LoRAs, or save it without.")
+        return super().state_dict_for_saving(*args, **kwargs)
+
     def extra_conds(self, **kwargs: Any) -> dict[str, object]:
         """Conditioning -> inputs of the transformer, on its device. Text is packed so that all conditions fit one
-        pass."""
+        pass. A side of 0 pixels, which the stock encode node takes, stands for that of the latent."""
         from comfy.conds import CONDRegular
         refuse_conditions(kwargs)
-        if kwargs.get("prompt_type") == "positive" and (noise := kwargs.get("noise")) is not None:
-            notice_size(self.model_config.pixart, *(8 * side for side in noise.shape[-2:]))
+        noise = kwargs.get("noise")
+        if noise is not None:
+            sides = {"height": 8 * noise.shape[-2], "width": 8 * noise.shape[-1]}
+            kwargs.update({name: side for name, side in sides.items() if kwargs.get(name) == 0})
+            if kwargs.get("prompt_type") == "positive":
+                notice_size(self.model_config.pixart, **sides)
         out = super().extra_conds(**kwargs)
         context, device = kwargs.get("cross_attn"), kwargs.get("device")
         if context is not None:

@@ -71,6 +71,15 @@ def test_without_a_size_that_of_the_latent_is_taken():
     assert calls[0]["c_ar"].view(torch.float32).item() == 0.5
 
 
+def test_a_size_of_zero_is_that_of_the_latent():
+    """The stock encode node for PixArt-alpha takes it."""
+    model = load("alpha-1024").clone()
+    calls = spy(model)
+    for given in ({"width": 0, "height": 0}, {"width": 96, "height": 0}, {"width": 0, "height": 96}):
+        sample(model, condition(text(3), **given), condition(text(3)), latent(64, 128), steps=1)
+    assert [call["c_size"].tolist() for call in calls] == [[[64, 128]], [[64, 96]], [[96, 128]]]
+
+
 def test_a_size_far_from_the_latents_changes_the_picture():
     model = load("alpha-1024")
     small, large = condition(text(3)), condition(text(3), width=2048, height=512)

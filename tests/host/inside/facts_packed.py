@@ -253,6 +253,38 @@ def test_loras_beside_packed_weights_add_up_and_come_off():
     network(model)
 
 
+def test_the_hosts_bypass_of_a_lora_around_ours_comes_off_whole():
+    """The host takes them off in the order in which it hung them on, so ours lies beneath the other one then."""
+    import comfy.sd
+    import comfy.utils
+    if not targets() or not hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        return
+    model = model_of(packed("float8_e4m3fn"))
+    bare = network(model)(*GIVEN).clone()
+    ours = with_lora(model, 1)
+    want = network(ours)(*GIVEN).clone()
+    file = comfy.utils.load_torch_file(str(MODELS / "loras" / lora_file(2)))
+    both = comfy.sd.load_bypass_lora_for_models(ours, None, file, 0.5, 0)[0]
+    with_both = network(both)(*GIVEN).clone()
+    assert off(with_both, want) > 1e-4
+    for _ in range(2):
+        for given, expected in ((model, bare), (both, with_both), (ours, want)):
+            assert torch.equal(network(given)(*GIVEN), expected)
+    network(model)
+
+
+def test_a_file_that_would_lack_the_lora_is_not_saved():
+    import comfy.sd
+    if not targets():
+        return
+    model = model_of(packed("float8_e4m3fn"))
+    patched, path = with_lora(model, 1), FOLDER / "saved-without-lora.safetensors"
+    assert "cannot hold the LoRA" in refusal(comfy.sd.save_checkpoint, str(path), patched)
+    assert not path.exists()
+    comfy.sd.save_checkpoint(str(path), model)
+    path.unlink()
+
+
 def test_training_on_packed_weights_is_refused():
     if targets():
         message = refusal(pack("nodes.host.bare").bare_transformer, model_of(packed("nvfp4")), torch.float32, 64)
