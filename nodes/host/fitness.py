@@ -8,6 +8,7 @@ from ...pixart.config import PixArtConfig
 from ...pixart.device import memory_text
 from ...pixart.mini import is_mini
 from .pt_dit import holds_pt_dit
+from .stock_tokens import HOST_KEY, other_encoders
 from .text import HostTextEncoder, is_ours
 
 FAMILY = {"sd": "alpha and delta", "sdxl": "Sigma"}
@@ -89,6 +90,8 @@ def of_clip(found: FitReport, clip: Any, config: PixArtConfig | None) -> None:
                               "of CLIPLoader with type pixart")
         return
     found.facts.append(f"CLIP: T5 that gives {width} numbers a token, {how}, {memory_text(size)}")
+    if not isinstance(network, HostTextEncoder) and set(tokens := clip.tokenize("")) != {HOST_KEY}:
+        found.problems.append(other_encoders(tokens))
     if config is not None and config.caption_width != width:
         wanted = "pixart-mini/t5" if is_mini(config) else "T5-XXL (t5-v1_1-xxl)"
         found.problems.append(f"the text encoder gives {width} numbers a token, the model takes "

@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from ...pixart.prepare.families import FAMILIES
-from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder, clean_caption
-from ...pixart.text.emphasis import WeightedText, weighted_parts, whole_characters, written_prompt
+from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder
 from ...pixart.text.fitting import AUTO, GIB, fit_t5
 from ...pixart.text.long import LONGEST_PROMPT, beyond, report_of
 from ...pixart.text.quantized import INT8, Bits
 from ...pixart.text.segments import split_segments
 from .folders import tokenizer_folder
 from .node_text import show_text
+from .stock_tokens import HOST_KEY, host_tokens
 
 logger = logging.getLogger(__name__)
 
-T5_KEY = "pixart_t5"           # in the token dictionary; the host's own T5 uses "t5xxl"
-HOST_KEY = "t5xxl"
+T5_KEY = "pixart_t5"           # in the token dictionary, where the host's own T5 has HOST_KEY
 # Text encoders by the host's names for them, and what loads a CLIP that has them.
 ENCODER_TITLES = {"t5xxl": "T5-XXL beside CLIP-L", "l": "CLIP-L", "g": "CLIP-G", "h": "CLIP-H", "mt5xl": "mT5-XL",
                   "hydit_clip": "the BERT of HunyuanDiT", "llama": "Llama"}
@@ -88,6 +87,7 @@ class HostTextEncoder(torch.nn.Module):
     stay on one device until the host wants its memory back, and come back when a new prompt needs them.
     """
 
+    model_loaded_weight_memory: int     # bytes on the device, as the host counts them
     disable_offload = True      # hosts with dynamic VRAM would reserve addresses for all its parameters: it has none
 
     def __init__(self, load: Callable[[], T5Encoder], encoder: T5Encoder) -> None:
@@ -148,6 +148,15 @@ class MovableTextEncoder(HostTextEncoder):
     def __init__(self, load: Callable[[], T5Encoder], encoder: T5Encoder) -> None:
         super().__init__(load, encoder)
         self.network = encoder.model
+        self.patches: object = None
+
+    def encode(self, request: PromptRequest) -> Encoded:
+        """What is kept was encoded by other weights where the host has patched them since."""
+        patches = getattr(self, "current_weight_patches_uuid", None)        # the host's name for what is on them
+        if patches != self.patches:
+            self.cache.clear()
+            self.patches = patches
+        return super().encode(request)
 
     def release(self, *_: object) -> None:
         """The host moves what it sees."""
@@ -187,7 +196,7 @@ def load_clip(path: Path, bits: Bits, device: str) -> Any:
     if bits == INT8:
         away = place if place.type == "cpu" else model_management.text_encoder_offload_device()
         return clip_of(MovableTextEncoder(load, load()), place, away)
-    return pinned_clip(HostTextEncoder(load, load()), place)
+    return pinned_clip(HostTextEncoder(load, load(make_room=True)), place)
 
 
 def fitting_bits(path: Path, bits: Bits, place: torch.device) -> Bits:
@@ -219,7 +228,7 @@ def pinned_clip(network: HostTextEncoder, place: torch.device) -> Any:
     """The same for weights that stay in one place until the host wants its memory."""
     from comfy.patcher_extension import CallbacksMP
     clip = clip_of(network, place, place)
-    clip.patcher.size = network.bytes
+    clip.patcher.size = network.model_loaded_weight_memory = network.bytes     # all of them are there already
     if place.type != "cpu":
         def detached(_: Any, unpatch: bool = True) -> None:
             if unpatch:
@@ -228,12 +237,13 @@ def pinned_clip(network: HostTextEncoder, place: torch.device) -> Any:
     return clip
 
 
-def load_encoder(path: Path, bits: Bits, device: torch.device) -> T5Encoder:
-    """With progress on the node, after the host has made room on a GPU where the weights go there at once."""
+def load_encoder(path: Path, bits: Bits, device: torch.device, make_room: bool = False) -> T5Encoder:
+    """With progress on the node. make_room: on a GPU, for the first time; later the host does it by itself, as it knows
+    the size then, and asked once more it could take this very encoder for one that may leave."""
     from comfy import model_management, utils
 
     from .int8_text import build_int8
-    if device.type != "cpu" and bits != INT8:
+    if make_room and device.type != "cpu":
         model_management.free_memory(path_bytes(path) * BYTES_PER_WEIGHT[bits] / 2, device)
     bar = utils.ProgressBar(1)
     return T5Encoder(path, bits, device, tokenizer=tokenizer_folder(),
@@ -289,25 +299,6 @@ def joined_conditioning(parts: Sequence[Conditioning], reports: Sequence[PromptR
         extra = {key: value for key, value in entries[0][1].items() if key != "attention_mask"}
         whole.append([context, extra])
     return whole
-
-
-def host_tokens(clip: Any, text: str, rules: Rules, emphasis: bool = False) -> tuple[dict[str, list], PromptReport]:
-    """Tokens of the host's own T5 (CLIPLoader, type pixart), cut to the trained length, end token kept."""
-    parts = weighted_parts(text) if emphasis else (WeightedText(whole_characters(text)),)
-    if rules.clean:
-        parts = tuple(WeightedText(clean_caption(part.text), part.weight) for part in parts)
-    cleaned = (" " if rules.clean else "").join(part.text for part in parts if part.text)
-    tokens = clip.tokenize(written_prompt(parts))
-    if set(tokens) != {HOST_KEY}:
-        raise ValueError(f"this CLIP holds {', '.join(tokens)}; PixArt needs T5-XXL alone. Use Load T5, or the stock "
-                         "CLIPLoader with type pixart.")
-    every = [pair for chunk in tokens[HOST_KEY] for pair in chunk]
-    if len(every) <= rules.limit:
-        return tokens, PromptReport(text, cleaned, len(every), len(every), rules.limit)
-    lost = every[rules.limit - 1:-1]
-    cut = "".join(word for _, word in clip.tokenizer.untokenize(lost)).replace("\u2581", " ").strip()
-    short = every[:rules.limit - 1] + every[-1:]
-    return {HOST_KEY: [short]}, PromptReport(text, cleaned, len(short), len(every), rules.limit, cut)
 
 
 def rules_of(model: Any) -> Rules:

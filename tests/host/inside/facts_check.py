@@ -53,6 +53,15 @@ def test_a_stock_text_encoder_is_recognised():
     assert fits and "T5 that gives 64 numbers a token, of a stock loader" in report, report
 
 
+def test_a_t5_beside_other_encoders_is_said():
+    """As the stock CLIPLoader gives it with type sd3; PixArt Text Encode refuses it in the same words."""
+    from comfy.text_encoders import sd3_clip
+    several = stock_clip().clone()
+    several.tokenizer = sd3_clip.SD3Tokenizer()
+    report, fits = check(model=load("alpha-1024"), clip=several)
+    assert not fits and "PROBLEM: this CLIP holds g, l, t5xxl; PixArt needs T5-XXL alone" in report, report
+
+
 def test_models_of_other_loaders_are_told_apart():
     foreign = pack("nodes.host.fitness").foreign
 

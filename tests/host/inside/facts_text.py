@@ -25,12 +25,21 @@ def stock_clip():
     return comfy_clip(load_file(MODELS / "text_encoders" / "tiny-t5" / "model.safetensors"))
 
 
-def comfy_clip(state: dict[str, torch.Tensor]):
+def padding_clip():
+    """The same file as the stock CLIPLoader opens it where its type is left at the first one: Mochi's."""
+    from comfy.text_encoders import genmo
+    from safetensors.torch import load_file
+    return comfy_clip(load_file(MODELS / "text_encoders" / "tiny-t5" / "model.safetensors"),
+                      (genmo.MochiT5Tokenizer, genmo.MochiT5XXL))
+
+
+def comfy_clip(state: dict[str, torch.Tensor], kinds: tuple[type, type] | None = None):
     import comfy.sd
     from comfy.supported_models_base import ClipTarget
     from comfy.text_encoders import pixart_t5
+    tokenizer, network = kinds or (pixart_t5.PixArtTokenizer, pixart_t5.PixArtT5XXL)
     sizes = {"num_layers": 2, "d_ff": 64, "num_heads": 4, "d_kv": 16, "d_model": WIDTH}
-    clip = comfy.sd.CLIP(ClipTarget(pixart_t5.PixArtTokenizer, pixart_t5.PixArtT5XXL),
+    clip = comfy.sd.CLIP(ClipTarget(tokenizer, network),
                          model_options={"t5xxl_model_config": sizes, "dtype": torch.float32})
     missing, _ = clip.cond_stage_model.load_sd({**state, "encoder.block.23.layer.1.DenseReluDense.wi_1.weight": None})
     assert not [name for name in missing if "block" in name]
@@ -56,6 +65,14 @@ def test_both_encoders_give_the_same_features():
         theirs, _, their_report = encode(stock_clip(), "a red cat on a mat", family)
         assert off(ours, theirs) < 0.03         # bfloat16 against float32
         assert our_report == their_report
+
+
+def test_the_padding_of_other_types_of_the_stock_loader_is_no_text():
+    for prompt, words in (("a red cat on a mat", "9 of 120 tokens"), ("a cat " * 100, "words cut"), ("", "1 of 120")):
+        got, extra, report = encode(padding_clip(), prompt, "alpha")
+        want, _, wanted = encode(stock_clip(), prompt, "alpha")
+        assert report == wanted and words in report and "<pad>" not in report
+        assert off(got, want) < 1e-5 and extra["attention_mask"].all()
 
 
 def test_alpha_cleans_and_sigma_does_not():
@@ -204,7 +221,7 @@ def test_long_prompts_are_cut_and_reported():
 
 def test_a_cut_prompt_keeps_its_end_token():
     host = pack("nodes.host.text")
-    tokens, _ = host.host_tokens(stock_clip(), "cat " * 500, host.Rules(False, 50))
+    tokens, _ = pack("nodes.host.stock_tokens").host_tokens(stock_clip(), "cat " * 500, host.Rules(False, 50))
     assert len(tokens["t5xxl"][0]) == 50 and tokens["t5xxl"][0][-1][0] == 1
 
 
@@ -256,6 +273,16 @@ def test_the_encoder_comes_back_after_the_host_took_its_memory():
     assert clip.cond_stage_model.encoder.model is None
     encode(clip, "a dog")
     assert clip.cond_stage_model.encoder.model is not None
+
+
+def test_the_host_knows_what_is_loaded_from_the_start():
+    """Or it would make room a second time for what is there, and send the MODEL away at every new prompt."""
+    from comfy.model_management import LoadedModel
+    clip = pack("nodes.host.text").load_clip(MODELS / "text_encoders" / "tiny-t5", 16, "cpu")
+    needed = [LoadedModel(clip.patcher).model_memory_required(torch.device("cpu"))]
+    clip.patcher.detach()
+    needed.append(LoadedModel(clip.patcher).model_offloaded_memory())
+    assert needed == [0, clip.cond_stage_model.bytes]
 
 
 def test_the_host_takes_the_memory_through_its_own_callback():
