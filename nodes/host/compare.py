@@ -1,8 +1,10 @@
 """Pictures of a comparison, drawn one by one in the host; each is kept in the output folder as soon as it is there."""
 import hashlib
 import json
+import logging
 import math
 import re
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ from .node_text import show_text
 from .sampling import check_latent, require_pixart, run
 from .steps import chosen_preset, make_parts
 from .text import encode_prompt, rules_of
+
+logger = logging.getLogger(__name__)
 
 COMPARE_FOLDER = "pixart-compare"           # in the host's output folder
 PromptGraph = Mapping[str, Any]
@@ -124,7 +128,7 @@ def origin_of(graph: PromptGraph | None, node: str | None, inputs: Sequence[str]
             seen[key] = uuid.uuid4().hex
             return
         entry = graph[key]
-        seen[key] = [entry["class_type"], entry["inputs"], file_changes(entry.get("is_changed"))]
+        seen[key] = [entry["class_type"], entry["inputs"], file_changes(entry)]
         for value in entry["inputs"].values():
             if is_prompt_link(value):
                 visit(value[0])
@@ -139,11 +143,29 @@ def is_prompt_link(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str)
 
 
-def file_changes(said: Any) -> Any:
-    """What the host found by IS_CHANGED, which it keeps in the prompt; not a number means "always"."""
+def file_changes(entry: Mapping[str, Any]) -> Any:
+    """What IS_CHANGED of a node of a prompt says; not a number means "always"."""
+    said = entry["is_changed"] if "is_changed" in entry else asked(entry)
     every = said if isinstance(said, list) else [said]
     always = any(isinstance(each, float) and math.isnan(each) for each in every)
     return uuid.uuid4().hex if always else said
+
+
+def asked(entry: Mapping[str, Any]) -> Any:
+    """IS_CHANGED, asked here: the host keeps the answer in the prompt, but has none where it keeps no results of nodes
+    (--cache-none). It too gives it constants alone, and takes an error for "always"."""
+    kind = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(entry["class_type"])
+    if hasattr(kind, "define_schema"):
+        from comfy_api.internal import first_real_override
+        return math.nan if first_real_override(kind, "fingerprint_inputs") else None
+    if not hasattr(kind, "IS_CHANGED"):
+        return None
+    given = {name: None if is_prompt_link(value) else value for name, value in entry["inputs"].items()}
+    try:
+        return [kind.IS_CHANGED(**given)]
+    except Exception as error:      # of any pack
+        logger.warning("IS_CHANGED of %s: %s", entry["class_type"], error)
+        return math.nan
 
 
 def folder_of(name: str) -> Path:

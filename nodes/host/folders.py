@@ -18,6 +18,7 @@ REWARD_FOLDERS = ("rewards",)
 CONTROL_FOLDERS = ("controlnet", *MODEL_FOLDERS)        # published ControlNets come with their base model
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".sft")
 READ_BY_STOCK_LOADERS = ("vae",)
+SETTINGS = "config.json"                # beside weights of Hugging Face
 SCHEDULE_FOLDER = "pixart_schedules"
 PROMPT_FOLDER = "pixart_prompts"
 NONE_FOUND = "no file found"
@@ -230,9 +231,19 @@ def is_there(name: str | None, path_of: Callable[[str], Path]) -> bool | str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Changes when the file does; cheap enough to ask before every run."""
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    """Changes when the file does, or what is read with it; cheap enough to ask before every run."""
+    files = [path, *read_with(path)] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     return ";".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+
+
+def read_with(path: Path) -> list[Path]:
+    """The settings beside a file of weights, and the other shards of its set with their index."""
+    from ...pixart.weights.locate import SHARD_NAME
+    shard = SHARD_NAME.fullmatch(path.name)
+    others = sorted(path.parent.iterdir()) if shard else [path.with_name(SETTINGS)]
+    stem = shard["stem"] if shard else ""
+    return [file for file in others if file != path and file.is_file()
+            and (file.name == SETTINGS or file.name.startswith(stem))]
 
 
 def _listed(categories: tuple[str, ...], with_folders: bool = False) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import folder_paths
 from support import MODELS, node, pack
@@ -69,6 +70,45 @@ def test_a_replaced_file_is_loaded_anew():
     shutil.copy(MODELS / "diffusion_models" / "sigma-1024.safetensors", path)
     assert loader.IS_CHANGED("replaced.safetensors") != first
     assert node("PixArtT5Loader").IS_CHANGED("tiny-t5")
+
+
+def test_what_is_read_with_a_file_counts_as_the_file():
+    folder, loader = MODELS / "diffusion_models" / "settings", node("PixArtLoader")
+    folder.mkdir(exist_ok=True)
+    for name in ("whole.safetensors", "part-00001-of-00002.safetensors", "part-00002-of-00002.safetensors"):
+        (folder / name).write_bytes(b"1")
+
+    def changes(name: str, written: str) -> bool:
+        before = loader.IS_CHANGED(f"settings/{name}")
+        (folder / written).write_bytes(b"another")
+        return loader.IS_CHANGED(f"settings/{name}") != before
+    for name in ("whole.safetensors", "part-00001-of-00002.safetensors"):
+        assert changes(name, "config.json")
+        assert not changes(name, "other.json")
+        (folder / "config.json").unlink()
+    assert changes("part-00001-of-00002.safetensors", "part-00002-of-00002.safetensors")
+    assert changes("part-00001-of-00002.safetensors", "part.safetensors.index.json")
+    assert not changes("whole.safetensors", "part-00001-of-00002.safetensors")
+    shutil.rmtree(folder)
+
+
+def test_a_replaced_file_is_noticed_where_the_host_keeps_no_results():
+    """It asks no node whether it changed then (--cache-none), so the comparison of pictures does."""
+    import nodes
+    path = MODELS / "diffusion_models" / "replaced.safetensors"
+    graph = {"1": {"class_type": "PixArtLoader", "inputs": {"file": path.name, "variant": "auto"}},
+             "2": {"class_type": "ModelComputeDtype", "inputs": {"model": ["1", 0], "dtype": "fp32"}},
+             "3": {"class_type": "PixArtCompare", "inputs": {"model": ["2", 0]}}}
+    origin = pack("nodes.host.compare").origin_of
+    found = []
+    with patch.dict(nodes.NODE_CLASS_MAPPINGS, {"PixArtLoader": node("PixArtLoader")}):
+        for name in ("alpha-512", "alpha-512", "sigma-1024"):
+            shutil.copy2(MODELS / "diffusion_models" / f"{name}.safetensors", path)
+            found.append(origin(graph, "3", ("model",)))
+        linked = {**graph, "1": {"class_type": "PixArtLoader", "inputs": {"file": ["4", 0]}},
+                  "4": {"class_type": "PrimitiveString", "inputs": {"value": path.name}}}
+        assert origin(linked, "3", ("model",)) == origin(linked, "3", ("model",))
+    assert found[0] == found[1] != found[2]
 
 
 def is_changed(kind: str, **inputs: object) -> object:
