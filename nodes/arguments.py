@@ -13,6 +13,7 @@ import torch
 
 PACK = __package__.rpartition(".")[0]
 Declared = Mapping[str, tuple]
+FILE_INPUTS = ("file", "schedule")      # their names may be spelled in another way than in the list
 
 
 def checked(method: Callable) -> Callable:
@@ -52,7 +53,7 @@ def check_all(declared: Declared, given: Mapping[str, Any]) -> None:
 
 def wrong(name: str, kind: str | list, options: Mapping[str, Any], value: Any) -> str:
     """What was expected instead of this value; "" where it is right. Names of files are looked for by their loaders."""
-    if name == "file":
+    if name in FILE_INPUTS:
         return "" if isinstance(value, str) else "the name of a file"
     if isinstance(kind, list):
         return "" if value in kind else f"one of {', '.join(map(str, kind))}"

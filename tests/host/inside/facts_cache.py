@@ -199,6 +199,9 @@ def test_a_schedule_file_is_followed_and_a_wrong_one_refused():
     assert {"none", f"d{DEPTH}.json", "d28.json"} <= set(names)
     followed = cached(model, "ecad", schedule=f"d{DEPTH}.json")
     assert torch.equal(sample(followed, *given), sample(cached(model, "every-n", 2.9), *given))
+    Path(folder, "sub").mkdir(exist_ok=True)
+    Path(folder, "sub", "own.json").write_bytes(Path(folder, f"d{DEPTH}.json").read_bytes())
+    assert torch.equal(sample(cached(model, "ecad", schedule="sub\\own.json"), *given), sample(followed, *given))
     for arguments, found in (((cached(model, "ecad", schedule="d28.json"), *given), "28 blocks, this model has 5"),
                              ((followed, *prompts(), latent(64, 64), 8, 3.0), "6 steps, this sampling takes 8")):
         message = refusal(sample, *arguments)
