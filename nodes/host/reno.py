@@ -111,6 +111,8 @@ def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish
     request = Request((wish.prompt,) * pictures, "", 8 * height, 8 * width, wish.sampler, wish.steps, 1.0, wish.rule)
     check_differentiable(request)
     caption = caption_features(positive, pictures, wish.prompt)
+    if model.model.model_config.pixart.micro_conditioning:
+        check_told_size(positive[0][1], request.height, request.width)
     say("reading the rewards", always=True)
     reward = rewards_of(wish, device)
     reward.rewards[0](torch.zeros(1, 3, 64, 64), [wish.prompt])         # what it cannot read is said before any work
@@ -158,6 +160,14 @@ def caption_features(positive: list, count: int, prompt: str) -> Encoded:
     keep = torch.ones(context.shape[:2], dtype=torch.bool) if mask is None else (mask[:1].to("cpu") != 0).clone()
     tokens = int(keep.sum())
     return join_encoded([Encoded(context, keep, [PromptReport(prompt, prompt, tokens, tokens, tokens)])] * count)
+
+
+def check_told_size(extra: Mapping[str, Any], height: int, width: int) -> None:
+    """ValueError where the prompt tells the model another size than the latent's, which is what it is told here."""
+    told = extra.get("width") or width, extra.get("height") or height
+    if told != (width, height):
+        raise ValueError(f"the prompt tells the model {told[0]} x {told[1]}, the latent is {width} x {height}; set "
+                         "width and height of PixArt Text Encode to 0")
 
 
 def sampler_noise(latent: dict, wish: RenoWish, device: torch.device) -> Callable[[], Tensor]:

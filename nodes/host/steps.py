@@ -98,4 +98,8 @@ def plain_sigmas(model: Any, wanted: Preset, denoise: float) -> Tensor:
     else:
         times = [int(node.time) for node in nodes(wanted.steps, "diffusers")[:-1]]
     kept = max(1, round(denoise * len(times)))
-    return sigmas_at(model.get_model_object("model_sampling"), times[-kept:])
+    schedule = model.get_model_object("model_sampling")
+    if max(times) >= len(schedule.sigmas):
+        raise ValueError(f"the schedule of this MODEL has {len(schedule.sigmas)} timesteps, {wanted.sampler} needs all "
+                         "1000. Take ModelSamplingDiscrete out of the workflow, or choose the method lcm.")
+    return sigmas_at(schedule, times[-kept:])

@@ -130,6 +130,7 @@ def test_what_is_wrong_is_said_before_any_work():
             ({"hpsv2": 5.0}, "put HPS_v2.1_compressed.pt (xswu/HPSv2 on Hugging Face) into models/rewards"),
             ({"positive": condition(text(6)) * 2}, "has 2 parts"),
             ({"positive": condition(text(6), control=object())}, "has control, which"),
+            ({"positive": condition(text(6), width=96, height=0)}, "tells the model 96 x 32, the latent is 48 x 32"),
             ({"iterations": 0}, "iterations is 0; expected a whole number from 1 to 1000")):
         assert message in refusal(found, model(), **changes), changes
     assert "HPS_v2.1" in node("PixArtReNO").VALIDATE_INPUTS(hpsv2=1.0)

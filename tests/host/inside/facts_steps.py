@@ -120,3 +120,12 @@ def test_what_cannot_be_is_refused():
     assert "leave steps at 0" in refusal(make, model, steps=4)
     assert "starts from pure noise" in refusal(make, model, denoise=0.5)
     assert "exactly 1 step" in refusal(make, load("alpha-512"), "dmd", 3)
+
+
+def test_a_schedule_of_fifty_timesteps_is_for_lcm_alone():
+    """What the stock ModelSamplingDiscrete makes of a MODEL with lcm chosen."""
+    from compatibility import call
+    (model,) = call("ModelSamplingDiscrete", {"model": load("alpha-1024"), "sampling": "lcm", "zsnr": False})
+    for method in ("auto", "teacher", "tdm"):
+        assert "has 50 timesteps" in refusal(make, model, method), method
+    assert len(make(model, "lcm")[2]) == 5
