@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .device import free_bytes, is_out_of_memory, release
 from .vae_parts import FULL, TINY, Slices, fitting, tiled
 from .weights.errors import CheckpointError
-from .weights.locate import Kind
+from .weights.locate import Kind, find_files
 from .weights.reader import ShortLived, open_weights
 from .weights.settings import Check, checked_entries, list_of, number, read_json, text, whole
 from .weights.values import check_finite, check_floating
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 VAE_EXPECTED = "sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma, or a TAESD file (.safetensors or a folder)"
 VAE_KIND = Kind(VAE_EXPECTED, "", ("diffusion_pytorch_model",))
 VAE_NAME = re.compile(r"((first_stage_model|vae)\.)?(encoder|decoder|quant_conv|post_quant_conv|taesd_\w+)\.")
+VARIANT_NAME = re.compile(r"diffusion_pytorch_model\.(\w+)\.(?:safetensors|bin)")    # as diffusers names fp16 weights
 VAE_FIELDS: dict[str, Check] = {"block_out_channels": list_of(whole(1, 1 << 13), 16), "layers_per_block": whole(1, 64),
                                 "norm_num_groups": whole(1, 1 << 13), "latent_channels": whole(1, 1 << 10),
                                 "in_channels": whole(1, 64), "out_channels": whole(1, 64), "act_fn": text,
@@ -50,10 +51,7 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Any:
 
     with naming(path), tempfile.TemporaryDirectory() as folder:
         if kind == "folder":
-            loaded: Any = AutoencoderKL.from_pretrained(path, local_files_only=True, output_loading_info=True)
-            vae, missing = loaded[0], sorted(loaded[1]["missing_keys"])
-            if missing:
-                raise RuntimeError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+            vae: Any = load_folder(path)
         elif kind == "tiny":
             vae = load_tiny(path)
         else:
@@ -110,6 +108,21 @@ def check_values(path: Path) -> None:
         if VAE_NAME.match(name):
             check_floating(name, weights.tensors[name], path, VAE_EXPECTED)
             check_finite(name, source[name], path, VAE_EXPECTED)
+
+
+def load_folder(path: Path) -> Any:
+    """A diffusers folder, also of a tiny autoencoder, and one with weights in half precision alone."""
+    from diffusers import AutoencoderKL, AutoencoderTiny
+    config = path / "config.json"
+    named = read_json(config).get("_class_name") if config.is_file() else None
+    network: Any = AutoencoderTiny if named == "AutoencoderTiny" else AutoencoderKL
+    variant = VARIANT_NAME.fullmatch(find_files(path, VAE_KIND)[0].name)
+    vae, about = network.from_pretrained(path, variant=variant and variant[1], local_files_only=True,
+                                         output_loading_info=True)
+    missing = sorted(about["missing_keys"])
+    if missing:
+        raise RuntimeError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+    return vae
 
 
 def load_tiny(path: Path) -> Any:

@@ -7,7 +7,7 @@ import torch
 from host.tiny import write_vae
 from safetensors.torch import load_file, save_file
 
-from pixart.vae import load_vae
+from pixart.vae import is_tiny, load_vae
 from pixart.weights import CheckpointError, CheckpointNotFound
 
 pytest.importorskip("diffusers")
@@ -53,6 +53,25 @@ def small_vae(folder: Path) -> Path:
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, down_block_types=("DownEncoderBlock2D",),
                   up_block_types=("UpDecoderBlock2D",), layers_per_block=1).save_pretrained(folder)
     return folder
+
+
+def test_a_folder_with_half_precision_alone_loads(tmp_path):
+    """As diffusers downloads it with variant="fp16"."""
+    from diffusers import AutoencoderKL
+    plain = load_vae(small_vae(tmp_path / "plain"))
+    AutoencoderKL.from_pretrained(tmp_path / "plain").half().save_pretrained(tmp_path / "half", variant="fp16")
+    assert not (tmp_path / "half" / "diffusion_pytorch_model.safetensors").exists()
+    half = load_vae(tmp_path / "half").state_dict()
+    assert all(torch.equal(half[name], tensor.half().float()) for name, tensor in plain.state_dict().items())
+
+
+def test_a_folder_of_a_tiny_autoencoder_loads_as_its_single_file(tmp_path):
+    single = load_vae(write_vae(tmp_path / "vae.safetensors"))
+    single.save_pretrained(tmp_path / "tiny")
+    again = load_vae(tmp_path / "tiny")
+    assert is_tiny(again)
+    kept = single.state_dict()
+    assert all(torch.equal(kept.pop(name), tensor) for name, tensor in again.state_dict().items()) and not kept
 
 
 @pytest.mark.parametrize("changed, says", [
