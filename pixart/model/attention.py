@@ -102,8 +102,11 @@ class SelfAttention(nn.Module):
     def compress(self, tokens: Tensor, grid: tuple[int, int], compression: KVCompression) -> Tensor:
         """(B, N, D) -> (B, about N / factor^2, D).
 
-        One convolution and norm serve keys and values (PixArt-Sigma, section 3.3).
+        One convolution and norm serve keys and values (PixArt-Sigma, section 3.3). ValueError where nothing is left.
         """
+        if compression.mode in ("conv", "ave") and min(grid) < compression.factor:
+            raise ValueError(f"key/value compression {compression.mode!r} by {compression.factor} leaves no token of "
+                             f"{grid[0]} x {grid[1]}; choose sides of {16 * compression.factor} pixels or more")
         if compression.mode != "conv":
             return thin_out(tokens, grid, compression.mode, compression.factor)
         picture = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])                  # (B, D, h, w)

@@ -1,9 +1,11 @@
 """What the transformer promises whatever the weights: exactness, any size, clear refusals."""
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixart.config import PixArtConfig
+from pixart.config import KVCompression, PixArtConfig
 from pixart.model.attention import matmul_attention, score_bias, sdpa
 from pixart.model.policy import Policy
 from pixart.model.positions import position_table
@@ -25,6 +27,16 @@ def inputs(batch: int = 2, h: int = 8, w: int = 12, tokens: int = 5) -> dict[str
     generator = torch.Generator().manual_seed(7)
     return {"latent": torch.randn(batch, 4, h, w, generator=generator),
             "timestep": torch.linspace(900, 100, batch), "context": torch.randn(batch, tokens, 10, generator=generator)}
+
+
+@pytest.mark.parametrize("mode", ["conv", "ave"])
+def test_compression_that_leaves_no_key_is_refused(mode):
+    """Attention to nothing would silently be zero."""
+    config = replace(TINY, kv_compression=KVCompression(mode, 2, (1,)))
+    compressed = PixArtTransformer(config).eval().requires_grad_(False)
+    with pytest.raises(ValueError, match=f"'{mode}' by 2 leaves no token of 1 x 4; choose sides of 32 pixels"):
+        compressed(**inputs(h=2, w=8))
+    assert compressed(**inputs(h=6, w=4)).isfinite().all()
 
 
 def test_masked_padding_equals_no_padding(model):
