@@ -154,7 +154,7 @@ def file_changes(entry: Mapping[str, Any]) -> Any:
 def asked(entry: Mapping[str, Any]) -> Any:
     """IS_CHANGED, asked here: the host keeps the answer in the prompt, but has none where it keeps no results of nodes
     (--cache-none). It too gives it constants alone, and takes an error for "always"."""
-    kind = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(entry["class_type"])
+    kind: Any = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(entry["class_type"])
     if hasattr(kind, "define_schema"):
         from comfy_api.internal import first_real_override
         return math.nan if first_real_override(kind, "fingerprint_inputs") else None
