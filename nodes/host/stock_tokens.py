@@ -1,18 +1,16 @@
 """Prompts as tokens of the host's own T5, as CLIPLoader loads it."""
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...pixart.text import PromptReport, clean_caption
 from ...pixart.text.emphasis import WeightedText, weighted_parts, whole_characters, written_prompt
 from ...pixart.text.t5 import PAD
-
-if TYPE_CHECKING:
-    from .text import Rules
+from .prompt_request import Rules
 
 HOST_KEY = "t5xxl"             # of its tokens in the token dictionary
 
 
-def host_tokens(clip: Any, text: str, rules: "Rules", emphasis: bool = False) -> tuple[dict[str, list], PromptReport]:
+def host_tokens(clip: Any, text: str, rules: Rules, emphasis: bool = False) -> tuple[dict[str, list], PromptReport]:
     """Tokens of the host's own T5 (CLIPLoader, type pixart), cut to the trained length, end token kept.
 
     Without the padding that the T5 of its other types puts behind them: that is neither text nor counted.

@@ -1,14 +1,13 @@
 """The T5 encoder as a CLIP of the host, and prompts encoded by it or by the host's own T5."""
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...pixart.prepare.families import FAMILIES
 from ...pixart.text import EmbeddingCache, Encoded, PromptReport, T5Encoder
 from ...pixart.text.fitting import AUTO, GIB, fit_t5
 from ...pixart.text.long import LONGEST_PROMPT, beyond, report_of
@@ -16,68 +15,13 @@ from ...pixart.text.quantized import INT8, Bits
 from ...pixart.text.segments import split_segments
 from .folders import tokenizer_folder
 from .node_text import show_text
+from .prompt_request import PROMPT_RULES, PromptRequest, Rules, TextTokenizer, requests_of
 from .stock_tokens import HOST_KEY, host_tokens
 
 logger = logging.getLogger(__name__)
 
-T5_KEY = "pixart_t5"           # in the token dictionary, where the host's own T5 has HOST_KEY
-# Text encoders by the host's names for them, and what loads a CLIP that has them.
-ENCODER_TITLES = {"t5xxl": "T5-XXL beside CLIP-L", "l": "CLIP-L", "g": "CLIP-G", "h": "CLIP-H", "mt5xl": "mT5-XL",
-                  "hydit_clip": "the BERT of HunyuanDiT", "llama": "Llama"}
-LOADED_BY = {
-    "t5xxl": "For Flux and SD3 load it with the stock DualCLIPLoader (type flux or sd3).",
-    "l": "For SD3 and SDXL load it with the stock DualCLIPLoader (type sd3 or sdxl).",
-    "g": "For SDXL load it with the stock DualCLIPLoader (type sdxl).",
-    "mt5xl": "For HunyuanDiT it comes with the checkpoint: use the stock Load Checkpoint.",
-    "llama": "For HunyuanVideo and HiDream load it with the stock DualCLIPLoader or QuadrupleCLIPLoader.",
-}
 BYTES_PER_WEIGHT: dict[Bits, float] = {16: 2.0, 8: 1.3, 4: 0.9}     # with the layers that stay in 16 bits
 Conditioning = list[list]
-
-
-class Rules(NamedTuple):
-    """How prompts were treated in training."""
-
-    clean: bool
-    limit: int                 # tokens, the end token included
-
-
-PROMPT_RULES = {name: Rules(FAMILIES[name].clean, FAMILIES[name].tokens) for name in ("alpha", "sigma")}
-
-
-class PromptRequest(NamedTuple):
-    """What goes through the host in place of token ids."""
-
-    text: str
-    clean: bool = False
-    limit: int = PROMPT_RULES["sigma"].limit
-    emphasis: bool = True      # (word:1.2) and escapes are read; captions of pictures have brackets that are text
-
-
-class Tokens(dict):
-    """What `TextTokenizer` returns. Nodes that encode for another model ask it for the tokens of other encoders."""
-
-    def __missing__(self, encoder: str) -> list:
-        title = ENCODER_TITLES.get(encoder, encoder)
-        raise ValueError(f"this node needs the CLIP of another model, with {title}; the CLIP of Load T5 is for PixArt. "
-                         + LOADED_BY.get(encoder, "Load it with the stock CLIPLoader."))
-
-
-class TextTokenizer:
-    """Stands where the host expects a tokenizer; the encoder behind it takes text."""
-
-    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None) -> None:
-        pass
-
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, pixart: PromptRequest | None = None,
-                              disable_weights: bool = False, **_: object) -> Tokens:
-        return Tokens({T5_KEY: [[(pixart or PromptRequest(text, emphasis=not disable_weights), 1.0)]]})
-
-    def untokenize(self, token_weight_pair: list) -> list:
-        return [(pair, pair[0].text) for pair in token_weight_pair]
-
-    def state_dict(self) -> dict:
-        return {}
 
 
 class HostTextEncoder(torch.nn.Module):
@@ -98,13 +42,15 @@ class HostTextEncoder(torch.nn.Module):
 
     def encode(self, request: PromptRequest) -> Encoded:
         """context (1, L, C) float32 without padding. An unchanged prompt does not run the encoder again."""
-        arguments = ([request.text], request.limit, request.clean, request.emphasis)
-        kept = self.cache.find(self.identity, self.bits, *arguments)
+        kept = self.kept(request)
         if kept is not None:
             return kept
         if self.encoder.model is None:
             self.encoder = self.load()
-        return self.cache.encode(self.encoder, *arguments)
+        return self.cache.encode(self.encoder, *cache_arguments(request))
+
+    def kept(self, request: PromptRequest) -> Encoded | None:
+        return self.cache.find(self.identity, self.bits, *cache_arguments(request))
 
     def release(self, *_: object) -> None:
         """Free the weights, on the host's request."""
@@ -119,10 +65,12 @@ class HostTextEncoder(torch.nn.Module):
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, None, dict]:
         """Of everything that nodes have put behind each other, as the host's own encoders do it."""
         from comfy.model_management import intermediate_device
-        requests = [entry[0] for section in tokens.get(T5_KEY, ()) for entry in section]
-        if not requests or not all(isinstance(request, PromptRequest) for request in requests):
-            raise ValueError(f"these tokens are of another text encoder ({', '.join(tokens)}); tokenize with this CLIP")
-        return torch.cat([self.encode(each).context for each in requests], 1).to(intermediate_device()), None, {}
+        contexts = [self.encode(each).context for each in requests_of(tokens)]
+        return torch.cat(contexts, 1).to(intermediate_device()), None, {}
+
+    def keeps(self, tokens: Mapping[str, list]) -> bool:
+        """Whether all of it was encoded before, so that the weights are not needed."""
+        return all(self.kept(request) is not None for request in requests_of(tokens))
 
     def set_clip_options(self, options: dict) -> None:
         if options.get("layer") is not None:
@@ -158,8 +106,16 @@ class MovableTextEncoder(HostTextEncoder):
             self.patches = patches
         return super().encode(request)
 
+    def keeps(self, tokens: Mapping[str, list]) -> bool:
+        """Not known before it is loaded: only then the host has put on the patches of the CLIP."""
+        return False
+
     def release(self, *_: object) -> None:
         """The host moves what it sees."""
+
+
+def cache_arguments(request: PromptRequest) -> tuple[list[str], int, bool, bool]:
+    return [request.text], request.limit, request.clean, request.emphasis
 
 
 @functools.cache
@@ -173,6 +129,13 @@ def clip_class() -> type:
             other = super().clone(*arguments, **named)
             other.__class__ = type(self)        # the host's clone is always a plain CLIP
             return other
+
+        def load_model(self, *tokens: Any) -> Any:
+            """The host makes room for all of T5 here, and sends the MODEL away where there is little. Newer hosts say
+            what for."""
+            if tokens and tokens[0] and self.cond_stage_model.keeps(tokens[0]):
+                return self.patcher
+            return super().load_model(*tokens)
 
         def get_sd(self) -> dict[str, Tensor]:
             return self.cond_stage_model.to_save()

@@ -1,6 +1,8 @@
 """Prompts: our T5 as a CLIP of the host, the host's own T5, cleaning, limits, reports."""
 import functools
+import inspect
 from pathlib import Path
+from unittest.mock import patch
 
 import comfy.utils
 import torch
@@ -262,6 +264,20 @@ def test_an_unchanged_prompt_does_not_run_the_encoder_again():
     assert clip.cond_stage_model.cache.misses == misses
     encode(clip, "a prompt of its own", "sigma")
     assert clip.cond_stage_model.cache.misses == misses + 1
+
+
+def test_for_a_prompt_that_is_kept_the_host_makes_no_room():
+    import comfy.sd
+    from comfy.model_management import load_models_gpu
+    clip = our_clip()
+    encode(clip, "a prompt to keep")
+    if not inspect.signature(comfy.sd.CLIP.load_model).parameters.get("tokens"):
+        return                  # older hosts load before they say what for
+    for prompt, loads in (("a prompt to keep", 0), ("a prompt that is new", 1), ("a prompt that is new", 0)):
+        with patch("comfy.sd.model_management.load_models_gpu", wraps=load_models_gpu) as loading:
+            encode(clip, prompt)
+        assert loading.call_count == loads, prompt
+    assert clip.load_model() is clip.patcher
 
 
 def test_the_encoder_comes_back_after_the_host_took_its_memory():
