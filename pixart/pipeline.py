@@ -34,7 +34,7 @@ from .sampling.samplers import sampler as sampler_of
 from .text.encoded import Encoded, join_encoded
 from .text.long import encode_long
 from .text.on_demand import T5OnDemand
-from .text.quantized import Bits
+from .text.quantized import Bits, usual_bits
 from .text.t5 import T5Encoder
 from .text.tokens import PromptReport
 from .vae import Autoencoder, decode, encode_pictures, load_vae
@@ -102,11 +102,13 @@ class Pipeline:
         the others less. Where the machine has no compiler, a line in the log says so and nothing is compiled.
         Raises ValueError, or FileNotFoundError, that names the file and what to do.
         """
+        if any(isinstance(given, (str, Path)) for given in loras):
+            raise ValueError("loras are files with their strengths; write [(file, 1.0)] for one as it was trained")
         require_files(model, vae, t5, [("controlnet", controlnet), *(("loras", path) for path, _ in loras)])
         place = checked_device(best_device() if device is None else device)
         files = PipelineFiles.open(model, vae, controlnet, loras, variant, compile)
-        usual_bits = 8 if t5 is not None and place.type != "mps" else 16
-        return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or usual_bits, place), place, dtype, keep_t5)
+        usual = 16 if t5 is None else usual_bits(place)
+        return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or usual, place), place, dtype, keep_t5)
 
     @classmethod
     def of(cls, transformer: PixArtTransformer, decoder: Decoder | None = None,

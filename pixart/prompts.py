@@ -87,15 +87,16 @@ def csv_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
     if len(set(names)) < len(names):
         raise ValueError(f"the first line names a column twice, {max(names, key=names.count)}")
     reader.fieldnames = names
-    rows = []
+    rows, line = [], 1
     try:
         for row in reader:
+            line = reader.reader.line_num       # the DictReader's own is that of an empty line before
             if None in row:
-                raise ValueError(f"line {reader.line_num} has more values than the first line has columns; put quotes "
-                                 "around a prompt with commas in it")
-            rows.append((reader.line_num, {key: value or None for key, value in row.items()}))
+                raise ValueError(f"line {line} has more values than the first line has columns; put quotes around a "
+                                 "prompt with commas in it")
+            rows.append((line, {key: value or None for key, value in row.items()}))
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num} is no CSV ({error})") from error
+        raise ValueError(f"from line {line + 1} on this is no CSV ({error})") from error
     return rows
 
 

@@ -18,6 +18,7 @@ from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Guide, Pictures, Pipeline, Request, encode_request, sample
 from pixart.sampling.preset import preset
+from pixart.text.quantized import usual_bits
 from pixart.vae import decode, encode_pictures, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
@@ -458,6 +459,16 @@ def test_opening_refuses_a_wrong_file_of_any_part(parts, part, tmp_path):
              part: [(wrong, 1.0)] if part == "loras" else wrong}
     with pytest.raises(ValueError, match=r"other\.safetensors"):
         Pipeline.open(**given)
+
+
+def test_loras_without_strengths_are_refused_with_what_to_write():
+    with pytest.raises(ValueError, match=r"write \[\(file, 1\.0\)\]"):
+        Pipeline.open(loras=["lora.safetensors"])
+
+
+def test_an_apple_gpu_gets_no_precision_that_it_has_no_kernels_for():
+    """`encode` took 8 bits there, which was refused."""
+    assert [usual_bits(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [8, 8, 16]
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -15,7 +15,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_long(command)
     command.add_argument("--out", type=Path, default=Path("prompt.safetensors"), metavar="FILE",
                          help="file to write, for generate --embeddings (default: prompt.safetensors)")
-    add_bits(command, "8")
+    add_bits(command, "8; 16 on Apple GPUs")
     add_device(command)
 
 
@@ -27,11 +27,13 @@ def run(args: argparse.Namespace) -> None:
     from ..text.encoded import save_embeddings
     from ..text.long import check_mode, encode_long
     from ..text.on_demand import T5OnDemand
+    from ..text.quantized import usual_bits
     from .progress import Bars
 
     require_file_place(args.out)
     check_mode(args.long, args.inner_ends)
-    encoder = T5OnDemand(args.t5, args.bits or 8, checked_device(args.device or best_device()))
+    device = checked_device(args.device or best_device())
+    encoder = T5OnDemand(args.t5, args.bits or usual_bits(device), device)
     with Bars() as bars:
         encoded = encode_long(lambda some, limit: encoder.encode(some, limit, args.clean, partial(bars, "reading T5")),
                               [args.prompt], args.max_tokens, args.long, args.inner_ends)

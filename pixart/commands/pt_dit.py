@@ -82,11 +82,12 @@ def encode_prompts(args: argparse.Namespace, config: "PTDiTConfig",
     """Features of the prompt and of the negative one; the encoder is freed before this returns."""
     from ..text.long import encode_long
     from ..text.on_demand import T5OnDemand
+    from ..text.quantized import usual_bits
     from .arguments import embeddings_of
     if args.embeddings:
         caption = embeddings_of(args)
         return caption, caption
-    encoder = T5OnDemand(args.t5, args.bits or (16 if device.type == "mps" else 8), device)
+    encoder = T5OnDemand(args.t5, args.bits or usual_bits(device), device)
 
     def encode(some: list[str], limit: int) -> "Encoded":
         return encoder.encode(some, limit, config.cleans_captions)

@@ -28,6 +28,11 @@ def check_bits(bits: Bits) -> None:
                          f"not {bits!r}")
 
 
+def usual_bits(device: torch.device) -> Bits:
+    """Of a large T5 where nobody chose: 8, and 16 on Apple GPUs, for which bitsandbytes has no kernels."""
+    return 16 if device.type == "mps" else 8
+
+
 def require_bitsandbytes(bits: Bits) -> None:
     """Raises ValueError that says what to install, or to use 16 bits."""
     try:
