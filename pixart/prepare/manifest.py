@@ -8,6 +8,7 @@ from .items import Item, Place
 
 PICTURE = ("path", "file_name", "image", "file", "filename", "image_path")
 CAPTION = ("caption", "text", "prompt")
+MORE_VALUES = "it has more values than the first line has columns; put quotes around a caption with commas in it"
 
 
 def manifest_items(path: Path) -> Iterator[Item]:
@@ -46,15 +47,21 @@ def _lines(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _table(path: Path) -> Iterator[tuple[int, object]]:
+    line, tabs = 0, path.suffix.lower() == ".tsv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            reader = csv.DictReader(file, delimiter="\t" if tabs else ",", strict=not tabs)
             found = reader.fieldnames or []
             for what in (PICTURE, CAPTION):
                 if not set(what) & set(found):
                     raise ValueError(f"{path} has the columns {', '.join(found) or 'none'}; expected one of "
                                      f"{', '.join(what)}, named in its first line")
+            line = 1
             for row in reader:
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
+                line = reader.reader.line_num       # the DictReader's own is that of an empty line before
+                yield line, MORE_VALUES if None in row else row
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a UTF-8 table: {error}; save it as UTF-8") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: from line {line + 1} on this is no table ({error}); a quotation mark at the start "
+                         "of a value needs its partner at the end") from error

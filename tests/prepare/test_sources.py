@@ -84,6 +84,16 @@ def test_tables_name_their_columns(tmp_path, name, between):
         read(tmp_path / name)
 
 
+def test_a_table_loses_no_word_and_no_line(tmp_path):
+    """A caption with a bare comma was cut there, and a quote without partner swallowed all lines that follow."""
+    (tmp_path / "list.csv").write_text("path,caption\n\na.png,one, two\nb.png,three\n")
+    items = read(tmp_path / "list.csv")
+    assert "more values than the first line" in items["list.csv, line 3"].fault and items["b.png"].caption == "three"
+    (tmp_path / "list.csv").write_text('path,caption\na.png,one\nb.png,"two\nc.png,three\n')
+    with pytest.raises(ValueError, match=r"from line 3 on this is no table .*needs its partner"):
+        read(tmp_path / "list.csv")
+
+
 def test_archives_hold_an_example_a_name(tmp_path):
     path = archive(tmp_path / "s-000.tar", {
         "0001.txt": b"one", "0001.png": png(), "0001.json": b"{}", "in/0002.seg.png": png("blue"),
