@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import VARIANTS, PixArtConfig
 from ..model.density import FlexDiTConfig
-from ..quantize.format import Packed
+from ..quantize.format import Format, Packed
 from ..quantize.layer import keep_packed
 from ..quantize.read import PackedWeights, with_unpacked
 from ..weights.reader import ShortLived, Weights
@@ -80,16 +80,21 @@ class OpenCheckpoint:
         return self.weights.tensors[self.layout.plan[SAMPLE_TENSOR][0]].dtype
 
     @property
+    def packed_formats(self) -> tuple[Format, ...]:
+        """Of the packed layers of this network; a text encoder in the same file may have others."""
+        layers = self.weights.layers if isinstance(self.weights, PackedWeights) else {}
+        names = (part.removesuffix(".weight") for parts in self.layout.plan.values() for part in parts)
+        return tuple(layers[name].format for name in names if name in layers)
+
+    @property
     def packed_as(self) -> tuple[str, ...]:
         """The formats of packed layers, in alphabetical order; empty for plain weights."""
-        layers = self.weights.layers.values() if isinstance(self.weights, PackedWeights) else ()
-        return tuple(sorted({layer.format.name for layer in layers}))
+        return tuple(sorted({form.name for form in self.packed_formats}))
 
     @property
     def runs_in_host(self) -> bool:
         """Whether ComfyUI may compute with all packed layers as they are; else they are to be unpacked for it."""
-        layers = self.weights.layers.values() if isinstance(self.weights, PackedWeights) else ()
-        return all(layer.format.runs_in_host for layer in layers)
+        return all(form.runs_in_host for form in self.packed_formats)
 
     def packed(self) -> dict[str, Packed]:
         """Packed layers by their reference names. CheckpointError where the file has them in parts (diffusers)."""

@@ -273,6 +273,20 @@ def test_a_scaled_text_encoder_in_the_same_file_changes_nothing(packed, beside):
     assert torch.equal(computed(changed(path, join)), computed(path))
 
 
+def test_a_plain_model_beside_a_packed_text_encoder_is_plain(plain, packed, tmp_path):
+    """As ComfyUI saves all in one file: the model keeps its data type, and can be packed."""
+    tensors = {f"model.diffusion_model.{name}": tensor.half() for name, tensor in load_file(plain).items()}
+    beside = {name.replace("blocks.0", "text_encoders.t5xxl"): tensor
+              for name, tensor in load_file(packed("float8_e4m3fn")).items() if name.startswith("blocks.0.mlp.fc1")}
+    assert len(beside) == 4
+    save_file(tensors | beside, tmp_path / "all.safetensors")
+    opened = open_checkpoint(tmp_path / "all.safetensors", CONFIG)
+    assert opened.packed_as == () and opened.packed() == {} and opened.runs_in_host
+    assert "fp16" in opened.read().description
+    convert(tmp_path / "all.safetensors", "nvfp4", tmp_path / "out.safetensors", CONFIG)
+    assert open_checkpoint(tmp_path / "out.safetensors").packed_as == ("nvfp4",)
+
+
 def test_a_prefix_changes_nothing(packed):
     def prefix(tensors: dict, metadata: dict) -> None:
         for name in list(tensors):
