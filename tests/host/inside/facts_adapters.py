@@ -3,6 +3,7 @@
 Also what the host itself trains and extracts.
 """
 from pathlib import Path
+from unittest.mock import patch
 
 import folder_paths
 import torch
@@ -197,3 +198,19 @@ def test_loras_beside_the_weights_draw_what_merged_ones_do():
             assert 0 < 100 * off(picture(beside), want) < off(want, plain) or torch.equal(picture(beside), want)
             assert not torch.equal(want, plain)
     assert torch.equal(picture(load("alpha-1024", "fp32")), plain)
+
+
+def test_adapters_that_came_off_leave_the_tables_as_they_were():
+    """The host leaves a forward on every layer it had changed."""
+    import comfy.sd
+    if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        return
+    model = load("alpha-1024", "fp32")
+    plain = picture(model)
+    beside, _ = comfy.sd.load_bypass_lora_for_models(model, None, load_file(FOLDER / trained("LoRA")), 0.5, 0)
+    assert not torch.equal(picture(beside), plain)
+    table = model.model.diffusion_model.blocks[0].scale_shift_table
+    assert table.is_changed()
+    with patch.object(type(table), "changed_table", side_effect=AssertionError):
+        assert torch.equal(picture(model), plain)
+    assert "forward" in vars(table) and not table.is_changed()
