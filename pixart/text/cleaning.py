@@ -24,10 +24,11 @@ def _address(scheme: str) -> str:
 # Each group is (pattern, replacement) in the order of application.
 _ADDRESSES = ((_address("https?"), ""), (_address("www"), ""))
 
+_IDEOGRAPHS = (r"[\u31c0-\u31ef]+|[\u31f0-\u31ff]+|[\u3200-\u32ff]+|[\u3300-\u33ff]+"
+               r"|[\u3400-\u4dbf]+|[\u4dc0-\u4dff]+|[\u4e00-\u9fff]+")
 _BEFORE_DASH_COUNT = (
     (r"@\w+\b", ""),                                       # nicknames
-    (r"[\u31c0-\u31ef]+|[\u31f0-\u31ff]+|[\u3200-\u32ff]+|[\u3300-\u33ff]+"
-     r"|[\u3400-\u4dbf]+|[\u4dc0-\u4dff]+|[\u4e00-\u9fff]+", ""),
+    (_IDEOGRAPHS, ""),
     (f"[{re.escape(_DASHES[0])}{_DASHES[1:]}]+", "-"),
     ("[`´«»“”¨]", '"'),
     ("[‘’]", "'"),
@@ -102,6 +103,11 @@ def clean_caption(text: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"a caption must be a string, got {type(text).__name__}: {text!r}")
     return clean_once(clean_once(text))
+
+
+def removed_ideographs(text: str) -> str:
+    """Chinese characters of a caption, which the cleaner takes out, with blanks between the runs."""
+    return " ".join(re.findall(_IDEOGRAPHS, unquote_plus(text)))
 
 
 def cleaning_notes(text: str) -> Iterable[str]:

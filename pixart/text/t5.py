@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..device import checked_device
 from ..weights.errors import CheckpointError
-from .cleaning import clean_caption, cleaning_notes
+from .cleaning import clean_caption, cleaning_notes, removed_ideographs
 from .emphasis import WeightedText, weigh_tokens, weighted_parts
 from .encoded import Encoded, join_encoded
 from .files import EMBEDDING, FIRST_QUERY, T5_FILE, T5Files, files_identity
@@ -110,6 +110,8 @@ class T5Encoder:
         notes = tuple(cleaning_notes(prompt))
         if prompt.strip() and not any(part.text for part in cleaned):
             notes += ("cleaning left nothing of this prompt, as in training on English captions",)
+        elif removed := removed_ideographs(prompt):
+            notes += (f"cleaning removed, as in training on English captions: {removed[:80]}",)
         return self.tokenizer.encode_parts(prompt, limit, cleaned, between=" ", notes=notes)
 
     def _run(self, tokens: list[_Tokens]) -> Encoded:

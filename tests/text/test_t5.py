@@ -111,6 +111,9 @@ def test_cleaning_is_used_only_when_asked_for(t5_folder: Path) -> None:
     assert raw.text == raw.prompt == "A RED Cat #12345"
     assert cleaned.text == "a red cat" and cleaned.prompt == raw.prompt and cleaned.tokens == 4
     assert "cleaning left nothing" in encoder.encode(["猫"], 120, clean=True).reports[0].notes[0]
+    mixed = encoder.encode(["a red 猫 on 红色 house"], 120, clean=True).reports[0]
+    assert mixed.text == "a red on house" and mixed.notes[0].endswith("English captions: 猫 红色")
+    assert not encoder.encode(["a red cat"], 120, clean=True).reports[0].notes
 
 
 def test_eight_bits_write_no_line_about_casts(t5_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
