@@ -86,7 +86,8 @@ class FirstBlock(ReuseMiddle):
     def decide(self, p: Pass) -> list[bool]:
         step = p.known_step()
         entered = self.memory.get(step, INPUT)
-        assert entered is not None
+        if entered is None:         # feedback runs these blocks once more, and not the first one: as decided before
+            return [count is None or count.chosen for count in self.counts.get(step)]
         self.memory.drop(step, INPUT)
         added = p.x - entered
         counts = [count or RowCounts() for count in self.counts.get(step)]

@@ -22,6 +22,7 @@ from pixart.accelerate import (
     fora,
     t_gate_schedule,
 )
+from pixart.model.feedback import Feedback, InnerLoop
 
 DEPTH = CONFIG.depth
 
@@ -93,6 +94,30 @@ def test_a_second_sampling_is_like_the_first_and_keeps_no_more(model, name):
         sizes.append(policy.memory.bytes)
     assert torch.equal(got, want) and len(set(sizes)) == 1
     assert sizes[0] <= 4 * policy.kept(DEPTH) * 24 * CONFIG.hidden * 4
+
+
+def looped() -> InnerLoop:
+    feedback = Feedback(CONFIG, 1, 2).eval().requires_grad_(False)
+    tiny.random_weights(feedback, seed=8)
+    return InnerLoop(feedback)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_computing_all_under_feedback_changes_no_bit(model, name):
+    """Which runs blocks of the middle a second time within one pass."""
+    for policies in ([looped(), FULL[name]()], [FULL[name](), looped()]):
+        assert torch.equal(sampled(model, policies), sampled(model, [looped()]))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", REUSING)
+def test_reuse_goes_with_feedback_in_either_order(model, name, first):
+    def policies():
+        return [looped(), REUSING[name]()] if first else [REUSING[name](), looped()]
+    want = sampled(model, policies(), drift=0.3)
+    assert off(sampled(model, policies(), SPLITS["single rows"], drift=0.3), want) < 3e-5
+    plain = sampled(model, [looped()], drift=0.3)
+    assert torch.equal(want[0], plain[0]) and off(want, plain) > 1e-3
 
 
 @pytest.mark.parametrize("name", REUSING)
