@@ -44,8 +44,10 @@ def reweight(reward: WeightedSum, method: RewardLoraMethod, texts: list[str]) ->
 
 
 def encoded(texts: list[str], source: Path, t5: Path, method: RewardLoraMethod, config: PixArtConfig) -> CaptionList:
-    """All captions through T5 once, which is freed then."""
-    encoder = T5Encoder(t5, 16 if t5 == SHIPPED.t5 else method.bits)
+    """All captions through T5 once, on the GPU where this process trains on one; T5 is freed then."""
+    from accelerate import PartialState
+    device = PartialState().device
+    encoder = T5Encoder(t5, 16 if t5 == SHIPPED.t5 else method.bits, device if device.type == "cuda" else "cpu")
     try:
         captions = [encoder.encode([text], config.caption_tokens, config.cleans_captions) for text in ["", *texts]]
     finally:

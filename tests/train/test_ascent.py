@@ -1,5 +1,6 @@
 """Reward fine-tuning: which passes learn, that LoRA and reward move, resuming, and what is refused."""
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,19 @@ def test_captions_are_drawn_with_their_words(tmp_path):
     assert batch.to(torch.device("cpu")).texts == batch.texts
     silent = data.without_caption(batch)
     assert silent.mask.sum() == 4 * len(data.null_mask)
+
+
+@pytest.mark.parametrize(("trains_on", "encodes_on"), [("cuda:1", "cuda:1"), ("mps", "cpu"), ("cpu", "cpu")])
+def test_captions_are_encoded_on_the_gpu_that_trains(tmp_path, monkeypatch, trains_on, encodes_on):
+    class Asked(Exception):
+        pass
+
+    def ask(path, bits, device):
+        raise Asked(str(device))
+    monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(device=torch.device(trains_on)))
+    monkeypatch.setattr("pixart.train.rewarded.T5Encoder", ask)
+    with pytest.raises(Asked, match=f"^{encodes_on}$"):
+        assemble(wanted(tmp_path))
 
 
 def test_two_steps_move_the_adapters_and_the_same_seed_repeats_them(tmp_path):
