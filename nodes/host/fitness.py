@@ -9,10 +9,11 @@ from ...pixart.device import memory_text
 from ...pixart.mini import is_mini
 from .pt_dit import holds_pt_dit
 from .stock_tokens import HOST_KEY, other_encoders
-from .text import HostTextEncoder, is_ours
+from .text import HostTextEncoder, MovableTextEncoder, is_ours
 
 FAMILY = {"sd": "alpha and delta", "sdxl": "Sigma"}
 VAE_FILES = {"sd": "vae-ft-ema-560000-ema-pruned.safetensors", "sdxl": "sdxl_vae.safetensors"}
+ENCODING_STAGE = "encoding the prompt"
 FACTOR = 8              # pixels a side of the latent's
 
 
@@ -44,7 +45,7 @@ def examine(model: Any, clip: Any, vae: Any, control: Any, height: int, width: i
         of_vae(found, vae, config, latents)
     if control is not None:
         of_control(found, control, model)
-    of_memory(found, model)
+    of_memory(found, model, clip)
     return found
 
 
@@ -83,7 +84,7 @@ def of_clip(found: FitReport, clip: Any, config: PixArtConfig | None) -> None:
     else:
         width, size = width_of(network), clip.patcher.model_size()
         how = "of a stock loader"
-    found.needs["encoding the prompt"] = float(size)
+    found.needs[ENCODING_STAGE] = float(size)
     if width is None:
         found.facts.append(f"CLIP: {type(network).__name__}, not a T5, {memory_text(size)}")
         found.problems.append("this CLIP is not a T5 text encoder; PixArt takes T5-XXL, as of Load T5 for PixArt, or "
@@ -138,16 +139,25 @@ def of_control(found: FitReport, control: Any, model: Any) -> None:
         found.problems.append(str(error))
 
 
-def of_memory(found: FitReport, model: Any) -> None:
+def of_memory(found: FitReport, model: Any, clip: Any) -> None:
     """The stages need memory one after the other: the host takes off what a stage does not use."""
     from comfy import model_management
     device = model.load_device if model is not None else model_management.get_torch_device()
+    apart = clip is not None and clip.patcher.load_device != device
+    elsewhere = {ENCODING_STAGE: f" (on {clip.patcher.load_device})"} if apart else {}
     free = model_management.get_free_memory(device)
-    stages = ", ".join(f"{name} {memory_text(size)}" for name, size in found.needs.items())
+    stages = ", ".join(f"{name} {memory_text(size)}{elsewhere.get(name, '')}" for name, size in found.needs.items())
     if not stages:
         return
     found.facts.append(f"Memory, about, one after the other: {stages}; {memory_text(free)} are free on {device}")
-    for name, size in found.needs.items():
-        if size > free:
-            found.facts.append(f"{name} needs more than is free: the host will unload other models, or keep a part in "
-                               "main memory and be slower")
+    found.facts.extend(f"{name} needs more than is free: {what_then(name, clip)}" for name, size in found.needs.items()
+                       if size > free and name not in elsewhere)
+
+
+def what_then(stage: str, clip: Any) -> str:
+    """What happens where a stage needs more memory than is free."""
+    network = getattr(clip, "cond_stage_model", None)
+    if stage == ENCODING_STAGE and isinstance(network, HostTextEncoder) and not isinstance(network, MovableTextEncoder):
+        return ("the host will unload other models; this T5 is on the device as a whole, so where that is not enough "
+                "load it with bits int8, or with device cpu")
+    return "the host will unload other models, or keep a part in main memory and be slower"

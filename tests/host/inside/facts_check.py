@@ -1,7 +1,10 @@
 """PixArt Check: what parts are, whether they fit, what is wrong; nothing is run."""
 import functools
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import comfy.model_base
+import torch
 from facts_text import stock_clip
 from support import MODELS, load, load_control, node, pack, vae
 
@@ -60,6 +63,22 @@ def test_a_t5_beside_other_encoders_is_said():
     several.tokenizer = sd3_clip.SD3Tokenizer()
     report, fits = check(model=load("alpha-1024"), clip=several)
     assert not fits and "PROBLEM: this CLIP holds g, l, t5xxl; PixArt needs T5-XXL alone" in report, report
+
+
+def test_what_a_t5_does_where_memory_is_short_depends_on_how_it_was_loaded():
+    fitness, cuda, cpu = pack("nodes.host.fitness"), torch.device("cuda"), torch.device("cpu")
+    movable = pack("nodes.host.text").load_clip(MODELS / "text_encoders" / "tiny-t5", "int8", "cpu")
+
+    def said(text_encoder, place: torch.device) -> str:
+        report = fitness.FitReport(needs={fitness.ENCODING_STAGE: 9e9})
+        given = SimpleNamespace(patcher=SimpleNamespace(load_device=place), cond_stage_model=text_encoder)
+        with patch("comfy.model_management.get_free_memory", lambda *_: 1e9):
+            fitness.of_memory(report, SimpleNamespace(load_device=cuda), given)
+        return "\n".join(report.facts)
+    assert "with bits int8, or with device cpu" in said(clip().cond_stage_model, cuda)
+    assert "keep a part in main memory" in said(movable.cond_stage_model, cuda)
+    apart = said(clip().cond_stage_model, cpu)
+    assert "encoding the prompt 8.38 GiB (on cpu)" in apart and "more than is free" not in apart
 
 
 def test_models_of_other_loaders_are_told_apart():
