@@ -19,7 +19,7 @@ from ..weights.reader import ShortLived, Weights
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
 from . import flexdit
 from .configure import ChosenConfig, configure
-from .detect import Layout, find_layout, measure_shapes, reference_shapes
+from .detect import COMPANIONS, Layout, find_layout, measure_shapes, reference_shapes
 from .errors import PIXART_FILE, CheckpointError
 from .header import config_from_header, from_tensor
 from .layouts import NULL_CAPTION, expected_shapes
@@ -157,7 +157,7 @@ def open_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
 
     Arguments and errors as in `read_checkpoint`.
     """
-    weights = with_unpacked(open_network(path, ema))
+    weights = with_unpacked(open_network(path, ema), beside=COMPANIONS)
     layout = find_layout(weights.tensors, weights.path)
     own = _own_config(weights, layout)
     choice = _recognise(weights, layout, variant, own)

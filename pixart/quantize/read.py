@@ -72,12 +72,14 @@ class Unpacked(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def with_unpacked(weights: Weights, expected: str = PIXART_FILE) -> Weights:
+def with_unpacked(weights: Weights, expected: str = PIXART_FILE, beside: tuple[str, ...] = ()) -> Weights:
     """The same weights with packed layers as plain ones; as they are where nothing is packed.
 
+    beside: how names of other models in the file start, whose layers stay as they are, in whatever format.
     Raises CheckpointError for an unknown format, a missing or wrong scale, or wrong settings, by layer and file.
     """
-    layers = {name: placed(name, told, weights, expected) for name, told in marks(weights, expected).items()}
+    layers = {name: placed(name, told, weights, expected) for name, told in marks(weights, expected).items()
+              if not name.startswith(beside)}
     if not layers:
         return weights
     used = {name for layer in layers.values() for own, name in layer.names.items() if own != "weight"}

@@ -274,11 +274,14 @@ def test_a_scaled_text_encoder_in_the_same_file_changes_nothing(packed, beside):
 
 
 def test_a_plain_model_beside_a_packed_text_encoder_is_plain(plain, packed, tmp_path):
-    """As ComfyUI saves all in one file: the model keeps its data type, and can be packed."""
+    """As ComfyUI saves all in one file: the model keeps its data type, and can be packed. The encoder's format may be
+    one that only the host knows."""
     tensors = {f"model.diffusion_model.{name}": tensor.half() for name, tensor in load_file(plain).items()}
     beside = {name.replace("blocks.0", "text_encoders.t5xxl"): tensor
               for name, tensor in load_file(packed("float8_e4m3fn")).items() if name.startswith("blocks.0.mlp.fc1")}
     assert len(beside) == 4
+    beside["text_encoders.t5xxl.mlp.fc1.comfy_quant"] = torch.frombuffer(bytearray(b'{"format": "awq_w4a16"}'),
+                                                                         dtype=torch.uint8)
     save_file(tensors | beside, tmp_path / "all.safetensors")
     opened = open_checkpoint(tmp_path / "all.safetensors", CONFIG)
     assert opened.packed_as == () and opened.packed() == {} and opened.runs_in_host
