@@ -1,6 +1,7 @@
 """Does optimising noise help? PixArt-mini's student, rewarded by judge A, measured by judge B on held-out sentences.
 
     python benchmarks/reno_mini.py --work DIR [--count 100]     goes on where it was stopped; prints the table so far
+    python benchmarks/reno_mini.py --plot PNG "DMD, 1 step=DIR" "LCM, 4 steps=DIR"      curves of what was measured
 
 Beside the optimisation stand what costs as much without gradients (a backward pass counts as two forward ones): the
 best of that many noises, and a random search around the best; and the noise of the seed as it is.
@@ -99,26 +100,35 @@ def table(parts: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def plot(parts: list[dict], path: Path) -> None:
-    """Mean log-likelihoods of the picture at each iteration: by the judge that rewards, and by the other one."""
+def plot(panels: dict[str, list[dict]], path: Path) -> None:
+    """A panel each: mean log-likelihoods of the picture at each iteration, by the rewarding judge and the other one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(3 + 4 * len(panels), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for name, label in (("curve a", "judge A, the reward"), ("best a", "judge A, best so far"), ("curve b", "judge B")):
-        rows = torch.cat([torch.tensor(part[name]) for part in parts], 1)
-        axes.plot(range(1, len(rows) + 1), rows.mean(1), "--" if "best" in name else "-", label=label)
-    axes.set(xlabel="iteration", ylabel="mean log-likelihood of what the sentence states")
-    axes.legend()
-    axes.grid(alpha=0.3)
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, parts) in zip(every, panels.items()):
+        for name, label in (("curve a", "judge A, the reward"), ("best a", "judge A, best so far"),
+                            ("curve b", "judge B")):
+            rows = torch.cat([torch.tensor(part[name]) for part in parts], 1)
+            axes.plot(range(1, len(rows) + 1), rows.mean(1), "--" if "best" in name else "-", label=label)
+        axes.set(title=title, xlabel="iteration")
+        axes.grid(alpha=0.3)
+    every[0].set_ylabel("mean log-likelihood of what the sentence states")
+    every[0].legend()
     with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+        figure.savefig(beside, format="png", dpi=90)
+
+
+def read_parts(folder: Path) -> list[dict]:
+    """What was measured in a work folder, a group of sentences each."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for results")
+    parser.add_argument("--work", type=Path, help="folder for results")
+    parser.add_argument("--plot", nargs="+", metavar=("PNG", "TITLE=DIR"), help="draw curves of work folders, no more")
     parser.add_argument("--weights", type=Path, default=SHIPPED.student, help="few-step student")
     parser.add_argument("--lora", type=Path, help="that makes the weights a few-step student, such as DMD's")
     parser.add_argument("--sampler", default="lcm")
@@ -128,6 +138,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--groups", type=int, help="stop after so many groups of sentences")
     args = parser.parse_args()
+    if args.plot:
+        folders = dict(text.rsplit("=", 1) for text in args.plot[1:])
+        plot({title: read_parts(Path(folder)) for title, folder in folders.items()}, Path(args.plot[0]))
+        return
+    if args.work is None:
+        parser.error("--work is missing, the folder for results")
     args.work.mkdir(parents=True, exist_ok=True)
     prompts = Prompts.held_out(args.count, 7)
     bench = Bench(args.weights, args.lora, args.sampler, args.steps, NoiseRecipe(args.iterations))
@@ -139,7 +155,7 @@ def main() -> None:
             with replacing(place) as beside:
                 beside.write_text(json.dumps(bench.measure(prompts, group)))
         parts.append(json.loads(place.read_text()))
-        plot(parts, args.work / "curve.png")
+        plot({f"{args.sampler}, {args.steps} steps": parts}, args.work / "curve.png")
         print(table(parts), flush=True)
 
 
