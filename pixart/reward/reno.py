@@ -13,7 +13,10 @@ from ..text.encoded import Encoded
 from .generator import Generator, check_differentiable, decoder, recomputed
 from .optimise import PUBLISHED_RECIPE, NoiseRecipe, OptimisedNoise, WatchIteration, optimise_noise
 from .protocol import WeightedSum
+from .search import fresh_noise, near, search_noise
 
+SEARCHES = {"best-of-n": fresh_noise, "search": near}
+WAYS = ("gradient", *SEARCHES)
 ADVICE = "draw a smaller picture, take fewer rewards, put them into 16 bits, or use fewer steps"
 
 
@@ -21,9 +24,11 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
          recipe: NoiseRecipe = PUBLISHED_RECIPE, *,
          steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
          sampler: str = "lcm", rule: str = "official", noise: Tensor | None = None,
-         watch: WatchIteration | None = None) -> OptimisedNoise:
+         watch: WatchIteration | None = None, by: str = "gradient") -> OptimisedNoise:
     """Optimise the noise of pictures that `pipe` would draw with the same arguments; see `optimise_noise`.
 
+    by: "gradient", or without gradients and their memory "best-of-n" or "search", of which only `recipe.iterations`
+    matters: so many new noises, or neighbours of the best (`pixart.reward.search`), drawn from the generator of `seed`.
     reward: on the pipeline's device. noise: (B, C, height / 8, width / 8) to begin with, by default that of the
     seeds. `pipe(..., noise=found.noise)` draws the best again. Raises ValueError for a sampler that cannot be
     differentiated, FloatingPointError where no reward is finite, MemoryError with advice.
@@ -33,6 +38,8 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
     side = pipe.config.resolution
     request = Request(texts, "", height or side, width or side, sampler, steps or sampler_of(sampler).steps, 1.0, rule,
                       seed)
+    if by not in WAYS:
+        raise ValueError(f"by is {by!r}; use {', '.join(WAYS)}")
     check_differentiable(request)
     check_noise(noise, request, pipe.config)
     if pipe.t5 is not None:
@@ -40,6 +47,10 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
     vae: Any = pipe.vae
     with torch.inference_mode(False), recomputed(pipe.transformer.requires_grad_(False), vae):
         draw = Generator(pipe.transformer, decoder(vae, pipe.config.latent_scale), request, given)
+        begin = draw.start if noise is None else noise.to(pipe.device)
         with memory_advice(pipe.device, "optimising noise", ADVICE):
-            return optimise_noise(draw, reward, texts, draw.start if noise is None else noise.to(pipe.device), recipe,
-                                  watch)
+            if by == "gradient":
+                return optimise_noise(draw, reward, texts, begin, recipe, watch)
+            propose = SEARCHES[by](torch.Generator().manual_seed(seed))
+            propose(begin)          # what the seed gives first may be what the search begins with
+            return search_noise(draw, reward, texts, begin, recipe.iterations, propose, watch)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .optimise import Draw, Iteration, NoiseRecipe, OptimisedNoise
+from .optimise import Draw, Iteration, NoiseRecipe, OptimisedNoise, WatchIteration, not_finite
 from .protocol import WeightedSum
 
 Propose = Callable[[Tensor], Tensor]        # best noise so far -> noise to try, both (B, C, h, w)
@@ -21,24 +21,46 @@ def forwards_of(recipe: NoiseRecipe) -> int:
 
 @torch.no_grad()
 def search_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor, tries: int,
-                 propose: Propose) -> OptimisedNoise:
-    """The best of `noise` and `tries` - 1 proposals, row by row. Raises ValueError for no tries."""
+                 propose: Propose, watch: WatchIteration | None = None,
+                 stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> OptimisedNoise:
+    """The best of `noise` and `tries` - 1 proposals, row by row; watch and stops as of `optimise_noise`.
+
+    Raises ValueError for no tries, FloatingPointError where the first gives no picture a finite reward.
+    """
     if tries < 1:
         raise ValueError(f"{tries} tries asked for; at least 1 is needed")
-    best, history, pictures, kept = noise.float().clone(), [], torch.empty(0), torch.full((len(noise),), -math.inf)
-    for number in range(1, tries + 1):
-        tried = best if number == 1 else propose(best)
-        shown = draw(tried)
-        scores = reward.scores(shown, prompts)
-        total = reward.total(scores).cpu()
-        better = total > kept                               # never for what is not a number
-        pictures = torch.where(better.view(-1, 1, 1, 1), shown.cpu(), pictures if len(pictures) else shown.cpu())
-        best = torch.where(better.view(-1, 1, 1, 1).to(best.device), tried, best)
-        kept = torch.where(better, total, kept)
-        lengths = torch.linalg.vector_norm(tried.flatten(1), dim=1).tolist()
-        history.append(Iteration(number, {name: score.tolist() for name, score in scores.items()}, total.tolist(),
-                                 kept.tolist(), lengths, [0.0] * len(noise), (~torch.isfinite(total)).tolist()))
-    return OptimisedNoise(best.cpu(), pictures, kept, history)
+    found = OptimisedNoise(noise.float().clone(), torch.empty(0), torch.full((len(noise),), -math.inf))
+    try:
+        for number in range(1, tries + 1):
+            tried = found.noise if number == 1 else propose(found.noise)
+            shown = draw(tried)
+            keep_better(found, tried, shown, reward, prompts)
+            if watch is not None:
+                watch(found.history[-1], shown)
+    except stops:
+        if not found.history:
+            raise
+        found.stopped = True
+    found.noise = found.noise.cpu()
+    return found
+
+
+def keep_better(found: OptimisedNoise, tried: Tensor, shown: Tensor, reward: WeightedSum, prompts: Sequence[str]
+                ) -> None:
+    """Score the pictures `shown` of `tried`, take those rows over that are better than before, and note it."""
+    scores = reward.scores(shown, prompts)
+    total = reward.total(scores).cpu()
+    if not found.history and not torch.isfinite(total).any():
+        raise FloatingPointError(not_finite(scores))
+    better = torch.isfinite(total) & (total > found.total)
+    rows, before = better.view(-1, 1, 1, 1), found.pictures if found.history else shown.cpu()
+    found.pictures = torch.where(rows, shown.cpu(), before)
+    found.noise = torch.where(rows.to(tried.device), tried, found.noise)
+    found.total = torch.where(better, total, found.total)
+    lengths = torch.linalg.vector_norm(tried.flatten(1), dim=1).tolist()
+    found.history.append(Iteration(len(found.history) + 1, {name: score.tolist() for name, score in scores.items()},
+                                   total.tolist(), found.total.tolist(), lengths, [0.0] * len(tried),
+                                   (~torch.isfinite(total)).tolist()))
 
 
 def fresh_noise(generator: torch.Generator) -> Propose:

@@ -180,3 +180,23 @@ def test_the_searches_keep_the_best_and_stay_gaussian():
     assert abs(torch.stack(steps).std().item() - start.std().item()) < 0.1
     with pytest.raises(ValueError, match="at least 1"):
         search_noise(draw, reward, ["x"], noise(), 0, fresh_noise(generator))
+
+
+def test_a_search_stops_with_the_best_so_far_and_passes_over_what_is_no_number():
+    reward, generator = WeightedSum([(Nearness(), 1.0)]), torch.Generator().manual_seed(5)
+
+    def until_three(done, pictures):
+        if done.number == 3:
+            raise KeyboardInterrupt
+    found = search_noise(draw, reward, ["x"], noise(), 60, fresh_noise(generator), until_three)
+    assert found.stopped and len(found.history) == 3 and torch.equal(draw(found.noise), found.pictures)
+    tries = iter([1.0, float("nan"), 1.0])
+    found = search_noise(lambda given: draw(given) * next(tries), reward, ["x"], noise(), 3, fresh_noise(generator))
+    assert [done.dropped for done in found.history] == [[False], [True], [False]] and torch.isfinite(found.total).all()
+    with pytest.raises(FloatingPointError, match="nearness is not finite"):
+        search_noise(lambda given: draw(given) * float("nan"), reward, ["x"], noise(), 3, fresh_noise(generator))
+
+    def at_once(given):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        search_noise(at_once, reward, ["x"], noise(), 3, fresh_noise(generator))

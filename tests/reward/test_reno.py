@@ -125,6 +125,20 @@ def test_mini_gains_and_its_best_noise_draws_its_best_picture():
         pipe(PROMPT, width=64, noise=found.noise)
 
 
+@pytest.mark.parametrize("by", ["best-of-n", "search"])
+def test_without_gradients_the_best_of_the_tries_is_kept(by):
+    pipe, reward = Pipeline.open(device="cpu", dtype=torch.float32), open_rewards([RewardChoice("judge")])
+    with torch.inference_mode():            # nothing needs a gradient
+        found = reno(pipe, PROMPT, reward, NoiseRecipe(iterations=6), steps=1, seed=3, by=by)
+    totals = [done.total[0] for done in found.history]
+    assert len(set(totals)) == 6 and found.total.item() == max(totals) and found.pictures.shape == (1, 3, 128, 128)
+    assert torch.equal(pipe(PROMPT, steps=1, seed=3, noise=found.noise).pixels, found.pictures)
+    again = reno(pipe, PROMPT, reward, NoiseRecipe(iterations=6), steps=1, seed=3, by=by)
+    assert torch.equal(again.noise, found.noise)
+    with pytest.raises(ValueError, match="by is 'luck'; use gradient, best-of-n, search"):
+        reno(pipe, PROMPT, reward, by="luck")
+
+
 def command(*words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pixart", *map(str, words)])
     return command_line.main()
@@ -145,6 +159,10 @@ def test_the_command_saves_picture_noise_log_and_curve(tmp_path, monkeypatch, ca
     assert command("generate", PROMPT, "--out", again, "--steps", 1, "--seed", 5, "--dtype", "fp32", "--device", "cpu",
                    "--noise", tmp_path / "star-noise.safetensors", monkeypatch=monkeypatch) == 0
     assert again.read_bytes() == out.read_bytes()
+    assert command("reno", PROMPT, "--out", tmp_path / "best.png", "--iterations", 3, "--steps", 1, "--seed", 5,
+                   "--by", "best-of-n", "--device", "cpu", monkeypatch=monkeypatch) == 0
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert (best["by"], len(best["iterations"])) == ("best-of-n", 3) and "rate" not in best and log["rate"] == 5.0
 
 
 @pytest.mark.parametrize("words, message", [
@@ -152,6 +170,7 @@ def test_the_command_saves_picture_noise_log_and_curve(tmp_path, monkeypatch, ca
     (("--reward", "hpsv2", "--rewards", "nowhere"), "put HPS_v2.1_compressed.pt (xswu/HPSv2"),
     (("--reward", "clip"), "Name a folder of rewards that holds clip"),
     (("--relevance", "0.3"), "--relevance and --common go together"),
+    (("--by", "search", "--rate", "2"), "--rate has no effect with --by search"),
     (("--noise", "none.safetensors"), "no such file or folder")])
 def test_what_is_wrong_is_said_in_one_line(words, message, tmp_path, monkeypatch, capsys):
     assert command("reno", PROMPT, "--out", tmp_path / "x.png", *words, monkeypatch=monkeypatch) == 1
