@@ -111,7 +111,7 @@ def trained(base: PixArtTransformer, options: dict, data: PreparedFolder, seed: 
     if "align" not in options:
         return base, Diffusion(data, **options)
     align: Alignment = options["align"]
-    features = picture_features(align, base.config)
+    features = picture_features(align, base.config, torch.bfloat16)
     return (Aligned(base, features.channels, align.block_of(base.config.depth), seed),
             AlignedDiffusion(data, features=features, **options))
 

@@ -92,12 +92,16 @@ def load_dino(folder: Path) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def picture_features(align: Alignment, config: PixArtConfig) -> PictureFeatures:
-    """What an alignment compares with. Raises ValueError for parts that are missing, and what reading them raises."""
+def picture_features(align: Alignment, config: PixArtConfig, dtype: torch.dtype = torch.float32) -> PictureFeatures:
+    """What an alignment compares with; dtype: of the VAE, which takes most of the time.
+
+    Raises ValueError for parts that are missing, and what reading them raises.
+    """
     shipped = shipped_for(config)
     file = align.vae or (shipped.vae if shipped else None)
     if file is None:
         raise ValueError(f"align.network is {align.network}, which looks at pictures: method.align.vae is needed, the "
                          "file to draw the latents with (a tiny VAE, taesd, will do)")
     eye = JudgeEye() if align.network == "judge" else DinoEye(align.dinov2 or Path())
-    return PictureFeatures(load_vae(file), config.latent_scale, eye, eye.channels)
+    vae = load_vae(file).to(dtype, memory_format=torch.channels_last)
+    return PictureFeatures(vae, config.latent_scale, eye, eye.channels)

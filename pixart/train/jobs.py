@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..checkpoint import save_checkpoint
@@ -137,7 +138,8 @@ def aligned(model: PixArtTransformer, settings: Settings, data: PreparedFolder) 
     align = settings.method.align
     if settings.train.mup_base_width:
         raise ValueError("muP has no rule for the head of an alignment; leave train.mup_base_width or method.align out")
-    block, features = align.block_of(model.config.depth), picture_features(align, model.config)
+    dtype = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
+    block, features = align.block_of(model.config.depth), picture_features(align, model.config, dtype)
     kind = partial(AlignedDiffusion, features=features, align=align)
     job = full(model, of_method(kind, settings.method, data), data, settings, preset("teacher"))
     network = Aligned(model, features.channels, block, settings.train.seed)

@@ -127,8 +127,10 @@ def test_the_judge_sees_the_decoded_pictures():
         wanted = load_judge(SHIPPED.judge_a).maps(pictures)[-1]
     assert found.shape == (2, features.channels, 8, 6) and torch.equal(found, wanted)
     assert not any(p.requires_grad for p in features.eye.parameters())
+    rounded = picture_features(replace(JUDGE, vae=None), read_config(SHIPPED.teacher), torch.bfloat16)
     with torch.no_grad():
         assert features(latents, (4, 3)).shape == (2, features.channels, 4, 3)
+        assert (rounded(latents, (8, 6)) - found).norm() < 0.1 * found.norm()
 
 
 def dino_of(folder: Path, kind: str) -> nn.Module:
