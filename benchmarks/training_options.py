@@ -37,10 +37,10 @@ from pixart.model.attention import matmul_attention, sdpa  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
 from pixart.prepare.state import settle, weights_fingerprint  # noqa: E402
 from pixart.sampling.schedule import STEPS, add_noise  # noqa: E402
-from pixart.train.alignment import Aligned, AlignedDiffusion, Alignment  # noqa: E402
+from pixart.train.alignment import Aligned, Alignment  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
 from pixart.train.diffusion import diffusion_loss  # noqa: E402
-from pixart.train.frozen_features import picture_features  # noqa: E402
+from pixart.train.frozen_features import with_alignment  # noqa: E402
 from pixart.train.loop import train_averages  # noqa: E402
 from pixart.train.loop_config import LoopConfig  # noqa: E402
 from pixart.train.objectives import Diffusion  # noqa: E402
@@ -110,10 +110,8 @@ def trained(base: PixArtTransformer, options: dict, data: PreparedFolder, seed: 
     """The network and the objective of a case."""
     if "align" not in options:
         return base, Diffusion(data, **options)
-    align: Alignment = options["align"]
-    features = picture_features(align, base.config, torch.bfloat16)
-    return (Aligned(base, features.channels, align.block_of(base.config.depth), seed),
-            AlignedDiffusion(data, features=features, **options))
+    network, kind = with_alignment(base, options["align"], torch.bfloat16, seed)
+    return network, kind(data)
 
 
 def rows_of(work: Path, case: str) -> dict[int, Row]:

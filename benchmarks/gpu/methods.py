@@ -1,7 +1,7 @@
 """What every method of training trains, small and with random weights: network, objective, second player."""
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pixart.config import PixArtConfig
 from pixart.mini import SHIPPED
 from pixart.model.controlnet import Controlled, PixArtControlNet
+from pixart.model.density import FlexDiTConfig, plain
 from pixart.model.transformer import PixArtTransformer
 from pixart.train.average import averaged_copy
 from pixart.train.data import Batch, PreparedFolder, TrainingData
@@ -80,12 +81,10 @@ def diffusion(config: PixArtConfig, data: PreparedFolder) -> Trained:
 def aligned(config: PixArtConfig, data: PreparedFolder) -> Trained:
     """With judge A of PixArt-mini, whose files every installation has."""
     need("diffusers")           # which reads the VAE
-    from pixart.train.alignment import Aligned, AlignedDiffusion, Alignment
-    from pixart.train.frozen_features import picture_features
-    align = Alignment("judge", vae=SHIPPED.vae)
-    features = picture_features(align, config)
-    return Trained(Aligned(fresh(config).requires_grad_(True), features.channels, align.block_of(config.depth)),
-                   AlignedDiffusion(data, features=features, align=align), data)
+    from pixart.train.alignment import Alignment
+    from pixart.train.frozen_features import with_alignment
+    network, kind = with_alignment(fresh(config).requires_grad_(True), Alignment("judge", vae=SHIPPED.vae))
+    return Trained(network, kind(data), data)
 
 
 def lcm(config: PixArtConfig, data: PreparedFolder) -> Trained:
@@ -116,7 +115,6 @@ def ilf(config: PixArtConfig, data: PreparedFolder) -> Trained:
 
 
 def flexdit(config: PixArtConfig, data: PreparedFolder) -> Trained:
-    from pixart.model.density import FlexDiTConfig
     from pixart.model.flexdit import FlexDiT
     model = FlexDiT(FlexDiTConfig.of(replace(config, depth=FLEXDIT_DEPTH)))
     return Trained(drawn(model, 1).requires_grad_(True), Diffusion(data), data)
@@ -126,8 +124,7 @@ def pt_dit(config: PixArtConfig, data: PreparedFolder) -> Trained:
     from pixart.pt_dit.config import PTDiTConfig
     from pixart.pt_dit.transformer import PTDiT
     from pixart.train.rectified_flow import RectifiedFlow
-    shared = {field.name: getattr(config, field.name) for field in fields(PixArtConfig)}
-    model = PTDiT(PTDiTConfig(**{**shared, "micro_conditioning": False}, window=4, proxy=2))
+    model = PTDiT(PTDiTConfig(**plain(replace(config, micro_conditioning=False)), window=4, proxy=2))
     return Trained(drawn(model, 1).requires_grad_(True), RectifiedFlow(data), data)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..dtypes import dtype_named
+from ..reward.search import WAYS
 from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
 from .arguments import add_prompt, finite_number, positive_whole, require_prompt, size
 from .generate import add_files, open_pipeline, saved_prompt
@@ -63,7 +64,7 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     recipe = command.add_argument_group("optimisation")
-    recipe.add_argument("--by", choices=("gradient", "best-of-n", "search"), default="gradient",
+    recipe.add_argument("--by", choices=WAYS, default=WAYS[0],
                         help="gradient: ReNO; without gradients, three times as fast and with less memory: the best of "
                         "--iterations noises, or a random search around the best (default: gradient)")
     recipe.add_argument("--iterations", type=positive_whole, default=50, metavar="N",

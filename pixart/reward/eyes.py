@@ -1,4 +1,6 @@
 """What CLIP-type networks are shown of a picture: a square of their own size, in their own scale."""
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,6 +36,11 @@ def scaled(pictures: Tensor, size: list[int]) -> Tensor:
 
 def clip_normalised(pictures: Tensor) -> Tensor:
     """0..1 -> the scale of CLIP."""
-    mean, deviation = (torch.tensor(values, dtype=pictures.dtype, device=pictures.device).view(1, 3, 1, 1)
-                       for values in (CLIP_MEAN, CLIP_DEVIATION))
-    return (pictures - mean) / deviation
+    return colour_normalised(pictures, CLIP_MEAN, CLIP_DEVIATION)
+
+
+def colour_normalised(pictures: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """0..1 -> mean 0 and deviation 1, by colour, of the pictures a network was trained on."""
+    shift, scale = (torch.tensor(values, dtype=pictures.dtype, device=pictures.device).view(1, 3, 1, 1)
+                    for values in (mean, deviation))
+    return (pictures - shift) / scale

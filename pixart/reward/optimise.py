@@ -90,7 +90,7 @@ def optimise_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], nois
             if not ascent.history:
                 raise
             ascent.stopped = True
-    return ascent.found()
+    return outcome(ascent.best, ascent.history, ascent.stopped)
 
 
 class Ascent:
@@ -119,7 +119,7 @@ class Ascent:
         if number == 1 and not finite.any():
             raise FloatingPointError(not_finite(scores))
         self.best.take(noise.detach(), pictures.detach(), total.detach(), finite)
-        self._tell(number, scores, total.detach(), gradient, finite)
+        self.history.append(noted(number, scores, total.detach(), self.best, self.noise, gradient, finite))
         if not last:
             self._step(gradient, finite)
         return self.history[-1], pictures.detach()
@@ -140,22 +140,6 @@ class Ascent:
         back = (self.noise + self.before) / 2
         self.before, self.noise = (torch.where(good, self.noise, self.before), torch.where(good, ahead, back))
 
-    def _tell(self, number: int, scores: dict[str, Tensor], total: Tensor, gradient: Tensor, finite: Tensor) -> None:
-        lost = (~finite).nonzero()[:, 0].tolist()
-        if lost:
-            logger.warning("iteration %d dropped for picture %s: %s", number, ", ".join(map(str, lost)),
-                           not_finite(scores))
-        lengths, slopes = (torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (self.noise, gradient))
-        self.history.append(Iteration(
-            number, {name: score.tolist() for name, score in scores.items()}, total.tolist(),
-            self.best.total.tolist(), lengths.tolist(), slopes.tolist(), (~finite).tolist()))
-
-    def found(self) -> OptimisedNoise:
-        if not torch.isfinite(self.best.total).all():
-            raise FloatingPointError("a picture never had a reward that is finite; use float32 or bfloat16")
-        return OptimisedNoise(self.best.noise.cpu(), self.best.pictures.cpu(), self.best.total.cpu(), self.history,
-                              self.stopped)
-
 
 class Best:
     """The noise with the highest total so far, its picture and that total, for every row."""
@@ -173,6 +157,24 @@ class Best:
         self.total[better] = total.float().cpu()[better]
         self.pictures[better] = pictures.float().cpu()[better]
         self.noise[better.to(noise.device)] = noise[better.to(noise.device)]
+
+
+def noted(number: int, scores: dict[str, Tensor], total: Tensor, best: Best, noise: Tensor, gradient: Tensor,
+          finite: Tensor) -> Iteration:
+    """What became of an iteration, whose dropped pictures are logged."""
+    lost = (~finite).nonzero()[:, 0].tolist()
+    if lost:
+        logger.warning("iteration %d dropped for picture %s: %s", number, ", ".join(map(str, lost)), not_finite(scores))
+    lengths, slopes = (torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (noise, gradient))
+    return Iteration(number, {name: score.tolist() for name, score in scores.items()}, total.tolist(),
+                     best.total.tolist(), lengths.tolist(), slopes.tolist(), (~finite).tolist())
+
+
+def outcome(best: Best, history: list[Iteration], stopped: bool) -> OptimisedNoise:
+    """FloatingPointError where a picture never had a finite reward."""
+    if not torch.isfinite(best.total).all():
+        raise FloatingPointError("a picture never had a reward that is finite; use float32 or bfloat16")
+    return OptimisedNoise(best.noise.cpu(), best.pictures.cpu(), best.total.cpu(), history, stopped)
 
 
 def radial(noise: Tensor) -> Tensor:

@@ -13,10 +13,8 @@ from ..text.encoded import Encoded
 from .generator import Generator, check_differentiable, decoder, recomputed
 from .optimise import PUBLISHED_RECIPE, NoiseRecipe, OptimisedNoise, WatchIteration, optimise_noise
 from .protocol import WeightedSum
-from .search import fresh_noise, near, search_noise
+from .search import SEARCHES, WAYS, search_noise
 
-SEARCHES = {"best-of-n": fresh_noise, "search": near}
-WAYS = ("gradient", *SEARCHES)
 ADVICE = "draw a smaller picture, take fewer rewards, put them into 16 bits, or use fewer steps"
 
 

@@ -1,20 +1,25 @@
 """What a frozen vision network sees in the pictures of prepared latents, place by place: the target of an alignment."""
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..config import PixArtConfig
-from ..mini import SHIPPED, shipped_for
+from ..mini import SHIPPED
+from ..model.transformer import PixArtTransformer
+from ..reward.eyes import colour_normalised, scaled
 from ..reward.generator import decoder
 from ..vae import load_vae
-from .alignment import Alignment, on_grid
+from ..weights.errors import CheckpointError
+from ..weights.settings import read_json, short
+from .alignment import Aligned, AlignedDiffusion, Alignment, on_grid
+from .vae_file import vae_file
 
-KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit")        # `model_type` of their config.json
+DINO_KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit")        # `model_type` of their config.json
+DINO_FOLDER = "a folder of DINOv2 or DINOv3 for align.dinov2, such as facebook/dinov2-base, with model.safetensors"
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures, by colour
 
 
@@ -50,9 +55,6 @@ class JudgeEye(nn.Module):
 class DinoEye(nn.Module):
     """The patch tokens of DINOv2 or DINOv3, which is shown every picture at as many patches as there are places."""
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, folder: Path) -> None:
         """Raises FileNotFoundError and ValueError that name the folder, for what is missing or something else."""
         super().__init__()
@@ -60,35 +62,38 @@ class DinoEye(nn.Module):
         config = self.network.config
         self.channels, self.patch = config.hidden_size, config.patch_size
         self.first = 1 + getattr(config, "num_register_tokens", 0)         # the class and the registers come before
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pictures: Tensor, grid: Sequence[int]) -> Tensor:
-        sides = [self.patch * side for side in grid]
-        shown = F.interpolate(pictures, sides, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        tokens = self.network((shown - self.mean) / self.deviation).last_hidden_state[:, self.first:]
+        shown = scaled(pictures, [self.patch * side for side in grid])
+        seen = self.network(colour_normalised(shown, IMAGENET_MEAN, IMAGENET_DEVIATION))
+        tokens = seen.last_hidden_state[:, self.first:]
         return tokens.transpose(1, 2).unflatten(2, tuple(grid))
 
 
 def load_dino(folder: Path) -> Any:
-    """The network of a folder as Hugging Face publishes it, frozen, in float32. Nothing is downloaded."""
+    """The network of a folder as Hugging Face publishes it, frozen, in float32. Nothing is downloaded.
+
+    Raises FileNotFoundError, and CheckpointError (a ValueError) for another network and for damaged or missing weights.
+    """
     place = folder / "config.json"
     if not place.is_file():
-        raise FileNotFoundError(f"no config.json in align.dinov2; expected the folder of a DINOv2, such as "
-                                f"facebook/dinov2-base, with config.json and model.safetensors: {folder}")
-    try:
-        kind = json.loads(place.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"this is no config.json of a network ({type(error).__name__}): {place}") from error
-    if kind not in KINDS:
-        raise ValueError(f"a network of the kind {kind!r}; align.dinov2 takes {', '.join(KINDS)}: {place}")
+        raise FileNotFoundError(f"no config.json in this folder. Expected {DINO_FOLDER}: {folder}")
+    kind = read_json(place).get("model_type")
+    if kind not in DINO_KINDS:
+        raise CheckpointError(place, f"a network of the kind {kind!r}, not of {', '.join(DINO_KINDS)}", DINO_FOLDER)
+    from safetensors import SafetensorError
     from transformers import AutoModel
     try:
-        network = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True,
-                                            dtype=torch.float32)
-    except OSError as error:
-        raise FileNotFoundError(f"the weights of {kind} could not be read; expected model.safetensors: {folder}") \
+        network, about = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True,
+                                                   dtype=torch.float32, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(folder, f"the weights of {kind} could not be read ({short(error)})", DINO_FOLDER) \
             from error
+    lacking = sorted(about["missing_keys"])         # transformers would draw them at random
+    if lacking:
+        raise CheckpointError(folder, f"{len(lacking)} tensors are missing, such as {lacking[0]}", DINO_FOLDER)
+    if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
+        raise CheckpointError(folder, f"the weights of {kind} hold what is not a number", DINO_FOLDER)
     return network.eval().requires_grad_(False)
 
 
@@ -97,11 +102,15 @@ def picture_features(align: Alignment, config: PixArtConfig, dtype: torch.dtype 
 
     Raises ValueError for parts that are missing, and what reading them raises.
     """
-    shipped = shipped_for(config)
-    file = align.vae or (shipped.vae if shipped else None)
-    if file is None:
-        raise ValueError(f"align.network is {align.network}, which looks at pictures: method.align.vae is needed, the "
-                         "file to draw the latents with (a tiny VAE, taesd, will do)")
+    file = vae_file(align.vae, config, f"align.network is {align.network}", "method.align.vae")
     eye = JudgeEye() if align.network == "judge" else DinoEye(align.dinov2 or Path())
     vae = load_vae(file).to(dtype, memory_format=torch.channels_last)
     return PictureFeatures(vae, config.latent_scale, eye, eye.channels)
+
+
+def with_alignment(network: PixArtTransformer, align: Alignment, dtype: torch.dtype = torch.float32, seed: int = 0
+                   ) -> tuple[Aligned, Callable[..., AlignedDiffusion]]:
+    """The network with its head, and the objective, which takes what `Diffusion` does; arguments as above."""
+    features = picture_features(align, network.config, dtype)
+    return (Aligned(network, features.channels, align.block_of(network.config.depth), seed),
+            partial(AlignedDiffusion, features=features, align=align))

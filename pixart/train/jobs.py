@@ -21,7 +21,7 @@ from ..prepare.state import weights_fingerprint
 from ..sampling.dmd import TIMESTEP
 from ..sampling.preset import Preset, preset
 from ..sampling.tdm import TOTALS
-from .alignment import Aligned, AlignedDiffusion
+from .alignment import Aligned
 from .base_shapes import write_base_shapes
 from .data import PreparedFolder
 from .initialize import initialize_block
@@ -134,15 +134,12 @@ def diffusion(settings: Settings, data: PreparedFolder) -> TrainingJob:
 
 def aligned(model: PixArtTransformer, settings: Settings, data: PreparedFolder) -> TrainingJob:
     """The same with a block that learns what a frozen network sees of the pictures."""
-    from .frozen_features import picture_features
-    align = settings.method.align
+    from .frozen_features import with_alignment
     if settings.train.mup_base_width:
         raise ValueError("muP has no rule for the head of an alignment; leave train.mup_base_width or method.align out")
     dtype = torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
-    block, features = align.block_of(model.config.depth), picture_features(align, model.config, dtype)
-    kind = partial(AlignedDiffusion, features=features, align=align)
+    network, kind = with_alignment(model, settings.method.align, dtype, settings.train.seed)
     job = full(model, of_method(kind, settings.method, data), data, settings, preset("teacher"))
-    network = Aligned(model, features.channels, block, settings.train.seed)
     return replace(job, model=network, write=lambda average, file: job.write(average.get_submodule("network"), file))
 
 

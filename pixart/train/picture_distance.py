@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PixArtConfig
-from ..mini import SHIPPED, shipped_for
+from ..mini import SHIPPED
 from ..reward.generator import decoder
 from .lpips import load_lpips
+from .vae_file import vae_file
 
 
 class PictureDistance(nn.Module):
@@ -32,11 +33,7 @@ def picture_distance(seen: str, lpips: Path | None, vae: Path | None, config: Pi
     """What `method.regression_on` asks for; None for latents. ValueError for parts that are missing or do not fit."""
     if seen == "latents":
         return None
-    shipped = shipped_for(config)
-    file = vae or (shipped.vae if shipped else None)
-    if file is None:
-        raise ValueError(f"regression_on is {seen}, which looks at pictures: method.vae is needed, the file to draw "
-                         "with (published: a tiny VAE, taesd)")
+    file = vae_file(vae, config, f"regression_on is {seen}", "method.vae")
     eye, distance = judge_eye() if seen == "judge" else lpips_eye(lpips)
     from ..vae import load_vae
     return PictureDistance(load_vae(file), config.latent_scale, eye, distance)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..dtypes import dtype_named
-from ..model.attention import matmul_attention, sdpa
 from ..pt_dit.config import AUTOENCODERS, PTDiTConfig
 from ..pt_dit.load import load_pt_dit, save_pt_dit
 from ..pt_dit.transformer import PTDiT
@@ -23,6 +22,7 @@ from .jobs import TrainingJob
 from .method_settings import PTDiTMethod
 from .objectives import draw_noise
 from .settings import ModelSettings, Settings
+from .starting import attention
 from .transfer import send
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def flow_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
 
 
 def starting_pt_dit(settings: ModelSettings) -> PTDiT:
-    attend = {"sdpa": sdpa, "matmul": matmul_attention}[settings.attention]
+    attend = attention(settings)
     if settings.base is not None:
         model = load_pt_dit(settings.base, torch.float32, attend=attend)
         for parameter in model.parameters():            # views of the file, which must not be written to

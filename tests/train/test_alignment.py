@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from train.test_command import TOML, run
 from train.training_data import SHORT, TINY, fresh, write_data
 
-from pixart.checkpoint import load, read_config, save_checkpoint
+from pixart.checkpoint import CheckpointError, load, read_config, save_checkpoint
 from pixart.mini import SHIPPED
 from pixart.mini.judge import load_judge
 from pixart.train.alignment import Aligned, AlignedDiffusion, Alignment, misalignment, on_grid
@@ -135,7 +136,7 @@ def test_the_judge_sees_the_decoded_pictures():
 
 def dino_of(folder: Path, kind: str) -> nn.Module:
     """A tiny network with random weights, as Hugging Face publishes it."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="DINO needs transformers, which is not installed")
     torch.manual_seed(0)
     names = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters", "dinov3_vit": "DINOv3ViT"}
     if not hasattr(transformers, names[kind] + "Config"):
@@ -170,11 +171,23 @@ def another_kind(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
 
 
+def changed(change):
+    def breaks(folder: Path) -> None:
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return breaks
+
+
 @pytest.mark.parametrize("breaks, error, message", [
-    (without("config.json"), FileNotFoundError, "no config.json in align.dinov2"),
-    (without("model.safetensors"), FileNotFoundError, "expected model.safetensors"),
-    (another_kind, ValueError, "a network of the kind 'bert'; align.dinov2 takes dinov2"),
-    (lambda folder: (folder / "config.json").write_text("[1]"), ValueError, "no config.json of a network"),
+    (without("config.json"), FileNotFoundError, "no config.json in this folder"),
+    (without("model.safetensors"), CheckpointError, "the weights of dinov2 could not be read"),
+    (another_kind, CheckpointError, "a network of the kind 'bert', not of dinov2"),
+    (lambda folder: (folder / "config.json").write_text("[1]"), CheckpointError, "config.json"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), CheckpointError, "could not be read"),
+    (changed(lambda state: state.pop("encoder.layer.1.norm1.weight")), CheckpointError,
+     "1 tensors are missing, such as encoder.layer.1.norm1.weight"),
+    (changed(lambda state: state["layernorm.bias"].fill_(float("nan"))), CheckpointError, "what is not a number"),
 ])
 def test_a_folder_that_is_no_dino_is_refused(breaks, error, message, tmp_path):
     dino_of(tmp_path, "dinov2")

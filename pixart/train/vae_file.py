@@ -1,0 +1,15 @@
+"""Which VAE draws the latents of a training where something looks at pictures."""
+from pathlib import Path
+
+from ..config import PixArtConfig
+from ..mini import shipped_for
+
+
+def vae_file(chosen: Path | None, config: PixArtConfig, asked: str, setting: str) -> Path:
+    """The chosen one, or PixArt-mini's for its models. ValueError that `setting` is needed, since `asked` looks."""
+    shipped = shipped_for(config)
+    file = chosen or (shipped.vae if shipped else None)
+    if file is None:
+        raise ValueError(f"{asked}, which looks at pictures: {setting} is needed, the file to draw the latents with "
+                         "(published: a tiny VAE, taesd)")
+    return file
