@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..device import free_bytes, release
+from ..device import free_bytes
 from .cache import EmbeddingCache
 from .encoded import Encoded
 from .fitting import fit_t5
@@ -51,7 +51,6 @@ class T5OnDemand:
             return
         self.encoder.close()
         self.encoder = None
-        release(self.device)
 
 
 def encoder_bytes(encoder: T5Encoder) -> int:

@@ -1,4 +1,4 @@
-"""The T5 text encoder of PixArt in 16, 8 or 4 bits, or in 8 that can be moved."""
+"""The T5 text encoder of PixArt in one of four precisions: bfloat16, LLM.int8, NF4, or int8 without bitsandbytes."""
 import logging
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..device import checked_device
+from ..device import checked_device, release
 from ..weights.errors import CheckpointError
 from .cleaning import clean_caption, cleaning_notes, removed_ideographs
 from .emphasis import WeightedText, weigh_tokens, weighted_parts
@@ -32,7 +32,7 @@ Build = Callable[[T5Files, "T5Config", Callable[[int, int], None] | None], nn.Mo
 
 
 class T5Encoder:
-    """T5 v1.1 encoder, pinned to one device, in one of three precisions.
+    """T5 v1.1 encoder, pinned to one device, in one of four precisions.
 
     bits 16: bfloat16. 8: LLM.int8 of bitsandbytes. 4: NF4 of bitsandbytes. In 8 and 4 bits the layers `wo` stay
     bfloat16, as in the published 8-bit recipe: their inputs have extreme values. "int8": 8 bits of this package for
@@ -65,8 +65,13 @@ class T5Encoder:
         self.model: nn.Module | None = build(files, config, progress) if build else _load(
             files, config, bits, self.device, progress)
         self.parameters: int = sum(torch.Size(shape).numel() for shape in files.shapes.values() if len(shape))
-        logger.info("T5 encoder %s: %d layers, width %d, %d-bit on %s",
-                    path, config.num_layers, self.width, bits, device)
+        logger.info("T5 encoder %s: %d layers, width %d, %s on %s", path, config.num_layers, self.width, self.precision,
+                    device)
+
+    @property
+    def precision(self) -> str:
+        """For people: "16-bit", "8-bit", "4-bit" or "int8"."""
+        return "int8" if self.bits == INT8 else f"{self.bits}-bit"
 
     def encode(self, prompts: list[str], max_tokens: int, clean: bool = False, batch: int = 1,
                emphasis: bool = False) -> Encoded:
@@ -89,8 +94,7 @@ class T5Encoder:
     def close(self) -> None:
         """Free the weights; encoding afterwards is an error."""
         self.model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights under the names of transformers, in bfloat16. ValueError in 8 and 4 bits, and when closed."""
@@ -127,7 +131,7 @@ class T5Encoder:
                 context[row, :len(weights)] = weigh_tokens(context[row, :len(weights)], empty, weights)
         if not torch.isfinite(context).all():
             raise ValueError(f"the T5 encoder gives values that are not finite; its weights are damaged: {self.path}")
-        return Encoded(context, mask, [report for _, _, report in tokens], f"{self.path.name} {self.bits}-bit")
+        return Encoded(context, mask, [report for _, _, report in tokens], f"{self.path.name} {self.precision}")
 
     def _features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (B, L), mask (B, L) bool -> (B, L, C) float32 on the CPU."""

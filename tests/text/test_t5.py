@@ -201,6 +201,15 @@ def test_int8_needs_no_bitsandbytes_and_can_be_moved(t5_folder: Path, monkeypatc
     assert torch.equal(T5Encoder(t5_folder, bits="int8").encode(PROMPTS, 120).context, before)
 
 
+@pytest.mark.parametrize(("bits", "told"), [(16, "16-bit"), ("int8", "int8")])
+def test_a_load_says_its_precision(t5_folder: Path, caplog: pytest.LogCaptureFixture, bits: int | str,
+                                   told: str) -> None:
+    with caplog.at_level(logging.INFO, "pixart"):
+        encoder = T5Encoder(t5_folder, bits)
+    assert any(record.getMessage().endswith(f"{told} on cpu") for record in caplog.records)
+    assert encoder.encode(["a"], 120).encoder == f"{t5_folder.name} {told}"
+
+
 def test_int8_takes_a_byte_a_weight(t5_folder: Path) -> None:
     encoder = T5Encoder(t5_folder, bits="int8")
     assert encoder.model is not None
