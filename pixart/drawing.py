@@ -193,11 +193,22 @@ def starting_with(start: Tensor, noise: Noise) -> Noise:
 
 def check_captions(caption: Encoded, request: Request, config: PixArtConfig) -> None:
     """Refuse text features that cannot belong to the request or the model, before the transformer is even loaded."""
-    if caption.context.shape[2] != config.caption_width:
-        raise ValueError(f"the text features have width {caption.context.shape[2]}, this model reads "
-                         f"{config.caption_width}; use the T5 encoder that belongs to it")
+    check_width(caption, config)
     if len(caption) != len(request.prompts):
         raise ValueError(f"{len(caption)} encoded prompts for {len(request.prompts)} pictures; there must be one each")
+
+
+def check_negative(null: Encoded, config: PixArtConfig) -> None:
+    """The same for a negative prompt, of which there is one for all pictures."""
+    check_width(null, config)
+    if len(null) != 1:
+        raise ValueError(f"{len(null)} negative prompts; give one, it holds for all pictures")
+
+
+def check_width(text: Encoded, config: PixArtConfig) -> None:
+    if text.context.shape[2] != config.caption_width:
+        raise ValueError(f"the text features have width {text.context.shape[2]}, this model reads "
+                         f"{config.caption_width}; use the T5 encoder that belongs to it")
 
 
 def check_noise(noise: Tensor | None, request: Request, config: PixArtConfig) -> None:

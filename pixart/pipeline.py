@@ -17,8 +17,8 @@ from .checkpoint import load_control
 from .config import PixArtConfig
 from .control.pictures import fit
 from .device import best_device, checked_device, memory_advice
-from .drawing import Control, Guide, Request, check_captions, check_noise, sample
-from .mini import CAPTION_WIDTH, SHIPPED
+from .drawing import Control, Guide, Request, check_captions, check_negative, check_noise, sample
+from .mini import SHIPPED, is_mini
 from .model.compiled import compile_blocks
 from .model.controlnet import PixArtControlNet
 from .model.cpu_dtype import faster_dtype
@@ -29,13 +29,11 @@ from .pipeline_files import AnyPath, PipelineFiles, require_files
 from .progress import Progress
 from .resolution import size_notice
 from .sampling.preset import Preset, found_in
-from .sampling.samplers import SAMPLERS
 from .sampling.samplers import sampler as sampler_of
 from .text.encoded import Encoded, join_encoded
 from .text.long import encode_long
 from .text.on_demand import T5OnDemand
 from .text.quantized import Bits, usual_bits
-from .text.t5 import T5Encoder
 from .text.tokens import PromptReport
 from .vae import Autoencoder, decode, encode_pictures, load_vae
 
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["SAMPLERS", "Control", "Guide", "Pictures", "Pipeline", "Progress", "Request", "check_captions",
-           "encode_request", "sample"]
 
 Decoder = Callable[[Tensor], Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -134,7 +129,7 @@ class Pipeline:
     @cached_property
     def preset(self) -> Preset:
         """How the checkpoint, with its LoRAs, wants to be sampled: what sampler "auto" stands for."""
-        usual = 2.5 if self.config.caption_width == CAPTION_WIDTH else 4.5
+        usual = 2.5 if is_mini(self.config) else 4.5
         if self.files is None:                  # networks in memory say nothing
             return found_in([], usual)
         return self.files.preset(usual)
@@ -213,8 +208,9 @@ class Pipeline:
         sampler, chosen = wanted.sampler, sampler_of(wanted.sampler)
         request = Request(texts_of(prompts), texts_of(negative)[0], side if height is None else height,
                           side if width is None else width, sampler, wanted.steps, wanted.guidance, wanted.rule, seed)
-        if request.negative and not chosen.guided:
-            raise ValueError(f"a negative prompt has no effect with sampler {sampler}, which works without guidance")
+        if request.negative and not request.guided:
+            because = "guidance 1" if chosen.guided else f"sampler {sampler}, which works without guidance"
+            raise ValueError(f"a negative prompt has no effect with {because}; leave it out")
         if guide is not None:
             check_guide(guide, request)
         check_noise(noise, request, self.config)
@@ -235,6 +231,8 @@ class Pipeline:
         if guide is not None:
             check_guide(guide, request)
         check_captions(caption, request, self.config)
+        if request.guided:
+            check_negative(null, self.config)
         if (notice := size_notice(request.height, request.width, self.config.resolution)) is not None:
             logger.warning(notice)
         if self.t5 is not None:
@@ -322,14 +320,3 @@ def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:
 def require_finite(values: Tensor, who: str) -> None:
     if not torch.isfinite(values).all():
         raise FloatingPointError(NOT_FINITE.format(who))
-
-
-def encode_request(t5: AnyPath, request: Request, max_tokens: int, clean: bool, bits: Bits = 8,
-                   device: torch.device | str = "cpu") -> tuple[Encoded, Encoded]:
-    """Text features of a request's prompts and of its negative prompt; the encoder is freed before returning."""
-    encoder = T5Encoder(t5, bits=bits, device=device)
-    try:
-        return (encoder.encode(list(request.prompts), max_tokens, clean),
-                encoder.encode([request.negative], max_tokens, clean))
-    finally:
-        encoder.close()

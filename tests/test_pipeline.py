@@ -14,11 +14,14 @@ from torch._dynamo.testing import CompileCounter
 from pixart import __main__ as command_line
 from pixart.checkpoint import load, save_checkpoint
 from pixart.config import PixArtConfig
+from pixart.drawing import Guide, Request, sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Guide, Pictures, Pipeline, Request, encode_request, sample
+from pixart.pipeline import Pictures, Pipeline
 from pixart.sampling.preset import preset
+from pixart.text.encoded import save_embeddings
 from pixart.text.quantized import usual_bits
+from pixart.train.preview import encode_request
 from pixart.vae import decode, encode_pictures, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
@@ -432,6 +435,14 @@ def test_saved_embeddings_give_the_same_picture(parts, tmp_path, monkeypatch):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
 
 
+def test_a_file_of_several_prompts_is_refused(parts, pipe, tmp_path, monkeypatch, capsys):
+    """The pictures of one batch were saved under the names of the next."""
+    save_embeddings(tmp_path / "p.safetensors", pipe.encode(["a red circle", "the blue square"]))
+    assert run(monkeypatch, "generate", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
+               "--embeddings", tmp_path / "p.safetensors") == 1
+    assert "--embeddings holds 2 prompts, and one is drawn" in capsys.readouterr().err
+
+
 def test_a_prompt_beside_a_saved_one_that_is_another_is_refused(parts, tmp_path, monkeypatch, capsys):
     """The saved one was drawn and the other one passed over."""
     assert run(monkeypatch, "encode", "a red circle", "--t5", parts / "t5", "--bits", 16,
@@ -474,6 +485,7 @@ def test_an_apple_gpu_gets_no_precision_that_it_has_no_kernels_for():
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "nowhere.safetensors", "--t5", "t5", "--vae", "vae"), "nowhere.safetensors"),
     (("--model", "x.safetensors"), "--vae"), (("--negative", "dog"), "no effect"),
+    (("--negative", "dog", "--sampler", "dpm", "--guidance", 1), "no effect with --guidance 1"),
     (("--guidance", "3"), "--guidance has no effect"), (("--controlnet", "x"), "no effect without --control"),
     (("--strength", "0.5"), "no effect without --control"), (("--lora-strength", "2"), "no effect without --lora"),
     (("--control", "x.png", "--hed", "x.pth"), "--hed has no effect with --edges canny"),
@@ -522,6 +534,19 @@ def test_weights_of_whole_numbers_are_refused_in_one_line(parts, tmp_path, monke
                "--vae", parts / "vae.safetensors", "--bits", 16) == 1
     shown = capsys.readouterr().err
     assert "int8" in shown and shown.count("\n") == 1 and "Traceback" not in shown
+
+
+def test_a_negative_prompt_that_nothing_reads_is_refused(pipe):
+    for sampler, steps, because in (("lcm", 2, "sampler lcm"), ("dpm", 2, "guidance 1")):
+        with pytest.raises(ValueError, match=f"no effect with {because}"):
+            draw(pipe, negative="the blue square", sampler=sampler, steps=steps, guidance=1.0)
+
+
+def test_several_negative_prompts_are_refused_whatever_the_batch(pipe):
+    two = pipe.encode(["a red circle", "a blue square"])
+    for batch in (1, 2):
+        with pytest.raises(ValueError, match="2 negative prompts; give one"):
+            pipe(two, negative=two, sampler="dpm", steps=2, batch=batch, width=64, height=64)
 
 
 def test_encoding_frees_the_encoder(parts, monkeypatch):

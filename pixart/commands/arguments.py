@@ -57,15 +57,27 @@ def require_prompt(args: argparse.Namespace) -> None:
 
 
 def embeddings_of(args: argparse.Namespace) -> "Encoded":
-    """The prompt that --embeddings names. Raises as `load_embeddings`, and ValueError beside another prompt."""
+    """The prompt that --embeddings names.
+
+    Raises as `load_embeddings`, and ValueError for several prompts and beside another one.
+    """
     from ..text.encoded import load_embeddings
 
     saved = load_embeddings(args.embeddings)
+    if len(saved) != 1:
+        raise ValueError(f"--embeddings holds {len(saved)} prompts, and one is drawn; save each in a file of its own: "
+                         f"{args.embeddings}")
     told = saved.reports[0].prompt
     if args.prompt is not None and args.prompt != told:
         raise ValueError(f"--embeddings holds another prompt, {told[:60]!r}; leave the prompt out, or encode this one: "
                          f"{args.embeddings}")
     return saved
+
+
+def refuse_silent_negative(args: argparse.Namespace) -> None:
+    """ValueError for a negative prompt beside --guidance 1, at which nothing reads it."""
+    if args.negative and args.guidance == 1:
+        raise ValueError("--negative has no effect with --guidance 1; leave one of them out")
 
 
 def add_device(command: argparse._ActionsContainer) -> None:

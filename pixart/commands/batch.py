@@ -95,9 +95,10 @@ def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["P
     if settings.guidance not in (None, 1) and not chosen.guided:
         raise ValueError(f"--guidance has no effect with --sampler {wanted.sampler}, which works without guidance")
     negative = next((line.line for line in lines if line.negative), None)
-    if negative is not None and not chosen.guided:
-        raise ValueError(f"line {negative} has a negative prompt, which has no effect with --sampler {wanted.sampler}; "
-                         "leave it out, or choose a guided sampler")
+    if negative is not None and not (chosen.guided and wanted.guidance != 1):
+        because = "--guidance 1" if chosen.guided else f"--sampler {wanted.sampler}"
+        raise ValueError(f"line {negative} has a negative prompt, which has no effect with {because}; leave it out, or "
+                         "choose a guided sampler and another guidance")
 
 
 def devices_of(args: argparse.Namespace) -> list[str]:

@@ -4,11 +4,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..config import VARIANTS
-from ..dtypes import dtype_or_auto
+from ..dtypes import COMPUTE_DTYPES, dtype_or_auto
 from .arguments import finite_number
 from .places import require_file_place
 
-DTYPES = ("auto", "fp32", "bf16", "fp16")
 SEGMENTS = {"pooling": "first blocks that only pool (default: 2, of fewer than 16 blocks 1)",
             "groups": "of merge, sparse, recover and dense blocks (default: as many as fit)",
             "sparse": "blocks of a group on sparse tokens alone (default: 3)",
@@ -21,7 +20,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     command.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
                          help="which model it is, where its weights cannot tell (default: auto)")
-    command.add_argument("--dtype", choices=DTYPES, default="auto",
+    command.add_argument("--dtype", choices=("auto", *COMPUTE_DTYPES), default="auto",
                          help="of the written weights (default: as they are)")
     for name, text in SEGMENTS.items():
         command.add_argument(f"--{name}", type=int, metavar="N", help=text)
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Convert, and print what was made."""
     from ..checkpoint import open_checkpoint, save_checkpoint
     from ..checkpoint.load import describe_checkpoint, dtype_name
-    from ..checkpoint.to_flexdit import to_flexdit
+    from ..model.to_flexdit import to_flexdit
     from ..train.method_settings import FlexDiTMethod
     require_file_place(args.out)
     if args.out.suffix != ".safetensors":

@@ -18,6 +18,7 @@ from .arguments import (
     embeddings_of,
     finite_number,
     positive_whole,
+    refuse_silent_negative,
     require_prompt,
     size,
 )
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
     from ..accelerate.choice import CacheChoice
     from ..accelerate.plan import SamplingJob
+    from ..drawing import Guide
     from ..model.policy import Policy
-    from ..pipeline import Guide, Pipeline
+    from ..pipeline import Pipeline
     from ..text.encoded import Encoded
 
 logger = logging.getLogger(__name__)
@@ -260,6 +262,7 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     for name, given in (("negative", args.negative), ("guidance", args.guidance not in (None, 1))):
         if given and args.sampler != "auto" and not SAMPLERS[args.sampler].guided:
             raise ValueError(f"--{name} has no effect with --sampler {args.sampler}, which works without guidance")
+    refuse_silent_negative(args)
     check_mode(args.long, args.inner_ends)
     if args.embeddings and args.long != "truncate":
         raise ValueError(f"--long {args.long} has no effect with --embeddings; give it to `encode`, which makes these")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..dtypes import dtype_or_auto
 from ..sampling.flow import FLOW_GUIDANCE, FLOW_STEPS
 from ..text.long import check_mode
+from .arguments import refuse_silent_negative
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,7 @@ def check_pt_dit_options(args: argparse.Namespace) -> None:
         if not there:
             raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
     check_mode(args.long, args.inner_ends)
+    refuse_silent_negative(args)
     if args.embeddings and (guidance_of(args) != 1 or args.long != "truncate"):
         raise ValueError("--embeddings is encoded already and holds no negative prompt; use --guidance 1 without "
                          "--long, or --t5 in its place")

@@ -1,13 +1,11 @@
 """Classifier-free guidance as one batched pass."""
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from .schedule import Model
 
 
-def guided(model: Callable[[Tensor, Tensor], Tensor], scale: float) -> Model:
+def guided(model: Model, scale: float) -> Model:
     """eps = uncond + scale (cond - uncond), both halves in one pass.
 
     `model` takes a doubled batch (2B, C, H, W), unconditional half first, and returns its noise. At scale 1 pass

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from ..atomic import replacing
 from ..config import PixArtConfig
 from ..control.pictures import fit, opaque
+from ..drawing import Guide, Request, check_captions
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
-from ..pictures import read_picture
-from ..pipeline import Guide, Pipeline, Request, check_captions, encode_request
+from ..pictures import read_picture, to_image
+from ..pipeline import Pipeline
 from ..text.encoded import Encoded
+from ..text.quantized import Bits
+from ..text.t5 import T5Encoder
 from ..vae import decode, encode_pictures, load_vae
 from .report import Record
 from .settings import ValidateSettings
@@ -62,6 +65,17 @@ def subject_from_files(settings: ValidateSettings, config: PixArtConfig, device:
         edges = torch.cat([fit(opaque(read_picture(path)), width, height) for path in settings.hints])
         hints = encode_pictures(vae, edges, config.latent_scale)[0]
     return Subject(request, caption, null, lambda latents: decode(vae, latents, config.latent_scale), edges, hints)
+
+
+def encode_request(t5: Path, request: Request, max_tokens: int, clean: bool, bits: Bits = 8,
+                   device: torch.device | str = "cpu") -> tuple[Encoded, Encoded]:
+    """Text features of a request's prompts and of its negative prompt; the encoder is freed before returning."""
+    encoder = T5Encoder(t5, bits=bits, device=device)
+    try:
+        return (encoder.encode(list(request.prompts), max_tokens, clean),
+                encoder.encode([request.negative], max_tokens, clean))
+    finally:
+        encoder.close()
 
 
 class Preview:
@@ -119,8 +133,7 @@ def preview_sheet(rows: Sequence[Tensor], captions: Sequence[str], most: int = 5
     pen = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
         for row, pictures in enumerate(rows):
-            array = (pictures[column] * 255).round().byte().permute(1, 2, 0).numpy()
-            sheet.paste(Image.fromarray(array).resize((width, height)), (column * width, row * height))
+            sheet.paste(to_image(pictures[column]).resize((width, height)), (column * width, row * height))
         lines = textwrap.wrap(caption, max(8, width // 6))[:CAPTION_LINES]
         pen.multiline_text((column * width + 2, len(rows) * height + 2), "\n".join(lines), fill="black", spacing=1)
     return sheet

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pixart.config import PixArtConfig
+from pixart.drawing import Control, Guide, Request, sample
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Control, Guide, Request, sample
 from pixart.sampling import schedule
 from pixart.sampling.noise import PictureNoise
 from pixart.sampling.samplers import SAMPLERS

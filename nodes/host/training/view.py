@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ....pixart.train.data import PreparedFolder
-from ....pixart.train.jobs import TrainingJob
+from ....pixart.train.job import TrainingJob
 from ....pixart.train.report import Record, duration
 from ..encoders import ClipEncoder, vae_decoder
 from ..guest import advance_bar, bar
@@ -68,7 +68,7 @@ def preview_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip:
 def subject_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip: Any, vae: Any,
                model: Any) -> "Subject":
     """What the preview draws; a ControlNet follows the first edge map of the data, at that picture's size."""
-    from ....pixart.pipeline import Request
+    from ....pixart.drawing import Request
     from ....pixart.train.preview import Subject
     config, decode, hints, edges = job.config, vae_decoder(vae, model), None, None
     height = width = config.resolution if wish.resolution == "auto" else int(wish.resolution)

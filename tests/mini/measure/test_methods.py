@@ -125,7 +125,8 @@ def test_another_run_draws_other_pictures(bench):
 
 def test_captions_are_encoded_as_the_pipeline_does(bench):
     """Which cleans them first; and a group gets the features of its own sentences."""
-    from pixart.pipeline import Request, encode_request
+    from pixart.drawing import Request
+    from pixart.train.preview import encode_request
     group = list(bench.prompts.groups(2))[3]
     request = Request(tuple(bench.prompts.captions[i] for i in group.members), height=128, width=128)
     want, null = encode_request(SHIPPED.t5, request, 40, True, bits=16)
