@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import VARIANTS, KVCompression, PixArtConfig
+from ..weights.errors import CheckpointError
 from .detect import Facts
-from .errors import CheckpointError
 from .folder import TRAINED_TOKENS
 from .mup import named_mup
 

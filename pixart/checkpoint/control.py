@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ..atomic import replacing
 from ..config import PixArtConfig
 from ..quantize.read import with_unpacked
+from ..weights.errors import CheckpointError
 from ..weights.reader import Weights
 from ..weights.values import refuse_quantized
 from .configure import heads_of
-from .detect import MARKS, Shapes, compression_of
-from .errors import CheckpointError
+from .detect import MARKS, Plan, Shapes, compression_of, reference_shapes, refuse_absent
 from .families import is_lora, recognise
 from .header import config_from_header, to_header
 from .layouts import diffusers_names, file_name, file_shapes, reference_name
@@ -36,7 +36,6 @@ CONTROL_FORMAT = "pixart-controlnet"
 OURS = re.compile(r"controlnet\.(\d{1,9})\.(copied_block\.(.+)|after_proj\..+|before_proj\..+)")
 THEIRS = re.compile(r"controlnet_blocks\.(\d{1,9})\.(transformer_block\.(.+)|after_proj\..+|before_proj\..+)")
 CONTROL_MARK = re.compile(r"(.*?)(controlnet|controlnet_blocks)\.0\.before_proj\.weight")
-Plan = Mapping[str, tuple[str, ...]]        # reference name -> names in the file that make it up
 CONTROL_SAMPLE = "controlnet.0.copied_block.attn.proj.weight"
 
 
@@ -75,7 +74,7 @@ def _read(path: str | os.PathLike, dtype_for: Callable[[Weights, Plan], torch.dt
           device: torch.device | str) -> ControlCheckpoint:
     """`read_control` in the data type that weights and plan call for; None: as they are."""
     weights, layout, plan = open_control(path)
-    shapes = {name: _stacked([tuple(weights.tensors[part].shape) for part in parts]) for name, parts in plan.items()}
+    shapes = reference_shapes(plan, weights.tensors, weights.path)
     blocks = count_control_blocks(shapes, weights.path)
     config, knows_base = _configure(weights, layout, shapes, blocks)
     refuse_differences(shapes, control_shapes(config, blocks), f"a ControlNet with {blocks} blocks of width "
@@ -131,10 +130,7 @@ def find_control(weights: Weights) -> tuple[str, dict[str, tuple[str, ...]]]:
     names = [name[len(prefix):] for name in weights.tensors if name.startswith(f"{prefix}{kind}.")]
     plan = _plan_ours(names, weights.path) if kind == "controlnet" else _plan_theirs(names, weights.path)
     plan = {ours: tuple(prefix + part for part in parts) for ours, parts in plan.items()}
-    absent = [part for parts in plan.values() for part in parts if part not in weights.tensors]
-    if absent:
-        raise CheckpointError(weights.path, f"{len(absent)} tensors are missing, the first is {absent[0]}",
-                              todo="The file is incomplete; download it again.")
+    refuse_absent(plan, weights.tensors, weights.path)
     refuse_quantized(names, weights.path, CONTROL_FILE)
     bundled = any(name.endswith(mark) for mark in MARKS.values() for name in weights.tensors)
     return "diffusers" if kind == "controlnet_blocks" else "bundle" if bundled else "control-only", plan
@@ -179,10 +175,6 @@ def _refuse_unknown(names: list[str], path: Path) -> None:
     if names:
         raise CheckpointError(path, f"{len(names)} tensors of an unknown kind of ControlNet, the first is {names[0]}",
                               CONTROL_FILE)
-
-
-def _stacked(pieces: list[tuple[int, ...]]) -> tuple[int, ...]:
-    return (sum(piece[0] for piece in pieces), *pieces[0][1:]) if all(pieces) else pieces[0]
 
 
 def count_control_blocks(shapes: Shapes, path: Path) -> int:

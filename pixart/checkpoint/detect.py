@@ -8,13 +8,14 @@ from pathlib import Path
 from torch import Tensor
 
 from ..config import KVCompression
+from ..weights.errors import PIXART_FILE, CheckpointError
 from ..weights.values import refuse_quantized
-from .errors import PIXART_FILE, CheckpointError
 from .families import RELATIVES, is_lora, recognise
 from .header import CONFIG_KEY
 from .layouts import NULL_CAPTION, POSITION_TABLE, plan_reference
 
 Shapes = Mapping[str, tuple[int, ...]]
+Plan = Mapping[str, tuple[str, ...]]        # reference name -> names in the file that make it up
 
 MARKS = {"reference": "t_block.1.weight", "diffusers": "adaln_single.linear.weight"}
 WRAPPER_PREFIX = re.compile(r"((module|model|diffusion_model|net|base_model|transformer|_orig_mod)\.)*")
@@ -26,10 +27,10 @@ KNOWN_SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file names its tensors: `plan` maps each reference name to the names in the file that make it up."""
+    """How a file names its tensors."""
 
     name: str                             # "reference" or "diffusers"
-    plan: dict[str, tuple[str, ...]]
+    plan: Plan
     ignored: tuple[str, ...]              # tensors of other models in the same file
     positions: str | None                 # name in the file of the stored position table
     config: str | None = None             # name in the file of the configuration that a tensor holds
@@ -129,14 +130,19 @@ def _strangers(tensors: Mapping[str, Tensor]) -> str:
     return f"{len(names)} tensors of an unknown model, such as {', '.join(names[:3])}"
 
 
-def reference_shapes(layout: Layout, tensors: Mapping[str, Tensor], path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes under reference names. Raises CheckpointError when a part of a stacked tensor is missing."""
-    absent = [part for parts in layout.plan.values() for part in parts if part not in tensors]
+def refuse_absent(plan: Plan, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a file in which a part of a stacked tensor is missing. Raises CheckpointError."""
+    absent = [part for parts in plan.values() for part in parts if part not in tensors]
     if absent:
         raise CheckpointError(path, f"{len(absent)} tensors are missing, the first is {absent[0]}",
                               todo="The file is incomplete; download it again.")
+
+
+def reference_shapes(plan: Plan, tensors: Mapping[str, Tensor], path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes under reference names. Raises as `refuse_absent` does."""
+    refuse_absent(plan, tensors, path)
     shapes = {}
-    for name, parts in layout.plan.items():
+    for name, parts in plan.items():
         pieces = [tuple(tensors[part].shape) for part in parts]
         stackable = all(piece[1:] == pieces[0][1:] for piece in pieces) and pieces[0]
         shapes[name] = (sum(piece[0] for piece in pieces), *pieces[0][1:]) if stackable else pieces[0]

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 from ..atomic import replacing
 from ..model.feedback import Feedback
+from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import Weights, open_weights
 from ..weights.settings import Check, checked_entries, parse_json, whole
-from .errors import CheckpointError
 from .header import config_from_header, to_header
 from .layouts import file_name
 from .load import gather_tensors, refuse_differences, widened_dtype

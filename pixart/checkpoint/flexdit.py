@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import PixArtConfig
-from ..model.density import Density, FlexDiTConfig, Segments, plain
+from ..model.flexdit_config import Density, FlexDiTConfig, Segments, plain
+from ..weights.errors import CheckpointError
 from ..weights.settings import Check, checked_entries, number, whole
-from .errors import CheckpointError
 
 FLEXDIT_KEY = "flexdit"             # of the table in the configuration that our own files carry
 FLEXDIT_MARK = ".from_dense.weight"     # ends a name that no other network has

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..config import LATENT_SCALE, KVCompression, PixArtConfig
+from ..weights.errors import CheckpointError
 from ..weights.settings import Check, checked_entries, flag, list_of, number, one_of, optional, parse_json, table, whole
 from . import flexdit
-from .errors import CheckpointError
 
 CONFIG_KEY = "pixart_config"    # of the header entry, and of the tensor
 LONGEST_CONFIG = 1 << 16        # characters of the text

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ..config import VARIANTS, PixArtConfig
-from ..model.density import FlexDiTConfig
+from ..model.flexdit_config import FlexDiTConfig
 from ..quantize.format import Format, Packed
 from ..quantize.layer import keep_packed
 from ..quantize.read import PackedWeights, with_unpacked
+from ..weights.errors import PIXART_FILE, CheckpointError
 from ..weights.reader import ShortLived, Weights
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
 from . import flexdit
 from .configure import ChosenConfig, configure
-from .detect import COMPANIONS, Layout, find_layout, measure_shapes, reference_shapes
-from .errors import PIXART_FILE, CheckpointError
+from .detect import COMPANIONS, Layout, Plan, find_layout, measure_shapes, reference_shapes
 from .header import config_from_header, from_tensor
 from .layouts import NULL_CAPTION, expected_shapes
 from .mup import fold_readout, readout_divisor
@@ -57,7 +57,7 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """Of the large matrices; where these were left packed, of the others."""
-        return self.state_dict.get("blocks.0.attn.qkv.weight", self.state_dict["t_block.1.weight"]).dtype
+        return self.state_dict.get(SAMPLE_TENSOR, self.state_dict["t_block.1.weight"]).dtype
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
 
 def _recognise(weights: Weights, layout: Layout, variant: str | PixArtConfig, own: PixArtConfig | None) -> ChosenConfig:
     """Which model these tensors are, from their shapes and all that is said about them; wrong shapes are refused."""
-    shapes = reference_shapes(layout, weights.tensors, weights.path)
+    shapes = reference_shapes(layout.plan, weights.tensors, weights.path)
     positions = weights.tensors[layout.positions] if layout.positions and own is None else None
     facts = measure_shapes(shapes, positions, weights.path)
     choice = configure(facts, variant, own, weights.settings, weights.path)
@@ -243,7 +243,7 @@ def refuse_differences(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[
                               "The file is incomplete, changed or of another model.")
 
 
-def gather_tensors(weights: Weights, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None,
+def gather_tensors(weights: Weights, plan: Plan, dtype: torch.dtype | None,
                    device: torch.device, expected: str = PIXART_FILE) -> dict[str, Tensor]:
     """Every tensor under its reference name: a view of the file where possible, else copied one by one.
 
@@ -274,7 +274,7 @@ def sound(weights: Weights, source: ShortLived, name: str, expected: str, dtype:
     return tensor
 
 
-def widened_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch.dtype | None:
+def widened_dtype(weights: Weights, plan: Plan) -> torch.dtype | None:
     """bfloat16 where a tensor lies in 8 bits, which no layer computes with; None where all can stay as they are.
 
     Files often keep some blocks in 8 bits and others in 16, so all tensors are looked at.
@@ -283,7 +283,7 @@ def widened_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torc
     return torch.bfloat16 if eight else None
 
 
-def common_dtype(weights: Weights, plan: Mapping[str, tuple[str, ...]]) -> torch.dtype | None:
+def common_dtype(weights: Weights, plan: Plan) -> torch.dtype | None:
     """What all tensors can be read as without loss, where a file mixes data types; None where it does not.
 
     Tables and the null caption are often kept in float32, and 8-bit files keep small tensors larger: both stay.

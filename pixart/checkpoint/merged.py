@@ -1,12 +1,17 @@
 """Weights that may be written to, and LoRAs merged into them."""
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
 
 from ..model.transformer import PixArtTransformer
 from .lora import merge_lora, read_lora
 
+Owned = TypeVar("Owned", bound=nn.Module)
 
-def owned(model: PixArtTransformer) -> PixArtTransformer:
+
+def owned(model: Owned) -> Owned:
     """In place: the weights of `load` may be views of the file they come from, which must not be written to."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

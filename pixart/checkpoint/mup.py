@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import VARIANTS, PixArtConfig
-from .errors import CheckpointError
+from ..weights.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
-from ..model.density import FlexDiTConfig
+from ..model.flexdit_config import FlexDiTConfig
 from .folder import TRANSFORMER_CLASSES, WEIGHTS_NAME
 from .header import to_header
 from .layouts import to_diffusers

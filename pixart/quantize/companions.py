@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..atomic import replacing
 from ..checkpoint.control import CONTROL_FILE, CONTROL_FORMAT, find_control, read_control
-from ..checkpoint.errors import CheckpointError
 from ..checkpoint.header import to_header
 from ..checkpoint.layouts import file_name
 from ..checkpoint.load import open_checkpoint
 from ..checkpoint.read import open_network
 from ..progress import CountProgress
 from ..text.files import T5_FILE, T5Files
+from ..weights.errors import CheckpointError
 from ..weights.values import check_finite
 from .convert import TOLD, pack, packed_layer
 from .format import QUANTIZATION_MARK, FormatOptions, Packed

@@ -134,6 +134,15 @@ def test_more_copies_than_the_base_can_take_are_refused(tmp_path):
         read_control(tmp_path / "bundle.safetensors")
 
 
+def test_parts_of_different_widths_are_refused(tmp_path):
+    """Stacked they would make no tensor at all."""
+    weights = as_diffusers(control_weights())
+    name = "controlnet_blocks.0.transformer_block.attn1.to_k.weight"
+    save_file({**weights, name: weights[name][:, :40].contiguous()}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 tensors have another shape.*attn\.qkv\.weight"):
+        read_control(tmp_path / "a.safetensors")
+
+
 def test_the_model_loader_points_to_the_control_loader(tmp_path):
     save_file(control_weights(), tmp_path / "alone.safetensors")
     with pytest.raises(CheckpointError, match="ControlNet loader"):

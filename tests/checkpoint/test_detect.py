@@ -48,7 +48,7 @@ CONFIG_JSON = {
 def facts_of(tensors: dict, path: Path = Path("file")) -> Facts:
     layout = find_layout(tensors, path)
     positions = tensors[layout.positions] if layout.positions else None
-    return measure_shapes(reference_shapes(layout, tensors, path), positions, path)
+    return measure_shapes(reference_shapes(layout.plan, tensors, path), positions, path)
 
 
 def detect(tensors: dict, name: str = "file", variant: str | PixArtConfig = "auto", settings: dict | None = None):

@@ -13,13 +13,13 @@ from pixart import Pipeline, load, load_lora, save_checkpoint
 from pixart import __main__ as command_line
 from pixart.checkpoint import CheckpointError, read_config
 from pixart.checkpoint.header import CONFIG_KEY, to_tensors
-from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.config import PixArtConfig
 from pixart.drawing import Request
 from pixart.mini import SHIPPED
 from pixart.model.controlnet import PixArtControlNet
-from pixart.model.density import Density, FlexDiTConfig, Segments
 from pixart.model.flexdit import FlexDiT
+from pixart.model.flexdit_config import Density, FlexDiTConfig, Segments
+from pixart.model.to_flexdit import to_flexdit
 from pixart.model.transformer import PixArtTransformer
 from pixart.text.encoded import Encoded
 

@@ -8,8 +8,8 @@ import torch
 
 from pixart.checkpoint import load
 from pixart.checkpoint.save_diffusers import save_diffusers
-from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.config import KVCompression, PixArtConfig
+from pixart.model.to_flexdit import to_flexdit
 from pixart.model.transformer import PixArtTransformer
 
 ALPHA = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=20, caption_tokens=7, base_size=8, position_scale=1.0)

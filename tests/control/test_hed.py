@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pixart.checkpoint.errors import CheckpointError, CheckpointNotFound
 from pixart.control import HED, hed_edges, load_hed
 from pixart.control.hed import HED_FILE
+from pixart.weights.errors import CheckpointError, CheckpointNotFound
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
