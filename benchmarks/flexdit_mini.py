@@ -19,21 +19,21 @@ from torch import nn
 
 from pixart.accelerate.pooled_values import PooledValues
 from pixart.checkpoint import load, save_checkpoint
-from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.mini import SHIPPED
 from pixart.mini.evaluate import evaluate, write_results
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.methods import Sampled
 from pixart.mini.recipe import Builder, MiniRecipe
 from pixart.model.attention import matmul_attention
-from pixart.model.density import Density
 from pixart.model.flexdit import FlexDiT
+from pixart.model.flexdit_config import Density
 from pixart.model.policy import Policy
+from pixart.model.to_flexdit import to_flexdit
 from pixart.model.transformer import PixArtTransformer
 from pixart.train.loop import train_averages
 from pixart.train.loop_config import LoopConfig
 from pixart.train.objectives import Diffusion
-from pixart.train.thinned import one_density
+from pixart.train.one_density import one_density
 
 WAY: dict[str, Any] = {"sampler": "dpm", "steps": 20, "guidance": 2.5}
 EQUAL_STEPS = 12            # of the plain model: as much work as 20 of the FlexDiT

@@ -7,7 +7,7 @@ LATENT_SCALE = {"sd": 0.18215, "sdxl": 0.13025}
 
 @dataclass(frozen=True)
 class KVCompression:
-    """Key/value token compression of PixArt-Sigma (section 3.3 of the Sigma paper)."""
+    """Key/value token compression of PixArt-Sigma (section 3.2 of its paper)."""
 
     mode: str                  # "conv", "ave", "uniform" or "uniform_every"
     factor: int                # each factor x factor patch of tokens gives one key and one value

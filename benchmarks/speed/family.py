@@ -14,12 +14,12 @@ from torch import Tensor
 from pixart.accelerate.cost import Costs
 from pixart.accelerate.flexdit_cost import FlexDiTCosts
 from pixart.accelerate.pooled_values import PooledValues
-from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.config import PixArtConfig
 from pixart.model.controlnet import Controlled
-from pixart.model.density import FlexDiTConfig
 from pixart.model.feedback import Feedback, InnerLoop
+from pixart.model.flexdit_config import FlexDiTConfig
 from pixart.model.policy import Step
+from pixart.model.to_flexdit import to_flexdit
 from pixart.pt_dit.cost import PTDiTCosts
 from pixart.pt_dit.transformer import PTDiT
 from pixart.train.method_settings import IlfMethod

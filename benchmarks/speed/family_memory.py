@@ -9,9 +9,9 @@ from torch import nn
 
 from pixart.config import PixArtConfig
 from pixart.model.controlnet import Controlled, PixArtControlNet
-from pixart.model.density import FlexDiTConfig
 from pixart.model.feedback import Feedback, InnerLoop
 from pixart.model.flexdit import FlexDiT
+from pixart.model.flexdit_config import FlexDiTConfig
 from pixart.model.policy import Policy, Step
 from pixart.model.transformer import PixArtTransformer
 from pixart.pt_dit.config import PTDiTConfig

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ...pixart.model.attention import matmul_attention, sdpa
-from ...pixart.model.density import FlexDiTConfig
+from ...pixart.model.flexdit_config import FlexDiTConfig
 from ...pixart.model.transformer import PixArtTransformer
 from .packed import is_packed
 from .weights import TABLE

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...pixart.config import PixArtConfig
 from ...pixart.model.block import PixArtBlock, ScaleShiftTable
-from ...pixart.model.density import FlexDiTConfig
 from ...pixart.model.flexdit import FlexDiT
+from ...pixart.model.flexdit_config import FlexDiTConfig
 from ...pixart.model.policy import Pass, Policy, Run
 from ...pixart.model.transformer import PixArtTransformer
 from .conditioning import mask_of

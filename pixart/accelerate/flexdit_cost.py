@@ -2,7 +2,7 @@
 import math
 from dataclasses import dataclass
 
-from ..model.density import FlexDiTConfig, Grid
+from ..model.flexdit_config import FlexDiTConfig, Grid
 from .cost import Costs
 
 
@@ -39,8 +39,3 @@ class FlexDiTCosts(Costs):
         cross = 2 * (asking + self.text) * square
         cross += 2 * asking * self.text * self.config.hidden if self.attention else 0
         return attn, cross, 8 * asking * square
-
-
-def mean_row(config: FlexDiTConfig, grid: Grid, text: int, timesteps: list[float]) -> float:
-    """Multiplications of a row, on average over the timesteps of a sampling."""
-    return sum(FlexDiTCosts.at(config, grid, t, text).row() for t in timesteps) / len(timesteps)

@@ -102,7 +102,7 @@ class SelfAttention(nn.Module):
     def compress(self, tokens: Tensor, grid: tuple[int, int], compression: KVCompression) -> Tensor:
         """(B, N, D) -> (B, about N / factor^2, D).
 
-        One convolution and norm serve keys and values (PixArt-Sigma, section 3.3). ValueError where nothing is left.
+        One convolution and norm serve keys and values (PixArt-Sigma, section 3.2). ValueError where nothing is left.
         """
         if compression.mode in ("conv", "ave") and min(grid) < compression.factor:
             raise ValueError(f"key/value compression {compression.mode!r} by {compression.factor} leaves no token of "

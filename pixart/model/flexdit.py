@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from ..config import PixArtConfig
 from .attention import Attend, CrossAttention, Options
 from .block import PixArtBlock, ScaleShiftTable, accept_reference_table_name, modulate
-from .density import FlexDiTConfig, Grid
 from .embedders import Mlp
+from .flexdit_config import FlexDiTConfig, Grid
 from .layers import Ops
 from .policy import Pass, Policy
 from .transformer import PixArtTransformer

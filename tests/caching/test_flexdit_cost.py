@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from pixart.accelerate.cost import Costs
-from pixart.accelerate.flexdit_cost import FlexDiTCosts, mean_row
+from pixart.accelerate.flexdit_cost import FlexDiTCosts
 from pixart.config import PixArtConfig
 from pixart.mini.measure.cost import counted_flops
-from pixart.model.density import Density, FlexDiTConfig, Segments
 from pixart.model.flexdit import FlexDiT
+from pixart.model.flexdit_config import Density, FlexDiTConfig, Segments
 
 CONFIG = FlexDiTConfig.of(PixArtConfig(depth=8, hidden=48, heads=4, caption_width=16, caption_tokens=8))
 
@@ -28,6 +28,5 @@ def test_without_pruning_and_segments_it_is_a_plain_pixart():
 def test_less_noise_is_more_work():
     work = [FlexDiTCosts.at(CONFIG, (32, 32), t, 120).row() for t in (999, 700, 400, 100)]
     assert work == sorted(work) and work[0] < work[-1]
-    assert mean_row(CONFIG, (32, 32), 120, [999, 100]) == (work[0] + work[-1]) / 2
     fixed = FlexDiTConfig.of(CONFIG, density=Density(0.75, 0.75))
-    assert mean_row(fixed, (32, 32), 120, [999, 1]) == FlexDiTCosts.at(fixed, (32, 32), 500, 120).row()
+    assert len({FlexDiTCosts.at(fixed, (32, 32), t, 120).row() for t in (999, 500, 1)}) == 1

@@ -16,7 +16,7 @@ from pixart.accelerate import (
     fora,
     t_gate_schedule,
 )
-from pixart.accelerate.delta_dit import needed, published_setting
+from pixart.accelerate.delta_dit import needed
 from pixart.accelerate.taylor import Taylor
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.lane_memory import LaneMemory
@@ -90,10 +90,6 @@ def test_early_steps_reuse_rear_blocks_and_late_steps_front_blocks():
     assert front == {range(1, 22)} and rear == {range(7, 28)}
     assert needed(delta_spans(20, 28, 3, 5), 9) == {range(23, 28)}
     assert needed(delta_spans(20, 28, 5, 5), 10) == {range(23, 28), range(1, 6)}
-
-
-def test_the_published_settings_of_delta_dit():
-    assert published_setting(1.6, 28) == (2, 21) and published_setting(1.12, 28) == (2, 6)
 
 
 def test_delta_dit_calls_as_many_blocks_as_it_says(model):

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pixart.accelerate.pooled_values import PooledValues
 from pixart.accelerate.tally import TallyBranches
-from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.config import KVCompression, PixArtConfig
-from pixart.model.density import Segments
+from pixart.model.flexdit_config import Segments
 from pixart.model.policy import Step
+from pixart.model.to_flexdit import to_flexdit
 from pixart.model.transformer import PixArtTransformer
 
 CONFIG = PixArtConfig(depth=4, hidden=48, heads=4, caption_width=16, caption_tokens=8, base_size=4)

@@ -12,12 +12,12 @@ from torch import nn
 from pixart.checkpoint import load, save_checkpoint
 from pixart.checkpoint.control import save_control
 from pixart.checkpoint.header import to_header
-from pixart.checkpoint.to_flexdit import to_flexdit
 from pixart.config import VARIANTS, PixArtConfig
 from pixart.mini import SHIPPED
 from pixart.model.controlnet import PixArtControlNet
-from pixart.model.density import FlexDiTConfig
 from pixart.model.flexdit import transformer_class
+from pixart.model.flexdit_config import FlexDiTConfig
+from pixart.model.to_flexdit import to_flexdit
 from pixart.model.transformer import PixArtTransformer
 from pixart.pt_dit.config import PTDiTConfig
 from pixart.pt_dit.load import save_pt_dit

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixart.checkpoint.to_flexdit import convert_state_dict, to_flexdit
 from pixart.config import KVCompression, PixArtConfig
-from pixart.model.density import Density, FlexDiTConfig, Segments
 from pixart.model.flexdit import FlexDiT, MergeBlock, PoolingBlock, RecoverBlock, average_pool, copy_up
+from pixart.model.flexdit_config import Density, FlexDiTConfig, Segments
 from pixart.model.policy import Policy, Step
+from pixart.model.to_flexdit import convert_state_dict, to_flexdit
 from pixart.model.transformer import PixArtTransformer
 
 CONFIG = PixArtConfig(depth=8, hidden=48, heads=4, caption_width=16, caption_tokens=8, base_size=4)

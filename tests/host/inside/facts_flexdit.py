@@ -21,7 +21,7 @@ from support import (
 
 from pixart.checkpoint import load as load_library
 from pixart.checkpoint import read_config
-from pixart.model.density import FlexDiTConfig
+from pixart.model.flexdit_config import FlexDiTConfig
 
 POSITIVE, NEGATIVE = condition(text(4)), condition(text(3, seed=1))
 

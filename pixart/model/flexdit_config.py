@@ -1,4 +1,4 @@
-"""How many tokens a FlexDiT computes on: block by block, and timestep by timestep.
+"""The configuration of a FlexDiT: what each block does, and on how many tokens at which timestep.
 
 FlexDiT, later called SparseDiT (arXiv 2412.06028): the first blocks only pool, most of the others work on a coarser
 grid of tokens, which is finer the less noise there is. Its PixArt configuration was never published; the defaults are
