@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pixart.config import PixArtConfig
 from pixart.mini import SHIPPED
 from pixart.model.controlnet import Controlled, PixArtControlNet
-from pixart.model.density import FlexDiTConfig, plain
+from pixart.model.flexdit_config import FlexDiTConfig, plain
 from pixart.model.transformer import PixArtTransformer
 from pixart.train.average import averaged_copy
 from pixart.train.data import Batch, PreparedFolder, TrainingData
@@ -148,9 +148,9 @@ def rewarded(config: PixArtConfig, data: PreparedFolder) -> Trained:
     for package in ("peft", "diffusers"):
         need(package)
     from pixart.checkpoint import load
+    from pixart.train.ascent_files import ascent_of
     from pixart.train.lora import add_lora
     from pixart.train.method_settings import RewardLoraMethod
-    from pixart.train.rewarded import ascent_of
 
     from .models import drawn_ups
     captions = data.folder / "captions.txt"

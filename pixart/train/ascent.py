@@ -4,19 +4,17 @@ As LongAlign's trainer does it (Liu et al. 2024, section 4 and luping-liu/LongAl
 input of every pass is cut off from the gradient, and some passes alone, evenly spaced from a random first one, get any.
 """
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..reward.generator import decoder
 from ..reward.protocol import WeightedSum
 from ..sampling.samplers import SAMPLERS
 from ..sampling.schedule import Model
+from ..vae import decoder
 from .caption_list import CaptionList
 from .data import Batch
-from .draws import draw_rows
 from .objectives import draw_noise
 
 
@@ -55,7 +53,8 @@ def taught_passes(steps: int, count: int, generator: torch.Generator) -> set[int
     """`count` of the passes 0 .. steps - 1, evenly spaced from a random first one, so that each comes up."""
     stride = steps // count
     firsts = steps - stride * (count - 1)
-    first = int(draw_rows(partial(torch.randint, firsts), (1,), plain_generator(generator))) if firsts > 1 else 0
+    own = plain_generator(generator)
+    first = int(torch.randint(firsts, (1,), generator=own, device=own.device))
     return set(range(first, first + stride * count, stride))
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
-    from .jobs import TrainingJob
+    from .job import TrainingJob
     from .loop import WatchStep
     from .settings import Settings
 

@@ -46,11 +46,16 @@ class Source:
         return Path() if key in self.replaced or self.file is None else self.file.parent
 
 
-def read_toml(file: Path) -> dict[str, Any]:
+def parse_toml(written: str) -> dict[str, Any]:
+    """By Python's own reader, which came with 3.11."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
+    return tomllib.loads(written)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {file}")
     if file.stat().st_size > LARGEST_TOML:
@@ -60,7 +65,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         written = file.read_text(encoding="utf-8-sig")
         if DEEP_KEY.search(written):
             raise RecursionError            # which tomllib takes minutes for instead
-        return tomllib.loads(written)
+        return parse_toml(written)
     except RecursionError:
         raise ValueError(f"this is no configuration, it is nested too deeply: {file}") from None
     except ValueError as error:                 # of TOML, of UTF-8, of numbers without end
@@ -69,12 +74,8 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 def toml_value(text: str) -> Any:
     """`3` -> 3, `[1, 2]` -> a list, `bf16` -> the text itself."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except (ValueError, RecursionError):
         return text
 

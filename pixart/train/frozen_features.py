@@ -11,8 +11,7 @@ from ..config import PixArtConfig
 from ..mini import SHIPPED
 from ..model.transformer import PixArtTransformer
 from ..reward.eyes import colour_normalised, scaled
-from ..reward.generator import decoder
-from ..vae import load_vae
+from ..vae import decoder, load_vae
 from ..weights.errors import CheckpointError
 from ..weights.settings import read_json, short
 from .alignment import Aligned, AlignedDiffusion, Alignment, on_grid

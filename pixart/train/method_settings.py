@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from ..config import PixArtConfig
-from ..model.density import Density, FlexDiTConfig, Segments
+from ..model.flexdit_config import Density, FlexDiTConfig, Segments
 from ..sampling.samplers import SAMPLERS
 from ..sampling.tdm import TOTALS
 from .alignment import Alignment

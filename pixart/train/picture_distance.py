@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..config import PixArtConfig
 from ..mini import SHIPPED
-from ..reward.generator import decoder
+from ..vae import decoder, load_vae
 from .lpips import load_lpips
 from .vae_file import vae_file
 
@@ -35,7 +35,6 @@ def picture_distance(seen: str, lpips: Path | None, vae: Path | None, config: Pi
         return None
     file = vae_file(vae, config, f"regression_on is {seen}", "method.vae")
     eye, distance = judge_eye() if seen == "judge" else lpips_eye(lpips)
-    from ..vae import load_vae
     return PictureDistance(load_vae(file), config.latent_scale, eye, distance)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..device import memory_text
-from .jobs import TrainingJob
+from .job import TrainingJob
 from .loop import STATE, Training, cpu_threads
 from .report import duration
 from .settings import Settings

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.merged import owned
 from ..dtypes import dtype_named
 from ..pt_dit.config import AUTOENCODERS, PTDiTConfig
 from ..pt_dit.load import load_pt_dit, save_pt_dit
@@ -18,7 +19,7 @@ from ..sampling.flow import FLOW_SCALE, flow_latent, flow_shift_of, shift_share
 from .data import Batch, PreparedFolder, TrainingData
 from .draws import draw_rows
 from .initialize import initialize_pt_dit
-from .jobs import TrainingJob
+from .job import TrainingJob
 from .method_settings import PTDiTMethod
 from .objectives import draw_noise
 from .settings import ModelSettings, Settings
@@ -72,15 +73,12 @@ def flow_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
         return save_pt_dit(file, average, dtype_named(settings.output.dtype))
     objective = RectifiedFlow(data, method.caption_dropout, method.centre, method.spread, model.config.flow_side)
     return TrainingJob(model, objective, data, settings.output.file, write, model.config,
-               {"window": model.config.window, "proxy": model.config.proxy})
+                       {"window": model.config.window, "proxy": model.config.proxy})
 
 
 def starting_pt_dit(settings: ModelSettings) -> PTDiT:
     attend = attention(settings)
     if settings.base is not None:
-        model = load_pt_dit(settings.base, torch.float32, attend=attend)
-        for parameter in model.parameters():            # views of the file, which must not be written to
-            parameter.data = parameter.data.clone()
-        return model.requires_grad_(True)
+        return owned(load_pt_dit(settings.base, torch.float32, attend=attend)).requires_grad_(True)
     assert isinstance(settings.new, PTDiTConfig)
     return initialize_pt_dit(PTDiT(settings.new, attend=attend), settings.seed)

@@ -13,7 +13,7 @@ from ..atomic import replacing
 
 # What torch's unpickler raises for files that are no pickles of tensors.
 STATE_DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError, TypeError,
-           AttributeError, OverflowError, AssertionError, struct.error)
+                AttributeError, OverflowError, AssertionError, struct.error)
 
 
 def write_state(path: Path, state: Mapping[str, object]) -> None:

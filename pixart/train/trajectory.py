@@ -142,8 +142,10 @@ def matching_loss(x0: Tensor, real: Tensor, fake: Tensor, huber: str = "element"
 class Trajectory:
     """What both players of TDM minimise. Data-free: of the batches only captions and shapes are used.
 
-    data: captions; teacher: frozen, or None where the student is adapters in its own teacher. channels: of the latents.
-    guidance: the ordinary classifier-free scale, 1 for none. steps, total: of the student's grid.
+    data: captions. teacher: frozen; where the student is adapters in its own teacher, a call that switches them off.
+    channels: of the latents. guidance: the ordinary classifier-free scale, 1 for none. steps, total: of the student's
+    grid. separate: see `draw_part`. importance: weigh the fake score's loss by the function of that name. huber: see
+    `matching_loss`.
     """
 
     data: TrainingData

@@ -85,7 +85,7 @@ def test_captions_are_encoded_on_the_gpu_that_trains(tmp_path, monkeypatch, trai
     def ask(path, bits, device):
         raise Asked(str(device))
     monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(device=torch.device(trains_on)))
-    monkeypatch.setattr("pixart.train.rewarded.T5Encoder", ask)
+    monkeypatch.setattr("pixart.train.ascent_files.T5Encoder", ask)
     with pytest.raises(Asked, match=f"^{encodes_on}$"):
         assemble(wanted(tmp_path))
 

@@ -367,6 +367,12 @@ def test_durations_read_well():
     assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
 
 
+def test_every_method_has_its_job():
+    from pixart.train.jobs import OF_WHOLE_NETWORKS, ON_FROZEN_BASE
+    from pixart.train.method_settings import RewardLoraMethod
+    assert {*OF_WHOLE_NETWORKS, *ON_FROZEN_BASE, RewardLoraMethod} == set(settings.METHOD_CLASSES.values())
+
+
 @pytest.mark.parametrize("method", settings.METHOD_CLASSES)
 def test_help_has_a_meaning_for_every_option(method, capsys):
     found = list(settings.options(method))

@@ -8,14 +8,14 @@ from safetensors.torch import load_file
 from train.training_data import TINY, write_data
 
 from pixart.checkpoint import load, save_checkpoint
-from pixart.checkpoint.to_flexdit import to_flexdit
-from pixart.model.density import Density, Segments
 from pixart.model.flexdit import FlexDiT
+from pixart.model.flexdit_config import Density, Segments
+from pixart.model.to_flexdit import to_flexdit
 from pixart.model.transformer import PixArtTransformer
 from pixart.train import command, settings
 from pixart.train.draws import generator_for
 from pixart.train.initialize import initialize
-from pixart.train.thinned import one_density
+from pixart.train.one_density import one_density
 from pixart.train.timesteps import Timesteps
 
 DEEP = replace(TINY, depth=8)

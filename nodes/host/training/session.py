@@ -13,7 +13,8 @@ from torch import Tensor
 from ....pixart.model.transformer import PixArtTransformer
 from ....pixart.resolution import nearest_class
 from ....pixart.train.data import PreparedFolder
-from ....pixart.train.jobs import TrainingJob, adapted, controlled
+from ....pixart.train.job import TrainingJob
+from ....pixart.train.jobs import controlnet_job, lora_job
 from ....pixart.train.loop import STATE, train
 from ....pixart.train.loop_config import LoopConfig
 from ....pixart.train.method_settings import ControlMethod, LcmLoraMethod, LoraMethod
@@ -101,11 +102,11 @@ def job_of(base: PixArtTransformer, wish: TrainingWish, data: PreparedFolder) ->
     """Network, objective and how the result is written, as the command line has them."""
     output = OutputSettings(wish.run, wish.file)
     if wish.method == "controlnet":
-        return controlled(base, ControlMethod(blocks=min(wish.blocks, base.config.depth - 1)), data, output,
+        return controlnet_job(base, ControlMethod(blocks=min(wish.blocks, base.config.depth - 1)), data, output,
                           wish.start_seed)
     method = LoraMethod(rank=wish.rank) if wish.method == "lora" else LcmLoraMethod(rank=wish.rank,
                                                                                    guidance=wish.guidance)
-    return adapted(base, method, data, output, wish.start_seed)
+    return lora_job(base, method, data, output, wish.start_seed)
 
 
 # -- for the graph -----------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_what_is_trained_is_what_the_command_line_trains():
     """The same pictures through the library: the same weights to the bit."""
     from pixart.checkpoint.load import load as load_plain
     from pixart.train.data import PreparedFolder
-    from pixart.train.jobs import adapted
+    from pixart.train.jobs import lora_job
     from pixart.train.loop import train
     from pixart.train.method_settings import LoraMethod
     from pixart.train.settings import OutputSettings
@@ -105,7 +105,7 @@ def test_what_is_trained_is_what_the_command_line_trains():
     with torch.inference_mode(False):
         plain = load_plain(MODELS / "diffusion_models" / "alpha-1024.safetensors", dtype=torch.float32,
                            attend=encoders.matmul_attention)
-        job = adapted(plain, LoraMethod(rank=2), data, OutputSettings(OUT, OUT / "plain.safetensors"), 0)
+        job = lora_job(plain, LoraMethod(rank=2), data, OutputSettings(OUT, OUT / "plain.safetensors"), 0)
         loop = training.loop_config(wish, torch.device("cpu"), plain.config.hidden)
         job.save(train(job.model, job.objective, data, loop, OUT / "plain", cpu=True))
     assert save(load_file(OUT / "plain.safetensors")) == ours

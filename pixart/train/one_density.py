@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..model.density import Density
+from ..model.flexdit_config import Density
 from ..sampling.schedule import STEPS, Table
 from .draws import draw_rows
 from .timesteps import Timesteps, systematic
