@@ -35,7 +35,7 @@ from pixart.mini.measure.results import About, Measured, Row, Sums, read_measure
 from pixart.mini.measure.tables import markdown  # noqa: E402
 from pixart.model.attention import matmul_attention, sdpa  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
-from pixart.prepare.state import settle, weights_fingerprint  # noqa: E402
+from pixart.prepare.state import settle  # noqa: E402
 from pixart.sampling.schedule import STEPS, add_noise  # noqa: E402
 from pixart.train.alignment import Aligned, Alignment  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
@@ -46,6 +46,7 @@ from pixart.train.loop_config import LoopConfig  # noqa: E402
 from pixart.train.objectives import Diffusion  # noqa: E402
 from pixart.train.timesteps import Timesteps  # noqa: E402
 from pixart.train.weighting import timestep_weights  # noqa: E402
+from pixart.weights.fingerprint import weights_fingerprint  # noqa: E402
 
 RANGE = Timesteps("range", low=250, high=800, share=0.7)
 BEFORE, BASE = "before", "uniform"

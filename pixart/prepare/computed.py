@@ -12,7 +12,7 @@ from torch import Tensor
 
 # What numpy and the standard library raise for archives and headers that are no such files.
 ARRAY_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError, MemoryError, SyntaxError,
-           NotImplementedError, OverflowError, RecursionError, RuntimeError, zlib.error, struct.error, TokenError)
+                NotImplementedError, OverflowError, RecursionError, RuntimeError, zlib.error, struct.error, TokenError)
 
 
 class BrokenFile(ValueError):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .ahead import ahead
 from .buckets import SHARP, Slot
@@ -16,6 +15,7 @@ from .items import Item
 from .latents import EdgeMaps
 from .networks import PictureEncoder
 from .pictures import BrokenPicture, load_picture
+from .shards import stacked_features
 from .state import Skipped, stamp_of
 from .survey import Entry
 
@@ -122,11 +122,8 @@ def _encode(vae: PictureEncoder, pictures: Tensor) -> Iterator[Posterior]:
 
 def stack(examples: Sequence[Example]) -> dict[str, Tensor]:
     """The tensors of a shard, see `pixart.prepare`; captions as long as the longest among them."""
-    longest = max(len(example.features) for example in examples)
-    lengths = torch.tensor([len(example.features) for example in examples])
     tensors = {
-        "features": torch.stack([F.pad(one.features, (0, 0, 0, longest - len(one.features))) for one in examples]),
-        "mask": (torch.arange(longest)[None] < lengths[:, None]).byte(),
+        **stacked_features([example.features for example in examples]),
         "size": torch.tensor([example.slot.size for example in examples], dtype=torch.float32),
         "aspect": torch.tensor([example.slot.aspect for example in examples], dtype=torch.float32),
     }

@@ -2,9 +2,9 @@
 from functools import partial
 from pathlib import Path
 
+from ..weights.fingerprint import weights_fingerprint
 from .families import Family
 from .networks import Networks, PictureEncoder, TextEncoder
-from .state import weights_fingerprint
 
 
 def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, device: str) -> Networks:

@@ -14,9 +14,10 @@ from ..progress import CountProgress
 from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
 from ..sampling.noise import PictureNoise
+from ..weights.fingerprint import weights_fingerprint
 from .captions import half
 from .shards import Shard, load_null, shard_paths, write_shard, write_tensors
-from .state import alone, settle, weights_fingerprint
+from .state import alone, settle
 
 logger = logging.getLogger(__name__)
 

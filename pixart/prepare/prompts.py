@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..text.cleaning import clean_caption
 from .captions import Captions
 from .families import Family
 from .items import digest_of
-from .shards import Shard, next_shard, shard_paths, write_shard
+from .shards import Shard, next_shard, shard_paths, stacked_features, write_shard
 
 if TYPE_CHECKING:
     from .run import PreparationJob
@@ -81,9 +80,6 @@ def write_prompts(job: "PreparationJob", prompts: Sequence[Prompt], captions: Ca
 
 def told(resolution: int, features: Sequence[Tensor]) -> dict[str, Tensor]:
     """The tensors of a shard of captions, features (tokens, width) fp16 each."""
-    count, side, longest = len(features), resolution // 8, max(map(len, features))
-    lengths = torch.tensor([len(one) for one in features])
-    return {"latents": torch.zeros(count, 0, side, side, dtype=torch.float16),
-            "features": torch.stack([F.pad(one, (0, 0, 0, longest - len(one))) for one in features]),
-            "mask": (torch.arange(longest)[None] < lengths[:, None]).byte(),
+    count, side = len(features), resolution // 8
+    return {"latents": torch.zeros(count, 0, side, side, dtype=torch.float16), **stacked_features(features),
             "size": torch.full((count, 2), float(resolution)), "aspect": torch.ones(count)}

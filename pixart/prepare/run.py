@@ -8,6 +8,7 @@ import torch
 
 from ..progress import Progress
 from ..text.encoded import load_embeddings
+from ..weights.fingerprint import weights_fingerprint
 from .captions import Captions, encode_captions, half
 from .examples import Example, ExampleReader, stack, uses_hint
 from .families import Family
@@ -17,7 +18,7 @@ from .networks import Networks
 from .prompts import are_prompts, waiting, write_prompts
 from .shards import Shard, next_shard, shard_paths, write_shard, write_tensors
 from .sources import items_of
-from .state import Skipped, alone, read_skipped, settle, weights_fingerprint, write_skipped
+from .state import Skipped, alone, read_skipped, settle, write_skipped
 from .survey import Survey, survey
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def _texts(job: PreparationJob, texts: list[str], captions: Captions, networks: 
                              "it with `python -m pixart encode \"\"`")
         write_tensors(null, {"features": half(encoded.context[0], job.null), "mask": encoded.mask[0].byte()})
     if not null.exists():
-        texts.insert(0, "")
+        texts = ["", *texts]
     batch = job.batch if job.device.startswith("cuda") else 1       # on a CPU a batch gains nothing
     cut = encode_captions(captions, texts, networks.text, job.family.tokens, batch,
                           lambda done, total: progress("captions", done, total)) if texts else 0

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..atomic import replacing
 from ..weights import check_finite, checked_entries
@@ -71,6 +72,13 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     what it was made of."""
     write_tensors(path, tensors, {"format": PREPARED_FORMAT, **metadata, "keys": json.dumps(list(keys)),
                                   "marks": json.dumps(list(marks))})
+
+
+def stacked_features(features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """`features` (n, L, width) and `mask` (n, L) of a shard, from features (l, width) of captions; L the longest."""
+    longest, lengths = max(map(len, features)), torch.tensor([len(one) for one in features])
+    return {"features": torch.stack([F.pad(one, (0, 0, 0, longest - len(one))) for one in features]),
+            "mask": (torch.arange(longest)[None] < lengths[:, None]).byte()}
 
 
 class Shard:

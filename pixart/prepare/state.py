@@ -1,5 +1,4 @@
 """What a prepared folder knows about its own making: settings, skipped pictures, and who is at work in it."""
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -66,22 +65,6 @@ def settle(folder: Path, settings: dict[str, object]) -> None:
     if merged != before:
         with replacing(path) as beside:
             beside.write_text(json.dumps(merged, indent=1), "utf-8")
-
-
-def weights_fingerprint(path: Path | None) -> str | None:
-    """Name and short digest of weights, from the sizes and ends of their files; the same wherever they lie."""
-    if path is None:
-        return None
-    endings = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in endings)
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            digest.update(f"{size} ".encode() + opened.read(65536))
-            opened.seek(max(0, size - 65536))
-            digest.update(opened.read())
-    return f"{path.name} ({digest.hexdigest()[:12]})"
 
 
 @contextmanager

@@ -22,11 +22,10 @@ class Entry:
 
 @dataclass
 class Survey:
-    """Entries to encode by bucket, what was left out, and how many were done before."""
+    """Entries to encode by bucket, and what was left out."""
 
     buckets: dict[tuple[int, int], list[Entry]] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
-    before: int = 0
 
     @property
     def entries(self) -> list[Entry]:
@@ -49,7 +48,6 @@ def survey(items: Iterable[Item], done: Mapping[str, str], previous: dict[str, S
         progress(number, False)
         earlier = previous.get(item.key)
         if item.key in done:
-            result.before += 1
             before, now = done[item.key], "" if item.fault else item.mark()
             if before and now and before != now:
                 result.skipped.append(Skipped(item.key, CHANGED))
