@@ -23,10 +23,10 @@ from pixart.config import VARIANTS  # noqa: E402
 from pixart.drawing import Request  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
 from pixart.reward.eyes import clip_normalised, middle_square  # noqa: E402
-from pixart.reward.generator import Generator, decoder, recomputed  # noqa: E402
+from pixart.reward.generator import Generator, recomputed  # noqa: E402
 from pixart.text.encoded import Encoded  # noqa: E402
 from pixart.text.tokens import PromptReport  # noqa: E402
-from pixart.vae import _KL  # noqa: E402
+from pixart.vae import _KL, decoder  # noqa: E402
 
 EVERY_TOKEN = torch.ones(1, 120, dtype=torch.bool)      # with data: whether all are there is asked of it
 

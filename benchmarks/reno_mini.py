@@ -26,13 +26,13 @@ from pixart.mini.measure.bootstrap import estimate, paired_difference, resamples
 from pixart.mini.measure.prompts import PromptGroup, Prompts  # noqa: E402
 from pixart.mini.scenes import labels  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
-from pixart.reward.generator import Generator, decoder  # noqa: E402
+from pixart.reward.generator import Generator  # noqa: E402
 from pixart.reward.judge import JudgeReward  # noqa: E402
 from pixart.reward.optimise import Iteration, NoiseRecipe, optimise_noise  # noqa: E402
 from pixart.reward.protocol import WeightedSum  # noqa: E402
 from pixart.reward.search import forwards_of, fresh_noise, near, search_noise  # noqa: E402
 from pixart.text.t5 import T5Encoder  # noqa: E402
-from pixart.vae import load_vae  # noqa: E402
+from pixart.vae import decoder, load_vae  # noqa: E402
 
 WAYS = ("as it is", "optimised", "best of n", "search")
 

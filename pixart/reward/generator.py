@@ -13,7 +13,6 @@ from ..sampling.noise import PictureNoise
 from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
 from ..sampling.schedule import Noise
 from ..text.encoded import Encoded
-from ..vae import Autoencoder, is_tiny, own_precision
 
 MOST_REWARD_STEPS = 8
 # Parts of decoders that keep much for the way back, by the names of diffusers and of ComfyUI.
@@ -30,7 +29,7 @@ class Generator:
 
     def __init__(self, model: PixArtTransformer, decode: Callable[[Tensor], Tensor], request: Request,
                  caption: Encoded, noise: Noise | None = None) -> None:
-        """decode: latents as the transformer sees them -> pictures in 0..1, see `decoder`. noise: draws in place of
+        """decode: latents as the transformer sees them -> pictures in 0..1, see `vae.decoder`. noise: draws in place of
         those of the request's seeds. ValueError as `check_differentiable`."""
         check_differentiable(request)
         check_captions(caption, request, model.config)
@@ -60,17 +59,6 @@ def check_differentiable(request: Request) -> None:
         raise ValueError(f"{found} cannot be optimised through: it takes too many passes. Use "
                          f"{', '.join(FEW_STEP_SAMPLERS)} with at most {MOST_REWARD_STEPS} steps, and a model made "
                          "for few steps")
-
-
-def decoder(vae: Autoencoder, latent_scale: float) -> Callable[[Tensor], Tensor]:
-    """Latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w) in 0..1 with gradients; the arithmetic of `vae.decode`."""
-    def decode(latents: Tensor) -> Tensor:
-        weight = next(vae.parameters())
-        with own_precision(weight.device):
-            given = latents.to(weight.device, weight.dtype)
-            decoded = vae.decode(given if is_tiny(vae) else given / latent_scale).sample
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
-    return decode
 
 
 class Recomputed(nn.Module):

@@ -10,7 +10,8 @@ from ..drawing import Request, check_noise
 from ..pipeline import Pipeline
 from ..sampling.samplers import sampler as sampler_of
 from ..text.encoded import Encoded
-from .generator import Generator, check_differentiable, decoder, recomputed
+from ..vae import decoder
+from .generator import Generator, check_differentiable, recomputed
 from .optimise import PUBLISHED_RECIPE, NoiseRecipe, OptimisedNoise, WatchIteration, optimise_noise
 from .protocol import WeightedSum
 from .search import SEARCHES, WAYS, search_noise

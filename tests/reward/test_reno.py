@@ -13,14 +13,14 @@ from pixart.drawing import Request, sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Pipeline
-from pixart.reward.generator import Generator, Recomputed, decoder, recomputed
+from pixart.reward.generator import Generator, Recomputed, recomputed
 from pixart.reward.optimise import NoiseRecipe
 from pixart.reward.record import load_noise, save_noise
 from pixart.reward.reno import reno
 from pixart.reward.table import RewardChoice, open_rewards
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport
-from pixart.vae import _KL, decode, load_vae
+from pixart.vae import _KL, decode, decoder, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=2, caption_width=16, caption_tokens=20, base_size=4, position_scale=1.0)
 PROMPT = "a large striped green star on the left on a sand background"
