@@ -4,8 +4,8 @@ An aspect ratio is height / width, as in training: below 1 is landscape. Widths 
 """
 from fractions import Fraction
 
-# ratio -> (height, width) of the 1024 px class (PixArt-alpha section 2.4); the other classes are these times
-# 1/4, 1/2 and 2. The key, not the exact quotient, is what training showed the model as aspect ratio.
+# ratio -> (height, width) of the 1024 px class, ASPECT_RATIO_1024 of the official code; the other classes are these
+# times 1/4, 1/2 and 2. The key, not the exact quotient, is what training showed the model as aspect ratio.
 _RATIOS_1024: dict[float, tuple[int, int]] = {
     0.25: (512, 2048), 0.26: (512, 1984), 0.27: (512, 1920), 0.28: (512, 1856), 0.32: (576, 1792),
     0.33: (576, 1728), 0.35: (576, 1664), 0.4: (640, 1600), 0.42: (640, 1536), 0.48: (704, 1472),
@@ -69,6 +69,7 @@ def trained_sizes(side: int) -> dict[float, tuple[int, int]]:
     if side not in ASPECT_RATIOS:
         raise ValueError(f"no sizes are known for {side} px; use one of {', '.join(map(str, ASPECT_RATIOS))}")
     return ASPECT_RATIOS[side]
+
 
 # What people call some of the ratios, width : height.
 _KNOWN_AS = {0.42: "21:9", 0.57: "16:9", 0.68: "3:2", 0.78: "4:3", 1.29: "3:4", 1.46: "2:3", 1.75: "9:16"}

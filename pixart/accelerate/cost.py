@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from ..config import PixArtConfig
+from ..model.embedders import SINUSOID_WIDTH
 from .schedule import BranchSchedule
-
-FREQUENCIES = 256       # width of the sinusoids that timesteps and sizes are embedded from
 
 
 @dataclass(frozen=True)
@@ -65,5 +64,5 @@ def macs_text(*macs: float) -> str:
 
 
 def scalar(width: int) -> int:
-    """Embedding of one number: two layers."""
-    return FREQUENCIES * width + width ** 2
+    """Embedding of one number, a timestep or a side: two layers on its sinusoid."""
+    return SINUSOID_WIDTH * width + width ** 2

@@ -2,7 +2,6 @@
 
 No code was published; this follows the paper's text. Early steps reuse the rear blocks, late ones the front blocks.
 """
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -79,9 +78,3 @@ def delta_spans(steps: int, depth: int, every: int, blocks: int, boundary: int |
     last_rear = round(0.6 * steps) if boundary is None else boundary
     rear, early = range(depth - blocks, depth), range(front, front + blocks)
     return [None if step % every == 0 or blocks == 0 else rear if step < last_rear else early for step in range(steps)]
-
-
-def published_setting(speed_up: float, depth: int) -> tuple[int, int]:
-    """Its (every, blocks) for a wanted speed-up above 1: N = ceil(r), then what blocks the budget leaves."""
-    every = max(2, math.ceil(speed_up))
-    return every, min(depth - 1, round(depth * (1 - 1 / speed_up) * every / (every - 1)))

@@ -29,7 +29,7 @@ ECAD_CALL: dict[str, Check] = {"name": text, "kwargs": optional(table)}
 
 @dataclass(frozen=True)
 class PublishedSchedule:
-    """A file's schedule, the T-GATE step that some have, the pixels it was measured at, and its counted work."""
+    """A file's schedule, with the T-GATE step and the counted work that some files state."""
 
     schedule: BranchSchedule
     gate: int | None = None             # first step without guidance

@@ -63,7 +63,6 @@ class CachePlan:
     make: Callable[[], list[Policy]] = field(compare=False)
     gate: int | None = None
     by_branch: bool = True                      # whether policies look into blocks
-    exact: bool = True                          # False: the work depends on the picture, `computed` is the most
 
     def work(self, job: SamplingJob) -> int:
         """MACs of one picture."""

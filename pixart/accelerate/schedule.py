@@ -1,5 +1,5 @@
 """Which branch of which block is computed at which step, and which says again what it said before."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,19 +77,13 @@ class BranchSchedule:
         return BranchSchedule.of(self.name, bits)
 
 
-def in_every(steps: int, chosen: Sequence[int]) -> Iterator[bool]:
-    """For each step whether it is one of the chosen."""
-    wanted = set(chosen)
-    return (step in wanted for step in range(steps))
-
-
 def whole_steps(name: str, steps: int, depth: int, chosen: Sequence[int],
                 branches: Sequence[str] = BRANCHES) -> BranchSchedule:
     """At the chosen steps everything is computed, at the others only what is not among `branches`."""
     bits = torch.ones(steps, depth, len(BRANCHES), dtype=torch.bool)
-    for step, computed in enumerate(in_every(steps, chosen)):
-        for name_of_branch in branches:
-            bits[step, :, BRANCHES.index(name_of_branch)] = computed
+    others = [step for step in range(steps) if step not in chosen]
+    for branch in branches:
+        bits[others, :, BRANCHES.index(branch)] = False
     return BranchSchedule.of(name, bits)
 
 

@@ -2,7 +2,6 @@
 
 Codes count the magnitudes upwards. Source: FP4DiT (arXiv 2503.15465), section 3, and its published code.
 """
-import re
 from dataclasses import dataclass
 
 import torch
@@ -56,12 +55,3 @@ class MiniFloat:
         exponent = (torch.frexp(magnitudes)[1] - 1).clamp(1, (1 << self.exponent) - 1)
         step = torch.ldexp(torch.ones_like(magnitudes), exponent - self.fraction)
         return step, (exponent.long() - 1) << self.fraction
-
-
-def mini_float(name: str, bits: int) -> MiniFloat:
-    """By its name, such as "e2m1". ValueError for one that is not `bits` long, the sign included."""
-    found = re.fullmatch(r"e([1-9])m([0-9])", name.lower())
-    if not found or 1 + int(found[1]) + int(found[2]) != bits:
-        usual = ", ".join(f"e{bits - 1 - fraction}m{fraction}" for fraction in range(bits - 1))
-        raise ValueError(f"{name!r} is no floating-point type of {bits} bits; use {usual}")
-    return MiniFloat(int(found[1]), int(found[2]))

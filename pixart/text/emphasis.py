@@ -54,10 +54,6 @@ def written_prompt(parts: Sequence[WeightedText]) -> str:
     return "".join(f"({escape(part.text)}:{part.weight!r})" for part in parts)
 
 
-def is_weighted(parts: Sequence[WeightedText]) -> bool:
-    return any(part.weight != 1 for part in parts)
-
-
 def weigh_tokens(features: Tensor, padding: Tensor, weights: Sequence[float]) -> Tensor:
     """features and padding (L, C), one weight a token -> (L, C): padding + weight * (features - padding)."""
     scale = torch.tensor(weights, dtype=features.dtype, device=features.device)[:, None]

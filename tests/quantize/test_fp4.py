@@ -20,7 +20,6 @@ from pixart.quantize.adaptive import Adaptation, SoftWeight, adapt_block
 from pixart.quantize.calibrate import Inputs, record
 from pixart.quantize.convert import convert, open_plain
 from pixart.quantize.fp4 import FP4, MINI_FLOATS, grouped
-from pixart.quantize.minifloat import MiniFloat, mini_float
 from pixart.quantize.nibbles import split_nibbles
 from pixart.text.encoded import Encoded
 
@@ -114,12 +113,6 @@ def test_a_layer_takes_the_type_of_its_place():
     chosen = [FP4_TARGET.settings(layer, config)["float"] for config in (CONFIG, sigma)
               for layer in ("blocks.0.mlp.fc1", "blocks.0.mlp.fc2", "blocks.0.attn.qkv")]
     assert chosen == ["e3m0", "e2m1", "e2m1", "e3m0", "e1m2", "e1m2"]
-
-
-def test_a_name_of_another_length_is_refused():
-    assert mini_float("E2M3", 6) == MiniFloat(2, 3)
-    with pytest.raises(ValueError, match="e2m1.*6 bits; use e5m0"):
-        mini_float("e2m1", 6)
 
 
 def test_a_branch_of_low_rank_lessens_the_error_and_is_the_same_each_time():
