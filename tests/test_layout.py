@@ -1,5 +1,6 @@
 """What may import what, and how cheaply."""
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,15 @@ def test_files_and_functions_are_short():
                       if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))
                       and (item.end_lineno or 0) - item.lineno >= 60]
     assert not files + functions, "; ".join(files + functions)
+
+
+def test_the_architecture_page_names_what_is_there():
+    """All files and folders that it names, and every package of the library among them."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`", page))
+    gone = [name for name in named if not (ROOT / name).exists() and not any((ROOT / "pixart").rglob(name.rstrip("/")))]
+    packages = {f"{path.parent.name}/" for path in (ROOT / "pixart").glob("*/__init__.py")}
+    assert not gone and packages <= named, (gone, packages - named)
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
