@@ -11,13 +11,14 @@ HOW = "; ".join(f"{name}: {title}" for name, title in CACHE_TITLES.items())
 
 
 class PixArtCache:
-    DESCRIPTION = ("Makes any sampler faster by reusing work from step to step. The wanted speed is turned into a "
-                   "setting when sampling begins, so the time is known beforehand; the node says what it did.")
+    DESCRIPTION = ("Makes any sampler faster by reusing results of earlier steps. The requested speed-up is "
+                   "converted into a setting before sampling starts, so the time is known in advance; the node "
+                   "reports what it did.")
     CATEGORY = "PixArt/model"
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
     RETURN_NAMES = ("MODEL",)
-    OUTPUT_TOOLTIPS = ("The model with the cache on it, for any sampler.",)
+    OUTPUT_TOOLTIPS = ("The model with the cache, for any sampler.",)
     SEARCH_ALIASES = ["cache", "speed up", "faster", "ecad", "fora", "delta-dit", "t-gate", "first block cache",
                       "teacache", "easycache", "taylorseer"]
 
@@ -25,23 +26,27 @@ class PixArtCache:
     def INPUT_TYPES(cls) -> dict:
         share = {"min": 0.0, "max": 1.0, "step": 0.01}
         return {"required": {
-            "model": ("MODEL", {"tooltip": "A PixArt model of Load PixArt, LoRAs and all."}),
+            "model": ("MODEL", {"tooltip": "A PixArt model from Load PixArt, with its LoRAs."}),
             "method": (list(CACHE_TITLES), {"default": DEFAULT_METHOD, "tooltip": HOW}),
             "budget": ("FLOAT", {"default": 1.5, "min": 1.0, "max": 10.0, "step": 0.1, "round": 0.01, "tooltip":
-                                 "How many times less work: 2 is half of it, 1 switches the cache off. The setting "
-                                 "that comes nearest is taken and said. Not used with a schedule file."}),
+                                 "By how much the work is reduced: 2 halves it, 1 switches the cache off. The "
+                                 "nearest possible setting is used and shown on the node. Ignored with a schedule "
+                                 "file."}),
             "start": ("FLOAT", {"default": 0.0, **share, "tooltip":
-                                "Reuse only from this share of the steps on. Later keeps the composition."}),
-            "end": ("FLOAT", {"default": 1.0, **share, "tooltip": "Reuse only up to this share of the steps."}),
+                                "Fraction of the steps after which reuse begins. A later start preserves the "
+                                "composition."}),
+            "end": ("FLOAT", {"default": 1.0, **share, "tooltip": "Fraction of the steps after which reuse ends."}),
         }, "optional": {
             "schedule": ([NO_FILE, *folders.schedule_files()], {"default": NO_FILE, "tooltip":
-                         "A JSON schedule of ECAD in models/pixart_schedules, for the method ecad: for its number of "
-                         "steps and a model of its depth (the published ones: 20 steps, 28 blocks)."}),
-            "vae": ("VAE", {"tooltip": "Connect to compare: everything is sampled a second time without reuse, and the "
-                            "node says both times and the PSNR of the pictures. Disconnect afterwards."}),
+                         "An ECAD schedule (JSON) in models/pixart_schedules, for method ecad. It fits one number of "
+                         "steps and one model depth (the published ones: 20 steps, 28 blocks)."}),
+            "vae": ("VAE", {"tooltip": "Connect to compare: the image is sampled a second time without reuse, and "
+                                       "the node shows both times and the PSNR between the images. Disconnect "
+                                       "afterwards."}),
             "pooled_blocks": ("INT", {"default": 0, "min": 0, "max": 64, "tooltip":
-                              "Self-attention of the first blocks as the mean of their values, FlexDiT's part that "
-                              "needs no training: 2 changes a picture little and saves a little. 0: none."}),
+                              "Replaces self-attention in the first blocks by the mean of its values (the part of "
+                              "FlexDiT that needs no training). 2 changes an image little and saves a little. "
+                              "0: off."}),
         }}
 
     @classmethod

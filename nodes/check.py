@@ -7,27 +7,28 @@ from .latent import SIDE_INPUT
 
 
 class PixArtCheck:
-    DESCRIPTION = ("Says what the connected parts are, whether they fit together, how much memory they will need and "
-                   "what is wrong. Connect any of them; nothing is drawn.")
+    DESCRIPTION = ("Reports what the connected models are, whether they fit together, how much memory they need and "
+                   "what is wrong. Connect any of them; no image is made.")
     CATEGORY = "PixArt/utilities"
     FUNCTION = "check"
     RETURN_TYPES = ("STRING", "BOOLEAN")
     RETURN_NAMES = ("report", "fits")
-    OUTPUT_TOOLTIPS = ("What was found, a line each.", "Whether nothing was found to be wrong.")
+    OUTPUT_TOOLTIPS = ("The findings, one per line.", "True if no problem was found.")
     OUTPUT_NODE = True
     SEARCH_ALIASES = ["model info", "diagnose", "memory", "vram", "compatibility", "validate"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "width": ("INT", {**SIDE_INPUT, "tooltip": "Of the picture you want, in pixels; memory depends on it."}),
-            "height": ("INT", {**SIDE_INPUT, "tooltip": "Of the picture you want, in pixels."}),
-            "batch_size": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "Pictures at once."}),
+            "width": ("INT", {**SIDE_INPUT, "tooltip": "Width of the intended image in pixels, for the memory "
+                                                       "estimate."}),
+            "height": ("INT", {**SIDE_INPUT, "tooltip": "Height of the intended image in pixels."}),
+            "batch_size": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "Images per batch."}),
         }, "optional": {
-            "model": ("MODEL", {"tooltip": "The diffusion model, of any loader."}),
-            "clip": ("CLIP", {"tooltip": "The text encoder, of any loader."}),
-            "vae": ("VAE", {"tooltip": "The VAE, of any loader."}),
-            "control_net": ("CONTROL_NET", {"tooltip": "The ControlNet, of any loader."}),
+            "model": ("MODEL", {"tooltip": "The diffusion model, from any loader."}),
+            "clip": ("CLIP", {"tooltip": "The text encoder, from any loader."}),
+            "vae": ("VAE", {"tooltip": "The VAE, from any loader."}),
+            "control_net": ("CONTROL_NET", {"tooltip": "The ControlNet, from any loader."}),
         }}
 
     @checked

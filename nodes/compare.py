@@ -5,20 +5,20 @@ from .arguments import checked
 from .sampling import DENOISE, METHOD_INPUT, SEED_INPUT
 
 VARIED_INPUTS = ["prompt", "seed", "steps", "cfg", "method", "denoise"]
-VALUES = ("{} Prompts: one a line. Other values: with commas between them, such as 1, 2, 4; whole numbers also as "
-          "ranges, 1..4. At most 256 pictures.")
+VALUES = ("{} Prompts: one per line. Others: separated by commas, such as 1, 2, 4; integers also as a range, 1..4. "
+          "At most 256 images.")
 
 
 class PixArtCompare:
-    DESCRIPTION = ("Draws every pair of two lists (steps and cfg, seeds and prompts, ...) in one run and puts the "
-                   "pictures on a labelled sheet. What is drawn is kept: after an interruption, or with more values, "
-                   "only what is missing is drawn.")
+    DESCRIPTION = ("Makes an image for every combination of two lists (steps and cfg, seeds and prompts, ...) in one "
+                   "run and arranges them in a labelled grid. Finished images are kept: after an interruption, or "
+                   "with more values, only the missing ones are made.")
     CATEGORY = "PixArt/sampling"
     FUNCTION = "compare"
     RETURN_TYPES = ("IMAGE", "IMAGE", "STRING")
     RETURN_NAMES = ("sheet", "pictures", "report")
-    OUTPUT_TOOLTIPS = ("All pictures with their labels, for Save Image.", "The pictures alone, row by row.",
-                       "How many were drawn, how many were there, and the folder.")
+    OUTPUT_TOOLTIPS = ("The labelled grid, for Save Image.", "The images alone, row by row.",
+                       "How many images were made, how many existed already, and the folder.")
     SEARCH_ALIASES = ["xy plot", "grid", "contact sheet", "comparison", "matrix", "sweep", "parameter study"]
 
     @classmethod
@@ -27,26 +27,26 @@ class PixArtCompare:
         return {"required": {
             "model": ("MODEL", {"tooltip": "A PixArt model, with its LoRAs."}),
             "clip": ("CLIP", {"tooltip": "The T5 text encoder."}),
-            "vae": ("VAE", {"tooltip": "The VAE of this model."}),
-            "latent": ("LATENT", {"tooltip": "One empty latent, which gives the size; or an encoded picture with "
+            "vae": ("VAE", {"tooltip": "The VAE that belongs to the model."}),
+            "latent": ("LATENT", {"tooltip": "One empty latent, which sets the size; or an encoded image with "
                                              "denoise below 1."}),
             "prompt": ("STRING", {**text, "default": "", "tooltip":
-                                  "Of all pictures, unless prompts are compared."}),
-            "columns": (VARIED_INPUTS, {"default": "steps", "tooltip": "What differs from column to column."}),
+                                  "For all images, unless prompts are compared."}),
+            "columns": (VARIED_INPUTS, {"default": "steps", "tooltip": "The setting that varies across columns."}),
             "column_values": ("STRING", {**text, "default": "1, 2, 4", "tooltip": VALUES.format("Its values.")}),
             "rows": (["none", *VARIED_INPUTS], {"default": "seed", "tooltip":
-                                         "What differs from row to row. none: a single row."}),
+                                         "The setting that varies across rows. none: a single row."}),
             "row_values": ("STRING", {**text, "default": "1..3", "tooltip": VALUES.format("Its values.")}),
             "name": ("STRING", {"default": "compare", "tooltip":
-                     "Folder in output/pixart-compare where the pictures are kept. Delete it to draw all anew."}),
+                     "Folder in output/pixart-compare where the images are kept. Delete it to start over."}),
             "seed": SEED_INPUT,
             "method": METHOD_INPUT,
             "steps": ("INT", {"default": 0, "min": 0, "max": 200, "tooltip":
-                      "Of all pictures, unless steps are compared. 0: the method's own."}),
+                      "For all images, unless steps are compared. 0: the default of the method."}),
             "cfg": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 30.0, "step": 0.1, "round": 0.01, "tooltip":
-                    "Of all pictures, unless cfg is compared. 0: the method's own; few-step models have 1."}),
+                    "For all images, unless cfg is compared. 0: the default of the method; few-step models use 1."}),
             "denoise": DENOISE,
-            "negative": ("STRING", {**text, "default": "", "tooltip": "Where cfg is not 1: what to avoid."}),
+            "negative": ("STRING", {**text, "default": "", "tooltip": "What to avoid; used when cfg is not 1."}),
         }, "hidden": {"graph": "PROMPT", "node": "UNIQUE_ID"}}
 
     @checked

@@ -8,8 +8,8 @@ from .host.node_text import show_text
 
 
 class PixArtControlNetLoader:
-    DESCRIPTION = ("Loads a PixArt ControlNet: the published files with the base model in them (512 and 1024), files "
-                   "of the control part alone, and the diffusers research layout.")
+    DESCRIPTION = ("Loads a PixArt ControlNet: the published files, which include the base model (512 and 1024), "
+                   "files with the ControlNet alone, and the diffusers research layout.")
     CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("CONTROL_NET", "STRING")
@@ -22,12 +22,12 @@ class PixArtControlNetLoader:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (folders.control_files(), {
-                "tooltip": "PixArt ControlNet in models/controlnet. Files of models/diffusion_models and "
-                           "models/checkpoints are listed too when their name says control. pixart-mini/... comes "
-                           "with the extension."}),
+                "tooltip": "A PixArt ControlNet in models/controlnet. Files in models/diffusion_models and "
+                           "models/checkpoints are listed too if their name contains control. pixart-mini/... is "
+                           "included."}),
             "weight_dtype": (list(WEIGHT_DTYPES), {"default": "auto", "tooltip":
-                             "How weights are kept; it computes in the data type of the MODEL anyway. auto: as for "
-                             "the MODEL. fp8: half the memory of bf16, less exact."}),
+                             "Storage type of the weights; computation uses the data type of the MODEL. auto: as "
+                             "Load PixArt does. fp8: half the memory of bf16, less precise."}),
         }}
 
     @classmethod
@@ -47,14 +47,15 @@ class PixArtControlNetLoader:
 
 
 class PixArtControlNetApply:
-    DESCRIPTION = ("Lets a picture steer a PixArt model through a PixArt ControlNet. As the stock Apply ControlNet, "
-                   "and a say in how deep into the model the control reaches. Chain several for several pictures.")
+    DESCRIPTION = ("Guides a PixArt model with an image through a PixArt ControlNet. Like the stock Apply "
+                   "ControlNet, with extra settings for how deep into the model the control reaches. Chain several "
+                   "nodes for several images.")
     CATEGORY = "PixArt/controlnet"
     FUNCTION = "apply"
     RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
     RETURN_NAMES = ("positive", "negative")
     OUTPUT_TOOLTIPS = ("The prompt with the control.",
-                       "The negative prompt with the control; only there when one is connected.")
+                       "The negative prompt with the control; only available if one is connected.")
     SEARCH_ALIASES = ["controlnet", "apply controlnet", "use controlnet", "control net", "hed", "edges"]
 
     @classmethod
@@ -64,25 +65,25 @@ class PixArtControlNetApply:
             "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
             "control_net": ("CONTROL_NET", {"tooltip": "From Load PixArt ControlNet; it must belong to the MODEL."}),
             "image": ("IMAGE", {"tooltip":
-                      "The map to follow, for the published weights a HED edge map, white on black (PixArt HED). It "
-                      "is scaled to the size of the latent; of another aspect ratio its middle is taken, the rest "
-                      "cut off. Several pictures go to the pictures of a batch in turn."}),
-            "vae": ("VAE", {"tooltip": "The VAE of the MODEL; it encodes the map."}),
+                      "The control image; for the published weights a HED edge map, white on black (PixArt HED). It "
+                      "is scaled to cover the latent and cropped at the centre. A batch of control images is "
+                      "assigned to the images of the latent in turn."}),
+            "vae": ("VAE", {"tooltip": "The VAE of the MODEL; it encodes the control image."}),
             "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01, "tooltip":
-                         "0: no control, 1: as trained. 0.5 to 0.8 leaves the prompt more freedom."}),
+                         "0: no control. 1: as trained. 0.5 to 0.8 gives the prompt more freedom."}),
             "start_percent": ("FLOAT", {"default": 0.0, **percent, "tooltip":
-                              "Where in the sampling the control begins: 0 is the first step."}),
+                              "Where control starts, as a fraction of sampling: 0 is the first step."}),
             "end_percent": ("FLOAT", {"default": 1.0, **percent, "tooltip":
-                            "Where it ends: 1 is the last step, 0.6 leaves the final details to the prompt."}),
+                            "Where control ends: 1 is the last step; 0.6 leaves the final details to the prompt."}),
             "fade": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip":
-                     "How fast the control weakens from block to block: number 0, 1, 2, ... counts (1 - fade) to the "
-                     "power of its number. 0: all count in full. 1: only the first one counts."}),
+                     "How fast control weakens from block to block: block 0, 1, 2, ... is scaled by (1 - fade) to "
+                     "the power of its number. 0: all blocks at full strength. 1: only the first block."}),
             "blocks": ("INT", {"default": 0, "min": 0, "max": 100, "tooltip":
-                       "Control only this many of the model's blocks, from the first on. 0: all the ControlNet has, "
-                       "13 in the published ones."}),
+                       "Control only this many blocks, counted from the first. 0: all blocks of the ControlNet, 13 "
+                       "in the published ones."}),
         }, "optional": {
             "negative": ("CONDITIONING", {"tooltip":
-                         "The negative prompt, where the sampler uses one. Few-step models (LCM) need none."}),
+                         "The negative prompt, if the sampler uses one. Few-step models (LCM) need none."}),
         }}
 
     @checked

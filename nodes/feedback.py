@@ -7,14 +7,16 @@ from .host.node_text import show_text
 
 
 class PixArtFeedback:
-    DESCRIPTION = ("Inner loop feedback (ILF): a small trained block sends what the middle of the network found back "
-                   "to it, so that one step goes as far as two. Only for the model it was trained with (python -m "
-                   "pixart train ilf). Sample with euler, scheduler sgm_uniform, in the steps that the report says.")
+    DESCRIPTION = ("Inner loop feedback (ILF): a small trained block feeds the result of the network's middle blocks "
+                   "back into them, so that one step can replace two. Only for the model it was trained with (python "
+                   "-m pixart train ilf). Use sampler euler, scheduler sgm_uniform and the number of steps given in "
+                   "the report.")
     CATEGORY = "PixArt/model"
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "report")
-    OUTPUT_TOOLTIPS = ("The diffusion model with feedback.", "Which blocks run twice, and the steps it is made for.")
+    OUTPUT_TOOLTIPS = ("The diffusion model with feedback.",
+                       "Which blocks run twice, and the number of steps it was trained for.")
     SEARCH_ALIASES = ["ilf", "inner loop feedback", "fewer steps", "accelerate", "speed"]
 
     @classmethod
@@ -22,11 +24,12 @@ class PixArtFeedback:
         share = {"min": 0.0, "max": 1.0, "step": 0.01}
         return {"required": {
             "model": ("MODEL", {"tooltip": "The PixArt model that the feedback was trained with."}),
-            "file": (folders.lora_files(), {"tooltip": "A file of python -m pixart train ilf, in models/loras."}),
+            "file": (folders.lora_files(), {"tooltip": "A file made by python -m pixart train ilf, in models/loras."}),
             "start": ("FLOAT", {"default": 0.0, **share, "tooltip":
-                      "First step with feedback, as a share of all steps. 0: from the first."}),
+                      "Where feedback starts, as a fraction of the steps. 0: at the first step."}),
             "end": ("FLOAT", {"default": 1.0, **share, "tooltip":
-                    "Steps from this share on have no feedback. 1: all have it; equal to start: none."}),
+                    "Where feedback ends, as a fraction of the steps. 1: after the last step; equal to start: no "
+                    "feedback."}),
         }}
 
     @classmethod

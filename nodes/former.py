@@ -8,8 +8,8 @@ FORMER_RATIOS = [f"{ratio:.2f}" for ratio in RATIOS]
 
 
 class PixArtFormerSize:
-    DESCRIPTION = ("Stands in for PixArt Resolution Select of ComfyUI_ExtraModels in old workflows, with its names and "
-                   "numbers. In new ones use PixArt Empty Latent.")
+    DESCRIPTION = ("Replaces PixArt Resolution Select of ComfyUI_ExtraModels in existing workflows, with the same "
+                   "names and numbers. In new workflows use PixArt Empty Latent.")
     CATEGORY = "PixArt/utilities"
     FUNCTION = "choose"
     RETURN_TYPES = ("INT", "INT")
@@ -21,7 +21,7 @@ class PixArtFormerSize:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "model": (list(FORMER_KINDS), {"default": "PixArtMS_XL_2", "tooltip":
-                      "The kind of model in that extension's words; it decides the size: 512, 1024 or 2048 pixels."}),
+                      "The model type as named by that extension; it sets the resolution: 512, 1024 or 2048 pixels."}),
             "ratio": (FORMER_RATIOS, {"default": "1.00", "tooltip": "Width divided by height, 0.25 to 4.00."}),
         }}
 
@@ -32,8 +32,8 @@ class PixArtFormerSize:
 
 
 class PixArtFormerSizeCondition:
-    DESCRIPTION = ("Stands in for PixArt Resolution Conditioning of ComfyUI_ExtraModels in old workflows: the picture "
-                   "size that a 1024 px alpha or delta model is told. In new ones use PixArt Text Encode.")
+    DESCRIPTION = ("Replaces PixArt Resolution Conditioning of ComfyUI_ExtraModels in existing workflows: sets the "
+                   "image size given to 1024 px alpha and delta models. In new workflows use PixArt Text Encode.")
     CATEGORY = "PixArt/utilities"
     FUNCTION = "tell"
     RETURN_TYPES = ("CONDITIONING",)
@@ -47,8 +47,8 @@ class PixArtFormerSizeCondition:
         return {"required": {
             "cond": ("CONDITIONING", {"tooltip": "The prompt."}),
             "width": ("INT", {**side, "tooltip":
-                      "Picture width in pixels that the model is told. 0: that of the latent."}),
-            "height": ("INT", {**side, "tooltip": "Picture height in pixels, likewise. 0: that of the latent."}),
+                      "Image width in pixels given to the model. 0: that of the latent."}),
+            "height": ("INT", {**side, "tooltip": "Image height in pixels given to the model. 0: that of the latent."}),
         }}
 
     @checked

@@ -10,8 +10,8 @@ SIDE_INPUT = {"default": 1024, "min": LEAST_SIDE, "max": MOST_SIDE, "step": 16}
 
 
 class PixArtEmptyLatent:
-    DESCRIPTION = ("An empty latent of a size that PixArt was trained on. Away from these sizes pictures lose quality; "
-                   "choose the resolution of the checkpoint and then a shape.")
+    DESCRIPTION = ("Makes an empty latent of a size PixArt was trained on. Other sizes lose quality. Choose the "
+                   "resolution of the checkpoint, then the aspect ratio.")
     CATEGORY = "PixArt/latent"
     FUNCTION = "make"
     RETURN_TYPES = ("LATENT", "INT", "INT")
@@ -24,12 +24,12 @@ class PixArtEmptyLatent:
         return {"required": {
             "resolution": ([str(side) for side in ASPECT_RATIOS], {
                            "default": "128" if only_mini() else "1024", "tooltip":
-                           "Trained resolution of the checkpoint: the side in pixels of its square picture. "
-                           "128 is PixArt-mini, and chosen where there is no other model yet."}),
+                           "Training resolution of the checkpoint: the side of its square image in pixels. 128 is "
+                           "for PixArt-mini, and the default if there is no other model yet."}),
             "ratio": (list(LABELS), {"default": "1:1", "tooltip":
-                      "Width : height. In brackets what the ratio stands in for. PixArt-mini has five shapes and takes "
-                      "the nearest of these."}),
-            "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "Pictures made at once."}),
+                      "Width : height. In brackets the common ratio it replaces. PixArt-mini has five shapes; the "
+                      "nearest one is used."}),
+            "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "Number of images per batch."}),
         }}
 
     @checked

@@ -9,9 +9,9 @@ from .host.node_text import show_text
 
 
 class PixArtLoader:
-    DESCRIPTION = ("Loads any checkpoint of the PixArt family: alpha, delta (LCM), DMD, Sigma, 900M; official .pth, "
-                   "diffusers or ComfyUI layout; PT-DiT too. The MODEL works with KSampler, LoRA loaders and other "
-                   "stock nodes.")
+    DESCRIPTION = ("Loads any checkpoint of the PixArt family: alpha, delta (LCM), DMD, Sigma, 900M, in official "
+                   ".pth, diffusers or ComfyUI layout; also PT-DiT. The MODEL works with KSampler, LoRA loaders and "
+                   "other stock nodes.")
     CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "STRING")
@@ -24,17 +24,17 @@ class PixArtLoader:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (folders.model_files(), {
-                "tooltip": "Checkpoint in models/diffusion_models or models/checkpoints. pixart-mini/... comes with "
-                           "the extension. Of a diffusers folder choose the transformer file, with config.json "
-                           "beside it."}),
+                "tooltip": "A checkpoint in models/diffusion_models or models/checkpoints. pixart-mini/... is "
+                           "included. For a diffusers download, choose the transformer file and keep its config.json "
+                           "next to it."}),
             "variant": (["auto", *VARIANTS], {"default": "auto", "tooltip":
-                        "What the checkpoint was trained as. auto reads it from the weights where these can tell, else "
-                        "from the file's name; choose it yourself when the report says it was guessed."}),
+                        "The training variant of the checkpoint. auto reads it from the weights if they determine "
+                        "it, else from the file name; choose it yourself if the report says it was guessed."}),
             "weight_dtype": (list(WEIGHT_DTYPES), {"default": "auto", "tooltip":
-                             "How weights are kept. auto: as the host does it on a GPU; on a CPU bf16 where the "
-                             "processor is faster with it (AMX), else fp32. fp8: half of bf16's memory, less exact. "
-                             "Packed files (float8, int8, nvfp4): auto keeps them packed, all others unpack them; "
-                             "fp4 files are always unpacked as they load."}),
+                             "Storage type of the weights. auto: ComfyUI's choice on a GPU; on a CPU bf16 if the "
+                             "processor is faster with it (AMX), else fp32. fp8: half the memory of bf16, less "
+                             "precise. Quantised files (float8, int8, nvfp4): auto keeps them quantised, any other "
+                             "choice unpacks them; fp4 files are always unpacked when loaded."}),
         }}
 
     @classmethod
@@ -56,8 +56,8 @@ class PixArtLoader:
 
 
 class PixArtT5Loader:
-    DESCRIPTION = ("Loads the T5-XXL text encoder of PixArt in 8, 4 or 16 bits. 8 bits: about 6 GB instead of 9.5, "
-                   "with practically the same pictures. The CLIP works with the stock CLIP Text Encode too.")
+    DESCRIPTION = ("Loads PixArt's T5-XXL text encoder in 8, 4 or 16 bits. 8 bits: about 6 GB instead of 9.5, with "
+                   "nearly the same images. The CLIP also works with the stock CLIP Text Encode.")
     CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("CLIP",)
@@ -69,15 +69,15 @@ class PixArtT5Loader:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (folders.text_encoders(), {
-                "tooltip": "T5 v1.1 XXL encoder in models/text_encoders: one file, or a Hugging Face folder with its "
-                           "config.json. pixart-mini/t5 comes with the extension."}),
+                "tooltip": "A T5 v1.1 XXL encoder in models/text_encoders: a single file, or a Hugging Face folder "
+                           "with config.json. pixart-mini/t5 is included."}),
             "bits": (["8", "4", "16", "int8", "auto"], {"default": "8", "tooltip":
-                     "8: LLM.int8, the paper's choice, about 6 GB. 4: NF4, about 4 GB, slightly different pictures. "
-                     "16: bfloat16, 9.5 GB. int8: 5 GB without bitsandbytes, of which the host can keep a part out of "
-                     "the GPU. auto: the best that the memory of the device holds; the node says which."}),
+                     "8: LLM.int8, the paper's choice, about 6 GB. 4: NF4, about 4 GB, slightly different images. "
+                     "16: bfloat16, 9.5 GB. int8: 5 GB, without bitsandbytes; ComfyUI can offload parts of it. auto: "
+                     "the best precision that fits into memory; the node shows which."}),
             "device": (["auto", "cpu"], {"default": "auto", "tooltip":
-                       "auto: where the host runs text encoders, the GPU if it has room. cpu: keep the GPU for the "
-                       "picture; a prompt then takes seconds instead of a moment."}),
+                       "auto: where ComfyUI runs text encoders; the GPU if it has room. cpu: leaves the GPU to the "
+                       "image; a prompt then takes several seconds."}),
         }}
 
     @classmethod

@@ -7,30 +7,32 @@ from .host.node_text import show_text
 
 
 class PixArtDeltaLoraLoader:
-    DESCRIPTION = ("Puts a LoRA on a PixArt model, at the strength it was trained with: LoRA, DoRA, LoHa, LoKr, GLoRA, "
-                   "OFT, BOFT and full differences, from peft folders, the official trainers, diffusers, OneTrainer, "
-                   "kohya, LyCORIS and ComfyUI itself. Says how many keys were used. Chain several.")
+    DESCRIPTION = ("Applies a LoRA to a PixArt model at the scale it was trained with: LoRA, DoRA, LoHa, LoKr, "
+                   "GLoRA, OFT, BOFT and full weight differences, from peft folders, the official trainers, "
+                   "diffusers, OneTrainer, kohya, LyCORIS and ComfyUI. Reports how many keys were used. Chain "
+                   "several nodes for several LoRAs.")
     CATEGORY = "PixArt/loaders"
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("MODEL", "report")
     OUTPUT_TOOLTIPS = ("The diffusion model with the LoRA.",
-                       "What was found: layout, rank, scale and where it was said, keys used and ignored.")
+                       "What was found: layout, rank, scale and its source, keys used and ignored.")
     SEARCH_ALIASES = ["lora", "dora", "lokr", "loha", "lycoris", "lcm-lora", "peft", "load lora", "pixart lora"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "model": ("MODEL", {"tooltip": "A PixArt model with the width and depth that the LoRA was trained on."}),
+            "model": ("MODEL", {"tooltip": "A PixArt model with the width and depth the LoRA was trained for."}),
             "file": (folders.lora_files(), {
-                "tooltip": "LoRA in models/loras. For one that peft saved as a folder, put the folder there with its "
-                           "adapter_config.json and choose adapter_model.safetensors in it."}),
+                "tooltip": "A LoRA in models/loras. If peft saved it as a folder, put the whole folder there, "
+                           "including adapter_config.json, and choose its adapter_model.safetensors."}),
             "strength": ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01, "tooltip":
-                         "1: as trained. 0: no effect. Good values are 0.5 to 1.2; negative ones do the opposite."}),
+                         "1: as trained. 0: no effect. Good values are 0.5 to 1.2; negative values invert "
+                         "the effect."}),
         }, "optional": {
             "alpha": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 4096.0, "step": 0.5, "tooltip":
-                      "0: what the file says. Otherwise the alpha it was trained with; the LoRA is scaled by alpha / "
-                      "rank. For files that do not say it, when the report shows that it was assumed."}),
+                      "0: as given by the file. Otherwise the alpha used in training; the LoRA is scaled by alpha / "
+                      "rank. Set it if the report says that alpha was assumed."}),
         }}
 
     @classmethod

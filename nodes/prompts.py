@@ -9,15 +9,17 @@ MOST_PROMPTS = 10_000   # prompts of one run
 
 
 class PixArtPromptList:
-    DESCRIPTION = ("Prompts from a text file, CSV or JSON lines in ComfyUI's input folder, one picture each: the nodes "
-                   "behind it run once a line. A line may bring its own seed, width, height and negative prompt.")
+    DESCRIPTION = ("Reads prompts from a text file, CSV or JSON Lines in ComfyUI's input folder; the nodes after it "
+                   "run once per line. A line may have its own seed, width, height and negative prompt.")
     CATEGORY = "PixArt/utilities"
     FUNCTION = "read"
     RETURN_TYPES = ("STRING", "INT", "INT", "INT", "STRING")
     RETURN_NAMES = ("prompt", "seed", "width", "height", "negative")
-    OUTPUT_TOOLTIPS = ("A prompt a line, for PixArt Text Encode.", "Of the line, else the seed below and those that "
-                       "follow it.", "Width in pixels, of the line or as below.", "Height in pixels, likewise.",
-                       "Of the line, else empty.")
+    OUTPUT_TOOLTIPS = ("One prompt per line, for PixArt Text Encode.",
+                       "From the line, else counted up from the input seed.",
+                       "Width in pixels, from the line or the input.",
+                       "Height in pixels, from the line or the input.",
+                       "From the line, else empty.")
     OUTPUT_IS_LIST = (True, True, True, True, True)
     SEARCH_ALIASES = ["prompts from file", "batch prompts", "csv", "jsonl", "load text file", "wildcards"]
 
@@ -25,16 +27,17 @@ class PixArtPromptList:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (inputs.prompt_files(), {"tooltip":
-                     "A list in ComfyUI's input folder. .txt: a prompt a line. .csv: a first line that names prompt, "
-                     "and if you like negative, seed, width, height. .jsonl: objects with these names. pixart-mini/... "
-                     "comes with the extension."}),
-            "start": ("INT", {"default": 1, "min": 1, "max": 10_000_000, "tooltip": "The first prompt that is taken."}),
-            "count": ("INT", {"default": 100, "min": 1, "max": MOST_PROMPTS, "tooltip": "So many prompts at most."}),
+                     "A list in ComfyUI's input folder. .txt: one prompt per line. .csv: a header line with prompt "
+                     "and optionally negative, seed, width, height. .jsonl: objects with these keys. pixart-mini/... "
+                     "is included."}),
+            "start": ("INT", {"default": 1, "min": 1, "max": 10_000_000, "tooltip": "Number of the first prompt to "
+                                                                                    "use."}),
+            "count": ("INT", {"default": 100, "min": 1, "max": MOST_PROMPTS, "tooltip": "Maximum number of prompts."}),
             "seed": ("INT", {"default": 0, "min": 0, "max": LAST_SEED, "control_after_generate": True, "tooltip":
-                     "Of the list's first prompt, where it gives none; those of the others follow, so that a prompt "
-                     "keeps its seed wherever you start."}),
-            "width": ("INT", {**SIDE_INPUT, "tooltip": "Pixels, for lines that give no size."}),
-            "height": ("INT", {**SIDE_INPUT, "tooltip": "Pixels, for lines that give no size."}),
+                     "Seed of the first prompt in the list, for lines without a seed; each following line counts up, "
+                     "so a prompt keeps its seed wherever you start."}),
+            "width": ("INT", {**SIDE_INPUT, "tooltip": "In pixels, for lines without a size."}),
+            "height": ("INT", {**SIDE_INPUT, "tooltip": "In pixels, for lines without a size."}),
         }}
 
     @classmethod

@@ -14,51 +14,53 @@ def weight(name: str, tooltip: str, default: float = 0.0) -> tuple:
 
 
 class PixArtReNO:
-    DESCRIPTION = ("Finds better noise for a one- or few-step model (ReNO): draws, scores the picture by rewards, "
-                   "changes the noise along the gradient, again and again, and keeps the best. Rewards: CLIP, "
-                   "PickScore, HPSv2 and ImageReward from models/rewards; PixArt-mini brings its own.")
+    DESCRIPTION = ("Optimises the initial noise for a one- or few-step model (ReNO): generates an image, scores it "
+                   "with reward models, follows the gradient to better noise, repeats, and keeps the best. Rewards: "
+                   "CLIP, PickScore, HPSv2 and ImageReward from models/rewards; PixArt-mini includes its own.")
     CATEGORY = "PixArt/sampling"
     FUNCTION = "optimise"
     RETURN_TYPES = ("IMAGE", "NOISE", "LATENT", "STRING", "IMAGE")
     RETURN_NAMES = ("picture", "NOISE", "noise", "log", "curve")
-    OUTPUT_TOOLTIPS = ("The best picture.",
+    OUTPUT_TOOLTIPS = ("The best image.",
                        "Its noise, for SamplerCustomAdvanced with the model, sampler and steps of PixArt LCM Schedule.",
-                       "The same, scaled for samplers that add no noise of their own (KSampler Advanced with add_noise "
-                       "disabled).", "What each iteration scored.", "The rewards as a curve.")
+                       "The same noise as a latent, for samplers that add none themselves (KSampler Advanced with "
+                       "add_noise disabled).", "The scores of each iteration.", "A plot of the rewards.")
     SEARCH_ALIASES = ["reno", "reward", "noise optimization", "best of n", "hpsv2", "pickscore", "imagereward"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "model": ("MODEL", {"tooltip": "A few-step PixArt model from Load PixArt: LCM, with an LCM LoRA, or DMD."}),
-            "positive": ("CONDITIONING", {"tooltip": "The prompt, of PixArt Text Encode."}),
+            "model": ("MODEL", {"tooltip": "A few-step PixArt model from Load PixArt: LCM, TDM or DMD, or one with such a LoRA."}),
+            "positive": ("CONDITIONING", {"tooltip": "The prompt, from PixArt Text Encode."}),
             "vae": ("VAE", {"tooltip": "The VAE of the model."}),
-            "latent": ("LATENT", {"tooltip": "An empty latent; gives size and number of pictures. Each is optimised by "
-                                             "itself."}),
+            "latent": ("LATENT", {"tooltip": "An empty latent; sets the size and number of images. Each is optimised "
+                                             "separately."}),
             "prompt": ("STRING", {"multiline": True, "tooltip":
-                       "The words that rewards compare the picture with: the same as in PixArt Text Encode."}),
+                       "The text that the rewards compare the image with: the same as in PixArt Text Encode."}),
             "seed": SEED_INPUT,
             "sampler": (list(FEW_STEP_SAMPLERS), {"default": "lcm", "tooltip":
-                        "lcm for LCM models, dmd for one-step DMD."}),
+                        "lcm for LCM models, tdm for TDM models, dmd for one-step DMD models."}),
             "steps": ("INT", {"default": 4, "min": 1, "max": 8, "tooltip":
-                      "Passes through the model; the gradient goes through all of them. dmd: 1."}),
+                      "Number of sampling steps; the gradient passes through all of them. dmd: 1."}),
             "rule": RULE,
             "iterations": ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip":
-                           "Pictures drawn and scored. 50 as published; each costs about three pictures."}),
+                           "Number of images generated and scored. 50 as published; each takes about as long as "
+                           "three images."}),
             "rate": ("FLOAT", {"default": 5.0, "min": 0.0, "max": 1000.0, "step": 0.1, "round": 0.0001, "tooltip":
-                     "How far the noise moves in an iteration; 5 as published."}),
+                     "Learning rate: how far the noise moves per iteration; 5 as published."}),
             "clip": ("FLOAT", {"default": 0.1, "min": 0.0001, "max": 1000.0, "step": 0.01, "round": 0.0001, "tooltip":
-                     "Gradients longer than this are shortened to it; 0.1 as published."}),
+                     "Maximum gradient norm; 0.1 as published."}),
             "regularisation": ("FLOAT", {"default": 0.01, "min": 0.0, "max": 10.0, "step": 0.001, "round": 0.00001,
-                               "tooltip": "Holds the noise at the length of Gaussian noise; 0.01 as published."}),
-            "judge": weight("judge", "Weight of PixArt-mini's judge, which reads its own sentences only; set it to 0 "
-                            "for every other model.", 1.0),
+                               "tooltip": "Keeps the norm of the noise close to that of Gaussian noise; 0.01 as "
+                                          "published."}),
+            "judge": weight("judge", "Weight of PixArt-mini's judge, which only understands PixArt-mini's prompts; "
+                                     "set it to 0 for all other models.", 1.0),
             "clip_score": weight("clip", "Weight of CLIP ViT-H/14 (models/rewards/clip)."),
             "pickscore": weight("pickscore", "Weight of PickScore (models/rewards/pickscore)."),
             "hpsv2": weight("hpsv2", "Weight of HPSv2.1 (models/rewards/HPS_v2.1_compressed.pt)."),
             "imagereward": weight("imagereward", "Weight of ImageReward (models/rewards/imagereward)."),
             "save_memory": ("BOOLEAN", {"default": True, "tooltip":
-                            "Compute activations twice instead of keeping them: a third slower, far less memory."}),
+                            "Recompute activations instead of storing them: a third slower, much less memory."}),
         }}
 
     @classmethod

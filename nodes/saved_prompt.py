@@ -7,25 +7,24 @@ from .host.node_text import show_text
 
 
 class PixArtSavePrompt:
-    DESCRIPTION = ("Saves an encoded prompt to a file in models/pixart_prompts, for PixArt Load Prompt: pictures are "
-                   "then drawn without T5, on machines too small for it too.")
+    DESCRIPTION = ("Saves an encoded prompt to a file in models/pixart_prompts for PixArt Load Prompt. Images can "
+                   "then be made without T5, even on machines too small for it.")
     CATEGORY = "PixArt/conditioning"
     FUNCTION = "save"
     OUTPUT_NODE = True
     RETURN_TYPES = ("CONDITIONING", "STRING")
     RETURN_NAMES = ("CONDITIONING", "report")
-    OUTPUT_TOOLTIPS = ("What came in, to draw from it at once.", "Name of the file.")
+    OUTPUT_TOOLTIPS = ("The input, passed through.", "Name of the file.")
     SEARCH_ALIASES = ["save conditioning", "save embeddings", "cache prompt", "without t5"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "conditioning": ("CONDITIONING", {"tooltip": "One prompt, of PixArt Text Encode."}),
+            "conditioning": ("CONDITIONING", {"tooltip": "One prompt, from PixArt Text Encode."}),
             "name": ("STRING", {"default": "prompt", "tooltip":
-                     "Name of the file, without a folder or ending. A file that holds another prompt is never "
-                     "replaced."}),
+                     "File name without folder or extension. A file with a different prompt is never overwritten."}),
             "text": ("STRING", {"default": "", "multiline": True, "tooltip":
-                     "Kept in the file and shown when it is loaded: what the prompt says. It is not encoded."}),
+                     "The text of the prompt, stored in the file and shown when it is loaded. It is not encoded."}),
         }}
 
     @checked
@@ -37,21 +36,22 @@ class PixArtSavePrompt:
 
 
 class PixArtLoadPrompt:
-    DESCRIPTION = ("Loads a prompt that PixArt Save Prompt or python -m pixart encode wrote. No text encoder is "
-                   "needed: connect it to a sampler.")
+    DESCRIPTION = ("Loads an encoded prompt written by PixArt Save Prompt or python -m pixart encode. No text "
+                   "encoder is needed: connect it to a sampler.")
     CATEGORY = "PixArt/conditioning"
     FUNCTION = "load"
     RETURN_TYPES = ("CONDITIONING", "STRING")
     RETURN_NAMES = ("CONDITIONING", "report")
-    OUTPUT_TOOLTIPS = ("For the positive or negative input of a sampler.", "Its tokens, and what the prompt says.")
+    OUTPUT_TOOLTIPS = ("For the positive or negative input of a sampler.", "The number of tokens, and the text of "
+                                                                           "the prompt.")
     SEARCH_ALIASES = ["load conditioning", "load embeddings", "saved prompt", "without t5"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (folders.saved_prompts(), {"tooltip":
-                     "Encoded prompt in models/pixart_prompts, of the text encoder that the model was trained with. "
-                     "pixart-mini/... comes with the extension."}),
+                     "An encoded prompt in models/pixart_prompts, made with the text encoder the model was trained "
+                     "with. pixart-mini/... is included."}),
         }}
 
     @classmethod

@@ -5,8 +5,8 @@ from .arguments import checked
 
 
 class PixArtSketch:
-    DESCRIPTION = ("A canvas to draw lines on, white on black, for PixArt Edges and Apply PixArt ControlNet. Live runs "
-                   "the workflow while you draw: with a few-step model the picture follows the pen.")
+    DESCRIPTION = ("A canvas for drawing lines, white on black, for PixArt Edges and Apply PixArt ControlNet. Live "
+                   "runs the workflow while you draw: with a few-step model, the image follows the pen.")
     CATEGORY = "PixArt/controlnet"
     FUNCTION = "draw"
     RETURN_TYPES = ("IMAGE",)
@@ -18,13 +18,13 @@ class PixArtSketch:
     def INPUT_TYPES(cls) -> dict:
         from ..pixart.control.sketch import LARGEST_SKETCH  # not when the pack is imported
         side = {"default": 512, "min": 64, "max": LARGEST_SKETCH, "step": 8, "tooltip":
-                "Of the canvas and of the image, in pixels. Good: that of the picture."}
+                "Size of the canvas and of the output in pixels. Use the size of the final image."}
         return {"required": {
             "width": ("INT", side),
             "height": ("INT", side),
             "sketch": ("STRING", {"default": "", "widgetType": "PIXART_SKETCH", "socketless": True, "tooltip":
-                       "What is drawn, kept in the workflow: a PNG as data:image/png;base64,... of at most 2048 pixels "
-                       "a side; empty for a black picture. Scaled to cover the size above, never stretched."}),
+                       "The drawing, stored in the workflow: a PNG as data:image/png;base64,... of at most 2048 "
+                       "pixels per side; empty for a black image. Scaled to cover the given size, never stretched."}),
         }}
 
     @checked

@@ -6,14 +6,14 @@ from .host.node_text import show_text
 
 
 class PixArtTextEncode:
-    DESCRIPTION = ("Encodes a prompt as in PixArt's training: cleaned and cut at 120 tokens for alpha and delta, as "
-                   "written and cut at 300 for Sigma. Reports the tokens used and the words that were cut. Takes the "
-                   "CLIP of Load T5 for PixArt or of the stock CLIPLoader (type pixart).")
+    DESCRIPTION = ("Encodes a prompt as in PixArt's training: cleaned and truncated at 120 tokens for alpha and "
+                   "delta, as written and truncated at 300 for Sigma. Reports the number of tokens and any words "
+                   "that were cut. Takes the CLIP from Load T5 for PixArt or the stock CLIPLoader (type pixart).")
     CATEGORY = "PixArt/conditioning"
     FUNCTION = "encode"
     RETURN_TYPES = ("CONDITIONING", "STRING")
     RETURN_NAMES = ("CONDITIONING", "report")
-    OUTPUT_TOOLTIPS = ("For the positive or negative input of a sampler.", "Tokens used, and the words cut if any.")
+    OUTPUT_TOOLTIPS = ("For the positive or negative input of a sampler.", "Tokens used, and any words that were cut.")
     SEARCH_ALIASES = ["prompt", "clip text encode", "t5 encode"]
 
     @classmethod
@@ -23,24 +23,26 @@ class PixArtTextEncode:
         return {"required": {
             "clip": ("CLIP", {"tooltip": "The T5 text encoder."}),
             "text": ("STRING", {"multiline": True, "dynamicPrompts": True, "tooltip":
-                     "The prompt, up to 120 tokens (about 90 words) for alpha and delta, 300 for Sigma. Empty for a "
-                     r"negative prompt. (word:1.2) counts more, (word:0.8) less; write \( and \) for brackets."}),
+                     "The prompt: up to 120 tokens (about 90 words) for alpha and delta, 300 for Sigma. Usually "
+                     "empty for a negative prompt. (word:1.2) adds weight, (word:0.8) reduces it; write \\( and \\) "
+                     "for literal brackets."}),
             "family": (["auto", "alpha", "sigma"], {"default": "auto", "tooltip":
-                       "How captions were treated in training. auto: as the connected model was trained, or as alpha "
-                       "when no model is connected. alpha also stands for delta, LCM and DMD."}),
-            "width": ("INT", {**side, "tooltip": "Picture width in pixels that the 1024 px alpha and delta models are "
-                              "told (others ignore it). 0: that of the latent."}),
-            "height": ("INT", {**side, "tooltip": "Picture height in pixels, likewise. 0: that of the latent."}),
+                       "How captions were processed in training. auto: as for the connected model, or alpha if none "
+                       "is connected. alpha also covers delta, LCM and DMD."}),
+            "width": ("INT", {**side, "tooltip": "Image width in pixels given to 1024 px alpha and delta models "
+                                                 "(others ignore it). 0: that of the latent."}),
+            "height": ("INT", {**side, "tooltip": "Image height in pixels given to the model. 0: that of the latent."}),
         }, "optional": {
-            "model": ("MODEL", {"tooltip": "Lets auto know the family, and gives the learned empty caption."}),
+            "model": ("MODEL", {"tooltip": "Tells auto the family, and provides the learned empty caption."}),
             "null_caption": ("BOOLEAN", {"default": False, "advanced": True, "tooltip":
-                             "For the negative input: gives the model's learned empty caption, as the official alpha "
-                             "scripts do, with as many tokens as the text has (put the positive prompt there)."}),
+                             "For the negative input: uses the model's learned empty caption, as the official alpha "
+                             "scripts do, with as many tokens as the text has (enter the positive prompt)."}),
             "long_prompt": (list(MODES), {"default": "truncate", "advanced": True, "tooltip":
-                            "Prompts longer than the training captions. truncate: cut, as in training. whole: encoded "
-                            "in one go. segments: every sentence by itself, put behind each other (LongAlign)."}),
+                            "For prompts longer than the training captions. truncate: cut, as in training. whole: "
+                            "encoded in one go. segments: each sentence encoded separately, then concatenated "
+                            "(LongAlign)."}),
             "inner_ends": ("BOOLEAN", {"default": False, "advanced": True, "tooltip":
-                           "segments: keep the end token of every sentence, not of the last alone."}),
+                           "For segments: keep the end token of every sentence, not only of the last."}),
         }}
 
     @checked

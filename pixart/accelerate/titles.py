@@ -1,11 +1,11 @@
 """Names of the methods and what they do, for menus that must not load them."""
 
 CACHE_TITLES = {
-    "fora": "FORA: all branches in every n-th step, the last one included",
+    "fora": "FORA: computes all branches in every n-th step, and in the last",
     "every-n": "the same, counted from the first step",
-    "delta-dit": "Delta-DiT: rear blocks reused early, front blocks late",
-    "t-gate": "T-GATE: cross-attention and guidance end at a gate",
-    "first-block": "recomputed once the first block has changed enough, else carried on",
-    "steps": "whole steps left out, spread evenly",
-    "ecad": "a schedule found by search, where one is shipped for this depth and step count",
+    "delta-dit": "Delta-DiT: reuses rear blocks in early steps, front blocks in late ones",
+    "t-gate": "T-GATE: stops cross-attention and guidance at a given step",
+    "first-block": "recomputes a step if the first block has changed enough, else extrapolates",
+    "steps": "skips whole steps, evenly spread",
+    "ecad": "a schedule found by search, if one is included for this depth and step count",
 }
