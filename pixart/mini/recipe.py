@@ -3,7 +3,6 @@
 The transformer stages use the trainers of `pixart.train` as any user would; only pictures, judges, autoencoder and
 text encoder are particular to this small world. Every picture is drawn afresh while it is trained on.
 """
-import copy
 import json
 import logging
 import math
@@ -28,8 +27,8 @@ from ..train.data import PreparedFolder
 from ..train.initialize import initialize
 from ..train.loop import Training, train_averages
 from ..train.loop_config import LoopConfig
-from ..train.method_settings import DmdMethod, TdmMethod
-from ..train.objectives import Consistency, ControlDiffusion, Diffusion
+from ..train.method_settings import DmdMethod, LcmLoraMethod, TdmMethod
+from ..train.objectives import ControlDiffusion, Diffusion
 from ..train.precision import fitting_precision
 from ..train.report import Record
 from ..train.timesteps import Timesteps
@@ -38,11 +37,11 @@ from .autoencoder import AutoencoderConfig, load_autoencoder, train_autoencoder
 from .catalogue import SceneWish, build_catalogue
 from .clock import Clock, planned
 from .judge import DESIGNS, train_judge
-from .matched import train_matched
 from .pictures import BUCKETS
 from .prepare import prepare_scenes
 from .scenery import Scenery
 from .stream import EndlessData
+from .students import train_lcm, train_matched
 from .text_encoder import MINI_TOKENS, WIDTH, build_tokenizer, load_text_encoder, train_text_encoder
 
 logger = logging.getLogger(__name__)
@@ -52,8 +51,7 @@ MINI_CONFIG = PixArtConfig(depth=8, hidden=192, heads=4, caption_width=WIDTH, ca
 STAGES = ("autoencoder", "text", "judge", "judge_a", "teacher", "student", "control", "tdm", "dmd")
 PROBED = 256         # width of the matrices that decide whether small convolutions gain by 16 bits
 SNAPSHOT = 60.0      # seconds between two files of the weights so far
-TEACHER_HEADER, STUDENT_HEADER = preset("teacher",
-                                        2.5).to_header(), preset("lcm").to_header()  # how they want to be sampled
+TEACHER_HEADER = preset("teacher", 2.5).to_header()         # how it wants to be sampled
 
 
 MATCHED = LoopConfig(steps=1000, batch=16, learning_rate=2e-4, warmup=20, betas=(0.0, 0.95), weight_decay=0.01,
@@ -90,13 +88,12 @@ class MiniRecipe:
     timesteps: Timesteps = Timesteps("range", low=250, high=800, share=0.5, stratified=True)
     weighting: str = "v"
     weighting_cap: float = 100.0
-    # What the student knows at t = 0 must travel up 50 grid points, one moving average at a time: a short memory.
     student: LoopConfig = field(default_factory=lambda: LoopConfig(
-        steps=1500, batch=32, learning_rate=3e-4, warmup=100, cooldown=500, ema=0.85, precision="auto", threads=1))
+        steps=1000, batch=32, learning_rate=1e-3, warmup=50, cooldown=340, ema=0.9, precision="auto", threads=1))
+    student_method: LcmLoraMethod = LcmLoraMethod(guidance=1.5, rank=16)     # a scale of 2.5, as with the teacher
     control: LoopConfig = field(default_factory=lambda: LoopConfig(
         steps=3000, batch=32, learning_rate=8e-4, warmup=100, cooldown=1000, ema=0.995, precision="auto", threads=1))
     control_blocks: int = 4
-    guidance: float = 1.5        # w of the distillation; 1.5 is a scale of 2.5, with which the teacher is measured
     tdm: LoopConfig = field(default_factory=lambda: MATCHED)
     tdm_method: TdmMethod = TdmMethod(guidance=2.5, fake_learning_rate=1e-3, rank=16)
     dmd: LoopConfig = field(default_factory=lambda: replace(MATCHED, steps=1500))
@@ -111,8 +108,7 @@ def for_gpu(recipe: MiniRecipe = MiniRecipe()) -> MiniRecipe:
         judge=Small(2500, 128),
         teacher=replace(recipe.teacher, steps=6000, batch=512, learning_rate=1.5e-3, warmup=200, cooldown=2400,
                         ema=0.998, random_on_device=True, threads=0),
-        student=replace(recipe.student, steps=2000, batch=512, learning_rate=5e-4, cooldown=700, random_on_device=True,
-                        threads=0),
+        student=replace(recipe.student, steps=2000, batch=256, cooldown=700, random_on_device=True, threads=0),
         control=replace(recipe.control, steps=1000, batch=256, learning_rate=1e-3, cooldown=400, random_on_device=True,
                         threads=0),
         tdm=replace(recipe.tdm, batch=128, random_on_device=True, threads=0), pairs=32_000,
@@ -214,12 +210,8 @@ class Builder:
                  self.files.teacher)
 
     def train_student(self) -> None:
-        """Latent consistency distillation of the teacher."""
-        teacher, data = self.base(), self.data()
-        student = copy.deepcopy(teacher).requires_grad_(True)
-        self.fit("student", student, Consistency(data, teacher, self.recipe.guidance), data, self.recipe.student,
-                 lambda average, path: save_checkpoint(path, average, MINI_CONFIG, torch.float16, STUDENT_HEADER),
-                 self.files.student)
+        """Latent consistency distillation: the teacher in 2 to 8 steps, a LoRA that is merged into its file."""
+        train_lcm(self)
 
     def train_control(self) -> None:
         """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training pictures."""

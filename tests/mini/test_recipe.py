@@ -136,8 +136,8 @@ def test_the_speed_is_that_of_the_threads_it_will_train_with() -> None:
 def test_the_recipe_for_a_gpu_differs_in_size_alone() -> None:
     """What is learned, and how it is weighed, is the same."""
     here, there = MiniRecipe(), for_gpu()
-    same = ("tdm_method", "dmd_method", "timesteps",
-            "weighting", "weighting_cap", "plan", "control_blocks", "guidance", "crowded", "two")
+    same = ("student_method", "tdm_method", "dmd_method", "timesteps", "weighting", "weighting_cap", "plan",
+            "control_blocks", "crowded", "two")
     assert all(getattr(here, name) == getattr(there, name) for name in same)
     assert there.teacher.batch > here.teacher.batch and there.teacher.random_on_device
 

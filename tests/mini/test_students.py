@@ -1,0 +1,31 @@
+"""The LCM student of PixArt-mini: trained as a LoRA, written as a checkpoint of its own."""
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from pixart.checkpoint import load
+from pixart.mini import SHIPPED
+from pixart.mini.students import save_merged
+from pixart.sampling.preset import preset_from_header
+from pixart.train.lora import adapters, add_lora
+
+
+def test_the_file_computes_what_the_network_with_its_adapters_does(tmp_path: Path) -> None:
+    network = add_lora(load(SHIPPED.teacher, dtype=torch.float32), rank=16, alpha=16.0, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _, layer in adapters(network):
+            up = layer.lora_B["default"].weight
+            up.copy_(0.02 * torch.randn(up.shape, generator=generator))
+    file = save_merged(load(SHIPPED.teacher, dtype=torch.float32), network, tmp_path / "student.safetensors")
+    latent, context = (torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 256, 128)))
+    conditions = {"context": context, "mask": torch.ones(2, 256, dtype=torch.bool), "size": torch.full((2, 2), 64.0),
+                  "aspect": torch.ones(2)}
+    t = torch.tensor([999.0, 259.0])
+    with torch.no_grad():
+        want, got, base = (model(latent, t, **conditions) for model in (
+            network, load(file, dtype=torch.float32), load(SHIPPED.teacher, dtype=torch.float32)))
+    assert (got - want).abs().max() < 0.01 * (base - want).abs().max(), "16-bit weights, no more"
+    with safe_open(file, "pt") as opened:
+        assert preset_from_header(opened.metadata(), file).sampler == "lcm"
