@@ -29,12 +29,12 @@ LEAST_VARIANCE = 1e-6              # beside the variance over the places of a pi
 class Alignment:
     """With what, where and how long."""
 
-    network: str = "none"         # that is frozen: none; dinov2, a folder of DINOv2 or 3; judge, judge A of PixArt-mini
-    block: int | None = None      # whose output is compared, from 0; by default a quarter of the way (7 of 28)
-    weight: float = 0.5           # of 1 - cosine similarity, beside the diffusion loss
-    steps: int | None = None      # that align, from the first on; all by default. Two fifths of the training are usual
+    network: str = "none"         # frozen network: none; dinov2 (DINOv2 or 3); judge (judge A of PixArt-mini)
+    block: int | None = None      # block whose output is compared, from 0; none: a quarter of the depth (7 of 28)
+    weight: float = 0.5           # weight of 1 - cosine similarity, added to the diffusion loss
+    steps: int | None = None      # align during the first N steps; none: all. Two fifths are usual
     dinov2: Path | None = None    # folder with config.json and model.safetensors, for network = dinov2
-    vae: Path | None = None       # to draw the prepared latents with; that of PixArt-mini for its models
+    vae: Path | None = None       # VAE that decodes the prepared latents; none: PixArt-mini's, for its models
 
     def __post_init__(self) -> None:
         if self.network not in FEATURE_NETWORKS:

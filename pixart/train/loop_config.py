@@ -13,29 +13,29 @@ LARGEST_SEED = 1 << 42          # a million times as many, one for each step, fi
 class LoopConfig:
     """How long and how fast to train."""
 
-    steps: int                    # updates of the weights; may be raised to train on
-    batch: int                    # pictures at a time on each process
-    learning_rate: float          # highest learning rate
+    steps: int                    # number of training steps; may be raised to train longer
+    batch: int                    # images per step and process
+    learning_rate: float          # maximum learning rate
     warmup: int = 100             # steps over which the learning rate rises from zero
-    cooldown: int = 0             # last steps over which it falls to zero, with the schedule linear
+    cooldown: int = 0             # last steps, over which it falls to zero (schedule linear)
     schedule: str = "linear"      # linear: constant between warm-up and cooldown; cosine: falls to zero over all steps
-    optimizer: str = "adamw"      # adamw, adamw8bit, came, or muon: orthogonalised momentum for the blocks' matrices
-    weight_decay: float = 0.0     # decoupled, as a share of the learning rate
-    betas: tuple[float, float] = (0.9, 0.999)   # of Adam: decays of its two moments
-    epsilon: float = 1e-8         # of Adam: added to the root of the second moment
-    clip: float = 1.0             # largest gradient norm
-    ema: float = 0.95             # decay of the moving average of the weights, which is the result; 0: no averaging
-    ema_decays: tuple[float, ...] = ()   # further averages, written beside the result, to choose from by measuring
-    precision: str = "no"         # no, bf16 or fp16 autocast, or auto: what suits the machine
-    seed: int = 0                 # of the order of the pictures, noise and timesteps
-    save_every: int = 500         # steps between two states on disk
-    log_every: int = 50           # steps between two lines of the log; a GPU's losses are read and checked then
-    accumulation: int = 1         # batches whose gradients make one step
-    mup_base_width: int = 0       # muP: width at which learning_rate was found, whatever the model's; 0: standard
-    recompute: bool = False       # forget activations inside blocks and compute them again: less memory, 1/3 more time
-    compile: bool = False         # compile the blocks with torch.compile: faster steps, a minute or more at the start
-    random_on_device: bool = False   # draw noise on the GPU: faster, but other numbers than on a CPU
-    threads: int = 0              # of the CPU; 0: torch's choice. 1 for small networks while other programs run
+    optimizer: str = "adamw"      # adamw, adamw8bit, came, or muon (orthogonalised momentum, for block matrices)
+    weight_decay: float = 0.0     # decoupled weight decay, multiplied by the learning rate
+    betas: tuple[float, float] = (0.9, 0.999)   # decay rates of Adam's two moments
+    epsilon: float = 1e-8         # Adam: added to the root of the second moment
+    clip: float = 1.0             # maximum gradient norm
+    ema: float = 0.95             # decay of the average of the weights (EMA), which is the result; 0: no averaging
+    ema_decays: tuple[float, ...] = ()   # decays of further averages, written next to the result
+    precision: str = "no"         # no, bf16 or fp16 autocast, or auto (what is fastest on this machine)
+    seed: int = 0                 # seed of the order of the images, noise and timesteps
+    save_every: int = 500         # steps between two saved states
+    log_every: int = 50           # steps between two log lines; losses on a GPU are read and checked then
+    accumulation: int = 1         # batches whose gradients are accumulated into one step
+    mup_base_width: int = 0       # muP: model width for which learning_rate was tuned; 0: standard parametrisation
+    recompute: bool = False       # recompute activations inside blocks: less memory, 1/3 more time
+    compile: bool = False         # compile blocks with torch.compile: faster steps, a minute or more to start
+    random_on_device: bool = False   # draw noise on the GPU: faster, but not the same noise as on a CPU
+    threads: int = 0              # CPU threads; 0: torch's choice. Use 1 for small networks next to other programs
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1 or self.learning_rate <= 0:

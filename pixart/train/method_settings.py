@@ -32,10 +32,10 @@ def check_dropout(value: float) -> None:
 class NoisePrediction:
     """What all methods share that predict noise."""
 
-    caption_dropout: float = 0.1  # share of captions left out, so that guidance works
+    caption_dropout: float = 0.1  # share of captions replaced by the empty one, so that guidance works
     timesteps: Timesteps = Timesteps()
-    weighting: str = "none"       # of a picture's loss by its timestep: none, min-snr, or v: min(1 + 1/SNR, cap)
-    weighting_cap: float = 20.0   # of v: highest weight, before all are scaled to mean 1
+    weighting: str = "none"       # weight of an image's loss by timestep: none, min-snr, or v: min(1 + 1/SNR, cap)
+    weighting_cap: float = 20.0   # v: maximum weight, before weights are scaled to mean 1
 
     def __post_init__(self) -> None:
         check_dropout(self.caption_dropout)
@@ -53,9 +53,9 @@ class DiffusionMethod(NoisePrediction):
 class LcmMethod:
     """Latent consistency distillation; the grid has 50 points, k = 20 timesteps apart."""
 
-    guidance: float = 4.5         # w: 4.5 is a classifier-free guidance scale of 5.5
-    huber_c: float = 0.001        # width of the part of the Huber loss around zero that is quadratic
-    guidance_max: float | None = None   # draw w between guidance and this for each picture; the student is not told it
+    guidance: float = 4.5         # w: 4.5 equals a classifier-free guidance scale of 5.5
+    huber_c: float = 0.001        # width of the quadratic part of the Huber loss
+    guidance_max: float | None = None   # draw w between guidance and this for each image; the student does not see it
 
     def __post_init__(self) -> None:
         if self.guidance < 0 or self.huber_c <= 0:
@@ -68,10 +68,10 @@ class LcmMethod:
 class Adapter:
     """The size of a LoRA."""
 
-    rank: int = 32                # of the change to every weight: its size in the file and what it can learn
-    alpha: float | None = None    # the change is alpha / rank * B A; rank by default
-    targets: tuple[str, ...] | None = None   # ends of layer names, such as "attn.qkv"; all the official trainers adapt
-    dora: bool = False            # learn the length of every row too
+    rank: int = 32                # rank of the LoRA
+    alpha: float | None = None    # the LoRA is scaled by alpha / rank; none: alpha = rank
+    targets: tuple[str, ...] | None = None   # suffixes of layer names ("attn.qkv"); none: as the official trainers
+    dora: bool = False            # DoRA: also learn the norm of every row
 
     def __post_init__(self) -> None:
         if self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
@@ -101,11 +101,11 @@ class Rivalry:
     """What the methods with two players share: the student, and the fake score that learns what it draws."""
 
     guidance: float = 4.5         # classifier-free guidance scale of the teacher, 1 for none
-    fake_learning_rate: float = 2e-5   # of the fake score, constant
-    fake_clip: float = math.inf   # largest gradient norm of the fake score; inf: not cut
-    rank: int = 0                 # 0: all weights; above: student and fake score are LoRAs of this rank on one base
-    alpha: float | None = None    # of the LoRAs: the change is alpha / rank * B A; rank by default
-    targets: tuple[str, ...] | None = None   # of the LoRAs: ends of layer names; all the official trainers adapt
+    fake_learning_rate: float = 2e-5   # learning rate of the fake score, constant
+    fake_clip: float = math.inf   # maximum gradient norm of the fake score; inf: no clipping
+    rank: int = 0                 # 0: all weights; else student and fake score are LoRAs of this rank on one base
+    alpha: float | None = None    # the LoRAs are scaled by alpha / rank; none: alpha = rank
+    targets: tuple[str, ...] | None = None   # LoRAs: suffixes of layer names; none: as the official trainers
 
     def __post_init__(self) -> None:
         if self.guidance < 1 or self.fake_learning_rate <= 0 or self.fake_clip <= 0:
@@ -119,11 +119,11 @@ class Rivalry:
 class TdmMethod(Rivalry):
     """Trajectory distribution matching."""
 
-    steps: int = 4                # that the student draws in
-    rule: str = "official"        # its timesteps: official (899, 674, 449, 224) or tdm-800 (799, 599, 399, 199)
-    separate: bool = True         # compare only noise levels of the step's own part of the trajectory
-    importance: bool = True       # weigh the fake score's loss by how likely the noise in a picture is
-    huber: str = "element"        # of the student's loss: element (published code), vector (paper), none (squares)
+    steps: int = 4                # sampling steps of the student
+    rule: str = "official"        # timesteps: official (899, 674, 449, 224) or tdm-800 (799, 599, 399, 199)
+    separate: bool = True         # compare only at noise levels of the step's own part of the trajectory
+    importance: bool = True       # weight the fake score's loss by the likelihood of an image's noise
+    huber: str = "element"        # Huber loss of the student: element (published code), vector (paper), none (squares)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,13 +138,13 @@ class DmdMethod(Rivalry):
     """One-step distillation by distribution matching."""
 
     guidance: float = 3.0         # classifier-free guidance scale of the teacher, 1 for none
-    fake_learning_rate: float = 1e-6   # of the fake score, constant
-    fake_clip: float = 10.0       # largest gradient norm of the fake score; inf: not cut
-    regression: float = 0.25      # weight of the distance to what the teacher drew of the same noise; 0: no pairs
-    share: float = 0.5            # of the pictures of a step that the regression sees
-    regression_on: str = "latents"   # what it compares: latents; pictures by lpips, as published, or by judge A (judge)
+    fake_learning_rate: float = 1e-6   # learning rate of the fake score, constant
+    fake_clip: float = 10.0       # maximum gradient norm of the fake score; inf: no clipping
+    regression: float = 0.25      # weight of the distance to the teacher's image of the same noise; 0: no pairs
+    share: float = 0.5            # share of the images of a step that the regression loss sees
+    regression_on: str = "latents"   # what is compared: latents; images by lpips (as published) or by judge (judge A)
     lpips: Path | None = None     # folder with vgg16-397923af.pth and vgg.pth, for regression_on = lpips
-    vae: Path | None = None       # to draw with where pictures are compared; that of PixArt-mini for its models
+    vae: Path | None = None       # VAE for comparing images; none: PixArt-mini's, for its models
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,11 +163,11 @@ class DmdMethod(Rivalry):
 class IlfMethod:
     """Inner loop feedback on a frozen base."""
 
-    first: int | None = None      # of the blocks that run twice; by default a quarter of the way through
-    last: int | None = None       # of the blocks that run twice; by default three quarters of the way through
-    steps: int = 10               # that a picture is to take
-    substeps: int = 2             # of the base alone, that one of these is to be worth
-    guidance: float = 4.5         # classifier-free guidance scale of the base on its way, 1 for none
+    first: int | None = None      # first block that runs twice; none: a quarter of the depth
+    last: int | None = None       # last block that runs twice; none: three quarters of the depth
+    steps: int = 10               # sampling steps with feedback
+    substeps: int = 2             # steps of the base model that one step with feedback replaces
+    guidance: float = 4.5         # classifier-free guidance scale of the base model, 1 for none
 
     def __post_init__(self) -> None:
         if self.substeps < 2 or self.steps < 1 or self.steps * self.substeps > 999:
@@ -184,15 +184,15 @@ class IlfMethod:
 class FlexDiTMethod(NoisePrediction):
     """Fine-tuning of a checkpoint that becomes a FlexDiT, or is one."""
 
-    pooling: int | None = None    # first blocks that only pool; 2, of fewer than 16 blocks 1
-    groups: int | None = None     # of merge, sparse, recover and dense blocks; as many as fit
-    sparse: int | None = None     # blocks of a group on sparse tokens alone; 3
-    dense: int | None = None      # blocks of a group on all tokens; 1
-    top: int | None = None        # last blocks, on all tokens; what is left
-    r_min: float | None = None    # share of tokens left out where there is little noise; 0.61, or that of base
-    r_max: float | None = None    # share of tokens left out where all is noise; 0.86, or that of base
-    pieces: int | None = None     # steps from r_min to r_max over the timesteps, 0: a line; 3, or those of base
-    one_density: bool = True      # all pictures of a step at timesteps of one density: faster, and as published
+    pooling: int | None = None    # first blocks, which only pool; none: 2, or 1 if there are fewer than 16 blocks
+    groups: int | None = None     # groups of merge, sparse, recover and dense blocks; none: as many as fit
+    sparse: int | None = None     # blocks per group on sparse tokens; none: 3
+    dense: int | None = None      # blocks per group on all tokens; none: 1
+    top: int | None = None        # last blocks, on all tokens; none: the remaining ones
+    r_min: float | None = None    # share of tokens pruned at low noise; none: 0.61, or that of base
+    r_max: float | None = None    # share of tokens pruned at pure noise; none: 0.86, or that of base
+    pieces: int | None = None     # steps from r_min to r_max over the timesteps, 0: linear; none: 3, or those of base
+    one_density: bool = True      # all images of a step use timesteps of one density: faster, and as published
 
     def config(self, base: PixArtConfig) -> FlexDiTConfig:
         """Of what is trained. ValueError where the segments do not fit the base, or it is one in other segments."""
@@ -213,9 +213,9 @@ class FlexDiTMethod(NoisePrediction):
 class PTDiTMethod:
     """Rectified flow of a PT-DiT."""
 
-    caption_dropout: float = 0.1  # share of captions left out, so that guidance works
-    centre: float = 0.0           # of the noise levels: mean of their logit, above 0 for more noise
-    spread: float = 1.0           # of the noise levels: standard deviation of their logit; 0: all levels alike
+    caption_dropout: float = 0.1  # share of captions replaced by the empty one, so that guidance works
+    centre: float = 0.0           # noise levels: mean of their logit, above 0 for more noise
+    spread: float = 1.0           # noise levels: standard deviation of their logit; 0: uniform levels
 
     def __post_init__(self) -> None:
         check_dropout(self.caption_dropout)
@@ -227,26 +227,26 @@ class PTDiTMethod:
 class ControlMethod(NoisePrediction):
     """A ControlNet on a frozen base."""
 
-    blocks: int = 13              # copied from the base, at most its depth - 1
+    blocks: int = 13              # blocks copied from the base, at most its depth - 1
 
 
 @dataclass(frozen=True)
 class RewardLoraMethod(Adapter):
     """Reward fine-tuning of a few-step model with adapters."""
 
-    rewards: tuple[str, ...] = ("judge",)   # each NAME, NAME:WEIGHT or NAME=PATH:WEIGHT, as of `reno --reward`
-    folder: Path | None = None    # that holds the rewards under their published names
-    tokenizer: Path | None = None   # CLIP's, where none lies beside the weights
-    relevance: float = 1.0        # w: how much counts what all captions share, 0 to 1; LongAlign 0.3
-    common: str = "captions"      # what they share is found out from: captions (all of the data), batch (as published)
-    sampler: str = "lcm"          # pictures are drawn with: lcm, tdm or dmd
-    steps: int = 4                # of the sampler
-    rule: str = "official"        # of the sampler's timesteps
-    gradient_steps: int = 2       # of the steps that learn, evenly spaced from a random first one
-    size: int | None = None       # side of a picture in pixels; by default what the model was trained on
-    vae: Path | None = None       # to draw with; that of PixArt-mini for its models
-    t5: Path | None = None        # to encode the captions with; that of PixArt-mini for its models
-    bits: int = 8                 # of T5: 16, 8 or 4
+    rewards: tuple[str, ...] = ("judge",)   # each NAME, NAME:WEIGHT or NAME=PATH:WEIGHT, as in `reno --reward`
+    folder: Path | None = None    # folder with the reward models under their published names
+    tokenizer: Path | None = None   # folder of CLIP's tokenizer, if it is not next to the weights
+    relevance: float = 1.0        # w: weight of what all captions have in common, 0 to 1; LongAlign 0.3
+    common: str = "captions"      # where that is estimated: captions (all of the data) or batch (as published)
+    sampler: str = "lcm"          # sampler: lcm, tdm or dmd
+    steps: int = 4                # steps of the sampler
+    rule: str = "official"        # timestep rule of the sampler
+    gradient_steps: int = 2       # number of steps with gradients, evenly spaced from a random first one
+    size: int | None = None       # side of an image in pixels; none: the training resolution
+    vae: Path | None = None       # VAE; none: PixArt-mini's, for its models
+    t5: Path | None = None        # T5 for the captions; none: PixArt-mini's, for its models
+    bits: int = 8                 # precision of T5: 16, 8 or 4
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,7 +49,7 @@ class Rival:
 
     model: nn.Module
     learning_rate: float
-    clip: float = math.inf            # largest gradient norm
+    clip: float = math.inf            # maximum gradient norm
 
     def config(self, student: LoopConfig) -> LoopConfig:
         """The loop's settings as they hold for this player."""

@@ -22,11 +22,11 @@ class ModelSettings:
     """Where the weights come from."""
 
     base: Path | None = None      # transformer to start from; for lcm, lcm-lora, tdm and dmd also the teacher
-    variant: str = "auto"         # of base, where the weights cannot tell, such as alpha-512
-    new: PixArtConfig | None = None   # a table instead of base: train such a model from nothing
-    seed: int = 0                 # of the starting weights of new
-    dtype: str = "fp32"           # of frozen weights (teacher, base of a LoRA or ControlNet): fp32, bf16 or fp16
-    attention: str = "sdpa"       # sdpa, or matmul: faster for small models on a CPU
+    variant: str = "auto"         # variant of base if the weights do not determine it, such as alpha-512
+    new: PixArtConfig | None = None   # a table in place of base: configuration of a model trained from scratch
+    seed: int = 0                 # seed of the initial weights of new
+    dtype: str = "fp32"           # type of frozen weights (teacher, base of a LoRA or ControlNet): fp32, bf16, fp16
+    attention: str = "sdpa"       # sdpa, or matmul (faster for small models on a CPU)
 
     def __post_init__(self) -> None:
         require(self.variant, ("auto", *VARIANTS), "variant")
@@ -40,7 +40,7 @@ class ModelSettings:
 class PTDiTModelSettings(ModelSettings):
     """Where the weights of a PT-DiT come from."""
 
-    new: PTDiTConfig | None = None    # a table instead of base: train such a PT-DiT from nothing
+    new: PTDiTConfig | None = None    # a table in place of base: configuration of a PT-DiT trained from scratch
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,25 +52,25 @@ class PTDiTModelSettings(ModelSettings):
 class DataSettings:
     """What is trained on."""
 
-    folder: Path                  # of python -m pixart prepare, for dmd of pairs; for reward-lora a file of captions
+    folder: Path                  # folder from `prepare`; for dmd from `pairs`; for reward-lora a file of captions
 
 
 @dataclass(frozen=True)
 class ValidateSettings:
     """Pictures drawn while the training runs, with the averaged weights."""
 
-    prompts: tuple[str, ...] = ()     # what is drawn while it trains; none: no pictures
-    hints: tuple[Path, ...] = ()      # for a ControlNet: an edge map a prompt, white on black
-    every: int = 500                  # steps between two sheets of pictures
-    vae: Path | None = None           # to draw with
-    t5: Path | None = None            # to encode the prompts with
-    bits: int = 8                     # of T5: 16, 8 or 4
+    prompts: tuple[str, ...] = ()     # prompts for validation images; none: no images
+    hints: tuple[Path, ...] = ()      # for a ControlNet: one edge map per prompt, white on black
+    every: int = 500                  # steps between validation images
+    vae: Path | None = None           # VAE
+    t5: Path | None = None            # T5
+    bits: int = 8                     # precision of T5: 16, 8 or 4
     sampler: str = "dpm"              # dpm for a base model, lcm or tdm for a few-step student, dmd for a one-step one
-    steps: int = 20                   # of the sampler
-    guidance: float = 4.5             # of the sampler dpm
-    width: int | None = None          # pixels; by default what the model was trained on
+    steps: int = 20                   # steps of the sampler
+    guidance: float = 4.5             # guidance scale, for dpm
+    width: int | None = None          # pixels; none: the training resolution
     height: int | None = None         # pixels
-    seed: int = 0                     # of the noise they start from
+    seed: int = 0                     # seed of the initial noise
 
     def __post_init__(self) -> None:
         require(self.bits, (16, 8, 4), "bits")
@@ -87,9 +87,9 @@ class ValidateSettings:
 class OutputSettings:
     """Where the results go."""
 
-    folder: Path                  # state to go on from, event files of TensorBoard, validation pictures
-    file: Path                    # the trained weights; without .safetensors a folder, as diffusers or (LoRA) peft has
-    dtype: str = "fp16"           # of the written weights: fp32, bf16 or fp16
+    folder: Path                  # folder of the saved state, TensorBoard files and validation images
+    file: Path                    # trained weights: .safetensors, else a folder in diffusers or (LoRA) peft layout
+    dtype: str = "fp16"           # type of the written weights: fp32, bf16 or fp16
 
     def __post_init__(self) -> None:
         require(self.dtype, COMPUTE_DTYPES, "dtype")

@@ -22,12 +22,12 @@ class Timesteps:
     """A distribution over the timesteps 0 .. 999."""
 
     kind: str = "uniform"         # uniform; laplace or logit-normal: around a log signal-to-noise ratio; or range
-    centre: float = -3.0          # of laplace and logit-normal: log SNR, 0 at t = 258, -1 at 357, -3 at 547, -6 at 769
-    scale: float = 1.5            # of laplace and logit-normal: spread of the log SNR
-    low: int = 250                # of range: first timestep
-    high: int = 800               # of range: last timestep
-    share: float = 0.7            # of the pictures that are drawn so; the others uniformly from all timesteps
-    stratified: bool = False      # spread the draws of a step evenly over the distribution instead of one by one
+    centre: float = -3.0          # laplace, logit-normal: log SNR; 0 at t = 258, -1 at 357, -3 at 547, -6 at 769
+    scale: float = 1.5            # laplace, logit-normal: spread of the log SNR
+    low: int = 250                # range: first timestep
+    high: int = 800               # range: last timestep
+    share: float = 0.7            # share of images drawn this way; the others uniformly from all timesteps
+    stratified: bool = False      # spread the draws of a step evenly over the distribution
 
     def __post_init__(self) -> None:
         if self.kind not in TIMESTEP_DISTRIBUTIONS:
