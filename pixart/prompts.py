@@ -36,18 +36,12 @@ def read_prompts(path: str | Path) -> list[PromptLine]:
     number of the line, FileNotFoundError.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no list of prompts at this place: {path}")
-    if path.suffix.lower() not in PROMPT_SUFFIXES:
+    if path.is_file() and path.suffix.lower() not in PROMPT_SUFFIXES:
         raise ValueError(f"a list of prompts ends in {', '.join(PROMPT_SUFFIXES)}, not {path.suffix!r}: {path}")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"the list of prompts is larger than {MOST_BYTES // 2 ** 20} MB; split it: {path}")
+    text = _written(path, "list of prompts")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
         rows = {".txt": text_rows, ".csv": csv_rows, ".jsonl": json_rows}[path.suffix.lower()](text)
         found = [prompt_line(number, row) for number, row in rows]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the list of prompts is not UTF-8 (byte {error.start}); save it as UTF-8: {path}") from error
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{error}: {path}") from error
     if not found:
@@ -60,18 +54,22 @@ def read_lines(path: Path, what: str) -> list[str]:
 
     Raises FileNotFoundError, and ValueError for a file without any, a large one, or one that is not UTF-8.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no text file with {what}, one a line, at this place: {path}")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"the file with {what} is larger than {MOST_BYTES // 2 ** 20} MB; split it: {path}")
-    try:
-        lines = [line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the file with {what} is not UTF-8 (byte {error.start}); save it as UTF-8: {path}") from error
-    found = [line for line in lines if line]
+    found = [line.strip() for line in _written(path, f"text file with {what}").splitlines() if line.strip()]
     if not found:
         raise ValueError(f"there are no {what} in this file; write one a line: {path}")
     return found
+
+
+def _written(path: Path, what: str) -> str:
+    """The text of a file. Raises as its callers say, who call it `what`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {what} at this place: {path}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"the {what} is larger than {MOST_BYTES // 2 ** 20} MB; split it: {path}")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the {what} is not UTF-8 (byte {error.start}); save it as UTF-8: {path}") from error
 
 
 def text_rows(text: str) -> list[tuple[int, dict[str, Any]]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..claim import claimed
 from ..progress import Progress
 from ..weights import CheckpointError, checked_entries, read_json
 from ..weights.settings import Check, optional, table, text, whole
 from .draw import DrawnTask, DrawSettings
-from .store import PictureFiles, Shards, Store, claimed, task_facts
+from .store import PictureFiles, Shards, Store, remove_leftovers, task_facts
 from .tasks import Task, groups_of, tasks_digest
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def run_batch(tasks: Sequence[Task], settings: DrawSettings, out: str | Path, wo
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with claimed(out):
+        remove_leftovers(out)
         require_same(out, tasks, settings, batch, shard)
         store: Store = PictureFiles(out, tasks) if shard is None else Shards(out, tasks, shard)
         groups = [group for group in groups_of(tasks, batch) if not all(map(store.has, group))]

@@ -2,11 +2,10 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from ..atomic import replacing
 from .tasks import Task
@@ -97,28 +96,7 @@ def task_facts(task: Task) -> dict[str, object]:
     return {key: value for key, value in asdict(task).items() if key != "name"}
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Nobody else works in the folder meanwhile; the system lets go of it when the process ends, however it ends.
-
-    Raises BlockingIOError where somebody does. Removes what a killed run left half-written.
-    """
-    with (folder / ".lock").open("wb") as file:
-        try:
-            lock(file)
-        except OSError as error:
-            raise BlockingIOError(f"another run is writing into this folder; wait for it, or choose another: {folder}"
-                                  ) from error
-        for left in [*folder.glob(".*.part"), *folder.glob("unpacked/.*.part")]:
-            left.unlink()
-        yield
-
-
-def lock(file: BinaryIO) -> None:
-    try:
-        import fcntl
-    except ImportError:             # Windows
-        import msvcrt
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)       # type: ignore[attr-defined, unused-ignore]
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def remove_leftovers(folder: Path) -> None:
+    """What a killed run left half-written."""
+    for left in [*folder.glob(".*.part"), *folder.glob("unpacked/.*.part")]:
+        left.unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..claim import claimed
 from ..model.transformer import PixArtTransformer
 from ..progress import CountProgress
 from ..sampling.dpm_solver import dpm_solver_pp
@@ -17,7 +18,7 @@ from ..sampling.noise import PictureNoise
 from ..weights.fingerprint import weights_fingerprint
 from .captions import half
 from .shards import Shard, load_null, shard_paths, write_shard, write_tensors
-from .state import alone, settle
+from .state import settle
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
                          f"captions with the text encoder that belongs to it: {captions}")
     out.mkdir(parents=True, exist_ok=True)
     drawn, total = 0, sum(len(Shard(path)) for path in paths)
-    with alone(out):
+    with claimed(out):
         settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": weights_fingerprint(weights)})
         write_tensors(out / "null.safetensors", {"features": null.half(), "mask": mask.byte()})
         for number, path in enumerate(paths):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..claim import claimed
 from ..progress import Progress
 from ..text.encoded import load_embeddings
 from ..weights.fingerprint import weights_fingerprint
@@ -18,7 +19,7 @@ from .networks import Networks
 from .prompts import are_prompts, waiting, write_prompts
 from .shards import Shard, next_shard, shard_paths, write_shard, write_tensors
 from .sources import items_of
-from .state import Skipped, alone, read_skipped, settle, write_skipped
+from .state import Skipped, read_skipped, settle, write_skipped
 from .survey import Survey, survey
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def prepare(job: PreparationJob, progress: Progress = lambda stage, done, total:
     """
     networks = networks or from_files(job.vae, job.t5, job.bits, job.family, job.device)
     job.out.mkdir(parents=True, exist_ok=True)
-    with alone(job.out):
+    with claimed(job.out):
         _settle(job, networks)
         if are_prompts(job.sources):
             return _prompts(job, networks, progress)

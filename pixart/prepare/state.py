@@ -1,15 +1,13 @@
-"""What a prepared folder knows about its own making: settings, skipped pictures, and who is at work in it."""
+"""What a prepared folder knows about its own making: settings, and skipped pictures."""
 import json
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..atomic import replacing
 from .items import Item
 
-SETTINGS_FILE, SKIPPED_FILE, LOCK_FILE = "prepare.json", "skipped.jsonl", ".lock"
+SETTINGS_FILE, SKIPPED_FILE = "prepare.json", "skipped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -65,23 +63,3 @@ def settle(folder: Path, settings: dict[str, object]) -> None:
     if merged != before:
         with replacing(path) as beside:
             beside.write_text(json.dumps(merged, indent=1), "utf-8")
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the system lets go when this one ends, however it ends."""
-    with (folder / LOCK_FILE).open("a+b") as file:
-        try:
-            _lock(file.fileno())
-        except (BlockingIOError, PermissionError) as error:
-            raise ValueError(f"another process is preparing {folder}; wait for it, or use another folder") from error
-        yield
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        return
-    import fcntl
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

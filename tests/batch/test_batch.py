@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from pixart.__main__ import main
 from pixart.batch.draw import DrawSettings
 from pixart.batch.run import run_batch
-from pixart.batch.store import claimed
 from pixart.batch.tasks import Task, groups_of, tasks_of
 from pixart.batch.workers import here, on_ray, processes
+from pixart.claim import claimed
 from pixart.prompts import PromptLine
 from pixart.weights import CheckpointError, CheckpointNotFound
 
@@ -126,7 +126,7 @@ def test_a_list_may_grow_and_nothing_else_may_change(tmp_path):
 
 
 def test_two_runs_never_share_a_folder(tmp_path):
-    with claimed(tmp_path), pytest.raises(BlockingIOError, match="another run"):
+    with claimed(tmp_path), pytest.raises(BlockingIOError, match="another process"):
         run(tmp_path, tasks(1))
 
 

@@ -261,8 +261,8 @@ def test_wrong_options_are_refused(tmp_path):
 
 
 def test_two_processes_do_not_share_a_folder(source, prepared):
-    from pixart.prepare.state import alone
-    with alone(prepared), pytest.raises(ValueError, match="another process is preparing"):
+    from pixart.claim import claimed
+    with claimed(prepared), pytest.raises(BlockingIOError, match="another process is at work in this folder"):
         prepare(mini_job(source, prepared, edges="soft"))
 
 

@@ -1,0 +1,31 @@
+"""A folder for one process at a time."""
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Nobody else works in the folder meanwhile; the system lets go of it when this process ends, however it ends.
+
+    Raises BlockingIOError where somebody does.
+    """
+    with (folder / LOCK_FILE).open("a+b") as file:
+        try:
+            _lock(file.fileno())
+        except OSError as error:
+            raise BlockingIOError("another process is at work in this folder; wait for it, or choose another folder: "
+                                  f"{folder}") from error
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        return
+    import fcntl
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
