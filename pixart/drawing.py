@@ -11,7 +11,7 @@ from .config import PixArtConfig
 from .model.controlnet import PixArtControlNet
 from .model.policy import Lane, Policy, Step
 from .model.transformer import PixArtTransformer
-from .resolution import LEAST_SIDE, MOST_SIDE
+from .resolution import LEAST_SIDE, MOST_SIDE, latent_sides
 from .sampling.guidance import guided
 from .sampling.noise import PictureNoise
 from .sampling.samplers import SAMPLERS, sampler
@@ -53,7 +53,7 @@ class Request:
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        return -(-self.height // 8), -(-self.width // 8)
+        return latent_sides(self.height, self.width)
 
 
 @dataclass(frozen=True)

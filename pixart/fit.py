@@ -12,6 +12,7 @@ import torch
 
 from .config import PixArtConfig
 from .device import PLANNED_SHARE, USUAL_FREE, free_bytes
+from .resolution import latent_sides, token_grid
 from .text.files import T5Files
 from .text.fitting import GIB, ORDER, best_t5, precisions_on
 from .text.quantized import Bits
@@ -44,7 +45,7 @@ def transformer_bytes(config: PixArtConfig) -> int:
 
 def pass_bytes(config: PixArtConfig, height: int, width: int, rows: int) -> int:
     """What a pass takes beside the weights; rows: pictures, twice as many with guidance."""
-    tokens = (height // 8 // config.patch) * (width // 8 // config.patch)
+    tokens = math.prod(token_grid(height, width, config.patch))
     return PER_TOKEN * tokens * rows * config.hidden // 1152
 
 
@@ -63,7 +64,7 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     keep_packed = packed_bytes is not None and drawing > room
     if keep_packed and packed_bytes is not None:
         drawing = packed_bytes + pass_bytes(config, height, width, rows)
-    parts = fitting(height // 8, width // 8, FULL, free, max(1, rows // 2))
+    parts = fitting(*latent_sides(height, width), FULL, free, max(1, rows // 2))
     keep = found.device == device and found.size is not None and found.size + drawing <= room
     stays = ("It stays beside the transformer." if keep else "It leaves before the transformer comes."
              if found.device == device else "")

@@ -34,6 +34,17 @@ ASPECT_RATIOS: dict[int, dict[float, tuple[int, int]]] = {
 RATIOS = tuple(_RATIOS_1024)
 
 
+def latent_sides(height: int, width: int) -> tuple[int, int]:
+    """(h, w) of the latent of a picture of so many pixels; sides off the VAE's grid of 8 are rounded up."""
+    return -(-height // 8), -(-width // 8)
+
+
+def token_grid(height: int, width: int, patch: int) -> tuple[int, int]:
+    """(h, w) in tokens of a picture of so many pixels; latents off the grid of patches are rounded up too."""
+    rows, columns = latent_sides(height, width)
+    return -(-rows // patch), -(-columns // patch)
+
+
 def nearest_ratio(height: float, width: float, side: int) -> float:
     """The trained ratio of class `side` that is nearest to height / width."""
     if height <= 0 or width <= 0:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pixart.config import VARIANTS
-from pixart.fit import plan_for, plan_loading, transformer_bytes
+from pixart.fit import pass_bytes, plan_for, plan_loading, transformer_bytes
 from pixart.mini import SHIPPED
 from pixart.text.fitting import AUTO, GIB, ORDER, fit_t5, t5_bytes
 
@@ -46,6 +46,11 @@ def test_the_best_precision_that_fits_is_taken(gib, bits, device):
     found = of(gib)
     assert (found.bits, found.t5_device.type) == (bits, device)
     assert found.fits == (gib > 1.7) and str(found).startswith(f"{gib:.1f} GiB are free on cuda: T5")
+
+
+def test_sides_off_the_grid_count_as_they_are_drawn():
+    """They are rounded up inside; here they were rounded down."""
+    assert pass_bytes(CONFIG, 1001, 1001, 2) == pass_bytes(CONFIG, 1008, 1008, 2) > pass_bytes(CONFIG, 992, 992, 2)
 
 
 def test_more_memory_never_gives_less():

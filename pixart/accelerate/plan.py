@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from ..config import PixArtConfig
 from ..model.policy import Policy
+from ..resolution import token_grid
 from .cost import Costs
 from .schedule import BranchSchedule, steps_within
 
@@ -25,8 +26,7 @@ class SamplingJob:
     @classmethod
     def of(cls, config: PixArtConfig, steps: int, height: int, width: int, text: int, guided: bool) -> "SamplingJob":
         """For a picture of so many pixels."""
-        tokens = math.prod(math.ceil(math.ceil(side / 8) / config.patch) for side in (height, width))
-        return cls(config, steps, tokens, text, guided)
+        return cls(config, steps, math.prod(token_grid(height, width, config.patch)), text, guided)
 
     def within(self, start: float, end: float) -> "SamplingJob":
         """The same with reuse in a share of the steps only; 0 and 1 are all."""

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from ..drawing import stack_captions
+from ..resolution import latent_sides
 from ..sampling.flow import FLOW_GUIDANCE, FLOW_STEPS, euler_flow, flow_shares
 from ..sampling.guidance import guided
 from ..sampling.noise import PictureNoise
@@ -23,7 +24,7 @@ def draw_latents(model: PTDiT, caption: Encoded, null: Encoded, height: int | No
     """
     weight, config = model.x_embedder.proj.weight, model.config
     height, width = height or config.resolution, width or config.resolution
-    shape = (config.channels, -(-height // 8), -(-width // 8))
+    shape = (config.channels, *latent_sides(height, width))
     context, mask = (caption.context, caption.mask) if guidance == 1 else stack_captions(null, caption)
     keep = None if bool(mask.all()) else mask.to(weight.device)
     text = context.to(weight.device, weight.dtype)

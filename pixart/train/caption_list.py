@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..prompts import read_lines
+from ..resolution import latent_sides
 from ..text.encoded import Encoded, join_encoded
 from .data import Batch, without_caption
 from .draws import draw_rows, on_cpu
@@ -33,7 +34,7 @@ class CaptionList:
                  width: int) -> None:
         """folder: the file they come from, for messages. captions: one prompt each. height and width: in pixels."""
         self.folder, self.captions = folder, list(captions)
-        self.shape = (channels, -(-height // 8), -(-width // 8))
+        self.shape = (channels, *latent_sides(height, width))
         self.height, self.width = height, width
         self.null_context, self.null_mask = null.context[0], null.mask[0]
         self.caption_width = self.null_context.shape[1]
