@@ -16,7 +16,7 @@ from ..prepare.shards import shard_path, write_shard, write_tensors
 from ..sampling.preset import preset
 from ..train.data import PreparedFolder
 from ..train.draws import generator_for
-from ..train.jobs import TrainingJob, adapted, matched_lora
+from ..train.jobs import TrainingJob, lora_job, matched_lora
 from ..train.loop import Training
 from ..train.lora import lora_parts
 from ..train.method_settings import DmdMethod, TdmMethod
@@ -34,11 +34,11 @@ PAIR_STEPS = 20              # of the teacher that draws the pairs
 def train_lcm(builder: "Builder") -> None:
     """Train the LCM student of a build as a LoRA, and write the teacher with the LoRA merged into it.
 
-    At equal training a LoRA of rank 16 learns latent consistency better than all weights do: see docs/measurements.md.
+    At equal training a LoRA of rank 16 learns latent consistency better than all weights do: see docs/pixart-mini.md.
     """
     recipe, data, result = builder.recipe, builder.data(), builder.files.student
-    job = adapted(builder.base(), recipe.student_method, data, OutputSettings(builder.work / "student", result),
-                  recipe.seed)
+    output = OutputSettings(builder.work / "student", result)
+    job = lora_job(builder.base(), recipe.student_method, data, output, recipe.seed)
     builder.fit("student", job.model, job.objective, data, recipe.student, partial(save_merged, builder.base()), result,
                 facts=job.facts)
 

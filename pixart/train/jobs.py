@@ -162,8 +162,8 @@ def lora_writer(output: OutputSettings, sampling: Mapping[str, str]) -> Write:
     return lambda average, file: save_lora(file, average, dtype_named(output.dtype), sampling)
 
 
-def lora_job(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: PreparedFolder, output: OutputSettings,
-            seed: int) -> TrainingJob:
+def lora_job(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: Any, output: OutputSettings, seed: int
+             ) -> TrainingJob:
     """Adapters in the base, which learn the pictures, or (LCM-LoRA) to be their own base's few-step student."""
     from .lcm_lora import ConsistencyLora
     from .lora import add_lora
