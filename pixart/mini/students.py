@@ -34,7 +34,7 @@ PAIR_STEPS = 20              # of the teacher that draws the pairs
 def train_lcm(builder: "Builder") -> None:
     """Train the LCM student of a build as a LoRA, and write the teacher with the LoRA merged into it.
 
-    At equal training a LoRA of rank 16 learns latent consistency better than all weights do: see docs/pixart-mini.md.
+    At equal training a LoRA of rank 16 learns latent consistency better than all weights do: see docs/measurements.md.
     """
     recipe, data, result = builder.recipe, builder.data(), builder.files.student
     output = OutputSettings(builder.work / "student", result)
