@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from workflows.model_entries import OF_FILE, with_entries
 from workflows.spacing import inside, too_near
+from workflows.thumbnails import LIST, SHOWN, SIX, node_titled
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -172,6 +173,14 @@ def test_thumbnail_is_a_small_jpeg(name):
     data = (FOLDER / f"{name}.jpg").read_bytes()
     assert data[:3] == b"\xff\xd8\xff"
     assert len(data) < 100_000
+
+
+def test_the_thumbnail_of_every_workflow_of_mini_can_be_drawn_anew():
+    assert sorted([*SHOWN, *SIX, LIST]) == [name for name in NAMES if name.startswith("mini-")]
+    for name, titles in SHOWN.items():
+        assert len({node_titled(api_form(name), title) for title in titles}) == len(titles)
+    for name in SIX:
+        assert "text" in api_form(name)[node_titled(api_form(name), "Prompt")]["inputs"]
 
 
 @pytest.mark.parametrize("name", NAMES)

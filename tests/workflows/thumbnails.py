@@ -1,0 +1,157 @@
+"""`python tests/workflows/thumbnails.py [NAME ...]` draws the thumbnails of the PixArt-mini workflows anew.
+
+Each workflow runs in a real ComfyUI, and the pictures that tell what it does are put side by side. Do it when the
+weights or the workflow changed. The host is found as the tests find it.
+"""
+import asyncio
+import csv
+import io
+import json
+import logging
+import sys
+import tempfile
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "host"))
+
+from harness import Server, Session, find_hosts, link_pack  # noqa: E402
+
+PROMPTS = ROOT / "pixart" / "mini" / "weights" / "prompts" / "pixart-mini" / "six.csv"
+SHOW = ("PreviewImage", "SaveImage")
+SAVED = "Save Image"                                # title of the node that keeps what a workflow is for
+# Titles of the nodes that show or make a picture, from left to right.
+SHOWN: dict[str, tuple[str, ...]] = {
+    "mini-compare": (SAVED,),
+    "mini-control-inpainting": ("Before", "The map", SAVED),
+    "mini-control-lcm-4-steps": ("The map", SAVED),
+    "mini-fp8": ("As it is", SAVED),
+    "mini-img2img": ("Cut to size", SAVED),
+    "mini-long-prompt": (SAVED,),
+    "mini-reno": ("Rewards", SAVED),
+    "mini-save-prompt": (SAVED,),
+    "mini-saved-prompt": (SAVED,),
+    "mini-sketch": ("PixArt Sketch", "Preview Image"),
+    "mini-train-lora": ("Style to learn: inverted colours", SAVED),
+    "mini-two-controls": ("First map shown", "Second map shown", SAVED),
+    "mini-two-pass-upscale": ("First picture", SAVED),
+}
+# These draw all prompts of PROMPTS, with one seed.
+SIX = ("mini-lcm-4-steps", "mini-tdm-4-steps", "mini-dmd-1-step", "mini-teacher-20-steps-cfg", "mini-cache")
+LIST = "mini-prompt-list"                           # which brings these prompts itself, each in its own size
+SIX_SEED, SIDE, ALONE, CELL, WIDEST, QUALITY = 3, 256, 360, 240, 646, 90
+
+
+def node_titled(graph: dict, title: str) -> str:
+    """Number of the node of a title, of several the one that shows pictures. Raises KeyError where it is not one."""
+    found = [number for number, node in graph.items() if node["_meta"]["title"] == title]
+    showing = [number for number in found if graph[number]["class_type"] in SHOW]
+    for candidates in (found, showing):
+        if len(candidates) == 1:
+            return candidates[0]
+    raise KeyError(f"{len(found)} nodes are called {title!r}, {len(showing)} of them show pictures; expected one")
+
+
+def with_previews(graph: dict, titles: tuple[str, ...]) -> tuple[dict, list[str]]:
+    """The graph with a preview of each node's first output, or of what a preview or save node is given; and those."""
+    graph, shown = dict(graph), []
+    for title in titles:
+        number = node_titled(graph, title)
+        node = graph[number]
+        pictures = node["inputs"]["images"] if node["class_type"] in SHOW else [number, 0]
+        shown.append(f"shown {title}")
+        graph[shown[-1]] = {"class_type": "PreviewImage", "inputs": {"images": pictures}, "_meta": {"title": title}}
+    return graph, shown
+
+
+def with_prompt(graph: dict, prompt: str, seed: int) -> dict:
+    """The graph with another prompt, and a seed where it has one."""
+    graph = json.loads(json.dumps(graph))
+    graph[node_titled(graph, "Prompt")]["inputs"]["text"] = prompt
+    for node in graph.values():
+        for name in ("seed", "noise_seed"):
+            if isinstance(node["inputs"].get(name), int):
+                node["inputs"][name] = seed
+    return graph
+
+
+async def drawn(session: Session, graph: dict, titles: tuple[str, ...]) -> list[list[Image.Image]]:
+    """The pictures of each titled node."""
+    graph, shown = with_previews(graph, titles)
+    outcome = await session.follow(session.queue(graph))
+    if outcome.end != "execution_success":
+        raise RuntimeError(f"{outcome.end}: {outcome.error}")
+    return [[fetched(session.server, each) for each in outcome.pictures(number)] for number in shown]
+
+
+def fetched(server: Server, place: dict) -> Image.Image:
+    with urllib.request.urlopen(f"{server.address}/view?{urllib.parse.urlencode(place)}") as answer:
+        return Image.open(io.BytesIO(answer.read())).convert("RGB")
+
+
+def grid(pictures: list[Image.Image]) -> Image.Image:
+    """Six pictures in two rows, each whole in its cell."""
+    sheet = Image.new("RGB", (3 * CELL, 2 * CELL), "white")
+    for place, picture in enumerate(pictures):
+        factor = CELL / max(picture.size)
+        fitted = picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.LANCZOS)
+        left, top = place % 3 * CELL, place // 3 * CELL
+        sheet.paste(fitted, (left + (CELL - fitted.width) // 2, top + (CELL - fitted.height) // 2))
+    return sheet
+
+
+def row(pictures: list[Image.Image]) -> Image.Image:
+    """One picture as it is, or larger; several side by side, as square tiles."""
+    if len(pictures) == 1:
+        only = pictures[0]
+        factor = ALONE / only.width if only.width == only.height else min(1.0, WIDEST / only.width)
+        return only.resize((round(only.width * factor), round(only.height * factor)), Image.LANCZOS)
+    sheet = Image.new("RGB", (SIDE * len(pictures), SIDE))
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture.resize((SIDE, SIDE), Image.LANCZOS), (place * SIDE, 0))
+    return sheet
+
+
+async def thumbnail(session: Session, name: str) -> Image.Image:
+    """What the template browser shows for a workflow."""
+    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    if name == LIST:
+        return grid((await drawn(session, graph, (SAVED,)))[0])
+    if name in SIX:
+        with PROMPTS.open(encoding="utf-8", newline="") as file:
+            prompts = [line["prompt"] for line in csv.DictReader(file)]
+        return grid([(await drawn(session, with_prompt(graph, prompt, SIX_SEED), (SAVED,)))[0][0]
+                     for prompt in prompts])
+    return row([pictures[0] for pictures in await drawn(session, graph, SHOWN[name])])
+
+
+async def redraw(server: Server, names: list[str]) -> None:
+    async with Session(server) as session:
+        for name in names:
+            path = ROOT / "workflows" / f"{name}.jpg"
+            (await thumbnail(session, name)).save(path, quality=QUALITY)
+            logging.info("%s", path)
+
+
+def main(names: list[str]) -> None:
+    hosts = find_hosts()
+    if not hosts:
+        raise SystemExit("no ComfyUI found; name one in COMFYUI_PATH")
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        link_pack(base / "custom_nodes")
+        for part in ("input", "output", "temp", "user"):
+            (base / part).mkdir(exist_ok=True)
+        if (hosts[0].path / "input" / "example.png").exists():
+            (base / "input" / "example.png").write_bytes((hosts[0].path / "input" / "example.png").read_bytes())
+        with Server(hosts[0], base) as server:
+            asyncio.run(redraw(server, names or sorted([*SHOWN, *SIX, LIST])))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(sys.argv[1:])
