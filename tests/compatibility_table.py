@@ -8,14 +8,21 @@ DATA, PAGE = ROOT / "tests" / "host" / "compatibility.json", ROOT / "docs" / "co
 COLUMNS = ("0.3.64", "0.33.0")
 WORDS = {"works": "works", "same": "no effect", "refused": "refused", "absent": "not there",
          "gpu": "needs a GPU"}
-HEAD = """# What works with PixArt in ComfyUI
+HEAD = """# Compatibility with stock nodes and other packs
 
-Stock nodes put between Load PixArt, Load T5 for PixArt or Load PixArt ControlNet and the sampler, each run with a small
-random model on both versions of ComfyUI. *works*: the picture is finite and differs from the one without the node.
-*refused*: one clear error, quoted. *no effect*: the picture is the same, bit for bit. *not there*: that version has no
-such node or option. Start options: both versions were started with them and drew PixArt-mini over HTTP, on a CPU
-(`pytest -m slow tests/host/test_starts.py`). *works* there means another picture of the same thing, and *needs a GPU*
-that the option means nothing without a card, so it was not tried.
+Each stock node was placed between Load PixArt, Load T5 for PixArt or Load PixArt ControlNet and the sampler, and run
+with a small random model on ComfyUI 0.3.64 and 0.33.0.
+
+| result | meaning |
+|---|---|
+| works | the image is finite and differs from the one without the node |
+| no effect | the image is the same, bit for bit |
+| refused | one clear error message, quoted |
+| not there | this version of ComfyUI has no such node or option |
+| needs a GPU | the option has no meaning without a GPU and was not tried |
+
+Start options were tested by starting both versions with them and drawing with PixArt-mini over HTTP on a CPU
+(`pytest -m slow tests/host/test_starts.py`); *works* there means a slightly different image of the same content.
 
 This page is written by `python tests/compatibility_table.py` from `tests/host/compatibility.json`; the host tests run
 every row (`tests/host/inside/facts_compatibility.py`, `tests/host/test_starts.py`).
@@ -23,22 +30,24 @@ every row (`tests/host/inside/facts_compatibility.py`, `tests/host/test_starts.p
 TAIL = """
 ## Samplers and schedulers of KSampler
 
-Every sampler and every scheduler in the lists of both versions draws a finite picture (not run:
-dpm_adaptive, which chooses its number of passes and takes hundreds with random weights).
+Every sampler and every scheduler in the lists of both versions gives a finite image. Not run: dpm_adaptive, which
+chooses its own number of passes and takes hundreds with random weights.
 
 ## Other packs
 
-By the parts of the host that they use, each tried with a small stand-in that does the same:
+The packs themselves were not run. For each, a small stand-in that uses the same mechanism of ComfyUI was tested:
 
-| pack | what it does | with PixArt |
+| mechanism | used by | with PixArt |
 |---|---|---|
-| Tiled Diffusion | wraps the network, cuts the latent, repeats the conditions | works: equal tiles are equal |
-| WaveSpeed, TeaCache | replaces a block, looks at its output | works: an unchanged block changes nothing |
-| KJNodes, SageAttention | puts another attention into the options | works: called in every attention |
-| Dynamic Thresholding, ppm | computes guidance itself | works |
-| AnimateDiff-Evolved, context windows | runs some pictures of a batch at a time | works: equal to all at once |
-| prompt control packs | encode parts of a prompt apart, combine and schedule them | works |
-| ComfyUI_ExtraModels | has its own `PixArtLoraLoader` | both load; ours is `PixArtDeltaLoraLoader` |
+| wraps the network, tiles the latent, repeats the conditions | Tiled Diffusion | works: equal tiles are equal |
+| replaces a block and looks at its output | WaveSpeed, TeaCache (in 2026 both only for models in their own lists, \
+without PixArt: use PixArt Cache) | works: an unchanged block changes nothing |
+| replaces the attention function | KJNodes, SageAttention (whose first version needs head sizes of 64, 96 or 128; \
+PixArt has 72) | works: called in every attention |
+| computes guidance itself | Dynamic Thresholding, ppm | works |
+| runs parts of a batch separately | AnimateDiff-Evolved, context windows | works: equal to all at once |
+| encodes parts of a prompt separately, combines and schedules them | prompt control packs | works |
+| has its own `PixArtLoraLoader` | ComfyUI_ExtraModels | both load; ours is `PixArtDeltaLoraLoader` |
 """
 
 
