@@ -12,15 +12,15 @@ from .mini import command as mini
 from .prepare import command as prepare
 from .train import command as train
 
-HELP = {"generate": "draw pictures from a prompt", "encode": "save an encoded prompt, for machines too small for T5",
-        "reno": "optimise the noise of a picture by rewards",
-        "pairs": "draw the pairs of noise and picture that one-step distillation learns from",
-        "quantize": "pack a transformer, ControlNet or T5 in 8 or 4 bits, for ComfyUI and Python",
-        "flexdit": "convert a transformer to a FlexDiT, to be fine-tuned",
-        "queue": "run a workflow on a ComfyUI server, and fetch its pictures",
-        "batch": "draw pictures for a list of prompts, on one device, several, or a Ray cluster",
-        "download": "fetch published weights into ComfyUI's folders",
-        "ecad": "search for cache schedules, or show what is in a file of one"}
+HELP = {"generate": "generate images from a prompt", "encode": "save an encoded prompt, for use without T5",
+        "reno": "optimise the initial noise with reward models (ReNO)",
+        "pairs": "generate pairs of noise and image for one-step distillation (DMD)",
+        "quantize": "quantise a transformer, ControlNet or T5 to 8 or 4 bits",
+        "flexdit": "convert a transformer to a FlexDiT, for fine-tuning",
+        "queue": "run a workflow on a ComfyUI server and fetch the images",
+        "batch": "generate images for a list of prompts, on one or several devices or a Ray cluster",
+        "download": "download published weights into ComfyUI's folders",
+        "ecad": "search for cache schedules, or show the content of one"}
 ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for people
 
 
@@ -37,7 +37,7 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     started = Path(sys.argv[0]).name
     main = argparse.ArgumentParser(prog="python -m pixart" if started == "__main__.py" else None,
                                    description="PixArt-alpha, -delta and -Sigma.")
-    main.add_argument("--verbose", action="store_true", help="say more about what is loaded")
+    main.add_argument("--verbose", action="store_true", help="print more about what is loaded")
     commands = main.add_subparsers(dest="command", required=True)
     for name, text in HELP.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")

@@ -46,7 +46,7 @@ def bits(text: str) -> Bits:
 
 
 def add_prompt(command: argparse.ArgumentParser) -> None:
-    command.add_argument("prompt", nargs="?", help="what to draw; not needed with --embeddings")
+    command.add_argument("prompt", nargs="?", help="the prompt; not needed with --embeddings")
 
 
 def require_prompt(args: argparse.Namespace) -> None:
@@ -81,7 +81,7 @@ def refuse_silent_negative(args: argparse.Namespace) -> None:
 
 
 def add_device(command: argparse._ActionsContainer) -> None:
-    command.add_argument("--device", help="what computes: cpu, cuda, cuda:1, mps, xpu (default: the best there is)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps or xpu (default: the best available)")
 
 
 def add_bits(command: argparse._ActionsContainer, default: str) -> None:
@@ -91,7 +91,9 @@ def add_bits(command: argparse._ActionsContainer, default: str) -> None:
 
 
 def add_long(command: argparse._ActionsContainer) -> None:
-    command.add_argument("--long", choices=MODES, default="truncate", help="prompts longer than the training captions: "
-                         "cut them, encode them whole, or sentence by sentence (default: truncate)")
+    command.add_argument("--long", choices=MODES, default="truncate", help="how to handle prompts longer than the "
+                                                                           "training captions: cut them, encode them "
+                                                                           "whole, or sentence by sentence (default: "
+                                                                           "truncate)")
     command.add_argument("--inner-ends", action="store_true",
-                         help="with --long segments: keep the end token of every sentence, not of the last alone")
+                         help="with --long segments: keep the end token of every sentence, not only of the last")

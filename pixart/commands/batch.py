@@ -20,29 +20,30 @@ if TYPE_CHECKING:
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompts", type=Path, help="list of prompts: .txt, .csv or .jsonl, see docs/headless.md")
     command.add_argument("--out", type=Path, required=True, metavar="DIR",
-                         help="folder of the results; the same command again goes on where it was stopped")
+                         help="output folder; the same command resumes an interrupted run")
     command.add_argument("--shards", type=positive_whole, metavar="N",
-                         help="pack N pictures a tar file, for WebDataset")
+                         help="write tar files of N images, for WebDataset")
     seeds = command.add_mutually_exclusive_group()
     seeds.add_argument("--seeds", metavar="N..M", help="seeds for each prompt: 1..4 or 1,5,9")
     seeds.add_argument("--seed", type=int, default=0, metavar="N",
-                       help="seed of the first prompt; those of the others follow (default: 0)")
+                       help="seed of the first prompt; the others count up (default: 0)")
     add_files(command)
     drawing = command.add_argument_group("drawing")
     drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="lcm", help="(default: lcm)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
                          help="(default: what the sampler is usually given)")
     drawing.add_argument("--guidance", type=finite_number, metavar="W", help="scale of guided samplers (default: 4.5)")
-    drawing.add_argument("--rule", help="which published rule chooses the timesteps (default: official)")
-    drawing.add_argument("--size", type=size, metavar="WxH", help="of prompts that give none "
-                         "(default: what the model was trained on)")
-    drawing.add_argument("--batch", type=positive_whole, default=4, metavar="N", help="pictures at once (default: 4)")
+    drawing.add_argument("--rule", help="rule for the timesteps (default: official)")
+    drawing.add_argument("--size", type=size, metavar="WxH", help="for prompts without a size (default: the training "
+                                                                  "resolution)")
+    drawing.add_argument("--batch", type=positive_whole, default=4, metavar="N", help="images at once (default: 4)")
     where = command.add_argument_group("where").add_mutually_exclusive_group()
-    where.add_argument("--devices", metavar="A,B", help="a process each, such as cuda:0,cuda:1 (default: every GPU)")
-    where.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="a Ray cluster that `ray start` "
-                       "began (default address: that of this machine)")
+    where.add_argument("--devices", metavar="A,B", help="one process each, such as cuda:0,cuda:1 (default: every GPU)")
+    where.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="use a Ray cluster started with "
+                                                                                 "`ray start` (default address: that "
+                                                                                 "of this machine)")
     command.add_argument("--workers", type=positive_whole, metavar="N",
-                         help="actors on the Ray cluster (default: one a GPU)")
+                         help="actors on the Ray cluster (default: one per GPU)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("names", nargs="*", metavar="NAME", help="what to fetch, by the names of --list")
-    command.add_argument("--list", action="store_true", help="show all files with size, licence and folder, and end")
+    command.add_argument("names", nargs="*", metavar="NAME", help="names from --list")
+    command.add_argument("--list", action="store_true", help="list all files with size, licence and folder, and exit")
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--comfyui", type=Path, metavar="PATH", help="ComfyUI whose model folders get the files "
-                       "(default: one found on this machine)")
-    where.add_argument("--out", type=Path, metavar="DIR", help="a folder for them instead, made where it is missing")
+    where.add_argument("--comfyui", type=Path, metavar="PATH", help="ComfyUI whose model folders are used (default: "
+                                                                    "one found on this machine)")
+    where.add_argument("--out", type=Path, metavar="DIR", help="use this folder instead, created if missing")
     command.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT") or "https://huggingface.co", metavar="URL",
-                         help="a mirror of the hub (default: $HF_ENDPOINT, else https://huggingface.co)")
+                         help="mirror of the hub (default: $HF_ENDPOINT, else https://huggingface.co)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,16 +8,15 @@ from .places import require_folder_place
 def add_options(command: argparse.ArgumentParser) -> None:
     tasks = command.add_subparsers(dest="task", required=True)
     show = tasks.add_parser("show", help="say what a schedule file computes, step by step")
-    show.add_argument("file", type=Path, metavar="JSON", help="schedule file of ECAD, or one that a search wrote")
+    show.add_argument("file", type=Path, metavar="JSON", help="schedule file of ECAD or from a search")
     search = tasks.add_parser(
         "search", help="search on PixArt-mini",
-        description="Search for schedules on PixArt-mini by evolution (NSGA-II): quality as judge A reads the "
-                    "pictures, over counted work. Goes on where it was stopped. Writes trials.jsonl, front/*.json "
-                    "and front.png.")
-    search.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for all that it writes")
-    for name, default, text in (("scenes", 50, "many tell more than many seeds"),
-                                ("seeds", 1, "pictures of each scene"), ("population", 72, "schedules of a generation"),
-                                ("generations", 50, "how many"), ("seed", 0, "of the search")):
+        description="Search for cache schedules on PixArt-mini with NSGA-II: quality by judge A against counted work. "
+                    "Resumes an interrupted search. Writes trials.jsonl, front/*.json and front.png.")
+    search.add_argument("--work", type=Path, required=True, metavar="DIR", help="output folder")
+    for name, default, text in (("scenes", 50, "prompts; more prompts are better than more seeds"),
+                                ("seeds", 1, "images per prompt"), ("population", 72, "schedules per generation"),
+                                ("generations", 50, "number of generations"), ("seed", 0, "seed of the search")):
         search.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
     search.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
 

@@ -7,11 +7,11 @@ from .places import require_file_place
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("prompt", help="what to encode")
+    command.add_argument("prompt", help="the prompt")
     command.add_argument("--t5", type=Path, required=True, help="T5 encoder, a file or folder")
     command.add_argument("--max-tokens", type=positive_whole, default=120, metavar="N",
-                         help="longest prompt: 120 for alpha and delta, 300 for Sigma (default: 120)")
-    command.add_argument("--clean", action="store_true", help="clean the caption as in the training of alpha and delta")
+                         help="maximum length: 120 for alpha and delta, 300 for Sigma (default: 120)")
+    command.add_argument("--clean", action="store_true", help="clean the caption, as in training of alpha and delta")
     add_long(command)
     command.add_argument("--out", type=Path, default=Path("prompt.safetensors"), metavar="FILE",
                          help="file to write, for generate --embeddings (default: prompt.safetensors)")

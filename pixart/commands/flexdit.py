@@ -8,10 +8,10 @@ from ..dtypes import COMPUTE_DTYPES, dtype_or_auto
 from .arguments import finite_number
 from .places import require_file_place
 
-SEGMENTS = {"pooling": "first blocks that only pool (default: 2, of fewer than 16 blocks 1)",
-            "groups": "of merge, sparse, recover and dense blocks (default: as many as fit)",
-            "sparse": "blocks of a group on sparse tokens alone (default: 3)",
-            "dense": "blocks of a group on all tokens (default: 1)",
+SEGMENTS = {"pooling": "first blocks, which only pool (default: 2, or 1 if there are fewer than 16 blocks)",
+            "groups": "groups of merge, sparse, recover and dense blocks (default: as many as fit)",
+            "sparse": "blocks per group on sparse tokens (default: 3)",
+            "dense": "blocks per group on all tokens (default: 1)",
             "top": "last blocks, on all tokens (default: the rest)"}
 
 
@@ -19,16 +19,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", type=Path, help="transformer, a file or folder; not packed")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     command.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
-                         help="which model it is, where its weights cannot tell (default: auto)")
+                         help="variant of the model, if its weights do not determine it (default: auto)")
     command.add_argument("--dtype", choices=("auto", *COMPUTE_DTYPES), default="auto",
-                         help="of the written weights (default: as they are)")
+                         help="type of the written weights (default: unchanged)")
     for name, text in SEGMENTS.items():
         command.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    command.add_argument("--r-min", type=finite_number, metavar="R", help="share of tokens left out where there is "
-                         "little noise (default: 0.61)")
-    command.add_argument("--r-max", type=finite_number, metavar="R", help="the same where all is noise (default: 0.86)")
-    command.add_argument("--pieces", type=int, metavar="N", help="steps from one to the other over the timesteps, 0 "
-                         "for a line (default: 3)")
+    command.add_argument("--r-min", type=finite_number, metavar="R", help="share of tokens pruned at low noise "
+                                                                          "(default: 0.61)")
+    command.add_argument("--r-max", type=finite_number, metavar="R", help="share of tokens pruned at pure noise "
+                                                                          "(default: 0.86)")
+    command.add_argument("--pieces", type=int, metavar="N", help="steps from r-min to r-max over the timesteps, 0 "
+                                                                 "for linear (default: 3)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ MINI_DEFAULT = "that of PixArt-mini"
 def add_options(command: argparse.ArgumentParser) -> None:
     add_prompt(command)
     command.add_argument("--out", type=Path, default=Path("pixart.png"), metavar="FILE",
-                         help="picture to write; further ones get -1, -2, ... before the ending (default: pixart.png)")
+                         help="output file; further images get -1, -2, ... before the extension (default: pixart.png)")
     add_files(command)
     _add_sampling(command)
     _add_cache(command)
@@ -59,18 +59,17 @@ def add_files(command: argparse.ArgumentParser) -> None:
                        help=f"VAE, a .safetensors file or diffusers folder (default: {MINI_DEFAULT})")
     text = files.add_mutually_exclusive_group()
     text.add_argument("--t5", type=Path, help=f"T5 encoder, a file or folder (default: {MINI_DEFAULT})")
-    text.add_argument("--embeddings", type=Path, metavar="FILE", help="a prompt saved by `encode`, in place of T5")
+    text.add_argument("--embeddings", type=Path, metavar="FILE", help="a prompt saved by `encode`, instead of T5")
     add_long(files)
     files.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
-                       help="which model it is, where its weights cannot tell (default: auto)")
+                       help="variant of the model, if its weights do not determine it (default: auto)")
     files.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE", help="LoRA files or peft folders")
     files.add_argument("--lora-strength", type=finite_number, default=1.0, metavar="S",
-                       help="strength of each LoRA, 0 for none (default: 1, as trained)")
+                       help="strength of the LoRAs (default: 1, as trained)")
     files.add_argument("--dtype", choices=("auto", *COMPUTE_DTYPES), default="auto",
-                       help="precision of the transformer (default: bf16 on "
-                       "a GPU, on a CPU what the processor is faster with)")
-    files.add_argument("--compile", action="store_true", help="compile the transformer's blocks: the first "
-                       "picture of a size takes longer, further ones less")
+                       help="precision of the transformer (default: bf16 on a GPU, on a CPU whichever is faster)")
+    files.add_argument("--compile", action="store_true", help="compile the transformer's blocks: the first image of "
+                                                              "a size takes longer, later ones less")
     add_bits(files, "8; 16 for the small one of PixArt-mini and on Apple GPUs")
     add_device(files)
 
@@ -91,32 +90,36 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
                               "(default: 4.5, of PixArt-mini with --sampler auto 2.5)")
     drawing.add_argument("--negative", default="", metavar="TEXT", help=f"what to avoid, with --sampler {guided}")
     drawing.add_argument("--rule", choices=tuple(rules),
-                         help="which published rule chooses the timesteps (default: official)")
+                         help="rule for the timesteps (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH",
-                         help="width x height in pixels (default: what the model was trained on)")
-    drawing.add_argument("--seed", type=int, default=0, help="chooses the noise; same seed, same picture (default: 0)")
+                         help="width x height in pixels (default: the training resolution)")
+    drawing.add_argument("--seed", type=int, default=0, help="seed of the noise; the same seed gives the same image "
+                                                             "(default: 0)")
     drawing.add_argument("--noise", type=Path, metavar="FILE",
-                         help="noise to start from, as `reno` saves it, with its --seed, --size, --sampler and --steps")
+                         help="initial noise saved by `reno`; use its --seed, --size, --sampler and --steps too")
     drawing.add_argument("--count", type=positive_whole, default=1, metavar="N",
-                         help="pictures to draw, with seeds that follow --seed (default: 1)")
-    drawing.add_argument("--input-bits", type=int, choices=(6, 8), help="round what layers of the transformer read: "
-                         "shows what 6 or 8 bits would cost, and saves nothing")
+                         help="number of images; seeds count up from --seed (default: 1)")
+    drawing.add_argument("--input-bits", type=int, choices=(6, 8), help="round activations to 6 or 8 bits, to see "
+                                                                        "the loss of quality; saves nothing")
     drawing.add_argument("--batch", type=positive_whole, default=4, metavar="N",
-                         help="pictures at once; more need more memory (default: 4)")
+                         help="images at once; more need more memory (default: 4)")
 
 
 def _add_cache(command: argparse.ArgumentParser) -> None:
     cache = command.add_argument_group("reuse of work from step to step")
     cache.add_argument("--cache", choices=tuple(CACHE_METHODS), help="; ".join(
         f"{name}: {method.title}" for name, method in CACHE_METHODS.items()))
-    cache.add_argument("--budget", metavar="Nx", help="with --cache: how many times less work, solved to a setting "
-                       "beforehand (default: 2x)")
-    cache.add_argument("--ecad", type=Path, metavar="JSON", help="a schedule file of ECAD, in place of --cache; "
-                       "for its number of --steps and a model of its depth")
-    cache.add_argument("--pooled-blocks", type=positive_whole, metavar="N", help="self-attention of the first N blocks "
-                       "as the mean of their values (FlexDiT's part without training); with --cache too")
+    cache.add_argument("--budget", metavar="Nx", help="with --cache: factor by which the work is reduced (default: "
+                                                      "2x)")
+    cache.add_argument("--ecad", type=Path, metavar="JSON", help="an ECAD schedule, instead of --cache; it fits one "
+                                                                 "number of --steps and one model depth")
+    cache.add_argument("--pooled-blocks", type=positive_whole, metavar="N", help="replace self-attention in the "
+                                                                                 "first N blocks by the mean of its "
+                                                                                 "values (the part of FlexDiT that "
+                                                                                 "needs no training); also with "
+                                                                                 "--cache")
     cache.add_argument("--feedback", type=Path, metavar="FILE", help="inner loop feedback (ILF) for this model, with "
-                       "--sampler ddim: half the steps, each somewhat longer")
+                                                                     "--sampler ddim: fewer steps, each one longer")
 
 
 def feedback_policies(args: argparse.Namespace, pipe: "Pipeline", sampler: str) -> "list[Policy]":
@@ -184,15 +187,15 @@ def cache_policies(choice: "CacheChoice | None", job: "SamplingJob") -> "list[Po
 
 def _add_control(command: argparse.ArgumentParser) -> None:
     control = command.add_argument_group("control")
-    control.add_argument("--control", type=Path, metavar="PICTURE", help="picture whose edges the new one follows")
+    control.add_argument("--control", type=Path, metavar="PICTURE", help="image whose edges the result follows")
     control.add_argument("--edges", choices=EDGE_CHOICES, default="canny",
-                         help="how they are found; none: PICTURE is an edge "
-                         "map already, white on black; invert: black on white (default: canny)")
+                         help="edge detector; none: PICTURE already is an edge map, white on black; invert: black on "
+                              "white (default: canny)")
     control.add_argument("--controlnet", type=Path, metavar="FILE",
                          help=f"ControlNet, a file or folder (default: {MINI_DEFAULT})")
     control.add_argument("--hed", type=Path, metavar="FILE", help="ControlNetHED.pth, for --edges hed")
     control.add_argument("--strength", type=finite_number, default=1.0, metavar="S",
-                         help="how closely the edges are followed, 0 for not at all (default: 1)")
+                         help="strength of the control, 0 for none (default: 1)")
 
 
 def run(args: argparse.Namespace) -> None:

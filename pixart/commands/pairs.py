@@ -11,14 +11,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, required=True, help="folder of captions, written by `prepare`")
     command.add_argument("--model", type=Path, required=True, help="teacher, a file or folder")
     command.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
-                         help="which model it is, where its weights cannot tell (default: auto)")
+                         help="variant of the model, if its weights do not determine it (default: auto)")
     command.add_argument("--out", type=Path, required=True,
-                         help="folder for the pairs, which `train dmd` reads; what is there already stays")
-    command.add_argument("--steps", type=positive_whole, default=20, metavar="N", help="of DPM-Solver++ (default: 20)")
+                         help="output folder, for `train dmd`; existing pairs are kept")
+    command.add_argument("--steps", type=positive_whole, default=20, metavar="N", help="steps of DPM-Solver++ "
+                                                                                       "(default: 20)")
     command.add_argument("--guidance", type=finite_number, default=4.5, metavar="W",
-                         help="of the teacher (default: 4.5)")
-    command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    command.add_argument("--batch", type=positive_whole, default=8, metavar="N", help="pictures at once (default: 8)")
+                         help="guidance scale of the teacher (default: 4.5)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    command.add_argument("--batch", type=positive_whole, default=8, metavar="N", help="images at once (default: 8)")
     command.add_argument("--dtype", choices=COMPUTE_DTYPES, default="fp32",
                          help="precision of the teacher (default: fp32)")
     add_device(command)

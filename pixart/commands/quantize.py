@@ -22,34 +22,39 @@ CALIBRATION = ("prompts", "t5", "bits", "passes", "iterations", "rate", "seed", 
 def add_options(command: argparse.ArgumentParser) -> None:
     names = "; ".join(f"{name}: {target.about}" for name, target in TARGETS.items())
     command.add_argument("model", type=Path, help="transformer, ControlNet or T5 encoder, a file or folder")
-    command.add_argument("--part", choices=PARTS, help="what of the file to pack, where it holds a transformer and its "
-                         "ControlNet; the ControlNet is then written alone")
+    command.add_argument("--part", choices=PARTS, help="part to pack, if the file has a transformer and its "
+                                                       "ControlNet; a ControlNet is then written alone")
     command.add_argument("--to", required=True, choices=(*TARGETS, "fp16", "bf16", "fp32"), metavar="FORMAT",
                          help=f"{names}; fp16, bf16, fp32: unpack a packed file")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     command.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
-                         help="which model it is, where its weights cannot tell (default: auto)")
-    command.add_argument("--weights-only", action="store_true", help="for float8, nvfp4, mxfp8: have ComfyUI "
-                         "unpack weights before it multiplies: slower, but inputs of layers are not rounded too")
-    command.add_argument("--report", type=Path, metavar="FILE", help="the error of every layer, as .json or .md")
+                         help="variant of the model, if its weights do not determine it (default: auto)")
+    command.add_argument("--weights-only", action="store_true", help="for float8, nvfp4, mxfp8: ComfyUI unpacks "
+                                                                     "weights before multiplying: slower, but layer "
+                                                                     "inputs are not rounded")
+    command.add_argument("--report", type=Path, metavar="FILE", help="write the error of every layer, as .json or .md")
     _add_fp4(command)
 
 
 def _add_fp4(command: argparse.ArgumentParser) -> None:
     fp4 = command.add_argument_group("for --to fp4")
-    fp4.add_argument("--floats", metavar="FC1,REST", help="types of the first linear of the MLP and of all others, of "
-                     "e3m0, e2m1, e1m2 (default, by the paper: e3m0 and, for alpha, e2m1, for Sigma e1m2)")
+    fp4.add_argument("--floats", metavar="FC1,REST", help="number formats of the first linear layer of the MLP and "
+                                                          "of all others: e3m0, e2m1 or e1m2 (default, as in the "
+                                                          "paper: e3m0, and e2m1 for alpha or e1m2 for Sigma)")
     fp4.add_argument("--rank", type=positive_whole, metavar="R",
-                     help="add a branch of this rank in 16 bits to every layer")
-    fp4.add_argument("--prompts", type=Path, metavar="FILE", help="learn the rounding (FP4DiT) on passes of drawing "
-                     "these prompts, one a line; goes on where it was stopped (default: round to the nearest)")
+                     help="add a 16-bit low-rank branch of rank R to every layer")
+    fp4.add_argument("--prompts", type=Path, metavar="FILE", help="learn the rounding (FP4DiT) by sampling these "
+                                                                  "prompts, one per line; resumes (default: round to "
+                                                                  "nearest)")
     fp4.add_argument("--t5", type=Path, help="T5 encoder for --prompts, a file or folder (default: that of PixArt-mini "
                      "for its own models)")
     add_bits(fp4, "8; 16 for the small one of PixArt-mini")
-    fp4.add_argument("--passes", type=positive_whole, metavar="N", help="passes that are learned from (default: 256)")
-    fp4.add_argument("--iterations", type=positive_whole, metavar="N", help="of learning, a block (default: 2500)")
+    fp4.add_argument("--passes", type=positive_whole, metavar="N", help="number of forward passes to learn from "
+                                                                        "(default: 256)")
+    fp4.add_argument("--iterations", type=positive_whole, metavar="N", help="learning iterations per block (default: "
+                                                                            "2500)")
     fp4.add_argument("--rate", type=finite_number, metavar="LR", help="learning rate (default: 1e-4)")
-    fp4.add_argument("--seed", type=int, help="of the noise that is drawn from, and of the passes (default: 0)")
+    fp4.add_argument("--seed", type=int, help="seed of the noise and of the choice of passes (default: 0)")
     add_device(fp4)
 
 

@@ -15,16 +15,17 @@ EXIT_CODES = ("exit codes: 0 all there; 1 a file or an option cannot be used; 2 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     command.epilog = EXIT_CODES
-    command.add_argument("workflow", type=Path, help="workflow in API format, such as those of workflows/api")
+    command.add_argument("workflow", type=Path, help="workflow in API format, such as those in workflows/api")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="values",
                          help="change an input: prompt=TEXT, negative=TEXT, NODE.input=VALUE with a node's id, title "
-                              "or class, or input=VALUE where one node has it; may be repeated")
-    command.add_argument("--seed", metavar="N..M", help="seeds, one run each: 7, 1..8 or 1,5,9 (default: as saved)")
+                              "or class, or input=VALUE if only one node has it; may be repeated")
+    command.add_argument("--seed", metavar="N..M", help="seeds, one run each: 7, 1..8 or 1,5,9 (default: as saved in "
+                                                        "the workflow)")
     command.add_argument("--server", default="127.0.0.1:8188", metavar="HOST:PORT", help="(default: 127.0.0.1:8188)")
     command.add_argument("--out", type=Path, default=Path("."), metavar="DIR",
-                         help="folder for the pictures, made where it is missing (default: this one)")
+                         help="output folder, created if missing (default: the current one)")
     command.add_argument("--patience", type=float, default=60.0, metavar="S",
-                         help="seconds to wait for a server that gives no answer (default: 60)")
+                         help="seconds to wait for a server that does not answer (default: 60)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -24,8 +24,12 @@ logger = logging.getLogger(__name__)
 
 def add_options(command: argparse.ArgumentParser) -> None:
     add_prompt(command)
-    command.add_argument("--out", type=Path, default=Path("reno.png"), metavar="FILE", help="picture to write; beside "
-                         "it go -start.png, -noise.safetensors, -rewards.png and .json (default: reno.png)")
+    command.add_argument("--out", type=Path, default=Path("reno.png"), metavar="FILE", help="output file; "
+                                                                                            "-start.png, "
+                                                                                            "-noise.safetensors, "
+                                                                                            "-rewards.png and .json "
+                                                                                            "are written next to it "
+                                                                                            "(default: reno.png)")
     add_files(command)
     _add_rewards(command)
     _add_drawing(command)
@@ -37,16 +41,19 @@ def _add_rewards(command: argparse.ArgumentParser) -> None:
     rewards.add_argument("--reward", action="append", default=[], metavar="R", help="NAME, NAME:WEIGHT, NAME=PATH or "
                          "NAME=PATH:WEIGHT, NAME one of judge (PixArt-mini only), clip, pickscore, hpsv2, imagereward; "
                          "may be given several times (default: judge with PixArt-mini)")
-    rewards.add_argument("--rewards", type=Path, metavar="DIR", help="folder that holds them: clip and pickscore are "
-                         "folders of Hugging Face in it, HPS_v2.1_compressed.pt a file, imagereward a folder")
-    rewards.add_argument("--reward-tokenizer", type=Path, metavar="DIR", help="CLIP's vocab.json and merges.txt, where "
-                         "they do not lie beside the weights")
+    rewards.add_argument("--rewards", type=Path, metavar="DIR", help="folder of the reward models: Hugging Face "
+                                                                     "folders clip and pickscore, the file "
+                                                                     "HPS_v2.1_compressed.pt, folder imagereward")
+    rewards.add_argument("--reward-tokenizer", type=Path, metavar="DIR", help="folder with CLIP's vocab.json and "
+                                                                              "merges.txt, if they are not next to "
+                                                                              "the weights")
     rewards.add_argument("--reward-dtype", choices=("fp32", "bf16"), default="fp32",
-                         help="precision of the rewards; bf16 takes half the memory (default: fp32)")
+                         help="precision of the reward models; bf16 needs half the memory (default: fp32)")
     rewards.add_argument("--relevance", type=finite_number, default=1.0, metavar="W",
-                         help="rewards of the CLIP type: how "
-                         "much counts what all prompts share, 0..1; 0.3 in LongAlign, with --common (default: 1, all)")
-    rewards.add_argument("--common", type=Path, metavar="FILE", help="prompts, one a line, to find out what all share")
+                         help="CLIP-type rewards: weight of what all prompts have in common, 0 to 1, with --common; "
+                              "0.3 in LongAlign (default: 1)")
+    rewards.add_argument("--common", type=Path, metavar="FILE", help="prompts, one per line, to estimate what they "
+                                                                     "have in common")
 
 
 def _add_drawing(command: argparse.ArgumentParser) -> None:
@@ -54,25 +61,26 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
     drawing.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm",
                          help=f"one that can be differentiated: {', '.join(FEW_STEP_SAMPLERS)} (default: lcm)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
-                         help="passes through the model (default: the sampler's)")
+                         help="sampling steps (default: depends on the sampler)")
     drawing.add_argument("--rule", choices=("official", "diffusers"), default="official",
-                         help="which published rule chooses the timesteps (default: official)")
-    drawing.add_argument("--size", type=size, metavar="WxH", help="in pixels (default: what the model was trained on)")
-    drawing.add_argument("--seed", type=int, default=0, help="chooses the noise to begin with (default: 0)")
-    drawing.add_argument("--noise", type=Path, metavar="FILE", help="begin with this, from an earlier run")
+                         help="rule for the timesteps (default: official)")
+    drawing.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the training "
+                                                                  "resolution)")
+    drawing.add_argument("--seed", type=int, default=0, help="seed of the initial noise (default: 0)")
+    drawing.add_argument("--noise", type=Path, metavar="FILE", help="initial noise, saved by an earlier run")
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     recipe = command.add_argument_group("optimisation")
     recipe.add_argument("--by", choices=WAYS, default=WAYS[0],
-                        help="gradient: ReNO; without gradients, three times as fast and with less memory: the best of "
-                        "--iterations noises, or a random search around the best (default: gradient)")
+                        help="gradient: ReNO; best-of-n: the best of --iterations noises; search: random search "
+                             "around the best; both three times as fast and with less memory (default: gradient)")
     recipe.add_argument("--iterations", type=positive_whole, default=50, metavar="N",
-                        help="pictures drawn (default: 50)")
+                        help="number of images generated (default: 50)")
     recipe.add_argument("--rate", type=finite_number, help="learning rate (default: 5)")
-    recipe.add_argument("--clip", type=finite_number, help="largest norm of a gradient (default: 0.1)")
+    recipe.add_argument("--clip", type=finite_number, help="maximum gradient norm (default: 0.1)")
     recipe.add_argument("--regularisation", type=finite_number, metavar="W",
-                        help="how strongly the noise is held at the length of Gaussian noise (default: 0.01)")
+                        help="weight of keeping the norm of the noise close to that of Gaussian noise (default: 0.01)")
 
 
 def run(args: argparse.Namespace) -> None:

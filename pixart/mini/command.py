@@ -16,40 +16,42 @@ SHEET_ROWS = 10      # rows of a contact sheet
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `mini` and its tasks to the commands of the program."""
-    mini = commands.add_parser("mini", help="rebuild, measure or diagnose PixArt-mini")
+    mini = commands.add_parser("mini", help="train, evaluate or diagnose PixArt-mini")
     tasks = mini.add_subparsers(dest="task", required=True)
     _add_build(tasks)
     _add_evaluate(tasks)
-    compare = tasks.add_parser("compare", help="put results of `evaluate` into one table, with paired differences")
+    compare = tasks.add_parser("compare", help="combine results of `evaluate` into one table, with paired differences")
     compare.add_argument("results", type=Path, nargs="+", metavar="JSON", help="results.json of `evaluate --out`")
-    compare.add_argument("--base", help="row that the others are compared with (default: the first that was drawn)")
-    compare.add_argument("--out", type=Path, help="folder for results.json, results.md and results.png of all of them")
+    compare.add_argument("--base", help="row that the others are compared with (default: the first)")
+    compare.add_argument("--out", type=Path, help="folder for the combined results.json, results.md and results.png")
     _add_diagnose(tasks)
 
 
 def _add_build(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    build = tasks.add_parser("build", help="train every part from nothing; goes on where it was stopped")
-    data = tasks.add_parser("data", help="only the training data, with the small networks it takes; then use train")
+    build = tasks.add_parser("build", help="train every part from scratch; resumes")
+    data = tasks.add_parser("data", help="make the training data only, for `train`")
     for command in (build, data):
         command.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
-        command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
-    build.add_argument("--weights", type=Path, required=True, help="folder the weights go to")
-    build.add_argument("--measure", type=int, default=500, metavar="N", help="held-out sentences that the result is "
-                       "measured on at the end; 0 for none (default: 500)")
-    build.add_argument("--minutes", type=float, help="how long all of it may take, measuring included; the small "
-                       "networks take their own steps, the transformers what is left (default: the steps of the "
-                       "recipe)")
-    build.add_argument("--stages", help="only these, by commas: autoencoder, text, judge, judge_a, teacher, student, "
-                       "control, tdm, dmd (default: all)")
-    data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; what it lacks "
-                      "is trained (default: those in the repository)")
+        command.add_argument("--device", help="cpu, cuda or mps (default: the best available)")
+    build.add_argument("--weights", type=Path, required=True, help="output folder for the weights")
+    build.add_argument("--measure", type=int, default=500, metavar="N", help="held-out prompts for the final "
+                                                                             "evaluation; 0 for none (default: 500)")
+    build.add_argument("--minutes", type=float, help="time limit for everything, including evaluation; the small "
+                                                     "networks take their usual steps, the transformers the "
+                                                     "remaining time (default: the steps of the recipe)")
+    build.add_argument("--stages", help="only these stages, separated by commas: autoencoder, text, judge, judge_a, "
+                                        "teacher, student, control, tdm, dmd (default: all)")
+    data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; missing ones "
+                                                                         "are trained (default: those in the "
+                                                                         "repository)")
 
 
 def _add_evaluate(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     evaluate = tasks.add_parser(
-        "evaluate", help="measure ways of drawing on held-out sentences",
-        description="Draw held-out sentences and measure the pictures: what a judge network reads back, FID and KID in "
-                    "its features, diversity, cost; with --reference also PSNR, SSIM and judge-LPIPS. Prints tables.")
+        "evaluate", help="evaluate methods on held-out prompts",
+        description="Generate images for held-out prompts and evaluate them: attributes read by a judge network, FID "
+                    "and KID in its features, diversity, cost; with --reference also PSNR, SSIM and judge-LPIPS. "
+                    "Prints tables. See docs/evaluation.md.")
     _shared(evaluate, 1000)
     evaluate.add_argument("--method", action="append", default=[], metavar="M",
                           help="[NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]][@POLICY], WEIGHTS being teacher, "
@@ -57,33 +59,33 @@ def _add_evaluate(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") 
                           "of feedback (ILF): teacher:dpm:20:2.5, student:lcm:4, teacher:dpm:20:2.5@fora=2x; may be "
                           "given several times (default: the teacher, and the student in 4, 2 and 1 steps)")
     evaluate.add_argument("--student", type=Path, nargs="+", default=[], metavar="FILE",
-                          help="few-step students to measure, in 4, 2 and 1 steps")
+                          help="LCM students to evaluate in 4, 2 and 1 steps")
     evaluate.add_argument("--lora", type=Path, nargs="+", default=[], metavar="FILE",
-                          help="LCM-LoRAs to measure, on the teacher, in 4, 2 and 1 steps")
+                          help="LCM-LoRAs to evaluate on the teacher in 4, 2 and 1 steps")
     evaluate.add_argument("--cache", action="append", default=[], metavar="CACHE",
-                          help="METHOD[=BUDGET] (fora=2x) or a schedule file of ECAD: measure the teacher with it too; "
-                          "may be given several times")
-    evaluate.add_argument("--control", action="store_true", help="measure the ControlNet instead, at five strengths")
+                          help="METHOD[=BUDGET] (fora=2x) or an ECAD schedule: also evaluate the teacher with it; "
+                               "may be repeated")
+    evaluate.add_argument("--control", action="store_true", help="evaluate the ControlNet instead, at five strengths")
     evaluate.add_argument("--reference", metavar="M",
-                          help="way of drawing that the pictures are compared with one by one")
-    evaluate.add_argument("--diversity", type=int, metavar="N", help="sentences that diversity is measured "
-                          "on, by three more pictures each; 0 for none (default: 50)")
-    evaluate.add_argument("--probe", type=int, metavar="N", help="pictures whose multiplications are "
-                          "counted; more than one for methods that work more on some pictures (default: 1)")
+                          help="method whose images the others are compared with, one by one")
+    evaluate.add_argument("--diversity", type=int, metavar="N", help="prompts for measuring diversity, with three "
+                                                                     "more images each; 0 for none (default: 50)")
+    evaluate.add_argument("--probe", type=int, metavar="N", help="images whose multiplications are counted; use more "
+                                                                 "if the work differs between images (default: 1)")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json, results.md, results.png")
-    evaluate.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet to draw")
+    evaluate.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet")
     evaluate.add_argument("--edge-sheet", type=Path, metavar="PNG",
-                          help="the same of one part of each picture, four times as large")
+                          help="write a contact sheet of details, four times as large")
 
 
 def _add_diagnose(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     diagnose = tasks.add_parser(
-        "diagnose", help="find out where the teacher loses what the sentence says",
-        description="Four trials: real pictures noised to a timestep and finished by the teacher; the autoencoder "
-                    "alone; a probe of the text features; the loss by timestep. Prints tables.")
+        "diagnose", help="find out where the base model loses information",
+        description="Four experiments: real images noised to a timestep and completed by the base model; the "
+                    "autoencoder alone; a probe of the text features; the loss by timestep. Prints tables.")
     _shared(diagnose, 200)
     diagnose.add_argument("--guidance", type=float, default=2.5,
-                          help="guidance scale of the finishing (default: 2.5)")
+                          help="guidance scale of the completion (default: 2.5)")
     diagnose.add_argument("--out", type=Path, metavar="DIR",
                           help="folder for diagnosis.json, diagnosis.md, diagnosis.png")
 
@@ -91,12 +93,13 @@ def _add_diagnose(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _shared(command: argparse.ArgumentParser, count: int) -> None:
     command.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the weights (default: shipped)")
     command.add_argument("--count", type=int, default=count, help=f"held-out sentences (default: {count})")
-    command.add_argument("--seed", type=int, default=7, help="which sentences (default: 7)")
-    command.add_argument("--crowded", action="store_true", help="scenes of three to five things, with long captions")
-    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
-    command.add_argument("--batch", type=int, help="pictures at a time (default: 100, on a GPU 500)")
+    command.add_argument("--seed", type=int, default=7, help="selects the prompts (default: 7)")
+    command.add_argument("--crowded", action="store_true", help="scenes of three to five objects, with long captions")
+    command.add_argument("--device", help="cpu, cuda or mps (default: the best available)")
+    command.add_argument("--batch", type=int, help="images at a time (default: 100, on a GPU 500)")
     command.add_argument("--judge", choices=("a", "b"), default="b",
-                         help="network that reads the pictures: b only measures, a may have helped in training")
+                         help="network that reads the images: b is used only for evaluation, a may be used in "
+                              "training")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,31 +10,31 @@ from .families import FAMILIES
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `prepare` to the commands of the program."""
     command = commands.add_parser(
-        "prepare", help="turn pictures with captions into training data",
-        description="Turn pictures with captions into training data: text features, latents and edge maps, in buckets "
-                    "of the trained shapes. Stopped or killed, the same command goes on from there. Pictures that "
-                    "cannot be used are listed in skipped.jsonl of the folder.")
+        "prepare", help="encode images and captions into training data",
+        description="Encode images and captions into training data: text features, latents and edge maps, grouped by "
+                    "image shape. If interrupted, run the same command again to continue. Images that cannot be used "
+                    "are listed in skipped.jsonl in the output folder.")
     command.add_argument("--source", type=Path, nargs="+", required=True, metavar="S",
-                         help="folders of pictures with captions in .txt files beside them; lists (.jsonl, .csv, "
-                              ".tsv); captions alone, one a line (.txt); "
-                              "WebDataset shards (.tar, or a folder of them); data of the official code "
-                              "(folder, .json)")
-    command.add_argument("--out", type=Path, required=True, help="folder to prepare into")
+                         help="folders of images with captions in .txt files of the same name; lists (.jsonl, .csv, "
+                              ".tsv); captions alone, one per line (.txt); WebDataset shards (.tar, or a folder of "
+                              "them); data of the official code (folder, .json)")
+    command.add_argument("--out", type=Path, required=True, help="output folder")
     command.add_argument("--family", choices=tuple(FAMILIES), required=True,
-                         help="whose models are trained (alpha: delta too)")
+                         help="family of the model to train (alpha: also for delta)")
     command.add_argument("--resolution", type=int, choices=tuple(ASPECT_RATIOS),
-                         help="side in pixels of the square (mini: 128)")
+                         help="side of the square image in pixels (mini: 128)")
     command.add_argument("--vae", type=Path, help="VAE file or diffusers folder (mini: its own)")
     command.add_argument("--t5", type=Path, help="T5 encoder file or folder (mini: its own)")
     command.add_argument("--bits", type=int, choices=(16, 8, 4), default=16, help="precision of T5")
-    command.add_argument("--null", type=Path, help="the empty caption as saved by `encode`, where no T5 is at hand")
+    command.add_argument("--null", type=Path, help="the empty caption saved by `encode`, if no T5 is available")
     command.add_argument("--edges", choices=("none", "canny", "soft", "hed"), default="none",
                          help="also prepare edge maps, to train a ControlNet")
     command.add_argument("--hed", type=Path, help="ControlNetHED.pth, for --edges hed")
-    command.add_argument("--batch", type=int, default=4, help="pictures (on a GPU captions too) at a time")
-    command.add_argument("--shard", type=int, default=128, help="pictures a file; a kill costs at most one file's work")
-    command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read pictures")
-    command.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    command.add_argument("--batch", type=int, default=4, help="images (on a GPU also captions) at a time")
+    command.add_argument("--shard", type=int, default=128, help="images per file; an interruption loses at most one "
+                                                                "file")
+    command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read images")
+    command.add_argument("--device", help="cpu, cuda or mps (default: the best available)")
 
 
 def run(args: argparse.Namespace) -> None:

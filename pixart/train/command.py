@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train, fine-tune or distil", description=f"methods:\n{lines}",
                                 epilog="python -m pixart train METHOD --help lists the options of a method",
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    train.add_argument("method", choices=METHOD_HELP, help="what is trained, and how")
+    train.add_argument("method", choices=METHOD_HELP, help="training method")
     train.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the method")
 
 
@@ -50,13 +50,13 @@ def method_parser(method: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m pixart train {method}", allow_abbrev=False,
         usage="%(prog)s [--config FILE] [--dry-run] [--set SECTION.FIELD=VALUE] [--SECTION.FIELD VALUE] ...",
-        description=f"Train {METHOD_HELP[method]}. Every field of the file can be "
-        "given as an option too; relative paths are relative to the file, in options to the current folder.")
-    parser.add_argument("--config", type=Path, help="TOML file; ready ones lie in pixart/train/configs")
+        description=f"Train {METHOD_HELP[method]}. Every field of the file can also "
+        "be given as an option. Paths in the file are relative to the file, paths in options to the current folder.")
+    parser.add_argument("--config", type=Path, help="TOML file; ready-made ones are in pixart/train/configs")
     parser.add_argument("--dry-run", action="store_true",
-                        help="say what would be trained, how long it takes and how much memory, and stop")
+                        help="run two steps, report parameters, time and memory, and exit")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE",
-                        help="replace one field of the file, also inside tables")
+                        help="override one field of the file, also inside tables")
     for option in options(method):
         parser.add_argument(f"--{option.key}", dest=option.key, metavar="VALUE", default=argparse.SUPPRESS,
                             help=option.help.replace("%", "%%"))
