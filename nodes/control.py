@@ -3,7 +3,7 @@ from typing import Any
 
 from ..pixart.dtypes import WEIGHT_DTYPES
 from .arguments import checked
-from .host import folders
+from .host import first_choice, folders
 from .host.node_text import show_text
 
 
@@ -22,6 +22,7 @@ class PixArtControlNetLoader:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (folders.control_files(), {
+                "default": first_choice.first_control(),
                 "tooltip": "A PixArt ControlNet in models/controlnet. Files in models/diffusion_models and "
                            "models/checkpoints are listed too if their name contains control. pixart-mini/... is "
                            "included."}),

@@ -3,7 +3,7 @@ from typing import Any
 
 from ..pixart.resolution import ASPECT_RATIOS, LABELS, LEAST_SIDE, MOST_SIDE, nearest_size
 from .arguments import checked
-from .host.folders import only_mini
+from .host.first_choice import begins_with_mini
 from .host.node_text import show_text
 
 SIDE_INPUT = {"default": 1024, "min": LEAST_SIDE, "max": MOST_SIDE, "step": 16}
@@ -23,7 +23,7 @@ class PixArtEmptyLatent:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "resolution": ([str(side) for side in ASPECT_RATIOS], {
-                           "default": "128" if only_mini() else "1024", "tooltip":
+                           "default": "128" if begins_with_mini() else "1024", "tooltip":
                            "Training resolution of the checkpoint: the side of its square image in pixels. 128 is "
                            "for PixArt-mini, and the default if there is no other model yet."}),
             "ratio": (list(LABELS), {"default": "1:1", "tooltip":

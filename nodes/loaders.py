@@ -4,7 +4,7 @@ from typing import Any
 from ..pixart.config import VARIANTS
 from ..pixart.dtypes import WEIGHT_DTYPES
 from .arguments import checked
-from .host import folders
+from .host import first_choice, folders
 from .host.node_text import show_text
 
 
@@ -18,12 +18,13 @@ class PixArtLoader:
     RETURN_NAMES = ("MODEL", "report")
     OUTPUT_TOOLTIPS = ("The diffusion model.", "What was found in the file, in one line.")
     SEARCH_ALIASES = ["pixart", "pixart sigma", "pixart alpha", "pixart delta", "lcm", "pt-dit", "qihoo-t2x",
-                      "load diffusion model"]
+                      "load diffusion model", "load checkpoint", "unet loader", "fp8"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (folders.model_files(), {
+                "default": first_choice.first_model(),
                 "tooltip": "A checkpoint in models/diffusion_models or models/checkpoints. pixart-mini/... is "
                            "included. For a diffusers download, choose the transformer file and keep its config.json "
                            "next to it."}),
@@ -49,9 +50,11 @@ class PixArtLoader:
     def load(self, file: str, variant: str, weight_dtype: str) -> tuple[Any, str]:
         from .host.model import load_model
         from .host.notices import vae_for
+        from .host.steps import usual_sampling
         model = load_model(str(folders.model_path(file)), variant, weight_dtype)
         found = model.model.model_config
-        show_text(f"{found.description}\ndecode with {vae_for(found.pixart)}")
+        advice = [usual_sampling(model), f"decode with {vae_for(found.pixart)}"]
+        show_text(f"{found.description}\n{'; '.join(filter(None, advice))}")
         return model, found.description
 
 
@@ -63,12 +66,13 @@ class PixArtT5Loader:
     RETURN_TYPES = ("CLIP",)
     RETURN_NAMES = ("CLIP",)
     OUTPUT_TOOLTIPS = ("The text encoder.",)
-    SEARCH_ALIASES = ["t5", "t5xxl", "text encoder", "8-bit", "bitsandbytes", "load clip"]
+    SEARCH_ALIASES = ["t5", "t5xxl", "text encoder", "8-bit", "bitsandbytes", "load clip", "clip loader"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
             "file": (folders.text_encoders(), {
+                "default": first_choice.first_text_encoder(),
                 "tooltip": "A T5 v1.1 XXL encoder in models/text_encoders: a single file, or a Hugging Face folder "
                            "with config.json. pixart-mini/t5 is included."}),
             "bits": (["8", "4", "16", "int8", "auto"], {"default": "8", "tooltip":

@@ -2,7 +2,7 @@
 from typing import Any
 
 from .arguments import checked
-from .host import folders
+from .host import first_choice, folders
 from .host.node_text import show_text
 
 
@@ -24,6 +24,7 @@ class PixArtDeltaLoraLoader:
         return {"required": {
             "model": ("MODEL", {"tooltip": "A PixArt model with the width and depth the LoRA was trained for."}),
             "file": (folders.lora_files(), {
+                "default": first_choice.first_lora(),
                 "tooltip": "A LoRA in models/loras. If peft saved it as a folder, put the whole folder there, "
                            "including adapter_config.json, and choose its adapter_model.safetensors."}),
             "strength": ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01, "tooltip":

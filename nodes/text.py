@@ -14,7 +14,7 @@ class PixArtTextEncode:
     RETURN_TYPES = ("CONDITIONING", "STRING")
     RETURN_NAMES = ("CONDITIONING", "report")
     OUTPUT_TOOLTIPS = ("For the positive or negative input of a sampler.", "Tokens used, and any words that were cut.")
-    SEARCH_ALIASES = ["prompt", "clip text encode", "t5 encode"]
+    SEARCH_ALIASES = ["prompt", "negative prompt", "clip text encode", "t5 encode"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:

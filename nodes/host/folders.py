@@ -59,11 +59,6 @@ def model_files() -> list[str]:
     return _listed(MODEL_FOLDERS)
 
 
-def only_mini() -> bool:
-    """Whether no model file is there but those that come with the extension."""
-    return all(name.startswith("pixart-mini/") for name in model_files() if name != NONE_FOUND)
-
-
 def text_encoders() -> list[str]:
     """Names of text encoder files, and of folders with a Hugging Face text encoder, which have a config.json."""
     return _listed(TEXT_FOLDERS, with_folders=True)

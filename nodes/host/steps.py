@@ -49,6 +49,12 @@ def preset_of(model: Any) -> Preset | None:
     return model.attachments.get(ATTACHMENT)
 
 
+def usual_sampling(model: Any) -> str:
+    """How a MODEL wants to be sampled, for people; "" where its files and their names say nothing."""
+    said = preset_of(model)
+    return "" if said is None else f"{said.method}: {said.steps} step{'s' * (said.steps > 1)}, cfg {said.guidance:g}"
+
+
 def notice_method(model: Any, sampler: str) -> None:
     """Tell people when a MODEL is sampled with another sampler than it was made for."""
     said = preset_of(model)

@@ -134,6 +134,13 @@ def test_a_pt_dit_is_drawn_by_the_stock_sampler_and_refused_by_pixarts(server):
     assert refused.end == "execution_error" and "this MODEL is a PTDiT, not a PixArt model" in refused.error
 
 
+def test_the_loader_says_how_its_model_is_sampled_where_the_file_or_its_name_tells(server):
+    graph = lcm(seed=41)
+    graph["model"]["inputs"]["file"] = "pixart-mini/teacher.safetensors"
+    (outcome,) = run(server, graph)
+    assert "teacher: 20 steps, cfg 2.5; decode with pixart-mini/vae" in " | ".join(harness.texts(outcome, "model"))
+
+
 def test_nodes_say_on_themselves_what_they_found(server):
     """As text that the page shows on a node; binary messages of kind 3 carry it."""
     graph = lcm()

@@ -192,3 +192,30 @@ def imported_anew() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_new_nodes_begin_with_files_of_pixart_that_go_together():
+    folders = pack("nodes.host.folders")
+    mini = {"diffusion_models": ["pixart-mini/lcm.safetensors"], "text_encoders": ["pixart-mini/t5/model.safetensors"],
+            "controlnet": ["pixart-mini/edges.safetensors"], "loras": ["pixart-mini/dmd.safetensors"]}
+    others = {"checkpoints": ["dreamshaper.safetensors"], "diffusion_models": ["flux1-dev.safetensors"],
+              "text_encoders": ["clip_l.safetensors", "umt5_xxl.safetensors", "t5xxl_fp16.safetensors"],
+              "controlnet": ["control_v11p_sd15_canny.pth"], "loras": ["add_detail.safetensors"]}
+    pixart = {"diffusion_models": ["PixArt-XL-2-1024-ControlNet.pth", "PixArt-XL-2-1024-MS.pth"],
+              "controlnet": ["PixArt-XL-2-512-ControlNet.pth"], "loras": ["PixArt-LCM-LoRA.safetensors"]}
+
+    def begins_with(*installed: dict[str, list[str]]) -> list[str]:
+        files = {name: [file for each in installed for file in each.get(name, [])]
+                 for name in ("checkpoints", *mini)}
+        kinds = ("PixArtLoader", "PixArtT5Loader", "PixArtControlNetLoader", "PixArtDeltaLoraLoader")
+        with patch.object(folders, "_files_of", lambda category: files[category]):
+            declared = [node(kind).INPUT_TYPES()["required"]["file"] for kind in kinds]
+        assert all(options["default"] in names for names, options in declared)
+        return [options["default"] for _, options in declared]
+
+    of_mini = ["pixart-mini/lcm.safetensors", "pixart-mini/t5/model.safetensors", "pixart-mini/edges.safetensors",
+               "pixart-mini/dmd.safetensors"]
+    assert begins_with(mini) == of_mini
+    assert begins_with(others, mini) == of_mini
+    assert begins_with(others, pixart, mini) == ["PixArt-XL-2-1024-MS.pth", "t5xxl_fp16.safetensors",
+                                                 "PixArt-XL-2-512-ControlNet.pth", "PixArt-LCM-LoRA.safetensors"]

@@ -1,5 +1,6 @@
 """The few-step samplers: the library's mathematics inside the host's sampling."""
 from functools import partial
+from unittest.mock import patch
 
 import comfy.sample
 import comfy.samplers
@@ -269,14 +270,13 @@ def test_a_size_far_from_the_trained_ones_is_mentioned_by_every_sampler():
 
 def test_a_fresh_installation_begins_with_the_size_of_mini():
     folders, kind = pack("nodes.host.folders"), node("PixArtEmptyLatent")
-    assert not folders.only_mini()
-    assert kind.INPUT_TYPES()["required"]["resolution"][1]["default"] == "1024"
-    usual, folders._files_of = folders._files_of, lambda category: ["pixart-mini/lcm.safetensors"]
-    try:
-        assert folders.only_mini()
-        assert kind.INPUT_TYPES()["required"]["resolution"][1]["default"] == "128"
-    finally:
-        folders._files_of = usual
+
+    def begins_with(*names: str) -> str:
+        with patch.object(folders, "_files_of", lambda category: list(names)):
+            return kind.INPUT_TYPES()["required"]["resolution"][1]["default"]
+    assert begins_with("pixart-mini/lcm.safetensors") == "128"
+    assert begins_with("flux1-dev.safetensors", "pixart-mini/lcm.safetensors") == "128"
+    assert begins_with("PixArt-XL-2-1024-MS.pth", "pixart-mini/lcm.safetensors") == "1024"
 
 
 def test_the_loader_says_which_vae_belongs_to_the_model():
