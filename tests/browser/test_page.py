@@ -154,3 +154,20 @@ def test_template_browser_finds_every_workflow_with_its_thumbnail(screen):
             status = screen.page.evaluate("async url => (await fetch(url)).status",
                                           f"/api/workflow_templates/pixart-delta/{name}.{ending}")
             assert status == 200, f"{name}.{ending}"
+
+
+def test_nodes_that_keep_their_work_begin_with_a_seed_that_stays(screen):
+    begins = """kind => {
+        const node = window.LiteGraph.createNode(kind);
+        window.app.graph.add(node);
+        return node.widgets.find(widget => widget.name === "control_after_generate").value;
+    }"""
+    assert [screen.page.evaluate(begins, kind) for kind in ("PixArtCompare", "PixArtReNO")] == ["fixed"] * 2
+    assert screen.page.evaluate(begins, "PixArtLCMSampler") == "randomize"
+    text = (WORKFLOWS / "mini-compare.json").read_text(encoding="utf-8")
+    assert text.count('"fixed"') == 1
+    saved = json.loads(text.replace('"fixed"', '"increment"'))      # as somebody may have set it
+    screen.page.evaluate("async graph => { await window.app.loadGraphData(graph) }", saved)
+    control = "() => window.app.graph._nodes.find(node => node.type === 'PixArtCompare').widgets" \
+              ".find(widget => widget.name === 'control_after_generate').value"
+    assert screen.page.evaluate(control) == "increment"
