@@ -146,6 +146,15 @@ def test_note_names_every_file_the_workflow_loads_and_its_folder(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_the_note_is_no_wider_than_the_note(name):
+    """The page breaks no word in code: 42 characters beside the name of a folder are what 460 pixels hold."""
+    (note,) = [node for node in page_form(name)["nodes"] if node["type"] in NOTES]
+    words = [word for line in note["widgets_values"][0].splitlines() if line.startswith("| ")
+             for word in re.findall("`([^`]+)`", line)]
+    assert note["size"][0] >= 460 and max(map(len, words)) <= 42
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nodes_stand_left_to_right_inside_the_groups(name):
     page = page_form(name)
     nodes = {node["id"]: node for node in page["nodes"]}
