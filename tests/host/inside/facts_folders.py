@@ -213,7 +213,7 @@ def test_new_nodes_begin_with_files_of_pixart_that_go_together():
         assert all(options["default"] in names for names, options in declared)
         return [options["default"] for _, options in declared]
 
-    of_mini = ["pixart-mini/lcm.safetensors", "pixart-mini/t5/model.safetensors", "pixart-mini/edges.safetensors",
+    of_mini = ["pixart-mini/lcm.safetensors", "pixart-mini/t5", "pixart-mini/edges.safetensors",
                "pixart-mini/dmd.safetensors"]
     assert begins_with(mini) == of_mini
     assert begins_with(others, mini) == of_mini
