@@ -1,4 +1,4 @@
-"""ComfyUI entry point: which nodes exist and where their help pages lie."""
+"""ComfyUI entry point: the nodes and the folder of their help pages."""
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from .nodes.host.folders import register_bundled
 from .nodes.host.former import register_former

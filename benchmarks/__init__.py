@@ -1,4 +1,4 @@
-"""Speed, memory and quality of this package, measured.
+"""Benchmarks of speed, memory and quality.
 
-Every file of this folder is a program of its own; `python -m benchmarks` lists the campaigns.
+Every file in this folder is a separate program; `python -m benchmarks` lists the campaigns.
 """

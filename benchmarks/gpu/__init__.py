@@ -1,1 +1,1 @@
-"""The campaign that proves the product on a real GPU in a few minutes, without network: see `command`."""
+"""Correctness, speed and memory on a real GPU in a few minutes, without network access: see `command`."""

@@ -1,1 +1,1 @@
-"""What every benchmark measures with: clocks, memory, counted arithmetic, random networks, notes and the report."""
+"""The instruments of every benchmark: clocks, memory, counted arithmetic, random networks, notes and the report."""

@@ -1,1 +1,1 @@
-"""Speed and memory of this package beside others, on random weights; and what its shortcuts cost in quality."""
+"""Speed and memory compared with other implementations, on random weights; quality cost of caches."""

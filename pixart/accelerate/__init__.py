@@ -1,4 +1,4 @@
-"""Policies that reuse work from step to step, and the solver that sets them from a budget; loaded when touched."""
+"""Caches: policies that reuse work between steps, and the solver that sets them from a budget; loaded on first use."""
 from typing import TYPE_CHECKING
 
 from ..lazy import lazy_attribute

@@ -1,1 +1,1 @@
-"""Pictures for a whole list of prompts: on one device, several, or a Ray cluster; each drawn once, whatever happens."""
+"""Images for a list of prompts on one device, several, or a Ray cluster; resumable, each image made once."""

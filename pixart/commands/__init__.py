@@ -1,1 +1,1 @@
-"""The commands of `python -m pixart`, one a file: each adds its options to a parser, and runs."""
+"""The commands of `python -m pixart`, one per file: each adds its options to a parser, and runs."""

@@ -1,4 +1,4 @@
-"""Pictures side by side: what is compared, and the labelled sheet."""
+"""Comparisons of settings: the list of images to make, and the labelled sheet."""
 from .axes import AXES, MOST_CELLS, Axis, Cell, cell_grid, read_axis
 from .sheet import labelled_sheet
 

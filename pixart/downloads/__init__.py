@@ -1,1 +1,1 @@
-"""Published weights: which there are, and fetching one from the model hub when a person asks for it."""
+"""Published weights: the catalogue, and downloading from the model hub on request."""

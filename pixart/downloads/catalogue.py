@@ -64,7 +64,7 @@ FILES = (
                   "PixArt-LCM-XL-2-1024-MS.safetensors", 2_450_000_000, OPENRAIL_PP, "delta (LCM), 1024 px, 4 steps"),
     PublishedFile("lcm-lora-1024", "PixArt-alpha/PixArt-LCM-LoRA-XL-2-1024-MS", "adapter_model.safetensors",
                   LORA_FOLDER, "PixArt-LCM-LoRA-XL-2-1024-MS.safetensors", 0, UNSTATED,
-                  "LCM for alpha 1024 as a LoRA; named by the official demo, its files were never listed"),
+                  "LCM-LoRA for alpha 1024; named by the official demo, availability unknown"),
     same_name("control-512", CONTROL_REPO, "PixArt-XL-2-512-ControlNet.pth", "controlnet", 3_630_053_179, UNSTATED,
               "ControlNet of HED edges, for alpha 512",
               "384963acd76941734d2789c0e9d18948570b283d314ae2aae2059f56c9031426"),
@@ -72,7 +72,7 @@ FILES = (
               "ControlNet of HED edges, for alpha and delta 1024",
               "97a1ab701a58089e66027e3cad3351c886b8ad83a9f06e4e8001dca6e28f105d"),
     same_name("hed", "lllyasviel/Annotators", "ControlNetHED.pth", "controlnet", 29_400_000, "other",
-              "edges for the ControlNets", "5ca93762ffd68a29fee1af9d495bf6aab80ae86f08905fb35472a083a4c7a8fa"),
+              "edge detector for the ControlNets", "5ca93762ffd68a29fee1af9d495bf6aab80ae86f08905fb35472a083a4c7a8fa"),
     same_name("sigma-256", SIGMA_REPO, "PixArt-Sigma-XL-2-256x256.pth", MODEL_FOLDER, 2_450_000_000, OPENRAIL_PP,
               "Sigma, 256 px"),
     same_name("sigma-512", SIGMA_REPO, "PixArt-Sigma-XL-2-512-MS.pth", MODEL_FOLDER, 2_450_000_000, OPENRAIL_PP,
@@ -82,10 +82,10 @@ FILES = (
     same_name("sigma-2k", SIGMA_REPO, "PixArt-Sigma-XL-2-2K-MS.pth", MODEL_FOLDER, 2_524_006_471, OPENRAIL_PP,
               "Sigma, 2048 px, all shapes", "a52964634c6ff25969ae253b5c86f2163eda277145e0067b9a4ae1d20934a767"),
     same_name("t5", T5, "t5xxl_fp16.safetensors", ENCODER_FOLDER, 9_790_000_000, "apache-2.0",
-              "text encoder, 16 bits; loaded in 8 or 4 too",
+              "text encoder, 16 bits; can be loaded in 8 or 4",
               "6e480b09fae049a72d2a8c5fbccb8d3e92febeb233bbe9dfe7256958a9167635"),
     same_name("t5-tokenizer", "google/t5-v1_1-xxl", "spiece.model", ENCODER_FOLDER, 791_656, "apache-2.0",
-              "words of t5, for a folder outside of ComfyUI, which has them"),
+              "tokenizer of t5, needed outside of ComfyUI"),
     same_name("t5-fp8", T5, "t5xxl_fp8_e4m3fn.safetensors", ENCODER_FOLDER, 4_890_000_000, "apache-2.0",
               "text encoder in float8, for the stock CLIPLoader",
               "7d330da4816157540d6bb7838bf63a0f02f573fc48ca4d8de34bb0cbfd514f09"),
@@ -94,7 +94,7 @@ FILES = (
     same_name("vae-sigma", "stabilityai/sdxl-vae", "sdxl_vae.safetensors", "vae", 335_000_000, "mit",
               "VAE of Sigma; not in float16"),
     PublishedFile("vae-sigma-fp16", "madebyollin/sdxl-vae-fp16-fix", "sdxl_vae.safetensors", "vae",
-                  "sdxl_vae_fp16_fix.safetensors", 335_000_000, "mit", "VAE of Sigma that float16 does not overflow"),
+                  "sdxl_vae_fp16_fix.safetensors", 335_000_000, "mit", "VAE of Sigma, fixed for float16"),
 )
 BY_NAME = {file.name: file for file in FILES}
 
@@ -102,7 +102,7 @@ BY_NAME = {file.name: file for file in FILES}
 def file_table() -> str:
     """All files, a line each."""
     rows = [("NAME", "SIZE", "LICENCE", "FOLDER", "HASH", "WHAT IT IS")]
-    rows += [(file.name, size_text(file.bytes), file.licence, file.folder, (file.sha256 or "of the hub")[:10],
+    rows += [(file.name, size_text(file.bytes), file.licence, file.folder, (file.sha256 or "from hub")[:10],
               file.about) for file in FILES]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[5]]) for row in rows)

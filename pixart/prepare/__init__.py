@@ -1,4 +1,4 @@
-"""Any picture collection to the folder that the trainers read.
+"""Encodes a collection of images into the folder that the trainers read.
 
 The prepared folder, format "pixart-prepared-1"
 -----------------------------------------------

@@ -1,4 +1,4 @@
-"""Weights of few bits, layer by layer, in the formats of ComfyUI: made, read, and measured against the originals.
+"""Quantised weights, layer by layer, in ComfyUI's formats: writing, reading, and errors against the originals.
 
 A format is a file of its own and an entry in `formats.FORMATS`; it packs a matrix and unpacks it, and knows no network.
 """

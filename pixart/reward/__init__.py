@@ -1,1 +1,1 @@
-"""Rewards: networks that score how well a picture shows its prompt, and what is done with their gradients."""
+"""Reward models, which score how well an image matches its prompt, and methods that use their gradients."""

@@ -1,1 +1,1 @@
-"""Trainers: diffusion and latent-consistency distillation, the loop they share, and the data they read."""
+"""Trainers for base models, few-step students, adapters and ControlNets; the loop they share and the data they read."""

@@ -1,4 +1,4 @@
-"""Files of weights, whatever network they are of: found, opened without running anything in them, checked."""
+"""Weight files of any network: located, checked, and opened without running anything in them."""
 from .errors import CheckpointError, CheckpointNotFound
 from .locate import WEIGHT_SUFFIXES, Kind, find_files
 from .reader import ShortLived, Weights, open_files, open_weights

@@ -1,1 +1,1 @@
-"""Training inside the host: what is asked for, the data from the graph, the session, and what is seen of it."""
+"""Training inside ComfyUI: the request, the data from the graph, the session and its display."""

@@ -1,4 +1,4 @@
-"""Where PixArt-mini's teacher loses what a sentence says: four trials in one."""
+"""Where PixArt-mini's teacher loses what a prompt says: four experiments."""
 import logging
 from collections.abc import Sequence
 

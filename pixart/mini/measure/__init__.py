@@ -1,1 +1,1 @@
-"""How ways of drawing with PixArt-mini are compared: what is drawn, the measures, their intervals, tables and plots."""
+"""Evaluation of methods with PixArt-mini: prompts, metrics, intervals, tables and plots."""
