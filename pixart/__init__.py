@@ -1,6 +1,6 @@
 """The PixArt family as a plain Python library. Every name is loaded on first use.
 
-`Pipeline` generates images; `load`, `T5Encoder`, the samplers and `decode` are its parts, for separate use. See docs/python.md.
+`Pipeline` generates images; `load`, `T5Encoder`, the samplers and `decode` are its parts. See docs/python.md.
 """
 from typing import TYPE_CHECKING
 
