@@ -155,6 +155,13 @@ def test_the_table_of_the_note_is_no_wider_than_the_note(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_note_has_the_background_that_the_page_gives_it(name):
+    """Nodes 2.0 write file names in blue, which is read on the page's own background, dark or light, and not on brown."""
+    (note,) = [node for node in page_form(name)["nodes"] if node["type"] in NOTES]
+    assert "bgcolor" not in note
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nodes_stand_left_to_right_inside_the_groups(name):
     page = page_form(name)
     nodes = {node["id"]: node for node in page["nodes"]}
