@@ -30,8 +30,8 @@ class PixArtReNO:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {
-            "model": ("MODEL", {"tooltip": "A few-step PixArt model from Load PixArt: LCM, TDM or DMD, or one with such "
-                                           "a LoRA."}),
+            "model": ("MODEL", {"tooltip": "A few-step PixArt model from Load PixArt: LCM, TDM or DMD, or one "
+                                           "with such a LoRA."}),
             "positive": ("CONDITIONING", {"tooltip": "The prompt, from PixArt Text Encode."}),
             "vae": ("VAE", {"tooltip": "The VAE of the model."}),
             "latent": ("LATENT", {"tooltip": "An empty latent; sets the size and number of images. Each is optimised "
