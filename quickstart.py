@@ -1,7 +1,7 @@
-"""Set PixArt up on this machine, then make a picture (the default) or run all tests: `python quickstart.py [test]`.
+"""Set PixArt up on this machine, then make an image (the default) or run all tests: `python quickstart.py [test]`.
 
-Only the standard library, so that it runs before anything is installed. The picture is made by a ComfyUI found on this
-machine, run without its page, else by the standalone pipeline in `.venv`. Everything can be repeated and interrupted.
+Needs only Python, before anything is installed. The image is made by a ComfyUI found on this machine, run without its
+page, or else by the standalone pipeline in `.venv`. It can be interrupted and run again at any time.
 """
 from __future__ import annotations
 
@@ -506,19 +506,19 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--comfyui", metavar="PATH", help="the ComfyUI to use; default: one found on this machine")
     if argv[:1] == ["test"]:
         parser.prog += " test"
-        parser.add_argument("--tier", action="append", choices=("core", "host", "browser"), help="only this tier")
-        parser.add_argument("--fast", action="store_true", help="leave out tests marked slow")
+        parser.add_argument("--tier", action="append", choices=("core", "host", "browser"), help="run only this tier; may be repeated")
+        parser.add_argument("--fast", action="store_true", help="skip tests marked slow")
         parser.set_defaults(job=run_tests)
         return parser.parse_args(argv[1:])
-    parser.add_argument("prompt", nargs="?", help="what the picture shows; default: the prompt of the workflow")
-    parser.add_argument("--steps", type=natural(1, 8), default=4, help="1 to 8, default 4")
-    parser.add_argument("--seed", type=natural(0, 2**64 - 1), default=1, help="same seed, same picture; default 1")
+    parser.add_argument("prompt", nargs="?", help="the prompt; default: that of the workflow")
+    parser.add_argument("--steps", type=natural(1, 8), default=4, help="sampling steps, 1 to 8, default 4")
+    parser.add_argument("--seed", type=natural(0, 2**64 - 1), default=1, help="seed of the noise, default 1")
     parser.add_argument("--size", type=size, default=(128, 128), help="WIDTHxHEIGHT in pixels, default 128x128")
-    parser.add_argument("--output", type=png, default=png("pixart.png"), help="default pixart.png")
-    parser.add_argument("--control", type=existing, metavar="PICTURE", help="its edges are followed")
-    parser.add_argument("--edges", choices=EDGES, default="canny", help="how they are found; none: PICTURE is an edge "
+    parser.add_argument("--output", type=png, default=png("pixart.png"), help="PNG file to write, default pixart.png")
+    parser.add_argument("--control", type=existing, metavar="PICTURE", help="image whose edges are followed")
+    parser.add_argument("--edges", choices=EDGES, default="canny", help="edge detector; none: PICTURE is an edge "
                         "map already, white on black; invert: a drawing, black on white; default canny")
-    parser.add_argument("--strength", type=share, default=1.0, help="of the control, 0 to 10, default 1")
+    parser.add_argument("--strength", type=share, default=1.0, help="strength of the control, 0 to 10, default 1")
     parser.add_argument("--standalone", action="store_true", help="do not use ComfyUI")
     parser.set_defaults(job=make_picture)
     return parser.parse_args(argv)
