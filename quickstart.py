@@ -506,7 +506,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--comfyui", metavar="PATH", help="the ComfyUI to use; default: one found on this machine")
     if argv[:1] == ["test"]:
         parser.prog += " test"
-        parser.add_argument("--tier", action="append", choices=("core", "host", "browser"), help="run only this tier; may be repeated")
+        parser.add_argument("--tier", action="append", choices=("core", "host", "browser"), help="run only this tier")
         parser.add_argument("--fast", action="store_true", help="skip tests marked slow")
         parser.set_defaults(job=run_tests)
         return parser.parse_args(argv[1:])
