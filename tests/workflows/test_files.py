@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image, ImageColor
+from workflows.cards import CARDS, COLOURS, SIDE
 from workflows.model_entries import OF_FILE, with_entries
 from workflows.spacing import inside, too_near
 from workflows.thumbnails import LIST, SHOWN, SIX, node_titled
@@ -156,7 +158,7 @@ def test_the_table_of_the_note_is_no_wider_than_the_note(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_note_has_the_background_that_the_page_gives_it(name):
-    """Nodes 2.0 write file names in blue, which is read on the page's own background, dark or light, and not on brown."""
+    """Nodes 2.0 write file names in blue: readable on the page's own background, dark or light, not on brown."""
     (note,) = [node for node in page_form(name)["nodes"] if node["type"] in NOTES]
     assert "bgcolor" not in note
 
@@ -197,6 +199,18 @@ def test_the_thumbnail_of_every_workflow_of_mini_can_be_drawn_anew():
         assert len({node_titled(api_form(name), title) for title in titles}) == len(titles)
     for name in SIX:
         assert "text" in api_form(name)[node_titled(api_form(name), "Prompt")]["inputs"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thumbnail_shows_what_it_draws_or_says_it_in_words(name):
+    """Not the graph: the template browser makes thumbnails too small for it."""
+    with Image.open(FOLDER / f"{name}.jpg") as picture:
+        corner, size = picture.convert("RGB").getpixel((2, 2)), picture.size
+    if name.startswith("mini-") or name.endswith("-sketch"):
+        assert name not in CARDS and max(size) <= 768
+    else:
+        wanted = ImageColor.getrgb(COLOURS[CARDS[name].family])
+        assert size == (SIDE, SIDE) and all(abs(a - b) < 8 for a, b in zip(corner, wanted)), "run cards.py"
 
 
 @pytest.mark.parametrize("name", NAMES)
