@@ -1,4 +1,4 @@
-"""Prompt in, picture out, without ComfyUI: the parts of the library wired together.
+"""From prompt to image without ComfyUI: the parts of the library wired together.
 
 Every file is opened once and read when it is first needed. Where memory is short the text encoder is freed before the
 transformer is read, so that the two are never in memory at the same time.
@@ -50,7 +50,7 @@ NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was drawn: pixels (B, 3, height, width) in 0..1 on the CPU; for each picture a report and its seed."""
+    """The result of a call: pixels (B, 3, height, width) in 0..1 on the CPU; a report and a seed per image."""
 
     pixels: Tensor
     reports: list[PromptReport]
@@ -60,22 +60,22 @@ class Pictures:
         return len(self.pixels)
 
     def images(self) -> "list[Image]":
-        """As pictures of Pillow."""
+        """As Pillow images."""
         return [to_image(picture) for picture in self.pixels]
 
     def save(self, path: AnyPath, first: int = 0) -> list[Path]:
-        """Write them to `path`, further ones with -1, -2, ... before its ending; first: the number to begin with."""
+        """Write to `path`; further images get -1, -2, ... before the extension, counting from `first`."""
         path = Path(path)
         return [save_picture(path.with_stem(f"{path.stem}-{number}") if number else path, picture)
                 for number, picture in enumerate(self.pixels, first)]
 
 
 class Pipeline:
-    """A model with all that it needs to draw: `Pipeline.open(...)` once, then call it as often as you like."""
+    """A model with text encoder and VAE. Create it once with `Pipeline.open(...)`, then call it for images."""
 
     def __init__(self, files: PipelineFiles | None, t5: T5OnDemand | None, device: torch.device,
                  dtype: torch.dtype | None = None, keep_t5: bool | None = None) -> None:
-        """`open` or `of` is what you want. Reads nothing."""
+        """Use `open` or `of` instead. Reads nothing."""
         self.files, self.t5, self.device, self.dtype, self.keep_t5 = files, t5, device, dtype, keep_t5
         self._said: set[str] = set()          # what was logged once
 
@@ -84,18 +84,21 @@ class Pipeline:
              device: str | torch.device | None = None, dtype: torch.dtype | None = None, *, variant: str = "auto",
              bits: Bits | None = None, loras: Sequence[tuple[AnyPath, float]] = (), controlnet: AnyPath | None = None,
              keep_t5: bool | None = None, compile: bool = False) -> "Pipeline":
-        """Check all files; what is in them is read when it is first needed.
+        """Check all files. Their weights are read on first use.
 
-        model: transformer, a file or folder; without it the embedded PixArt-mini with all its parts. vae and t5 must
-        be those the model was trained with. device: the best there is, by default. dtype of the transformer: by default
-        bfloat16 on a GPU, and on a CPU what the processor is faster with. variant: what weights cannot tell, a key
-        of VARIANTS. bits of T5: 16, 8, 4 or "int8", see T5Encoder, or "auto" for the best that the free memory holds;
-        by default 8, and 16 for the small one of PixArt-mini and on Apple GPUs. loras: files or folders with strengths,
-        1 as trained, merged into the weights. controlnet: for calls with a guide. keep_t5: whether T5 stays in memory
-        beside the transformer; by default where it leaves as much memory free as it takes. compile: run the blocks
-        through torch.compile, once for all of them, with policies too; the first picture of a size then takes longer,
-        the others less. Where the machine has no compiler, a line in the log says so and nothing is compiled.
-        Raises ValueError, or FileNotFoundError, that names the file and what to do.
+        model: transformer, a file or folder; without it the included PixArt-mini with all its parts.
+        vae, t5: files or folders; they must be those the model was trained with.
+        device: by default the best available.
+        dtype: of the transformer; by default bfloat16 on a GPU, on a CPU whichever is faster.
+        variant: a key of VARIANTS, if the weights do not determine it.
+        bits: of T5: 16, 8, 4, "int8" (see T5Encoder), or "auto" for the best that fits into free memory; by default 8,
+            or 16 for PixArt-mini's T5 and on Apple GPUs.
+        loras: (file or folder, strength) pairs, merged into the weights; strength 1 is as trained.
+        controlnet: file or folder, for calls with a guide.
+        keep_t5: keep T5 in memory next to the transformer; by default if free memory exceeds its size.
+        compile: run the blocks through torch.compile, with one graph for all blocks. The first image of a size takes
+            longer, later ones less. Without a compiler this is logged and nothing is compiled.
+        Raises ValueError or FileNotFoundError, with the file and what to do.
         """
         if any(isinstance(given, (str, Path)) for given in loras):
             raise ValueError("loras are files with their strengths; write [(file, 1.0)] for one as it was trained")
@@ -108,10 +111,10 @@ class Pipeline:
     @classmethod
     def of(cls, transformer: PixArtTransformer, decoder: Decoder | None = None,
            controlnet: PixArtControlNet | None = None) -> "Pipeline":
-        """A pipeline of networks that are in memory, which stay as and where they are.
+        """A pipeline of networks in memory, which are not copied or moved.
 
-        decoder: scaled latents (B, C, h, w) -> pictures (B, 3, 8 h, 8 w) in 0..1; without one only `sample` works. It
-        has no text encoder: give features in place of prompts, and the latent of a guide's edge map beside that.
+        decoder: scaled latents (B, C, h, w) -> images (B, 3, 8 h, 8 w) in 0..1; without one only `sample` works.
+        The pipeline has no text encoder: pass encoded prompts, and for a guide also the latent of its edge map.
         """
         pipe = cls(None, None, transformer.x_embedder.proj.weight.device)
         pipe.transformer = transformer
@@ -123,12 +126,12 @@ class Pipeline:
 
     @property
     def config(self) -> PixArtConfig:
-        """Of the transformer; known before it is read."""
+        """Configuration of the transformer, available before its weights are read."""
         return self.transformer.config if self.files is None else self.files.checkpoint.config
 
     @cached_property
     def preset(self) -> Preset:
-        """How the checkpoint, with its LoRAs, wants to be sampled: what sampler "auto" stands for."""
+        """How the checkpoint with its LoRAs should be sampled: the meaning of sampler "auto"."""
         usual = 2.5 if is_mini(self.config) else 4.5
         if self.files is None:                  # networks in memory say nothing
             return found_in([], usual)
@@ -136,14 +139,14 @@ class Pipeline:
 
     @cached_property
     def transformer(self) -> PixArtTransformer:
-        """With the LoRAs merged, in evaluation mode; read at the first use."""
+        """With the LoRAs merged, in evaluation mode; read on first use."""
         files = self._opened("transformer")
         dtype = self.dtype or fitting_dtype(self.device, self.config.hidden)
         return self._compiled(files.read_transformer(dtype, self.device))
 
     @cached_property
     def controlnet(self) -> PixArtControlNet:
-        """In the dtype of the transformer; read at the first use. ValueError where the pipeline has none."""
+        """In the dtype of the transformer; read on first use. ValueError if the pipeline has none."""
         if self.files is None or self.files.controlnet is None:
             raise ValueError("a guide needs a ControlNet; open the pipeline with controlnet, one made for this model")
         dtype = self.transformer.x_embedder.proj.weight.dtype
@@ -151,7 +154,7 @@ class Pipeline:
 
     @cached_property
     def vae(self) -> Autoencoder:
-        """Read at the first use."""
+        """Read on first use."""
         return load_vae(self._opened("autoencoder").vae, self.device)
 
     @cached_property
@@ -171,9 +174,9 @@ class Pipeline:
 
     def encode(self, prompts: str | Sequence[str], progress: Progress | None = None, long: str = "truncate",
                inner_ends: bool = False) -> Encoded:
-        """Text features, which calls take in place of prompts. The last 64 prompts are remembered in any case.
+        """Encoded prompts, which calls accept instead of text. The last 64 prompts are cached in any case.
 
-        long: what to do with prompts longer than the training captions: truncate, whole or segments, see `encode_long`.
+        long: how to handle prompts longer than the training captions: truncate, whole or segments, see `encode_long`.
         """
         if self.t5 is None:
             raise ValueError("this pipeline was made of networks in memory and has no text encoder; give it features "
@@ -193,16 +196,22 @@ class Pipeline:
                  sampler: str = "lcm", guidance: float | None = None, rule: str | None = None,
                  guide: Guide | None = None, policies: Sequence[Policy] = (), batch: int = 4,
                  progress: Progress | None = None, noise: Tensor | None = None) -> Pictures:
-        """Draw a picture for each prompt. Picture i has the seed seed + i and does not depend on the others.
+        """Generate an image for each prompt. Image i uses the seed seed + i and does not depend on the others.
 
-        prompts: texts, or features of `encode`. negative: what to avoid; for guided samplers. steps: by default what
-        the sampler is usually given. width and height: in pixels, by default what the model was trained on. sampler: a
-        key of SAMPLERS, or "auto" for what the checkpoint's file or its name says (`preset`). guidance: scale of guided
-        samplers, 1 for none, by default 4.5 or, with "auto", the preset's. rule: of the sampler's timesteps. guide: an
-        edge map to follow. policies: what may answer instead of blocks, see PixArtTransformer.forward. batch: pictures
-        at once. progress: told (stage, done, total), may raise to stop. noise: (B, C, height / 8, width / 8) to
-        start from, as `pixart reno` saves it. Raises ValueError for what cannot be drawn, before anything is read where
-        it can; MemoryError with advice; FloatingPointError for a picture that is not finite.
+        prompts: texts, or the result of `encode`.
+        negative: what to avoid, for guided samplers.
+        steps: by default the usual number of the sampler.
+        width, height: in pixels; by default the training resolution.
+        sampler: a key of SAMPLERS, or "auto": as the checkpoint's file or name says (`preset`).
+        guidance: scale of guided samplers, 1 for none; by default 4.5 or, with "auto", the preset's.
+        rule: rule for the sampler's timesteps.
+        guide: an edge map to follow.
+        policies: caches or feedback, see PixArtTransformer.forward.
+        batch: images at once.
+        progress: called with (stage, done, total); may raise to stop.
+        noise: (B, C, height / 8, width / 8) initial noise, as saved by `pixart reno`.
+        Raises ValueError for impossible requests, if possible before anything is read; MemoryError with advice;
+        FloatingPointError for an image that is not finite.
         """
         side, wanted = self.config.resolution, self.wanted(sampler, steps, guidance, rule)
         sampler, chosen = wanted.sampler, sampler_of(wanted.sampler)
@@ -225,8 +234,8 @@ class Pipeline:
                noise: Tensor | None = None) -> Tensor:
         """Latents (B, C, h, w) of a request, scaled as the transformer sees them, on its device.
 
-        caption: features of the request's prompts; null: of its negative prompt, for guided samplers. The others as
-        for a call, which is this and `decode`.
+        caption: encoded prompts of the request; null: its encoded negative prompt, for guided samplers. The other
+        arguments are those of a call, which consists of this and `decode`.
         """
         if guide is not None:
             check_guide(guide, request)
