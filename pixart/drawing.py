@@ -58,11 +58,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Guide:
-    """An edge map for the picture to follow: white lines on black, (1 or B, 1 or 3, H, W) in 0..1, and how closely.
+    """An edge map for the image to follow, white lines on black, (1 or B, 1 or 3, H, W) in 0..1, with its strength.
 
-    It is scaled and cut to the size of the picture. start and end: from which to which share of the timesteps it is
-    in force, 0 the noise, 1 the finished picture. latent: the map as a latent of the picture's size, (1 or B, C, h, w)
-    and scaled like that, where it is known already; otherwise the autoencoder makes it.
+    It is scaled and cropped to the image size. start, end: fractions of the timesteps between which it applies, 0 the
+    noise, 1 the finished image. latent: the map as a scaled latent of the image size, (1 or B, C, h, w), if it is
+    already known; otherwise the autoencoder encodes it.
     """
 
     edges: Tensor

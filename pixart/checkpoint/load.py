@@ -170,11 +170,10 @@ def read_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
     """Read a PixArt transformer in any layout.
 
     path: .pth, .safetensors, a shard or an index of shards, a diffusers pipeline or its transformer folder. variant:
-    "auto", a key of VARIANTS for what the weights cannot tell, or a whole PixArtConfig. dtype: convert while reading
-    (scale-shift tables become float32). Without dtype, on the CPU, tensors stay views of the file, except those that
-    diffusers keeps in parts and those of a file that mixes data types. ema: take averaged weights where a training
-    checkpoint has both. Logs one line about what was found. Raises CheckpointError (a ValueError), also
-    FileNotFoundError where nothing lies there.
+    "auto", a key of VARIANTS if the weights do not determine it, or a whole PixArtConfig. dtype: convert while reading
+    (scale-shift tables become float32). Without dtype, on the CPU, tensors are views of the file, except those that
+    diffusers splits and those of a file with mixed data types. ema: use averaged weights if a training checkpoint has
+    both. Logs one line about what was found. Raises CheckpointError (a ValueError), or FileNotFoundError.
     """
     return open_checkpoint(path, variant, ema).read(dtype, device)
 
@@ -189,10 +188,10 @@ def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: t
          packed: bool = False) -> "PixArtTransformer":
     """Open a checkpoint as a model, in evaluation mode; arguments as in `read_checkpoint`.
 
-    The model is built without memory and takes over the tensors as they were read, so a file needs its own size at
-    most; weights kept in 8 bits, which no layer computes with, become bfloat16. `ops` supplies the layers (default
-    torch.nn), `attend` the attention. packed: layers that the file has packed stay so in memory, and are unpacked
-    whenever they run, which is slower; otherwise they are unpacked once. LoRAs cannot be merged into packed ones.
+    Peak memory is the size of the file: the model is created without memory and takes over the tensors that were read.
+    Plain 8-bit weights become bfloat16. `ops` supplies the layers (default torch.nn), `attend` the attention. packed:
+    packed layers stay packed in memory and are unpacked whenever they run, which is slower; otherwise they are unpacked
+    once. LoRAs cannot be merged into packed layers.
     """
     return open_checkpoint(path, variant).load(dtype, device, ops, attend, packed)
 

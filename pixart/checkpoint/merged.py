@@ -33,7 +33,7 @@ def with_loras(model: PixArtTransformer, loras: Sequence[tuple[str | Path, float
 
 
 def load_lora(model: PixArtTransformer, path: str | Path, strength: float = 1.0) -> PixArtTransformer:
-    """Merge a LoRA file or folder into a model that was just loaded, at a strength, 1 as trained; returns the model.
+    """Merge a LoRA file or folder into a freshly loaded model and return it. strength: 1 is as trained.
 
     Raises as `with_loras` does.
     """

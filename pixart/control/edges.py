@@ -18,7 +18,7 @@ EDGE_METHODS = {"canny": GREY, "soft": GREY, "none": BLACK, "invert": WHITE}
 
 def edge_maps(pictures: Tensor, method: str, low: float = 0.4, high: float = 0.8, blur: float = 1.0,
               strength: float = 2.0) -> Tensor:
-    """Maps by the name of the method: canny, soft, none (a white on black drawing), invert (a black on white one)."""
+    """Edge maps by method: canny, soft, none (for a white on black drawing), invert (for a black on white one)."""
     if method not in EDGE_METHODS:
         raise ValueError(f"unknown method {method!r}; use {', '.join(EDGE_METHODS)}")
     if method == "canny":

@@ -8,8 +8,8 @@ from torch import Tensor
 class PictureNoise:
     """Draws unit Gaussian noise (B, *shape), row i always from the stream of seeds[i], on the CPU for any device.
 
-    ahead: so many draws are made and moved to the device together, at the first call and whenever they are used up. A
-    sampler that is told how many it needs copies nothing to the device while it samples.
+    ahead: number of draws made and moved to the device together, at the first call and whenever they are used up, so
+    that nothing is copied to the device while sampling.
     """
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu",
