@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from pixart.config import PixArtConfig
-from pixart.prepare.shards import shard_path, write_shard, write_tensors
+from pixart.prepare.shards import shard_path, write_shard
 from pixart.train.data import PreparedFolder
 from pixart.train.loop import train, train_averages
 from pixart.train.loop_config import LoopConfig
+from pixart.weights.safetensors_file import write_tensors
 
 from ..instruments.cases import Case
 from ..instruments.networks import distance

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic import replacing
 from ..config import PixArtConfig
 from ..quantize.read import with_unpacked
 from ..weights.errors import CheckpointError
 from ..weights.reader import Weights
+from ..weights.safetensors_file import write_tensors
 from ..weights.values import refuse_quantized
 from .configure import heads_of
 from .detect import MARKS, Plan, Shapes, compression_of, reference_shapes, refuse_absent
@@ -110,8 +109,7 @@ def save_control(path: str | os.PathLike, control: "PixArtControlNet", dtype: to
     tensors = {file_name(name): plain_tensor(name, tensor, dtype) for name, tensor in control.state_dict().items()}
     header = {"format": "pt", **(metadata or {}), "kind": CONTROL_FORMAT, **to_header(control.config)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file(tensors, beside, header)
+    write_tensors(path, tensors, header)
     return path
 
 

@@ -4,13 +4,12 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from ..atomic import replacing
 from ..model.feedback import Feedback
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import Weights, open_weights
+from ..weights.safetensors_file import write_tensors
 from ..weights.settings import Check, checked_entries, parse_json, whole
 from .header import config_from_header, to_header
 from .layouts import file_name
@@ -30,8 +29,7 @@ def save_feedback(path: str | os.PathLike, feedback: Feedback, dtype: torch.dtyp
     tensors = {file_name(name): plain_tensor(name, tensor, dtype) for name, tensor in feedback.state_dict().items()}
     about = {"version": FEEDBACK_VERSION, "first": feedback.first, "last": feedback.last, "steps": feedback.steps}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file(tensors, beside, {"format": "pt", FEEDBACK_KEY: json.dumps(about), **to_header(feedback.config)})
+    write_tensors(path, tensors, {"format": "pt", FEEDBACK_KEY: json.dumps(about), **to_header(feedback.config)})
     return path
 
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic import replacing
 from ..config import PixArtConfig
+from ..weights.safetensors_file import write_tensors
 from ..weights.values import fits, is_finite
 from .header import to_header
 from .layouts import POSITION_TABLE, file_name, to_reference
@@ -33,8 +32,7 @@ def save_checkpoint(path: str | os.PathLike, weights: nn.Module | Mapping[str, T
     tensors = {name: plain_tensor(name, tensor, dtype) for name, tensor in tensors.items()}
     header = {"format": "pt", **(metadata or {}), **to_header(config)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file(tensors, beside, header)
+    write_tensors(path, tensors, header)
     return path
 
 

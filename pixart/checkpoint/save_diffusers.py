@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
 from ..model.flexdit_config import FlexDiTConfig
+from ..weights.safetensors_file import write_tensors
 from .folder import TRANSFORMER_CLASSES, WEIGHTS_NAME
 from .header import to_header
 from .layouts import to_diffusers
@@ -34,8 +34,7 @@ def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, 
     state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {name: plain_tensor(name, tensor, dtype) for name, tensor in to_diffusers(state_dict).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS_NAME) as beside:
-        save_file(tensors, beside, {"format": "pt", **(metadata or {}), **to_header(config)})
+    write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt", **(metadata or {}), **to_header(config)})
     with replacing(folder / "config.json") as beside:
         beside.write_text(json.dumps(settings(config), indent=2) + "\n", encoding="utf-8")
     return folder

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic import replacing
 from ..config import LATENT_SCALE
+from ..weights.safetensors_file import write_tensors
 from .resume import ResumableTraining
 from .scenery import Scenery
 
@@ -105,11 +104,10 @@ def padded_state(model: MiniAutoencoder) -> dict[str, Tensor]:
 
 def save_autoencoder(model: MiniAutoencoder, path: Path) -> None:
     """Writes the TAESD single-file layout in fp16; the plan is kept in the header to undo the padding."""
-    state = {name: value.half().contiguous() for name, value in padded_state(model).items()}
+    state = {name: value.half() for name, value in padded_state(model).items()}
     state |= {"vae_scale": torch.tensor(LATENT_SCALE["sd"]), "vae_shift": torch.tensor(0.0)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file(state, beside, metadata={"format": "pt", "plan": json.dumps(asdict(model.plan))})
+    write_tensors(path, state, {"format": "pt", "plan": json.dumps(asdict(model.plan))})
 
 
 def load_autoencoder(path: Path) -> MiniAutoencoder:

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic import replacing
+from ..weights.safetensors_file import write_tensors
 from .pictures import BUCKETS, draw_scene
 from .resume import ResumableTraining
 from .scenery import Scenery
@@ -116,12 +115,10 @@ def accuracy(scores: Iterable[dict[str, bool]]) -> dict[str, float]:
 
 def save_judge(model: Judge, path: Path, measured: dict[str, float]) -> None:
     """fp16 safetensors with the judge's design and its own accuracy on fresh pictures in the header."""
-    state = {name: (value.half() if value.is_floating_point() else value).contiguous()
-             for name, value in model.state_dict().items()}
+    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file(state, beside, metadata={"format": "pt", "accuracy": json.dumps(measured),
-                                           "design": json.dumps(asdict(model.design))})
+    write_tensors(path, state, {"format": "pt", "accuracy": json.dumps(measured),
+                                "design": json.dumps(asdict(model.design))})
 
 
 def load_judge(path: Path) -> Judge:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..control.edges import canny
-from ..prepare.shards import write_shard, write_tensors
+from ..prepare.shards import write_shard
+from ..weights.safetensors_file import write_tensors
 from . import SHIPPED, Files
 from .autoencoder import MiniAutoencoder, load_autoencoder
 from .grammar import caption

@@ -12,7 +12,7 @@ from ..checkpoint import load, save_checkpoint
 from ..checkpoint.lora import Lora, merge_lora
 from ..model.transformer import PixArtTransformer
 from ..prepare.pairs import make_pairs
-from ..prepare.shards import shard_path, write_shard, write_tensors
+from ..prepare.shards import shard_path, write_shard
 from ..sampling.preset import preset
 from ..train.data import PreparedFolder
 from ..train.draws import generator_for
@@ -22,6 +22,7 @@ from ..train.lora import lora_parts
 from ..train.method_settings import DmdMethod, TdmMethod
 from ..train.rivals import TwoPlayers
 from ..train.settings import OutputSettings
+from ..weights.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
     from .recipe import Builder

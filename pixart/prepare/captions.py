@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..weights.safetensors_file import write_tensors
 from .networks import TextEncoder
-from .shards import write_tensors
 
 CAPTION_CHUNK = 128         # captions a file: what a kill can cost
 

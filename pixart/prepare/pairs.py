@@ -16,8 +16,9 @@ from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
 from ..sampling.noise import PictureNoise
 from ..weights.fingerprint import weights_fingerprint
+from ..weights.safetensors_file import write_tensors
 from .captions import half
-from .shards import Shard, load_null, shard_paths, write_shard, write_tensors
+from .shards import Shard, load_null, shard_paths, write_shard
 from .state import settle
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from ..claim import claimed
 from ..progress import Progress
 from ..text.encoded import load_embeddings
 from ..weights.fingerprint import weights_fingerprint
+from ..weights.safetensors_file import write_tensors
 from .captions import Captions, encode_captions, half
 from .examples import Example, ExampleReader, stack, uses_hint
 from .families import Family
@@ -17,7 +18,7 @@ from .latents import PREPARED_EDGES, EdgeMaps
 from .network_files import from_files
 from .networks import Networks
 from .prompts import are_prompts, waiting, write_prompts
-from .shards import Shard, next_shard, shard_paths, write_shard, write_tensors
+from .shards import Shard, next_shard, shard_paths, write_shard
 from .sources import items_of
 from .state import Skipped, read_skipped, settle, write_skipped
 from .survey import Survey, survey

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..atomic import replacing
 from ..weights import check_finite, checked_entries
+from ..weights.safetensors_file import write_tensors
 from ..weights.settings import list_of, parse_value, text, whole
 
 PREPARED_FORMAT = "pixart-prepared-1"
@@ -53,17 +52,6 @@ def next_shard(folder: Path, sides: tuple[int, int]) -> Path:
     stem = f"bucket-{sides[0]}x{sides[1]}"
     numbers = [shard_number(path) for path in shard_paths(folder) if _parts(path)[0] == stem]
     return shard_path(folder, sides, max(numbers, default=-1) + 1)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that is whole or not there. OSError, naming the file, where that fails."""
-    try:
-        with replacing(path) as beside:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, beside,
-                      metadata=dict(metadata) if metadata is not None else None)
-    except (SafetensorError, OSError) as error:
-        raise OSError(f"cannot write {path}: {error}. Free disk space or choose another folder; what was prepared so "
-                      "far is kept") from error
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic import replacing
 from ..checkpoint.configure import heads_of
 from ..checkpoint.detect import Shapes
 from ..checkpoint.header import CONFIG_FIELDS, LONGEST_CONFIG
@@ -22,6 +20,7 @@ from ..checkpoint.save import plain_tensor
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import Weights, open_weights
+from ..weights.safetensors_file import write_tensors
 from ..weights.settings import Check, checked_entries, flag, one_of, parse_json, whole
 from ..weights.values import refuse_quantized
 from .config import AUTOENCODERS, PTDiTConfig
@@ -221,6 +220,5 @@ def save_pt_dit(path: str | os.PathLike, model: "PTDiT", dtype: torch.dtype | No
     path = Path(path)
     tensors = {file_name(name): plain_tensor(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file(tensors, beside, {"format": "pt", PT_DIT_KEY: pt_dit_config_text(model.config)})
+    write_tensors(path, tensors, {"format": "pt", PT_DIT_KEY: pt_dit_config_text(model.config)})
     return path

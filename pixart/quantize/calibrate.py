@@ -4,11 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..atomic import replacing
 from ..drawing import Request
 from ..model.block import PixArtBlock
 from ..model.policy import Lane, Pass, Policy, Run
@@ -19,6 +17,7 @@ from ..text.encoded import Encoded, join_encoded
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
+from ..weights.safetensors_file import write_tensors
 from ..weights.values import check_finite, check_floating
 
 AT_ONCE = 16                # rows that go through a block together, and pictures that are drawn together
@@ -118,8 +117,7 @@ def together(parts: Sequence[Inputs]) -> Inputs:
 def save_inputs(path: Path, inputs: Inputs) -> None:
     tensors = {"tokens": inputs.tokens, "text": inputs.text, "mask": inputs.mask, "modulation": inputs.modulation,
                "grid": torch.tensor(inputs.grid)}
-    with replacing(path) as beside:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+    write_tensors(path, tensors)
 
 
 def load_inputs(path: Path) -> Inputs:

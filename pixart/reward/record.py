@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..atomic import replacing
 from ..weights import CheckpointError, Kind, check_finite, check_floating, open_weights
+from ..weights.safetensors_file import write_tensors
 from .optimise import Iteration, OptimisedNoise
 
 if TYPE_CHECKING:
@@ -20,11 +21,7 @@ NOISE_FILE = Kind("noise, written by python -m pixart reno")
 
 def save_noise(path: Path, noise: Tensor, about: Mapping[str, object]) -> Path:
     """Noise (B, C, h, w) as safetensors, and what it was made for."""
-    from safetensors.torch import save_file
-
-    with replacing(path) as beside:
-        save_file({"noise": noise.float().contiguous().cpu()}, beside,
-                  metadata={"format": NOISE_FORMAT, "about": json.dumps(dict(about))})
+    write_tensors(path, {"noise": noise.float().cpu()}, {"format": NOISE_FORMAT, "about": json.dumps(dict(about))})
     return path
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..atomic import replacing
 from ..weights import CheckpointError, Kind, check_finite, check_floating, checked_entries, open_weights
+from ..weights.safetensors_file import write_tensors
 from ..weights.settings import Check, list_of, parse_value, shown, table, text, whole
 from .tokens import PromptReport
 
@@ -61,16 +61,13 @@ def join_encoded(parts: Sequence[Encoded]) -> Encoded:
 
 def save_embeddings(path: str | Path, encoded: Encoded) -> None:
     """Write `encoded` with its prompts and reports as safetensors; a file that was there is replaced in one step."""
-    from safetensors.torch import save_file
-
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
     metadata = {"format": EMBEDDINGS_FORMAT, "encoder": encoded.encoder,
                 "reports": json.dumps([asdict(report) for report in encoded.reports])}
-    tensors = {"context": encoded.context.float().contiguous().cpu(), "mask": encoded.mask.contiguous().cpu()}
-    with replacing(path) as beside:
-        save_file(tensors, beside, metadata=metadata)
+    tensors = {"context": encoded.context.float().cpu(), "mask": encoded.mask.cpu()}
+    write_tensors(path, tensors, metadata)
 
 
 def load_embeddings(path: str | Path) -> Encoded:

@@ -1,11 +1,17 @@
-"""Safetensors files: the header is checked before anything is mapped, the safetensors library does the rest."""
+"""Safetensors files: the header is checked before anything is mapped, the safetensors library does the rest.
+
+All that this program writes in this format is written here.
+"""
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..atomic import replacing
 from .errors import CheckpointError
 from .settings import LARGEST_JSON, list_of, parse_json, short, whole
 
@@ -71,3 +77,17 @@ def map_safetensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(path, f"a damaged safetensors file ({short(error)})", expected,
                               "Download it again.") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Write a file that is whole or not there, in a folder that is; header: further texts.
+
+    OSError where that fails: the library's own error for a full disk is none, and does not name the file.
+    """
+    with replacing(path) as beside:
+        try:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, beside,
+                      None if header is None else dict(header))
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}. Free disk space or choose another folder; what was written "
+                          "before is kept") from error

@@ -269,18 +269,18 @@ def test_two_processes_do_not_share_a_folder(source, prepared):
 def test_a_full_disk_is_an_error_that_names_the_file_and_loses_nothing(tmp_path, monkeypatch):
     from safetensors import SafetensorError
 
-    from pixart.prepare import shards
-    source, out, save = collection(tmp_path / "in", 2, ((64, 64),)), tmp_path / "out", shards.save_file
+    from pixart.weights import safetensors_file
+    source, out, save = collection(tmp_path / "in", 2, ((64, 64),)), tmp_path / "out", safetensors_file.save_file
 
     def full(tensors: dict, path: Path, metadata: dict | None = None) -> None:
         if "00001" in path.name:
             raise SafetensorError("No space left on device (os error 28)")
         save(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr(safetensors_file, "save_file", full)
     with pytest.raises(OSError, match="bucket-16x16-00001.safetensors.*No space left.*kept"):
         prepare(mini_job(source, out, shard=1))
-    monkeypatch.setattr(shards, "save_file", save)
+    monkeypatch.setattr(safetensors_file, "save_file", save)
     assert len(stored(out)) == 1 and prepare(mini_job(source, out, shard=1)).added == 1
 
 

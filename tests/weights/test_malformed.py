@@ -19,7 +19,7 @@ from pixart.checkpoint.feedback import load_feedback, save_feedback
 from pixart.checkpoint.lora import merge_lora, read_lora
 from pixart.control.hed import HED, load_hed
 from pixart.model.feedback import Feedback
-from pixart.prepare.shards import Shard, load_null, write_shard, write_tensors
+from pixart.prepare.shards import Shard, load_null, write_shard
 from pixart.quantize.calibrate import Inputs, load_inputs, save_inputs
 from pixart.reward.record import load_noise, save_noise
 from pixart.text.encoded import Encoded, load_embeddings, save_embeddings
@@ -28,6 +28,7 @@ from pixart.text.t5 import _config, _load
 from pixart.text.tokens import PromptReport
 from pixart.train.data import PreparedFolder
 from pixart.train.state import read_state, write_state
+from pixart.weights.safetensors_file import write_tensors
 
 # --- packed weights ---------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...atomic import replacing
+from ...weights.safetensors_file import write_tensors
 from ..layouts import diffusers_names
 from .alpha import ADAPTER_METADATA, PEFT_SETTINGS
 from .changes import Change
@@ -95,5 +95,4 @@ def peft_settings(named: Sequence[tuple[str, LoraPart]]) -> dict[str, object]:
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file(tensors, beside, header)
+    write_tensors(path, tensors, header)
