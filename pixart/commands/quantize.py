@@ -89,13 +89,11 @@ def run(args: argparse.Namespace) -> None:
 def convert_beside(part: str, args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
     """A ControlNet or T5. ValueError for what only a transformer can be converted to."""
     from ..quantize.companions import convert_control, convert_t5
-    from ..quantize.convert import UNPACKED, no_effect
+    from ..quantize.convert import UNPACKED
     if args.to in UNPACKED:
         raise ValueError(f"--to {args.to} unpacks transformers; a packed ControlNet or T5 opens as it is: {args.model}")
     if args.variant != "auto":
         raise ValueError("--variant has no effect on a ControlNet or T5; leave it out")
-    if args.weights_only and (reason := no_effect(args.to)):
-        raise ValueError(f"--weights-only has no effect with {args.to}: {reason}")
     make = convert_control if part == "controlnet" else convert_t5
     return make(args.model, args.to, args.out, args.weights_only,
                 lambda done, total: bars("packing", done, total))
@@ -139,7 +137,9 @@ def adapt(args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
 
 
 def check_target(args: argparse.Namespace) -> None:
-    """ValueError for a file that would have another format than its name, or would cost the original."""
+    """ValueError for a file that would have another format than its name, or would cost the original, and for options
+    that mean nothing for the target."""
+    from ..quantize.convert import no_effect
     if args.out.suffix != ".safetensors":
         raise ValueError(f"packed weights are written as .safetensors; name the file so: {args.out}")
     if args.out.exists() and args.model.exists() and args.out.samefile(args.model):
@@ -149,5 +149,5 @@ def check_target(args: argparse.Namespace) -> None:
         raise ValueError(f"--{given[0]} has no effect with --to {args.to}; leave it out, or choose fp4")
     if args.prompts is None and (given := [name for name in CALIBRATION if getattr(args, name) is not None]):
         raise ValueError(f"--{given[0]} has no effect without --prompts; leave it out, or give prompts")
-    if args.prompts is not None and args.weights_only:
-        raise ValueError("--weights-only has no effect with --to fp4, which ComfyUI unpacks as it loads")
+    if args.weights_only and (reason := no_effect(args.to)):
+        raise ValueError(f"--weights-only has no effect with --to {args.to}: {reason}")

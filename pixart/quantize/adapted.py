@@ -5,12 +5,10 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ..atomic import replacing
 from ..checkpoint.load import OpenCheckpoint
@@ -18,6 +16,7 @@ from ..model.block import PixArtBlock
 from ..model.transformer import PixArtTransformer
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
+from ..weights.safetensors_file import write_tensors
 from .adaptive import Adaptation, adapt_block
 from .calibrate import Inputs, Told, load_inputs, save_inputs
 from .convert import MATRICES, LayerOptions, convert_by
@@ -57,9 +56,9 @@ def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: 
     exact = rounded = inputs.tokens
     for index, block in enumerate(model.blocks):
         assert isinstance(block, PixArtBlock)
-        wanted = with_tokens(inputs, exact).through(block)
+        wanted = replace(inputs, tokens=exact).through(block)
         own = block_options(block, f"blocks.{index}", checkpoint, settings)
-        path, given = parts / f"block-{index:03}.safetensors", with_tokens(inputs, rounded)
+        path, given = parts / f"block-{index:03}.safetensors", replace(inputs, tokens=rounded)
         if not path.exists():
             stage = f"block {index + 1} of {len(model.blocks)}"
             save_block(path, adapt_block(block, own, given, wanted, adaptation,
@@ -108,10 +107,6 @@ def recorded(path: Path, record: Callable[[], Inputs]) -> Inputs:
     return load_inputs(path)
 
 
-def with_tokens(inputs: Inputs, tokens: Tensor) -> Inputs:
-    return Inputs(tokens, inputs.text, inputs.mask, inputs.modulation, inputs.grid)
-
-
 def block_options(block: PixArtBlock, name: str, checkpoint: OpenCheckpoint,
                   settings: LayerOptions | None) -> dict[str, FormatOptions]:
     """The settings of every matrix of a block, by the name of its layer in the block."""
@@ -123,10 +118,8 @@ def block_options(block: PixArtBlock, name: str, checkpoint: OpenCheckpoint,
 
 
 def save_block(path: Path, layers: Mapping[str, Packed]) -> None:
-    tensors = {f"{layer}.{own}": tensor.cpu().contiguous() for layer, packed in layers.items()
-               for own, tensor in packed.entries().items()}
-    with replacing(path) as beside:
-        save_file(tensors, beside)
+    write_tensors(path, {f"{layer}.{own}": tensor.cpu() for layer, packed in layers.items()
+                         for own, tensor in packed.entries().items()})
 
 
 def load_block(path: Path) -> dict[str, Packed]:

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import replacing
 from ..checkpoint.control import CONTROL_FILE, CONTROL_FORMAT, find_control, read_control
 from ..checkpoint.header import to_header
 from ..checkpoint.layouts import file_name
@@ -20,14 +18,14 @@ from ..checkpoint.read import open_network
 from ..progress import CountProgress
 from ..text.files import T5_FILE, T5Files
 from ..weights.errors import CheckpointError
+from ..weights.safetensors_file import write_tensors
 from ..weights.values import check_finite
-from .convert import TOLD, pack, packed_layer
-from .format import QUANTIZATION_MARK, FormatOptions, Packed
+from .convert import BLOCK_MATRIX, TOLD, host_options, pack, packed_layer
+from .format import QUANTIZATION_MARK, Packed
 from .formats import TARGETS
 from .report import LayerError
 
-CONTROL_MATRICES = re.compile(r"controlnet\.\d+\.copied_block\.(attn\.(qkv|q|kv|v|proj)|"
-                              r"cross_attn\.(q_linear|kv_linear|proj)|mlp\.fc[12])\.weight")
+CONTROL_MATRICES = re.compile(rf"controlnet\.\d+\.copied_block\.{BLOCK_MATRIX}")
 T5_MATRICES = re.compile(r"encoder\.block\.\d+\.layer\.\d\.(SelfAttention\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
                          r"\.weight")
 SIXTEEN = (torch.float16, torch.bfloat16)
@@ -120,11 +118,12 @@ def convert_t5(source: str | os.PathLike, target: str, out: str | os.PathLike, w
 
 
 def packer_for(target: str, weights_only: bool) -> Callable[[str, Tensor], Packed]:
-    """(layer, weight) -> Packed. ValueError for fp4, whose settings are those of a transformer's layers."""
+    """(layer, weight) -> Packed. ValueError for fp4, whose settings are those of a transformer's layers, and where
+    `weights_only` means nothing."""
     if target == "fp4" or target not in TARGETS:
         known = ", ".join(name for name in TARGETS if name != "fp4")
         raise ValueError(f"{target} is for transformers; pack a ControlNet or T5 as one of {known}")
-    further: FormatOptions = {"full_precision_matrix_mult": True} if weights_only else {}
+    further = host_options(target, weights_only)
     return lambda layer, weight: TARGETS[target].pack(weight, further)
 
 
@@ -136,6 +135,4 @@ def refuse_packed(names: Iterable[str], path: str | os.PathLike) -> None:
 
 def write(path: Path, tensors: dict[str, Tensor], told: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, beside,
-                  {"format": "pt", **told})
+    write_tensors(path, tensors, {"format": "pt", **told})

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import replacing
 from ..checkpoint.header import to_header, to_tensors
 from ..checkpoint.layouts import NULL_CAPTION, POSITION_TABLE
 from ..checkpoint.load import OpenCheckpoint, open_checkpoint
@@ -17,15 +15,16 @@ from ..config import PixArtConfig
 from ..dtypes import COMPUTE_DTYPES, dtype_named
 from ..progress import CountProgress
 from ..weights.errors import PIXART_FILE
+from ..weights.safetensors_file import write_tensors
 from ..weights.values import check_finite
-from .format import FormatOptions, Packed
+from .format import FULL_PRECISION, FormatOptions, Packed
 from .formats import TARGETS
 from .report import LayerError, error_of
 
 logger = logging.getLogger(__name__)
 
-MATRICES = re.compile(r"blocks\.\d+\.(attn\.(qkv|q|kv|v|proj)|cross_attn\.(q_linear|kv_linear|proj)|mlp\.fc[12])"
-                      r"\.weight")
+BLOCK_MATRIX = r"(attn\.(qkv|q|kv|v|proj)|cross_attn\.(q_linear|kv_linear|proj)|mlp\.fc[12])\.weight"
+MATRICES = re.compile(rf"blocks\.\d+\.{BLOCK_MATRIX}")
 UNPACKED = {name: dtype_named(name) for name in COMPUTE_DTYPES}
 TOLD = "pixart_packed"                  # header entry: the target that a file was made for
 LayerOptions = Callable[[str, PixArtConfig], FormatOptions]  # (layer, model) -> settings of its format
@@ -45,19 +44,26 @@ def convert(source: str | os.PathLike, target: str, out: str | os.PathLike, vari
     """
     if target not in TARGETS and target not in UNPACKED:
         raise ValueError(f"there is no format {target!r}; use {', '.join((*TARGETS, *UNPACKED))}")
-    if weights_only and (reason := no_effect(target)):
-        raise ValueError(f"weights_only has no effect with {target}: {reason}")
+    further = host_options(target, weights_only)
     if target in UNPACKED:
         checkpoint = open_checkpoint(source, variant)
         write_packed(Path(out), tensors_of(checkpoint, UNPACKED[target]), checkpoint.config, {})
         return []
     checkpoint, chosen = open_plain(source, variant), TARGETS[target]
-    further: FormatOptions = {"full_precision_matrix_mult": True} if weights_only else {}
     options_of = settings or chosen.settings
 
     def packed(layer: str, weight: Tensor) -> Packed:
         return chosen.pack(weight, {**options_of(layer, checkpoint.config), **further})
     return convert_by(packed, checkpoint, target, out, progress)
+
+
+def host_options(target: str, weights_only: bool) -> FormatOptions:
+    """What marks tell the host beside the format. ValueError where `weights_only` means nothing for the target."""
+    if not weights_only:
+        return {}
+    if (reason := no_effect(target)):
+        raise ValueError(f"weights_only has no effect with {target}: {reason}")
+    return {FULL_PRECISION: True}
 
 
 def no_effect(target: str) -> str:
@@ -139,7 +145,5 @@ def write_packed(path: Path, tensors: dict[str, Tensor], config: PixArtConfig, t
     """With the configuration in the header, and the position table, by which other loaders know the trained size."""
     tensors = {**tensors, POSITION_TABLE: to_tensors(config)[POSITION_TABLE]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, beside,
-                  {"format": "pt", **told, **to_header(config)})
+    write_tensors(path, tensors, {"format": "pt", **told, **to_header(config)})
     logger.info("%s: %.2f GB", path, path.stat().st_size / 1e9)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 QUANTIZATION_MARK = "comfy_quant"  # the tensor beside a packed weight that tells its format, as JSON
 SMOOTHING = "pre_quant_scale"   # (K,): what the layer's input is multiplied with first
+FULL_PRECISION = "full_precision_matrix_mult"       # in the mark: the host unpacks weights before it multiplies
 
 FormatOptions = Mapping[str, object]
 Tensors = Mapping[str, Tensor]

@@ -106,8 +106,7 @@ class FP4(Format):
         """The rounded part of the weight, (N, K) float32."""
         codes, scale = split_nibbles(tensors["weight"]).long(), tensors["weight_scale"].float()
         kind = MINI_FLOATS[str(options[FLOAT])]
-        magnitudes = kind.value(torch.arange(kind.levels, device=codes.device)) / kind.largest
-        values = torch.cat([magnitudes, -magnitudes])[codes].unflatten(1, (scale.shape[1], -1))
+        values = (kind.signed_values(codes.device) / kind.largest)[codes].unflatten(1, (scale.shape[1], -1))
         return (values * scale[..., None]).flatten(1)
 
     def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:

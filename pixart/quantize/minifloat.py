@@ -35,6 +35,11 @@ class MiniFloat:
         exponent = (codes >> self.fraction).clamp(min=1)
         return torch.ldexp((codes - ((exponent - 1) << self.fraction)).float(), exponent - self.fraction)
 
+    def signed_values(self, device: torch.device) -> Tensor:
+        """What all codes stand for, (2 * levels,) float32: the magnitudes, then those with the sign bit above them."""
+        magnitudes = self.value(torch.arange(self.levels, device=device))
+        return torch.cat([magnitudes, -magnitudes])
+
     def below(self, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
         """magnitudes float32 in 0 .. largest -> the code of the level at or below each, and the step to the next."""
         step, first = self._steps(magnitudes)

@@ -9,30 +9,24 @@ from torch import Tensor
 
 from .float8 import E4M3_MAX
 from .format import FLOATS, Format, FormatOptions, Tensors
+from .minifloat import MiniFloat
 from .nibbles import join_nibbles, split_nibbles
 from .tiles import from_tiles, tiled_shape, to_tiles
 
 NVFP4_BLOCK = 16
-GRID = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])         # values of the codes 0..7; 8..15 are negative
-FP4_MAX = 6.0
-
-
-def _borders() -> Tensor:
-    """Where one code ends and the next begins; a value just between two goes to the even one."""
-    middles = (GRID[1:] + GRID[:-1]) / 2
-    odd = torch.arange(len(middles)) % 2 == 1
-    return torch.where(odd, torch.nextafter(middles, torch.zeros(())), middles)
+E2M1 = MiniFloat(2, 1)          # its levels are twice the magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 of NVFP4
+FP4_MAX = E2M1.largest / 2
 
 
 def to_codes(values: Tensor) -> Tensor:
-    """float32 of any shape, to be within -6..6 -> codes 0..15 of the nearest values, uint8."""
-    codes = torch.bucketize(values.abs(), _borders().to(values.device)).to(torch.uint8)
-    return codes | (values.signbit().to(torch.uint8) << 3)
+    """float32 of any shape -> codes 0..15 of the nearest values, of two the even code, uint8; -6 and 6 beyond."""
+    codes = E2M1.nearest((2 * values.abs()).clamp(max=E2M1.largest))
+    return codes.to(torch.uint8) | (values.signbit().to(torch.uint8) << 3)
 
 
 def from_codes(codes: Tensor) -> Tensor:
     """Codes 0..15 -> float32."""
-    return torch.cat([GRID, -GRID]).to(codes.device)[codes.long()]
+    return (E2M1.signed_values(codes.device) / 2)[codes.long()]
 
 
 class NVFP4(Format):

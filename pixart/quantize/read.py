@@ -14,7 +14,7 @@ from ..weights.errors import PIXART_FILE, CheckpointError
 from ..weights.reader import Weights
 from ..weights.settings import parse_json
 from ..weights.values import check_finite
-from .format import FLOATS, QUANTIZATION_MARK, SMOOTHING, Format, Packed, Tensors
+from .format import FLOATS, FULL_PRECISION, QUANTIZATION_MARK, SMOOTHING, Format, Packed, Tensors
 from .formats import FORMATS
 
 QUANTIZATION_HEADER = "_quantization_metadata"
@@ -132,9 +132,9 @@ def is_old_mark(name: str) -> bool:
 def old_marks(mark: str, tensors: Tensors) -> dict[str, dict[str, Any]]:
     """Of files that keep their type in one tensor `scaled_fp8`; float32 there stands for E4M3."""
     prefix, kind = mark.removesuffix(OLD_MARK), tensors[mark].dtype
-    known = {"format": "float8_e5m2" if kind == torch.float8_e5m2 else "float8_e4m3fn"}
+    known: dict[str, Any] = {"format": "float8_e5m2" if kind == torch.float8_e5m2 else "float8_e4m3fn"}
     if tensors[mark].numel() == 2:
-        known["full_precision_matrix_mult"] = True      # type: ignore[assignment]
+        known[FULL_PRECISION] = True
     return {name.removesuffix(".scale_weight"): dict(known) for name in tensors
             if name.startswith(prefix) and name.endswith(".scale_weight")}
 

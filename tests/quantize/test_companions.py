@@ -86,6 +86,13 @@ def test_what_only_transformers_can_be_converted_to_is_refused(control, tmp_path
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.parametrize("make", [convert_control, convert_t5])
+def test_weights_only_is_refused_where_it_means_nothing(control, tmp_path, make):
+    source = control if make is convert_control else SHIPPED.t5
+    with pytest.raises(ValueError, match="weights_only has no effect with int8_tensorwise: the host rounds"):
+        make(source, "int8_tensorwise", tmp_path / "x.safetensors", weights_only=True)
+
+
 def test_packing_twice_is_refused(control, tmp_path):
     convert_control(control, "int8_tensorwise", tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="packed already"):
