@@ -65,8 +65,9 @@ class Scenery:
     def _chosen(self, generator: torch.Generator) -> tuple[Catalogue, tuple[int, int]]:
         """Catalogue and picture size of a batch."""
         lot, size = _lot(generator)
-        crowded = self.crowded is not None and lot.random() < self.share
-        return self.crowded if crowded and self.crowded else self.ordinary, size
+        if self.crowded is not None and lot.random() < self.share:
+            return self.crowded, size
+        return self.ordinary, size
 
     def draw_mixed(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
         """Pictures and answers of `count` scenes, half of them crowded: for networks that normalise over a batch."""

@@ -50,7 +50,7 @@ class Scene:
         return len(self.things) > 2
 
 
-def split(scene: Scene) -> str:
+def split_of(scene: Scene) -> str:
     """"train" or "held-out": held out are six shape-colour pairs and, by hash, 5 % of all other combinations."""
     if any((thing.shape, thing.colour) in HELD_OUT_PAIRS for thing in scene.things):
         return "held-out"
@@ -66,14 +66,11 @@ def sample_scene(index: int, seed: int, split: str = "train", crowded: bool = Fa
     return draw_lots(rng, split, crowded)
 
 
-_split_of = split              # `sample_scene` and `draw_lots` have an argument of the same name
-
-
 def draw_lots(rng: random.Random, split: str = "train", crowded: bool = False, two: float = TWO_OBJECTS) -> Scene:
     """A scene of the split; `two` is the share of ordinary scenes with two things."""
     while True:
         scene = _crowd(rng, split) if crowded else _ordinary(rng, two)
-        if _split_of(scene) == split:
+        if split_of(scene) == split:
             return scene
 
 

@@ -15,7 +15,7 @@ from pixart.mini.scenes import (
     Thing,
     labels,
     sample_scene,
-    split,
+    split_of,
     stated_facts,
 )
 from pixart.text.cleaning import clean_caption
@@ -32,8 +32,8 @@ def test_a_scene_depends_on_its_number_alone(name: str) -> None:
 def test_splits_do_not_overlap() -> None:
     train = {sample_scene(index, 0, "train") for index in range(3000)}
     held = {sample_scene(index, 5, "held-out") for index in range(1000)}
-    assert all(split(scene) == "train" for scene in train)
-    assert all(split(scene) == "held-out" for scene in held)
+    assert all(split_of(scene) == "train" for scene in train)
+    assert all(split_of(scene) == "held-out" for scene in held)
     assert not train & held
 
 
@@ -80,7 +80,7 @@ def test_crowded_scenes_hold_three_to_five_things_in_cells_of_their_own(name: st
     counts = Counter()
     for index in range(300):
         scene = sample_scene(index, 1, name, crowded=True)
-        assert split(scene) == name and len(set(scene.cells)) == len(scene.things) == len(scene.cells)
+        assert split_of(scene) == name and len(set(scene.cells)) == len(scene.things) == len(scene.cells)
         assert list(scene.cells) == sorted(scene.cells, key=CELLS.index)
         counts[len(scene.things)] += 1
     assert set(counts) == {3, 4, 5} and min(counts.values()) > 60

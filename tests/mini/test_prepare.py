@@ -9,7 +9,7 @@ from pixart.mini import Files
 from pixart.mini.autoencoder import AutoencoderConfig, MiniAutoencoder, load_autoencoder, save_autoencoder
 from pixart.mini.pictures import BUCKETS
 from pixart.mini.prepare import CAPTION_TOKENS, held_out, picture_of, prepare_scenes, scene_and_caption
-from pixart.mini.scenes import split
+from pixart.mini.scenes import split_of
 from pixart.mini.text_encoder import (
     WIDTH,
     build_encoder,
@@ -61,7 +61,7 @@ def test_an_example_holds_its_own_picture_and_caption(prepared: Path, files: Fil
     assert torch.allclose(data["latents"][5].float(), latents[0], atol=2e-3)
     features, _ = text_features(*load_text_encoder(files.t5), [text])
     kept = data["mask"][5].bool()
-    assert kept.sum() == features.shape[1] and split(scene) == "train"
+    assert kept.sum() == features.shape[1] and split_of(scene) == "train"
     assert torch.allclose(data["features"][5][kept].float(), features[0], atol=5e-3)
 
 
@@ -77,7 +77,7 @@ def test_nothing_half_written_is_left(prepared: Path) -> None:
 def test_held_out_scenes_are_held_out() -> None:
     pairs = held_out(50, seed=1)
     assert pairs == held_out(60, seed=1)[:50]
-    assert all(split(scene) == "held-out" for scene, _ in pairs)
+    assert all(split_of(scene) == "held-out" for scene, _ in pairs)
 
 
 def test_too_few_examples_are_refused(tmp_path: Path) -> None:

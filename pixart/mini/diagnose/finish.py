@@ -1,5 +1,4 @@
 """Real pictures noised to a timestep and finished by the teacher: at which noise is what the sentence says lost?"""
-from collections.abc import Callable
 from math import sqrt
 
 import torch
@@ -74,12 +73,4 @@ def finished(model: PixArtTransformer, bench: Bench, real: BenchPictures, start:
             return x0
         noised = add_noise(x0, group_noise(bench, group, x0), torch.full((len(x0),), start, device=x0.device))
         return ddim(network(model, bench, group, bench.text(group), guidance), noised, ddim_times(start))
-    return by_groups(bench, lambda group: bench.decode(finish(group)))
-
-
-def by_groups(bench: Bench, draw: Callable[[PromptGroup], Tensor]) -> BenchPictures:
-    """draw(group) -> uint8 (B, 3, H, W), for all sentences."""
-    parts: dict[tuple[int, int], list[Tensor]] = {}
-    for group in bench.prompts.groups(bench.batch):
-        parts.setdefault((group.height, group.width), []).append(draw(group))
-    return BenchPictures(tuple(torch.cat(part) for part in parts.values()))
+    return bench.draw_groups(finish)

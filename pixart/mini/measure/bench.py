@@ -1,4 +1,5 @@
 """What every way of drawing is given: the sentences, their text features, the decoder, the noise to start from."""
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from ...text.encoded import Encoded
 from ...text.t5 import T5Encoder
 from .. import Files
 from ..autoencoder import MiniAutoencoder, load_autoencoder
-from .batches import to_bytes
+from .batches import BenchPictures, to_bytes
 from .prompts import PromptGroup, Prompts
 
 
@@ -60,6 +61,13 @@ class Bench:
         mask = self.captions.mask[rows]
         longest = int(mask.sum(1).max())
         return Encoded(self.captions.context[rows, :longest], mask[:, :longest], self.captions.reports[rows])
+
+    def draw_groups(self, draw: Callable[[PromptGroup], Tensor]) -> BenchPictures:
+        """draw(group) -> scaled latents (B, 4, h, w): the pictures of all sentences."""
+        parts: dict[tuple[int, int], list[Tensor]] = {}
+        for group in self.prompts.groups(self.batch):
+            parts.setdefault((group.height, group.width), []).append(self.decode(draw(group)))
+        return BenchPictures(tuple(torch.cat(part) for part in parts.values()))
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:

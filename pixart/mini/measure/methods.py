@@ -91,14 +91,17 @@ class Sampled:
              follow: Follow | None = None) -> BenchPictures:
         """follow: gives what a group follows, with its latent, through the ControlNet."""
         model = self.model(bench.files, bench.device)
-        pipe, policies = Pipeline.of(model, controlnet=controlnet), self.policies(bench, model)
-        parts: dict[tuple[int, int], list[Tensor]] = {}
-        for group in bench.prompts.groups(bench.batch):
+        return self.draw_with(model, self.policies(bench, model), bench, controlnet, follow)
+
+    def draw_with(self, model: PixArtTransformer, policies: Sequence[Policy], bench: Bench,
+                  controlnet: PixArtControlNet | None = None, follow: Follow | None = None) -> BenchPictures:
+        """`draw` by a model that is at hand, with other policies than the method's own."""
+        pipe = Pipeline.of(model, controlnet=controlnet)
+
+        def sampled(group: PromptGroup) -> Tensor:
             request = bench.request(group, self.sampler, self.steps, self.guidance)
-            latents = pipe.sample(request, bench.text(group), bench.null, follow and follow(group), policies,
-                                  bench.batch)
-            parts.setdefault((group.height, group.width), []).append(bench.decode(latents))
-        return BenchPictures(tuple(torch.cat(part) for part in parts.values()))
+            return pipe.sample(request, bench.text(group), bench.null, follow and follow(group), policies, bench.batch)
+        return bench.draw_groups(sampled)
 
 
 @lru_cache(maxsize=1)

@@ -12,9 +12,9 @@ def seeds(prompts, batch):
 
 
 def test_sentences_are_fixed_and_held_out():
-    from pixart.mini.scenes import split
+    from pixart.mini.scenes import split_of
     prompts, again = (Prompts.held_out(30, 7) for _ in range(2))
-    assert prompts == again and all(split(scene) == "held-out" for scene in prompts.scenes)
+    assert prompts == again and all(split_of(scene) == "held-out" for scene in prompts.scenes)
     assert prompts.digest == again.digest != Prompts.held_out(30, 8).digest
 
 
