@@ -88,9 +88,8 @@ def gone(server: Server, prompt_ids: Sequence[str]) -> Iterator[tuple[str, dict[
     """Of these, the ones that neither wait nor run. The queue is asked first: what leaves it is in the history."""
     there = set(server.queued(prompt_ids))
     for prompt_id in prompt_ids:
-        entry = server.history(prompt_id) if prompt_id not in there else None
         if prompt_id not in there:
-            yield prompt_id, entry
+            yield prompt_id, server.history(prompt_id)
 
 
 def show(message: Mapping[str, Any], graph: Graph, progress: Progress) -> None:

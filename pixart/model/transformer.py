@@ -76,7 +76,7 @@ class PixArtTransformer(nn.Module):
         goes to `attend`.
         Returns the noise (B, channels, H, W), or (B, 2 * channels, H, W) with the variance logits behind it.
         """
-        self.check(latent, timestep, context, mask, control, step)
+        self.check(latent, timestep, context, mask, control, step, size, aspect)
         height, width = latent.shape[-2:]
         inputs = self.embed(latent, timestep, context, size, aspect)
         bias = None if mask is None else score_bias(mask, latent.dtype)                 # (B, 1, 1, L)
@@ -88,7 +88,8 @@ class PixArtTransformer(nn.Module):
         return output if learned_variance else output[:, :self.config.channels]
 
     def check(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None,
-              control: Sequence[Tensor | None] | None, step: Step | None = None) -> None:
+              control: Sequence[Tensor | None] | None, step: Step | None = None, size: Tensor | None = None,
+              aspect: Tensor | None = None) -> None:
         """Refuse what cannot be meant, naming both sides of the mismatch."""
         config, batch = self.config, latent.shape[0]
         if latent.ndim != 4 or latent.shape[1] != config.channels or min(latent.shape[-2:]) < 2:
@@ -102,6 +103,9 @@ class PixArtTransformer(nn.Module):
                              f"text {context.shape[0]}")
         if mask is not None and (mask.shape != context.shape[:2] or mask.dtype != torch.bool):
             raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(context.shape[:2])} bool")
+        for name, given, shape in (("size", size, (batch, 2)), ("aspect", aspect, (batch,))):
+            if given is not None and given.shape != shape:
+                raise ValueError(f"{name} is {tuple(given.shape)}; expected {shape}")
         if control is not None and len(control) > config.depth:
             raise ValueError(f"control has {len(control)} residuals, this model {config.depth} blocks")
         if step is not None and len(step.lanes) != batch:

@@ -31,15 +31,16 @@ def shift_windows(x: Tensor, grid: TokenGrid, side: int, back: bool = False) -> 
     return to_windows(rows.roll((half, half), (1, 2)).flatten(1, 2), grid, side)        # (B, N, D)
 
 
-def axis_regions(count: int, side: int) -> Tensor:
+def axis_regions(count: int, side: int, device: torch.device | str = "cpu") -> Tensor:
     """(count,) int64: to which uninterrupted stretch of an axis each token of a shifted grid belongs."""
-    places = torch.arange(count)
+    places = torch.arange(count, device=device)
     return (places >= count - side).long() + (places >= count - side // 2).long()
 
 
-def region_mask(grid: TokenGrid, side: int) -> Tensor:
+def region_mask(grid: TokenGrid, side: int, device: torch.device | str = "cpu") -> Tensor:
     """(W, n, n) bool: True where two tokens of a shifted window were neighbours before the shift too."""
-    label = 3 * axis_regions(grid[0], side)[:, None] + axis_regions(grid[1], side)                # (h, w)
+    rows, columns = (axis_regions(count, side, device) for count in grid)
+    label = 3 * rows[:, None] + columns                                                 # (h, w)
     label = to_windows(label.view(1, -1, 1), grid, side).view(-1, side * side)          # (W, n)
     return label[:, :, None] == label[:, None, :]
 
@@ -49,7 +50,7 @@ def region_bias(grid: TokenGrid, side: int, like: Tensor) -> Tensor:
 
     Finite, because some kernels of hosts give NaN for -inf; after the softmax both are exactly 0.
     """
-    mask = region_mask(grid, side).to(like.device)
+    mask = region_mask(grid, side, like.device)         # made there: a copy would be waited for in every pass
     bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
     return bias.masked_fill_(~mask, torch.finfo(like.dtype).min)[:, None]
 

@@ -165,6 +165,8 @@ def test_reference_table_names_load_strictly(model):
     ({"latent": torch.zeros(2, 4, 1, 8)}, "height >= 2"),
     ({"timestep": torch.zeros(3)}, "batch sizes differ"),
     ({"mask": torch.ones(2, 5)}, "bool"),
+    ({"size": torch.ones(1, 2)}, r"size is \(1, 2\); expected \(2, 2\)"),
+    ({"aspect": torch.ones(1)}, r"aspect is \(1,\); expected \(2,\)"),
     ({"control": [None] * 4}, "4 residuals"),
 ])
 def test_wrong_shapes_are_named(model, change, words):
