@@ -85,3 +85,20 @@ def test_a_workflow_runs_and_its_nodes_say_what_they_found(modern):
     modern.shoot("page-nodes-2")
     assert modern.page.evaluate(OVER) == []
     assert modern.errors == []
+
+
+def test_file_names_in_a_note_are_readable(modern):
+    """By the contrast of the W3C's guidelines: 1.5 on the brown that the page gives notes."""
+    opened(modern, "mini-lcm-4-steps")
+    ratio = modern.page.evaluate("""() => {
+        const numbers = colour => colour.match(/[0-9.]+/g).map(Number);
+        const over = ([r, g, b, a = 1], below) => [r, g, b].map((value, i) => a * value + (1 - a) * below[i]);
+        const light = rgb => rgb.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const name = document.querySelector("[data-node-id] td code"), boxes = [];
+        for (let at = name; at; at = at.parentElement) boxes.unshift(numbers(getComputedStyle(at).backgroundColor));
+        const ground = boxes.reduce((below, box) => over(box, below), [0, 0, 0]);
+        const pair = [light(over(numbers(getComputedStyle(name).color), ground)), light(ground)].sort((a, b) => b - a);
+        return (pair[0] + 0.05) / (pair[1] + 0.05);
+    }""")
+    assert ratio > 2.5
