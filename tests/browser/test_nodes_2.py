@@ -101,4 +101,4 @@ def test_file_names_in_a_note_are_readable(modern):
         const pair = [light(over(numbers(getComputedStyle(name).color), ground)), light(ground)].sort((a, b) => b - a);
         return (pair[0] + 0.05) / (pair[1] + 0.05);
     }""")
-    assert ratio > 2.5
+    assert ratio > 2
