@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ..claim import claimed
+from ..drawing import stack_captions
 from ..model.transformer import PixArtTransformer
 from ..progress import CountProgress
 from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
 from ..sampling.noise import PictureNoise
+from ..text.encoded import Encoded
 from ..weights.fingerprint import weights_fingerprint
 from ..weights.safetensors_file import write_tensors
 from .captions import half
@@ -38,27 +40,29 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
     paths = shard_paths(captions)
     if not paths:
         raise FileNotFoundError(f"{captions} holds no prepared captions; prepare them first: python -m pixart prepare")
-    null, mask = load_null(captions)
+    features, mask = load_null(captions)
     width = teacher.config.caption_width
-    if null.shape[1] != width:
-        raise ValueError(f"the text features have width {null.shape[1]}, this teacher reads {width}; prepare the "
+    if features.shape[1] != width:
+        raise ValueError(f"the text features have width {features.shape[1]}, this teacher reads {width}; prepare the "
                          f"captions with the text encoder that belongs to it: {captions}")
     out.mkdir(parents=True, exist_ok=True)
-    drawn, total = 0, sum(len(Shard(path)) for path in paths)
+    null, total = Encoded(features[None], mask[None], []), sum(len(Shard(path)) for path in paths)
+    drawn = done = 0
     with claimed(out):
         settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": weights_fingerprint(weights)})
-        write_tensors(out / "null.safetensors", {"features": null.half(), "mask": mask.byte()})
+        write_tensors(out / "null.safetensors", {"features": features.half(), "mask": mask.byte()})
         for number, path in enumerate(paths):
             shard = Shard(path)
             if (out / path.name).exists():
                 check_captions_of(Shard(out / path.name), shard)
             else:
-                write_shard(out / path.name, _drawn(shard, teacher, (null, mask), steps, guidance,
+                write_shard(out / path.name, _drawn(shard, teacher, null, steps, guidance,
                                                     seed + number * _SHARD, batch),
                             {**{key: value for key, value in shard.metadata.items() if key not in ("keys", "format")},
                              "edges": "none", "latent_space": teacher.config.latent_space}, shard.keys, shard.marks)
                 drawn += len(shard)
-            progress(min(total, sum(len(Shard(one)) for one in paths[:number + 1])), total)
+            done += len(shard)
+            progress(done, total)
     return drawn
 
 
@@ -70,7 +74,7 @@ def check_captions_of(pairs: Shard, captions: Shard) -> None:
 
 
 @torch.inference_mode()
-def _drawn(shard: Shard, teacher: PixArtTransformer, null: tuple[Tensor, Tensor], steps: int, guidance: float,
+def _drawn(shard: Shard, teacher: PixArtTransformer, null: Encoded, steps: int, guidance: float,
            seed: int, batch: int) -> dict[str, Tensor]:
     """The tensors of a shard of pairs."""
     noises: list[Tensor] = []
@@ -84,16 +88,12 @@ def _drawn(shard: Shard, teacher: PixArtTransformer, null: tuple[Tensor, Tensor]
     return {"latents": half(torch.cat(latents), "the teacher"), "noise": torch.cat(noises).half(), **kept}
 
 
-def _sampled(shard: Shard, rows: Tensor, noise: Tensor, teacher: PixArtTransformer, null: tuple[Tensor, Tensor],
+def _sampled(shard: Shard, rows: Tensor, noise: Tensor, teacher: PixArtTransformer, null: Encoded,
              steps: int, guidance: float) -> Tensor:
     """What the teacher draws from the noise as it will be stored, in 16 bits; (B, C, h, w) on the CPU."""
     weight = teacher.x_embedder.proj.weight
-    context, mask = shard.rows("features", rows).float(), shard.rows("mask", rows).bool()
-    length = max(context.shape[1], len(null[1]))
-    both = context.new_zeros(2 * len(rows), length, context.shape[2])
-    keep = torch.zeros(2 * len(rows), length, dtype=torch.bool)
-    both[:len(rows), :len(null[1])], keep[:len(rows), :len(null[1])] = null
-    both[len(rows):, :context.shape[1]], keep[len(rows):, :context.shape[1]] = context, mask
+    captions = Encoded(shard.rows("features", rows).float(), shard.rows("mask", rows).bool(), [])
+    both, keep = stack_captions(null, captions)
     size, aspect = (shard.rows(name, rows).float().repeat(2, *[1] * (shard.tensors[name].ndim - 1))
                     for name in ("size", "aspect"))
     given = [both.to(weight.device, weight.dtype), *(part.to(weight.device) for part in (keep, size, aspect))]
