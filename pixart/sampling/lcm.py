@@ -15,7 +15,7 @@ def lcm_timesteps(steps: int, rule: str = "official", strength: float = 1.0) -> 
 
     The two published rules pick different points of the training grid for most step counts: "official" walks down
     in equal strides, "diffusers" spreads evenly over the whole grid (4 -> 999, 759, 499, 259). strength below 1
-    (picture to picture) starts further down the grid.
+    (image to image) starts further down the grid.
     """
     if rule not in LCM_RULES:
         raise ValueError(f"unknown LCM timestep rule {rule!r}; use {' or '.join(LCM_RULES)}")
@@ -23,7 +23,8 @@ def lcm_timesteps(steps: int, rule: str = "official", strength: float = 1.0) -> 
         raise ValueError(f"strength is {strength}; it must lie above 0 and at most at 1")
     usable = int(GRID_SIZE * strength)
     if not 1 <= steps <= usable:
-        raise ValueError(f"{steps} LCM steps asked for; at strength {strength} between 1 and {usable} are possible")
+        at = f" at strength {strength}" if strength < 1 else ""
+        raise ValueError(f"{steps} LCM steps asked for; between 1 and {usable} are possible{at}")
     grid = [STEPS // GRID_SIZE * (i + 1) - 1 for i in range(usable)][::-1]
     if rule == "official":
         return grid[::usable // steps][:steps]
