@@ -32,7 +32,7 @@ class SamplerParts(NamedTuple):
 
 def attach(model: Any, path: Path, metadata: Mapping[str, str]) -> Any:
     """Let a MODEL know what a file, its checkpoint or a LoRA on it, says about sampling; the same MODEL."""
-    said = preset_from_header(metadata, path) or by_name(path.name, usual_guidance(model))
+    said = preset_from_header(metadata, path) or by_name(path, usual_guidance(model))
     if said is not None:
         model.set_attachments(ATTACHMENT, said)
     return model

@@ -17,9 +17,13 @@ from .samplers import SAMPLERS
 PRESET_KEY = "pixart_sampling"    # of the header entry
 NOT_SAID = "neither its file nor its name says otherwise"
 PRESET_METHODS = ("teacher", "lcm", "lcm-lora", "tdm", "dmd")
-_NAMES = ((r"(?<![a-z])dmd(?![a-z])", "dmd"), (r"(?<![a-z])tdm(?![a-z])", "tdm"),
+FLASH = "flash"               # what Flash Diffusion calls its LoRA for PixArt-alpha, sampled as an LCM by diffusers
+_NAMES = ((r"(?<![a-z])flash(?![a-z])", FLASH), (r"(?<![a-z])dmd(?![a-z])", "dmd"), (r"(?<![a-z])tdm(?![a-z])", "tdm"),
           (r"lcm[-_ ]?lora|lora[-_ ]?lcm", "lcm-lora"), (r"(?<![a-z])lcm(?![a-z])", "lcm"),
           (r"pixart[-_ ]?delta", "lcm"), (r"(?<![a-z])teacher(?![a-z])", "teacher"))
+# Names that say nothing: those that diffusers and peft give every file, and folders inside a published repository.
+_ANY_FILE = re.compile(r"(diffusion_pytorch_model|pytorch_model|model|adapter_model|pytorch_lora_weights)([.-].*)?")
+_ANY_FOLDER = re.compile(r"transformer(_\w+)?|unet|snapshots|[0-9a-f]{40}|checkpoint-\d+")
 
 
 @dataclass(frozen=True)
@@ -91,18 +95,32 @@ def preset_from_header(metadata: Mapping[str, str], path: Path) -> Preset | None
         raise CheckpointError(path, f"{where} cannot be meant: {error}", "a way to sample") from error
 
 
-def by_name(name: str, guidance: float = 4.5) -> Preset | None:
-    """What a file's name tells; None where it tells nothing."""
+def by_name(path: str | Path, guidance: float = 4.5) -> Preset | None:
+    """What the name of a file or folder tells; None where it tells nothing.
+
+    Of a file that is named as all published ones are, the folder of its repository is looked at.
+    """
+    name = telling_name(Path(path))
     for pattern, method in _NAMES:
         if re.search(pattern, name.lower()):
-            return replace(preset(method, guidance), source=f"guessed by the name {name}")
+            found = preset("lcm-lora" if method == FLASH else method, guidance)
+            rule = "diffusers" if method == FLASH else found.rule
+            return replace(found, rule=rule, source=f"guessed by the name {name}")
     return None
+
+
+def telling_name(path: Path) -> str:
+    """The file's name, or the nearest folder's where that is one of those that every repository has."""
+    folders = [path.name, *reversed(path.parts[:-1])]
+    if _ANY_FILE.fullmatch(path.name.lower()):
+        del folders[0]
+    return next((each for each in folders if not _ANY_FOLDER.fullmatch(each.lower())), path.name)
 
 
 def found_in(files: Sequence[tuple[Path, Mapping[str, str]]], guidance: float = 4.5) -> Preset:
     """Of a checkpoint and the LoRAs on it, each with its header: the last that says something, else a teacher."""
     for path, metadata in reversed(files):
-        said = preset_from_header(metadata, path) or by_name(path.name, guidance)
+        said = preset_from_header(metadata, path) or by_name(path, guidance)
         if said is not None:
             return said
     return replace(preset("teacher", guidance), source=NOT_SAID)

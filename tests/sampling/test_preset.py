@@ -35,6 +35,33 @@ def test_names(name, method):
     assert (found and found.method) == method
 
 
+CACHE = "hub/models--PixArt-alpha--PixArt-LCM-XL-2-1024-MS/snapshots/" + "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize("path, method", [
+    ("PixArt-LCM-XL-2-1024-MS/transformer/diffusion_pytorch_model.safetensors", "lcm"),
+    ("loras/PixArt-LCM-LoRA-XL-2-1024-MS/adapter_model.safetensors", "lcm-lora"),
+    ("PixArt-Alpha-DMD-XL-2-512x512/transformer", "dmd"), ("PixArt-Alpha-DMD-XL-2-512x512", "dmd"),
+    (f"{CACHE}/transformer/diffusion_pytorch_model.fp16.safetensors", "lcm"),
+    ("tdm-run/checkpoint-500/pytorch_lora_weights.safetensors", "tdm"),
+    ("ComfyUI-PixArt-Delta/loras/style.safetensors", None), ("lcm/style.safetensors", None),
+    ("ComfyUI-PixArt-Delta/alpha/transformer/diffusion_pytorch_model.safetensors", None),
+    ("model.safetensors", None), ("transformer", None), ("/model.safetensors", None)])
+def test_files_of_a_repository_are_known_by_its_folder(path, method):
+    """They all have the same name, and were taken for a teacher."""
+    found = by_name(Path(path))
+    assert (found and found.method) == method
+    assert found_in([(Path(path), {})]).method == (method or "teacher")
+
+
+@pytest.mark.parametrize("path", ["flash-pixart/adapter_model.safetensors", "flash_pixart.safetensors"])
+def test_the_lora_of_flash_diffusion_takes_the_steps_of_diffusers(path):
+    """As its model card draws: LCMScheduler, 4 steps, no guidance."""
+    found = by_name(Path(path))
+    assert (found.sampler, found.steps, found.guidance) == ("lcm", 4, 1.0)
+    assert SAMPLERS[found.sampler].times(found.steps, found.rule) == [999, 759, 499, 259]
+
+
 def test_the_last_lora_goes_before_the_checkpoint_and_a_header_before_the_name():
     tdm = replace(preset("tdm"), steps=2).to_header()
     assert found_in([(Path("lcm.safetensors"), {}), (Path("x.safetensors"), tdm)]).method == "tdm"
