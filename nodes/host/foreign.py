@@ -1,13 +1,16 @@
 """Patches of the host that need parts which PixArt does not have: refused, because they would silently do nothing."""
 from collections.abc import Mapping
 
-UNDERSTOOD = {"patches": ("double_block",), "patches_replace": ("dit",)}
+from .attention_patch import MIDDLE
+
+UNDERSTOOD = {"patches": ("double_block",), "patches_replace": ("dit", "attn1")}
 # What the host's nodes hang where, for the message.
-MADE_BY = {"attn1": "Perturbed-Attention or Self-Attention Guidance", "attn1_patch": "HyperTile or ToMe",
+MADE_BY = {"attn1_patch": "HyperTile or ToMe",
            "attn1_output_patch": "NAG, HyperTile or ToMe", "attn2_patch": "a hypernetwork",
            "output_block_patch": "FreeU", "input_block_patch": "PatchModelAddDownscale",
            "input_block_patch_after_skip": "PatchModelAddDownscale", "middle_patch": "GLIGEN",
            "rope_options": "ScaleROPE"}
+INSTEAD = {"attn1_output_patch": " For a negative prompt without guidance use PixArt Negative Prompt (NAG)."}
 
 
 def refuse_foreign(options: Mapping, blocks: int) -> None:
@@ -18,6 +21,11 @@ def refuse_foreign(options: Mapping, blocks: int) -> None:
                 raise ValueError(needs(name))
     if options.get("rope_options"):
         raise ValueError(needs("rope_options"))
+    elsewhere = [place for place in options.get("patches_replace", {}).get("attn1", {}) if place[:2] != MIDDLE]
+    if elsewhere:
+        place = f"{elsewhere[0][0]} {elsewhere[0][1]}"
+        raise ValueError(f"a node changes self-attention in U-Net block {place}; PixArt has the middle one only. Set "
+                         "that node to middle 0.")
     replaced = options.get("patches_replace", {}).get("dit", {})
     if replaced and not any(name[0] == "double_block" and name[1] < blocks for name in replaced):
         places = ", ".join(f"{name[0]} {name[1]}" for name in list(replaced)[:4])
@@ -28,7 +36,8 @@ def refuse_foreign(options: Mapping, blocks: int) -> None:
 def needs(name: str) -> str:
     node = f" of {MADE_BY[name]}" if name in MADE_BY else ""
     return (f"PixArt has no place for the patch {name}{node}. Take that node out of the workflow: PixArt is a "
-            "transformer without U-Net blocks or rotary positions, and the patch would do nothing.")
+            "transformer without U-Net blocks or rotary positions, and the patch would do nothing."
+            f"{INSTEAD.get(name, '')}")
 
 
 # Entries of a conditioning that only networks of other families read, and what puts them there.

@@ -13,6 +13,7 @@ from ...pixart.model.flexdit import FlexDiT
 from ...pixart.model.flexdit_config import FlexDiTConfig
 from ...pixart.model.policy import Pass, Policy, Run
 from ...pixart.model.transformer import PixArtTransformer
+from .attention_patch import AttentionPatch
 from .conditioning import mask_of
 from .foreign import refuse_foreign
 from .mixin import Mixin
@@ -153,9 +154,13 @@ class HostTransformer(PixArtTransformer):
         """What `forward` does when all wrappers are through."""
         aspect = None if c_ar is None else c_ar.view(torch.float32).flatten()               # (B,)
         size = None if c_size is None else c_size.float()                                   # (B, 2)
-        asked = [ASK_RUN] if policies else [BlockPatches(transformer_options)]
-        return super().forward(x, timesteps, context, mask_of(text_mask), size, aspect, residuals(control),
-                               [policy for policy in asked if policy], None, transformer_options)
+        asked = [ASK_RUN] if policies else self.patches(transformer_options)
+        return super().forward(x, timesteps, context, mask_of(text_mask), size, aspect, residuals(control), asked, None,
+                               transformer_options)
+
+    def patches(self, options: Mapping) -> list[Policy]:
+        """Those of the host and of other packs that hang onto this pass."""
+        return [patch for patch in (BlockPatches(options), AttentionPatch(self, options)) if patch]
 
     def ask_stack(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
         if ASK_RUN not in policies:
@@ -164,8 +169,7 @@ class HostTransformer(PixArtTransformer):
         run: PolicyRun | None = options.get(RUN)
         step = None if run is None else run.step(options, p.x.shape[0], p.grid, p.x.device)
         asked = [] if run is None or step is None else run.policies
-        patches = BlockPatches(options)
-        return super().ask_stack(replace(p, step=step), [*asked, patches] if patches else asked)
+        return super().ask_stack(replace(p, step=step), [*asked, *self.patches(options)])
 
     def compute(self, block: PixArtBlock, p: Pass, only: str | None = None) -> Tensor:
         """Also where the host compiles the whole model: policies run outside of its graph, their blocks in one."""

@@ -92,12 +92,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int], options: Options) -> Tensor:
         """x (B, N, D) on a grid of (h, w) tokens -> (B, N, D)."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)                                          # each (B, N, D)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.split(x)                                                         # each (B, N, D)
         if self.compression is not None:
             k, v = (self.compress(t, grid, self.compression) for t in (k, v))           # (B, N / factor^2, D)
         return self.proj(self.attend(q, k, v, self.heads, None, options))               # (B, N, D)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, D) -> queries, keys and values (B, N, D), not compressed yet."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return (self.q_norm(q), self.k_norm(k), v) if self.qk_norm else (q, k, v)
 
     def compress(self, tokens: Tensor, grid: tuple[int, int], compression: KVCompression) -> Tensor:
         """(B, N, D) -> (B, about N / factor^2, D).
@@ -129,7 +132,11 @@ class CrossAttention(nn.Module):
 
         mask: None, (B, L) bool with at least one True a row, or what `score_bias` made of that.
         """
+        return self.proj(self.attended(self.q_linear(x), text, mask, options))          # (B, N, D)
+
+    def attended(self, q: Tensor, text: Tensor, mask: Tensor | None, options: Options) -> Tensor:
+        """Queries (B, N, D), text (B, L, D), mask as in `forward` -> what the heads say, before `proj`, (B, N, D)."""
         if mask is not None and mask.dtype == torch.bool:
-            mask = score_bias(mask, x.dtype)
+            mask = score_bias(mask, q.dtype)
         k, v = self.kv_linear(text).chunk(2, dim=-1)                                    # each (B, L, D)
-        return self.proj(self.attend(self.q_linear(x), k, v, self.heads, mask, options))    # (B, N, D)
+        return self.attend(q, k, v, self.heads, mask, options)                          # (B, N, D)
