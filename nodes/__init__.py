@@ -10,6 +10,7 @@ from .host.guest import taken
 from .latent import PixArtEmptyLatent
 from .loaders import PixArtLoader, PixArtT5Loader
 from .lora import PixArtDeltaLoraLoader, PixArtLoraLoader
+from .nag import PixArtNAG
 from .prompts import PixArtPromptList
 from .reno import PixArtReNO
 from .sampling import PixArtDMDSampler, PixArtLCMSampler, PixArtLCMSigmas, PixArtSteps
@@ -35,6 +36,7 @@ TITLES = {
     PixArtHED: "PixArt HED",
     PixArtControlNetApply: "Apply PixArt ControlNet",
     PixArtCache: "PixArt Cache",
+    PixArtNAG: "PixArt Negative Prompt (NAG)",
     PixArtLCMSampler: "PixArt LCM Sampler",
     PixArtLCMSigmas: "PixArt LCM Schedule",
     PixArtDMDSampler: "PixArt One-Step (DMD)",

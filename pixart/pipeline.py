@@ -22,6 +22,7 @@ from .mini import SHIPPED, is_mini
 from .model.compiled import compile_blocks
 from .model.controlnet import PixArtControlNet
 from .model.cpu_dtype import faster_dtype
+from .model.nag import NAG
 from .model.policy import Policy
 from .model.transformer import PixArtTransformer
 from .pictures import save_picture, to_image
@@ -195,11 +196,11 @@ class Pipeline:
                  steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
                  sampler: str = "lcm", guidance: float | None = None, rule: str | None = None,
                  guide: Guide | None = None, policies: Sequence[Policy] = (), batch: int = 4,
-                 progress: Progress | None = None, noise: Tensor | None = None) -> Pictures:
+                 progress: Progress | None = None, noise: Tensor | None = None, nag: float = 1.0) -> Pictures:
         """Generate an image for each prompt. Image i uses the seed seed + i and does not depend on the others.
 
         prompts: texts, or the result of `encode`.
-        negative: what to avoid, for guided samplers.
+        negative: what to avoid, for guided samplers, for all others with nag.
         steps: by default the usual number of the sampler.
         width, height: in pixels; by default the training resolution.
         sampler: a key of SAMPLERS, or "auto": as the checkpoint's file or name says (`preset`).
@@ -210,6 +211,7 @@ class Pipeline:
         batch: images at once.
         progress: called with (stage, done, total); may raise to stop.
         noise: (B, C, height / 8, width / 8) initial noise, as saved by `pixart reno`.
+        nag: scale of normalized attention guidance, 1 for none, see `NAG`.
         Raises ValueError for impossible requests, if possible before anything is read; MemoryError with advice;
         FloatingPointError for an image that is not finite.
         """
@@ -217,14 +219,16 @@ class Pipeline:
         sampler, chosen = wanted.sampler, sampler_of(wanted.sampler)
         request = Request(texts_of(prompts), texts_of(negative)[0], side if height is None else height,
                           side if width is None else width, sampler, wanted.steps, wanted.guidance, wanted.rule, seed)
-        if request.negative and not request.guided:
+        if request.negative and not request.guided and nag == 1:
             because = "guidance 1" if chosen.guided else f"sampler {sampler}, which works without guidance"
-            raise ValueError(f"a negative prompt has no effect with {because}; leave it out")
+            raise ValueError(f"a negative prompt has no effect with {because}; leave it out, or give nag=5")
         if guide is not None:
             check_guide(guide, request)
         check_noise(noise, request, self.config)
         caption = self._features(prompts, progress)
-        null = self._features(negative, progress) if request.guided else caption
+        null = self._features(negative, progress) if request.guided or nag != 1 else caption
+        if nag != 1:
+            policies = [*policies, self._steering(null, nag)]
         pixels = self.decode(self.sample(request, caption, null, guide, policies, batch, progress, noise), progress)
         return Pictures(pixels[:, :, :request.height, :request.width], caption.reports,
                         [seed + i for i in range(len(pixels))])
@@ -249,6 +253,13 @@ class Pipeline:
         with memory_advice(self.device, "drawing", "draw fewer pictures at once (batch), smaller ones, or in 16 bits"):
             return torch.cat([self._sample(rows, request, caption, null, guide, policies, progress, noise)
                               for rows in torch.arange(len(request.prompts)).split(max(1, batch))])
+
+    def _steering(self, negative: Encoded, scale: float) -> NAG:
+        """The policy that steers away from a negative prompt, one row."""
+        check_negative(negative, self.config)
+        if self.t5 is not None:
+            self.t5.make_room(self.keep_t5)
+        return NAG(self.transformer, negative.context[:, negative.mask[0]], scale)
 
     def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, 8 h, 8 w) in 0..1; FloatingPointError where not finite."""

@@ -31,6 +31,7 @@ STOCK = {
 ELSEWHERE: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
     "PixArtCheck": ([("PixArtLoader", "model"), ("PixArtT5Loader", "clip"), ("VAELoader", "vae"),
                      ("PixArtControlNetLoader", "control_net")], []),
+    "PixArtNAG": ([("PixArtLoader", "model"), ("PixArtTextEncode", "negative")], [("PixArtLCMSampler", "MODEL")]),
     "PixArtFeedback": ([("PixArtLoader", "model")], [("KSampler", "MODEL")]),
     "PixArtLCMSigmas": ([("PixArtLoader", "model")], [("SamplerCustom", "MODEL"), ("SamplerCustom", "SAMPLER"),
                                                       ("SamplerCustom", "SIGMAS")]),

@@ -28,6 +28,7 @@ PROMISED = {
     "PixArtEdges": (["image", "method", "low", "high", "blur", "strength", "width", "height"], ["IMAGE"]),
     "PixArtHED": (["image", "file", "width", "height"], ["IMAGE"]),
     "PixArtCache": (["model", "method", "budget", "start", "end", "schedule", "vae"], ["MODEL"]),
+    "PixArtNAG": (["model", "negative", "scale", "tau", "alpha", "start", "end"], ["MODEL"]),
     "PixArtLCMSampler": (["model", "positive", "latent", "seed", "steps", "rule", "denoise", "negative", "cfg"],
                          ["LATENT"]),
     "PixArtLCMSigmas": (["model", "steps", "rule", "denoise"], ["MODEL", "SAMPLER", "SIGMAS"]),

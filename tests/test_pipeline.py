@@ -138,6 +138,20 @@ def test_guidance_and_negative_prompt_change_the_picture(pipe):
     assert not torch.allclose(plain, strong) and not torch.allclose(strong, other)
 
 
+def test_attention_guidance_makes_a_negative_prompt_work_with_every_sampler(pipe):
+    left = {"negative": "the blue square on the left"}
+    for base in ({"sampler": "lcm"}, {"sampler": "tdm"}, {"sampler": "dmd", "steps": 1},
+                 {"sampler": "dpm", "guidance": 1.0}, {"sampler": "dpm", "guidance": 3.0, **left}):
+        plain, away = draw(pipe, **base), draw(pipe, **{**base, **left, "nag": 5.0})
+        assert not torch.allclose(plain, away)
+        assert not torch.allclose(away, draw(pipe, **{**base, "nag": 5.0, "negative": "a"}))
+    prompts = ("a red circle", "on", "the blue square")
+    whole, parts = (pipe(prompts, height=64, width=64, steps=2, batch=batch, nag=5.0, **left) for batch in (3, 2))
+    torch.testing.assert_close(whole.pixels, parts.pixels, rtol=1e-4, atol=1e-4)
+    assert torch.equal(whole.pixels, pipe(prompts, pipe.encode(left["negative"]), height=64, width=64, steps=2,
+                                          batch=3, nag=5.0).pixels)
+
+
 def test_a_prompt_alone_is_a_prompt_in_a_list(pipe):
     assert torch.equal(draw(pipe, "a red circle"), draw(pipe, ("a red circle",)))
 
@@ -484,7 +498,9 @@ def test_an_apple_gpu_gets_no_precision_that_it_has_no_kernels_for():
 
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "nowhere.safetensors", "--t5", "t5", "--vae", "vae"), "nowhere.safetensors"),
-    (("--model", "x.safetensors"), "--vae"), (("--negative", "dog"), "no effect"),
+    (("--model", "x.safetensors"), "--vae"), (("--negative", "dog"), "with --nag 5 it has"),
+    (("--nag", "5", "--embeddings", "x.safetensors"), "--nag needs a negative prompt"),
+    (("--nag", "0.5"), "NAG with scale 0.5"),
     (("--negative", "dog", "--sampler", "dpm", "--guidance", 1), "no effect with --guidance 1"),
     (("--guidance", "3"), "--guidance has no effect"), (("--controlnet", "x"), "no effect without --control"),
     (("--strength", "0.5"), "no effect without --control"), (("--lora-strength", "2"), "no effect without --lora"),
@@ -547,6 +563,8 @@ def test_several_negative_prompts_are_refused_whatever_the_batch(pipe):
     for batch in (1, 2):
         with pytest.raises(ValueError, match="2 negative prompts; give one"):
             pipe(two, negative=two, sampler="dpm", steps=2, batch=batch, width=64, height=64)
+        with pytest.raises(ValueError, match="2 negative prompts; give one"):
+            pipe(two, negative=two, nag=5.0, steps=2, batch=batch, width=64, height=64)
 
 
 def test_encoding_frees_the_encoder(parts, monkeypatch):

@@ -31,6 +31,7 @@ class DrawSettings:
     steps: int | None = None
     guidance: float | None = None
     rule: str | None = None
+    nag: float = 1.0                # scale of normalized attention guidance
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task
     first = group[0]
     drawn = pipe([task.prompt for task in group], first.negative, steps=settings.steps, seed=first.seed,
                  width=first.width, height=first.height, sampler=settings.sampler, guidance=settings.guidance,
-                 rule=settings.rule, batch=len(group))
+                 rule=settings.rule, batch=len(group), nag=settings.nag)
     results = []
     for task, pixels, report in zip(group, drawn.pixels, drawn.reports):
         file = io.BytesIO()

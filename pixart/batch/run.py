@@ -102,6 +102,7 @@ def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch
             raise ValueError(f"there are pictures of something else; choose an empty folder: {out}")
     else:
         before = checked_record(path)
+        before["settings"] = asdict(DrawSettings()) | before["settings"]       # of a version that had fewer
         changed = [name for name, value in plain_record(record).items() if before.get(name) != value]
         if changed:
             difference = first_difference(before, plain_record(record))

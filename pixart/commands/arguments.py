@@ -76,8 +76,8 @@ def embeddings_of(args: argparse.Namespace) -> "Encoded":
 
 def refuse_silent_negative(args: argparse.Namespace) -> None:
     """ValueError for a negative prompt beside --guidance 1, at which nothing reads it."""
-    if args.negative and args.guidance == 1:
-        raise ValueError("--negative has no effect with --guidance 1; leave one of them out")
+    if args.negative and args.guidance == 1 and args.nag == 1:
+        raise ValueError("--negative has no effect with --guidance 1; leave one of them out, or give --nag 5")
 
 
 def add_device(command: argparse._ActionsContainer) -> None:

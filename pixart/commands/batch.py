@@ -33,6 +33,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
                          help="(default: what the sampler is usually given)")
     drawing.add_argument("--guidance", type=finite_number, metavar="W", help="scale of guided samplers (default: 4.5)")
+    drawing.add_argument("--nag", type=finite_number, default=1.0, metavar="S", help="scale of normalized attention "
+                         "guidance, so that negative prompts work with any sampler; 5 is usual (default: 1, off)")
     drawing.add_argument("--rule", help="rule for the timesteps (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH", help="for prompts without a size (default: the training "
                                                                   "resolution)")
@@ -85,7 +87,8 @@ def draw_settings(args: argparse.Namespace) -> "DrawSettings":
               for name, path in (("model", args.model), ("vae", args.vae), ("t5", args.t5))}
     loras = tuple((str(path.expanduser().absolute()), args.lora_strength) for path in args.lora)
     return DrawSettings(**places, variant=args.variant, loras=loras, dtype=args.dtype, bits=args.bits,
-                        sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule)
+                        sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule,
+                        nag=args.nag)
 
 
 def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["PromptLine"]) -> None:
@@ -96,10 +99,10 @@ def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["P
     if settings.guidance not in (None, 1) and not chosen.guided:
         raise ValueError(f"--guidance has no effect with --sampler {wanted.sampler}, which works without guidance")
     negative = next((line.line for line in lines if line.negative), None)
-    if negative is not None and not (chosen.guided and wanted.guidance != 1):
+    if negative is not None and settings.nag == 1 and not (chosen.guided and wanted.guidance != 1):
         because = "--guidance 1" if chosen.guided else f"--sampler {wanted.sampler}"
-        raise ValueError(f"line {negative} has a negative prompt, which has no effect with {because}; leave it out, or "
-                         "choose a guided sampler and another guidance")
+        raise ValueError(f"line {negative} has a negative prompt, which has no effect with {because}; leave it out, "
+                         "give --nag 5, or choose a guided sampler and another guidance")
 
 
 def devices_of(args: argparse.Namespace) -> list[str]:

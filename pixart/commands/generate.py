@@ -88,7 +88,11 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     drawing.add_argument("--guidance", type=finite_number, metavar="W",
                          help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
                               "(default: 4.5, of PixArt-mini with --sampler auto 2.5)")
-    drawing.add_argument("--negative", default="", metavar="TEXT", help=f"what to avoid, with --sampler {guided}")
+    drawing.add_argument("--negative", default="", metavar="TEXT",
+                         help=f"what to avoid, with --sampler {guided}; with others it needs --nag")
+    drawing.add_argument("--nag", type=finite_number, default=1.0, metavar="S",
+                         help="scale of normalized attention guidance (NAG), so that --negative works with any "
+                              "sampler, few-step ones too; 5 is usual (default: 1, off)")
     drawing.add_argument("--rule", choices=tuple(rules),
                          help="rule for the timesteps (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH",
@@ -229,7 +233,7 @@ def run(args: argparse.Namespace) -> None:
         with Bars() as bars:
             drawn = pipe(repeated(prompt, count), args.negative, steps=args.steps, seed=args.seed + first, width=width,
                          height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
-                         batch=count, progress=bars, policies=policies, noise=noise)
+                         batch=count, progress=bars, policies=policies, noise=noise, nag=args.nag)
         if not told:
             print(drawn.reports[0].summary, *drawn.reports[0].notes, sep="\n")
             told = True
@@ -251,6 +255,8 @@ def require_effects(args: argparse.Namespace) -> None:
     given = [name for name, unset in OF_CONTROL.items() if getattr(args, name) != unset]
     if given and args.control is None:
         raise ValueError(f"--{given[0]} has no effect without --control, the picture whose edges are followed")
+    if args.nag != 1 and args.embeddings:
+        raise ValueError("--nag needs a negative prompt, and --embeddings holds none; give --t5 and the prompt itself")
     if args.hed and args.edges != "hed":
         raise ValueError(f"--hed has no effect with --edges {args.edges}; give --edges hed, or leave it out")
 
@@ -262,9 +268,12 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     require_parts(args)
     if args.control and args.model and not args.controlnet:
         raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
-    for name, given in (("negative", args.negative), ("guidance", args.guidance not in (None, 1))):
-        if given and args.sampler != "auto" and not SAMPLERS[args.sampler].guided:
-            raise ValueError(f"--{name} has no effect with --sampler {args.sampler}, which works without guidance")
+    if args.sampler != "auto" and not SAMPLERS[args.sampler].guided:
+        without = f"has no effect with --sampler {args.sampler}, which works without guidance"
+        if args.guidance not in (None, 1):
+            raise ValueError(f"--guidance {without}")
+        if args.negative and args.nag == 1:
+            raise ValueError(f"--negative {without}; with --nag 5 it has")
     refuse_silent_negative(args)
     check_mode(args.long, args.inner_ends)
     if args.embeddings and args.long != "truncate":

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # Options of `generate` that have no effect here, and what they are when they are not given.
 WITHOUT_EFFECT: dict[str, object] = {
     "control": None, "controlnet": None, "cache": None, "budget": None, "ecad": None, "feedback": None, "lora": [],
-    "rule": None, "noise": None, "input_bits": None, "pooled_blocks": None, "compile": False, "variant": "auto"}
+    "rule": None, "noise": None, "input_bits": None, "pooled_blocks": None, "compile": False, "variant": "auto",
+    "nag": 1.0}
 OPEN_SAMPLERS = ("lcm", "auto")     # what --sampler is when it is not given, and what leaves it open
 
 

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     require_prompt(args)
     require_file_place(args.out)
     format_of(args.out)
-    args.negative, args.guidance, args.control, args.controlnet = "", 1.0, None, None
+    args.negative, args.guidance, args.nag, args.control, args.controlnet = "", 1.0, 1.0, None, None
     recipe = recipe_of(args)
     begin = None if args.noise is None else load_noise(args.noise)
     pipe = open_pipeline(args)

@@ -224,6 +224,24 @@ def test_a_negative_prompt_that_has_no_effect_is_refused_by_its_line(tmp_path, m
     assert main() == 1 and "line 3 has a negative prompt, which has no effect" in capsys.readouterr().err
 
 
+def test_negative_prompts_work_without_guidance_by_nag(tmp_path, monkeypatch):
+    """Each line has its own, and a folder that an earlier version began, which knew no NAG, goes on."""
+    (tmp_path / "prompts.csv").write_text("prompt,negative,seed\na red circle,,1\na red circle,a red circle,1\n"
+                                          "a red circle,a blue star,1\n")
+    words = ["pixart", "batch", str(tmp_path / "prompts.csv"), "--steps", "1", "--size", "64x64", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [*words, "--nag", "5", "--out", str(tmp_path / "out")])
+    assert main() == 0
+    assert len({contents(tmp_path / "out")[f"{line:06}-1.png"] for line in (2, 3, 4)}) == 3
+    (tmp_path / "prompts.csv").write_text("prompt,negative,seed\na red circle,,1\n")
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "old")])
+    assert main() == 0
+    record = tmp_path / "old" / "batch.json"
+    before = json.loads(record.read_text())
+    assert before["settings"].pop("nag") == 1.0
+    record.write_text(json.dumps(before))
+    assert main() == 0
+
+
 def test_a_prompt_that_is_too_long_is_said_and_the_last_seed_there_is_is_drawn(tmp_path, monkeypatch, caplog):
     (tmp_path / "prompts.csv").write_text(f"prompt,seed\n{'a large red circle ' * 80},{2 ** 64 - 1}\n")
     words = command(tmp_path, "out")[4:]
