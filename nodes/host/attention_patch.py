@@ -8,7 +8,7 @@ from ...pixart.model.block import PixArtBlock, modulate
 from ...pixart.model.policy import Pass, Policy, Run
 from ...pixart.model.transformer import PixArtTransformer
 
-MIDDLE = ("middle", 0)
+UNET_MIDDLE = ("middle", 0)
 
 
 class AttentionPatch(Policy):
@@ -22,7 +22,7 @@ class AttentionPatch(Policy):
         hung = options.get("patches_replace", {}).get("attn1", {})
         self.model, self.options, self.index = model, options, model.config.depth // 2
         self.replacement: Callable[..., Tensor] | None = next(
-            (patch for place, patch in hung.items() if place[:2] == MIDDLE), None)
+            (patch for place, patch in hung.items() if place[:2] == UNET_MIDDLE), None)
 
     def __bool__(self) -> bool:
         return self.replacement is not None
@@ -41,5 +41,5 @@ class AttentionPatch(Policy):
     def told(self, block: PixArtBlock) -> dict[str, Any]:
         """What a U-Net of the host tells a replacement."""
         heads = self.model.config.heads
-        return {**self.options, "block": MIDDLE, "block_index": 0, "n_heads": heads,
+        return {**self.options, "block": UNET_MIDDLE, "block_index": 0, "n_heads": heads,
                 "dim_head": self.model.config.hidden // heads, "attn_precision": None}

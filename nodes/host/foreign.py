@@ -1,7 +1,7 @@
 """Patches of the host that need parts which PixArt does not have: refused, because they would silently do nothing."""
 from collections.abc import Mapping
 
-from .attention_patch import MIDDLE
+from .attention_patch import UNET_MIDDLE
 
 UNDERSTOOD = {"patches": ("double_block",), "patches_replace": ("dit", "attn1")}
 # What the host's nodes hang where, for the message.
@@ -21,7 +21,7 @@ def refuse_foreign(options: Mapping, blocks: int) -> None:
                 raise ValueError(needs(name))
     if options.get("rope_options"):
         raise ValueError(needs("rope_options"))
-    elsewhere = [place for place in options.get("patches_replace", {}).get("attn1", {}) if place[:2] != MIDDLE]
+    elsewhere = [place for place in options.get("patches_replace", {}).get("attn1", {}) if place[:2] != UNET_MIDDLE]
     if elsewhere:
         place = f"{elsewhere[0][0]} {elsewhere[0][1]}"
         raise ValueError(f"a node changes self-attention in U-Net block {place}; PixArt has the middle one only. Set "

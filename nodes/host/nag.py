@@ -15,12 +15,12 @@ def with_nag(model: Any, negative: list, scale: float, tau: float, alpha: float,
     Raises ValueError for a MODEL that is no PixArt of this pack, for a CONDITIONING of another text encoder, and for
     several prompts combined.
     """
-    network, context = network_in(model.model), features_of(negative)
+    network, context = network_in(model.model), avoided_text(negative)
     policies = [] if network is None else [NAG(network, context, scale, tau, alpha, start, end)]
     return with_policies(model, lambda sampling: policies)
 
 
-def features_of(negative: list) -> Tensor:
+def avoided_text(negative: list) -> Tensor:
     """(1, L, C), what the host would show the network, without padding."""
     if len(negative) != 1 or len(negative[0][0]) != 1:
         raise ValueError(f"negative holds {sum(len(entry[0]) for entry in negative)} prompts; NAG avoids one. Write "
