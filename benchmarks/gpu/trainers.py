@@ -131,5 +131,7 @@ def optimizer(name: str, setting: Setting, notes: Notes) -> None:
         need(package)
     if name == "adamw8bit" and not setting.cuda:
         raise Absent("8-bit moments are tested on CUDA")
-    losses, still = until_moved(trained_by("diffusion", setting), settings("bf16", optimizer=name))
-    moved(f"optimizer {name}", "bf16", losses, still, notes)
+    # muon is two optimizers, which fp16's scaler must move together
+    for precision in ("bf16", "fp16") if name == "muon" and setting.cuda else ("bf16",):
+        losses, still = until_moved(trained_by("diffusion", setting), settings(precision, optimizer=name))
+        moved(f"optimizer {name}", precision, losses, still, notes)

@@ -25,6 +25,7 @@ from .optimizers import optimizers
 from .precision import check_precision, fitting_precision, saved_precision, widest
 from .readings import Readings, StepOutcome, check_finite_reading
 from .report import Pace, Record
+from .scaled_step import move_together
 from .sharding import gather_state, is_sharded, spread_state
 from .state import check_same, check_steps, read_state, restore, trainable, write_state
 from .stopping import StopRequest
@@ -98,16 +99,17 @@ class Training:
         norm = self.clipped_norm()
         if self.waits and not self.readings.infinite_norms:
             check_finite_reading("gradient", number, float(norm), "this step changed nothing")
-        self.advance(self.steppers, self.config, number)
+        self.advance(self.steppers, self.config, number, norm)
         self.move_averages()
         self.readings.add(number + 1, loss, norm)
 
-    def advance(self, steppers: Sequence[Any], config: LoopConfig, number: int) -> None:
-        """Move weights by their gradients, at the rate that `config` has for the step, and forget the gradients."""
+    def advance(self, steppers: Sequence[Any], config: LoopConfig, number: int, norm: Tensor) -> None:
+        """Move weights by their gradients, of this norm, at the rate that `config` has for the step; forget these."""
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = config.rate_at(number) * group.get("rate_factor", 1.0)
-            stepper.step()
+        move_together(self.accelerator.scaler, steppers, norm)
+        for stepper in steppers:
             stepper.zero_grad()
 
     def move_averages(self) -> None:

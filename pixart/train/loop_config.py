@@ -66,8 +66,6 @@ class LoopConfig:
         if self.mup_base_width < 0 or (self.mup_base_width and self.optimizer in ("muon", "came")):
             raise ValueError(f"mup_base_width is {self.mup_base_width} with {self.optimizer}; it is a width, and its "
                              "rules are Adam's: use adamw or adamw8bit")
-        if self.optimizer == "muon" and self.precision == "fp16":
-            raise ValueError("muon works with precision bf16 or no: fp16 scales one optimizer's gradients only")
         if self.schedule == "cosine" and self.cooldown:
             raise ValueError(f"cooldown is {self.cooldown} with the schedule cosine, which falls to zero by itself; "
                              "set cooldown to 0, or schedule to linear")

@@ -123,7 +123,7 @@ class TwoPlayers(Training):
             check_finite_reading(f"loss of the {name}", number, float(mean), "this step changed nothing more")
             if not self.readings.infinite_norms:
                 check_finite_reading(f"gradient of the {name}", number, float(norm), "this step changed nothing more")
-        self.advance(player.steppers, player.config, number)
+        self.advance(player.steppers, player.config, number, norm)
         return mean, norm
 
     def cut(self, player: Player) -> Tensor:
