@@ -89,7 +89,7 @@ class MiniRecipe:
     weighting: str = "v"
     weighting_cap: float = 100.0
     student: LoopConfig = field(default_factory=lambda: LoopConfig(
-        steps=1000, batch=32, learning_rate=1e-3, warmup=50, cooldown=340, ema=0.9, precision="auto", threads=1))
+        steps=500, batch=16, learning_rate=1e-3, warmup=50, cooldown=170, ema=0.0, precision="auto", threads=1))
     student_method: LcmLoraMethod = LcmLoraMethod(guidance=1.5, rank=16)     # a scale of 2.5, as with the teacher
     control: LoopConfig = field(default_factory=lambda: LoopConfig(
         steps=3000, batch=32, learning_rate=8e-4, warmup=100, cooldown=1000, ema=0.995, precision="auto", threads=1))
@@ -108,7 +108,7 @@ def for_gpu(recipe: MiniRecipe = MiniRecipe()) -> MiniRecipe:
         judge=Small(2500, 128),
         teacher=replace(recipe.teacher, steps=6000, batch=512, learning_rate=1.5e-3, warmup=200, cooldown=2400,
                         ema=0.998, random_on_device=True, threads=0),
-        student=replace(recipe.student, steps=2000, batch=256, cooldown=700, random_on_device=True, threads=0),
+        student=replace(recipe.student, steps=1000, batch=128, cooldown=340, random_on_device=True, threads=0),
         control=replace(recipe.control, steps=1000, batch=256, learning_rate=1e-3, cooldown=400, random_on_device=True,
                         threads=0),
         tdm=replace(recipe.tdm, batch=128, random_on_device=True, threads=0), pairs=32_000,
