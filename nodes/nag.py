@@ -8,8 +8,8 @@ DEFAULTS = {"scale": 5.0, "tau": 2.5, "alpha": 0.5}        # as pixart.model.nag
 
 class PixArtNAG:
     DESCRIPTION = ("A negative prompt for models in 1 to 8 steps (LCM, TDM, DMD), which work at cfg 1 and ignore it "
-                   "otherwise: normalized attention guidance (NAG). Costs a few percent of time, where cfg above 1 "
-                   "costs twice. Goes with cfg too.")
+                   "otherwise: normalized attention guidance (NAG). Takes about 1.1 times as long, where cfg above "
+                   "1 takes twice as long. Goes with cfg too.")
     CATEGORY = "PixArt/model"
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)

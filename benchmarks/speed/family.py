@@ -1,8 +1,8 @@
 """Topic: what the family's other networks cost beside a plain PixArt of the same width and depth, counted and in turns.
 
 A ControlNet of 13 of 28 blocks (as many of fewer), inner loop feedback on the middle half, PT-DiT, FlexDiT at timesteps
-of each density, and its pooled blocks on untrained weights. Work that is counted is that of all 28 blocks, also where
-fewer are timed.
+of each density, its pooled blocks on untrained weights, and a negative prompt by normalized attention guidance (NAG).
+Work that is counted is that of all 28 blocks, also where fewer are timed.
 """
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +18,7 @@ from pixart.config import PixArtConfig
 from pixart.model.controlnet import Controlled
 from pixart.model.feedback import Feedback, InnerLoop
 from pixart.model.flexdit_config import FlexDiTConfig
+from pixart.model.nag import NAG
 from pixart.model.policy import Step
 from pixart.model.to_flexdit import to_flexdit
 from pixart.pt_dit.cost import PTDiTCosts
@@ -36,6 +37,7 @@ from .wish import Wish, config_for, pixels
 TIMED, COUNTED = "Other networks of the family, one pass in turns with a plain one", "Their work, counted for 28 blocks"
 TIMESTEPS = (100.0, 400.0, 700.0, 999.0)        # one of each density of FlexDiT
 CONTROL_SHARE = 13 / 28
+AVOIDED_TOKENS = 20             # a negative prompt of a dozen words
 WHOLE, SEGMENTED = 28, 8        # blocks of the published models; fewest that FlexDiT's segments divide
 PT_DITS = {"PT-DiT, shifted windows (published)": True, "PT-DiT, windows not shifted": False}
 Runs = dict[str, Callable[[], Tensor]]
@@ -46,7 +48,8 @@ def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
         f"memory of a pass, {side} px": partial(memory_of, side, wish) for side in wish.sides} | {
         f"{what}, {side} px": partial(compared, make, least, side, wish) for side in wish.sides
         for what, make, least in (("control", control_runs, 2), ("feedback", feedback_runs, 4),
-                                  ("PT-DiT", pt_dit_runs, 1), ("FlexDiT", flexdit_runs, SEGMENTED))}
+                                  ("PT-DiT", pt_dit_runs, 1), ("FlexDiT", flexdit_runs, SEGMENTED),
+                                  ("NAG", nag_runs, 1))}
 
 
 @torch.inference_mode()
@@ -93,6 +96,11 @@ def flexdit_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Set
         step = Step(index=0, total=1, timestep=500.0, lanes=(0,), run=object())
         return plain(**inputs, policies=[pooled], step=step)
     return runs | {"two pooled blocks, no training": pooled_pass}
+
+
+def nag_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+    negative = inputs["context"][:1, :AVOIDED_TOKENS]
+    return {f"with NAG, {negative.shape[1]} tokens avoided": partial(plain, **inputs, policies=[NAG(plain, negative)])}
 
 
 def counted(wish: Wish, setting: Setting, notes: Notes) -> None:
