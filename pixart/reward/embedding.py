@@ -16,11 +16,12 @@ class EmbeddingReward(nn.Module):
     """scale * <c, v>; subclasses say what the embeddings c of prompts and v of pictures are."""
 
     name = "embedding"
+    common: Tensor | None                           # V (D,); None: of the prompts of each call
 
     def __init__(self) -> None:
         super().__init__()
         self.relevance = 1.0                        # w: 1 for the ordinary score, 0 for the text-relevant part alone
-        self.common: Tensor | None = None           # V (D,); None: of the prompts of each call
+        self.register_buffer("common", None, persistent=False)      # goes where the network goes
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (B, D) of prompts, without gradient."""
@@ -50,7 +51,8 @@ class EmbeddingReward(nn.Module):
         check_pictures(pictures, prompts)
         said = self.texts(prompts)
         if self.relevance != 1:
-            said = reweighted(said, common_direction(said) if self.common is None else self.common, self.relevance)
+            common = common_direction(said) if self.common is None else self.common.to(said.dtype)
+            said = reweighted(said, common, self.relevance)
         return self.scale() * (said * self.looks(pictures)).sum(-1)
 
 

@@ -44,9 +44,8 @@ class RewardAscent:
         latents = chosen.run(some_passes(model, batch.conditions(), taught), lambda: next(waiting), self.steps,
                              self.rule, None)
         pictures = decoder(self.vae, self.latent_scale)(latents)        # type: ignore[arg-type]
-        height, width = (int(side) for side in batch.size[0].tolist())
         texts = getattr(batch, "texts", ())
-        return -self.reward(pictures[..., :height, :width], texts).mean()
+        return -self.reward(pictures[..., :self.data.height, :self.data.width], texts).mean()
 
 
 def taught_passes(steps: int, count: int, generator: torch.Generator) -> set[int]:
