@@ -4,11 +4,12 @@ Groups of g columns are multiplied by a Hadamard matrix of order g = 4^n whose r
 Kronecker product of the 4 x 4 one, divided by sqrt(g). It is symmetric and its own inverse, so that a layer whose
 inputs are rotated too computes what it did before. Source: comfy_kitchen, tensor/int8_utils.py.
 """
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from .constant import Constant
 from .format import FormatOptions, positive_option
 
 SETTING = "convrot_groupsize"
@@ -16,7 +17,6 @@ DEFAULT_GROUP = 256
 GROUPS = (256, 64, 16)          # those the host has kernels for, best first
 
 
-@lru_cache(maxsize=8)
 def _hadamard(size: int) -> Tensor:
     matrix = four = 0.5 * torch.tensor([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
     while len(matrix) < size:
@@ -24,9 +24,15 @@ def _hadamard(size: int) -> Tensor:
     return matrix
 
 
+@lru_cache(maxsize=8)
+def _kept_hadamard(size: int) -> Constant:
+    return Constant(partial(_hadamard, size))
+
+
 def rotate(weight: Tensor, group: int) -> Tensor:
     """(N, K) float -> the same shape, each group of columns rotated. Twice is the identity."""
-    return (weight.unflatten(1, (-1, group)) @ _hadamard(group).to(weight)).flatten(1)
+    matrix = _kept_hadamard(group).on(weight.device).to(weight.dtype)
+    return (weight.unflatten(1, (-1, group)) @ matrix).flatten(1)
 
 
 def largest_group(columns: int) -> int:
