@@ -10,6 +10,9 @@ DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 PLANNED_SHARE = 0.9         # of the free memory to plan with
+# How torch, cuBLAS, cuDNN and DirectML say it where no class of error does; compared in lower case.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "status_alloc_failed", "could not allocate tensor",
+                 "unable to find a valid cudnn algorithm")
 USUAL_FREE = 4 << 30        # bytes taken to be free where nothing tells
 
 
@@ -76,8 +79,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, or of Python, says that memory ran out."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -103,3 +106,5 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif device.type == "xpu":
+        torch.xpu.empty_cache()
