@@ -48,14 +48,19 @@ class PolicyRun:
         sigmas, sample_sigmas = options.get("sigmas"), options.get("sample_sigmas")
         if sigmas is None or sample_sigmas is None or len(sample_sigmas) < 2:
             return None
-        if sample_sigmas is not self.schedule_tensor:
-            self.schedule, self.schedule_tensor = sample_sigmas.tolist(), sample_sigmas
+        schedule = self.read_schedule(sample_sigmas)
         sigma = sigmas.flatten()[:1].cpu()
         lanes = self.lanes(options, rows, sigma.item(), place)
         if lanes is None:
             return None
-        index = index_of(sigma.item(), self.schedule)
-        return Step(index, len(self.schedule) - 1, float(self.model_sampling.timestep(sigma)), lanes, self.token)
+        index = index_of(sigma.item(), schedule)
+        return Step(index, len(schedule) - 1, float(self.model_sampling.timestep(sigma)), lanes, self.token)
+
+    def read_schedule(self, sample_sigmas: Tensor) -> list[float]:
+        """The numbers of a schedule, asked of the device once a sampling and not in every pass."""
+        if sample_sigmas is not self.schedule_tensor:
+            self.schedule, self.schedule_tensor = sample_sigmas.tolist(), sample_sigmas
+        return self.schedule
 
     def lanes(self, options: Mapping, rows: int, sigma: float, place: tuple[Hashable, ...]) -> tuple | None:
         """Prompt, positive or negative, picture and place of each row; None where the host did not say.
@@ -83,7 +88,7 @@ class PolicyRun:
         sample_sigmas = options.get("sample_sigmas")
         if not own or sample_sigmas is None or len(sample_sigmas) < 2:
             return True
-        index = index_of(sigmas.flatten()[0].item(), sample_sigmas.tolist())
+        index = index_of(sigmas.flatten()[0].item(), self.read_schedule(sample_sigmas))
         return all(policy.guides(index, len(sample_sigmas) - 1) for policy in own)
 
     def visit(self, name: Hashable) -> int:

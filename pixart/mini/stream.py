@@ -90,7 +90,7 @@ class EndlessData:
 
     def _told(self, shape: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
         """Size (B, 2) and aspect (B,) of pictures of this height and width."""
-        size = torch.tensor([shape], dtype=torch.float32).to(self.device).expand(count, 2)
+        size = torch.stack([torch.full((count,), float(side), device=self.device) for side in shape], 1)
         return size, torch.full((count,), shape[0] / shape[1], device=self.device)
 
     def latents(self, pictures: Tensor) -> Tensor:
