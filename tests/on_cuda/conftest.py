@@ -6,6 +6,15 @@ from on_cuda.pretend import Cuda
 from on_cuda.pretended import pretend_cuda
 
 
+@pytest.fixture(autouse=True)
+def fresh_processes() -> Iterator[None]:
+    """accelerate remembers the device of a process, which must not be the pretended one afterwards."""
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture
 def gpu() -> Iterator[Cuda]:
     with pretend_cuda() as device:

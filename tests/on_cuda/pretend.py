@@ -8,6 +8,7 @@ cannot.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ AUTOCAST_FLOAT32 = {F.layer_norm, F.group_norm, F.softmax, F.log_softmax, F.mse_
                     torch.rsqrt, Tensor.rsqrt, Tensor.norm, torch.norm, Tensor.reciprocal, Tensor.log_softmax}
 AUTOCAST_WIDEST = {torch.cat, torch.stack, torch.addcmul, torch.atan2, torch.cross, torch.dot}
 # Copy once and keep the copy, which they do not with tensors that only stand in for others.
-CACHES = ("pixart/model/positions.py", "pixart/sampling/schedule.py")
+CACHES = ("pixart/model/positions.py", "pixart/sampling/schedule.py", "pixart/quantize/constant.py")
 RANDOM = {torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal}
 
 
@@ -275,6 +276,7 @@ class Cuda(TorchFunctionMode):
         """The backward pass of a forward pass that was looked at; what it recomputes is, once more."""
         if func is Tensor.backward:
             func = torch.autograd.backward
+            kwargs["grad_tensors"] = kwargs.pop("gradient", None)
         self.backward = True
         try:
             with self, mock.patch.object(torch.autograd, "has_torch_function", lambda _: False):
@@ -337,7 +339,7 @@ def site() -> str:
     """The innermost line of the product that is at work."""
     frame = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
+        file = os.path.normpath(frame.f_code.co_filename)       # pytest's path has ".." in it
         if file.startswith(PRODUCT):
             return f"{Path(file).relative_to(ROOT).as_posix()}:{frame.f_lineno}"
         frame = frame.f_back            # type: ignore[assignment]
