@@ -115,7 +115,7 @@ class Ascent:
             total = self.reward.total(scores)
         finite = torch.isfinite(total).detach()
         gradient = torch.zeros_like(self.noise) if last else self._gradient(noise, total, finite)
-        finite &= torch.isfinite(gradient.flatten(1)).all(1)
+        finite &= torch.isfinite(gradient.flatten(1)).all(1).to(finite.device)
         if number == 1 and not finite.any():
             raise FloatingPointError(not_finite(scores))
         self.best.take(noise.detach(), pictures.detach(), total.detach(), finite)
