@@ -158,7 +158,7 @@ def rewarded(config: PixArtConfig, data: PreparedFolder) -> Trained:
     captions.write_text("\n".join(sentences))
     model = add_lora(load(SHIPPED.student, dtype=torch.float32), 4, 4.0)
     drawn_ups(model)
-    objective = ascent_of(RewardLoraMethod(steps=2, gradient_steps=1, relevance=0.5), captions, model.config)
+    objective = ascent_of(RewardLoraMethod(steps=4, gradient_steps=1, relevance=0.5), captions, model.config)
     return Trained(model, objective, objective.data)
 
 
