@@ -21,7 +21,7 @@ class PixArtNAG:
     def INPUT_TYPES(cls) -> dict:
         share = {"min": 0.0, "max": 1.0, "step": 0.01}
         return {"required": {
-            "model": ("MODEL", {"tooltip": "A PixArt model of Load PixArt, LoRAs and all."}),
+            "model": ("MODEL", {"tooltip": "A PixArt model from Load PixArt, with its LoRAs."}),
             "negative": ("CONDITIONING", {"tooltip": "What to avoid, one prompt, of the text encoder of this model."}),
             "scale": ("FLOAT", {"default": DEFAULTS["scale"], "min": 1.0, "max": 50.0, "step": 0.1, "round": 0.01,
                                 "tooltip": "How strongly it is avoided: 1 not at all, 3 to 9 are usual."}),

@@ -131,6 +131,13 @@ def test_every_weight_dtype_of_the_loader_is_one_of_torch(extension):
     assert offered[0] == "auto" and len({dtype_named(name) for name in offered[1:]}) == len(offered) - 1 >= 5
 
 
+def test_the_negative_prompt_begins_with_the_settings_of_the_library(extension):
+    """The node cannot import them: nothing slow is imported when the host starts."""
+    from pixart.model.nag import NAG_ALPHA, NAG_SCALE, NAG_TAU
+    given = inputs(extension.NODE_CLASS_MAPPINGS["PixArtNAG"])
+    assert [given[name][1]["default"] for name in ("scale", "tau", "alpha")] == [NAG_SCALE, NAG_TAU, NAG_ALPHA]
+
+
 def test_the_help_of_the_empty_latent_says_every_size_in_pixels():
     from pixart.resolution import ASPECT_RATIOS, LABELS
     page = (ROOT / "web" / "docs" / "PixArtEmptyLatent" / "en.md").read_text(encoding="utf-8")

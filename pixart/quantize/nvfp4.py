@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .constant import Constant
 from .float8 import E4M3_MAX
 from .format import FLOATS, Format, FormatOptions, Tensors
 from .minifloat import MiniFloat
@@ -19,9 +18,6 @@ E2M1 = MiniFloat(2, 1)          # its levels are twice the magnitudes 0, 0.5, 1,
 FP4_MAX = E2M1.largest / 2
 
 
-CODE_VALUES = Constant(lambda: E2M1.signed_values(torch.device("cpu")) / 2)         # of the codes 0..15
-
-
 def to_codes(values: Tensor) -> Tensor:
     """float32 of any shape -> codes 0..15 of the nearest values, of two the even code, uint8; -6 and 6 beyond."""
     codes = E2M1.nearest((2 * values.abs()).clamp(max=E2M1.largest))
@@ -30,7 +26,7 @@ def to_codes(values: Tensor) -> Tensor:
 
 def from_codes(codes: Tensor) -> Tensor:
     """Codes 0..15 -> float32."""
-    return CODE_VALUES.on(codes.device)[codes.long()]
+    return (E2M1.signed_values(codes.device) / 2)[codes.long()]
 
 
 class NVFP4(Format):

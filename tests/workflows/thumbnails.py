@@ -6,7 +6,6 @@ weights or the workflow changed. The host is found as the tests find it.
 import asyncio
 import csv
 import io
-import json
 import logging
 import sys
 import tempfile
@@ -17,9 +16,11 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "host"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "host")]
 
 from harness import Server, Session, find_hosts, link_pack  # noqa: E402
+
+from pixart.client.graph import Graph, nodes_named, read_workflow, with_seed, with_value  # noqa: E402
 
 PROMPTS = ROOT / "pixart" / "mini" / "weights" / "prompts" / "pixart-mini" / "six.csv"
 SHOW = ("PreviewImage", "SaveImage")
@@ -46,9 +47,9 @@ LIST = "mini-prompt-list"                           # which brings these prompts
 SIX_SEED, SIDE, ALONE, CELL, WIDEST, QUALITY = 3, 256, 360, 240, 646, 90
 
 
-def node_titled(graph: dict, title: str) -> str:
+def node_titled(graph: Graph, title: str) -> str:
     """Number of the node of a title, of several the one that shows pictures. Raises KeyError where it is not one."""
-    found = [number for number, node in graph.items() if node["_meta"]["title"] == title]
+    found = nodes_named(graph, title)
     showing = [number for number in found if graph[number]["class_type"] in SHOW]
     for candidates in (found, showing):
         if len(candidates) == 1:
@@ -56,7 +57,7 @@ def node_titled(graph: dict, title: str) -> str:
     raise KeyError(f"{len(found)} nodes are called {title!r}, {len(showing)} of them show pictures; expected one")
 
 
-def with_previews(graph: dict, titles: tuple[str, ...]) -> tuple[dict, list[str]]:
+def with_previews(graph: Graph, titles: tuple[str, ...]) -> tuple[Graph, list[str]]:
     """The graph with a preview of each node's first output, or of what a preview or save node is given; and those."""
     graph, shown = dict(graph), []
     for title in titles:
@@ -68,18 +69,7 @@ def with_previews(graph: dict, titles: tuple[str, ...]) -> tuple[dict, list[str]
     return graph, shown
 
 
-def with_prompt(graph: dict, prompt: str, seed: int) -> dict:
-    """The graph with another prompt, and a seed where it has one."""
-    graph = json.loads(json.dumps(graph))
-    graph[node_titled(graph, "Prompt")]["inputs"]["text"] = prompt
-    for node in graph.values():
-        for name in ("seed", "noise_seed"):
-            if isinstance(node["inputs"].get(name), int):
-                node["inputs"][name] = seed
-    return graph
-
-
-async def drawn(session: Session, graph: dict, titles: tuple[str, ...]) -> list[list[Image.Image]]:
+async def drawn(session: Session, graph: Graph, titles: tuple[str, ...]) -> list[list[Image.Image]]:
     """The pictures of each titled node."""
     graph, shown = with_previews(graph, titles)
     outcome = await session.follow(session.queue(graph))
@@ -118,14 +108,14 @@ def row(pictures: list[Image.Image]) -> Image.Image:
 
 async def thumbnail(session: Session, name: str) -> Image.Image:
     """What the template browser shows for a workflow."""
-    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    graph = read_workflow(ROOT / "workflows" / "api" / f"{name}.json")
     if name == LIST:
         return grid((await drawn(session, graph, (SAVED,)))[0])
     if name in SIX:
         with PROMPTS.open(encoding="utf-8", newline="") as file:
             prompts = [line["prompt"] for line in csv.DictReader(file)]
-        return grid([(await drawn(session, with_prompt(graph, prompt, SIX_SEED), (SAVED,)))[0][0]
-                     for prompt in prompts])
+        graphs = [with_seed(with_value(graph, "Prompt.text", prompt), SIX_SEED) for prompt in prompts]
+        return grid([(await drawn(session, each, (SAVED,)))[0][0] for each in graphs])
     return row([pictures[0] for pictures in await drawn(session, graph, SHOWN[name])])
 
 
