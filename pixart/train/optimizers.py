@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from .loop_config import LoopConfig
+from .muon import Muon
 from .mup import mup_parameter_groups
 
 CAME_CONFIDENCE = 0.9999         # decay of the instability that CAME keeps beside the two moments
@@ -31,10 +32,7 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
     result = [adamw(config)(others, lr=config.learning_rate, betas=config.betas, eps=config.epsilon,
                             weight_decay=config.weight_decay)]
     if matrices:
-        if not hasattr(torch.optim, "Muon"):
-            raise ImportError(f"the optimizer muon came with torch 2.9, this is {torch.__version__}; use adamw")
-        result.append(torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay,
-                                       adjust_lr_fn="match_rms_adamw"))
+        result.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))
     return result
 
 

@@ -2,7 +2,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from torch import nn
 from train.training_data import SHORT, TINY, fresh
 
@@ -20,7 +19,6 @@ def controlled() -> nn.Module:
     return Controlled(base, PixArtControlNet.copy_of(base, 1).requires_grad_(True))
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
 @pytest.mark.parametrize(("make", "inside"), [
     (fresh, ("blocks.0.", "blocks.1.")), (controlled, ("control.controlnet.0.copied_block.",)),
     (lambda: WithFeedback(frozen(), Feedback(TINY, 0, 1)), ("feedback.block.",))], ids=("whole", "control", "feedback"))
