@@ -21,7 +21,7 @@ from .drawing import Control, Guide, Request, check_captions, check_negative, ch
 from .mini import SHIPPED, is_mini
 from .model.compiled import compile_blocks
 from .model.controlnet import PixArtControlNet
-from .model.cpu_dtype import faster_dtype
+from .model.cpu_dtype import fitting_dtype
 from .model.nag import NAG
 from .model.policy import Policy
 from .model.transformer import PixArtTransformer
@@ -325,11 +325,6 @@ def texts_of(prompts: str | Sequence[str] | Encoded) -> tuple[str, ...]:
     if isinstance(prompts, Encoded):
         return tuple(report.prompt for report in prompts.reports)
     return (prompts,) if isinstance(prompts, str) else tuple(prompts)
-
-
-def fitting_dtype(device: torch.device, width: int) -> torch.dtype:
-    """bfloat16 on a GPU; on a CPU what the processor is faster with for a model of this width."""
-    return faster_dtype(width) if device.type == "cpu" else torch.bfloat16
 
 
 def tell(progress: Progress | None, stage: str, done: int, total: int) -> None:

@@ -1,9 +1,11 @@
 """The summary of `python quickstart.py test`: counts as pytest reports them, reasons where a tier did not run."""
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import tiers
 
 SAMPLE = """
@@ -25,6 +27,29 @@ def test_counts_are_those_of_a_real_pytest_run(tmp_path):
                     str(tmp_path)], capture_output=True, cwd=tmp_path)
     result = tiers.counted("core", report, 1.0)
     assert (result.passed, result.failed, result.skipped, result.verdict) == (1, 2, 1, "FAILED")
+
+
+def test_files_are_shared_out_over_processes_and_counted_together(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        place = str(tmp_path / f"{name}.pid")
+        (tmp_path / f"test_{name}.py").write_text(f"import os, pathlib\ndef test_it(): "
+                                                  f"pathlib.Path({place!r}).write_text(str(os.getpid()))\n"
+                                                  "def test_that(): assert os.environ['OMP_NUM_THREADS'] == '1'\n")
+    monkeypatch.setattr(tiers, "TESTS", tmp_path)
+    monkeypatch.setattr(tiers, "ROOT", tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    result = tiers.run_pytest("core", sys.executable, "not host", workers=2)
+    assert (result.passed, result.failed) == (4, 0)
+    assert (tmp_path / "one.pid").read_text() != (tmp_path / "two.pid").read_text()
+
+
+@pytest.mark.parametrize(("cores", "gigabytes", "workers"), [(2, 24, 2), (16, 24, 4), (16, 64, 10), (4, 4, 1)])
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="counts cores and memory as on Linux")
+def test_there_are_no_more_workers_than_cores_and_memory(monkeypatch, cores, gigabytes, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gigabytes * 2 ** 18}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert tiers.fitting_workers() == workers
 
 
 def test_tiers_without_their_precondition_are_not_run_and_say_why(capsys):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
+WORKER_MEMORY = 6 * 2 ** 30         # of one process of the core tier, its subprocesses included
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Result:
         return f"{self.tier:<16} {self.verdict:<8} {' - '.join(part for part in (told, self.reason) if part)}"
 
 
-def run_pytest(tier: str, python: str, marks: str, environment: dict[str, str] | None = None) -> Result:
-    """One pytest process over all tests with these marks, its output shown as it comes."""
+def run_pytest(tier: str, python: str, marks: str, environment: dict[str, str] | None = None, workers: int = 1
+               ) -> Result:
+    """All tests with these marks, files shared out over `workers` processes; pytest's output shown as it comes."""
     print(f"\n==== {tier}", flush=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pixart-tests-") as folder:
@@ -47,6 +49,9 @@ def run_pytest(tier: str, python: str, marks: str, environment: dict[str, str] |
         command = [python, "-m", "pytest", str(TESTS), "-q", "-m", marks, f"--junitxml={report}",
                    "-p", "no:cacheprovider"]
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
+        if workers > 1:
+            command += ["-n", str(workers), "--dist", "loadfile"]
+            variables.setdefault("OMP_NUM_THREADS", "1")        # threads of several processes wait for each other
         code = subprocess.run(command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL).returncode
         seconds = time.monotonic() - started
         if code == 5:
@@ -54,6 +59,16 @@ def run_pytest(tier: str, python: str, marks: str, environment: dict[str, str] |
         if code not in (0, 1) or not report.is_file():
             return Result(tier, failed=1, seconds=seconds, reason=f"pytest broke off with exit code {code}")
         return counted(tier, report, seconds)
+
+
+def fitting_workers() -> int:
+    """As many processes as there are cores, and memory for: what the largest tests hold at a time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):           # Windows has no sysconf
+        return 1
+    return max(1, min(cores, memory // WORKER_MEMORY))
 
 
 def counted(tier: str, report: Path, seconds: float) -> Result:
@@ -110,7 +125,7 @@ def run_tiers(python: Path, hosts: Sequence, browser: str | None, only: list[str
     rest = "" if slow else " and not slow"
     results: list[Result] = []
     if not only or "core" in only:
-        results.append(run_pytest("core", str(python), "not host and not browser" + rest))
+        results.append(run_pytest("core", str(python), "not host and not browser" + rest, workers=fitting_workers()))
     if not only or "host" in only:
         results.extend(host_results(python, hosts, "host and not browser" + rest))
     if not only or "browser" in only:

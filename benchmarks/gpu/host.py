@@ -12,9 +12,9 @@ from pathlib import Path
 from pixart.mini import SHIPPED
 
 from ..instruments.cases import Case
+from ..instruments.files import t5_folder, text_width, transformer_file, vae_folder
 from ..instruments.notes import Notes
 from ..instruments.setting import Absent, Setting, need
-from .files import t5_folder, text_width, transformer_file, vae_folder
 from .server import PACK, ROOT, Server
 
 TABLE = "The host (ComfyUI) over its queue, 1024 px, full-size random weights"

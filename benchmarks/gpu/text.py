@@ -9,11 +9,11 @@ from pixart.pipeline import Pipeline
 from pixart.text.t5 import T5Encoder
 
 from ..instruments.cases import Case
+from ..instruments.files import t5_folder, transformer_file, vae_folder
 from ..instruments.networks import distance
 from ..instruments.notes import Notes
 from ..instruments.setting import Setting, need
 from ..instruments.timing import peak
-from .files import t5_folder, transformer_file, vae_folder
 
 PROMPT = "a small red house on a green hill beside a large blue lake under a grey sky, in the style of an old master"
 ENCODERS, JOBS = "Text encoder (T5-XXL, random weights)", "The whole job, two stages: text, then picture"

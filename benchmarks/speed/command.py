@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 TOPICS = {"passes": "one pass beside other implementations", "guided": "unequal prompts in one pass",
           "samplings": "whole samplings by number of steps", "caches": "work reused from step to step",
-          "packed": "packed weights", "family": "ControlNet, feedback, PT-DiT, FlexDiT",
-          "memory": "peak memory, computed"}
+          "packed": "packed weights", "text": "a prompt through T5 in every precision",
+          "family": "ControlNet, feedback, PT-DiT, FlexDiT", "memory": "peak memory, computed"}
 HEAD = 72
 
 

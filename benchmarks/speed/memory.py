@@ -16,8 +16,8 @@ from pixart.model.transformer import PixArtTransformer
 from pixart.text.fitting import t5_bytes
 from pixart.text.quantized import INT8, Bits
 
-from ..gpu.files import TINY_T5, XXL, t5_shapes
 from ..instruments.cases import Case
+from ..instruments.files import TINY_T5, XXL, t5_shapes
 from ..instruments.held import GIB, Held
 from ..instruments.networks import KL, TINY_KL
 from ..instruments.notes import Notes

@@ -35,7 +35,8 @@ def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
 def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     """Draw and save, a batch at a time; print what became of the prompt and where the pictures lie."""
     from ..device import best_device, checked_device
-    from ..pipeline import Pictures, fitting_dtype, require_finite
+    from ..model.cpu_dtype import fitting_dtype
+    from ..pipeline import Pictures, require_finite
     from ..pt_dit.draw import draw_latents
     from ..text.encoded import join_encoded
     from ..vae import decode, load_vae, require_vae

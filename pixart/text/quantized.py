@@ -42,14 +42,16 @@ def require_bitsandbytes(bits: Bits) -> None:
                          "Install it with: pip install -U bitsandbytes   or load T5 in int8 or 16 bits") from error
 
 
-def quantized_linear(weight: Tensor, bits: Bits, device: torch.device) -> nn.Module:
+def quantized_linear(weight: Tensor, bits: Bits, device: torch.device, computed: torch.dtype = torch.bfloat16
+                     ) -> nn.Module:
     """A linear layer without bias, of `weight` (out, in) float on the CPU: LLM.int8 for 8 bits, NF4 for 4, else int8.
 
-    int8 rounds weights alone, with one scale a row; the layer can be moved to any device.
+    int8 rounds weights alone, with one scale a row; the layer can be moved to any device, and computes in the dtype of
+    its input. computed: in which NF4 is unpacked and multiplied; LLM.int8 has its own way.
     """
     if bits == INT8:
         return PackedLinear(TARGETS["int8_tensorwise"].pack(weight), None).to(device)
-    layer = _int8(weight, device) if bits == 8 else _nf4(weight, device)
+    layer = _int8(weight, device) if bits == 8 else _nf4(weight, device, computed)
     if cast(Tensor, layer.weight).is_floating_point():
         raise ValueError(f"this version of bitsandbytes does not quantise on {device.type}; update it with "
                          "pip install -U bitsandbytes, choose another device, or load T5 in 16 bits")
@@ -65,11 +67,11 @@ def _int8(weight: Tensor, device: torch.device) -> nn.Module:
     return layer.eval()
 
 
-def _nf4(weight: Tensor, device: torch.device) -> nn.Module:
+def _nf4(weight: Tensor, device: torch.device, computed: torch.dtype) -> nn.Module:
     """NF4 in blocks of 64 with scales that are quantised too: 4.13 bits a weight."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    layer = Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16,
+    layer = Linear4bit(weight.shape[1], weight.shape[0], bias=False, compute_dtype=computed,
                        compress_statistics=True, quant_type="nf4", device="meta")
     layer.weight = cast(Any, Params4bit(weight.to(torch.bfloat16), requires_grad=False, compress_statistics=True,
                                         quant_type="nf4", module=layer)).to(device)

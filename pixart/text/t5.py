@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..device import checked_device, release
+from ..model.cpu_dtype import fitting_dtype
 from ..weights.errors import CheckpointError
 from .cleaning import clean_caption, cleaning_notes, removed_ideographs
 from .emphasis import WeightedText, weigh_tokens, weighted_parts
 from .encoded import Encoded, join_encoded
 from .files import EMBEDDING, FIRST_QUERY, T5_FILE, T5Files, files_identity
+from .float32_layers import Float32Embedding, Float32Linear
 from .quantized import INT8, Bits, check_bits, quantized_linear, quiet_casts, require_bitsandbytes
 from .tokens import PromptReport, PromptTokenizer, check_request, load_tokenizer, lone_tokenizer
 
@@ -37,8 +39,8 @@ class T5Encoder:
     bits 16: bfloat16. 8: LLM.int8 of bitsandbytes. 4: NF4 of bitsandbytes. In 8 and 4 bits the layers `wo` stay
     bfloat16, as in the published 8-bit recipe: their inputs have extreme values. "int8": 8 bits of this package for
     all of them, which round weights alone; for every device, and without bitsandbytes. Nothing is ever cast to float16
-    as a whole. Weights are read one at a time and quantised at once, so loading needs little more memory than the
-    result.
+    as a whole. Products are computed in bfloat16, on a CPU without matrix units for it in float32 from the same
+    weights. Weights are read one at a time and quantised at once, so loading needs little more memory than the result.
 
     `path`: safetensors or PyTorch file (any prefix in front of the encoder's names), a shard, an index, or a Hugging
     Face folder. `tokenizer`: folder or file for when there is no tokenizer beside the weights; without it a single file
@@ -104,7 +106,8 @@ class T5Encoder:
                              f"came from: {self.path}")
         if self.model is None:
             raise ValueError(f"the T5 encoder was closed; load it again to save it: {self.path}")
-        return {name: tensor for name, tensor in self.model.state_dict().items() if not name.endswith(TIED)}
+        return {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()
+                if not name.endswith(TIED)}
 
     def _tokens(self, prompt: str, limit: int, clean: bool, emphasis: bool) -> _Tokens:
         parts = weighted_parts(prompt) if emphasis else (WeightedText(prompt),)
@@ -220,7 +223,8 @@ def _load(files: T5Files, config: "T5Config", bits: Bits, device: torch.device,
     with torch.device("meta"):
         model = T5EncoderModel(config)
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if name != "encoder.embed_tokens.weight"}
-    read_weights(files, wanted, lambda name, weight: _install(model, name, weight, bits, device), progress)
+    computed = fitting_dtype(device, config.d_model)
+    read_weights(files, wanted, lambda name, weight: _install(model, name, weight, bits, device, computed), progress)
     model.set_input_embeddings(model.shared)
     return model.eval().requires_grad_(False)
 
@@ -258,12 +262,25 @@ def _check_complete(files: T5Files, wanted: dict[str, tuple[int, ...]]) -> None:
                               f"{files.shapes[wrong[0]]}", f"{wanted[wrong[0]]} there")
 
 
-def _install(model: nn.Module, name: str, weight: Tensor, bits: Bits, device: torch.device) -> None:
-    """Put one weight into its place, quantised where `bits` asks for it; bitsandbytes leaves `wo` out."""
+def _install(model: nn.Module, name: str, weight: Tensor, bits: Bits, device: torch.device, computed: torch.dtype
+             ) -> None:
+    """Put one weight into its place, quantised where `bits` asks for it; bitsandbytes leaves `wo` out.
+
+    computed: dtype of the products. In float32 the network's inputs and norms must be float32 too.
+    """
     module_name, _, parameter = name.rpartition(".")
     module = model.get_submodule(module_name)
+    replaced: nn.Module | None = None
     if bits != 16 and isinstance(module, nn.Linear) and (bits == INT8 or not module_name.endswith(".wo")):
-        parent, _, child = module_name.rpartition(".")
-        setattr(model.get_submodule(parent), child, quantized_linear(weight, bits, device))
+        replaced = quantized_linear(weight, bits, device, computed)
+    elif computed == torch.float32 and isinstance(module, nn.Linear):
+        replaced = Float32Linear(weight)
+    elif computed == torch.float32 and isinstance(module, nn.Embedding):
+        replaced = Float32Embedding(weight)
+    if replaced is None:
+        # A view of the file would keep all of it mapped for the sake of a norm.
+        owned = weight.to(device, computed, copy=weight.ndim == 1)
+        setattr(module, parameter, nn.Parameter(owned, requires_grad=False))
     else:
-        setattr(module, parameter, nn.Parameter(weight.to(device, torch.bfloat16), requires_grad=False))
+        parent, _, child = module_name.rpartition(".")
+        setattr(model.get_submodule(parent), child, replaced)

@@ -23,7 +23,8 @@ from pixart.mini.measure.methods import Sampled
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("The ceiling of the machine", "One pass, implementations in turns", "A guided step", "Sampling, prompts",
-          "Decoding", "Samplings with work reused", "One pass with weights kept packed", "Other networks of the family",
+          "Decoding", "Samplings with work reused", "One pass with weights kept packed", "A prompt through T5",
+          "Other networks of the family",
           "Their work, counted", "Memory of one pass", "Peak memory of each part", "Peak memory of the whole job")
 
 
@@ -55,6 +56,11 @@ def test_every_topic_has_its_table(report, table):
 def test_every_check_passes_or_says_what_is_missing(report):
     verdicts = [row["verdict"] for row in rows(report, "Correctness")]
     assert verdicts and all(verdict == "ok" or verdict.startswith("not run: ") for verdict in verdicts)
+
+
+def test_every_precision_of_the_text_encoder_is_timed(report):
+    found = {row["precision"]: row for row in rows(report, "A prompt through T5")}
+    assert found.keys() >= {"16-bit", "int8"} and all(row["tokens"] == 120 and row["ms"] > 0 for row in found.values())
 
 
 def test_feedback_costs_what_its_blocks_cost(report):

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from pixart.quantize.layer import PackedLinear
-from pixart.text import T5Encoder, encoder_identity
+from pixart.text import T5Encoder, encoder_identity, t5
 
 PROMPTS = ["a red cat on the house", "one two three", "", "a photo of the small blue circle under a large green square"]
 # Measured: 0.009 in 16, 0.021 in 8, 0.20 in 4 bits on random weights, which are harder to quantise than trained ones.
 BOUNDS = {16: 0.013, 8: 0.03, 4: 0.28, "int8": 0.02}
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def computed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """What the encoder computes in: as on processors with matrix units for bfloat16, and as on others."""
+    monkeypatch.setattr(t5, "fitting_dtype", lambda device, width: request.param)
+    return request.param
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
@@ -31,15 +38,48 @@ def features(model: nn.Module, encoder: T5Encoder, prompt: str) -> Tensor:
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float()
 
 
-def test_sixteen_bits_equal_transformers_in_bfloat16_exactly(t5_folder: Path) -> None:
+@pytest.mark.parametrize("computed", [torch.bfloat16], indirect=True, ids=str)
+def test_sixteen_bits_equal_transformers_in_bfloat16_exactly(t5_folder: Path, computed: torch.dtype) -> None:
     encoder, model = T5Encoder(t5_folder, bits=16), reference(t5_folder, torch.bfloat16)
     encoded = encoder.encode(PROMPTS, 120)
     for row, prompt in enumerate(PROMPTS):
         assert torch.equal(encoded.one(row).context, features(model, encoder, prompt)), prompt
 
 
+@pytest.mark.parametrize("computed", [torch.float32], indirect=True, ids=str)
+def test_in_float32_sixteen_bits_lose_what_rounding_the_weights_loses(t5_folder: Path, computed: torch.dtype) -> None:
+    encoder, model = T5Encoder(t5_folder, bits=16), reference(t5_folder, torch.float32)
+    for name, parameter in model.named_parameters():
+        if "layer_norm" not in name:
+            parameter.data = parameter.to(torch.bfloat16).float()
+    for prompt in PROMPTS:          # transformers rounds the input of `wo` to the dtype its weights lie in
+        assert relative(encoder.encode([prompt], 120).context, features(model, encoder, prompt)) < 2e-3, prompt
+
+
+def test_a_processor_without_matrix_units_computes_in_float32_from_the_same_weights(
+        t5_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes: set[torch.dtype] = set()
+
+    def watch(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        dtypes.add(made.dtype)
+    monkeypatch.setattr(t5, "fitting_dtype", lambda device, width: torch.float32)
+    encoder = T5Encoder(t5_folder, bits=16)
+    for module in encoder.model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            assert module.weight.dtype == torch.bfloat16
+            module.register_forward_hook(watch)
+    encoder.encode(PROMPTS, 120)
+    assert dtypes == {torch.float32}
+    monkeypatch.undo()
+    saved = encoder.state_dict()
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    want = {name: tensor.to(torch.bfloat16) for name, tensor in reference(t5_folder, torch.float32).state_dict().items()
+            if not name.endswith("embed_tokens.weight")}
+    assert saved.keys() == want.keys() and all(torch.equal(saved[name], want[name]) for name in want)
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4, "int8"])
-def test_error_against_float32_is_bounded(t5_folder: Path, bits: int | str) -> None:
+def test_error_against_float32_is_bounded(t5_folder: Path, bits: int | str, computed: torch.dtype) -> None:
     encoder, model = T5Encoder(t5_folder, bits), reference(t5_folder, torch.float32)
     encoded = encoder.encode(PROMPTS, 120)
     got = torch.cat([encoded.one(row).context[0] for row in range(len(PROMPTS))])
@@ -60,7 +100,7 @@ def test_result_has_the_promised_shapes_and_types(t5_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_a_prompt_does_not_depend_on_its_neighbours(t5_folder: Path, bits: int) -> None:
+def test_a_prompt_does_not_depend_on_its_neighbours(t5_folder: Path, bits: int, computed: torch.dtype) -> None:
     encoder = T5Encoder(t5_folder, bits)
     together = encoder.encode(PROMPTS, 120)
     for row, prompt in enumerate(PROMPTS):
@@ -89,14 +129,16 @@ def test_padding_would_change_the_features_if_it_were_not_masked(t5_folder: Path
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(8, "Linear8bitLt"), (4, "Linear4bit")])
-def test_every_linear_layer_but_wo_is_quantised(t5_folder: Path, bits: int, kind: str) -> None:
+def test_every_linear_layer_but_wo_is_quantised(t5_folder: Path, bits: int, kind: str, computed: torch.dtype) -> None:
     model = T5Encoder(t5_folder, bits).model
     kinds = {name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert {kinds[name] for name in kinds if name.endswith(".wo")} == {"Linear"}
+    plain = "Linear" if computed == torch.bfloat16 else "Float32Linear"
+    assert {kinds[name] for name in kinds if name.endswith(".wo")} == {plain}
     assert {kinds[name] for name in kinds if not name.endswith(".wo")} == {kind}
     assert len(kinds) == 3 * 7
-    floats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    assert floats == {torch.bfloat16}
+    floats = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    large = {parameter.dtype for parameter in floats if parameter.ndim > 1}
+    assert large == {torch.bfloat16}
 
 
 def test_it_works_in_inference_mode_as_the_host_runs_nodes(t5_folder: Path) -> None:

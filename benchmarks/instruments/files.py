@@ -11,8 +11,8 @@ from pixart.checkpoint import save_checkpoint
 from pixart.config import PixArtConfig
 from pixart.mini import SHIPPED
 
-from ..instruments.networks import autoencoder, transformer
-from ..instruments.setting import Setting
+from .networks import autoencoder, transformer
+from .setting import Setting
 
 XXL = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "vocab_size": 32128}
 TINY_T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_heads": 4, "num_layers": 2, "vocab_size": 32128}
@@ -44,9 +44,9 @@ def t5_tensor(name: str, shape: tuple[int, ...], sizes: dict[str, int], generato
 
 
 def t5_folder(setting: Setting) -> Path:
-    """A Hugging Face folder of T5-XXL, 9.5 GB in float16, with the tokenizer of PixArt-mini."""
+    """A Hugging Face folder of T5-XXL, all 24 layers of it 9.5 GB in float16, with the tokenizer of PixArt-mini."""
     from safetensors.torch import save_file
-    folder, sizes = setting.work / "t5", TINY_T5 if setting.tiny else XXL
+    folder, sizes = setting.work / "t5", t5_sizes(setting)
     if not (folder / "model.safetensors").exists():
         folder.mkdir(exist_ok=True)
         generator = torch.Generator(setting.device).manual_seed(5)
@@ -56,6 +56,11 @@ def t5_folder(setting: Setting) -> Path:
         with replacing(folder / "model.safetensors") as beside:
             save_file({name: t5_tensor(name, shape, sizes, generator) for name, shape in t5_shapes(sizes)}, beside)
     return folder
+
+
+def t5_sizes(setting: Setting) -> dict[str, int]:
+    sizes = TINY_T5 if setting.tiny else XXL
+    return sizes | {"num_layers": setting.depth} if setting.depth else sizes
 
 
 def text_width(setting: Setting) -> int:
