@@ -61,6 +61,24 @@ def test_tiers_without_their_precondition_are_not_run_and_say_why(capsys):
     assert lines[-1] == "0 passed, 0 failed, 0 skipped"
 
 
+CORE = "not host and not browser"
+
+
+@pytest.mark.parametrize(("slow", "runs"), [
+    (True, [("core", f"{CORE} and not large", 3), ("core, large", f"{CORE} and large", 1)]),
+    (False, [("core", f"{CORE} and not slow and not large", 3)])], ids=["all", "fast"])
+def test_what_needs_most_memory_runs_by_itself(monkeypatch, slow, runs):
+    asked = []
+
+    def note(tier, python, marks, environment=None, workers=1):
+        asked.append((tier, marks, workers))
+        return tiers.Result(tier, passed=1)
+    monkeypatch.setattr(tiers, "run_pytest", note)
+    monkeypatch.setattr(tiers, "fitting_workers", lambda: 3)
+    assert tiers.run_tiers(Path(sys.executable), [], None, ["core"], slow) == 0
+    assert asked == runs
+
+
 def test_host_without_our_requirements_is_not_run_and_names_the_remedy():
     class Lacking:
         version, missing, remedy, python, path = "9.8.7", ("bitsandbytes",), "pip install it", "python", Path()

@@ -41,7 +41,7 @@ class Result:
 
 def run_pytest(tier: str, python: str, marks: str, environment: dict[str, str] | None = None, workers: int = 1
                ) -> Result:
-    """All tests with these marks, files shared out over `workers` processes; pytest's output shown as it comes."""
+    """All tests with these marks, files shared out over `workers` processes; pytest's output is shown as it comes."""
     print(f"\n==== {tier}", flush=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pixart-tests-") as folder:
@@ -125,7 +125,10 @@ def run_tiers(python: Path, hosts: Sequence, browser: str | None, only: list[str
     rest = "" if slow else " and not slow"
     results: list[Result] = []
     if not only or "core" in only:
-        results.append(run_pytest("core", str(python), "not host and not browser" + rest, workers=fitting_workers()))
+        core = "not host and not browser" + rest
+        results.append(run_pytest("core", str(python), f"{core} and not large", workers=fitting_workers()))
+        if slow:
+            results.append(run_pytest("core, large", str(python), f"{core} and large"))
     if not only or "host" in only:
         results.extend(host_results(python, hosts, "host and not browser" + rest))
     if not only or "browser" in only:

@@ -45,7 +45,10 @@ def test_a_file_gives_back_what_was_saved(tmp_path, qk_norm):
     path = save_checkpoint(tmp_path / "flex.safetensors", model)
     back = load(path)
     assert type(back) is FlexDiT and back.config == model.config == read_config(path)
-    assert torch.equal(back(*given()), model(*given()))
+    assert all(torch.equal(one, other) for one, other in zip(back.state_dict().values(), model.state_dict().values(),
+                                                             strict=True))
+    # Where in memory weights begin decides on some processors in which order they are summed up.
+    torch.testing.assert_close(back(*given()), model(*given()), rtol=0, atol=1e-5)
 
 
 def test_in_half_precision_it_computes_too(tmp_path):

@@ -21,6 +21,7 @@ def told(*arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell what a program held at most")
 def test_a_full_size_step_fits_24_gb_and_takes_what_is_computed():
     """Student, average, teacher, gradients and moments of 611 M parameters each, in float32, at 256 px."""

@@ -192,6 +192,10 @@ def test_a_student_that_is_its_unguided_teacher_stays_where_it_is(data):
 
 def test_each_loss_has_gradients_in_its_own_player_alone(data):
     student, rival, game = players(data)
+    make = torch.Generator().manual_seed(2)
+    for network in (student, rival.model, game.teacher):        # a fresh network does not look at captions yet
+        for parameter in network.parameters():
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=make)
     batch, generator = data.batch(generator_for(0, 0), 4), generator_for(0, 0)
     turn = game.turn(student, batch, generator)
     for name, mine, other in (("fake", rival.model, student), ("student", student, rival.model)):
