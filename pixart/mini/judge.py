@@ -5,8 +5,6 @@ They differ in architecture, seed and training pictures, so that what is optimis
 import json
 import logging
 import random
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,10 +14,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..weights.safetensors_file import write_tensors
+from .measure.accuracy import Answers, most_likely
 from .pictures import BUCKETS, draw_scene
 from .resume import ResumableTraining
 from .scenery import Scenery
-from .scenes import ATTRIBUTES, Scene, sample_scene, stated_facts
+from .scenes import ATTRIBUTES, Scene, sample_scene
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +73,6 @@ class Judge(nn.Module):
         logits = self.head(self.features(pictures))
         return logits.split([len(answers) for answers in ATTRIBUTES.values()], 1)
 
-    @torch.no_grad()
-    def attributes(self, pictures: Tensor) -> list[dict[str, str]]:
-        """The most likely answer to every attribute of every picture."""
-        choices = [logits.argmax(1).tolist() for logits in self(pictures)]
-        return [{name: answers[choice[row]] for (name, answers), choice in zip(ATTRIBUTES.items(), choices)}
-                for row in range(len(pictures))]
-
 
 def _norm(width: int, kind: str, dimensions: int) -> nn.Module:
     if kind == "group":
@@ -91,24 +83,6 @@ def _norm(width: int, kind: str, dimensions: int) -> nn.Module:
 def _stage(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), _norm(outputs, norm, 2),
                          nn.SiLU() if norm == "group" else nn.ReLU())
-
-
-def score(scene: Scene, read: dict[str, str]) -> dict[str, bool]:
-    """For every attribute that a caption of `scene` states: did the judge read the same?"""
-    return {name: read[name] == answer for name, answer in stated_facts(scene).items()}
-
-
-def accuracy(scores: Iterable[dict[str, bool]]) -> dict[str, float]:
-    """Shares of right answers by attribute, and under "all" over all answers, under "pictures" wholly right ones."""
-    right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
-    for answers in scores:
-        for name, good in answers.items():
-            right.update({name: good, "all": good})
-            asked.update((name, "all"))
-        right["pictures"] += all(answers.values())
-        asked["pictures"] += 1
-    return {name: right[name] / asked[name] for name in (*ATTRIBUTES, "all", "pictures") if asked[name]}
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -197,8 +171,10 @@ def worsen(pictures: Tensor, rng: random.Random) -> Tensor:
 
 def measure_judge(model: Judge, count: int = 2000, device: torch.device | str = "cpu") -> dict[str, float]:
     """The judge's own accuracy on `count` fresh, clean pictures that no training saw."""
-    scores: list[dict[str, bool]] = []
+    scenes: list[Scene] = []
+    choices: list[Tensor] = []
     for step in range(count // 50):
-        scenes, pictures = fresh_batch(step, 50, "judge measured")
-        scores += [score(scene, read) for scene, read in zip(scenes, model.attributes(pictures.to(device)))]
-    return accuracy(scores)
+        drawn, pictures = fresh_batch(step, 50, "judge measured")
+        scenes += drawn
+        choices.append(most_likely(model, pictures.to(device)).cpu())
+    return Answers.of(scenes, torch.cat(choices)).shares()

@@ -18,7 +18,8 @@ from pixart.mini.autoencoder import (
     train_autoencoder,
 )
 from pixart.mini.catalogue import SceneWish, build_catalogue
-from pixart.mini.judge import accuracy, fresh_batch, load_judge, score
+from pixart.mini.judge import fresh_batch, load_judge
+from pixart.mini.measure.accuracy import Answers, most_likely
 from pixart.mini.scenery import Scenery
 from pixart.mini.text_encoder import build_tokenizer
 
@@ -121,9 +122,9 @@ def test_the_shipped_autoencoder_keeps_pictures_and_unit_latents() -> None:
 @torch.no_grad()
 def test_the_judge_reads_the_shipped_autoencoders_pictures_as_well_as_the_originals() -> None:
     model, judge = load_autoencoder(SHIPPED.vae), load_judge(SHIPPED.judge)
-    scores: list[dict[str, bool]] = []
+    scenes, choices = [], []
     for step in range(5):
-        scenes, pictures = fresh_batch(step, 20, "decoded")
-        reads = judge.attributes(model.decode(model.encode(pictures)).clamp(0, 1))
-        scores += [score(scene, read) for scene, read in zip(scenes, reads)]
-    assert accuracy(scores)["all"] > 0.985
+        shown, pictures = fresh_batch(step, 20, "decoded")
+        scenes += shown
+        choices.append(most_likely(judge, model.decode(model.encode(pictures)).clamp(0, 1)))
+    assert Answers.of(scenes, torch.cat(choices)).shares()["all"] > 0.985

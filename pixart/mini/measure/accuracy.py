@@ -1,6 +1,7 @@
 """What of a sentence the judge reads back from its picture, sentence by sentence."""
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,15 +19,17 @@ class Answers:
     right: Tensor
 
     @classmethod
+    def of(cls, scenes: Sequence[Scene], choices: Tensor) -> "Answers":
+        """From what was read, as `most_likely` gives it for the pictures of these scenes, on the CPU."""
+        wanted = torch.tensor([labels(scene) for scene in scenes])
+        asked = wanted >= 0
+        return cls(asked, asked & (choices == wanted))
+
+    @classmethod
     def read(cls, judge: PictureJudge, scenes: Sequence[Scene], pictures: BenchPictures, batch: int,
              device: torch.device) -> "Answers":
         """The judge's most likely answers against what the captions state."""
-        def choices(some: Tensor) -> Tensor:
-            with torch.inference_mode():
-                return torch.stack([logits.argmax(1) for logits in judge(some)], 1)
-        wanted = torch.tensor([labels(scene) for scene in scenes])
-        asked = wanted >= 0
-        return cls(asked, asked & (measure_each(pictures, batch, device, choices) == wanted))
+        return cls.of(scenes, measure_each(pictures, batch, device, partial(most_likely, judge)))
 
     @classmethod
     def parse(cls, rows: Sequence[str]) -> "Answers":
@@ -52,6 +55,16 @@ class Answers:
             if asked.any():
                 found[title] = (right, asked)
         return {name: (right.double(), asked.double()) for name, (right, asked) in found.items()}
+
+    def shares(self) -> dict[str, float]:
+        """Shares of right answers, by the names of `counts`."""
+        return {name: (right.sum() / asked.sum()).item() for name, (right, asked) in self.counts().items()}
+
+
+def most_likely(judge: PictureJudge, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in 0..1 -> the number of the most likely answer to every attribute, (B, attributes)."""
+    with torch.inference_mode():
+        return torch.stack([logits.argmax(1) for logits in judge(pictures)], 1)
 
 
 def columns() -> dict[str, list[int]]:

@@ -48,8 +48,7 @@ class Row:
     @property
     def accuracy(self) -> dict[str, float]:
         """Shares of right answers by attribute, of all answers as "all", of wholly right pictures as "pictures"."""
-        counts = Answers.parse(self.answers).counts()
-        return {name: (right.sum() / asked.sum()).item() for name, (right, asked) in counts.items()}
+        return Answers.parse(self.answers).shares()
 
     def sums(self) -> dict[str, Sums]:
         """All measures but FID, by name."""
