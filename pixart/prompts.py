@@ -1,11 +1,11 @@
 """Lists of prompts in a file: plain text, CSV or JSON lines."""
-import csv
 import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .delimited import numbered_rows
 from .resolution import LEAST_SIDE, MOST_SIDE
 from .weights.settings import short, shown
 
@@ -42,7 +42,7 @@ def read_prompts(path: str | Path) -> list[PromptLine]:
     try:
         rows = {".txt": text_rows, ".csv": csv_rows, ".jsonl": json_rows}[path.suffix.lower()](text)
         found = [prompt_line(number, row) for number, row in rows]
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise ValueError(f"{error}: {path}") from error
     if not found:
         raise ValueError(f"the list holds no prompt: {path}")
@@ -77,24 +77,19 @@ def text_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def csv_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    names = [name.strip().lower() for name in reader.fieldnames or []]
+    table = numbered_rows(io.StringIO(text, newline=""))
+    names = [name.strip().lower() for name in next(table, (1, []))[1]]
     if "prompt" not in names:
         raise ValueError(f"the first line names no column prompt, only {', '.join(names) or 'nothing'}; columns are "
                          "separated by commas")
     if len(set(names)) < len(names):
         raise ValueError(f"the first line names a column twice, {max(names, key=names.count)}")
-    reader.fieldnames = names
-    rows, line = [], 1
-    try:
-        for row in reader:
-            line = reader.reader.line_num       # the DictReader's own is that of an empty line before
-            if None in row:
-                raise ValueError(f"line {line} has more values than the first line has columns; put quotes around a "
-                                 "prompt with commas in it")
-            rows.append((line, {key: value or None for key, value in row.items()}))
-    except csv.Error as error:
-        raise ValueError(f"from line {line + 1} on this is no CSV ({error})") from error
+    rows = []
+    for line, values in table:
+        if len(values) > len(names):
+            raise ValueError(f"line {line} has more values than the first line has columns; put quotes around a "
+                             "prompt with commas in it")
+        rows.append((line, {name: value or None for name, value in zip(names, values)}))
     return rows
 
 

@@ -1,9 +1,9 @@
 """A list of pictures and captions in one file: JSON lines or comma-separated values."""
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..delimited import numbered_rows
 from .items import Item, Place
 
 PICTURE = ("path", "file_name", "image", "file", "filename", "image_path")
@@ -47,21 +47,18 @@ def _lines(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _table(path: Path) -> Iterator[tuple[int, object]]:
-    line, tabs = 0, path.suffix.lower() == ".tsv"
+    tabs = path.suffix.lower() == ".tsv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if tabs else ",", strict=not tabs)
-            found = reader.fieldnames or []
+            table = numbered_rows(file, "\t" if tabs else ",", strict=not tabs)
+            names = next(table, (1, []))[1]
             for what in (PICTURE, CAPTION):
-                if not set(what) & set(found):
-                    raise ValueError(f"{path} has the columns {', '.join(found) or 'none'}; expected one of "
-                                     f"{', '.join(what)}, named in its first line")
-            line = 1
-            for row in reader:
-                line = reader.reader.line_num       # the DictReader's own is that of an empty line before
-                yield line, MORE_VALUES if None in row else row
+                if not set(what) & set(names):
+                    raise ValueError(f"the first line names the columns {', '.join(names) or 'none'}; expected one of "
+                                     f"{', '.join(what)}")
+            for line, values in table:
+                yield line, MORE_VALUES if len(values) > len(names) else dict(zip(names, values))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a UTF-8 table: {error}; save it as UTF-8") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: from line {line + 1} on this is no table ({error}); a quotation mark at the start "
-                         "of a value needs its partner at the end") from error
+    except ValueError as error:
+        raise ValueError(f"{error}: {path}") from error

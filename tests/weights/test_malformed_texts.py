@@ -78,7 +78,7 @@ def test_trials_of_a_search(tmp_path, line, says):
 @pytest.mark.parametrize("name, written, says", [
     ("a.csv", b"prompt\na red cat, a dog\n", "line 2 has more values than the first line has columns"),
     ("a.csv", b"prompt,seed,prompt\na,1,b\n", "names a column twice, prompt"),
-    ("a.csv", b'prompt\n"a\nb', "is no CSV"), ("a.csv", b"prompt\n" + b"a" * 200_000, "is no CSV"),
+    ("a.csv", b'prompt\n"a\nb', "is no table"), ("a.csv", b"prompt\n" + b"a" * 200_000, "is no table"),
     ("a.csv", b"prompt,seed\na," + b"9" * 5000, "line 2 has seed '999"),
     ("a.jsonl", DEEP.encode(), "line 1 is JSON nested too deeply"),
     ("a.jsonl", b'"b"\n{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "line 2 is no JSON"),
