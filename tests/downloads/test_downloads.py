@@ -146,6 +146,12 @@ def test_the_table_is_complete():
     assert len(file_table().splitlines()) == len(FILES) + 1
 
 
+def test_small_files_have_their_hash_in_the_table():
+    """Of files below 10 MB, which a repository may hold itself, the hub names no SHA-256 that could be compared."""
+    assert [file.name for file in FILES if 0 < file.bytes < 10_000_000 and not file.sha256] == []
+    assert all(len(bytes.fromhex(file.sha256)) == 32 for file in FILES if file.sha256)
+
+
 def test_a_host_is_found_around_the_pack_or_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no ComfyUI is there"):
         models_folder(tmp_path)
