@@ -19,6 +19,7 @@ from torch import nn
 
 from pixart.accelerate.pooled_values import PooledValues
 from pixart.checkpoint import load, save_checkpoint
+from pixart.commands.numbers import finite_number, positive_number
 from pixart.mini import SHIPPED
 from pixart.mini.evaluate import evaluate, write_results
 from pixart.mini.measure.bench import Bench
@@ -81,10 +82,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for states, files and tables")
     parser.add_argument("--steps", type=int, default=300, help="of training, each")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
+    parser.add_argument("--rate", type=positive_number, default=3e-4, help="learning rate")
     parser.add_argument("--scenes", type=int, default=5000, help="different scenes to learn from")
-    parser.add_argument("--r-min", type=float, default=Density.r_min)
-    parser.add_argument("--r-max", type=float, default=Density.r_max)
+    parser.add_argument("--r-min", type=finite_number, default=Density.r_min)
+    parser.add_argument("--r-max", type=finite_number, default=Density.r_max)
     parser.add_argument("--count", type=int, default=100, help="held-out sentences that are measured; 0: train only")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

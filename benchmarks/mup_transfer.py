@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from pixart.commands.numbers import finite_number  # noqa: E402
 from pixart.config import PixArtConfig  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
@@ -222,13 +223,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="PNG; the runs go beside it as .jsonl")
     parser.add_argument("--widths", type=int, nargs="+", default=[96, 192, 384], help="multiples of the head width")
     parser.add_argument("--base-width", type=int, default=None, help="default: the narrowest")
-    parser.add_argument("--rates", type=float, nargs="+", default=[-11, -10, -9, -8, -7, -6], help="log2 of each")
+    parser.add_argument("--rates", type=finite_number, nargs="+", default=[-11, -10, -9, -8, -7, -6],
+                        help="log2 of each")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--head", type=int, default=48, help="width of a head")
-    parser.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.99))
+    parser.add_argument("--betas", type=finite_number, nargs=2, default=(0.9, 0.99))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--judged", type=int, default=512, help="pictures in the final loss")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pixart.accelerate.cost import Costs
+from pixart.commands.numbers import positive_number
 from pixart.config import PixArtConfig
 from pixart.drawing import stack_captions
 from pixart.mini import SHIPPED
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for states, losses and tables")
     parser.add_argument("--steps", type=int, default=9000, help="of training, each")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--rate", type=positive_number, default=1e-3, help="learning rate")
     parser.add_argument("--scenes", type=int, default=20000, help="different scenes to learn from")
     parser.add_argument("--count", type=int, default=500, help="held-out sentences that are measured; 0: losses alone")
     args = parser.parse_args()

@@ -12,7 +12,8 @@ import pytest
 
 from pixart.__main__ import HELP, KERNELS, is_no_kernel_hint
 from pixart.__main__ import parser as parser_of
-from pixart.commands.arguments import finite_number, positive_whole, size
+from pixart.commands.arguments import size
+from pixart.commands.numbers import finite_number, number_from_zero, positive_number, positive_whole, whole
 from pixart.commands.places import require_file_place, require_folder_place
 from pixart.commands.progress import Bars
 from pixart.train.command import METHOD_HELP, method_parser
@@ -53,8 +54,11 @@ def test_a_bar_is_closed_when_the_work_ends_badly(monkeypatch):
 
 def test_values_are_read_and_refused():
     assert size("1024X768") == (1024, 768) and positive_whole("3") == 3 and finite_number("-1e-3") == -0.001
+    assert whole("0") == 0 and number_from_zero("0") == 0 and positive_number("1e-3") == 0.001
     for parse, texts in ((size, ("1024", "8x8", "64x", "x", "9000x64", "-64x64")),
-                         (positive_whole, ("0", "-1", "1.5", "")), (finite_number, ("nan", "inf", "one"))):
+                         (positive_whole, ("0", "-1", "1.5", "")), (whole, ("-1", "1.5", "")),
+                         (finite_number, ("nan", "inf", "one")), (number_from_zero, ("-0.5", "nan", "inf")),
+                         (positive_number, ("0", "-1", "nan", "inf"))):
         for text in texts:
             with pytest.raises(argparse.ArgumentTypeError, match="must be|is not a size"):
                 parse(text)
@@ -106,6 +110,23 @@ def test_help_says_what_every_option_means(chosen):
     assert not [f"{words} {action.dest}" for words, action in found if not action.help or len(action.help) < 8]
     own = [action for words, action in found if words.split()[1:2] == [chosen] and action.dest != "help"]
     assert own or chosen is None
+
+
+@pytest.mark.parametrize("chosen", [*HELP, None])
+def test_numbers_of_options_are_finite(chosen):
+    """`mini build --minutes inf` ended in a traceback, nan gave every stage five seconds."""
+    numbers = [action for _, action in options(parser_of(chosen)) if action.type in (float, finite_number,
+                                                                                     number_from_zero, positive_number)]
+    assert not [action.dest for action in numbers if action.type is float]
+    assert numbers or chosen in ("encode", "download", "ecad")
+
+
+@pytest.mark.parametrize("script", ["gpu", "speed", "pt_dit_mini", "flexdit_mini", "mup_transfer"])
+def test_numbers_of_benchmarks_are_finite(script):
+    option = {"gpu": "--minutes", "speed": "--budgets", "mup_transfer": "--rates"}.get(script, "--rate")
+    words = ["benchmarks", script] if script in ("gpu", "speed") else [f"benchmarks.{script}"]
+    done = subprocess.run([sys.executable, "-m", *words, f"{option}=nan"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and f"argument {option}: 'nan' must be a finite number" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("method", METHOD_HELP)

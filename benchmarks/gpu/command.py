@@ -12,27 +12,22 @@ import sys
 import time
 from pathlib import Path
 
+from pixart.commands.numbers import positive_number
+
 from .stages import STAGES
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("gpu", help="correctness, speed and memory on this machine's GPU, in minutes",
                                  description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=positive, default=8.0, help="for everything together (default: 8)")
+    parser.add_argument("--minutes", type=positive_number, default=8.0, help="for everything together (default: 8)")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.md and report.json")
     parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU: proves the campaign itself")
     parser.add_argument("--only", choices=[stage.name for stage in STAGES], nargs="+", help="stages (default: all)")
     parser.add_argument("--work", type=Path, help="folder for weights written meanwhile (default: a temporary one)")
     parser.add_argument("--stage", choices=[stage.name for stage in STAGES], nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=positive_number, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
-
-
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

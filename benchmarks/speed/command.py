@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pixart.commands.numbers import positive_number
+
 if TYPE_CHECKING:
     from ..instruments.notes import Notes
     from ..instruments.report import Report
@@ -48,7 +50,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--dtypes", choices=("fp32", "bf16", "fp16"), nargs="+", metavar="TYPE",
                         help="fp32, bf16, fp16 (default: fp32 bf16, on a GPU bf16)")
     parser.add_argument("--tokens", type=multiple(1), default=120, metavar="N", help="of a prompt (default: 120)")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[2.0], metavar="X",
+    parser.add_argument("--budgets", type=positive_number, nargs="+", default=[2.0], metavar="X",
                         help="of caches: how many times less work (default: 2)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="caches, as in `pixart generate --cache` "
                         "(default: all, and branches at random)")

@@ -15,7 +15,11 @@ TAG = "pixart_job"              # in extra_data: finds a prompt on hosts that ch
 
 
 class Server:
-    """address: `host:port` or a URL. patience: seconds for which a server that gives no answer is asked again."""
+    """address: `host:port` or a URL. patience: seconds for which a server that gives no answer is asked again, inf for
+    ever.
+
+    Raises ClientError for what is neither.
+    """
 
     def __init__(self, address: str = "127.0.0.1:8188", patience: float = 60.0) -> None:
         url = urllib.parse.urlsplit(address if "://" in address else f"http://{address}")
@@ -25,6 +29,8 @@ class Server:
             usable = False
         if not usable:
             raise ClientError(f"{address!r} is no server; write host:port or http://host:port")
+        if not patience >= 0:
+            raise ClientError(f"the patience with a server is {patience} seconds; expected 0 or more")
         self.url = urllib.parse.urlunsplit((url.scheme, url.netloc, url.path.rstrip("/"), "", ""))
         self.patience = patience
         near = url.hostname in ("localhost", "127.0.0.1", "::1")        # never through a proxy

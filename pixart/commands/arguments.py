@@ -1,6 +1,5 @@
 """Values of options, checked as they are read; what several commands share."""
 import argparse
-import math
 from typing import TYPE_CHECKING
 
 from ..resolution import LEAST_SIDE, MOST_SIDE
@@ -20,24 +19,6 @@ def size(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 1024x768, with "
                                          f"sides of {LEAST_SIDE} to {MOST_SIDE} pixels")
     return sides[0], sides[1]
-
-
-def positive_whole(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def finite_number(text: str) -> float:
-    """A finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number")
-    return value
 
 
 def bits(text: str) -> Bits:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sampling.samplers import SAMPLERS
-from .arguments import finite_number, positive_whole, size
+from .arguments import size
 from .generate import add_files
+from .numbers import finite_number, positive_whole
 from .places import require_folder_place
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 import argparse
 from pathlib import Path
 
-from .arguments import add_bits, add_device, add_long, positive_whole
+from .arguments import add_bits, add_device, add_long
+from .numbers import positive_whole
 from .places import require_file_place
 
 

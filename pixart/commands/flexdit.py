@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..config import VARIANTS
 from ..dtypes import COMPUTE_DTYPES, dtype_or_auto
-from .arguments import finite_number
+from .numbers import finite_number
 from .places import require_file_place
 
 SEGMENTS = {"pooling": "first blocks, which only pool (default: 2, or 1 if there are fewer than 16 blocks)",

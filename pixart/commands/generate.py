@@ -16,12 +16,11 @@ from .arguments import (
     add_long,
     add_prompt,
     embeddings_of,
-    finite_number,
-    positive_whole,
     refuse_silent_negative,
     require_prompt,
     size,
 )
+from .numbers import finite_number, positive_whole
 from .places import require_file_place
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..config import VARIANTS
 from ..dtypes import COMPUTE_DTYPES, dtype_named
-from .arguments import add_device, finite_number, positive_whole
+from .arguments import add_device
+from .numbers import finite_number, positive_whole
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from ..config import VARIANTS
 from ..quantize.formats import TARGETS
-from .arguments import add_bits, add_device, finite_number, positive_whole
+from .arguments import add_bits, add_device
+from .numbers import finite_number, positive_whole
 from .places import require_file_place
 
 if TYPE_CHECKING:

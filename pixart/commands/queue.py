@@ -5,6 +5,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .numbers import number_from_zero
+
 if TYPE_CHECKING:
     from ..client import Graph, WorkflowOutcome
 
@@ -24,7 +26,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--server", default="127.0.0.1:8188", metavar="HOST:PORT", help="(default: 127.0.0.1:8188)")
     command.add_argument("--out", type=Path, default=Path("."), metavar="DIR",
                          help="output folder, created if missing (default: the current one)")
-    command.add_argument("--patience", type=float, default=60.0, metavar="S",
+    command.add_argument("--patience", type=number_from_zero, default=60.0, metavar="S",
                          help="seconds to wait for a server that does not answer (default: 60)")
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from ..dtypes import dtype_named
 from ..reward.search import WAYS
 from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
-from .arguments import add_prompt, finite_number, positive_whole, require_prompt, size
+from .arguments import add_prompt, require_prompt, size
 from .generate import add_files, open_pipeline, saved_prompt
+from .numbers import finite_number, positive_whole
 from .places import require_file_place
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..commands.numbers import finite_number, positive_number, whole
 from ..commands.places import require_parent
 from . import SHIPPED, Files
 
@@ -34,11 +35,12 @@ def _add_build(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         command.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
         command.add_argument("--device", help="cpu, cuda or mps (default: the best available)")
     build.add_argument("--weights", type=Path, required=True, help="output folder for the weights")
-    build.add_argument("--measure", type=int, default=500, metavar="N", help="held-out prompts for the final "
-                                                                             "evaluation; 0 for none (default: 500)")
-    build.add_argument("--minutes", type=float, help="time limit for everything, including evaluation; the small "
-                                                     "networks take their usual steps, the transformers the "
-                                                     "remaining time (default: the steps of the recipe)")
+    build.add_argument("--measure", type=whole, default=500, metavar="N", help="held-out prompts for the final "
+                                                                               "evaluation; 0 for none (default: 500)")
+    build.add_argument("--minutes", type=positive_number, help="time limit for everything, including evaluation; the "
+                                                               "small networks take their usual steps, the "
+                                                               "transformers the remaining time (default: the steps "
+                                                               "of the recipe)")
     build.add_argument("--stages", help="only these stages, separated by commas: autoencoder, text, judge, judge_a, "
                                         "teacher, student, control, tdm, dmd (default: all)")
     data.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the small networks; missing ones "
@@ -84,7 +86,7 @@ def _add_diagnose(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Four experiments: real images noised to a timestep and completed by the base model; the "
                     "autoencoder alone; a probe of the text features; the loss by timestep. Prints tables.")
     _shared(diagnose, 200)
-    diagnose.add_argument("--guidance", type=float, default=2.5,
+    diagnose.add_argument("--guidance", type=finite_number, default=2.5,
                           help="guidance scale of the completion (default: 2.5)")
     diagnose.add_argument("--out", type=Path, metavar="DIR",
                           help="folder for diagnosis.json, diagnosis.md, diagnosis.png")

@@ -170,6 +170,18 @@ def test_no_server_is_one_message_after_its_patience(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.startswith("error: no answer from http://127.0.0.1:1 (")
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_patience_without_a_measure_is_refused(tmp_path, monkeypatch, capsys, seconds):
+    """With nan the command asked a server that is not there for ever."""
+    monkeypatch.setattr(sys, "argv", ["pixart", "queue", str(MINI), f"--patience={seconds}", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"argument --patience: '{seconds}' must be" in capsys.readouterr().err
+    if seconds != "inf":
+        with pytest.raises(ClientError, match="expected 0 or more"):
+            Server("127.0.0.1:1", float(seconds))
+
+
 def test_a_file_where_the_folder_of_pictures_should_be_is_refused(server, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     assert queue(server, tmp_path / "file", monkeypatch=monkeypatch) == 1
