@@ -21,7 +21,7 @@ from .conditioning import text_conds
 from .foreign import refuse_conditions
 from .mixin import Mixin
 from .notices import notice_size
-from .packed import packed_entries
+from .packed import packed_entries, packed_patcher
 from .pt_dit import load_pt_dit_model
 from .steps import attach
 from .transformer import builder
@@ -177,6 +177,8 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
         unpacked = dtype_named(weight_dtype) if weight_dtype in WEIGHT_DTYPES[1:] else torch.bfloat16
     checkpoint = opened.read(torch.bfloat16 if unpacked in EIGHT_BITS else unpacked, leave_packed=bool(packed))
     model = build_model(checkpoint, weight_dtype, device, bool(packed))
+    if packed:
+        patcher_class = packed_patcher(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=offload)
     fill(model.diffusion_model, {**checkpoint.state_dict, **packed}, is_dynamic(patcher))
     model.to(offload)       # not before: the layers of some hosts have no memory until they are filled

@@ -1,4 +1,5 @@
 """Packed layers of a file as the host's layers of mixed precision take them."""
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...pixart.checkpoint import CheckpointError, OpenCheckpoint
+from .branches import BRANCHES_KEY
 
 
 def host_formats() -> tuple[str, ...]:
@@ -47,6 +49,27 @@ def packed_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, weight in network.named_parameters():
         if isinstance(weight, QuantizedTensor):
             yield name, weight
+
+
+@functools.cache
+def packed_patcher(base: type) -> type:
+    """The class of MODELs with packed layers, one of the host's: it refuses what the host cannot do with their weights.
+
+    The host looks up every tensor of a file of theirs as an attribute of a layer, and finds no scales.
+    """
+    class PackedModelPatcher(base):     # type: ignore[misc]
+        def get_key_patches(self, *args: Any, **kwargs: Any) -> dict:
+            """Called for what is merged into another MODEL, and before hooks change weights."""
+            raise ValueError("the weights of this MODEL are packed: they can neither be merged into another MODEL nor "
+                             "be changed by hooks. Load it with weight_dtype bf16, which unpacks them.")
+
+        def add_patches(self, patches: Any, strength_patch: float = 1.0, strength_model: float = 1.0) -> list:
+            """The host's own; of its nodes, only those that merge change how strongly the MODEL itself counts."""
+            if strength_model != 1 and any(key.startswith(BRANCHES_KEY) for key in self.injections):
+                raise ValueError("this MODEL has a LoRA beside packed weights, which would keep its strength in a "
+                                 "merge. Load the model with weight_dtype bf16, or merge first and add the LoRA then.")
+            return super().add_patches(patches, strength_patch, strength_model)
+    return PackedModelPatcher
 
 
 def is_packed(model: Any) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import comfy.cli_args
+import comfy.hooks
 import comfy.model_management
 import torch
 from host import tiny
@@ -176,6 +177,31 @@ def test_what_the_host_saves_opens_again():
         model, path = model_of(packed(target)), FOLDER / f"saved-{target}.safetensors"
         comfy.sd.save_checkpoint(str(path), model)
         assert off(load(path, dtype=torch.float32)(*GIVEN), load(packed(target), dtype=torch.float32)(*GIVEN)) < 1e-6
+
+
+def test_merging_packed_weights_into_a_model_is_refused_and_into_them_works():
+    """The host said that a Linear has no weight_scale."""
+    from comfy_extras.nodes_model_merging import ModelAdd, ModelMergeSimple, ModelSubtract
+    other = save_checkpoint(FOLDER / "packed-merged.safetensors", tiny.random_model(CONFIG, seed=9))
+    want = network(ModelMergeSimple().merge(model_of(plain(), "fp32"), model_of(other, "fp32"), 0.25)[0])(*GIVEN)
+    for target in targets():
+        whole, small = model_of(other, "fp32"), model_of(packed(target))
+        for message in (refusal(ModelMergeSimple().merge, whole, small, 0.5), refusal(ModelAdd().merge, small, small),
+                        refusal(ModelSubtract().merge, whole, small.clone(), 1.0)):
+            assert "packed: they can neither be merged" in message and "weight_dtype bf16" in message
+        merged_into = ModelMergeSimple().merge(small, whole, 0.25)[0]
+        assert 0 < distance(network(merged_into)(*GIVEN), want) < LIMITS[target], target
+        beside = with_lora(small, 1)
+        assert "would keep its strength in a merge" in refusal(ModelMergeSimple().merge, beside, whole, 0.25)
+
+
+def test_hooks_that_would_change_packed_weights_are_refused():
+    hooks = comfy.hooks.create_hook_lora(load_file(MODELS / "loras" / lora_file(1)), 1.0, 0.0)
+    positive = comfy.hooks.set_hooks_for_conditioning(condition(text(3)), hooks)
+    for target in targets()[:1]:
+        model = model_of(packed(target))
+        assert "nor be changed by hooks" in refusal(sample, model, positive, condition(text(2)), latent(64, 64))
+        assert torch.isfinite(sample(model, condition(text(3)), condition(text(2)), latent(64, 64))).all()
 
 
 def lora(seed: int, dora: bool = False) -> Lora:
