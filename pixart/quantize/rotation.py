@@ -4,17 +4,15 @@ Groups of g columns are multiplied by a Hadamard matrix of order g = 4^n whose r
 Kronecker product of the 4 x 4 one, divided by sqrt(g). It is symmetric and its own inverse, so that a layer whose
 inputs are rotated too computes what it did before. Source: comfy_kitchen, tensor/int8_utils.py.
 """
-from functools import lru_cache, partial
-
 import torch
 from torch import Tensor
 
-from .constant import Constant
 from .format import FormatOptions, positive_option
 
 SETTING = "convrot_groupsize"
 DEFAULT_GROUP = 256
 GROUPS = (256, 64, 16)          # those the host has kernels for, best first
+_COPIES: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _hadamard(size: int) -> Tensor:
@@ -24,14 +22,20 @@ def _hadamard(size: int) -> Tensor:
     return matrix
 
 
-@lru_cache(maxsize=8)
-def _kept_hadamard(size: int) -> Constant:
-    return Constant(partial(_hadamard, size))
+def _hadamard_on(device: torch.device, size: int) -> Tensor:
+    """The matrix on a device, copied there once: layers need it every time they run. Nobody may write into it."""
+    if (device, size) in _COPIES:
+        return _COPIES[device, size]
+    with torch.inference_mode(False):       # a kept tensor must stay usable in training
+        copy = _hadamard(size).to(device)
+    if type(copy) is Tensor:                # not one that only stands in for data, while something is traced
+        _COPIES[device, size] = copy
+    return copy
 
 
 def rotate(weight: Tensor, group: int) -> Tensor:
     """(N, K) float -> the same shape, each group of columns rotated. Twice is the identity."""
-    matrix = _kept_hadamard(group).on(weight.device).to(weight.dtype)
+    matrix = _hadamard_on(weight.device, group).to(weight.dtype)
     return (weight.unflatten(1, (-1, group)) @ matrix).flatten(1)
 
 

@@ -50,7 +50,7 @@ AUTOCAST_FLOAT32 = {F.layer_norm, F.group_norm, F.softmax, F.log_softmax, F.mse_
                     torch.rsqrt, Tensor.rsqrt, Tensor.norm, torch.norm, Tensor.reciprocal, Tensor.log_softmax}
 AUTOCAST_WIDEST = {torch.cat, torch.stack, torch.addcmul, torch.atan2, torch.cross, torch.dot}
 # Copy once and keep the copy, which they do not with tensors that only stand in for others.
-CACHES = ("pixart/model/positions.py", "pixart/sampling/schedule.py", "pixart/quantize/constant.py")
+CACHES = ("pixart/model/positions.py", "pixart/sampling/schedule.py", "pixart/quantize/rotation.py")
 RANDOM = {torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal}
 
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixart.quantize import FORMATS, TARGETS
+from pixart.quantize import FORMATS, TARGETS, rotation
 from pixart.quantize.asym_w4a8 import AsymW4A8
-from pixart.quantize.constant import Constant
 from pixart.quantize.mxfp8 import MXFP8
 from pixart.quantize.nibbles import join_nibbles, split_nibbles
 from pixart.quantize.nvfp4 import NVFP4, from_codes, to_codes
@@ -106,14 +105,14 @@ def test_a_rotation_is_orthogonal_and_its_own_inverse(group):
     torch.testing.assert_close(rotate(inputs, group) @ rotate(given, group).T, inputs @ given.T, rtol=1e-4, atol=1e-4)
 
 
-def test_what_unpacking_looks_up_is_copied_to_a_device_once():
+def test_the_matrix_of_a_rotation_is_copied_to_a_device_once(monkeypatch):
     """A copy for every layer that runs, and every time it does, would make a GPU wait as often."""
-    made = []
-    constant = Constant(lambda: made.append(1) or torch.ones(2))
+    monkeypatch.setattr(rotation, "_COPIES", {})
     with torch.inference_mode():
-        first = constant.on(torch.device("meta"))
-    assert constant.on(torch.device("meta")) is first and not first.is_inference() and len(made) == 1
-    assert constant.on(torch.device("cpu")).tolist() == [1, 1]
+        first = rotation._hadamard_on(torch.device("meta"), 16)
+    assert rotation._hadamard_on(torch.device("meta"), 16) is first and not first.is_inference()
+    assert rotation._hadamard_on(torch.device("meta"), 64).shape == (64, 64)
+    assert torch.equal(rotation._hadamard_on(torch.device("cpu"), 16), _hadamard(16))
 
 
 def test_a_rotation_spreads_one_large_value():
