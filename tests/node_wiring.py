@@ -27,11 +27,12 @@ STOCK = {
            "SamplerCustomAdvanced": "自定义采样器（高级）", "EmptyLatentImage": "空Latent图像",
            "ImageInvert": "反转图像", "ImageScale": "缩放图像", "ImageScaleBy": "缩放图像（比例）"},
 }
-# Nodes that no workflow has: (the other node, this one's input), (the other node, this one's output).
+# Nodes that no workflow has, or has only beside what is unusual: (the other node, this one's input), (the other node,
+# this one's output).
 ELSEWHERE: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
+    "PixArtLoader": ([], [("PixArtTextEncode", "MODEL"), ("KSampler", "MODEL")]),
     "PixArtCheck": ([("PixArtLoader", "model"), ("PixArtT5Loader", "clip"), ("VAELoader", "vae"),
                      ("PixArtControlNetLoader", "control_net")], []),
-    "PixArtNAG": ([("PixArtLoader", "model"), ("PixArtTextEncode", "negative")], [("PixArtLCMSampler", "MODEL")]),
     "PixArtFeedback": ([("PixArtLoader", "model")], [("KSampler", "MODEL")]),
     "PixArtLCMSigmas": ([("PixArtLoader", "model")], [("SamplerCustom", "MODEL"), ("SamplerCustom", "SAMPLER"),
                                                       ("SamplerCustom", "SIGMAS")]),

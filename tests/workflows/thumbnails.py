@@ -33,6 +33,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "mini-fp8": ("As it is", SAVED),
     "mini-img2img": ("Cut to size", SAVED),
     "mini-long-prompt": (SAVED,),
+    "mini-negative-prompt": ("Without negative prompt", SAVED),
     "mini-reno": ("Rewards", SAVED),
     "mini-save-prompt": (SAVED,),
     "mini-saved-prompt": (SAVED,),
