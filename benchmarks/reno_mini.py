@@ -17,7 +17,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pixart.atomic import replacing  # noqa: E402
-from pixart.checkpoint import load  # noqa: E402
+from pixart.checkpoint import load, read_config  # noqa: E402
 from pixart.checkpoint.merged import with_loras  # noqa: E402
 from pixart.drawing import Request  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
@@ -26,6 +26,7 @@ from pixart.mini.measure.bootstrap import estimate, paired_difference, resamples
 from pixart.mini.measure.prompts import PromptGroup, Prompts  # noqa: E402
 from pixart.mini.scenes import labels  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
+from pixart.model.cpu_dtype import fitting_dtype  # noqa: E402
 from pixart.reward.generator import Generator  # noqa: E402
 from pixart.reward.judge import JudgeReward  # noqa: E402
 from pixart.reward.optimise import Iteration, NoiseRecipe, optimise_noise  # noqa: E402
@@ -41,9 +42,10 @@ class Bench:
     """The networks, and what both judges say of pictures."""
 
     def __init__(self, weights: Path, lora: Path | None, sampler: str, steps: int, recipe: NoiseRecipe) -> None:
-        model = load(weights, dtype=torch.bfloat16, attend=matmul_attention)
+        dtype = fitting_dtype(torch.device("cpu"), read_config(weights).hidden)
+        model = load(weights, dtype=dtype, attend=matmul_attention)
         self.model = with_loras(model, [(lora, 1.0)] if lora else []).eval().requires_grad_(False)
-        vae = load_vae(SHIPPED.vae).to(torch.bfloat16, memory_format=torch.channels_last)
+        vae = load_vae(SHIPPED.vae).to(dtype, memory_format=torch.channels_last)
         self.decode = decoder(vae, self.model.config.latent_scale)
         self.t5 = T5Encoder(SHIPPED.t5, 16)
         self.reward = WeightedSum([(JudgeReward.open(), 1.0)])
