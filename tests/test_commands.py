@@ -13,7 +13,7 @@ import pytest
 from pixart.__main__ import HELP, KERNELS, is_no_kernel_hint
 from pixart.__main__ import parser as parser_of
 from pixart.commands.arguments import size
-from pixart.commands.numbers import finite_number, number_from_zero, positive_number, positive_whole, whole
+from pixart.commands.numbers import finite_number, number_from_zero, positive_number, positive_whole, whole_from_zero
 from pixart.commands.places import require_file_place, require_folder_place
 from pixart.commands.progress import Bars
 from pixart.train.command import METHOD_HELP, method_parser
@@ -54,9 +54,9 @@ def test_a_bar_is_closed_when_the_work_ends_badly(monkeypatch):
 
 def test_values_are_read_and_refused():
     assert size("1024X768") == (1024, 768) and positive_whole("3") == 3 and finite_number("-1e-3") == -0.001
-    assert whole("0") == 0 and number_from_zero("0") == 0 and positive_number("1e-3") == 0.001
+    assert whole_from_zero("0") == 0 and number_from_zero("0") == 0 and positive_number("1e-3") == 0.001
     for parse, texts in ((size, ("1024", "8x8", "64x", "x", "9000x64", "-64x64")),
-                         (positive_whole, ("0", "-1", "1.5", "")), (whole, ("-1", "1.5", "")),
+                         (positive_whole, ("0", "-1", "1.5", "")), (whole_from_zero, ("-1", "1.5", "")),
                          (finite_number, ("nan", "inf", "one")), (number_from_zero, ("-0.5", "nan", "inf")),
                          (positive_number, ("0", "-1", "nan", "inf"))):
         for text in texts:

@@ -57,7 +57,7 @@ def packed_patcher(base: type) -> type:
 
     The host looks up every tensor of a file of theirs as an attribute of a layer, and finds no scales.
     """
-    class PackedModelPatcher(base):     # type: ignore[misc]
+    class PackedModelPatcher(base):
         def get_key_patches(self, *args: Any, **kwargs: Any) -> dict:
             """Called for what is merged into another MODEL, and before hooks change weights."""
             raise ValueError("the weights of this MODEL are packed: they can neither be merged into another MODEL nor "

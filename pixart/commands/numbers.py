@@ -3,7 +3,7 @@ import argparse
 import math
 
 
-def whole(text: str) -> int:
+def whole_from_zero(text: str) -> int:
     """A whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 0")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..commands.numbers import finite_number, positive_number, whole
+from ..commands.numbers import finite_number, positive_number, whole_from_zero
 from ..commands.places import require_parent
 from . import SHIPPED, Files
 
@@ -35,8 +35,8 @@ def _add_build(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         command.add_argument("--work", type=Path, required=True, help="folder for prepared data and training states")
         command.add_argument("--device", help="cpu, cuda or mps (default: the best available)")
     build.add_argument("--weights", type=Path, required=True, help="output folder for the weights")
-    build.add_argument("--measure", type=whole, default=500, metavar="N", help="held-out prompts for the final "
-                                                                               "evaluation; 0 for none (default: 500)")
+    build.add_argument("--measure", type=whole_from_zero, default=500, metavar="N",
+                       help="held-out prompts for the final evaluation; 0 for none (default: 500)")
     build.add_argument("--minutes", type=positive_number, help="time limit for everything, including evaluation; the "
                                                                "small networks take their usual steps, the "
                                                                "transformers the remaining time (default: the steps "
