@@ -68,7 +68,8 @@ def nearest_class(height: int, width: int) -> int:
 def size_notice(height: int, width: int, side: int) -> str | None:
     """A sentence for people where a picture is far from the sizes that a model of class `side` was trained on."""
     trained = nearest_class(side, side)
-    if nearest_class(height, width) == trained:
+    nearest, share = nearest_class(height, width), height * width / trained ** 2
+    if nearest == trained and 1 / 2 <= share <= 2:       # the smallest and the largest class have no other beyond them
         return None
     near_height, near_width = nearest_size(height, width, trained)
     return (f"{width} x {height}: far from the trained sizes. Use {near_width} x {near_height}, the nearest "

@@ -58,5 +58,8 @@ def test_labels_name_width_before_height_and_every_ratio_once():
 
 def test_a_picture_far_from_the_trained_sizes_is_noticed_with_the_nearest_one():
     assert resolution.size_notice(1024, 1024, 1024) is None and resolution.size_notice(768, 1344, 1024) is None
+    assert resolution.size_notice(96, 128, 128) is None and resolution.size_notice(2048, 4096, 2048) is None
+    assert "16 x 16: far from the trained sizes. Use 128 x 128" in resolution.size_notice(16, 16, 128)
+    assert "4096 x 4096: far from the trained sizes. Use 2048 x 2048" in resolution.size_notice(4096, 4096, 2048)
     notice = resolution.size_notice(256, 512, 1024)
     assert notice is not None and notice.startswith("512 x 256: far from the trained sizes. Use 1408 x 704, ")

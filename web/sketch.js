@@ -9,11 +9,13 @@ const STEPS_BACK = 50;
 const PAPER = "black";
 const INK = "white";
 
-/** A drawing of width x height pixels, and the ones before it. */
+/** A drawing of width x height pixels, and the ones before it. `begins` hears of a stroke, an undo or a clear at its
+ * start, `changed` of everything that it changes. */
 class Drawing {
-    constructor(changed) {
+    constructor(begins, changed) {
         this.canvas = document.createElement("canvas");
         this.pen = this.canvas.getContext("2d", { alpha: false });
+        this.begins = begins;
         this.changed = changed;
         this.past = [];
         this.text = "";
@@ -88,12 +90,14 @@ class Drawing {
 
     /** Call before a change that undo takes back. */
     remember() {
+        this.begins();
         this.past.push(this.value);
         if (this.past.length > STEPS_BACK) this.past.shift();
     }
 
     undo() {
         if (!this.past.length) return;
+        this.begins();
         this.value = this.past.pop();
         this.changed();
     }
@@ -106,32 +110,53 @@ class Drawing {
     }
 }
 
-/** Runs the workflow again while the drawing changes: one run at a time, the last state always. */
+/** Is the node in the workflow that the page shows, at its top or in a subgraph? */
+function isShown(node) {
+    const root = app.rootGraph ?? app.graph;
+    const inside = node.graph === root || root.subgraphs?.get(node.graph?.id) === node.graph;
+    return inside && node.graph.getNodeById(node.id) === node;
+}
+
+/** Runs the workflow again while the drawing changes: one run at a time, the last state always. A run that fails is
+ * not tried again before the next stroke: the page shows an error each time. */
 class Follower {
     constructor() {
-        this.waiting = false;
+        this.asking = null; // the node whose drawing waits for a run
         this.posting = false;
-        this.queued = 0;
+        this.taken = false; // the server took what was posted last
+        this.failed = false;
+        this.free = true; // the server answers, and nothing is in its queue
         api.addEventListener("status", ({ detail }) => {
-            this.queued = detail?.exec_info?.queue_remaining ?? 0;
+            this.free = detail?.exec_info?.queue_remaining === 0; // nothing at all while the connection is lost
             this.next();
         });
+        api.addEventListener("execution_error", () => this.fail());
     }
 
-    ask() {
-        this.waiting = true;
+    fail() {
+        this.failed = true;
+        this.asking = null;
+    }
+
+    ask(node) {
+        if (this.failed) return;
+        this.asking = node;
         this.next();
     }
 
     async next() {
-        if (!this.waiting || this.posting || this.queued) return;
-        this.waiting = false;
+        if (!this.asking || this.posting || !this.free) return;
+        const node = this.asking;
+        this.asking = null;
+        if (!isShown(node)) return; // the queue takes the workflow that is shown, by now another one
         this.posting = true;
+        this.taken = false;
         try {
             await app.queuePrompt(0, 1);
         } finally {
             this.posting = false;
         }
+        if (!this.taken) this.fail();
         this.next();
     }
 }
@@ -238,9 +263,10 @@ function build(node, drawing) {
 }
 
 function sketch(node, name) {
-    const drawing = new Drawing(() => {
+    const begins = () => { follower.failed = false; };
+    const drawing = new Drawing(begins, () => {
         widget.callback?.(drawing.value);
-        if (node.properties?.live) follower.ask();
+        if (node.properties?.live) follower.ask(node);
     });
     const { whole, restore } = build(node, drawing);
     const size = (side) => node.widgets.find((each) => each.name === side)?.value ?? 512;
@@ -254,6 +280,8 @@ function sketch(node, name) {
         getMinHeight: () => 240,
         hideOnZoom: false,
     });
+    // Called when the server took the workflow; what queuePrompt returns differs between pages.
+    widget.afterQueued = () => { follower.taken = true; };
     for (const side of node.widgets.filter((each) => ["width", "height"].includes(each.name))) {
         const before = side.callback;
         side.callback = function (...given) {

@@ -21,6 +21,7 @@ from .conditioning import mask_of
 from .mixin import Mixin
 from .model import choose_dtypes
 from .transformer import HostTransformer, attend, host_table, network_in
+from .vae import check_vae
 from .weights import fill
 
 logger = logging.getLogger(__name__)
@@ -230,6 +231,7 @@ def apply_control(positive: list, negative: list | None, control_net: Any, image
     if not isinstance(control_net, control_class()):
         raise ValueError(f"this CONTROL_NET is a {type(control_net).__name__}, not a PixArt ControlNet; load one with "
                          "Load PixArt ControlNet, or use the stock Apply ControlNet for other models")
+    check_vae(vae)
     weighed = control_net.copy()
     weighed.fade, weighed.first_blocks = fade, blocks
     block_weights(len(weighed.control_model.controlnet), fade, blocks)

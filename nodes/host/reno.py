@@ -34,6 +34,7 @@ from .node_text import RunningText
 from .pt_dit import holds_pt_dit
 from .sampling import check_latent, pictures_of, renoise_seeds
 from .text import is_ours
+from .vae import check_vae
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def run_reno(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish)
     if not wish.choices:
         raise ValueError("every reward has the weight 0; give at least one a weight")
     check_latent(model, latent)
+    check_vae(vae)
     with torch.inference_mode(False), torch.enable_grad(), stoppable(), memory_handed_back():
         found = _optimise(model, positive, vae, latent, wish)
         if found.stopped:

@@ -96,6 +96,9 @@ class PixArtControlNet(nn.Module):
         if len(self.controlnet) >= theirs.depth:
             raise ValueError(f"this ControlNet has {len(self.controlnet)} blocks, the model only {theirs.depth}. Load "
                              "the ControlNet that was made for this model; a model has at least one block more.")
+        if hint.ndim == latent.ndim and hint.shape[1:2] != latent.shape[1:2]:
+            raise ValueError(f"the VAE of the hint makes latents of {hint.shape[1]} channels, PixArt's have "
+                             f"{latent.shape[1]}; use the VAE of the model")
         if hint.shape != latent.shape:
             raise ValueError(f"the hint's latent has shape {tuple(hint.shape)}, the picture's {tuple(latent.shape)}; "
                              "resize the hint to the picture and encode it with the same VAE")

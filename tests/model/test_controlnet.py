@@ -199,6 +199,8 @@ def test_another_base_and_another_hint_are_refused():
         control(PixArtTransformer(wide), hint, **given)
     with pytest.raises(ValueError, match="same VAE"):
         control(base, hint[:, :, :4], **given)
+    with pytest.raises(ValueError, match="latents of 3 channels, PixArt's have 4"):
+        control(base, hint[:, :3], **given)
     small = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=24, base_size=6)
     with pytest.raises(ValueError, match="has 2 blocks, the model only 2. Load"):
         control(PixArtTransformer(small), hint, **given)

@@ -16,6 +16,7 @@ from ..encoders import networks_of
 from ..folders import hed_path
 from ..guest import advance_bar, bar, stop_if_asked
 from ..node_text import RunningText
+from ..vae import check_vae
 from .wish import TrainingWish
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def data_folder(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip
     if clip is None or vae is None:
         raise ValueError("to learn from pictures and captions, connect clip and vae; only a folder made by `python -m "
                          "pixart prepare` needs neither")
+    check_vae(vae)
     source, mark = (named, short_digest(str(named.resolve()))) if named else written_images(pictures, wish.run)
     edges = wish.edges if wish.method == "controlnet" else "none"
     out = wish.run / f"data-{mark}-{side}-{edges}"

@@ -472,8 +472,12 @@ def test_a_vae_of_another_kind_is_refused():
         def encode(self, pixels):
             return torch.zeros(pixels.shape[0], 16, pixels.shape[1] // 8, pixels.shape[2] // 8)
 
-    controlled, _ = apply(condition(text(5)), load_control(), image(64, 64), given_vae=Wide())
-    assert "same VAE" in refused(load("deep-1024"), controlled)
+    wide = Wide()
+    controlled, _ = stock(condition(text(5)), load_control(), image(64, 64), given_vae=wide)
+    assert "latents of 16 channels, PixArt's have 4" in refused(load("deep-1024"), controlled)
+    wide.latent_channels = 16
+    message = refusal(apply, condition(text(5)), load_control(), image(64, 64), given_vae=wide)
+    assert "this VAE makes latents of 16 channels, PixArt's have 4" in message      # on the node that has the VAE
 
 
 def native_model():

@@ -1,5 +1,6 @@
 """PixArt ReNO inside the host: it begins with the host's own picture, gains, and leaves everything as it was."""
 import functools
+from types import SimpleNamespace
 
 import comfy.model_management
 import torch
@@ -129,6 +130,7 @@ def test_what_is_wrong_is_said_before_any_work():
             ({"prompt": "a photo of a cat"}, "PixArt-mini's judge cannot read this sentence"),
             ({"hpsv2": 5.0}, "put HPS_v2.1_compressed.pt (xswu/HPSv2 on Hugging Face) into models/rewards"),
             ({"positive": condition(text(6)) * 2}, "has 2 parts"),
+            ({"vae": SimpleNamespace(latent_channels=3, encode=None)}, "makes latents of 3 channels, PixArt's have 4"),
             ({"positive": condition(text(6), control=object())}, "has control, which"),
             ({"positive": condition(text(6), width=96, height=0)}, "tells the model 96 x 32, the latent is 48 x 32"),
             ({"iterations": 0}, "iterations is 0; expected a whole number from 1 to 1000")):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import folder_paths
@@ -246,6 +247,8 @@ def test_what_is_wrong_is_said_before_any_work():
             ({"images": image(64, 64, 3), "captions": "one\ntwo"}, "2 captions for 3 images"),
             ({"name": "../up"}, "cannot be the name of a file"),
             ({"images": image(64, 64), "captions": "x", "vae": None}, "connect clip and vae"),
+            ({**GRAPH, "vae": SimpleNamespace(latent_channels=16, encode=None)},
+             "this VAE makes latents of 16 channels, PixArt's have 4"),
             ({"method": "controlnet", "edges": "hed", **GRAPH}, "Put ControlNetHED.pth")):
         forget("fact")
         assert message in refusal(learn, base, **changes), changes
