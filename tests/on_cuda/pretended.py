@@ -83,6 +83,7 @@ def autocast_patches() -> list[Any]:
 @contextlib.contextmanager
 def pretend_cuda() -> Iterator[Cuda]:
     """Inside, there is one CUDA device."""
+    from diffusers.models import AutoencoderKL  # noqa: F401   Would load kernels of the device that is not there.
     device = Cuda()
     Cuda.active = device
     with contextlib.ExitStack() as stack:
