@@ -2,8 +2,11 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 from on_cuda.pretend import Cuda
 from on_cuda.pretended import pretend_cuda
+
+from pixart.text import t5
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +16,12 @@ def fresh_processes() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def text_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU too, whichever it is: what is compared with it is encoded in bfloat16."""
+    monkeypatch.setattr(t5, "fitting_dtype", lambda device, width: torch.bfloat16)
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from pixart.reward.optimise import NoiseRecipe, optimise_noise
 from pixart.reward.protocol import WeightedSum
 from pixart.reward.reno import reno
 from pixart.reward.table import RewardChoice, open_rewards
-from pixart.text import t5
 from pixart.text.t5 import T5Encoder
 from pixart.train.draws import generator_for
 
@@ -91,9 +90,7 @@ def test_rounding_is_adapted_to_calibration_data(gpu: Cuda):
 # -- text --------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bits", [16, "int8"])
-def test_text_is_encoded_as_on_a_cpu(gpu: Cuda, bits, monkeypatch):
-    monkeypatch.setattr(t5, "fitting_dtype", lambda device, width: torch.bfloat16)     # whatever CPU this is
-
+def test_text_is_encoded_as_on_a_cpu(gpu: Cuda, bits):
     def run(device: str) -> Tensor:
         encoder = T5Encoder(SHIPPED.t5, bits, device)
         found = encoder.encode([*PROMPTS, "a (red:1.3) ring"], 64, batch=2, emphasis=True)
