@@ -34,6 +34,7 @@ ACROSS = [(x / 20, 0.05) for x in range(2, 19)]
 
 @pytest.fixture
 def live(screen) -> Iterator[object]:
+    close_errors(screen.page)            # a dialog of an earlier test would lie over the canvas
     screen.page.evaluate("() => window.app.graph.clear()")
     drop(screen, "mini-sketch")
     screen.page.locator(CANVAS).wait_for()
