@@ -14,15 +14,19 @@ from host import harness
 from host.test_server import run
 from PIL import Image
 
+from pixart.model.cpu_dtype import has_matrix_units
+
 GRAPH = json.loads((harness.ROOT / "workflows" / "api" / "mini-lcm-4-steps.json").read_text(encoding="utf-8"))
 ROWS = [row for row in json.loads(Path(__file__).with_name("compatibility.json").read_text(encoding="utf-8"))
         if "options" in row]
+OF_PROCESSOR = ("--fp32-unet", "--fp64-unet", "--bf16-unet")
+ROUNDING = 1e-6         # a dozen values by one step of 255: some processors sum up in another order at every start
 ALONE, FAR, FLAT = "alone", 0.05, 0.1        # mean difference of another picture's pixels; deviation of no picture
 
 
 @dataclass(frozen=True)
 class Start:
-    """Options that one host is started with; same: whether its picture is that of a start without any, to the bit."""
+    """Options that one host is started with; same: whether its picture is that of a start without any."""
 
     options: tuple[str, ...]
     same: bool
@@ -37,10 +41,18 @@ def column(version: str) -> str:
     return "0.3.64" if version.startswith("0.3.") else "0.33.0"
 
 
+def outcome_of(row: dict, version: str) -> str:
+    """As in the table, which was made on a processor where weight_dtype auto is bfloat16; on others it is float32."""
+    found = row["outcome"][column(version)]
+    if row["options"][0] in OF_PROCESSOR and not has_matrix_units():
+        return {"works": "same", "same": "works"}.get(found, found)
+    return found
+
+
 def starts(version: str) -> Iterator[Start]:
     """As few as the rows that work or have no effect on this version need: one of each kind of options in each."""
     for outcome in ("works", "same"):
-        rows = [row for row in ROWS if row["outcome"][column(version)] == outcome]
+        rows = [row for row in ROWS if outcome_of(row, version) == outcome]
         yield from (Start(tuple(row["options"]), outcome == "same", close=False) for row in rows
                     if row["kind"] == ALONE)
         kinds: dict[str, list[list[str]]] = {}
@@ -73,7 +85,7 @@ def check(host: harness.Host, folder: Path, start: Start, plain: np.ndarray) -> 
         found = drawn(server)
     difference = float(np.abs(found - plain).mean())
     if start.same:
-        assert difference == 0, start.title
+        assert difference < ROUNDING, start.title
         return
     assert difference > 0 and found.std() > FLAT, start.title
     assert difference < FAR or not start.close, f"{start.title}: {difference:.3f}"

@@ -83,7 +83,8 @@ def autocast_patches() -> list[Any]:
 @contextlib.contextmanager
 def pretend_cuda() -> Iterator[Cuda]:
     """Inside, there is one CUDA device."""
-    from diffusers.models import AutoencoderKL  # noqa: F401   Would load kernels of the device that is not there.
+    import bitsandbytes.nn  # noqa: F401   Both would load kernels of the device that is not there.
+    from diffusers.models import AutoencoderKL  # noqa: F401
     device = Cuda()
     Cuda.active = device
     with contextlib.ExitStack() as stack:
