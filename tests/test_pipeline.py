@@ -518,7 +518,8 @@ def test_command_line_errors_are_one_line(arguments, words, monkeypatch, capsys)
 @pytest.mark.parametrize("option, value, words", [
     ("--size", "1024", "WIDTHxHEIGHT"), ("--size", "1000000x1000000", "sides of 16 to 8192 pixels"),
     ("--size", "0x64", "WIDTHxHEIGHT"), ("--size", "\u00b2x64", "WIDTHxHEIGHT"), ("--count", "0", "at least 1"),
-    ("--guidance", "nan", "must be a finite number"), ("--strength", "x", "must be a finite number"), ("--steps", "-1", "at least 1"),
+    ("--guidance", "nan", "must be a finite number"), ("--strength", "x", "must be a finite number"),
+    ("--steps", "-1", "at least 1"),
 ])
 def test_bad_values_of_options_are_explained(monkeypatch, capsys, option, value, words):
     with pytest.raises(SystemExit):
