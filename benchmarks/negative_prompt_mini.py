@@ -28,9 +28,9 @@ from pixart.mini.autoencoder import load_autoencoder  # noqa: E402
 from pixart.mini.grammar import PLACE_WORDS  # noqa: E402
 from pixart.mini.judge import load_judge  # noqa: E402
 from pixart.mini.measure.batches import to_bytes  # noqa: E402
-from pixart.mini.measure.bootstrap import Estimate, estimate, paired_difference, resamples  # noqa: E402
+from pixart.mini.measure.bootstrap import estimate, paired_difference, resamples  # noqa: E402
 from pixart.mini.measure.prompts import Prompts  # noqa: E402
-from pixart.mini.measure.tables import markdown  # noqa: E402
+from pixart.mini.measure.tables import markdown, signed  # noqa: E402
 from pixart.mini.pictures import BUCKETS  # noqa: E402
 from pixart.mini.scenes import ATTRIBUTES, stated_facts  # noqa: E402
 from pixart.model.nag import NAG  # noqa: E402
@@ -194,14 +194,9 @@ def main_table(found: dict[Way, dict[str, Share]], seconds: dict[Way, float], dr
 
 def differences_table(found: dict[Way, dict[str, Share]], base: Way, drawn: Tensor) -> str:
     """In brackets the paired 95 % interval, bold where it leaves out zero."""
-    rows = [[way.name, *(signed(paired_difference(measured[name], other, drawn))
+    rows = [[way.name, *(signed(paired_difference(measured[name], other, drawn), 100, 1)
                          for name, other in found[base].items())] for way, measured in found.items() if way != base]
     return markdown([f"minus {base.name}", *found[base]], rows)
-
-
-def signed(value: Estimate) -> str:
-    low, middle, high = (f"{100 * x:+.1f}" for x in (value.low, value.value, value.high))
-    return f"**{middle}** ({low} to {high})" if value.clear else f"{middle} ({low} to {high})"
 
 
 def table_by_attribute(found: dict[Way, dict[str, Share]], cases: Sequence[Case]) -> str:

@@ -20,7 +20,7 @@ from .stages import STAGES
 def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("gpu", help="correctness, speed and memory on this machine's GPU, in minutes",
                                  description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=positive_number, default=8.0, help="for everything together (default: 8)")
+    parser.add_argument("--minutes", type=minutes, default=8.0, help="for everything together (default: 8)")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.md and report.json")
     parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU: proves the campaign itself")
     parser.add_argument("--only", choices=[stage.name for stage in STAGES], nargs="+", help="stages (default: all)")
@@ -28,6 +28,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--stage", choices=[stage.name for stage in STAGES], nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=positive_number, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
+
+
+def minutes(text: str) -> float:
+    """Above 0, and less than two years."""
+    value = positive_number(text)
+    if value >= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} must be less than 1000000 minutes")
+    return value
 
 
 def run(args: argparse.Namespace) -> int:

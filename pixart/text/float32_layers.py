@@ -1,7 +1,7 @@
 """Layers that keep their weights in bfloat16 and compute in float32.
 
-For processors without matrix units for bfloat16, which multiply it several times slower than float32: a prompt through
-T5-XXL takes a third to a quarter of the time, at the memory of bfloat16 and one layer.
+For processors without matrix units for bfloat16, which multiply it several times slower than float32 (see
+docs/measurements.md). It takes the memory of the weights in bfloat16 and of one layer in float32.
 """
 import torch
 from torch import Tensor, nn

@@ -62,9 +62,9 @@ def differences(measured: Measured, base: str) -> str:
         if row.name in (base, REAL):
             continue
         mine, other = row.sums(), start.sums()
-        cells = [_signed(paired_difference(mine[name], other[name], drawn), 100, 1) for name in names]
+        cells = [signed(paired_difference(mine[name], other[name], drawn), 100, 1) for name in names]
         whole = [sums["pictures"][0].bool() for sums in (mine, other)]
-        rows.append([row.name, *cells, _signed(paired_difference(mine["kid"], other["kid"], drawn), 1, 3),
+        rows.append([row.name, *cells, signed(paired_difference(mine["kid"], other["kid"], drawn), 1, 3),
                      f"{mcnemar(*whole):.2g}"])
     titles = [f"minus {base}", *(SHARES.get(name, name) for name in names), "KID (judge)", "p (whole pictures)"]
     note = (f"In brackets the {100 * LEVEL:.0f} % interval of the paired bootstrap over {measured.about.count} "
@@ -72,7 +72,8 @@ def differences(measured: Measured, base: str) -> str:
     return f"{markdown(titles, rows)}\n\n{note}"
 
 
-def _signed(value: Estimate, scale: float, digits: int) -> str:
+def signed(value: Estimate, scale: float, digits: int) -> str:
+    """A difference and in brackets its interval, times `scale`, bold where it leaves out zero."""
     low, middle, high = (f"{scale * x:+.{digits}f}" for x in (value.low, value.value, value.high))
     return f"**{middle}** ({low} to {high})" if value.clear else f"{middle} ({low} to {high})"
 
