@@ -23,6 +23,7 @@ from pixart.mini.measure.bootstrap import paired_difference, resamples
 from pixart.mini.measure.cost import Cost, count, machine
 from pixart.mini.measure.methods import TEACHER_METHOD, Sampled
 from pixart.mini.measure.results import About, Measured, Row, read_measured
+from pixart.mini.measure.tables import signed
 
 from ..instruments.notes import Cell, Notes
 from ..instruments.setting import Setting
@@ -185,6 +186,4 @@ def shown(row: Row, times: Mapping[str, float]) -> dict[str, Cell]:
 def minus(row: Row, other: Row) -> str:
     """Difference of the whole pictures in points, with the paired interval of 95 %."""
     drawn = resamples(len(row.answers))
-    found = paired_difference(row.sums()["pictures"], other.sums()["pictures"], drawn)
-    low, middle, high = (f"{100 * value:+.1f}" for value in (found.low, found.value, found.high))
-    return f"{f'**{middle}**' if found.clear else middle} ({low} to {high})"
+    return signed(paired_difference(row.sums()["pictures"], other.sums()["pictures"], drawn), 100, 1)
