@@ -39,7 +39,7 @@ BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-c
 
 HAS_TORCH = "import importlib.metadata as metadata; metadata.version('torch')"
 
-# Run by the Python that will read the picture: ComfyUI itself takes half a file without a word.
+# Run by the Python that will read the image: ComfyUI itself takes half a file without a word.
 OPENS = "import sys; from PIL import Image; Image.open(sys.argv[1]).load()"
 EDGES = ("canny", "soft", "none", "invert")
 
@@ -303,7 +303,7 @@ def tail(log: Path, lines: int = 40) -> str:
 
 
 def render(address: str, graph: dict) -> Path:
-    """Queue the graph, wait for it, and return the picture's path below the server's output folder."""
+    """Queue the graph, wait for it, and return the image's path below the server's output folder."""
     started = time.monotonic()
     answer = ask(f"{address}/prompt", {"prompt": graph})
     if "prompt_id" not in answer or answer.get("node_errors"):
@@ -321,7 +321,7 @@ def render(address: str, graph: dict) -> Path:
     images = [image for output in entry["outputs"].values() for image in output.get("images", [])
               if image.get("type") == "output"]      # previews of nodes are temporary
     if not images:
-        raise Problem(f"ComfyUI finished without a picture: {entry['status']}")
+        raise Problem(f"ComfyUI finished without an image: {entry['status']}")
     say(f"done in {time.monotonic() - started:.1f} s")
     return Path(images[0]["subfolder"]) / images[0]["filename"]
 
@@ -347,27 +347,27 @@ def fill(graph: dict, options: argparse.Namespace) -> dict:
             graph[key] = {"class_type": "EmptyLatentImage",
                           "inputs": {"width": width, "height": height, "batch_size": 1}}
         if node["class_type"] == "PixArtEdges":
-            graph["picture"] = {"class_type": "LoadImage", "inputs": {"image": options.control.name}}
+            graph["image"] = {"class_type": "LoadImage", "inputs": {"image": options.control.name}}
             graph["opaque"] = {"class_type": "JoinImageWithAlpha",      # LoadImage alone drops what is transparent
-                               "inputs": {"image": ["picture", 0], "alpha": ["picture", 1]}}
+                               "inputs": {"image": ["image", 0], "alpha": ["image", 1]}}
             node["inputs"].update(image=["opaque", 0], method=options.edges, width=width, height=height)
         if node["class_type"] == "PixArtControlNetApply":
             node["inputs"]["strength"] = options.strength
     return graph
 
 
-def check_picture(python: Path | str, path: Path) -> None:
-    """Refuse a file that is no whole picture before anything is started for it."""
+def check_image(python: Path | str, path: Path) -> None:
+    """Refuse a file that is no whole image before anything is started for it."""
     answer = subprocess.run([str(python), "-c", OPENS, str(path)], capture_output=True, text=True)
     if answer.returncode:
         why = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise Problem(f"--control {path}: cannot be read as a picture ({why})")
+        raise Problem(f"--control {path}: cannot be read as an image ({why})")
 
 
-def picture_with_host(host: Host, options: argparse.Namespace) -> str:
+def image_with_host(host: Host, options: argparse.Namespace) -> str:
     """Render through ComfyUI and say what ran."""
     if options.control:
-        check_picture(host.python, options.control)
+        check_image(host.python, options.control)
     workflow = CONTROL_WORKFLOW if options.control else WORKFLOW
     graph = fill(json.loads(workflow.read_text(encoding="utf-8")), options)
     say(f"ComfyUI {host.version} in {host.path}: starting without a page{'' if host.gpu else ', on the CPU'}")
@@ -381,11 +381,11 @@ def picture_with_host(host: Host, options: argparse.Namespace) -> str:
     return f"workflow {workflow.name} in ComfyUI {host.version}"
 
 
-def picture_standalone(options: argparse.Namespace) -> str:
+def image_standalone(options: argparse.Namespace) -> str:
     """Render through `python -m pixart generate` in `.venv` and say what ran."""
     python = prepare("standalone")
     if options.control:
-        check_picture(python, options.control)
+        check_image(python, options.control)
     width, height = options.size
     command = [str(python), "-m", "pixart", "generate", options.prompt or default_prompt(), "--steps",
                str(options.steps), "--seed", str(options.seed), "--size", f"{width}x{height}", "--out",
@@ -418,7 +418,7 @@ def usable_host(options: argparse.Namespace) -> Host | None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder of the picture, before any work is done for it."""
+    """Make the folder of the image, before any work is done for it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -427,11 +427,11 @@ def require_writable(folder: Path) -> None:
         raise Problem(f"--output: the folder cannot be written to; choose another: {folder}")
 
 
-def make_picture(options: argparse.Namespace) -> int:
+def make_image(options: argparse.Namespace) -> int:
     require_writable(options.output.parent)
     host = usable_host(options)
-    ran = picture_with_host(host, options) if host else picture_standalone(options)
-    say(f"picture: {options.output}")
+    ran = image_with_host(host, options) if host else image_standalone(options)
+    say(f"image: {options.output}")
     say(f"made by: {ran}")
     return 0
 
@@ -515,12 +515,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=natural(0, 2**64 - 1), default=1, help="seed of the noise, default 1")
     parser.add_argument("--size", type=size, default=(128, 128), help="WIDTHxHEIGHT in pixels, default 128x128")
     parser.add_argument("--output", type=png, default=png("pixart.png"), help="PNG file to write, default pixart.png")
-    parser.add_argument("--control", type=existing, metavar="PICTURE", help="image whose edges are followed")
-    parser.add_argument("--edges", choices=EDGES, default="canny", help="edge detector; none: PICTURE is an edge "
+    parser.add_argument("--control", type=existing, metavar="IMAGE", help="image whose edges are followed")
+    parser.add_argument("--edges", choices=EDGES, default="canny", help="edge detector; none: IMAGE is an edge "
                         "map already, white on black; invert: a drawing, black on white; default canny")
     parser.add_argument("--strength", type=share, default=1.0, help="strength of the control, 0 to 10, default 1")
     parser.add_argument("--standalone", action="store_true", help="do not use ComfyUI")
-    parser.set_defaults(job=make_picture)
+    parser.set_defaults(job=make_image)
     return parser.parse_args(argv)
 
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pixart.checkpoint import load, load_control, save_control  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.agreement import ControlBench, Followed, agreement_table  # noqa: E402
-from pixart.mini.measure.batches import BenchPictures  # noqa: E402
+from pixart.mini.measure.batches import BenchImages  # noqa: E402
 from pixart.mini.measure.methods import LCM_METHOD  # noqa: E402
 from pixart.mini.measure.prompts import Prompts  # noqa: E402
 from pixart.mini.measure.sheets import method_sheet  # noqa: E402
@@ -63,19 +63,19 @@ def run(case: str, data: PreparedFolder, work: Path, steps: int) -> None:
     save_control(work / f"{case}.safetensors", average.control)
 
 
-def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, BenchPictures], Prompts]:
+def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, BenchImages], Prompts]:
     """Every case on the LCM student in 4 steps, and no control before them."""
     bench = ControlBench(count, 7, SHIPPED)
-    rows, pictures = [], {"real": bench.instrument.real, "control": bench.maps}
+    rows, images = [], {"real": bench.instrument.real, "control": bench.maps}
     for name, case in CASES.items():
         trained = load_control(work / f"{name}.safetensors", torch.float32)
         network = case.network(trained.config, case.blocks).eval()
         network.load_state_dict(trained.state_dict())
         if not rows:
             rows.append(bench.measure(LCM_METHOD, "none", network, 0.0)[0])
-        row, pictures[name] = bench.measure(LCM_METHOD, case.title, network, 1.0)
+        row, images[name] = bench.measure(LCM_METHOD, case.title, network, 1.0)
         rows.append(row)
-    return rows, pictures, bench.bench.prompts
+    return rows, images, bench.bench.prompts
 
 
 def main() -> None:
@@ -93,10 +93,10 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.task == "table":
-        rows, pictures, prompts = compare(args.work, args.count)
+        rows, images, prompts = compare(args.work, args.count)
         print(agreement_table(rows))
         if args.sheet:
-            method_sheet(pictures, prompts, range(min(10, args.count))).save(args.sheet)
+            method_sheet(images, prompts, range(min(10, args.count))).save(args.sheet)
         return
     data = PreparedFolder(args.data)
     for case in args.case or CASES:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.flexdit_mini --work DIR [--steps 300] [--count 100]     goes on where it was stopped
 
-Both see the same pictures, captions, timesteps and noise. Measured by judge B on held-out sentences, 20 steps of
+Both see the same images, captions, timesteps and noise. Measured by judge B on held-out sentences, 20 steps of
 DPM-Solver++ with guidance 2.5: the teacher, in as many steps as are equal work too, the FlexDiT before any training,
 both after it, and the teacher with pooled values in its first block.
 """

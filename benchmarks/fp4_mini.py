@@ -21,7 +21,7 @@ from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load  # noqa: E402
 from pixart.mini import SHIPPED, Files  # noqa: E402
 from pixart.mini.evaluate import Instrument  # noqa: E402
-from pixart.mini.measure.batches import BenchPictures  # noqa: E402
+from pixart.mini.measure.batches import BenchImages  # noqa: E402
 from pixart.mini.measure.bench import Bench  # noqa: E402
 from pixart.mini.measure.bootstrap import paired_difference, resamples  # noqa: E402
 from pixart.mini.measure.methods import Sampled  # noqa: E402
@@ -78,17 +78,17 @@ def ways_of_drawing(work: Path) -> list[Sampled]:
 
 
 def measured(work: Path, count: int) -> Measured:
-    """A row a method, each kept in a file; the unpacked student comes first, and pictures are compared with its."""
+    """A row a method, each kept in a file; the unpacked student comes first, and images are compared with its."""
     bench = Bench.open(SHIPPED, count, batch=50)
     instrument, rows = Instrument(bench), list[Row]()
-    against: tuple[str, BenchPictures] | None = None
+    against: tuple[str, BenchImages] | None = None
     about = About(count, bench.prompts.seed, False, bench.prompts.digest, instrument.name, 0.0)
     for method in ways_of_drawing(work):
         place = work / f"{plain(method.name)}.json"
         if not place.exists() or against is None:
-            row, pictures = instrument.measure(method, against)
+            row, images = instrument.measure(method, against)
             Measured(about, (row,)).save(place)
-            against = against or (method.name, pictures)
+            against = against or (method.name, images)
         rows += read_measured(place).rows
     return Measured(about, tuple(rows))
 
@@ -100,21 +100,21 @@ def sizes(work: Path) -> dict[str, float]:
 
 
 def plot(found: Measured, megabytes: dict[str, float], path: Path) -> None:
-    """PNG: wholly right pictures, with their paired difference's interval, over the size of the file."""
+    """PNG: wholly right images, with their paired difference's interval, over the size of the file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes, drawn = figure.subplots(), resamples(found.about.count)
-    base = found.rows[0].sums()["pictures"]
+    base = found.rows[0].sums()["images"]
     rows = {row.name: row for row in found.rows if row.name in megabytes}
     for number, (name, row) in enumerate(rows.items()):
-        less = paired_difference(row.sums()["pictures"], base, drawn)
+        less = paired_difference(row.sums()["images"], base, drawn)
         reach = [[100 * (less.value - less.low)], [100 * (less.high - less.value)]]
         axes.errorbar(megabytes[name] * (1 + 0.012 * (number % 5 - 2)), 100 * less.value, yerr=reach, capsize=3,
                       fmt="D" if "learned" in name else "o", label=f"{name}, {megabytes[name]:.1f} MB")
     axes.axhline(0, color="grey", linestyle=":")
-    axes.set(xlabel="file, MB (points of equal size drawn apart)", ylabel="wholly right pictures minus unpacked, %")
+    axes.set(xlabel="file, MB (points of equal size drawn apart)", ylabel="wholly right images minus unpacked, %")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     axes.grid(alpha=0.3)
     with replacing(path) as beside:

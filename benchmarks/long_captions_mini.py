@@ -32,7 +32,7 @@ WAYS = (("cut at 120 tokens", "truncate", ALPHA, False), ("whole", "whole", ALPH
 
 
 class Bench:
-    """The networks, and the pictures of all sentences from given features."""
+    """The networks, and the images of all sentences from given features."""
 
     def __init__(self, weights: Path, lora: Path | None, sampler: str, steps: int, crowded: bool, count: int) -> None:
         model = load(weights, dtype=torch.float32, attend=matmul_attention)
@@ -56,9 +56,9 @@ class Bench:
                               self.sampler, self.steps, 2.5, seed=group.seed)
             null = self.t5.encode([""], 1)
             latents = self.pipe.sample(request, join_encoded([caption.one(i) for i in rows]), null, batch=batch)
-            pictures = (decode(self.vae, latents, self.model.config.latent_scale) * 255).round() / 255
+            images = (decode(self.vae, latents, self.model.config.latent_scale) * 255).round() / 255
             with torch.inference_mode():
-                read[rows] = torch.stack([logits.argmax(1) for logits in self.judge(pictures)], 1)
+                read[rows] = torch.stack([logits.argmax(1) for logits in self.judge(images)], 1)
         return (read == wanted) & (wanted >= 0), wanted >= 0
 
 

@@ -3,7 +3,7 @@
     python benchmarks/mup_transfer.py --data prepared --out transfer.png
 
 Trains one small PixArt per parametrisation, width and learning rate on a prepared folder, all on the same batches,
-noise and timesteps, and draws the curves. Each finished run is one line of JSON beside the picture, so the command
+noise and timesteps, and draws the curves. Each finished run is one line of JSON beside the image, so the command
 may be stopped and started again, and another call may add rates or widths. At the base width both parametrisations
 are the same training; it runs once. Needs matplotlib.
 """
@@ -46,7 +46,7 @@ class Setting:
     betas: tuple[float, float]
     seed: int
     precision: str
-    judged: int                 # pictures in the final loss
+    judged: int                 # images in the final loss
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--betas", type=finite_number, nargs=2, default=(0.9, 0.99))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--judged", type=int, default=512, help="pictures in the final loss")
+    parser.add_argument("--judged", type=int, default=512, help="images in the final loss")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--draw-only", action="store_true", help="train nothing, draw what is there")
     return parser.parse_args(argv)

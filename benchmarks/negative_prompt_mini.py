@@ -1,9 +1,9 @@
-"""Does a negative prompt keep what it names out of the picture, and what does that cost? PixArt-mini's LCM student.
+"""Does a negative prompt keep what it names out of the image, and what does that cost? PixArt-mini's LCM student.
 
     python benchmarks/negative_prompt_mini.py --work DIR [--count 500]     goes on where it was stopped; prints tables
 
-Held-out sentences about one thing leave one attribute open, and the negative prompt names what their pictures show
-then: the picture that somebody wants otherwise. Sentence, seed and negative prompt are the same for NAG and for
+Held-out sentences about one thing leave one attribute open, and the negative prompt names what their images show
+then: the image that somebody wants otherwise. Sentence, seed and negative prompt are the same for NAG and for
 guidance in two passes. Judge B reads whether the named value is still there, and whether the rest is right.
 """
 import argparse
@@ -26,17 +26,17 @@ from pixart.drawing import Conditioned, Request, stack_captions  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.autoencoder import load_autoencoder  # noqa: E402
 from pixart.mini.grammar import PLACE_WORDS  # noqa: E402
+from pixart.mini.images import BUCKETS  # noqa: E402
 from pixart.mini.judge import load_judge  # noqa: E402
 from pixart.mini.measure.batches import to_bytes  # noqa: E402
 from pixart.mini.measure.bootstrap import estimate, paired_difference, resamples  # noqa: E402
 from pixart.mini.measure.prompts import Prompts  # noqa: E402
 from pixart.mini.measure.tables import markdown, signed  # noqa: E402
-from pixart.mini.pictures import BUCKETS  # noqa: E402
 from pixart.mini.scenes import ATTRIBUTES, stated_facts  # noqa: E402
 from pixart.model.nag import NAG  # noqa: E402
 from pixart.pipeline import Pipeline  # noqa: E402
 from pixart.sampling.guidance import guided  # noqa: E402
-from pixart.sampling.noise import PictureNoise  # noqa: E402
+from pixart.sampling.noise import ImageNoise  # noqa: E402
 from pixart.sampling.samplers import SAMPLERS  # noqa: E402
 from pixart.text.encoded import Encoded  # noqa: E402
 from pixart.text.t5 import T5Encoder  # noqa: E402
@@ -48,7 +48,7 @@ STEPS, KEPT = 4, 50
 
 @dataclass(frozen=True)
 class Case:
-    """A sentence that leaves `open` open, what it states (and is asked of the picture), and how it is drawn."""
+    """A sentence that leaves `open` open, what it states (and is asked of the image), and how it is drawn."""
 
     text: str
     open: str
@@ -63,7 +63,7 @@ class Way:
     """How the negative prompt is applied: by NAG, by guidance in two passes, or with both at 1 not at all.
 
     whole: it is the sentence with the words for the value in it, not these words alone. other: it names the next value
-    instead, which the picture did not show; a picture that changes all the same was not steered but disturbed.
+    instead, which the image did not show; an image that changes all the same was not steered but disturbed.
     """
 
     name: str
@@ -99,7 +99,7 @@ def words_for(what: str, value: str) -> str:
 
 
 def cases_of(count: int) -> list[Case]:
-    """The first `count` held-out scenes of one thing; each attribute is left open in each size of picture."""
+    """The first `count` held-out scenes of one thing; each attribute is left open in each size of image."""
     scenes = [scene for scene in Prompts.held_out(2 * count + 20, 7).scenes if len(scene.things) == 1][:count]
     made = []
     for number, scene in enumerate(scenes):
@@ -116,7 +116,7 @@ def negative_prompt(case: Case, shown: str, way: Way) -> str:
 
 
 class Drawer:
-    """The networks, and what judge B reads of one picture at a time."""
+    """The networks, and what judge B reads of one image at a time."""
 
     def __init__(self) -> None:
         self.model = load(SHIPPED.student, dtype=torch.float32).eval().requires_grad_(False)
@@ -132,9 +132,9 @@ class Drawer:
         latent = self.latent(request, caption, negative, way)
         seconds = time.process_time() - started
         with torch.inference_mode():
-            picture = to_bytes(self.vae.decode(latent)).float() / 255
+            image = to_bytes(self.vae.decode(latent)).float() / 255
             read = {name: values[int(logits.argmax())]
-                    for (name, values), logits in zip(ATTRIBUTES.items(), self.judge(picture))}
+                    for (name, values), logits in zip(ATTRIBUTES.items(), self.judge(image))}
         return {"seconds": seconds, "read": read}
 
     def latent(self, request: Request, caption: Encoded, negative: Encoded, way: Way) -> Tensor:
@@ -149,7 +149,7 @@ def guided_latent(pipe: Pipeline, request: Request, caption: Encoded, negative: 
     """(1, 4, h, w): guidance by a sampler that the library draws without, as PixArt LCM Sampler does at cfg above 1."""
     chosen, shape = SAMPLERS[request.sampler], (pipe.config.channels, *request.latent_shape)
     network = Conditioned(pipe.transformer, request, *stack_captions(negative, caption), None)
-    return chosen.run(guided(network, scale), PictureNoise([request.seed], shape), request.steps, request.rule, None)
+    return chosen.run(guided(network, scale), ImageNoise([request.seed], shape), request.steps, request.rule, None)
 
 
 def answers(work: Path, way: Way, cases: Sequence[Case], drawer: Drawer) -> list[dict]:
@@ -170,7 +170,7 @@ Share = tuple[Tensor, Tensor]       # values and weights of every sentence, (n,)
 
 
 def shares(cases: Sequence[Case], plain: Sequence[dict], rows: Sequence[dict]) -> dict[str, Share]:
-    """Whether the value that `plain` showed is there, what is right of what is stated, and whether a picture is both
+    """Whether the value that `plain` showed is there, what is right of what is stated, and whether an image is both
     rid of the value and right in everything."""
     there = torch.tensor([row["read"][case.open] == first["read"][case.open]
                           for case, first, row in zip(cases, plain, rows)]).double()
@@ -200,7 +200,7 @@ def differences_table(found: dict[Way, dict[str, Share]], base: Way, drawn: Tens
 
 
 def table_by_attribute(found: dict[Way, dict[str, Share]], cases: Sequence[Case]) -> str:
-    """Share of the pictures that still show the value, by what the sentence leaves open."""
+    """Share of the images that still show the value, by what the sentence leaves open."""
     members = {name: torch.tensor([case.open == name for case in cases]) for name in OPEN}
     rows = [[way.name, *(f"{100 * measured['still there'][0][rows].mean():.0f}" for rows in members.values())]
             for way, measured in found.items()]

@@ -1,8 +1,8 @@
-"""A small PT-DiT beside a PixArt of equal work, both trained from nothing on PixArt-mini's pictures by rectified flow.
+"""A small PT-DiT beside a PixArt of equal work, both trained from nothing on PixArt-mini's images by rectified flow.
 
     python -m benchmarks.pt_dit_mini --work DIR [--steps 9000] [--count 500]     goes on where it was stopped
 
-Four blocks of PT-DiT do the work of six of PixArt at 128 px. Both see the same pictures, captions, noise levels and
+Four blocks of PT-DiT do the work of six of PixArt at 128 px. Both see the same images, captions, noise levels and
 noise. Told are the losses of the last fifth of the training, step by step side by side, and judge B on held-out
 sentences: 20 Euler steps, guidance 2.5.
 """
@@ -22,7 +22,7 @@ from pixart.config import PixArtConfig
 from pixart.drawing import stack_captions
 from pixart.mini import SHIPPED
 from pixart.mini.evaluate import evaluate, write_results
-from pixart.mini.measure.batches import BenchPictures
+from pixart.mini.measure.batches import BenchImages
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.prompts import PromptGroup
 from pixart.mini.recipe import Builder, MiniRecipe
@@ -33,7 +33,7 @@ from pixart.pt_dit.cost import PTDiTCosts
 from pixart.pt_dit.transformer import PTDiT
 from pixart.sampling.flow import euler_flow, flow_shares
 from pixart.sampling.guidance import guided
-from pixart.sampling.noise import PictureNoise
+from pixart.sampling.noise import ImageNoise
 from pixart.train.initialize import initialize, initialize_pt_dit
 from pixart.train.loop import train
 from pixart.train.loop_config import LoopConfig
@@ -59,17 +59,17 @@ class FlowDrawn:
     steps: int = 20
     guidance: float = 2.5
 
-    def draw(self, bench: Bench) -> BenchPictures:
+    def draw(self, bench: Bench) -> BenchImages:
         parts: dict[tuple[int, int], list[Tensor]] = {}
         for group in bench.prompts.groups(bench.batch):
             parts.setdefault((group.height, group.width), []).append(bench.decode(self.latents(bench, group)))
-        return BenchPictures(tuple(torch.cat(part) for part in parts.values()))
+        return BenchImages(tuple(torch.cat(part) for part in parts.values()))
 
     @torch.inference_mode()
     def latents(self, bench: Bench, group: PromptGroup) -> Tensor:
         context, mask = stack_captions(bench.null, bench.text(group))
         seeds = [group.seed + number for number in range(len(group.members))]
-        noise = PictureNoise(seeds, (4, group.height // 8, group.width // 8))
+        noise = ImageNoise(seeds, (4, group.height // 8, group.width // 8))
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             return self.network(x, t, context, mask)

@@ -73,13 +73,13 @@ def iterate(case: Case, model: PixArtTransformer, vae: Any, eyes: list[nn.Module
     draw = Generator(model, decoder(vae, model.config.latent_scale), request, caption, lambda: torch.zeros(sides))
     noise = torch.zeros(sides, requires_grad=True)
     with recomputed(model, vae) if case.recompute else nullcontext():
-        pictures = draw(noise)
-        total = torch.stack([score(network, pictures) for network in eyes]).sum()
+        images = draw(noise)
+        total = torch.stack([score(network, images) for network in eyes]).sum()
         torch.autograd.grad(total, noise)
 
 
-def score(network: Any, pictures: Tensor) -> Tensor:
-    shown = clip_normalised(middle_square(pictures, 224)).to(next(network.parameters()).dtype)
+def score(network: Any, images: Tensor) -> Tensor:
+    shown = clip_normalised(middle_square(images, 224)).to(next(network.parameters()).dtype)
     return network(pixel_values=shown).image_embeds.float().sum()
 
 
@@ -106,7 +106,7 @@ TABLE = (
 
 
 def main() -> None:
-    print("| one picture, 16 bits | peak | weights | activations |\n|---|---|---|---|")
+    print("| one image, 16 bits | peak | weights | activations |\n|---|---|---|---|")
     for title, case in TABLE:
         peak, weights = computed(case)
         print(f"| {title} | {peak / GIB:.1f} GiB | {weights / GIB:.1f} GiB | {(peak - weights) / GIB:.1f} GiB |",

@@ -39,7 +39,7 @@ WAYS = ("as it is", "optimised", "best of n", "search")
 
 
 class Bench:
-    """The networks, and what both judges say of pictures."""
+    """The networks, and what both judges say of images."""
 
     def __init__(self, weights: Path, lora: Path | None, sampler: str, steps: int, recipe: NoiseRecipe) -> None:
         dtype = fitting_dtype(torch.device("cpu"), read_config(weights).hidden)
@@ -60,27 +60,27 @@ class Bench:
         draw = Generator(self.model, self.decode, request, self.t5.encode(list(texts), 256))
         curve: list[list[float]] = []
 
-        def watch(done: Iteration, pictures: Tensor) -> None:
+        def watch(done: Iteration, images: Tensor) -> None:
             with torch.no_grad():
-                curve.append(self.likely_b(pictures, texts).tolist())
+                curve.append(self.likely_b(images, texts).tolist())
         found = {"optimised": optimise_noise(draw, self.reward, texts, draw.start, self.recipe, watch)}
         tries = forwards_of(self.recipe)
         for name, propose in (("best of n", fresh_noise), ("search", near)):
             found[name] = search_noise(draw, self.reward, texts, draw.start, tries,
                                        propose(torch.Generator().manual_seed(group.seed + 1)))
         with torch.no_grad():
-            shown = {"as it is": draw(draw.start), **{name: each.pictures for name, each in found.items()}}
-            said = {name: self.says(pictures, texts, wanted) for name, pictures in shown.items()}
+            shown = {"as it is": draw(draw.start), **{name: each.images for name, each in found.items()}}
+            said = {name: self.says(images, texts, wanted) for name, images in shown.items()}
         return {"members": list(group.members), "ways": said, "curve b": curve,
                 "curve a": [each.total for each in found["optimised"].history],
                 "best a": [each.best for each in found["optimised"].history],
                 "norm": [each.norm for each in found["optimised"].history]}
 
-    def says(self, pictures: Tensor, texts: tuple[str, ...], wanted: Tensor) -> dict[str, list[float]]:
-        read = torch.stack([logits.argmax(1) for logits in self.judge_b((pictures * 255).round() / 255)], 1)
+    def says(self, images: Tensor, texts: tuple[str, ...], wanted: Tensor) -> dict[str, list[float]]:
+        read = torch.stack([logits.argmax(1) for logits in self.judge_b((images * 255).round() / 255)], 1)
         right = (read == wanted) & (wanted >= 0)
         return {"right": right.sum(1).tolist(), "asked": (wanted >= 0).sum(1).tolist(),
-                "a": self.reward(pictures, texts).tolist(), "b": self.likely_b(pictures, texts).tolist()}
+                "a": self.reward(images, texts).tolist(), "b": self.likely_b(images, texts).tolist()}
 
 
 def table(parts: list[dict]) -> str:
@@ -89,21 +89,21 @@ def table(parts: list[dict]) -> str:
                   for what in ("right", "asked", "a", "b")} for way in WAYS}
     count = len(rows[WAYS[0]]["a"])
     drawn, one = resamples(count), torch.ones(count).double()
-    lines = [f"{count} held-out sentences", "| noise | facts right, % | pictures wholly right, % | difference | "
+    lines = [f"{count} held-out sentences", "| noise | facts right, % | images wholly right, % | difference | "
              "log-likelihood by judge B | by judge A |", "|---|---|---|---|---|---|"]
     whole = {way: (row["right"] == row["asked"]).double() for way, row in rows.items()}
     for way, row in rows.items():
-        facts, pictures = estimate(row["right"], row["asked"], drawn), estimate(whole[way], one, drawn)
+        facts, images = estimate(row["right"], row["asked"], drawn), estimate(whole[way], one, drawn)
         more = paired_difference((whole[way], one), (whole[WAYS[0]], one), drawn)
-        lines.append(f"| {way} | {100 * facts.value:.1f} ± {100 * facts.half:.1f} | {100 * pictures.value:.1f} ± "
-                     f"{100 * pictures.half:.1f} | {100 * more.value:+.1f} [{100 * more.low:+.1f}, "
+        lines.append(f"| {way} | {100 * facts.value:.1f} ± {100 * facts.half:.1f} | {100 * images.value:.1f} ± "
+                     f"{100 * images.half:.1f} | {100 * more.value:+.1f} [{100 * more.low:+.1f}, "
                      f"{100 * more.high:+.1f}] | {row['b'].mean():.3f} (median {row['b'].median():.3f}) | "
                      f"{row['a'].mean():.3f} |")
     return "\n".join(lines)
 
 
 def plot(panels: dict[str, list[dict]], path: Path) -> None:
-    """A panel each: mean log-likelihoods of the picture at each iteration, by the rewarding judge and the other one."""
+    """A panel each: mean log-likelihoods of the image at each iteration, by the rewarding judge and the other one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(3 + 4 * len(panels), 4.5), layout="constrained")

@@ -184,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true", help="run one step for real, in float32 on the CPU")
     parser.add_argument("--side", type=int, default=1024, help="pixels, of --measure")
-    parser.add_argument("--batch", type=int, default=1, help="pictures, of --measure")
+    parser.add_argument("--batch", type=int, default=1, help="images, of --measure")
     parser.add_argument("--depth", type=int, default=28, help="blocks")
     args = parser.parse_args()
     if args.measure:

@@ -1,6 +1,6 @@
 """Which timesteps, weights and averages make more of a training? Equal budgets, on PixArt-mini.
 
-    python -m pixart mini data --work W                    (or any folder of pictures of PixArt-mini)
+    python -m pixart mini data --work W                    (or any folder of images of PixArt-mini)
     python benchmarks/training_options.py run --data W/data --work R
     python benchmarks/training_options.py table --work R
 
@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, object]] = {
     "logit-normal -3, 1.5": {"timesteps": Timesteps("logit-normal", centre=-3.0, scale=1.5, share=0.7)},
     "aligned with judge A, first 120 steps": {"align": Alignment("judge", steps=120)},
 }
-COLUMNS = ("shape", "second shape", "second colour", "all", "pictures")
+COLUMNS = ("shape", "second shape", "second colour", "all", "images")
 KEPT = 0.98              # decay of the average that is measured
 
 
@@ -147,10 +147,10 @@ def minus(rows: dict[int, Row], base: dict[int, Row], name: str) -> str:
 
 @torch.no_grad()
 def noise(data: PreparedFolder, batches: int, device: str, batch: int = 100, bins: int = 50) -> str:
-    """Markdown: of the loss of a step of 64 pictures, mean and standard deviation, without and with stratification.
+    """Markdown: of the loss of a step of 64 images, mean and standard deviation, without and with stratification.
 
     From the loss of the shipped teacher at `batches * batch` evenly spread timesteps; its mean and its spread over
-    pictures are taken as constant within each of `bins` ranges of timesteps.
+    images are taken as constant within each of `bins` ranges of timesteps.
     """
     model = load(SHIPPED.teacher, dtype=torch.float32, device=device)
     generator, losses, times = torch.Generator().manual_seed(0), [], []
@@ -200,7 +200,7 @@ def main() -> None:
     running.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     noisy = tasks.add_parser("noise", help="print how noisy the loss of a step is")
     noisy.add_argument("--data", type=Path, required=True, help="prepared folder of PixArt-mini")
-    noisy.add_argument("--batches", type=int, default=40, help="of 100 pictures (default: 40)")
+    noisy.add_argument("--batches", type=int, default=40, help="of 100 images (default: 40)")
     noisy.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     tables = tasks.add_parser("table", help="print what was measured so far")
     for task in (running, tables):

@@ -117,5 +117,5 @@ WIRES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "CONTROL_NET": (has("get_control"), "a CONTROL_NET, as of Load PixArt ControlNet"),
     "CONDITIONING": (is_conditioning, "a CONDITIONING, as of PixArt Text Encode"),
     "LATENT": (is_latent, "a LATENT, as of PixArt Empty Latent"),
-    "IMAGE": (is_image, "an IMAGE: finite numbers of shape (pictures, height, width, 1 or 3 or 4)"),
+    "IMAGE": (is_image, "an IMAGE: finite numbers of shape (images, height, width, 1 or 3 or 4)"),
 }

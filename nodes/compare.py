@@ -1,4 +1,4 @@
-"""The node that draws one picture for each pair of settings and puts them on a labelled sheet."""
+"""The node that draws one image for each pair of settings and puts them on a labelled sheet."""
 from typing import Any
 
 from .arguments import checked
@@ -16,7 +16,7 @@ class PixArtCompare:
     CATEGORY = "PixArt/sampling"
     FUNCTION = "compare"
     RETURN_TYPES = ("IMAGE", "IMAGE", "STRING")
-    RETURN_NAMES = ("sheet", "pictures", "report")
+    RETURN_NAMES = ("sheet", "images", "report")
     OUTPUT_TOOLTIPS = ("The labelled grid, for Save Image.", "The images alone, row by row.",
                        "How many images were made, how many existed already, and the folder.")
     SEARCH_ALIASES = ["xy plot", "grid", "contact sheet", "comparison", "matrix", "sweep", "parameter study"]

@@ -1,4 +1,4 @@
-"""Nodes that turn a picture into the edge map a ControlNet follows."""
+"""Nodes that turn an image into the edge map a ControlNet follows."""
 from typing import Any
 
 from ..pixart.control.edges import EDGE_METHODS

@@ -1,4 +1,4 @@
-"""The node that chooses a picture size PixArt was trained on."""
+"""The node that chooses an image size PixArt was trained on."""
 from typing import Any
 
 from ..pixart.resolution import ASPECT_RATIOS, LABELS, LEAST_SIDE, MOST_SIDE, nearest_size
@@ -37,5 +37,5 @@ class PixArtEmptyLatent:
         from .host.latent import empty_latent
         height, width = nearest_size(LABELS[ratio], 1.0, int(resolution))
         latent = empty_latent(height, width, batch_size)
-        show_text(f"{width} x {height} pixels" + (f", {batch_size} pictures at once" if batch_size > 1 else ""))
+        show_text(f"{width} x {height} pixels" + (f", {batch_size} images at once" if batch_size > 1 else ""))
         return latent, width, height

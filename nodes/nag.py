@@ -26,10 +26,10 @@ class PixArtNAG:
             "scale": ("FLOAT", {"default": DEFAULTS["scale"], "min": 1.0, "max": 50.0, "step": 0.1, "round": 0.01,
                                 "tooltip": "How strongly it is avoided: 1 not at all, 3 to 9 are usual."}),
             "tau": ("FLOAT", {"default": DEFAULTS["tau"], "min": 1.0, "max": 10.0, "step": 0.1, "round": 0.01,
-                              "tooltip": "How far a picture may be moved: the limit of what scale can do. Lower it "
+                              "tooltip": "How far an image may be moved: the limit of what scale can do. Lower it "
                                          "where colours burn."}),
             "alpha": ("FLOAT", {"default": DEFAULTS["alpha"], **share, "tooltip":
-                                "Share of the moved picture in the result: 0 nothing, 1 all. Lower it where shapes "
+                                "Share of the moved image in the result: 0 nothing, 1 all. Lower it where shapes "
                                 "break."}),
             "start": ("FLOAT", {"default": 0.0, **share, "tooltip":
                                 "First step that avoids the prompt, as a share of all steps. 0: from the first."}),

@@ -1,4 +1,4 @@
-"""The node that optimises the noise of a picture by rewards."""
+"""The node that optimises the noise of an image by rewards."""
 from typing import Any
 
 from ..pixart.reward.table import REWARDS
@@ -20,7 +20,7 @@ class PixArtReNO:
     CATEGORY = "PixArt/sampling"
     FUNCTION = "optimise"
     RETURN_TYPES = ("IMAGE", "NOISE", "LATENT", "STRING", "IMAGE")
-    RETURN_NAMES = ("picture", "NOISE", "noise", "log", "curve")
+    RETURN_NAMES = ("image", "NOISE", "noise", "log", "curve")
     OUTPUT_TOOLTIPS = ("The best image.",
                        "Its noise, for SamplerCustomAdvanced with the model, sampler and steps of PixArt LCM Schedule.",
                        "The same noise as a latent, for samplers that add none themselves (KSampler Advanced with "

@@ -1,4 +1,4 @@
-"""Nodes that keep encoded prompts in files, so that a picture needs no text encoder."""
+"""Nodes that keep encoded prompts in files, so that an image needs no text encoder."""
 from typing import Any
 
 from .arguments import checked

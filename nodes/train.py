@@ -97,10 +97,10 @@ class PixArtTrain:
               blocks: int, guidance: float, edges: str, resolution: str, save_memory: bool, start_seed: int,
               preview_prompt: str, preview_every: int, images: Any = None, clip: Any = None, vae: Any = None,
               captions: str = "", folder: str = "") -> dict:
-        from .host.training.data import TrainingPictures
+        from .host.training.data import TrainingImages
         from .host.training.session import result_of, train_on
         from .host.training.wish import TrainingWish
         wish = TrainingWish(method, name.strip(), steps, batch, learning_rate, rank, blocks, guidance, edges,
                             resolution, save_memory, start_seed, preview_prompt, preview_every)
-        return result_of(model, wish, train_on(model, wish, TrainingPictures(images, captions, folder.strip()), clip,
+        return result_of(model, wish, train_on(model, wish, TrainingImages(images, captions, folder.strip()), clip,
                                                vae))

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from .drawing import Guide as Guide
     from .drawing import Request as Request
     from .drawing import sample as sample
+    from .images import read_image as read_image
+    from .images import save_image as save_image
     from .model.controlnet import PixArtControlNet as PixArtControlNet
     from .model.transformer import PixArtTransformer as PixArtTransformer
-    from .pictures import read_picture as read_picture
-    from .pictures import save_picture as save_picture
-    from .pipeline import Pictures as Pictures
+    from .pipeline import Images as Images
     from .pipeline import Pipeline as Pipeline
     from .sampling.dmd import dmd as dmd
     from .sampling.dpm_solver import dpm_solver_pp as dpm_solver_pp
     from .sampling.guidance import guided as guided
     from .sampling.lcm import lcm as lcm
     from .sampling.lcm import lcm_timesteps as lcm_timesteps
-    from .sampling.noise import PictureNoise as PictureNoise
+    from .sampling.noise import ImageNoise as ImageNoise
     from .sampling.samplers import SAMPLERS as SAMPLERS
     from .text.encoded import Encoded as Encoded
     from .text.encoded import load_embeddings as load_embeddings
@@ -46,20 +46,20 @@ _LAZY = {
     "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load": "checkpoint", "load_control": "checkpoint",
     "read_checkpoint": "checkpoint", "save_checkpoint": "checkpoint", "load_lora": "checkpoint.merged",
     "edge_maps": "control.edges", "Guide": "drawing", "Request": "drawing", "sample": "drawing",
-    "PixArtControlNet": "model.controlnet", "PixArtTransformer": "model.transformer", "read_picture": "pictures",
-    "save_picture": "pictures", "Pictures": "pipeline", "Pipeline": "pipeline", "dmd": "sampling.dmd",
+    "PixArtControlNet": "model.controlnet", "PixArtTransformer": "model.transformer", "read_image": "images",
+    "save_image": "images", "Images": "pipeline", "Pipeline": "pipeline", "dmd": "sampling.dmd",
     "dpm_solver_pp": "sampling.dpm_solver", "guided": "sampling.guidance", "lcm": "sampling.lcm",
-    "lcm_timesteps": "sampling.lcm", "PictureNoise": "sampling.noise", "SAMPLERS": "sampling.samplers",
+    "lcm_timesteps": "sampling.lcm", "ImageNoise": "sampling.noise", "SAMPLERS": "sampling.samplers",
     "Encoded": "text.encoded", "load_embeddings": "text.encoded", "save_embeddings": "text.encoded",
     "T5Encoder": "text.t5", "decode": "vae", "load_vae": "vae",
 }
 
 __all__ = ["LATENT_SCALE", "VARIANTS", "KVCompression", "PixArtConfig", "__version__",
-           "Checkpoint", "CheckpointError", "Encoded", "Guide", "Pictures", "PictureNoise", "Pipeline",
+           "Checkpoint", "CheckpointError", "Encoded", "Guide", "Images", "ImageNoise", "Pipeline",
            "PixArtControlNet", "PixArtTransformer", "Request", "SAMPLERS", "T5Encoder", "decode", "dmd",
            "dpm_solver_pp", "edge_maps", "guided", "lcm", "lcm_timesteps", "load", "load_control", "load_embeddings",
-           "load_lora", "load_vae", "read_checkpoint", "read_picture", "sample", "save_checkpoint", "save_embeddings",
-           "save_picture"]
+           "load_lora", "load_vae", "read_checkpoint", "read_image", "sample", "save_checkpoint", "save_embeddings",
+           "save_image"]
 
 
 def __getattr__(name: str) -> object:

@@ -70,7 +70,7 @@ class PixArtConfig:
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the square pictures it was trained on."""
+        """Side in pixels of the square images it was trained on."""
         return self.base_size * self.patch * 8
 
 

@@ -13,7 +13,7 @@ from .model.policy import Lane, Policy, Step
 from .model.transformer import PixArtTransformer
 from .resolution import LEAST_SIDE, MOST_SIDE, latent_sides
 from .sampling.guidance import guided
-from .sampling.noise import PictureNoise
+from .sampling.noise import ImageNoise
 from .sampling.samplers import SAMPLERS, sampler
 from .sampling.schedule import STEPS, Callback, Noise
 from .text.encoded import Encoded
@@ -31,13 +31,13 @@ class Request:
     steps: int = 4
     guidance: float = 4.5         # classifier-free guidance scale; only guided samplers use it
     rule: str = "official"        # which published timestep rule, see the samplers
-    seed: int = 0                 # picture i of the request uses seed + i
+    seed: int = 0                 # image i of the request uses seed + i
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("there is no prompt; give at least one, an empty one is allowed")
         if not LEAST_SIDE <= min(self.height, self.width) <= max(self.height, self.width) <= MOST_SIDE:
-            raise ValueError(f"picture size is {self.width}x{self.height}; both sides must be {LEAST_SIDE} pixels to "
+            raise ValueError(f"image size is {self.width}x{self.height}; both sides must be {LEAST_SIDE} pixels to "
                              f"{MOST_SIDE}")
         if self.steps < 1:
             raise ValueError(f"{self.steps} steps asked for; at least 1 is needed")
@@ -73,7 +73,7 @@ class Guide:
 
     def __post_init__(self) -> None:
         if self.edges.ndim != 4 or self.edges.shape[1] not in (1, 3):
-            raise ValueError(f"the edge map has shape {tuple(self.edges.shape)}; expected (pictures, 1 or 3, height, "
+            raise ValueError(f"the edge map has shape {tuple(self.edges.shape)}; expected (images, 1 or 3, height, "
                              "width)")
         if not 0 <= self.start <= self.end <= 1:
             raise ValueError(f"control from {self.start} to {self.end}; expected 0 <= start <= end <= 1")
@@ -81,7 +81,7 @@ class Guide:
             raise ValueError(f"control strength is {self.strength}; it must be a finite number, 0 for none")
 
     def rows(self, rows: Tensor) -> "Guide":
-        """That of some of the pictures, which are numbered by `rows`; one map is for all of them."""
+        """That of some of the images, which are numbered by `rows`; one map is for all of them."""
         latent = self.latent if self.latent is None or len(self.latent) == 1 else self.latent[rows]
         return replace(self, edges=self.edges if len(self.edges) == 1 else self.edges[rows], latent=latent)
 
@@ -92,7 +92,7 @@ class Guide:
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet, what it follows, and that as a latent (1 or B, C, h, w) scaled like the picture's."""
+    """A ControlNet, what it follows, and that as a latent (1 or B, C, h, w) scaled like the image's."""
 
     network: PixArtControlNet
     guide: Guide
@@ -100,7 +100,7 @@ class Control:
 
 
 class Conditioned:
-    """The transformer as a sampler calls it, model(x, t) -> noise, with caption, picture size and control filled in.
+    """The transformer as a sampler calls it, model(x, t) -> noise, with caption, image size and control filled in.
 
     Whatever stays the same from step to step is on the device before the first one. For one sampling only: it counts
     the calls, so that it knows the timestep of each without asking the device.
@@ -149,11 +149,11 @@ class Conditioned:
 
 
 def steps_of(request: Request, rows: int) -> list[Step]:
-    """What policies are told at each call of the model; a row is a picture's prompt, or before these its negative."""
+    """What policies are told at each call of the model; a row is an image's prompt, or before these its negative."""
     times = SAMPLERS[request.sampler].times(request.steps, request.rule)
-    pictures, run = range(len(request.prompts)), object()
-    kinds = ("negative", "prompt") if rows > len(pictures) else ("prompt",)
-    lanes = tuple(Lane(picture, kind, kind == "negative") for kind in kinds for picture in pictures)
+    images, run = range(len(request.prompts)), object()
+    kinds = ("negative", "prompt") if rows > len(images) else ("prompt",)
+    lanes = tuple(Lane(image, kind, kind == "negative") for kind in kinds for image in images)
     return [Step(index, len(times), timestep, lanes, run) for index, timestep in enumerate(times)]
 
 
@@ -170,8 +170,8 @@ def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: E
     chosen, count = SAMPLERS[request.sampler], len(request.prompts)
     context, mask = stack_captions(null, caption) if request.guided else (caption.context, caption.mask)
     network = Conditioned(model, request, context, mask, control, policies)
-    noise = PictureNoise([request.seed + i for i in range(count)], (model.config.channels, *request.latent_shape),
-                         model.x_embedder.proj.weight.device, ahead=chosen.noises(request.steps))
+    noise = ImageNoise([request.seed + i for i in range(count)], (model.config.channels, *request.latent_shape),
+                       model.x_embedder.proj.weight.device, ahead=chosen.noises(request.steps))
     draws = noise if start is None else starting_with(start.to(noise.device, noise.dtype), noise)
     both = guided(network, request.guidance)
 
@@ -195,14 +195,14 @@ def check_captions(caption: Encoded, request: Request, config: PixArtConfig) -> 
     """Refuse text features that cannot belong to the request or the model, before the transformer is even loaded."""
     check_width(caption, config)
     if len(caption) != len(request.prompts):
-        raise ValueError(f"{len(caption)} encoded prompts for {len(request.prompts)} pictures; there must be one each")
+        raise ValueError(f"{len(caption)} encoded prompts for {len(request.prompts)} images; there must be one each")
 
 
 def check_negative(null: Encoded, config: PixArtConfig) -> None:
-    """The same for a negative prompt, of which there is one for all pictures."""
+    """The same for a negative prompt, of which there is one for all images."""
     check_width(null, config)
     if len(null) != 1:
-        raise ValueError(f"{len(null)} negative prompts; give one, it holds for all pictures")
+        raise ValueError(f"{len(null)} negative prompts; give one, it holds for all images")
 
 
 def check_width(text: Encoded, config: PixArtConfig) -> None:
@@ -212,10 +212,10 @@ def check_width(text: Encoded, config: PixArtConfig) -> None:
 
 
 def check_noise(noise: Tensor | None, request: Request, config: PixArtConfig) -> None:
-    """Refuse noise to start from that is not of the request's pictures."""
+    """Refuse noise to start from that is not of the request's images."""
     shape = (len(request.prompts), config.channels, *request.latent_shape)
     if noise is not None and tuple(noise.shape) != shape:
-        raise ValueError(f"the noise has shape {tuple(noise.shape)}; these pictures start from {shape}")
+        raise ValueError(f"the noise has shape {tuple(noise.shape)}; these images start from {shape}")
 
 
 def stack_captions(null: Encoded, caption: Encoded) -> tuple[Tensor, Tensor]:

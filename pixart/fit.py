@@ -1,4 +1,4 @@
-"""What fits into the memory of a device: precision and place of T5, whether it stays, how pictures are decoded.
+"""What fits into the memory of a device: precision and place of T5, whether it stays, how images are decoded.
 
 T5, the transformer and the autoencoder are never needed at the same time, so each is looked at alone. Figures that are
 not computed are of an H200, docs/measurements-gpu.md.
@@ -18,7 +18,7 @@ from .text.fitting import GIB, ORDER, best_t5, precisions_on
 from .text.quantized import Bits
 from .vae_parts import FULL, Slices, fitting
 
-PER_TOKEN = 32_000              # bytes a picture's token takes in a pass, in 16 bits: 0.12 GiB for 1024 x 1024
+PER_TOKEN = 32_000              # bytes an image's token takes in a pass, in 16 bits: 0.12 GiB for 1024 x 1024
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LoadPlan:
     t5_device: torch.device
     keep_t5: bool                   # beside the transformer
     keep_packed: bool               # layers of a packed file are left so, unpacked whenever they run
-    parts: Slices                   # of pictures, for decoding
+    parts: Slices                   # of images, for decoding
     fits: bool
     words: tuple[str, ...]
 
@@ -44,7 +44,7 @@ def transformer_bytes(config: PixArtConfig) -> int:
 
 
 def pass_bytes(config: PixArtConfig, height: int, width: int, rows: int) -> int:
-    """What a pass takes beside the weights; rows: pictures, twice as many with guidance."""
+    """What a pass takes beside the weights; rows: images, twice as many with guidance."""
     tokens = math.prod(token_grid(height, width, config.patch))
     return PER_TOKEN * tokens * rows * config.hidden // 1152
 
@@ -52,9 +52,9 @@ def pass_bytes(config: PixArtConfig, height: int, width: int, rows: int) -> int:
 def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtConfig, device: torch.device,
                  height: int | None = None, width: int | None = None, rows: int = 2, packed_bytes: int | None = None,
                  precisions: tuple[Bits, ...] = ORDER) -> LoadPlan:
-    """The best that `free` bytes of a device allow for pictures of height x width pixels (by default the trained size).
+    """The best that `free` bytes of a device allow for images of height x width pixels (by default the trained size).
 
-    t5: shapes of its weights. rows: pictures in a pass, doubled by guidance. packed_bytes: size of a packed file of
+    t5: shapes of its weights. rows: images in a pass, doubled by guidance. packed_bytes: size of a packed file of
     the transformer, None for a plain one. precisions: those that can be had there, best first.
     """
     room, side = int(PLANNED_SHARE * free), config.resolution
@@ -69,7 +69,7 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     stays = ("It stays beside the transformer." if keep else "It leaves before the transformer comes."
              if found.device == device else "")
     words = tuple(word for word in (found.words, stays, drawing_words(drawing, room, keep_packed),
-                                    f"Pictures are decoded {spoken(parts)}.") if word)
+                                    f"Images are decoded {spoken(parts)}.") if word)
     return LoadPlan(found.bits, found.device, keep, keep_packed, parts, drawing <= room, words)
 
 
@@ -77,7 +77,7 @@ def drawing_words(drawing: int, room: int, packed: bool) -> str:
     how = "packed" if packed else "in 16 bits"
     if drawing <= room:
         return f"The transformer {how} needs {drawing / GIB:.1f} GiB."
-    return (f"The transformer {how} needs {drawing / GIB:.1f} GiB, which is too much: draw smaller pictures, pack it "
+    return (f"The transformer {how} needs {drawing / GIB:.1f} GiB, which is too much: draw smaller images, pack it "
             "(python -m pixart quantize), or let ComfyUI keep a part of it out of the GPU.")
 
 

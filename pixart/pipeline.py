@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .checkpoint import load_control
 from .config import PixArtConfig
-from .control.pictures import fit
+from .control.images import fit
 from .device import best_device, checked_device, memory_advice
 from .drawing import Control, Guide, Request, check_captions, check_negative, check_noise, sample
+from .images import save_image, to_image
 from .mini import SHIPPED, is_mini
 from .model.compiled import compile_blocks
 from .model.controlnet import PixArtControlNet
@@ -25,7 +26,6 @@ from .model.cpu_dtype import fitting_dtype
 from .model.nag import NAG
 from .model.policy import Policy
 from .model.transformer import PixArtTransformer
-from .pictures import save_picture, to_image
 from .pipeline_files import AnyPath, PipelineFiles, require_files
 from .progress import Progress
 from .resolution import size_notice
@@ -36,7 +36,7 @@ from .text.long import encode_long
 from .text.on_demand import T5OnDemand
 from .text.quantized import Bits, usual_bits
 from .text.tokens import PromptReport
-from .vae import Autoencoder, decode, encode_pictures, load_vae
+from .vae import Autoencoder, decode, encode_images, load_vae
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,12 +45,12 @@ logger = logging.getLogger(__name__)
 
 Decoder = Callable[[Tensor], Tensor]
 Network = TypeVar("Network", bound=nn.Module)
-NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would be a black picture; use dtype float32 "
+NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would be a black image; use dtype float32 "
               "or bfloat16, and if that does not help, other weights")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """The result of a call: pixels (B, 3, height, width) in 0..1 on the CPU; a report and a seed per image."""
 
     pixels: Tensor
@@ -62,13 +62,13 @@ class Pictures:
 
     def images(self) -> "list[Image]":
         """As Pillow images."""
-        return [to_image(picture) for picture in self.pixels]
+        return [to_image(image) for image in self.pixels]
 
     def save(self, path: AnyPath, first: int = 0) -> list[Path]:
         """Write to `path`; further images get -1, -2, ... before the extension, counting from `first`."""
         path = Path(path)
-        return [save_picture(path.with_stem(f"{path.stem}-{number}") if number else path, picture)
-                for number, picture in enumerate(self.pixels, first)]
+        return [save_image(path.with_stem(f"{path.stem}-{number}") if number else path, image)
+                for number, image in enumerate(self.pixels, first)]
 
 
 class Pipeline:
@@ -160,7 +160,7 @@ class Pipeline:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """Scaled latents -> pictures in 0..1, with the autoencoder in slices or tiles by free memory."""
+        """Scaled latents -> images in 0..1, with the autoencoder in slices or tiles by free memory."""
         return partial(decode, self.vae, latent_scale=self.config.latent_scale)
 
     def _opened(self, what: str) -> PipelineFiles:
@@ -196,7 +196,7 @@ class Pipeline:
                  steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
                  sampler: str = "lcm", guidance: float | None = None, rule: str | None = None,
                  guide: Guide | None = None, policies: Sequence[Policy] = (), batch: int = 4,
-                 progress: Progress | None = None, noise: Tensor | None = None, nag: float = 1.0) -> Pictures:
+                 progress: Progress | None = None, noise: Tensor | None = None, nag: float = 1.0) -> Images:
         """Generate an image for each prompt. Image i uses the seed seed + i and does not depend on the others.
 
         prompts: texts, or the result of `encode`.
@@ -230,8 +230,8 @@ class Pipeline:
         if nag != 1:
             policies = [*policies, self._steering(null, nag)]
         pixels = self.decode(self.sample(request, caption, null, guide, policies, batch, progress, noise), progress)
-        return Pictures(pixels[:, :, :request.height, :request.width], caption.reports,
-                        [seed + i for i in range(len(pixels))])
+        return Images(pixels[:, :, :request.height, :request.width], caption.reports,
+                      [seed + i for i in range(len(pixels))])
 
     def sample(self, request: Request, caption: Encoded, null: Encoded, guide: Guide | None = None,
                policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None,
@@ -250,7 +250,7 @@ class Pipeline:
             logger.warning(notice)
         if self.t5 is not None:
             self.t5.make_room(self.keep_t5)
-        with memory_advice(self.device, "drawing", "draw fewer pictures at once (batch), smaller ones, or in 16 bits"):
+        with memory_advice(self.device, "drawing", "draw fewer images at once (batch), smaller ones, or in 16 bits"):
             return torch.cat([self._sample(rows, request, caption, null, guide, policies, progress, noise)
                               for rows in torch.arange(len(request.prompts)).split(max(1, batch))])
 
@@ -262,9 +262,9 @@ class Pipeline:
         return NAG(self.transformer, negative.context[:, negative.mask[0]], scale)
 
     def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
-        """Scaled latents (B, C, h, w) -> pictures (B, 3, 8 h, 8 w) in 0..1; FloatingPointError where not finite."""
+        """Scaled latents (B, C, h, w) -> images (B, 3, 8 h, 8 w) in 0..1; FloatingPointError where not finite."""
         tell(progress, "decoding", 0, len(latents))
-        with memory_advice(self.device, "decoding", "draw a smaller picture, or on the CPU"):
+        with memory_advice(self.device, "decoding", "draw a smaller image, or on the CPU"):
             pixels = self.decoder(latents)
         require_finite(pixels, "the VAE")
         tell(progress, "decoding", len(latents), len(latents))
@@ -293,7 +293,7 @@ class Pipeline:
 
     def _sample(self, rows: Tensor, request: Request, caption: Encoded, null: Encoded, guide: Guide | None,
                 policies: Sequence[Policy], progress: Progress | None, noise: Tensor | None = None) -> Tensor:
-        """Latents of some of the request's pictures, which are numbered by `rows`."""
+        """Latents of some of the request's images, which are numbered by `rows`."""
         first, numbers, total = int(rows[0]), rows.tolist(), len(request.prompts)
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
         if guide is not None:
@@ -307,17 +307,17 @@ class Pipeline:
         return latents
 
     def _control(self, guide: Guide, request: Request) -> Control:
-        """The ControlNet with the edge map encoded at the size of the picture."""
+        """The ControlNet with the edge map encoded at the size of the image."""
         if guide.latent is not None:
             return Control(self.controlnet, guide, guide.latent)
         height, width = (8 * side for side in request.latent_shape)
         edges = fit(guide.edges, width, height).expand(-1, 3, -1, -1)
-        return Control(self.controlnet, guide, encode_pictures(self.vae, edges, self.config.latent_scale)[0])
+        return Control(self.controlnet, guide, encode_images(self.vae, edges, self.config.latent_scale)[0])
 
 
 def check_guide(guide: Guide, request: Request) -> None:
     if len(guide.edges) not in (1, len(request.prompts)):
-        raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} pictures; give one, or one each")
+        raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} images; give one, or one each")
 
 
 def texts_of(prompts: str | Sequence[str] | Encoded) -> tuple[str, ...]:

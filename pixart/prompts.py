@@ -18,7 +18,7 @@ LONGEST_NUMBER = 40                 # characters
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One picture to draw; None is for what the file leaves open. line: its number in the file, from 1."""
+    """One image to draw; None is for what the file leaves open. line: its number in the file, from 1."""
 
     line: int
     prompt: str

@@ -1,4 +1,4 @@
-"""The picture sizes PixArt was trained on: pairs of height and width, chosen by aspect ratio.
+"""The image sizes PixArt was trained on: pairs of height and width, chosen by aspect ratio.
 
 An aspect ratio is height / width, as in training: below 1 is landscape. Widths and heights are pixels.
 """
@@ -35,12 +35,12 @@ RATIOS = tuple(_RATIOS_1024)
 
 
 def latent_sides(height: int, width: int) -> tuple[int, int]:
-    """(h, w) of the latent of a picture of so many pixels; sides off the VAE's grid of 8 are rounded up."""
+    """(h, w) of the latent of an image of so many pixels; sides off the VAE's grid of 8 are rounded up."""
     return -(-height // 8), -(-width // 8)
 
 
 def token_grid(height: int, width: int, patch: int) -> tuple[int, int]:
-    """(h, w) in tokens of a picture of so many pixels; latents off the grid of patches are rounded up too."""
+    """(h, w) in tokens of an image of so many pixels; latents off the grid of patches are rounded up too."""
     rows, columns = latent_sides(height, width)
     return -(-rows // patch), -(-columns // patch)
 
@@ -48,7 +48,7 @@ def token_grid(height: int, width: int, patch: int) -> tuple[int, int]:
 def nearest_ratio(height: float, width: float, side: int) -> float:
     """The trained ratio of class `side` that is nearest to height / width."""
     if height <= 0 or width <= 0:
-        raise ValueError(f"a picture of {width} x {height} pixels has no aspect ratio; both sides must be positive")
+        raise ValueError(f"an image of {width} x {height} pixels has no aspect ratio; both sides must be positive")
     return min(trained_sizes(side), key=lambda ratio: abs(ratio - height / width))
 
 
@@ -60,13 +60,13 @@ def nearest_size(height: float, width: float, side: int) -> tuple[int, int]:
 def nearest_class(height: int, width: int) -> int:
     """The class whose area is nearest, by ratio of areas."""
     if height < 1 or width < 1:
-        raise ValueError(f"a picture of {width} x {height} pixels has no area; both sides must be positive")
+        raise ValueError(f"an image of {width} x {height} pixels has no area; both sides must be positive")
     area = height * width
     return min(ASPECT_RATIOS, key=lambda side: max(area / side ** 2, side ** 2 / area))
 
 
 def size_notice(height: int, width: int, side: int) -> str | None:
-    """A sentence for people where a picture is far from the sizes that a model of class `side` was trained on."""
+    """A sentence for people where an image is far from the sizes that a model of class `side` was trained on."""
     trained = nearest_class(side, side)
     nearest, share = nearest_class(height, width), height * width / trained ** 2
     if nearest == trained and 1 / 2 <= share <= 2:       # the smallest and the largest class have no other beyond them

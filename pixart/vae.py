@@ -1,4 +1,4 @@
-"""Latents to pictures and back with the autoencoders of the diffusers library, an optional extra of this package."""
+"""Latents to images and back with the autoencoders of the diffusers library, an optional extra of this package."""
 import json
 import logging
 import re
@@ -80,7 +80,7 @@ def require_vae(path: str | Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"no VAE at {path}")
     if find_spec("diffusers") is None:
-        raise ImportError("decoding pictures outside ComfyUI needs the diffusers package: "
+        raise ImportError("decoding images outside ComfyUI needs the diffusers package: "
                           "pip install 'pixart-delta[standalone]' or pip install diffusers")
     keys = open_weights(path, VAE_KIND).tensors
     if path.is_dir():
@@ -145,7 +145,7 @@ def load_tiny(path: Path) -> Any:
 class Autoencoder(Protocol):
     """What diffusers' autoencoders have in common."""
 
-    def encode(self, pictures: Tensor) -> Any: ...
+    def encode(self, images: Tensor) -> Any: ...
 
     def decode(self, latents: Tensor) -> Any: ...
 
@@ -158,9 +158,9 @@ def is_tiny(vae: Autoencoder) -> bool:
 
 
 @torch.inference_mode()
-def encode_pictures(vae: Autoencoder, pictures: Tensor, latent_scale: float,
-                    batch: int = 4) -> tuple[Tensor, Tensor | None]:
-    """Pictures (B, 3, H, W) in 0..1, sides multiples of 8 -> mean and standard deviation of their latents on the CPU.
+def encode_images(vae: Autoencoder, images: Tensor, latent_scale: float,
+                  batch: int = 4) -> tuple[Tensor, Tensor | None]:
+    """Images (B, 3, H, W) in 0..1, sides multiples of 8 -> mean and standard deviation of their latents on the CPU.
 
     Both (B, 4, H / 8, W / 8) and scaled as the transformer sees them; a draw is mean + deviation * noise. A tiny
     autoencoder knows no deviation: None. In the precision of its weights, whatever autocast is on.
@@ -168,7 +168,7 @@ def encode_pictures(vae: Autoencoder, pictures: Tensor, latent_scale: float,
     weight = next(vae.parameters())
     means, deviations = [], []
     with own_precision(weight.device):
-        for part in pictures.split(batch):
+        for part in images.split(batch):
             encoded = vae.encode((part.to(weight.device) * 2 - 1).to(weight.dtype))
             if is_tiny(vae):
                 means.append(encoded.latents.float().cpu())
@@ -180,10 +180,10 @@ def encode_pictures(vae: Autoencoder, pictures: Tensor, latent_scale: float,
 
 @torch.inference_mode()
 def decode(vae: Autoencoder, latents: Tensor, latent_scale: float, batch: int = 4, memory: int | None = None) -> Tensor:
-    """Latents (B, 4, h, w) as the transformer sees them -> pictures (B, 3, 8h, 8w) in 0..1, on the CPU.
+    """Latents (B, 4, h, w) as the transformer sees them -> images (B, 3, 8h, 8w) in 0..1, on the CPU.
 
     A tiny autoencoder works on scaled latents, a full one on latents / latent_scale. In the precision of its weights,
-    whatever autocast is on: the VAE of SDXL gives NaN in fp16. At most `batch` pictures at once, fewer where memory is
+    whatever autocast is on: the VAE of SDXL gives NaN in fp16. At most `batch` images at once, fewer where memory is
     short, and tiles where one is too much; memory: bytes to plan with, by default what is free. Where that was a
     mistake it goes on with smaller parts and says so. Raises MemoryError where even the smallest do not fit.
     """
@@ -200,14 +200,14 @@ def decode(vae: Autoencoder, latents: Tensor, latent_scale: float, batch: int = 
                 raise
             if smaller is None:
                 raise MemoryError(f"not enough memory on {weight.device} to decode even {parts}; draw a smaller "
-                                  "picture, or close what else uses the memory") from error
+                                  "image, or close what else uses the memory") from error
         logger.warning("not enough memory to decode %s; going on with %s", parts, smaller)
         release(weight.device)
         parts = smaller
 
 
 def decoder(vae: Autoencoder, latent_scale: float) -> Callable[[Tensor], Tensor]:
-    """Latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w) in 0..1 with gradients: `decode` without its slices."""
+    """Latents (B, 4, h, w) -> images (B, 3, 8h, 8w) in 0..1 with gradients: `decode` without its slices."""
     def decode_all(latents: Tensor) -> Tensor:
         with own_precision(next(vae.parameters()).device):
             decoded = _run(vae, latents, latent_scale)

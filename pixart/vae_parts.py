@@ -1,6 +1,6 @@
-"""How much of a decoding is done at once: whole pictures by free memory, overlapping tiles where one is too much.
+"""How much of a decoding is done at once: whole images by free memory, overlapping tiles where one is too much.
 
-Shapes: B pictures, H x W latent pixels; a picture has eight pixels a latent pixel in both directions.
+Shapes: B images, H x W latent pixels; an image has eight pixels a latent pixel in both directions.
 """
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .device import PLANNED_SHARE, USUAL_FREE
 
-# Bytes per pixel of a picture at the peak of a decoding in float32, measured: 3.0 GiB for 1024 x 1024 with the VAE of
+# Bytes per pixel of an image at the peak of a decoding in float32, measured: 3.0 GiB for 1024 x 1024 with the VAE of
 # Stable Diffusion, 0.75 GiB with a tiny one (TAESD).
 FULL, TINY = 3200, 800
 TILES = (96, 64, 48, 32)    # sides of tiles in latent pixels, the largest first
@@ -18,7 +18,7 @@ TILES = (96, 64, 48, 32)    # sides of tiles in latent pixels, the largest first
 
 @dataclass(frozen=True)
 class Slices:
-    """So many pictures at once; with `tile`, one picture in tiles of that many latent pixels a side."""
+    """So many images at once; with `tile`, one image in tiles of that many latent pixels a side."""
 
     count: int
     tile: int | None = None
@@ -32,12 +32,12 @@ class Slices:
 
     def __str__(self) -> str:
         if self.tile is not None:
-            return f"one picture in tiles of {8 * self.tile} pixels"
-        return f"{self.count} pictures at a time" if self.count > 1 else "one picture at a time"
+            return f"one image in tiles of {8 * self.tile} pixels"
+        return f"{self.count} images at a time" if self.count > 1 else "one image at a time"
 
 
 def fitting(height: int, width: int, bytes_per_pixel: int, free: int | None, most: int) -> Slices:
-    """The largest parts of pictures of height x width latent pixels that `free` bytes suffice for, at most `most`."""
+    """The largest parts of images of height x width latent pixels that `free` bytes suffice for, at most `most`."""
     room = int(PLANNED_SHARE * (USUAL_FREE if free is None else free)) // (64 * bytes_per_pixel)      # latent pixels
     if room >= height * width:
         return Slices(min(most, room // (height * width)))

@@ -3,7 +3,7 @@ import multiprocessing
 from collections.abc import Callable
 
 # One server serves all tests of a run, so this is what any of them needs; each takes seconds to import.
-PRELOAD = ["train.training_data", "prepare.pictures_at_hand", "diffusers.models.autoencoders.autoencoder_tiny",
+PRELOAD = ["train.training_data", "prepare.images_at_hand", "diffusers.models.autoencoders.autoencoder_tiny",
            "diffusers.models.autoencoders.autoencoder_kl", "transformers.models.t5.modeling_t5", "kornia"]
 
 

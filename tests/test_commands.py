@@ -76,7 +76,7 @@ def test_only_the_hint_about_an_optional_kernel_is_left_out(caplog):
 
 
 def test_letters_that_the_output_cannot_take_cost_nothing(tmp_path):
-    """On Windows a redirected output takes few letters: the picture was drawn, and lost for a line about it."""
+    """On Windows a redirected output takes few letters: the image was drawn, and lost for a line about it."""
     words = ["generate", "a red \U0001f98a", "--steps", "1", "--size", "32x32", "--device", "cpu", "--out",
              str(tmp_path / "x.png")]
     done = subprocess.run([sys.executable, "-m", "pixart", *words], cwd=ROOT, capture_output=True, text=True,

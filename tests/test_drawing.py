@@ -9,7 +9,7 @@ from pixart.drawing import Guide, Request, sample
 from pixart.model.attention import sdpa
 from pixart.model.transformer import PixArtTransformer
 from pixart.sampling.lcm import lcm, lcm_timesteps
-from pixart.sampling.noise import PictureNoise
+from pixart.sampling.noise import ImageNoise
 from pixart.text.encoded import Encoded
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=16, caption_tokens=8, base_size=4, position_scale=1.0)
@@ -30,10 +30,10 @@ def features(rows: int, length: int, seed: int = 0) -> Encoded:
 
 
 def test_the_model_is_told_height_before_width_and_height_over_width():
-    """A flipped aspect ratio draws pictures too, only worse ones; so the sampling is written out here once more."""
+    """A flipped aspect ratio draws images too, only worse ones; so the sampling is written out here once more."""
     model, caption = transformer(), features(2, 5)
     size, aspect = torch.tensor([[96.0, 40.0]] * 2), torch.tensor([2.4, 2.4])
-    noise = PictureNoise([7, 8], (4, 12, 5))
+    noise = ImageNoise([7, 8], (4, 12, 5))
 
     @torch.no_grad()
     def network(x, t):
@@ -43,7 +43,7 @@ def test_the_model_is_told_height_before_width_and_height_over_width():
     got = sample(model, Request(("a", "b"), height=96, width=40, steps=2, seed=7), caption, features(1, 2))
     assert torch.equal(got, want)
     aspect.copy_(1 / aspect)
-    noise = PictureNoise([7, 8], (4, 12, 5))
+    noise = ImageNoise([7, 8], (4, 12, 5))
     assert not torch.allclose(got, lcm(network, noise(), lcm_timesteps(2), noise))
 
 

@@ -81,7 +81,7 @@ def outline(text: str) -> dict[str, int]:
     """What must be as many in every language."""
     lines = text.splitlines()
     beginning = {"headings": "#", "rows": "|", "lines of code": "    "}
-    return {"pictures": text.count("!["),
+    return {"images": text.count("!["),
             **{kind: sum(line.startswith(mark) for line in lines) for kind, mark in beginning.items()}}
 
 
@@ -95,7 +95,7 @@ def test_every_node_has_help_in_every_language_and_nothing_else_has(named):
 
 
 def test_help_says_the_same_in_both_languages(named):
-    """As many headings, table rows and pictures; the same names in code and the same numbers."""
+    """As many headings, table rows and images; the same names in code and the same numbers."""
     for node in named.NODE_CLASS_MAPPINGS:
         texts = [page(node, language) for language in LANGUAGES]
         assert outline(texts[0]) == outline(texts[1]), node
@@ -152,5 +152,5 @@ def test_diagrams_show_the_workflows_as_they_are():
     assert set(DOCS.rglob("*.svg")) == files.keys()
     for path, text in files.items():
         assert path.read_text(encoding="utf-8") == text, "run python tests/node_wiring.py"
-        picture = f"]({path.parent.name}/{path.name})"
-        assert picture in page(path.parent.name, path.stem), f"{path.stem}.md of {path.parent.name} shows no diagram"
+        image = f"]({path.parent.name}/{path.name})"
+        assert image in page(path.parent.name, path.stem), f"{path.stem}.md of {path.parent.name} shows no diagram"

@@ -17,12 +17,12 @@ from pixart.config import PixArtConfig
 from pixart.drawing import Guide, Request, sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Pictures, Pipeline
+from pixart.pipeline import Images, Pipeline
 from pixart.sampling.preset import preset
 from pixart.text.encoded import save_embeddings
 from pixart.text.quantized import usual_bits
 from pixart.train.preview import encode_request
-from pixart.vae import decode, encode_pictures, load_vae
+from pixart.vae import decode, encode_images, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
 WORDS = ("a", "red", "blue", "circle", "square", "on", "the", "left")
@@ -96,7 +96,7 @@ def pipe(parts, control) -> Pipeline:
                          bits=16, controlnet=control)
 
 
-def edge_picture(height: int = 64, width: int = 64) -> torch.Tensor:
+def edge_image(height: int = 64, width: int = 64) -> torch.Tensor:
     map_ = torch.zeros(1, 3, height, width)
     map_[:, :, height // 4:height // 4 + 2] = 1
     return map_
@@ -112,18 +112,18 @@ def draw(pipe: Pipeline, prompts: str | tuple[str, ...] = "a red circle", **chan
     {"height": 50, "width": 91}, {"prompts": ("a red circle", "", "the blue square on the left")},
     {"prompts": ("",), "sampler": "dpm", "negative": "a blue circle"},
 ])
-def test_every_way_of_drawing_gives_pictures_of_the_asked_size(pipe, changes):
-    pictures = draw(pipe, **changes)
+def test_every_way_of_drawing_gives_images_of_the_asked_size(pipe, changes):
+    images = draw(pipe, **changes)
     shape = (len(changes.get("prompts", "1")), 3, changes.get("height", 64), changes.get("width", 64))
-    assert pictures.shape == shape and pictures.isfinite().all() and 0 <= pictures.min() <= pictures.max() <= 1
+    assert images.shape == shape and images.isfinite().all() and 0 <= images.min() <= images.max() <= 1
 
 
-def test_seed_decides_the_picture(pipe):
+def test_seed_decides_the_image(pipe):
     assert torch.equal(draw(pipe, seed=3), draw(pipe, seed=3))
     assert not torch.equal(draw(pipe, seed=3), draw(pipe, seed=4))
 
 
-def test_picture_of_a_batch_equals_the_picture_alone(pipe):
+def test_image_of_a_batch_equals_the_image_alone(pipe):
     prompts = ("a red circle", "the blue square on the left")
     for sampler in ("lcm", "dpm"):
         together = draw(pipe, prompts=prompts, seed=5, sampler=sampler)
@@ -131,7 +131,7 @@ def test_picture_of_a_batch_equals_the_picture_alone(pipe):
         torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_guidance_and_negative_prompt_change_the_picture(pipe):
+def test_guidance_and_negative_prompt_change_the_image(pipe):
     base = {"sampler": "dpm", "steps": 2}
     plain, strong = draw(pipe, **base, guidance=1.0), draw(pipe, **base, guidance=4.5)
     other = draw(pipe, **base, guidance=4.5, negative="the blue square")
@@ -156,8 +156,8 @@ def test_a_prompt_alone_is_a_prompt_in_a_list(pipe):
     assert torch.equal(draw(pipe, "a red circle"), draw(pipe, ("a red circle",)))
 
 
-def test_batches_of_any_size_draw_the_same_pictures(pipe, control):
-    """Prompts, seeds and edge maps stay with their picture."""
+def test_batches_of_any_size_draw_the_same_images(pipe, control):
+    """Prompts, seeds and edge maps stay with their image."""
     prompts, edges = ("a red circle", "", "the blue square", "a", "on"), torch.rand(5, 1, 64, 64)
     for base in ({}, {"guide": Guide(edges)}, {"guide": Guide(edges[:1])}, {"sampler": "dpm", "negative": "left"}):
         whole, parts = (pipe(prompts, height=64, width=64, steps=2, seed=3, batch=batch, **base) for batch in (5, 2))
@@ -178,7 +178,7 @@ def test_networks_in_memory_draw_what_their_files_draw(pipe, parts):
     """Edge maps by their latents, batches in parts; decoding is whatever it is given."""
     request = Request(("a red circle", "a", "on"), height=64, width=64, sampler="dpm", steps=2, seed=3)
     caption, null, edges = pipe.encode(list(request.prompts)), pipe.encode(""), torch.rand(3, 1, 64, 64)
-    hints = encode_pictures(pipe.vae, edges.expand(-1, 3, -1, -1), CONFIG.latent_scale)[0]
+    hints = encode_images(pipe.vae, edges.expand(-1, 3, -1, -1), CONFIG.latent_scale)[0]
     mine = Pipeline.of(pipe.transformer, lambda latents: latents[:, :3].sigmoid(), pipe.controlnet)
     for guide, known in ((None, None), (Guide(edges), Guide(edges, latent=hints))):
         latents = pipe.sample(request, caption, null, guide)
@@ -195,13 +195,13 @@ def test_what_networks_in_memory_lack_is_said(pipe):
     caption, request = pipe.encode("a red circle"), Request(("a red circle",), height=64, width=64)
     for call, lack in ((lambda: bare("a red circle"), "no text encoder"),
                        (lambda: bare.decode(torch.zeros(1, 4, 8, 8)), "no autoencoder"),
-                       (lambda: bare.sample(request, caption, caption, Guide(edge_picture())), "a ControlNet")):
+                       (lambda: bare.sample(request, caption, caption, Guide(edge_image())), "a ControlNet")):
         with pytest.raises(ValueError, match=lack):
             call()
 
 
 def test_compiled_blocks_draw_the_same_and_are_compiled_once(parts, control, pipe, monkeypatch):
-    """For all blocks, pictures and steps; once more for the ControlNet's mask-free pass and for each branch."""
+    """For all blocks, images and steps; once more for the ControlNet's mask-free pass and for each branch."""
     from pixart import pipeline
     torch._dynamo.reset()
     counter, compile_blocks = CompileCounter(), pipeline.compile_blocks
@@ -217,7 +217,7 @@ def test_compiled_blocks_draw_the_same_and_are_compiled_once(parts, control, pip
         torch.testing.assert_close(got, draw(pipe, seed=seed, policies=again, steps=4), rtol=0, atol=1e-5)
         assert counter.frame_count == frames, (seed, frames)
     assert policy.computed < 4
-    guided = {"guide": Guide(edge_picture()), "seed": 4}
+    guided = {"guide": Guide(edge_image()), "seed": 4}
     torch.testing.assert_close(draw(compiled, **guided), draw(pipe, **guided), rtol=0, atol=1e-5)
     assert counter.frame_count == 4                             # the copies are blocks of the same kind
     torch._dynamo.reset()
@@ -247,7 +247,7 @@ def test_every_file_is_opened_once_however_often_is_drawn(parts, control, monkey
     pipe = Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32,
                          bits=16, controlnet=control, keep_t5=True)
     for prompt in ("a red circle", "the blue square"):
-        draw(pipe, prompt, sampler="dpm", guide=Guide(edge_picture()))
+        draw(pipe, prompt, sampler="dpm", guide=Guide(edge_image()))
     assert sorted(opened) == ["T5Encoder", "configure", "load_control", "load_vae", "open_network"]
 
 
@@ -291,8 +291,8 @@ def test_policies_reach_the_model_with_their_steps(pipe):
     assert torch.equal(draw(pipe, ("a", "on"), sampler="dpm", steps=3, policies=[Watch()]), plain)
     assert [(step.index, step.total) for step in seen] == [(0, 3), (1, 3), (2, 3)]
     assert [step.timestep for step in seen] == pytest.approx([999, 666, 333])
-    assert seen[0].lanes == tuple(Lane(picture, prompt, prompt == "negative") for prompt in ("negative", "prompt")
-                                  for picture in (0, 1))
+    assert seen[0].lanes == tuple(Lane(image, prompt, prompt == "negative") for prompt in ("negative", "prompt")
+                                  for image in (0, 1))
     assert len({id(step.run) for step in seen}) == 1
 
 
@@ -320,7 +320,7 @@ def test_text_encoder_of_another_width_is_refused_before_loading_the_model(parts
     assert "transformer" not in vars(pipe)
 
 
-def test_weights_that_overflow_are_one_error_and_no_black_picture(parts, tmp_path):
+def test_weights_that_overflow_are_one_error_and_no_black_image(parts, tmp_path):
     model = random_(PixArtTransformer(CONFIG))
     with torch.no_grad():
         model.final_layer.linear.weight.mul_(1e38)
@@ -345,7 +345,7 @@ def test_running_out_of_memory_while_drawing_is_advice(pipe, monkeypatch):
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
     monkeypatch.setattr(pipeline, "sample", full)
-    with pytest.raises(MemoryError, match="not enough memory on cpu while drawing; draw fewer pictures at once"):
+    with pytest.raises(MemoryError, match="not enough memory on cpu while drawing; draw fewer images at once"):
         draw(pipe)
 
 
@@ -356,7 +356,7 @@ def test_what_is_drawn_can_be_saved_in_the_format_of_its_name(pipe, tmp_path):
     assert Image.open(drawn.save(tmp_path / "x.jpg")[0]).format == "JPEG"
     with pytest.raises(ValueError, match="ending '.xyz'; use .png"):
         drawn.save(tmp_path / "x.xyz")
-    assert isinstance(drawn, Pictures)
+    assert isinstance(drawn, Images)
 
 
 @pytest.mark.parametrize("given, error, words", [
@@ -423,19 +423,19 @@ def test_command_line_draws_files(parts, tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "x.png").size == Image.open(tmp_path / "x-1.png").size == (64, 48)
 
 
-def test_loras_change_the_picture_by_their_strength_and_never_the_file(parts, lora, tmp_path, monkeypatch):
+def test_loras_change_the_image_by_their_strength_and_never_the_file(parts, lora, tmp_path, monkeypatch):
     base = ("generate", "a red circle", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
             "--t5", parts / "t5", "--bits", 16, "--size", "32x32", "--steps", 1, "--dtype", "fp32")
-    before, pictures = (parts / "model.safetensors").read_bytes(), {}
+    before, images = (parts / "model.safetensors").read_bytes(), {}
     for name, more in (("none", ()), ("zero", ("--lora-strength", 0)), ("one", ()), ("half", ("--lora-strength", 0.5))):
         given = () if name == "none" else ("--lora", lora)
         assert run(monkeypatch, *base, *given, *more, "--out", tmp_path / f"{name}.png") == 0
-        pictures[name] = (tmp_path / f"{name}.png").read_bytes()
-    assert pictures["none"] == pictures["zero"] and len(set(pictures.values())) == 3
+        images[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert images["none"] == images["zero"] and len(set(images.values())) == 3
     assert (parts / "model.safetensors").read_bytes() == before
 
 
-def test_saved_embeddings_give_the_same_picture(parts, tmp_path, monkeypatch):
+def test_saved_embeddings_give_the_same_image(parts, tmp_path, monkeypatch):
     """A machine too small for T5 draws what another one encoded."""
     base = ("generate", "a red circle", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
             "--size", "32x32", "--steps", 1, "--dtype", "fp32")
@@ -450,7 +450,7 @@ def test_saved_embeddings_give_the_same_picture(parts, tmp_path, monkeypatch):
 
 
 def test_a_file_of_several_prompts_is_refused(parts, pipe, tmp_path, monkeypatch, capsys):
-    """The pictures of one batch were saved under the names of the next."""
+    """The images of one batch were saved under the names of the next."""
     save_embeddings(tmp_path / "p.safetensors", pipe.encode(["a red circle", "the blue square"]))
     assert run(monkeypatch, "generate", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
                "--embeddings", tmp_path / "p.safetensors") == 1
@@ -529,9 +529,9 @@ def test_bad_values_of_options_are_explained(monkeypatch, capsys, option, value,
 
 @pytest.mark.parametrize("name, content, words", [
     ("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "cut.png"), ("empty.png", b"", "it is empty: .*empty.png"),
-    ("text.png", b"hello", "it is not a picture: .*text.png"), ("bomb.png", None, "bomb.png"),
+    ("text.png", b"hello", "it is not an image: .*text.png"), ("bomb.png", None, "bomb.png"),
 ])
-def test_broken_pictures_are_one_line_with_the_name_of_the_file(tmp_path, monkeypatch, capsys, name, content, words):
+def test_broken_images_are_one_line_with_the_name_of_the_file(tmp_path, monkeypatch, capsys, name, content, words):
     if content is None:         # a small file that claims 40,000 x 40,000 pixels
         import struct
         import zlib
@@ -592,34 +592,34 @@ def guided(pipe: Pipeline, edges: torch.Tensor, strength: float = 1.0, start: fl
     return draw(pipe, guide=Guide(edges, strength, start, end), **changes)
 
 
-def test_control_changes_the_picture_and_strength_0_does_not(pipe):
+def test_control_changes_the_image_and_strength_0_does_not(pipe):
     plain = draw(pipe)
-    assert torch.equal(guided(pipe, edge_picture(), strength=0.0), plain)
-    assert not torch.equal(guided(pipe, edge_picture()), plain)
-    assert not torch.equal(guided(pipe, edge_picture()), guided(pipe, edge_picture().flip(2)))
+    assert torch.equal(guided(pipe, edge_image(), strength=0.0), plain)
+    assert not torch.equal(guided(pipe, edge_image()), plain)
+    assert not torch.equal(guided(pipe, edge_image()), guided(pipe, edge_image().flip(2)))
 
 
 def test_control_is_in_force_for_its_share_of_the_steps(pipe):
     """Steps of LCM 2: timesteps 999 and 499, shares 0 and 0.5."""
-    plain, always = draw(pipe), guided(pipe, edge_picture())
-    assert torch.equal(guided(pipe, edge_picture(), start=0.6, end=1.0), plain)
-    assert torch.equal(guided(pipe, edge_picture(), start=0.0, end=0.6), always)
-    first, second = (guided(pipe, edge_picture(), start=a, end=b) for a, b in ((0, 0.2), (0.4, 1)))
+    plain, always = draw(pipe), guided(pipe, edge_image())
+    assert torch.equal(guided(pipe, edge_image(), start=0.6, end=1.0), plain)
+    assert torch.equal(guided(pipe, edge_image(), start=0.0, end=0.6), always)
+    first, second = (guided(pipe, edge_image(), start=a, end=b) for a, b in ((0, 0.2), (0.4, 1)))
     assert not torch.equal(first, second) and not torch.equal(first, always) and not torch.equal(second, plain)
 
 
 @pytest.mark.parametrize("changes", [{"sampler": "dpm", "steps": 3}, {"prompts": ("a red circle", "")},
                                      {"height": 50, "width": 91}])
 def test_control_works_with_guidance_batches_and_any_size(pipe, changes):
-    pictures = guided(pipe, edge_picture(90, 40), **changes)
-    assert pictures.isfinite().all() and not torch.equal(pictures, draw(pipe, **changes))
+    images = guided(pipe, edge_image(90, 40), **changes)
+    assert images.isfinite().all() and not torch.equal(images, draw(pipe, **changes))
 
 
 def test_bad_guides_are_refused():
     with pytest.raises(ValueError, match="start <= end"):
-        Guide(edge_picture(), start=0.5, end=0.2)
+        Guide(edge_image(), start=0.5, end=0.2)
     with pytest.raises(ValueError, match="1 or 3, height, width"):
-        Guide(edge_picture()[0])
+        Guide(edge_image()[0])
 
 
 def test_auto_samples_as_the_file_says(tmp_path, caplog):

@@ -68,7 +68,7 @@ def test_bad_steps_are_refused_with_their_range(steps, capsys):
     assert "from 1 to 8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["picture.jpg", "folder/", "png"])
+@pytest.mark.parametrize("name", ["image.jpg", "folder/", "png"])
 def test_output_that_is_no_png_is_refused(name, capsys):
     with pytest.raises(SystemExit):
         arguments(f"--output={name}")
@@ -138,7 +138,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])
         quickstart.render(address, {})
 
 
-def test_folder_of_the_picture_that_cannot_be_made_is_refused(tmp_path, capsys):
+def test_folder_of_the_image_that_cannot_be_made_is_refused(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert quickstart.main(["--output", str(tmp_path / "file" / "x.png")]) == 1
     assert "--output: the folder cannot be made" in capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_refused_prompt_names_node_and_error():
     assert quickstart.refusal(answer) == "VAELoader: Value not in list: vae_name: 'x' not in []"
 
 
-def picture(folder: Path) -> Path:
+def image(folder: Path) -> Path:
     from PIL import Image
     path = folder / "drawing.png"
     Image.effect_noise((64, 48), 50).save(path)
@@ -158,7 +158,7 @@ def picture(folder: Path) -> Path:
 
 
 def test_control_goes_into_its_workflow(tmp_path):
-    options = arguments("a red circle", "--control", str(picture(tmp_path)), "--edges", "invert", "--strength", "0.5",
+    options = arguments("a red circle", "--control", str(image(tmp_path)), "--edges", "invert", "--strength", "0.5",
                         "--size", "144x112")
     graph = quickstart.fill(json.loads(quickstart.CONTROL_WORKFLOW.read_text(encoding="utf-8")), options)
     (edges,) = [node["inputs"] for node in graph.values() if node["class_type"] == "PixArtEdges"]
@@ -172,19 +172,19 @@ def test_control_goes_into_its_workflow(tmp_path):
     assert graph[apply["image"][0]]["class_type"] == "PixArtEdges"
 
 
-def test_missing_picture_and_impossible_strength_are_refused(tmp_path, capsys):
-    for given, said in ((("none.png",), "there is no file"), ((str(picture(tmp_path)), "--strength", "-1"), "0 to 10")):
+def test_missing_image_and_impossible_strength_are_refused(tmp_path, capsys):
+    for given, said in ((("none.png",), "there is no file"), ((str(image(tmp_path)), "--strength", "-1"), "0 to 10")):
         with pytest.raises(SystemExit):
             arguments("x", "--control", *given)
         assert said in capsys.readouterr().err
 
 
-def test_what_is_no_whole_picture_is_refused_before_anything_starts(tmp_path, monkeypatch):
-    whole = picture(tmp_path)
-    quickstart.check_picture(sys.executable, whole)
+def test_what_is_no_whole_image_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    whole = image(tmp_path)
+    quickstart.check_image(sys.executable, whole)
     monkeypatch.setattr(quickstart, "running", lambda *_: pytest.fail("the host was started"))
     host = Host(tmp_path, sys.executable, "9.8.7", gpu=False, missing=())
-    for name, content in (("words.png", b"not a picture"), ("half.png", whole.read_bytes()[:1000])):
+    for name, content in (("words.png", b"not an image"), ("half.png", whole.read_bytes()[:1000])):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Problem, match=name):
-            quickstart.picture_with_host(host, arguments("x", "--control", str(tmp_path / name)))
+            quickstart.image_with_host(host, arguments("x", "--control", str(tmp_path / name)))

@@ -1,4 +1,4 @@
-"""The trained picture sizes."""
+"""The trained image sizes."""
 import pytest
 
 from pixart import resolution
@@ -56,7 +56,7 @@ def test_labels_name_width_before_height_and_every_ratio_once():
     assert resolution.LABELS["4:7 (9:16)"] == 1.75
 
 
-def test_a_picture_far_from_the_trained_sizes_is_noticed_with_the_nearest_one():
+def test_an_image_far_from_the_trained_sizes_is_noticed_with_the_nearest_one():
     assert resolution.size_notice(1024, 1024, 1024) is None and resolution.size_notice(768, 1344, 1024) is None
     assert resolution.size_notice(96, 128, 128) is None and resolution.size_notice(2048, 4096, 2048) is None
     assert "16 x 16: far from the trained sizes. Use 128 x 128" in resolution.size_notice(16, 16, 128)

@@ -1,4 +1,4 @@
-"""Decoding in parts: the same pictures in less memory, in the precision of the weights, and after memory ran out."""
+"""Decoding in parts: the same images in less memory, in the precision of the weights, and after memory ran out."""
 import logging
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.instruments.held import Held
 from pixart.mini import SHIPPED
-from pixart.mini.prepare import picture_of
-from pixart.vae import _KL, decode, encode_pictures, load_vae
+from pixart.mini.prepare import image_of
+from pixart.vae import _KL, decode, encode_images, load_vae
 from pixart.vae_parts import FULL, TILES, Slices, fitting, ramp, starts, tiled
 
 GIB = 1 << 30
@@ -31,22 +31,22 @@ def full() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def scenes() -> torch.Tensor:
-    """A picture (1, 3, 256, 384) in 0..1: six scenes of PixArt-mini side by side."""
-    rows = [torch.cat([picture_of(i, 3, "held-out", (128, 128)) for i in range(at, at + 3)], dim=2) for at in (0, 3)]
+    """An image (1, 3, 256, 384) in 0..1: six scenes of PixArt-mini side by side."""
+    rows = [torch.cat([image_of(i, 3, "held-out", (128, 128)) for i in range(at, at + 3)], dim=2) for at in (0, 3)]
     return torch.cat(rows, dim=1)[None].float() / 255
 
 
-def test_slices_equal_the_whole_to_the_last_bit_of_a_picture(mini, full):
-    """Fewer pictures at once change no more than rounding: 1e-5 of the full range."""
+def test_slices_equal_the_whole_to_the_last_bit_of_an_image(mini, full):
+    """Fewer images at once change no more than rounding: 1e-5 of the full range."""
     for vae, scale in ((mini, 1.0), (full, 0.18215)):
         latents = torch.randn(3, 4, 8, 12, generator=torch.Generator().manual_seed(0))
         whole, slices = decode(vae, latents, scale, batch=3), decode(vae, latents, scale, batch=1)
         torch.testing.assert_close(slices, whole, rtol=0, atol=1e-5)
 
 
-def test_tiles_of_a_real_picture_equal_the_whole(mini, scenes):
+def test_tiles_of_a_real_image_equal_the_whole(mini, scenes):
     """Of 255 steps 0.05 on average, nowhere more than 16; tiles of 32 latent pixels, 8 of them overlap."""
-    latents = encode_pictures(mini, scenes, 1.0)[0]
+    latents = encode_images(mini, scenes, 1.0)[0]
     off = 255 * (decode(mini, latents, 1.0, memory=0) - decode(mini, latents, 1.0)).abs()
     assert 0 < off.max() < 16 and off.mean() < 0.05
 
@@ -91,7 +91,7 @@ def test_parts_get_smaller_to_the_end():
 
 
 def peak(memory: int, count: int = 4) -> float:
-    """GiB at the peak of decoding pictures of 1024 pixels with the VAE of Stable Diffusion, computed without data."""
+    """GiB at the peak of decoding images of 1024 pixels with the VAE of Stable Diffusion, computed without data."""
     from diffusers import AutoencoderKL
     with FakeTensorMode():
         vae = AutoencoderKL(**_KL).eval()
@@ -102,7 +102,7 @@ def peak(memory: int, count: int = 4) -> float:
 
 
 def test_peak_memory_falls_with_the_memory_there_is():
-    """Beside what is planned with, the finished pictures (12 MiB each) and copies of them are held on the CPU."""
+    """Beside what is planned with, the finished images (12 MiB each) and copies of them are held on the CPU."""
     room = 0.2
     at_once = peak(100 * GIB)
     assert 9 < at_once < 13
@@ -126,19 +126,19 @@ class Small(nn.Module):
         return self.vae.decode(latents)
 
 
-@pytest.mark.parametrize("room, parts", [(32 * 48, "one picture at a time"), (32 * 32, "tiles of 256 pixels")])
+@pytest.mark.parametrize("room, parts", [(32 * 48, "one image at a time"), (32 * 32, "tiles of 256 pixels")])
 def test_running_out_of_memory_goes_on_with_smaller_parts_and_says_so(mini, scenes, caplog, room, parts):
-    latents = encode_pictures(mini, scenes.expand(2, -1, -1, -1), 1.0)[0]
+    latents = encode_images(mini, scenes.expand(2, -1, -1, -1), 1.0)[0]
     small = Small(mini, room)
     with caplog.at_level(logging.WARNING):
         got = decode(small, latents, 1.0, memory=100 * GIB)
-    assert small.asked[0] == (2, 4, 32, 48) and "not enough memory to decode 2 pictures at a time" in caplog.text
+    assert small.asked[0] == (2, 4, 32, 48) and "not enough memory to decode 2 images at a time" in caplog.text
     assert parts in caplog.text.splitlines()[-1]
     assert (got - decode(mini, latents, 1.0)).abs().mean() < 0.05 / 255
 
 
 def test_no_memory_at_all_is_one_error_with_advice(mini):
-    with pytest.raises(MemoryError, match="tiles of 256 pixels; draw a smaller picture"):
+    with pytest.raises(MemoryError, match="tiles of 256 pixels; draw a smaller image"):
         decode(Small(mini, 10), torch.zeros(1, 4, 40, 4), 1.0)
 
 
@@ -150,9 +150,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(mini):
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_reach_the_vae(mini, scenes, low):
     """Previews are drawn inside the trainer's autocast; in fp16 the VAE of SDXL gives NaN there."""
-    picture = scenes[..., :64, :64]
-    latents = encode_pictures(mini, picture, 1.0)[0]
-    want, want_latents = decode(mini, latents, 1.0), encode_pictures(mini, picture, 1.0)[0]
+    image = scenes[..., :64, :64]
+    latents = encode_images(mini, image, 1.0)[0]
+    want, want_latents = decode(mini, latents, 1.0), encode_images(mini, image, 1.0)[0]
     with torch.autocast("cpu", low):
         assert torch.equal(decode(mini, latents, 1.0), want)
-        assert torch.equal(encode_pictures(mini, picture, 1.0)[0], want_latents)
+        assert torch.equal(encode_images(mini, image, 1.0)[0], want_latents)

@@ -20,7 +20,7 @@ from .models import backend
 Run = Callable[..., torch.Tensor]
 Make = Callable[[PixArtTransformer, dict[str, torch.Tensor], Setting], Run]
 TABLE, AIM = "Compiled and recorded beside eager, one pass", 1.3
-DECODING = "Decoding one picture of 1024 px, the decoder alone"
+DECODING = "Decoding one image of 1024 px, the decoder alone"
 
 
 def blocks(model: PixArtTransformer, inputs: dict[str, torch.Tensor], setting: Setting) -> Run:

@@ -70,7 +70,7 @@ def workflow(setting: Setting, seed: int, **changed: object) -> dict[str, dict]:
 
 
 def guided(nodes: dict[str, dict], steps: int, batch: int) -> dict[str, dict]:
-    """The same picture by the host's own sampler, with guidance."""
+    """The same image by the host's own sampler, with guidance."""
     nodes = deepcopy(nodes)
     nodes["4"]["inputs"]["batch_size"] = batch
     nodes["9"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["2", 0], "text": "blurred"}}

@@ -1,4 +1,4 @@
-"""Stage: how long a pass and a picture take, eager, beside the card's own ceiling and beside other implementations."""
+"""Stage: how long a pass and an image take, eager, beside the card's own ceiling and beside other implementations."""
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,15 +19,15 @@ from ..instruments.profile import profiled
 from ..instruments.setting import HALF, Setting
 from ..instruments.timing import matrix_peak, median, medians, pass_flops
 
-PASSES, PICTURES, PAIRS = "One pass", "One picture, prompt encoded before: 4 LCM steps and decoding", "A guided step"
+PASSES, IMAGES, PAIRS = "One pass", "One image, prompt encoded before: 4 LCM steps and decoding", "A guided step"
 PEERS = "One pass beside other implementations, eager, in turns"
-PICTURE_AIM, RATIO_AIM, BUSY_AIM = 0.12, 1.0, 80.0
+IMAGE_AIM, RATIO_AIM, BUSY_AIM = 0.12, 1.0, 80.0
 TOKENS = 120
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a measurement: pixels a side, and pictures at a time."""
+    """Of a measurement: pixels a side, and images at a time."""
 
     side: int
     batch: int
@@ -44,15 +44,15 @@ OTHERS = (Size(512, 1), Size(2048, 1), Size(512, 4), Size(2048, 4))
 
 
 def cases(setting: Setting) -> dict[str, Case]:
-    found: dict[str, Case] = {"picture, 1024 px, batch 1, fp16": partial(picture, MAIN, "fp16"),
-                              "picture, 1024 px, batch 4, fp16": partial(picture, FOUR, "fp16"),
-                              "profile": partial(profiled_picture, FOUR),
-                              "profile of one": partial(profiled_picture, MAIN),
+    found: dict[str, Case] = {"image, 1024 px, batch 1, fp16": partial(image, MAIN, "fp16"),
+                              "image, 1024 px, batch 4, fp16": partial(image, FOUR, "fp16"),
+                              "profile": partial(profiled_image, FOUR),
+                              "profile of one": partial(profiled_image, MAIN),
                               "profile of decoding": profiled_decoding,
                               "other implementations": partial(peers, "fp16"), "guided step": guided_step,
-                              "picture, 1024 px, batch 1, bf16": partial(picture, MAIN, "bf16"),
+                              "image, 1024 px, batch 1, bf16": partial(image, MAIN, "bf16"),
                               "other implementations, bf16": partial(peers, "bf16")}
-    return found | {f"picture, {size.side} px, batch {size.batch}, fp16": partial(picture, size, "fp16")
+    return found | {f"image, {size.side} px, batch {size.batch}, fp16": partial(image, size, "fp16")
                     for size in (OTHERS[:2] if setting.tiny else OTHERS)}
 
 
@@ -93,7 +93,7 @@ def drawing(size: Size, model: PixArtTransformer, setting: Setting) -> Run:
     return lambda: pipe.sample(request, text, text, batch=size.batch)
 
 
-def picture(size: Size, name: str, setting: Setting, notes: Notes) -> None:
+def image(size: Size, name: str, setting: Setting, notes: Notes) -> None:
     model = transformer(size.config(setting), dtype_of(name, setting), setting.device)
     one_pass(size, name, model, setting, notes)
     draw = drawing(size, model, setting)
@@ -104,11 +104,11 @@ def picture(size: Size, name: str, setting: Setting, notes: Notes) -> None:
         for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             vae = autoencoder(setting.tiny, dtype, setting.device)
             taken = median(partial(decode, vae, latents, scale), setting, seconds=2.0)
-            row |= {f"decode {kind} ms": taken, f"s a picture, decode {kind}": (steps + taken) / 1000 / size.batch}
+            row |= {f"decode {kind} ms": taken, f"s per image, decode {kind}": (steps + taken) / 1000 / size.batch}
             if size == MAIN and name == "fp16" and setting.cuda:
-                notes.aim(f"1024 px, 4 LCM steps fp16 and decoding {kind}", (steps + taken) / 1000, PICTURE_AIM, "s")
+                notes.aim(f"1024 px, 4 LCM steps fp16 and decoding {kind}", (steps + taken) / 1000, IMAGE_AIM, "s")
     finally:
-        notes.row(PICTURES, **row)
+        notes.row(IMAGES, **row)
 
 
 @torch.inference_mode()
@@ -156,8 +156,8 @@ def compare(runs: dict[str, Run], size: Size, name: str, setting: Setting, notes
             notes.aim(f"ours / {title}, {size.side} px, batch {size.batch}, {name}", ratio, RATIO_AIM)
 
 
-def profiled_picture(size: Size, setting: Setting, notes: Notes) -> None:
-    """Where the time of a picture goes."""
+def profiled_image(size: Size, setting: Setting, notes: Notes) -> None:
+    """Where the time of an image goes."""
     model = transformer(size.config(setting), dtype_of("fp16", setting), setting.device)
     draw = drawing(size, model, setting)
     busy = profiled(f"{size.side} px, batch {size.batch}, 4 steps, fp16", draw, setting, notes)

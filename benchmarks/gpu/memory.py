@@ -1,4 +1,4 @@
-"""Stage: the most memory that pictures and trainings hold, full-size random weights."""
+"""Stage: the most memory that images and trainings hold, full-size random weights."""
 import time
 from functools import partial
 
@@ -21,7 +21,7 @@ from ..instruments.timing import peak
 from ..training_memory import Case as Computed
 from .trainers import prepared
 
-PICTURES, TRAININGS = "Memory of pictures", "Memory of trainings"
+IMAGES, TRAININGS = "Memory of images", "Memory of trainings"
 # As in benchmarks/training_memory.py, whose figures are computed beside these.
 RECIPES = {"LCM distillation, all weights, 1024 px, batch 12": Computed(),
            "LoRA, rank 32, 1024 px, batch 4": Computed(method="lora", batch=4),
@@ -33,7 +33,7 @@ ROOM = {"lcm": 30, "lora": 14, "controlnet": 16, "lcm-lora": 24}      # GiB that
 
 def cases(setting: Setting) -> dict[str, Case]:
     found: dict[str, Case] = {DISTILLATION: partial(training, DISTILLATION)}
-    found |= {"decode": decoding, "pictures": pictures, "control": control}
+    found |= {"decode": decoding, "images": images, "control": control}
     return found | {title: partial(training, title) for title in RECIPES if title != DISTILLATION}
 
 
@@ -87,10 +87,10 @@ def decoding(setting: Setting, notes: Notes) -> None:
             setting.tidy()
             latents = torch.randn(count, 4, *[setting.pixels(side) // 8] * 2, device=setting.device)
             decode(vae, latents, 0.18215)
-            notes.row(PICTURES, what=f"decode {count} of {side} px, autoencoder {name}", **peak(setting))
+            notes.row(IMAGES, what=f"decode {count} of {side} px, autoencoder {name}", **peak(setting))
 
 
-def pictures(setting: Setting, notes: Notes) -> None:
+def images(setting: Setting, notes: Notes) -> None:
     """Four LCM steps, the weights included, text encoded before."""
     for side, count in ((1024, 1), (1024, 4), (2048, 1)):
         config = setting.config("sigma-2k" if side > 1024 else "alpha-1024")
@@ -99,7 +99,7 @@ def pictures(setting: Setting, notes: Notes) -> None:
         text = encoded(config, [120] * count)
         request = Request(("",) * count, height=setting.pixels(side), width=setting.pixels(side))
         Pipeline.of(model).sample(request, text, text)
-        notes.row(PICTURES, what=f"sample {count} of {side} px, fp16", **peak(setting))
+        notes.row(IMAGES, what=f"sample {count} of {side} px, fp16", **peak(setting))
         del model
 
 
@@ -112,6 +112,6 @@ def control(setting: Setting, notes: Notes) -> None:
     inputs = given(config, [setting.pixels(1024) // 8] * 2, [120], setting.device, dtype)
     setting.tidy()
     both(**inputs, hint=inputs["latent"])
-    notes.row(PICTURES, what="one pass with a ControlNet of 13 blocks, 1024 px, fp16", **peak(setting))
+    notes.row(IMAGES, what="one pass with a ControlNet of 13 blocks, 1024 px, fp16", **peak(setting))
 
 

@@ -52,7 +52,7 @@ class Trained:
                 for name, p in network.named_parameters() if p.requires_grad}
 
     def loss_on(self, device: str, size: int) -> float:
-        """Of step 0 with `size` pictures, by the objective alone; of two players the sum."""
+        """Of step 0 with `size` images, by the objective alone; of two players the sum."""
         trained = self.copy()
         place_networks(trained.objective, torch.device(device))
         networks = [network.to(device).train() for network in (trained.model, trained.fake) if network is not None]
@@ -144,7 +144,7 @@ def two_players(config: PixArtConfig, game: Callable[..., Any], data: PreparedFo
 
 
 def rewarded(config: PixArtConfig, data: PreparedFolder) -> Trained:
-    """PixArt-mini's student and judge A: what a reward reads has to be a picture of something."""
+    """PixArt-mini's student and judge A: what a reward reads has to be an image of something."""
     for package in ("peft", "diffusers"):
         need(package)
     from pixart.checkpoint import load

@@ -81,7 +81,7 @@ def full_size(setting: Setting, notes: Notes) -> None:
 
 @torch.inference_mode()
 def batches(setting: Setting, notes: Notes) -> None:
-    """Three pictures with prompts of different lengths in one pass, and each alone."""
+    """Three images with prompts of different lengths in one pass, and each alone."""
     config = alpha(setting)
     for name, dtype in dtypes(setting).items():
         model = on_device(transformer(config, torch.float32, "cpu"), dtype, setting)

@@ -30,7 +30,7 @@ class Stage:
 
 STAGES = (
     Stage("models", "correctness of the networks", 1, 0.25),
-    Stage("pictures", "correctness of pictures and text", 1, 0.25),
+    Stage("images", "correctness of images and text", 1, 0.25),
     Stage("trainers", "correctness of the trainers", 1, 0.25),
     Stage("text", "T5-XXL and the whole job", 1, 0.25),
     Stage("memory", "peak memory", 1, 0.25),

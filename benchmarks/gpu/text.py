@@ -1,4 +1,4 @@
-"""Stage: T5-XXL in 8, 4 and 16 bits, and the whole job from prompt to picture, from files with random weights."""
+"""Stage: T5-XXL in 8, 4 and 16 bits, and the whole job from prompt to image, from files with random weights."""
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..instruments.setting import Setting, need
 from ..instruments.timing import peak
 
 PROMPT = "a small red house on a green hill beside a large blue lake under a grey sky, in the style of an old master"
-ENCODERS, JOBS = "Text encoder (T5-XXL, random weights)", "The whole job, two stages: text, then picture"
+ENCODERS, JOBS = "Text encoder (T5-XXL, random weights)", "The whole job, two stages: text, then image"
 LIMITS = {8: 0.25, 4: 1.0}              # relative, against 16 bits; random weights carry errors on undamped
 BUDGET, AIM = 8.0, 6.0                  # GB of the whole job with an 8-bit T5
 
@@ -62,11 +62,11 @@ def job(bits: int, setting: Setting, notes: Notes) -> None:
     config = setting.config()
     files = transformer_file(setting, config, "alpha-1024"), vae_folder(setting)
     held: dict[str, dict[str, float | None]] = {}
-    pictures, seconds = generated(files, bits, setting, held)
+    images, seconds = generated(files, bits, setting, held)
     notes.row(JOBS, **{"T5 bits": bits, "px": setting.pixels(1024), "seconds, files read": seconds},
               **{f"{stage} GiB": found["allocated GiB"] for stage, found in held.items()},
               **{"reserved GiB": most(held, "reserved GiB")})
-    notes.holds("whole job", f"T5 in {bits} bits: a picture of finite numbers", bool(torch.isfinite(pictures).all()))
+    notes.holds("whole job", f"T5 in {bits} bits: an image of finite numbers", bool(torch.isfinite(images).all()))
     if setting.cuda:
         gigabytes = (most(held, "allocated GiB") or 0) * 2 ** 30 / 1e9
         for limit, kind in ((BUDGET, "budget"), (AIM, "aim")) if bits == 8 else ():
@@ -74,7 +74,7 @@ def job(bits: int, setting: Setting, notes: Notes) -> None:
 
 
 def generated(files: tuple[Path, Path], bits: int, setting: Setting, held: dict) -> tuple[torch.Tensor, float]:
-    """A picture and the seconds it took; what each stage held goes into `held`."""
+    """An image and the seconds it took; what each stage held goes into `held`."""
     def progress(stage: str, done: int, total: int) -> None:
         if done == total:
             held[stage] = peak(setting)
@@ -86,8 +86,8 @@ def generated(files: tuple[Path, Path], bits: int, setting: Setting, held: dict)
     pipe = Pipeline.open(files[0], files[1], t5_folder(setting), setting.device,
                          torch.float16 if setting.cuda else torch.float32, variant="alpha-1024", bits=bits,
                          keep_t5=False)
-    pictures = pipe(PROMPT, width=side, height=side, progress=progress)
-    return pictures.pixels, time.perf_counter() - started
+    images = pipe(PROMPT, width=side, height=side, progress=progress)
+    return images.pixels, time.perf_counter() - started
 
 
 def most(held: dict[str, dict[str, float | None]], name: str) -> float | None:

@@ -60,7 +60,7 @@ def autoencoder(tiny: bool, dtype: torch.dtype, device: str) -> Any:
 
 def given(config: PixArtConfig, sides: Sequence[int], lengths: Sequence[int], device: str = "cpu",
           dtype: torch.dtype = torch.float32, seed: int = 3) -> dict[str, Tensor]:
-    """Arguments of the transformer for one picture a length: latent sides (h, w), prompts of `lengths` tokens."""
+    """Arguments of the transformer for one image a length: latent sides (h, w), prompts of `lengths` tokens."""
     generator = torch.Generator().manual_seed(seed)
     count, longest = len(lengths), max(lengths)
     mask = torch.arange(longest)[None] < torch.tensor(list(lengths))[:, None]
@@ -77,7 +77,7 @@ def as_drawn(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def row(inputs: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    """One picture of them alone, its prompt without padding."""
+    """One image of them alone, its prompt without padding."""
     length = int(inputs["mask"][index].sum())
     alone = {name: value[index:index + 1] for name, value in inputs.items()}
     return {**alone, "context": alone["context"][:, :length], "mask": alone["mask"][:, :length]}

@@ -13,7 +13,7 @@ from pixart.config import VARIANTS, PixArtConfig
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = {"fp32": torch.float32, **HALF}
 TINY: dict[str, Any] = {"depth": 3, "hidden": 48, "heads": 4, "caption_width": 64}
-SHRINK = 16                     # pictures of a rehearsal are that much smaller
+SHRINK = 16                     # images of a rehearsal are that much smaller
 HEAD = 72                       # width of a head of the published models
 
 
@@ -42,7 +42,7 @@ class Setting:
         return self.until - time.monotonic()
 
     def pixels(self, side: int) -> int:
-        """What a picture of `side` pixels is here."""
+        """What an image of `side` pixels is here."""
         return side // SHRINK if self.tiny else side
 
     def config(self, variant: str = "alpha-1024", **changes: Any) -> PixArtConfig:

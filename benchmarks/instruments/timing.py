@@ -83,7 +83,7 @@ def matrix_peak(setting: Setting, dtypes: Mapping[str, torch.dtype] = HALF) -> d
 
 
 def pass_flops(config: PixArtConfig, tokens: int, text: int) -> float:
-    """Arithmetic of one pass for one picture; a multiplication and an addition are two. No key/value compression."""
+    """Arithmetic of one pass for one image; a multiplication and an addition are two. No key/value compression."""
     width = config.hidden
     linear = 14 * width ** 2 * tokens + 2 * width ** 2 * text
     attention = 2 * tokens * width * (tokens + text)

@@ -1,6 +1,6 @@
 """Topic: samplings that reuse work from step to step, every method at every budget, beside all of the work, in turns.
 
-Random weights have no quality; what a method costs in pictures is `--quality`.
+Random weights have no quality; what a method costs in images is `--quality`.
 """
 import statistics
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
 
 
 def measure(wish: Wish, setting: Setting, notes: Notes) -> None:
-    """Of one picture with guidance, both prompts in one pass."""
+    """Of one image with guidance, both prompts in one pass."""
     (side, name), steps = wish.main, wish.cached_steps
     config, here = config_for(side, setting), pixels(side, setting)
     model = transformer(config, DTYPES[name], setting.device)

@@ -4,7 +4,7 @@
     python -m benchmarks speed --out DIR --sizes 256 512 1024 2048 4096 --batches 1 4 --dtypes bf16
     python -m benchmarks speed --out DIR --depth 4              four blocks of full width: ratios in minutes on a CPU
     python -m benchmarks speed --out DIR --tiny                 rehearsal, no figure means anything
-    python -m benchmarks speed --out DIR --topics caches --quality     what shortcuts cost in pictures, in the same rows
+    python -m benchmarks speed --out DIR --topics caches --quality     what shortcuts cost in images, in the same rows
 
 Rounds run A B C A B C, so that a machine whose speed drifts treats all alike: quote the ratios, which are medians of
 those within a round. On one thread of a CPU (OMP_NUM_THREADS=1) processor time is taken, which other programs do not
@@ -63,7 +63,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--rounds", type=multiple(1), metavar="N",
                         help="of a timing, after one that warms up (default: as many as fit into seconds)")
     parser.add_argument("--device", help="cpu, cuda (default: the best there is)")
-    parser.add_argument("--tiny", action="store_true", help="tiny networks and pictures: proves the command itself")
+    parser.add_argument("--tiny", action="store_true", help="tiny networks and images: proves the command itself")
     add_quality(parser)
     parser.set_defaults(run=run)
 
@@ -72,7 +72,7 @@ def add_quality(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("--quality: the same caches on PixArt-mini")
     group.add_argument("--quality", action="store_true", help="judge B's reading, KID and PSNR to the uncached run, "
                        "beside fewer steps at equal time and work; goes on where it was stopped")
-    group.add_argument("--batch", type=multiple(1), default=50, metavar="N", help="pictures at a time (default: 50)")
+    group.add_argument("--batch", type=multiple(1), default=50, metavar="N", help="images at a time (default: 50)")
     group.add_argument("--count", type=multiple(1), default=300, metavar="N", help="held-out sentences (default: 300)")
     group.add_argument("--timed", type=multiple(1), default=5, metavar="N",
                        help="sentences that are timed, in turns (default: 5)")

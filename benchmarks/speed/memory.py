@@ -1,4 +1,4 @@
-"""Topic: the most memory of the whole job, prompt to picture, computed: every allocation traced, none made.
+"""Topic: the most memory of the whole job, prompt to image, computed: every allocation traced, none made.
 
 Tensors without data go through the library's own networks. T5 has the layers of transformers, whose weights count in
 the precision that they would have; what unpacking one int8 layer takes is counted beside it. Not in it: what CUDA
@@ -110,7 +110,7 @@ def drawing_peak(config: PixArtConfig, side: int, rows: int, tokens: int, settin
 
 
 def decoding_peak(side: int, dtype: torch.dtype, tile: int | None, setting: Setting) -> int:
-    """One picture, or one of its tiles, which are put together on the CPU."""
+    """One image, or one of its tiles, which are put together on the CPU."""
     from diffusers import AutoencoderKL
     inside = side // 8 if tile is None else min(side // 8, tile)
 

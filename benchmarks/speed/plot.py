@@ -9,7 +9,7 @@ from .passes import PASSES
 
 
 def plot_passes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """PNG: milliseconds of a picture over its tokens, a line for every implementation, data type and batch."""
+    """PNG: milliseconds of an image over its tokens, a line for every implementation, data type and batch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -23,7 +23,7 @@ def plot_passes(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                         if row["dtype"] == dtype and row.get("of the ceiling %")})
         if ideal:
             axis.plot(*zip(*ideal), linestyle=":", color="grey", label=f"{dtype}, at the measured ceiling")
-    axis.set(title=PASSES, xlabel="tokens of a picture", ylabel="ms a picture", xscale="log", yscale="log")
+    axis.set(title=PASSES, xlabel="tokens of an image", ylabel="ms per image", xscale="log", yscale="log")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     with replacing(path) as beside:

@@ -1,6 +1,6 @@
-"""What reusing work costs in pictures: every cache on PixArt-mini's teacher, beside taking fewer steps.
+"""What reusing work costs in images: every cache on PixArt-mini's teacher, beside taking fewer steps.
 
-Rows are kept in the folder as they are measured, with the pictures of the uncached run, so a stopped run goes on.
+Rows are kept in the folder as they are measured, with the images of the uncached run, so a stopped run goes on.
 Times are processor times of a few sentences, all ways of drawing in turns.
 """
 import json
@@ -17,7 +17,7 @@ from pixart.checkpoint import read_config
 from pixart.mini import SHIPPED
 from pixart.mini.evaluate import Instrument, write_results
 from pixart.mini.judge import own_accuracy
-from pixart.mini.measure.batches import BenchPictures
+from pixart.mini.measure.batches import BenchImages
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.bootstrap import paired_difference, resamples
 from pixart.mini.measure.cost import Cost, count, machine
@@ -56,7 +56,7 @@ def fewer(steps: int, sampler: str = TEACHER_METHOD.sampler) -> Sampled:
 
 
 def cached(name: str, budget: float) -> Cached:
-    """Solved for a square picture with a usual sentence, as `Sampled` does it."""
+    """Solved for a square image with a usual sentence, as `Sampled` does it."""
     return chosen(CacheChoice(name, budget), budget)
 
 
@@ -67,7 +67,7 @@ def scheduled(path: Path, budgets: Sequence[float]) -> Cached:
 
 
 def chosen(choice: CacheChoice, budget: float) -> Cached:
-    """As much less work as it is for a square picture of PixArt-mini."""
+    """As much less work as it is for a square image of PixArt-mini."""
     config = read_config(SHIPPED.teacher)
     job = SamplingJob.of(config, STEPS, config.resolution, config.resolution, 32, guided=True)
     return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), budget, choice.plan(job)[0].ratio(job))
@@ -92,7 +92,7 @@ class Quality:
                                  f"the same --count: {folder}")
 
     def times(self, methods: Sequence[Sampled]) -> dict[str, float]:
-        """Milliseconds of a picture by name: those in the folder where it has all, else all measured in turns."""
+        """Milliseconds of an image by name: those in the folder where it has all, else all measured in turns."""
         path = self.folder / "times.json"
         known: dict[str, float] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if not {method.name for method in methods} <= known.keys():
@@ -108,23 +108,23 @@ class Quality:
             if row.name == method.name:
                 return row
         passes, macs = count(method, self.bench)
-        pictures = self.uncached() if method == FULL else method.draw(self.bench)
+        images = self.uncached() if method == FULL else method.draw(self.bench)
         cost = Cost(passes, macs, milliseconds, f"{machine(self.timed)}, in turns")
         against = None if method == FULL else (FULL.name, self.uncached())
-        row = self.instrument.row(method.name, pictures, None, cost, against)
+        row = self.instrument.row(method.name, images, None, cost, against)
         replace(self.measured, rows=(*self.measured.rows, row)).save(self.folder / "rows.json")
         self.measured = read_measured(self.folder / "rows.json")        # rounded, as when the run goes on later
         return self.measured.rows[-1]
 
-    def uncached(self) -> BenchPictures:
-        """Pictures of all steps, drawn once a folder."""
+    def uncached(self) -> BenchImages:
+        """Images of all steps, drawn once a folder."""
         path = self.folder / "uncached.safetensors"
         if not path.is_file():
             parts = FULL.draw(self.bench).parts
             with replacing(path) as beside:
                 save_file({str(number): part.cpu().contiguous() for number, part in enumerate(parts)}, beside)
         kept = load_file(path)
-        return BenchPictures(tuple(kept[str(number)].to(self.setting.device) for number in range(len(kept))))
+        return BenchImages(tuple(kept[str(number)].to(self.setting.device) for number in range(len(kept))))
 
 
 def measure(quality: Quality, names: Sequence[str], budgets: Sequence[float], files: Sequence[Path],
@@ -178,12 +178,12 @@ def equal_time_steps(milliseconds: float, full: float, step: float) -> int:
 
 def shown(row: Row, times: Mapping[str, float]) -> dict[str, Cell]:
     sums = {name: (values.sum() / weights.sum()).item() for name, (values, weights) in row.sums().items()}
-    return {"all attributes %": 100 * row.accuracy["all"], "whole pictures %": 100 * row.accuracy["pictures"],
+    return {"all attributes %": 100 * row.accuracy["all"], "whole images %": 100 * row.accuracy["images"],
             "KID": sums["kid"], "PSNR dB": sums.get("psnr"), "GMACs": row.cost.macs / 1e9 if row.cost else None,
             "ms": times[row.name]}
 
 
 def minus(row: Row, other: Row) -> str:
-    """Difference of the whole pictures in points, with the paired interval of 95 %."""
+    """Difference of the whole images in points, with the paired interval of 95 %."""
     drawn = resamples(len(row.answers))
-    return signed(paired_difference(row.sums()["pictures"], other.sums()["pictures"], drawn), 100, 1)
+    return signed(paired_difference(row.sums()["images"], other.sums()["images"], drawn), 100, 1)

@@ -36,7 +36,7 @@ def measure(side: int, batch: int, steps: int, name: str, wish: Wish, setting: S
     null = text if few else encoded(config, [1])
     taken = median(lambda: Pipeline.of(model).sample(request, text, null, batch=batch), setting)
     notes.row(SAMPLINGS, px=side, batch=batch, dtype=name, blocks=config.depth, sampler=request.sampler, steps=steps,
-              **{"rows a step": batch * (1 if few else 2), "ms a picture": taken / batch,
+              **{"rows a step": batch * (1 if few else 2), "ms per image": taken / batch,
                  **(peak(setting) if setting.cuda else {})})
 
 
@@ -45,4 +45,4 @@ def decoding(side: int, name: str, setting: Setting, notes: Notes) -> None:
     latents = torch.randn(1, 4, *[pixels(side, setting) // 8] * 2, device=setting.device)
     setting.tidy()
     taken = median(partial(decode, vae, latents, 0.18215), setting)
-    notes.row(DECODINGS, px=side, dtype=name, **{"ms a picture": taken, **(peak(setting) if setting.cuda else {})})
+    notes.row(DECODINGS, px=side, dtype=name, **{"ms per image": taken, **(peak(setting) if setting.cuda else {})})

@@ -15,7 +15,7 @@ SHORT = 1024            # tokens up to which plain matrix attention is the faste
 
 
 def bare_transformer(model: Any, dtype: torch.dtype, side: int) -> PixArtTransformer:
-    """A copy on the CPU of a MODEL of ours, its LoRAs merged. side: of the square pictures it is for, in pixels.
+    """A copy on the CPU of a MODEL of ours, its LoRAs merged. side: of the square images it is for, in pixels.
 
     Call it outside of inference mode: the host's weights are inference tensors, copies made there are too.
     """

@@ -64,7 +64,7 @@ class Cache:
 def with_cache(model: Any, choice: CacheChoice, vae: Any = None, pooled_blocks: int = 0) -> Any:
     """A clone of a MODEL that reuses work as chosen, whatever samples it.
 
-    vae: sample a second time without reuse, and say how far the two pictures are from each other. pooled_blocks:
+    vae: sample a second time without reuse, and say how far the two images are from each other. pooled_blocks:
     first blocks whose self-attention is the mean of values. Raises ValueError for a MODEL that is not of Load PixArt,
     and for more of these blocks than it has.
     """
@@ -93,7 +93,7 @@ def sampling_with_cache(cache: Cache) -> Callable[..., Any]:
             plain = again.without_policies(executor, noise, *args, **kwargs)
             seconds = time.perf_counter() - started
             found = psnr_of_latents(cache.vae, result, plain)
-            text += f"\nwithout reuse {seconds:.2f} s, PSNR of the pictures {found:.1f} dB"
+            text += f"\nwithout reuse {seconds:.2f} s, PSNR of the images {found:.1f} dB"
         cache.say(text)
         return result
     return sample
@@ -126,7 +126,7 @@ def copied_conds(conds: dict[str, list]) -> dict[str, list]:
 
 
 def psnr_of_latents(vae: Any, one: Tensor, other: Tensor) -> float:
-    """Of two LATENTs' pictures, in dB; infinite where they are equal."""
-    pictures = [vae.decode(latents).float().clamp(0, 1).cpu() for latents in (one, other)]
-    error = (pictures[0] - pictures[1]).square().mean().item()
+    """Of two LATENTs' images, in dB; infinite where they are equal."""
+    images = [vae.decode(latents).float().clamp(0, 1).cpu() for latents in (one, other)]
+    error = (images[0] - images[1]).square().mean().item()
     return math.inf if error == 0 else -10 * math.log10(error)

@@ -1,4 +1,4 @@
-"""Pictures of a comparison, drawn one by one in the host; each is kept in the output folder as soon as it is there."""
+"""Images of a comparison, drawn one by one in the host; each is kept in the output folder as soon as it is there."""
 import hashlib
 import json
 import logging
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...pixart import __version__
 from ...pixart.compare import Axis, Cell, cell_grid, labelled_sheet
-from ...pixart.pictures import read_picture, save_picture
+from ...pixart.images import read_image, save_image
 from .node_text import show_text
 from .sampling import check_latent, require_pixart, run
 from .steps import chosen_preset, make_parts
@@ -55,9 +55,9 @@ class CellNetworks:
 
 def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name: str, graph: PromptGraph | None,
             node: str | None) -> tuple[Tensor, Tensor, str]:
-    """The sheet IMAGE (1, H, W, 3), the pictures IMAGE (cells, H, W, 3) row by row, and a report.
+    """The sheet IMAGE (1, H, W, 3), the images IMAGE (cells, H, W, 3) row by row, and a report.
 
-    Pictures that lie in the folder already, drawn with the same settings by the same nodes before, are taken from
+    Images that lie in the folder already, drawn with the same settings by the same nodes before, are taken from
     there. ValueError, before any work, for what some cell cannot be drawn with.
     """
     cells = cell_grid(cell, columns, rows)
@@ -68,21 +68,21 @@ def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name:
     wanted = {path: each for line, row in zip(paths, cells) for path, each in zip(line, row)}
     missing = {path: each for path, each in wanted.items() if not path.is_file()}
     draw_missing(networks, missing, len(wanted))
-    batch = pictures_batch([path for line in paths for path in line])
-    pictures = batch.movedim(-1, 1).unflatten(0, (len(paths), -1))
-    sheet = labelled_sheet([list(row) for row in pictures], columns.labels, rows.labels,
+    batch = images_batch([path for line in paths for path in line])
+    images = batch.movedim(-1, 1).unflatten(0, (len(paths), -1))
+    sheet = labelled_sheet([list(row) for row in images], columns.labels, rows.labels,
                            cell_title(cell, columns, rows))
     report = f"{len(missing)} drawn, {len(wanted) - len(missing)} kept from before, in output/{COMPARE_FOLDER}/{name}"
     show_text(report)
-    return image_of(sheet), batch, report
+    return sheet_image(sheet), batch, report
 
 
 def check_cells(networks: CellNetworks, cells: Sequence[Sequence[Cell]], columns: Axis, rows: Axis) -> None:
-    """Refuse before the first picture what the last one could not be drawn with."""
+    """Refuse before the first image what the last one could not be drawn with."""
     require_pixart(networks.model)
     check_latent(networks.model, networks.latent)
     if networks.latent["samples"].shape[0] != 1:
-        raise ValueError(f"the latent has {networks.latent['samples'].shape[0]} pictures; a cell shows one: set "
+        raise ValueError(f"the latent has {networks.latent['samples'].shape[0]} images; a cell shows one: set "
                          "batch_size to 1")
     for row, line in zip(rows.labels, cells):
         for column, cell in zip(columns.labels, line):
@@ -91,19 +91,19 @@ def check_cells(networks: CellNetworks, cells: Sequence[Sequence[Cell]], columns
                 if cell.denoise != 1 and found.sampler == "dmd":
                     raise ValueError("one-step DMD starts from pure noise: denoise must be 1")
             except ValueError as error:
-                raise ValueError(f"{error} (picture {', '.join(filter(None, (column, row)))})") from error
+                raise ValueError(f"{error} (image {', '.join(filter(None, (column, row)))})") from error
 
 
 def draw_missing(networks: CellNetworks, missing: Mapping[Path, Cell], total: int) -> None:
     """Each whole in its file or not there, so that a run goes on where it was stopped."""
     started, kept = time.monotonic(), total - len(missing)
     for number, (path, cell) in enumerate(missing.items()):
-        text = f"picture {kept + number + 1} of {total}"
+        text = f"image {kept + number + 1} of {total}"
         if number:
             text += f", about {(time.monotonic() - started) / number * (len(missing) - number):.0f} s left"
         show_text(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(path, networks.draw(cell))
+        save_image(path, networks.draw(cell))
 
 
 def cell_key(cell: Cell, source: str) -> str:
@@ -169,7 +169,7 @@ def asked(entry: Mapping[str, Any]) -> Any:
 
 
 def folder_of(name: str) -> Path:
-    """Where the pictures of a comparison lie: one folder below the host's output folder, whatever the name says."""
+    """Where the images of a comparison lie: one folder below the host's output folder, whatever the name says."""
     import folder_paths
     if not re.fullmatch(r"\w[\w .+-]{0,99}", name) or name.endswith((".", " ")):
         raise ValueError(f"{name[:40]!r} cannot be the name of a folder; use letters, digits, spaces and . + - _")
@@ -177,7 +177,7 @@ def folder_of(name: str) -> Path:
 
 
 def cell_title(cell: Cell, columns: Axis, rows: Axis) -> str:
-    """What all pictures have in common."""
+    """What all images have in common."""
     varied = {columns.name, rows.name}
     said = {"seed": f"seed {cell.seed}", "method": f"method {cell.method}" if cell.method != "auto" else "",
             "steps": f"steps {cell.steps}" if cell.steps else "", "cfg": f"cfg {cell.cfg:g}" if cell.cfg else "",
@@ -185,17 +185,17 @@ def cell_title(cell: Cell, columns: Axis, rows: Axis) -> str:
     return ", ".join(text for name, text in said.items() if text and name not in varied)
 
 
-def image_of(sheet: Any) -> Tensor:
-    """IMAGE of a picture of Pillow."""
+def sheet_image(sheet: Any) -> Tensor:
+    """IMAGE of one of Pillow's."""
     import numpy as np
     import torch
     return torch.from_numpy(np.asarray(sheet).copy())[None] / 255
 
 
-def pictures_batch(paths: Sequence[Path]) -> Tensor:
-    """IMAGE of picture files of one size; no more than that is held in memory."""
-    first = read_picture(paths[0])[0, :3].movedim(0, -1)
+def images_batch(paths: Sequence[Path]) -> Tensor:
+    """IMAGE of image files of one size; no more than that is held in memory."""
+    first = read_image(paths[0])[0, :3].movedim(0, -1)
     batch = first.new_empty(len(paths), *first.shape)
     for number, path in enumerate(paths):
-        batch[number] = read_picture(path)[0, :3].movedim(0, -1)
+        batch[number] = read_image(path)[0, :3].movedim(0, -1)
     return batch

@@ -85,7 +85,7 @@ class _PixArtControl(Mixin):
         base = network_of(model)
         check_fits(self.control_model, base, self.latent_space)
         if self.vae is None:
-            raise ValueError("the PixArt ControlNet needs a VAE for its picture; connect the one of your model to the "
+            raise ValueError("the PixArt ControlNet needs a VAE for its image; connect the one of your model to the "
                              "input `vae` of Apply PixArt ControlNet (or of the stock Apply ControlNet)")
         self.cleanup()                      # an interrupted run leaves its hint, perhaps of another data type
         super().pre_run(model, percent_to_timestep_function)
@@ -150,7 +150,7 @@ class _PixArtControl(Mixin):
         return other
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> int:
-        """Bytes of the residuals of one picture with its negative, at the size the base was trained on."""
+        """Bytes of the residuals of one image with its negative, at the size the base was trained on."""
         config = self.control_model.config
         numbers = 2 * len(self.control_model.controlnet) * config.base_size ** 2 * config.hidden
         return numbers * dtype.itemsize + super().inference_memory_requirements(dtype)
@@ -180,9 +180,9 @@ def check_fits(control: PixArtControlNet, base: HostTransformer, latent_space: s
                          f"{names[base.config.latent_space]}. Load the ControlNet that was made for this model.")
 
 
-def to_rgb(pictures: Tensor) -> Tensor:
+def to_rgb(images: Tensor) -> Tensor:
     """(B, 1, 3 or 4, H, W) -> (B, 3, H, W): grey is repeated, alpha dropped."""
-    return pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures[:, :3]
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
 
 
 @functools.cache

@@ -38,27 +38,27 @@ class ClipEncoder:
 
 
 class VaeEncoder:
-    """Pictures through a VAE: the mean of its posterior, scaled as the MODEL wants it. There is no spread."""
+    """Images through a VAE: the mean of its posterior, scaled as the MODEL wants it. There is no spread."""
 
     tiny = True
 
     def __init__(self, vae: Any, model: Any) -> None:
         self.vae, self.scaled = vae, model.model.latent_format.process_in
 
-    def __call__(self, pictures: Tensor) -> tuple[Tensor, None]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, None]:
         with running():
-            latents = self.scaled(self.vae.encode(pictures.movedim(1, -1)))
+            latents = self.scaled(self.vae.encode(images.movedim(1, -1)))
         return half(latents, "the VAE").clone(), None
 
 
 def vae_decoder(vae: Any, model: Any) -> Callable[[Tensor], Tensor]:
-    """Latents (B, C, h, w) as the transformer sees them -> pictures (B, 3, H, W) in 0..1 on the CPU."""
+    """Latents (B, C, h, w) as the transformer sees them -> images (B, 3, H, W) in 0..1 on the CPU."""
     unscaled = model.model.latent_format.process_out
 
     def decode(latents: Tensor) -> Tensor:
         with running():
-            pictures = vae.decode(unscaled(latents))
-        return pictures.movedim(-1, 1).float().clamp(0, 1).to("cpu")
+            images = vae.decode(unscaled(latents))
+        return images.movedim(-1, 1).float().clamp(0, 1).to("cpu")
     return decode
 
 

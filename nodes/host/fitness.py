@@ -31,13 +31,13 @@ class FitReport:
         return "\n".join([*verdict, *self.facts])
 
 
-def examine(model: Any, clip: Any, vae: Any, control: Any, height: int, width: int, pictures: int) -> FitReport:
+def examine(model: Any, clip: Any, vae: Any, control: Any, height: int, width: int, images: int) -> FitReport:
     """All that can be said of the parts that are given, without running them."""
     found = FitReport()
     if model is clip is vae is control is None:
         found.problems.append("nothing is connected; connect a MODEL, CLIP, VAE or CONTROL_NET")
         return found
-    latents = (pictures, 4, -(-height // FACTOR), -(-width // FACTOR))
+    latents = (images, 4, -(-height // FACTOR), -(-width // FACTOR))
     config = of_model(found, model, latents, height, width) if model is not None else None
     if clip is not None:
         of_clip(found, clip, config)

@@ -46,11 +46,11 @@ CONDITIONS = {"unclip_conditioning": "unCLIPConditioning", "reference_latents": 
 
 
 def refuse_conditions(given: Mapping) -> None:
-    """Raises ValueError where a conditioning carries a picture or a place that PixArt cannot read."""
+    """Raises ValueError where a conditioning carries an image or a place that PixArt cannot read."""
     for name, node in CONDITIONS.items():
         if given.get(name) not in (None, [], ()):       # an empty list asks for nothing
             raise ValueError(f"PixArt cannot read what {node} adds to the prompt ({name}). Take that node out of the "
-                             "workflow, or use a PixArt ControlNet to steer by a picture.")
+                             "workflow, or use a PixArt ControlNet to steer by an image.")
     if given.get("concat_latent_image") is not None and given.get("concat_mask") is None:
         raise ValueError("PixArt cannot read what InstructPixToPixConditioning adds to the prompt. Take that node out "
-                         "of the workflow: PixArt has no input for a second picture.")
+                         "of the workflow: PixArt has no input for a second image.")

@@ -50,7 +50,7 @@ def bar(total: int) -> Any:
 
 
 def advance_bar(bar: Any, done: int, total: int, preview: tuple | None = None) -> bool:
-    """Move a bar on the node; whether the user wants to stop. preview: ("JPEG", picture, most pixels a side)."""
+    """Move a bar on the node; whether the user wants to stop. preview: ("JPEG", image, most pixels a side)."""
     from comfy import model_management
     try:
         bar.update_absolute(done, total, preview)

@@ -1,4 +1,4 @@
-"""What a person should hear although it is no error: a picture size far from the trained ones, the VAE to use."""
+"""What a person should hear although it is no error: an image size far from the trained ones, the VAE to use."""
 import logging
 from typing import Any
 

@@ -18,7 +18,7 @@ class Sampling:
 
     config: PixArtConfig
     steps: int
-    pictures: int
+    images: int
     sides: tuple[int, int]          # of the latent, height and width
     text: int                       # tokens of the longest prompt
     guided: bool                    # with a negative prompt

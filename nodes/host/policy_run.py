@@ -15,14 +15,14 @@ NEGATIVE = 1                    # what the host calls a negative prompt in cond_
 class PolicyRun:
     """The policies of one sampling. Lives in the transformer_options of that sampling and nowhere else.
 
-    pictures: how many the sampling makes. model_sampling: the host's, which knows the timestep of a sigma.
+    images: how many the sampling makes. model_sampling: the host's, which knows the timestep of a sigma.
     compiling: what the host's compile node was told, for a model that is compiled; policies run outside of the graph of
     the whole model, so blocks are compiled one by one for them.
     """
 
-    def __init__(self, policies: Sequence[Policy], pictures: int, model_sampling: Any, guider: object,
+    def __init__(self, policies: Sequence[Policy], images: int, model_sampling: Any, guider: object,
                  compiling: Mapping[str, Any] | None = None) -> None:
-        self.policies, self.pictures = list(policies), pictures
+        self.policies, self.images = list(policies), images
         self.model_sampling, self.guider, self.token = model_sampling, guider, object()
         self.schedule: list[float] = []
         self.schedule_tensor: Tensor | None = None
@@ -63,11 +63,11 @@ class PolicyRun:
         return self.schedule
 
     def lanes(self, options: Mapping, rows: int, sigma: float, place: tuple[Hashable, ...]) -> tuple | None:
-        """Prompt, positive or negative, picture and place of each row; None where the host did not say.
+        """Prompt, positive or negative, image and place of each row; None where the host did not say.
 
         The same row may come several times at one sigma: for a guidance that asks once more with blocks left out, as
-        one tile of a picture after the other, or in both halves of a second-order step. So the number of the visit
-        is part of the name. Rows that are not pictures (batched tiles) lie in an order only their pack knows; then
+        one tile of an image after the other, or in both halves of a second-order step. So the number of the visit
+        is part of the name. Rows that are not images (batched tiles) lie in an order only their pack knows; then
         the names hold for this company of prompts alone.
         """
         prompts, kinds = options.get("uuids") or (), options.get("cond_or_uncond") or ()
@@ -76,7 +76,7 @@ class PolicyRun:
         if sigma != self.sigma:
             self.sigma, self.visits = sigma, Counter()
         each = rows // len(prompts)
-        company = () if each == self.pictures else tuple(prompts)
+        company = () if each == self.images else tuple(prompts)
         names = [(*prompt, row) for prompt in zip(prompts, kinds) for row in range(each)]
         visits = [self.visit((*name, place, company)) for name in names]
         return tuple(Lane((row, place, company, visit), prompt, kind == NEGATIVE)

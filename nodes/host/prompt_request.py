@@ -33,7 +33,7 @@ class PromptRequest(NamedTuple):
     text: str
     clean: bool = False
     limit: int = PROMPT_RULES["sigma"].limit
-    emphasis: bool = True      # (word:1.2) and escapes are read; captions of pictures have brackets that are text
+    emphasis: bool = True      # (word:1.2) and escapes are read; captions of images have brackets that are text
 
 
 class Tokens(dict):

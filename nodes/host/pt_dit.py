@@ -1,6 +1,6 @@
 """PT-DiT as a MODEL of the host: its own network, the host's rectified flow, the host's samplers as they are.
 
-The host's flow has the velocity point from picture to noise, PT-DiT the other way round.
+The host's flow has the velocity point from image to noise, PT-DiT the other way round.
 """
 import functools
 import logging
@@ -40,7 +40,7 @@ class HostPTDiT(PTDiT):
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Mapping | None = None,
                 transformer_options: Mapping | None = None, text_mask: Tensor | None = None,
                 **_: object) -> Tensor:
-        """x (B, 4, H, W) scaled, timesteps (B,) 0..1000, context (B, L, C) -> noise minus picture (B, 4, H, W).
+        """x (B, 4, H, W) scaled, timesteps (B,) 0..1000, context (B, L, C) -> noise minus image (B, 4, H, W).
 
         text_mask as for HostTransformer. Whatever else wrappers of other packs pass has no use here.
         """

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ...pixart.drawing import Request
-from ...pixart.pictures import save_picture
+from ...pixart.images import save_image
 from ...pixart.reward.generator import Generator, check_differentiable, recomputed
 from ...pixart.reward.optimise import Iteration, NoiseRecipe, OptimisedNoise, optimise_noise
 from ...pixart.reward.protocol import WeightedSum
 from ...pixart.reward.record import history_summary, save_noise
 from ...pixart.reward.strip import curve, with_curve
 from ...pixart.reward.table import REWARDS, RewardChoice, open_rewards
-from ...pixart.sampling.noise import PictureNoise
+from ...pixart.sampling.noise import ImageNoise
 from ...pixart.sampling.samplers import SAMPLERS
 from ...pixart.text.encoded import Encoded, join_encoded
 from ...pixart.text.tokens import PromptReport
@@ -32,7 +32,7 @@ from .folders import MissingFile, clip_tokenizer_folder, reward_path
 from .guest import advance_bar, bar, make_room, memory_handed_back, stoppable
 from .node_text import RunningText
 from .pt_dit import holds_pt_dit
-from .sampling import check_latent, pictures_of, renoise_seeds
+from .sampling import check_latent, images_of, renoise_seeds
 from .text import is_ours
 from .vae import check_vae
 
@@ -109,10 +109,10 @@ def run_reno(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish)
 def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish) -> OptimisedNoise:
     from comfy.model_management import InterruptProcessingException
     say, device = RunningText(), model.load_device
-    pictures, _, height, width = latent["samples"].shape
-    request = Request((wish.prompt,) * pictures, "", 8 * height, 8 * width, wish.sampler, wish.steps, 1.0, wish.rule)
+    images, _, height, width = latent["samples"].shape
+    request = Request((wish.prompt,) * images, "", 8 * height, 8 * width, wish.sampler, wish.steps, 1.0, wish.rule)
     check_differentiable(request)
-    caption = caption_features(positive, pictures, wish.prompt)
+    caption = caption_features(positive, images, wish.prompt)
     if model.model.model_config.pixart.micro_conditioning:
         check_told_size(positive[0][1], request.height, request.width)
     say("reading the rewards", always=True)
@@ -126,7 +126,7 @@ def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish
     draw = Generator(network, decode, request, caption, sampler_noise(latent, wish, device))
     watch = RenoWatch(wish, say)
     with recomputed(network, decoder_copy) if wish.save_memory else nullcontext():
-        return optimise_noise(draw, reward, (wish.prompt,) * pictures, draw.start, wish.recipe, watch,
+        return optimise_noise(draw, reward, (wish.prompt,) * images, draw.start, wish.recipe, watch,
                               (KeyboardInterrupt, InterruptProcessingException))    # layers of newer hosts raise it
 
 
@@ -149,7 +149,7 @@ def rewards_of(wish: RenoWish, device: torch.device) -> WeightedSum:
 
 
 def caption_features(positive: list, count: int, prompt: str) -> Encoded:
-    """A copy of the prompt's features for each picture. ValueError for what gradients do not go through here."""
+    """A copy of the prompt's features for each image. ValueError for what gradients do not go through here."""
     if len(positive) != 1:
         raise ValueError(f"this conditioning has {len(positive)} parts; PixArt ReNO takes one prompt without regions")
     context, extra = positive[0]
@@ -176,16 +176,16 @@ def sampler_noise(latent: dict, wish: RenoWish, device: torch.device) -> Callabl
     """The draws of PixArt's own sampler nodes for this seed, so that iteration 1 draws what they draw."""
     from comfy import sample
     samples = latent["samples"]
-    pictures = pictures_of(latent)
-    seeds = renoise_seeds(wish.seed, pictures)
-    later = PictureNoise(seeds, (4, *samples.shape[2:]), device, ahead=SAMPLERS[wish.sampler].noises(wish.steps))
+    images = images_of(latent)
+    seeds = renoise_seeds(wish.seed, images)
+    later = ImageNoise(seeds, (4, *samples.shape[2:]), device, ahead=SAMPLERS[wish.sampler].noises(wish.steps))
     like = torch.zeros(len(samples), 4, *samples.shape[2:])
     first = [sample.prepare_noise(like, wish.seed, latent.get("batch_index")).to(device).clone()]
     return lambda: first.pop() if first else later()
 
 
 def differentiable_vae(vae: Any, model: Any, device: torch.device) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
-    """Latents as the transformer sees them -> pictures (B, 3, H, W) in 0..1, and the copy of the VAE behind it."""
+    """Latents as the transformer sees them -> images (B, 3, H, W) in 0..1, and the copy of the VAE behind it."""
     from comfy import model_management
     model_management.load_models_gpu([vae.patcher])
     network: Any = plain_copy(vae.first_stage_model).to(device)
@@ -218,14 +218,14 @@ class RenoWatch:
         self.totals: list[float] = []
         self.began = time.monotonic()
 
-    def __call__(self, done: Iteration, pictures: Tensor) -> None:
+    def __call__(self, done: Iteration, images: Tensor) -> None:
         self.totals.append(done.total[0])
         total = self.wish.recipe.iterations
         left = (time.monotonic() - self.began) / done.number * (total - done.number)
         dropped = any(done.dropped)
         self.say(f"iteration {done.number} of {total}: reward {done.total[0]:.4g}, best {done.best[0]:.4g}, "
                  f"{left:.0f} s left" + ("; dropped, not finite" if dropped else ""), always=dropped)
-        sheet = with_curve(pictures[0].float().cpu(), self.totals, total)
+        sheet = with_curve(images[0].float().cpu(), self.totals, total)
         if advance_bar(self.bar, done.number, total, ("JPEG", sheet, max(sheet.size))):
             raise KeyboardInterrupt
 
@@ -237,7 +237,7 @@ def say_stopped(found: OptimisedNoise, wish: RenoWish) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = free_name(folder, f"seed-{wish.seed}")
     noise = save_noise(folder / f"{name}-noise.safetensors", found.noise, {"prompt": wish.prompt, "seed": wish.seed})
-    save_picture(folder / f"{name}.png", found.pictures[0])
+    save_image(folder / f"{name}.png", found.images[0])
     text = f"stopped; {history_summary(found.history)}; kept as {folder.name}/{noise.name}"
     RunningText()(text, always=True)
     logger.info("%s", text)
@@ -251,7 +251,7 @@ def free_name(folder: Path, stem: str) -> str:
 def outputs(model: Any, found: OptimisedNoise, wish: RenoWish) -> tuple:
     from comfy.model_management import intermediate_device
     device = intermediate_device()
-    image = found.pictures.movedim(1, -1).contiguous().to(device)
+    image = found.images.movedim(1, -1).contiguous().to(device)
     text = history_summary(found.history)
     RunningText()(text, always=True)
     lines = [text, *(f"{each.number}: " + ", ".join(f"{name} {score[0]:.4g}" for name, score in each.scores.items())

@@ -13,10 +13,10 @@ from torch import Tensor
 from ...pixart.sampling.consistency import boundary
 from ...pixart.sampling.dmd import TIMESTEP as DMD_TIMESTEP
 from ...pixart.sampling.lcm import lcm_timesteps
-from ...pixart.sampling.noise import PictureNoise
+from ...pixart.sampling.noise import ImageNoise
 from .mixin import Mixin
 
-SEED_STEP = 0x9E3779B97F4A7C15      # odd, so that seed and picture number never fall together
+SEED_STEP = 0x9E3779B97F4A7C15      # odd, so that seed and image number never fall together
 Latent = dict[str, Any]
 
 
@@ -57,22 +57,22 @@ def sigmas_at(schedule: Any, timesteps: Sequence[int]) -> Tensor:
     return torch.cat([schedule.sigmas[list(timesteps)].cpu(), torch.zeros(1)])
 
 
-def renoise_seeds(seed: int, pictures: Sequence[int]) -> list[int]:
-    """A seed for the fresh noise of each picture, away from `seed` itself, which made the starting noise."""
-    return [(seed + SEED_STEP * (number + 1)) % 2 ** 64 for number in pictures]
+def renoise_seeds(seed: int, images: Sequence[int]) -> list[int]:
+    """A seed for the fresh noise of each image, away from `seed` itself, which made the starting noise."""
+    return [(seed + SEED_STEP * (number + 1)) % 2 ** 64 for number in images]
 
 
 def sample_lcm(model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_args: dict | None = None,
                callback: Callable[[dict], None] | None = None, disable: bool | None = None,
-               pictures: Sequence[int] | None = None) -> Tensor:
+               images: Sequence[int] | None = None) -> Tensor:
     """The host's sampler interface around PixArt-delta's steps: jump to a clean latent, add fresh noise, repeat.
 
-    model(x, sigma (B,)) is the consistency function. `pictures` numbers the rows of x, so that a picture does not
+    model(x, sigma (B,)) is the consistency function. `images` numbers the rows of x, so that an image does not
     depend on the batch it is made in; 0, 1, ... by default.
     """
     extra_args = extra_args or {}
-    seeds = renoise_seeds(extra_args.get("seed") or 0, range(x.shape[0]) if pictures is None else pictures)
-    noise = PictureNoise(seeds, tuple(x.shape[1:]), x.device, x.dtype, ahead=len(sigmas) - 2)
+    seeds = renoise_seeds(extra_args.get("seed") or 0, range(x.shape[0]) if images is None else images)
+    noise = ImageNoise(seeds, tuple(x.shape[1:]), x.device, x.dtype, ahead=len(sigmas) - 2)
     following = sigmas.tolist()[1:]         # asked for once, not at every step
     for i, after in enumerate(following):
         denoised = model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
@@ -82,10 +82,10 @@ def sample_lcm(model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_ar
     return x
 
 
-def lcm_sampler(pictures: Sequence[int] | None = None) -> Any:
+def lcm_sampler(images: Sequence[int] | None = None) -> Any:
     """SAMPLER of the host."""
     from comfy.samplers import KSAMPLER
-    return KSAMPLER(sample_lcm, {} if pictures is None else {"pictures": tuple(pictures)})
+    return KSAMPLER(sample_lcm, {} if images is None else {"images": tuple(images)})
 
 
 def lcm_schedule(model: Any, steps: int, rule: str, denoise: float) -> tuple[Any, Tensor]:
@@ -111,8 +111,8 @@ def run_lcm(model: Any, positive: list, negative: list | None, latent: Latent, s
                          "(few-step models have guidance built in)")
     if len(sigmas) == 0:
         return latent
-    pictures = pictures_of(latent)
-    return run(patched, positive, negative or positive, latent, seed, lcm_sampler(pictures), sigmas, cfg)
+    images = images_of(latent)
+    return run(patched, positive, negative or positive, latent, seed, lcm_sampler(images), sigmas, cfg)
 
 
 def run_dmd(model: Any, positive: list, latent: Latent, seed: int) -> Latent:
@@ -122,8 +122,8 @@ def run_dmd(model: Any, positive: list, latent: Latent, seed: int) -> Latent:
     notice_method(model, "dmd")
     check_latent(model, latent)
     if torch.count_nonzero(latent["samples"]):
-        raise ValueError("one-step DMD starts from pure noise and cannot work on a picture; connect an empty latent "
-                         "(PixArt Empty Latent), or use an LCM model for picture to picture")
+        raise ValueError("one-step DMD starts from pure noise and cannot work on an image; connect an empty latent "
+                         "(PixArt Empty Latent), or use an LCM model for image to image")
     patched, schedule = with_schedule(model, PureNoise)
     return run(patched, positive, positive, latent, seed, lcm_sampler(), sigmas_at(schedule, [DMD_TIMESTEP]), 1.0)
 
@@ -142,8 +142,8 @@ def run(model: Any, positive: list, negative: list, latent: Latent, seed: int, s
     return {**latent, "samples": result}
 
 
-def pictures_of(latent: Latent) -> list[int]:
-    """Numbers of the pictures of a batch, which survive taking some of them out (Latent From Batch)."""
+def images_of(latent: Latent) -> list[int]:
+    """Numbers of the images of a batch, which survive taking some of them out (Latent From Batch)."""
     return list(latent.get("batch_index") or range(latent["samples"].shape[0]))
 
 
@@ -158,11 +158,11 @@ def check_latent(model: Any, latent: Latent) -> None:
     """Refuse latents of other models and damaged ones."""
     samples, wanted = latent["samples"], model.get_model_object("latent_format").latent_channels
     if getattr(samples, "is_nested", False):
-        raise ValueError("this latent holds several tensors (video and sound); PixArt makes single pictures. "
+        raise ValueError("this latent holds several tensors (video and sound); PixArt makes single images. "
                          "Connect PixArt Empty Latent.")
     empty = not torch.count_nonzero(samples)
     if samples.ndim != 4 or min(samples.shape[-2:]) < 2 or (samples.shape[1] != wanted and not empty):
-        raise ValueError(f"this latent has shape {tuple(samples.shape)}; PixArt takes (pictures, {wanted}, height, "
+        raise ValueError(f"this latent has shape {tuple(samples.shape)}; PixArt takes (images, {wanted}, height, "
                          "width). Connect PixArt Empty Latent, or VAE Encode with the VAE of this model.")
     if not torch.isfinite(samples).all():
         raise ValueError("this latent holds values that are not finite (NaN or infinite); look at what made it. "

@@ -82,7 +82,7 @@ def make_parts(model: Any, method: str, steps: int, cfg: float, denoise: float) 
     require_pixart(model)
     wanted = chosen_preset(model, method, steps, cfg)
     if denoise != 1 and wanted.sampler == "dmd":
-        raise ValueError("one-step DMD starts from pure noise; use another model for picture to picture (denoise "
+        raise ValueError("one-step DMD starts from pure noise; use another model for image to image (denoise "
                          "below 1)")
     if wanted.sampler == "lcm":
         patched, sigmas = lcm_schedule(model, wanted.steps, wanted.rule, denoise)

@@ -46,8 +46,8 @@ class CacheChoice:
 
 
 def plan_summary(plan: CachePlan, job: SamplingJob) -> str:
-    """"FORA, every 2: 1.82x less work (47.1 of 85.6 TMACs a picture)"."""
-    return f"{plan.setting}: {plan.ratio(job):.2f}x less work ({macs_text(plan.work(job), job.plain)} a picture)"
+    """"FORA, every 2: 1.82x less work (47.1 of 85.6 TMACs per image)"."""
+    return f"{plan.setting}: {plan.ratio(job):.2f}x less work ({macs_text(plan.work(job), job.plain)} an image)"
 
 
 def choice_of(text: str) -> CacheChoice:

@@ -15,7 +15,7 @@ from .schedule import BranchSchedule
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one row, a picture with one prompt. tokens: of the picture; text: tokens of the caption, padding included."""
+    """Of one row, an image with one prompt. tokens: of the image; text: tokens of the caption, padding included."""
 
     config: PixArtConfig
     tokens: int

@@ -33,7 +33,7 @@ class PublishedSchedule:
 
     schedule: BranchSchedule
     gate: int | None = None             # first step without guidance
-    macs: int | None = None             # of one picture with guidance, attention products not counted
+    macs: int | None = None             # of one image with guidance, attention products not counted
 
     def policy(self) -> Policy:
         """Guidance is dropped and cross-attention averaged where the file has a gate."""

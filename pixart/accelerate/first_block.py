@@ -16,7 +16,7 @@ class Limits:
     """How far a threshold may go. With `passes` each row is computed in exactly so many steps, evenly spread.
 
     The steps that leave a choice are then cut into as many windows as passes are left, and the threshold chooses one
-    step of each: without windows it would spend all of them early, where pictures change most.
+    step of each: without windows it would spend all of them early, where images change most.
     """
 
     warm_up: int = 2                # first steps, which are always computed

@@ -18,7 +18,7 @@ class FlexDiTCosts(Costs):
     @classmethod
     def at(cls, config: FlexDiTConfig, grid: Grid, timestep: float, text: int,
            attention: bool = True) -> "FlexDiTCosts":
-        """For a picture of (h, w) tokens at a timestep."""
+        """For an image of (h, w) tokens at a timestep."""
         return cls(config, math.prod(grid), text, attention, math.prod(config.density.grid(grid, timestep)))
 
     @property

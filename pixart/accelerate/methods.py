@@ -16,7 +16,7 @@ from .shipped import shipped_schedules
 from .t_gate import TGate, t_gate_schedule
 from .titles import CACHE_TITLES
 
-WARM_UP_STEPS = 2           # of the first-block threshold: the first steps lay out the picture
+WARM_UP_STEPS = 2           # of the first-block threshold: the first steps lay out the image
 TAYLOR = 1                  # its order
 
 

@@ -18,14 +18,14 @@ class SamplingJob:
 
     config: PixArtConfig
     steps: int
-    tokens: int                     # of the picture, h * w
+    tokens: int                     # of the image, h * w
     text: int                       # of the longest caption
-    guided: bool                    # two rows a picture, one with the negative prompt
+    guided: bool                    # two rows an image, one with the negative prompt
     allowed: range | None = None    # steps in which something may be reused; None: all
 
     @classmethod
     def of(cls, config: PixArtConfig, steps: int, height: int, width: int, text: int, guided: bool) -> "SamplingJob":
-        """For a picture of so many pixels."""
+        """For an image of so many pixels."""
         return cls(config, steps, math.prod(token_grid(height, width, config.patch)), text, guided)
 
     def within(self, start: float, end: float) -> "SamplingJob":
@@ -36,7 +36,7 @@ class SamplingJob:
         return Costs(self.config, self.tokens, self.text, attention)
 
     def rows(self, gate: int | None = None) -> list[int]:
-        """Rows a picture in each step; gate: the step from which guidance is dropped."""
+        """Rows an image in each step; gate: the step from which guidance is dropped."""
         return [2 if self.guided and (gate is None or step < gate) else 1 for step in range(self.steps)]
 
     @property
@@ -45,7 +45,7 @@ class SamplingJob:
 
     @property
     def plain(self) -> int:
-        """MACs of a picture without any reuse."""
+        """MACs of an image without any reuse."""
         return self.costs().of(BranchSchedule.full(self.steps, self.config.depth), self.rows())
 
 
@@ -65,7 +65,7 @@ class CachePlan:
     by_branch: bool = True                      # whether policies look into blocks
 
     def work(self, job: SamplingJob) -> int:
-        """MACs of one picture."""
+        """MACs of one image."""
         return job.costs().of(self.computed, job.rows(self.gate))
 
     def ratio(self, job: SamplingJob) -> float:

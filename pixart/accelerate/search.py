@@ -18,7 +18,7 @@ from .schedule import BRANCHES, BranchSchedule
 logger = logging.getLogger(__name__)
 
 CROSSOVER, POINTS, MUTATION = 0.9, 4, 0.05      # ECAD's: share of pairs crossed, at how many points, share mutated
-Loss = Callable[[BranchSchedule], float]        # the lower the better the pictures
+Loss = Callable[[BranchSchedule], float]        # the lower the better the images
 Work = Callable[[BranchSchedule], float]        # the lower the faster
 
 
@@ -103,7 +103,7 @@ def search_schedules(trials: Trials, seeds: Sequence[BranchSchedule], loss: Loss
 
 
 def require_search(population: int, generations: int) -> None:
-    """Refuse, before any picture is drawn for it, a search that cannot run. Raises ValueError and ImportError."""
+    """Refuse, before any image is drawn for it, a search that cannot run. Raises ValueError and ImportError."""
     if population < 4 or generations < 1:
         raise ValueError(f"a population of {population} for {generations} generations asked for; at least 4 and 1 are "
                          "possible")

@@ -83,8 +83,8 @@ class TGate(ReuseBranches):
 
 
 def counterpart(lane: Hashable, known: Sequence[Hashable]) -> Sequence[Hashable]:
-    """The row of the same picture with the other kind of prompt, if there is one; of several the first."""
+    """The row of the same image with the other kind of prompt, if there is one; of several the first."""
     if not isinstance(lane, Lane):
         return []
-    return [other for other in known if isinstance(other, Lane) and other.picture == lane.picture
+    return [other for other in known if isinstance(other, Lane) and other.image == lane.image
             and other.negative != lane.negative][:1]

@@ -1,4 +1,4 @@
-"""Drawing a group of tasks with the pipeline: pictures as bytes of PNG files, or why there is none."""
+"""Drawing a group of tasks with the pipeline: images as bytes of PNG files, or why there is none."""
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
 
-# Errors of one picture, after which the next may still be drawn. Missing files and memory concern all of them.
+# Errors of one image, after which the next may still be drawn. Missing files and memory concern all of them.
 OF_ONE = (ValueError, FloatingPointError)
 
 
@@ -36,7 +36,7 @@ class DrawSettings:
 
 @dataclass(frozen=True)
 class DrawnTask:
-    """A task with its picture, or its problem. notice: what of the prompt was not encoded, "" for nothing."""
+    """A task with its image, or its problem. notice: what of the prompt was not encoded, "" for nothing."""
 
     task: Task
     png: bytes | None
@@ -45,7 +45,7 @@ class DrawnTask:
 
 
 def draw_group(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
-    """All pictures at once; one by one where that fails, so that a bad prompt costs itself alone.
+    """All images at once; one by one where that fails, so that a bad prompt costs itself alone.
 
     Raises what concerns all tasks: OSError, ImportError, MemoryError, and CheckpointError for a file that is wrong.
     """
@@ -72,7 +72,7 @@ def opened(settings: DrawSettings, device: str | None) -> "Pipeline":
 
 def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task]) -> list[DrawnTask]:
     """Tasks of one size and negative prompt, whose seeds follow each other."""
-    from ..pictures import to_image
+    from ..images import to_image
 
     first = group[0]
     drawn = pipe([task.prompt for task in group], first.negative, steps=settings.steps, seed=first.seed,

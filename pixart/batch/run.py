@@ -14,7 +14,7 @@ from ..progress import Progress
 from ..weights import CheckpointError, checked_entries, read_json
 from ..weights.settings import Check, optional, table, text, whole
 from .draw import DrawnTask, DrawSettings
-from .store import PictureFiles, Shards, Store, remove_leftovers, task_facts
+from .store import ImageFiles, Shards, Store, remove_leftovers, task_facts
 from .tasks import Task, groups_of, tasks_digest
 
 logger = logging.getLogger(__name__)
@@ -40,15 +40,15 @@ class Summary:
         rate = f", {60 * self.drawn / self.seconds:.1f} a minute" if self.drawn else ""
         there = f"; {self.there} were there" if self.there else ""
         failed = f"; {len(self.failed)} failed, see {FAILURES}" if self.failed else ""
-        return f"{self.drawn} pictures in {self.seconds:.1f} s{rate}{there}{failed}"
+        return f"{self.drawn} images in {self.seconds:.1f} s{rate}{there}{failed}"
 
 
 def run_batch(tasks: Sequence[Task], settings: DrawSettings, out: str | Path, workers: Workers, batch: int = 4,
               shard: int | None = None, progress: Progress | None = None) -> Summary:
     """Draw what is missing in the folder `out`, each task once; may be killed and called again at any time.
 
-    workers: given groups of tasks, yields their results in any order. batch: pictures drawn at once. shard: pictures a
-    tar file; None for PNG files. Only this process writes. At the end results.jsonl holds a line for every picture and
+    workers: given groups of tasks, yields their results in any order. batch: images drawn at once. shard: images a
+    tar file; None for PNG files. Only this process writes. At the end results.jsonl holds a line for every image and
     failures.jsonl one for every failure, which the next call tries again. Raises ValueError where the folder holds
     results of something else.
     """
@@ -58,7 +58,7 @@ def run_batch(tasks: Sequence[Task], settings: DrawSettings, out: str | Path, wo
     with claimed(out):
         remove_leftovers(out)
         require_same(out, tasks, settings, batch, shard)
-        store: Store = PictureFiles(out, tasks) if shard is None else Shards(out, tasks, shard)
+        store: Store = ImageFiles(out, tasks) if shard is None else Shards(out, tasks, shard)
         groups = [group for group in groups_of(tasks, batch) if not all(map(store.has, group))]
         summary = Summary(len(tasks), sum(map(store.has, tasks)))
         try:
@@ -84,7 +84,7 @@ def draw_all(groups: Sequence[Sequence[Task]], workers: Workers, store: Store, s
                 store.put(drawn.task, drawn.png)
                 summary.drawn += 1
         if progress is not None:
-            progress("pictures", summary.there + summary.drawn + len(summary.failed), summary.total)
+            progress("images", summary.there + summary.drawn + len(summary.failed), summary.total)
 
 
 def tell_once(drawn: DrawnTask, said: set[str]) -> None:
@@ -99,7 +99,7 @@ def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch
     record, path = {"settings": asdict(settings), "batch": batch, "shard": shard}, out / RECORD
     if not path.is_file():
         if any(out.glob("*.png")) or any(out.glob("*.tar")):
-            raise ValueError(f"there are pictures of something else; choose an empty folder: {out}")
+            raise ValueError(f"there are images of something else; choose an empty folder: {out}")
     else:
         before = checked_record(path)
         before["settings"] = asdict(DrawSettings()) | before["settings"]       # of a version that had fewer
@@ -110,7 +110,7 @@ def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch
                              f"folder: {out}")
         count = before["tasks"]
         if tasks_digest(tasks[:count]) != before["digest"] or (shard is not None and count != len(tasks)):
-            raise ValueError(f"this folder was begun with another list of {count} pictures; prompts may only be added "
+            raise ValueError(f"this folder was begun with another list of {count} images; prompts may only be added "
                              f"at its end, and none to shards: {out}")
     with replacing(path) as beside:
         beside.write_text(json.dumps({**plain_record(record), "tasks": len(tasks), "digest": tasks_digest(tasks)},
@@ -142,7 +142,7 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def results(out: Path, tasks: Sequence[Task], store: Store) -> Iterator[dict[str, object]]:
-    """A line for each picture that is there, in the order of the list."""
+    """A line for each image that is there, in the order of the list."""
     for task in tasks:
         if store.has(task):
             path = store.file(task)

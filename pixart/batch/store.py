@@ -23,7 +23,7 @@ class Store(Protocol):
         """Where a result lies, below the folder."""
 
 
-class PictureFiles:
+class ImageFiles:
     """One PNG a task in the folder."""
 
     def __init__(self, folder: Path, tasks: Sequence[Task]) -> None:
@@ -43,7 +43,7 @@ class PictureFiles:
 
 
 class Shards:
-    """Tar files of `size` tasks each; pictures wait in the folder `unpacked` until their shard is complete.
+    """Tar files of `size` tasks each; images wait in the folder `unpacked` until their shard is complete.
 
     A sample is `name.png` with `name.json` (prompt, negative, seed, width, height).
     """
@@ -51,10 +51,10 @@ class Shards:
     def __init__(self, folder: Path, tasks: Sequence[Task], size: int) -> None:
         self.folder, self.size = folder, size
         (folder / "unpacked").mkdir(exist_ok=True)
-        self._unpacked = PictureFiles(folder / "unpacked", tasks)
+        self._unpacked = ImageFiles(folder / "unpacked", tasks)
         self._shards = [tasks[start:start + size] for start in range(0, len(tasks), size)]
         self._number = {task.name: number for number, shard in enumerate(self._shards) for task in shard}
-        for number in range(len(self._shards)):     # what a kill left between the last picture and the shard
+        for number in range(len(self._shards)):     # what a kill left between the last image and the shard
             self._pack(number)
 
     def has(self, task: Task) -> bool:
@@ -72,7 +72,7 @@ class Shards:
         return self.folder / f"shard-{number:06}.tar"
 
     def _pack(self, number: int) -> None:
-        """Write a shard whose pictures are all there, then remove these."""
+        """Write a shard whose images are all there, then remove these."""
         shard, path = self._shards[number], self._path(number)
         if not path.is_file():
             if not all(map(self._unpacked.has, shard)):
@@ -86,7 +86,7 @@ class Shards:
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Without owner and time, so that the same pictures make the same file."""
+    """Without owner and time, so that the same images make the same file."""
     entry = tarfile.TarInfo(name)
     entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))

@@ -9,7 +9,7 @@ from ..prompts import LAST_SEED, PromptLine
 
 @dataclass(frozen=True)
 class Task:
-    """One picture. name: of its file, without ending."""
+    """One image. name: of its file, without ending."""
 
     name: str
     prompt: str
@@ -40,7 +40,7 @@ def tasks_of(lines: Sequence[PromptLine], seeds: Sequence[int] | None, first_see
 def groups_of(tasks: Sequence[Task], most: int) -> Iterator[tuple[Task, ...]]:
     """Tasks that follow each other with rising seeds and are of one size, up to `most` together.
 
-    Always the same groups for the same list, so that a picture is drawn beside the same others when a run is resumed:
+    Always the same groups for the same list, so that an image is drawn beside the same others when a run is resumed:
     the last bit of a product of matrices may depend on how many rows it has.
     """
     group: list[Task] = []

@@ -1,4 +1,4 @@
-"""Who draws: this process, one process a device, or actors of a Ray cluster. All of them hand pictures back to here."""
+"""Who draws: this process, one process a device, or actors of a Ray cluster. All of them hand images back to here."""
 import logging
 import multiprocessing
 import os

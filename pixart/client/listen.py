@@ -67,7 +67,7 @@ class Listener:
                     async with session.ws_connect(self.address, heartbeat=30, max_msg_size=0) as socket:
                         self._ready.set()
                         async for message in socket:
-                            if message.type == aiohttp.WSMsgType.TEXT:      # pictures of previews are binary
+                            if message.type == aiohttp.WSMsgType.TEXT:      # images of previews are binary
                                 self._take(json.loads(message.data))
                 except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
                     self._ready.set()

@@ -1,4 +1,4 @@
-"""python -m pixart batch: pictures for a list of prompts."""
+"""python -m pixart batch: images for a list of prompts."""
 import argparse
 from collections.abc import Sequence
 from functools import partial
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
                             bars)
     print(summary.line)
     if summary.failed:
-        raise ValueError(f"{len(summary.failed)} of {summary.total} pictures failed; why is in {args.out}, the same "
+        raise ValueError(f"{len(summary.failed)} of {summary.total} images failed; why is in {args.out}, the same "
                          "command tries them again")
 
 
@@ -93,7 +93,7 @@ def draw_settings(args: argparse.Namespace) -> "DrawSettings":
 
 
 def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["PromptLine"]) -> None:
-    """Refuse before anything is drawn what would fail for every picture, or for a line of the list. ValueError."""
+    """Refuse before anything is drawn what would fail for every image, or for a line of the list. ValueError."""
     wanted = pipe.wanted(settings.sampler, settings.steps, settings.guidance, settings.rule)
     chosen = SAMPLERS[wanted.sampler]
     chosen.times(wanted.steps, wanted.rule)

@@ -1,4 +1,4 @@
-"""python -m pixart generate: draw pictures from a prompt."""
+"""python -m pixart generate: draw images from a prompt."""
 import argparse
 import logging
 from pathlib import Path
@@ -190,9 +190,9 @@ def cache_policies(choice: "CacheChoice | None", job: "SamplingJob") -> "list[Po
 
 def _add_control(command: argparse.ArgumentParser) -> None:
     control = command.add_argument_group("control")
-    control.add_argument("--control", type=Path, metavar="PICTURE", help="image whose edges the result follows")
+    control.add_argument("--control", type=Path, metavar="IMAGE", help="image whose edges the result follows")
     control.add_argument("--edges", choices=EDGE_CHOICES, default="canny",
-                         help="edge detector; none: PICTURE already is an edge map, white on black; invert: black on "
+                         help="edge detector; none: IMAGE already is an edge map, white on black; invert: black on "
                               "white (default: canny)")
     control.add_argument("--controlnet", type=Path, metavar="FILE",
                          help=f"ControlNet, a file or folder (default: {MINI_DEFAULT})")
@@ -202,9 +202,9 @@ def _add_control(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw and save, a batch at a time; print what became of the prompt and where the pictures lie."""
+    """Draw and save, a batch at a time; print what became of the prompt and where the images lie."""
     from ..accelerate.plan import SamplingJob
-    from ..pictures import format_of
+    from ..images import format_of
     from .progress import Bars
 
     require_prompt(args)
@@ -253,7 +253,7 @@ def require_effects(args: argparse.Namespace) -> None:
         raise ValueError("--lora-strength has no effect without --lora")
     given = [name for name, unset in OF_CONTROL.items() if getattr(args, name) != unset]
     if given and args.control is None:
-        raise ValueError(f"--{given[0]} has no effect without --control, the picture whose edges are followed")
+        raise ValueError(f"--{given[0]} has no effect without --control, the image whose edges are followed")
     if args.nag != 1 and args.embeddings:
         raise ValueError("--nag needs a negative prompt, and --embeddings holds none; give --t5 and the prompt itself")
     if args.hed and args.edges != "hed":
@@ -300,7 +300,7 @@ def noise_of_one(args: argparse.Namespace) -> "torch.Tensor | None":
     from ..reward.record import load_noise
 
     if args.count != 1:
-        raise ValueError("--noise is that of one picture; leave --count out")
+        raise ValueError("--noise is that of one image; leave --count out")
     return load_noise(args.noise)
 
 
@@ -311,20 +311,20 @@ def repeated(caption: "Encoded", count: int) -> "Encoded":
 
 
 def read_guide(args: argparse.Namespace, width: int, height: int) -> "Guide | None":
-    """The edge map that the options ask for, found at the size of the new picture."""
+    """The edge map that the options ask for, found at the size of the new image."""
     if args.control is None:
         return None
     from ..control.edges import edge_maps
     from ..control.hed import hed_edges, load_hed
-    from ..control.pictures import fit
+    from ..control.images import fit
     from ..drawing import Guide
-    from ..mini.pictures import CANNY
-    from ..pictures import read_picture
+    from ..images import read_image
+    from ..mini.images import CANNY
 
-    picture = fit(read_picture(args.control), width, height)
+    image = fit(read_image(args.control), width, height)
     if args.edges == "hed":
         if not args.hed:
             raise ValueError("--edges hed needs --hed, the file ControlNetHED.pth")
-        return Guide(hed_edges(load_hed(args.hed), picture), args.strength)
+        return Guide(hed_edges(load_hed(args.hed), image), args.strength)
     as_trained = CANNY if args.edges == "canny" and not args.model else {}
-    return Guide(edge_maps(picture, args.edges, **as_trained), args.strength)
+    return Guide(edge_maps(image, args.edges, **as_trained), args.strength)

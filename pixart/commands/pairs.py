@@ -1,4 +1,4 @@
-"""python -m pixart pairs: draw the pairs of noise and picture that one-step distillation learns from."""
+"""python -m pixart pairs: draw the pairs of noise and image that one-step distillation learns from."""
 import argparse
 from pathlib import Path
 

@@ -33,10 +33,10 @@ def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
 
 
 def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
-    """Draw and save, a batch at a time; print what became of the prompt and where the pictures lie."""
+    """Draw and save, a batch at a time; print what became of the prompt and where the images lie."""
     from ..device import best_device, checked_device
     from ..model.cpu_dtype import fitting_dtype
-    from ..pipeline import Pictures, require_finite
+    from ..pipeline import Images, require_finite
     from ..pt_dit.draw import draw_latents
     from ..text.encoded import join_encoded
     from ..vae import decode, load_vae, require_vae
@@ -56,7 +56,7 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
         require_finite(latents, "the transformer")
         pixels = decode(vae, latents, config.latent_scale)[:, :, :height, :width]
         require_finite(pixels, "the VAE")
-        for path in Pictures(pixels, [], []).save(args.out, first):
+        for path in Images(pixels, [], []).save(args.out, first):
             print(path, flush=True)
 
 

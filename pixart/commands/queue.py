@@ -1,4 +1,4 @@
-"""python -m pixart queue: run a workflow on a ComfyUI server, and fetch its pictures."""
+"""python -m pixart queue: run a workflow on a ComfyUI server, and fetch its images."""
 import argparse
 import sys
 from contextlib import closing
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
                 problems.append(outcome.problem)
     if problems:
         last = problems[-1]
-        raise type(last)(f"{len(problems)} of {len(graphs)} runs gave no picture; see above" if len(graphs) > 1
+        raise type(last)(f"{len(problems)} of {len(graphs)} runs gave no image; see above" if len(graphs) > 1
                          else str(last))
 
 

@@ -1,4 +1,4 @@
-"""python -m pixart reno: noise whose picture scores higher."""
+"""python -m pixart reno: noise whose image scores higher."""
 import argparse
 import logging
 from pathlib import Path
@@ -86,7 +86,7 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Optimise, save, and say what came of it. Ctrl-C ends it with the best so far."""
-    from ..pictures import format_of
+    from ..images import format_of
     from ..reward.record import load_noise
     from ..reward.reno import reno
     from .progress import Bars
@@ -140,19 +140,19 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
 
 
 def progress_watch(bars: "Bars", recipe: "NoiseRecipe", out: Path) -> "WatchIteration":
-    """A bar, and the picture that it began with, saved at once."""
-    from ..pictures import save_picture
+    """A bar, and the image that it began with, saved at once."""
+    from ..images import save_image
 
-    def watch(done: "Iteration", pictures: "Tensor") -> None:
+    def watch(done: "Iteration", images: "Tensor") -> None:
         bars(f"optimising, reward {done.best[0]:.3g}", done.number, recipe.iterations)
         if done.number == 1:
-            save_picture(named_beside(out, "-start", out.suffix), pictures[0].float().cpu())
+            save_image(named_beside(out, "-start", out.suffix), images[0].float().cpu())
     return watch
 
 
 def write_result(args: argparse.Namespace, recipe: "NoiseRecipe", prompt: str, found: "OptimisedNoise",
                  reward: "WeightedSum") -> None:
-    from ..pictures import save_picture
+    from ..images import save_image
     from ..reward.record import history_summary, plot, save_log, save_noise
 
     about = {"prompt": prompt, "seed": args.seed, "sampler": args.sampler, "weights": reward.weights, "by": args.by,
@@ -160,7 +160,7 @@ def write_result(args: argparse.Namespace, recipe: "NoiseRecipe", prompt: str, f
     if args.by == "gradient":
         about |= {"rate": recipe.rate, "clip": recipe.clip, "regularisation": recipe.regularisation}
     print(("stopped; " if found.stopped else "") + history_summary(found.history))
-    print(save_picture(args.out, found.pictures[0]))
+    print(save_image(args.out, found.images[0]))
     print(save_noise(named_beside(args.out, "-noise", ".safetensors"), found.noise, about))
     print(save_log(args.out.with_suffix(".json"), found, about))
     try:

@@ -16,7 +16,7 @@ AxisValue = str | int | float
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything that one picture depends on beside the networks and the latent it starts from."""
+    """Everything that one image depends on beside the networks and the latent it starts from."""
 
     prompt: str
     negative: str
@@ -72,7 +72,7 @@ def cell_grid(cell: Cell, columns: Axis, rows: Axis) -> list[list[Cell]]:
         raise ValueError(f"columns and rows are both {rows.name}; choose two settings, or {NO_AXIS} for one of them")
     count = len(columns.values) * len(rows.values)
     if count > MOST_CELLS:
-        raise ValueError(f"{count} pictures are asked for ({len(columns.values)} x {len(rows.values)}), at most "
+        raise ValueError(f"{count} images are asked for ({len(columns.values)} x {len(rows.values)}), at most "
                          f"{MOST_CELLS} fit on a sheet; give fewer values")
     return [columns.cells(row) for row in rows.cells(cell)]
 
@@ -88,7 +88,7 @@ def whole_values(least: int, most: int) -> Callable[[str, str], list[AxisValue]]
                              f"such as {AXIS_EXAMPLES[name]}")
         if int(last) - int(first) >= MOST_CELLS:
             raise ValueError(f"{name} {part[:60]} are {int(last) - int(first) + 1} values; at most {MOST_CELLS} "
-                             "pictures fit on a sheet")
+                             "images fit on a sheet")
         return list(range(int(first), int(last) + 1))
     return read
 

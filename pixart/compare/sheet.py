@@ -1,30 +1,30 @@
-"""The sheet of a comparison: pictures in rows and columns, with what they were drawn with beside them."""
+"""The sheet of a comparison: images in rows and columns, with what they were drawn with beside them."""
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..pictures import to_image
+from ..images import to_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw as Pen
     from PIL.ImageFont import FreeTypeFont
 
-WIDEST_SHEET = 8192         # pixels of the sheet's longer side; pictures shrink to fit
-SHEET_GAP = 6               # pixels between pictures
+WIDEST_SHEET = 8192         # pixels of the sheet's longer side; images shrink to fit
+SHEET_GAP = 6               # pixels between images
 LABEL_LINES = 6             # of a label at most
 
 
-def labelled_sheet(pictures: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str],
+def labelled_sheet(images: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str],
                    title: str = "") -> "Image":
-    """pictures[row][column] (3, H, W) in 0..1, all of one size; labels are broken into lines, long ones cut with "...".
+    """images[row][column] (3, H, W) in 0..1, all of one size; labels are broken into lines, long ones cut with "...".
 
     Columns have their labels above, rows theirs on the left; "" for none.
     """
     from PIL import Image, ImageDraw
 
-    width, height = cell_size(pictures)
+    width, height = cell_size(images)
     font = label_font(max(11, min(28, width // 14)))
     line = round(1.3 * font.size)
     left = SHEET_GAP + (max(width // 2, 7 * line) + SHEET_GAP if any(rows) else 0)
@@ -39,21 +39,21 @@ def labelled_sheet(pictures: Sequence[Sequence[Tensor]], columns: Sequence[str],
     draw_lines(pen, head, (SHEET_GAP, SHEET_GAP), font)
     for column, label in enumerate(above):
         draw_lines(pen, label, (left + column * (width + SHEET_GAP), names), font)
-    for row, (label, drawn) in enumerate(zip(beside, pictures, strict=True)):
+    for row, (label, drawn) in enumerate(zip(beside, images, strict=True)):
         y = top + row * (height + SHEET_GAP)
         draw_lines(pen, label, (SHEET_GAP, y), font)
-        for column, picture in enumerate(drawn):
-            shown = to_image(picture.clamp(0, 1))
+        for column, image in enumerate(drawn):
+            shown = to_image(image.clamp(0, 1))
             if shown.size != (width, height):
                 shown = shown.resize((width, height), Image.Resampling.LANCZOS)
             sheet.paste(shown, (left + column * (width + SHEET_GAP), y))
     return sheet
 
 
-def cell_size(pictures: Sequence[Sequence[Tensor]]) -> tuple[int, int]:
-    """Width and height at which the pictures are shown: their own, or less where the sheet would be too large."""
-    height, width = pictures[0][0].shape[-2:]
-    share = min(1.0, WIDEST_SHEET / (len(pictures[0]) + 1) / width, WIDEST_SHEET / (len(pictures) + 1) / height)
+def cell_size(images: Sequence[Sequence[Tensor]]) -> tuple[int, int]:
+    """Width and height at which the images are shown: their own, or less where the sheet would be too large."""
+    height, width = images[0][0].shape[-2:]
+    share = min(1.0, WIDEST_SHEET / (len(images[0]) + 1) / width, WIDEST_SHEET / (len(images) + 1) / height)
     return max(16, int(width * share)), max(16, int(height * share))
 
 

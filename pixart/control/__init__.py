@@ -1,7 +1,7 @@
-"""Control pictures: edge maps as the ControlNet was trained on, from a picture or a drawing."""
+"""Control images: edge maps as the ControlNet was trained on, from an image or a drawing."""
 from .edges import EDGE_METHODS, canny, drawing, edge_maps, soft_edges
 from .hed import HED, hed_edges, load_hed
-from .pictures import fit, grey, opaque
+from .images import fit, grey, opaque
 
 __all__ = ["HED", "EDGE_METHODS", "canny", "drawing", "edge_maps", "fit", "grey", "hed_edges", "load_hed", "opaque",
            "soft_edges"]

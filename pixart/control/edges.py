@@ -1,6 +1,6 @@
 """Edge maps without weights: Canny lines, soft edges, and drawings taken as they are.
 
-All maps are white on black, as the ControlNet was trained on. Pictures: (B, 1, 3 or 4, H, W) in 0..1, any size, on any
+All maps are white on black, as the ControlNet was trained on. Images: (B, 1, 3 or 4, H, W) in 0..1, any size, on any
 device. Maps: (B, 1, H, W) float32 in 0..1 on the same device. Blur and slope are those of kornia.
 """
 import math
@@ -10,44 +10,44 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
-from .pictures import BLACK, GREY, WHITE, grey, one_by_one, opaque, with_room
+from .images import BLACK, GREY, WHITE, grey, one_by_one, opaque, with_room
 
 # What is transparent lies on the colour that means "nothing here" for the method.
 EDGE_METHODS = {"canny": GREY, "soft": GREY, "none": BLACK, "invert": WHITE}
 
 
-def edge_maps(pictures: Tensor, method: str, low: float = 0.4, high: float = 0.8, blur: float = 1.0,
+def edge_maps(images: Tensor, method: str, low: float = 0.4, high: float = 0.8, blur: float = 1.0,
               strength: float = 2.0) -> Tensor:
     """Edge maps by method: canny, soft, none (for a white on black drawing), invert (for a black on white one)."""
     if method not in EDGE_METHODS:
         raise ValueError(f"unknown method {method!r}; use {', '.join(EDGE_METHODS)}")
     if method == "canny":
-        return canny(pictures, low, high, blur)
+        return canny(images, low, high, blur)
     if method == "soft":
-        return soft_edges(pictures, blur, strength)
-    return drawing(pictures, dark_on_light=method == "invert")
+        return soft_edges(images, blur, strength)
+    return drawing(images, dark_on_light=method == "invert")
 
 
-def canny(pictures: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1.0, together: bool = False) -> Tensor:
+def canny(images: Tensor, low: float = 0.4, high: float = 0.8, blur: float = 1.0, together: bool = False) -> Tensor:
     """Lines one pixel wide, 0 or 1 (Canny, A Computational Approach to Edge Detection, 1986).
 
     A line starts where the slope of brightness exceeds `high` and goes on while it exceeds `low`. In these units a
     step from black to white has 4 without blur and 2.6 with blur 1. `blur`: standard deviation in pixels of the
-    Gaussian before, 0 for none. `together`: all pictures at once, for training on a GPU; it takes the memory of all.
+    Gaussian before, 0 for none. `together`: all images at once, for training on a GPU; it takes the memory of all.
     Raises ValueError for values out of order, ImportError without kornia.
     """
     if not 0 < low <= high:
         raise ValueError(f"thresholds low {low} and high {high}; expected 0 < low <= high")
     filters = _kornia()
 
-    def find(picture: Tensor) -> Tensor:
-        ridges = _ridges(*filters.spatial_gradient(_smooth(picture, blur), normalized=False).unbind(2))
+    def find(image: Tensor) -> Tensor:
+        ridges = _ridges(*filters.spatial_gradient(_smooth(image, blur), normalized=False).unbind(2))
         return _joined(ridges > low, ridges > high)
-    pictures = grey(opaque(pictures))
-    return find(pictures) if together else one_by_one(pictures, find)
+    images = grey(opaque(images))
+    return find(images) if together else one_by_one(images, find)
 
 
-def soft_edges(pictures: Tensor, blur: float = 1.0, strength: float = 2.0) -> Tensor:
+def soft_edges(images: Tensor, blur: float = 1.0, strength: float = 2.0) -> Tensor:
     """Soft lines as bright as the step they stand for, in the colour channel where it is steepest.
 
     Sobel slope after a Gaussian of standard deviation `blur` pixels (0 for none), scaled so that a straight step from
@@ -60,15 +60,15 @@ def soft_edges(pictures: Tensor, blur: float = 1.0, strength: float = 2.0) -> Te
     def slope(channel: Tensor) -> Tensor:
         return filters.spatial_gradient(_smooth(channel, blur)).square().sum(2).sqrt()
 
-    def find(picture: Tensor) -> Tensor:        # channel by channel: a grey picture in RGB is that picture to the bit
-        steepest = torch.cat([slope(channel) for channel in picture.split(1, dim=1)]).amax(0, keepdim=True)
+    def find(image: Tensor) -> Tensor:        # channel by channel: a grey image in RGB is that image to the bit
+        steepest = torch.cat([slope(channel) for channel in image.split(1, dim=1)]).amax(0, keepdim=True)
         return (steepest * gain).clamp(0, 1)
-    return one_by_one(opaque(pictures), find)
+    return one_by_one(opaque(images), find)
 
 
-def drawing(pictures: Tensor, dark_on_light: bool = False) -> Tensor:
+def drawing(images: Tensor, dark_on_light: bool = False) -> Tensor:
     """A drawn edge map, unchanged but for its colours, which become grey; a dark drawing on light is turned over."""
-    lines = grey(opaque(pictures, WHITE if dark_on_light else BLACK))
+    lines = grey(opaque(images, WHITE if dark_on_light else BLACK))
     return 1 - lines if dark_on_light else lines
 
 
@@ -100,12 +100,12 @@ def _joined(weak: Tensor, strong: Tensor) -> Tensor:
         strong = grown
 
 
-def _smooth(picture: Tensor, blur: float) -> Tensor:
+def _smooth(image: Tensor, blur: float) -> Tensor:
     """Gaussian of standard deviation `blur` pixels; 0 for none."""
-    kernel, (height, width) = _kernel(blur), picture.shape[-2:]
+    kernel, (height, width) = _kernel(blur), image.shape[-2:]
     if not blur:
-        return picture
-    roomy = with_room(picture, kernel // 2 + 1)         # a mirrored border must not be wider than the picture
+        return image
+    roomy = with_room(image, kernel // 2 + 1)         # a mirrored border must not be wider than the image
     return _kornia().gaussian_blur2d(roomy, (kernel, kernel), (blur, blur))[..., :height, :width]
 
 

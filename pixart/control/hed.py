@@ -15,7 +15,7 @@ from ..weights.errors import CheckpointError
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
 from ..weights.values import check_finite, check_floating
-from .pictures import one_by_one, opaque, with_room
+from .images import one_by_one, opaque, with_room
 
 HED_FILE = "ControlNetHED.pth"
 HED_EXPECTED = f"the edge network {HED_FILE} (37 tensors such as block1.convs.0.weight), as .pth or .safetensors"
@@ -48,9 +48,9 @@ class HED(nn.Module):
         for index, sizes in enumerate(HED_BLOCKS, 1):
             setattr(self, f"block{index}", HedBlock(*sizes))
 
-    def sides(self, pictures: Tensor) -> list[Tensor]:
+    def sides(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) RGB in 0..255, sides of at least 16 -> five logits (B, 1, h, w), each half the size before."""
-        x = pictures - self.norm.to(pictures.device)
+        x = images - self.norm.to(images.device)
         sides: list[Tensor] = []
         for index in range(1, len(HED_BLOCKS) + 1):
             block = getattr(self, f"block{index}")
@@ -58,10 +58,10 @@ class HED(nn.Module):
             sides.append(block.projection(x))
         return sides
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) RGB in 0..255 -> edges (B, 1, H, W) in 0..1, white on black."""
-        size = pictures.shape[-2:]
-        first, *others = (interpolate(side, size, mode="bilinear") for side in self.sides(pictures))
+        size = images.shape[-2:]
+        first, *others = (interpolate(side, size, mode="bilinear") for side in self.sides(images))
         return sum(others, first).div(5).sigmoid()
 
 
@@ -83,7 +83,7 @@ def check_hed_tensors(path: str | os.PathLike, found: Mapping[str, Tensor], want
     """Raises CheckpointError unless `found` has exactly the names and shapes of `wanted`, and finite numbers."""
     path = Path(path)
     if any(name.startswith(OTHER_PORT) for name in found):
-        raise CheckpointError(path, "another HED network, network-bsds500 of pytorch-hed, which takes BGR pictures and "
+        raise CheckpointError(path, "another HED network, network-bsds500 of pytorch-hed, which takes BGR images and "
                               "draws thinner lines", HED_EXPECTED, f"Get {HED_FILE} of lllyasviel/Annotators.")
     if set(found) != set(wanted):
         strange, lacking = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
@@ -101,17 +101,17 @@ def check_hed_tensors(path: str | os.PathLike, found: Mapping[str, Tensor], want
 
 
 @torch.no_grad()
-def hed_edges(network: HED, pictures: Tensor, progress: CountProgress | None = None) -> Tensor:
-    """(B, 1, 3 or 4, H, W) in 0..1, any size -> edge maps (B, 1, H, W) float32 in 0..1, at the pictures' own size.
+def hed_edges(network: HED, images: Tensor, progress: CountProgress | None = None) -> Tensor:
+    """(B, 1, 3 or 4, H, W) in 0..1, any size -> edge maps (B, 1, H, W) float32 in 0..1, at the images' own size.
 
-    Computed one picture at a time on the network's device, so 16 pictures of 1024 pixels take the memory of one
-    (HED_BYTES_PER_PIXEL: 0.8 GB); the maps lie where the pictures lie. Sides below 16 pixels are continued by their
-    last pixel for the network. `progress(done, total)` is told after each picture.
+    Computed one image at a time on the network's device, so 16 images of 1024 pixels take the memory of one
+    (HED_BYTES_PER_PIXEL: 0.8 GB); the maps lie where the images lie. Sides below 16 pixels are continued by their
+    last pixel for the network. `progress(done, total)` is told after each image.
     """
     device = network.norm.device
 
-    def find(picture: Tensor) -> Tensor:
-        height, width = picture.shape[-2:]
-        roomy = with_room(picture.to(device).expand(-1, 3, -1, -1), HED_LEAST_SIDE)
-        return network(roomy * 255)[..., :height, :width].to(picture.device)
-    return one_by_one(opaque(pictures), find, progress)
+    def find(image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        roomy = with_room(image.to(device).expand(-1, 3, -1, -1), HED_LEAST_SIDE)
+        return network(roomy * 255)[..., :height, :width].to(image.device)
+    return one_by_one(opaque(images), find, progress)

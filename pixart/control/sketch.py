@@ -6,13 +6,13 @@ from io import BytesIO
 import torch
 from torch import Tensor
 
-from ..pictures import BrokenPicture, open_image, pixels_of
-from .pictures import BLACK, fit, grey, opaque
+from ..images import BrokenImage, open_image, pixels_of
+from .images import BLACK, fit, grey, opaque
 
 SKETCH_PREFIX = "data:image/png;base64,"
 LONGEST_SKETCH = 2_000_000         # characters
 LARGEST_SKETCH = 2048              # pixels a side
-SKETCH_REMEDY = "Draw on the canvas of PixArt Sketch, or leave it empty for a black picture."
+SKETCH_REMEDY = "Draw on the canvas of PixArt Sketch, or leave it empty for a black image."
 
 
 def read_sketch(text: str, width: int, height: int) -> Tensor:
@@ -35,20 +35,20 @@ def decode_sketch(text: str) -> Tensor:
                          "plainer lines, or on a smaller canvas")
     try:
         data = base64.b64decode(text[len(SKETCH_PREFIX):], validate=True)
-        with open_image(BytesIO(data), ("PNG",)) as picture:
-            if max(picture.size) > LARGEST_SKETCH:
-                raise BrokenPicture(f"it has {picture.width} x {picture.height} pixels, more than {LARGEST_SKETCH} a "
-                                    "side")
-            return pixels_of(picture)
-    except (BrokenPicture, binascii.Error) as error:
+        with open_image(BytesIO(data), ("PNG",)) as image:
+            if max(image.size) > LARGEST_SKETCH:
+                raise BrokenImage(f"it has {image.width} x {image.height} pixels, more than {LARGEST_SKETCH} a "
+                                  "side")
+            return pixels_of(image)
+    except (BrokenImage, binascii.Error) as error:
         raise ValueError(f"the sketch cannot be used, {error}. {SKETCH_REMEDY}") from error
 
 
-def write_sketch(picture: Tensor) -> str:
+def write_sketch(image: Tensor) -> str:
     """The data URL of a drawing (1, 1, H, W) in 0..1, as the canvas writes it: for programs that queue a workflow."""
     from PIL import Image
 
     stored = BytesIO()
-    pixels = (picture[0, 0] * 255).round().byte().cpu().numpy()
+    pixels = (image[0, 0] * 255).round().byte().cpu().numpy()
     Image.fromarray(pixels).save(stored, format="PNG", optimize=True)
     return SKETCH_PREFIX + base64.b64encode(stored.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""PixArt-mini: procedural pictures, their captions, and the small networks that are trained on them."""
+"""PixArt-mini: procedural images, their captions, and the small networks that are trained on them."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How well PixArt-mini's ControlNet is followed: edges found again in its pictures, beside what the judge reads."""
+"""How well PixArt-mini's ControlNet is followed: edges found again in its images, beside what the judge reads."""
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from ..drawing import Guide
 from ..model.controlnet import PixArtControlNet
 from . import SHIPPED, Files
 from .evaluate import KEPT, Instrument
-from .measure.batches import BenchPictures, each_pair, to_bytes
+from .images import CANNY
+from .measure.batches import BenchImages, each_pair, to_bytes
 from .measure.bench import Bench
 from .measure.methods import LCM_METHOD, TEACHER_METHOD, Sampled
 from .measure.prompts import PromptGroup, Prompts
 from .measure.results import Row
 from .measure.tables import markdown
-from .pictures import CANNY
 
 logger = logging.getLogger(__name__)
 
@@ -34,24 +34,24 @@ class Followed:
     method: str
     control: str
     strength: float
-    f1: float                   # edges of the pictures against their control maps, within one pixel
+    f1: float                   # edges of the images against their control maps, within one pixel
     row: Row
 
 
 @dataclass(frozen=True)
 class Steered:
-    """A way of drawing whose pictures follow the edges of the real picture of each sentence."""
+    """A way of drawing whose images follow the edges of the real image of each sentence."""
 
     base: Sampled
     network: PixArtControlNet
-    maps: BenchPictures         # black and white, of all sentences of the bench or of more
+    maps: BenchImages         # black and white, of all sentences of the bench or of more
     strength: float = 1.0
 
     @property
     def name(self) -> str:
         return f"{self.base.name}, control {self.strength:g}"
 
-    def draw(self, bench: Bench) -> BenchPictures:
+    def draw(self, bench: Bench) -> BenchImages:
         def follow(group: PromptGroup) -> Guide:
             maps = self.maps.rows(group.members).to(bench.device).float() / 255
             with torch.inference_mode():
@@ -59,16 +59,16 @@ class Steered:
         return self.base.draw(bench, self.network, follow) if self.strength else self.base.draw(bench)
 
 
-def edges(pictures: Tensor) -> Tensor:
+def edges(images: Tensor) -> Tensor:
     """(B, 3, H, W) in 0..1 -> (B, 1, H, W): the maps that the ControlNet was trained on."""
-    return canny(pictures, CANNY["low"], CANNY["high"])
+    return canny(images, CANNY["low"], CANNY["high"])
 
 
-def bench_edges(pictures: BenchPictures, batch: int) -> BenchPictures:
+def bench_edges(images: BenchImages, batch: int) -> BenchImages:
     """Their edges, white on black."""
     parts = [torch.cat([to_bytes(edges(some.float() / 255)).expand(-1, 3, -1, -1) for some in part.split(batch)])
-             for part in pictures.parts]
-    return BenchPictures(tuple(parts))
+             for part in images.parts]
+    return BenchImages(tuple(parts))
 
 
 def edge_f1(found: Tensor, wanted: Tensor, within: int = 1) -> Tensor:
@@ -84,13 +84,13 @@ def edge_f1(found: Tensor, wanted: Tensor, within: int = 1) -> Tensor:
     return torch.where(both_empty, 1.0, 2 * precision * recall / (precision + recall).clamp(min=1e-12))
 
 
-def agreement(pictures: BenchPictures, maps: BenchPictures, batch: int) -> Tensor:
+def agreement(images: BenchImages, maps: BenchImages, batch: int) -> Tensor:
     """Edge F1 of every sentence, (n,)."""
-    return each_pair(pictures, maps, batch, "cpu", lambda drawn, wanted: edge_f1(edges(drawn), wanted[:, :1]))
+    return each_pair(images, maps, batch, "cpu", lambda drawn, wanted: edge_f1(edges(drawn), wanted[:, :1]))
 
 
 class ControlBench:
-    """The instrument, and the edge maps of the real pictures that all measurements follow."""
+    """The instrument, and the edge maps of the real images that all measurements follow."""
 
     def __init__(self, count: int = 300, seed: int = 7, files: Files = SHIPPED, device: str = "cpu", batch: int = 100,
                  judge: str = "b") -> None:
@@ -99,47 +99,47 @@ class ControlBench:
         self.maps = bench_edges(self.instrument.real, batch)
 
     def measure(self, method: Sampled, title: str, network: PixArtControlNet, strength: float,
-                ) -> tuple[Followed, BenchPictures]:
-        """One row, and its pictures."""
+                ) -> tuple[Followed, BenchImages]:
+        """One row, and its images."""
         row, drawn = self.instrument.measure(Steered(method, network.to(self.bench.device), self.maps, strength))
         f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
         logger.info("%s, %s, strength %.2f: edge F1 %.3f", method.name, title, strength, f1)
         return Followed(method.name, title, strength, f1, row), drawn
 
     def ceiling(self) -> Followed:
-        """The real pictures through the autoencoder and back: no ControlNet can be followed more closely."""
+        """The real images through the autoencoder and back: no ControlNet can be followed more closely."""
         def there_and_back(some: Tensor) -> Tensor:
             return self.bench.decode(self.bench.vae.encode(some))
         parts = []
         with torch.inference_mode():
             for part in self.instrument.real.parts:
-                some = BenchPictures((part,)).batches(self.bench.batch, self.bench.device)
+                some = BenchImages((part,)).batches(self.bench.batch, self.bench.device)
                 parts.append(torch.cat([there_and_back(batch) for batch in some]).cpu())
-        drawn = BenchPictures(tuple(parts))
+        drawn = BenchImages(tuple(parts))
         f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
         return Followed("autoencoder alone", "none", 0.0, f1, self.instrument.row("autoencoder alone", drawn))
 
 
 def evaluate_control(count: int = 300, seed: int = 7, files: Files = SHIPPED, control: Path | None = None,
                      device: str = "cpu", batch: int = 100, judge: str = "b",
-                     ) -> tuple[list[Followed], dict[str, BenchPictures], Prompts]:
-    """Strengths of the LCM student, the teacher with and without control, the ceiling; rows, pictures, prompts."""
+                     ) -> tuple[list[Followed], dict[str, BenchImages], Prompts]:
+    """Strengths of the LCM student, the teacher with and without control, the ceiling; rows, images, prompts."""
     network = load_control(control or files.control, torch.float32)
     bench = ControlBench(count, seed, files, device, batch, judge)
     rows = [bench.ceiling()]
-    pictures = {"real": bench.instrument.real.first(KEPT), "control": bench.maps.first(KEPT)}
+    images = {"real": bench.instrument.real.first(KEPT), "control": bench.maps.first(KEPT)}
     for method, strengths in ((LCM_METHOD, STRENGTHS), (TEACHER_METHOD, (0.0, 1.0))):
         for strength in strengths:
             row, drawn = bench.measure(method, "shipped", network, strength)
             rows.append(row)
-            pictures[f"{method.name.split(',')[0]} {strength:g}"] = drawn.first(KEPT)
-    return rows, pictures, bench.bench.prompts
+            images[f"{method.name.split(',')[0]} {strength:g}"] = drawn.first(KEPT)
+    return rows, images, bench.bench.prompts
 
 
 def agreement_table(rows: Sequence[Followed]) -> str:
     """Markdown; shares in per cent."""
     titles = ["", "control", "strength", "edge F1 (1 px)", "all attributes", "shape", "colour", "FID (judge)",
-              "pictures"]
+              "images"]
     cells = []
     for row in rows:
         share = {name: f"{100 * row.row.accuracy[name]:.1f}" for name in ("all", "shape", "colour")}

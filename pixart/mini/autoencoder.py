@@ -1,6 +1,6 @@
 """The small autoencoder of PixArt-mini, stored in the single-file layout of a width-64 TAESD.
 
-It has the structure of TAESD with fewer channels and blocks where pictures are large. Missing channels and blocks are
+It has the structure of TAESD with fewer channels and blocks where images are large. Missing channels and blocks are
 zeros in the file, which computes the same function, so that every reader of TAESD files can open it.
 """
 import json
@@ -73,7 +73,7 @@ def _decoder(plan: AutoencoderConfig) -> nn.Sequential:
 
 
 class MiniAutoencoder(nn.Module):
-    """Pictures (B, 3, H, W) in 0..1 to raw latents (B, 4, H/8, W/8) of about unit variance, and back."""
+    """Images (B, 3, H, W) in 0..1 to raw latents (B, 4, H/8, W/8) of about unit variance, and back."""
 
     def __init__(self, plan: AutoencoderConfig = AutoencoderConfig()) -> None:
         super().__init__()
@@ -81,8 +81,8 @@ class MiniAutoencoder(nn.Module):
         self.taesd_encoder = _encoder(plan)
         self.taesd_decoder = _decoder(plan)
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return self.taesd_encoder(pictures)
+    def encode(self, images: Tensor) -> Tensor:
+        return self.taesd_encoder(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.taesd_decoder(latents)
@@ -129,9 +129,9 @@ def load_autoencoder(path: Path) -> MiniAutoencoder:
 def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: int = 32, seed: int = 0,
                       state: Path | None = None, rate: float = 2e-3, plan: AutoencoderConfig = AutoencoderConfig(),
                       autocast: bool = False) -> MiniAutoencoder:
-    """Trains on crops of 64 px, in the last two fifths on whole pictures, and writes `path` every 500 steps.
+    """Trains on crops of 64 px, in the last two fifths on whole images, and writes `path` every 500 steps.
 
-    A step takes `batch` crops, or a quarter as many whole pictures.
+    A step takes `batch` crops, or a quarter as many whole images.
     """
     torch.manual_seed(seed)
     device = scenery.ordinary.codes.device
@@ -140,7 +140,7 @@ def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: in
     for step in progress:
         whole = step > 0.6 * steps
         drawn = scenery.draw(torch.Generator(device).manual_seed(seed * 1_000_003 + step),
-                             batch // 4 if whole else batch).pictures
+                             batch // 4 if whole else batch).images
         examples = (drawn if whole else crops(drawn)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = autoencoder_loss(model, examples)
@@ -151,11 +151,11 @@ def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: in
     return load_autoencoder(path)
 
 
-def autoencoder_loss(model: MiniAutoencoder, pictures: Tensor, noise: float = 0.1) -> Tensor:
-    """L1, squared and gradient error of pictures decoded from slightly noisy latents, plus unit variance of these."""
-    latents = model.encode(pictures)
+def autoencoder_loss(model: MiniAutoencoder, images: Tensor, noise: float = 0.1) -> Tensor:
+    """L1, squared and gradient error of images decoded from slightly noisy latents, plus unit variance of these."""
+    latents = model.encode(images)
     decoded = model.decode(latents + noise * torch.randn_like(latents)).float()
-    error = decoded - pictures
+    error = decoded - images
     edges = sum(torch.diff(error, dim=side).abs().mean() for side in (2, 3))
     flat = latents.float().transpose(0, 1).flatten(1)
     spread = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
@@ -163,14 +163,14 @@ def autoencoder_loss(model: MiniAutoencoder, pictures: Tensor, noise: float = 0.
     return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 0.02 * spread + 0.1 * excess
 
 
-def crops(pictures: Tensor, side: int = 64) -> Tensor:
-    """One crop (side x side) of each picture that holds something: the one of two places that varies more."""
-    batch, _, height, width = pictures.shape
+def crops(images: Tensor, side: int = 64) -> Tensor:
+    """One crop (side x side) of each image that holds something: the one of two places that varies more."""
+    batch, _, height, width = images.shape
     cuts = []
     for _ in range(2):
-        top, left = (torch.randint(extent - side + 1, (batch, 1), device=pictures.device) for extent in (height, width))
-        rows, columns = (start + torch.arange(side, device=pictures.device) for start in (top, left))
-        cuts.append(pictures[torch.arange(batch, device=pictures.device)[:, None, None], :, rows[:, :, None],
-                             columns[:, None, :]].permute(0, 3, 1, 2))
+        top, left = (torch.randint(extent - side + 1, (batch, 1), device=images.device) for extent in (height, width))
+        rows, columns = (start + torch.arange(side, device=images.device) for start in (top, left))
+        cuts.append(images[torch.arange(batch, device=images.device)[:, None, None], :, rows[:, :, None],
+                           columns[:, None, :]].permute(0, 3, 1, 2))
     spread = [cut.flatten(1).var(1) for cut in cuts]
     return torch.where((spread[0] > spread[1])[:, None, None, None], cuts[0], cuts[1])

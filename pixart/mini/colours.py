@@ -17,10 +17,10 @@ LATENT_RGB_BIAS = (-0.056, -0.093, -0.045)
 
 
 @torch.no_grad()
-def fit_colours(vae: "MiniAutoencoder", pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors (4, 3) and bias (3,) that best turn raw latents of pictures (B, 3, H, W) into their mean colours."""
-    latents = vae.encode(pictures).permute(0, 2, 3, 1).flatten(0, 2)
-    wanted = (2 * F.avg_pool2d(pictures, 8) - 1).permute(0, 2, 3, 1).flatten(0, 2)
+def fit_colours(vae: "MiniAutoencoder", images: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (4, 3) and bias (3,) that best turn raw latents of images (B, 3, H, W) into their mean colours."""
+    latents = vae.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
+    wanted = (2 * F.avg_pool2d(images, 8) - 1).permute(0, 2, 3, 1).flatten(0, 2)
     ones = torch.ones(len(latents), 1)
     found = torch.linalg.lstsq(torch.cat([latents, ones], 1), wanted).solution
     return found[:-1], found[-1]

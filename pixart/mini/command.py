@@ -9,7 +9,7 @@ from ..commands.places import require_parent
 from . import SHIPPED, Files
 
 if TYPE_CHECKING:
-    from .measure.batches import BenchPictures
+    from .measure.batches import BenchImages
     from .measure.prompts import Prompts
 
 SHEET_ROWS = 10      # rows of a contact sheet
@@ -146,7 +146,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     print(found.table())
     if args.out:
         print("\n".join(map(str, write_results(found.measured, args.out))))
-    draw_sheets(args, found.pictures, found.prompts)
+    draw_sheets(args, found.images, found.prompts)
 
 
 def run_control(args: argparse.Namespace) -> None:
@@ -155,10 +155,10 @@ def run_control(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value is not False and value != []:        # 0 is a wish too
             raise ValueError(f"--{option} has no effect with --control; leave one of the two out")
-    rows, pictures, prompts = evaluate_control(args.count, args.seed, Files(args.weights), None, *where(args),
-                                               args.judge)
+    rows, images, prompts = evaluate_control(args.count, args.seed, Files(args.weights), None, *where(args),
+                                             args.judge)
     print(agreement_table(rows))
-    draw_sheets(args, pictures, prompts)
+    draw_sheets(args, images, prompts)
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -170,7 +170,7 @@ def run_compare(args: argparse.Namespace) -> None:
     measured = merged([(str(path), read_measured(path)) for path in args.results])
     drawn = [row.name for row in measured.rows if row.name != REAL]
     if not drawn:
-        raise ValueError(f"no way of drawing was measured, only real pictures: {args.results[0]}")
+        raise ValueError(f"no way of drawing was measured, only real images: {args.results[0]}")
     base = measured.row(args.base or drawn[0]).name
     print(results_table(measured), differences(measured, base), sep="\n\n")
     if args.out:
@@ -189,22 +189,22 @@ def run_diagnose(args: argparse.Namespace) -> None:
         print("\n".join(map(str, write_diagnosis(found, args.out))))
 
 
-def draw_sheets(args: argparse.Namespace, pictures: "Mapping[str, BenchPictures]", prompts: "Prompts") -> None:
+def draw_sheets(args: argparse.Namespace, images: "Mapping[str, BenchImages]", prompts: "Prompts") -> None:
     from .measure.sheets import edge_sheet, method_sheet
     rows = range(min(SHEET_ROWS, args.count))
     for path, sheet in ((args.sheet, method_sheet), (args.edge_sheet, edge_sheet)):
         if path:
-            sheet(pictures, prompts, rows).save(path)
+            sheet(images, prompts, rows).save(path)
             print(path)
 
 
 def where(args: argparse.Namespace) -> tuple[str, int]:
-    """Device and pictures at a time."""
+    """Device and images at a time."""
     from ..device import best_device
     device = args.device or best_device()
     return device, batch_for(device) if args.batch is None else args.batch
 
 
 def batch_for(device: str) -> int:
-    """Pictures at a time that fill the device."""
+    """Images at a time that fill the device."""
     return 100 if device == "cpu" else 500

@@ -10,12 +10,12 @@ from torch import Tensor
 from . import SHIPPED, Files
 from .judge import load_judge, own_accuracy
 from .measure.accuracy import Answers
-from .measure.batches import BenchPictures
+from .measure.batches import BenchImages
 from .measure.bench import Bench
 from .measure.cost import Cost, count, machine, timed
 from .measure.distances import features_of, frechet_distance, kernel_distances
 from .measure.diversity import diversity
-from .measure.judges import PictureJudge
+from .measure.judges import ImageJudge
 from .measure.methods import USUAL_METHODS, DrawingMethod
 from .measure.plot import can_plot, quality_speed
 from .measure.prompts import Prompts
@@ -25,69 +25,69 @@ from .measure.tables import differences, results_table
 
 logger = logging.getLogger(__name__)
 
-KEPT = 20                      # pictures of each row that are kept for contact sheets
+KEPT = 20                      # images of each row that are kept for contact sheets
 DIVERSE = 50                   # sentences that diversity is measured on
 
 
 class Instrument:
-    """The judge, and what it sees in the real pictures: everything that drawn pictures are held against."""
+    """The judge, and what it sees in the real images: everything that drawn images are held against."""
 
     def __init__(self, bench: Bench, judge: str = "b") -> None:
         """judge: b only measures; a may have had a part in training."""
         self.bench, self.path = bench, judge_file(bench.files, judge)
-        self.judge: PictureJudge = load_judge(self.path).to(bench.device)
+        self.judge: ImageJudge = load_judge(self.path).to(bench.device)
         self.name = f"{judge} {hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]}"
         self.real = bench.prompts.real()
         self.features = self.features_of(self.real)
 
-    def features_of(self, pictures: BenchPictures) -> Tensor:
-        return features_of(self.judge, pictures, self.bench.batch, self.bench.device)
+    def features_of(self, images: BenchImages) -> Tensor:
+        return features_of(self.judge, images, self.bench.batch, self.bench.device)
 
     def real_row(self) -> Row:
-        """The real pictures, with the distances between them and those of as many other scenes: the floor of both."""
+        """The real images, with the distances between them and those of as many other scenes: the floor of both."""
         prompts = self.bench.prompts
         other = Prompts.held_out(len(prompts), prompts.seed + 1, prompts.crowded).real()
         return self.row(REAL, self.real, self.features_of(other))
 
-    def row(self, name: str, pictures: BenchPictures, features: Tensor | None = None, cost: Cost | None = None,
-            reference: tuple[str, BenchPictures] | None = None, diverse: Tensor | None = None) -> Row:
-        """features: those of `pictures` unless given."""
+    def row(self, name: str, images: BenchImages, features: Tensor | None = None, cost: Cost | None = None,
+            reference: tuple[str, BenchImages] | None = None, diverse: Tensor | None = None) -> Row:
+        """features: those of `images` unless given."""
         bench = self.bench
-        answers = Answers.read(self.judge, bench.prompts.scenes, pictures, bench.batch, bench.device)
-        seen = self.features_of(pictures) if features is None else features
-        alike = {} if reference is None else similarities(self.judge, pictures, reference[1], bench.batch, bench.device)
+        answers = Answers.read(self.judge, bench.prompts.scenes, images, bench.batch, bench.device)
+        seen = self.features_of(images) if features is None else features
+        alike = {} if reference is None else similarities(self.judge, images, reference[1], bench.batch, bench.device)
         return Row(name, tuple(answers.text()), frechet_distance(seen, self.features),
                    tuple(kernel_distances(seen, self.features).tolist()), reference and reference[0],
                    **{what: tuple(values.tolist()) for what, values in alike.items()},
                    diversity=None if diverse is None else tuple(diverse.tolist()), cost=cost)
 
-    def measure(self, method: DrawingMethod, reference: tuple[str, BenchPictures] | None = None, diverse: int = 0,
-                probe: int = 1) -> tuple[Row, BenchPictures]:
-        """Draws and measures. reference: the row that the pictures are compared with one by one, and its pictures.
+    def measure(self, method: DrawingMethod, reference: tuple[str, BenchImages] | None = None, diverse: int = 0,
+                probe: int = 1) -> tuple[Row, BenchImages]:
+        """Draws and measures. reference: the row that the images are compared with one by one, and its images.
 
-        diverse: of how many sentences the diversity is measured, which takes three more pictures each. probe: of how
-        many pictures the work is counted.
+        diverse: of how many sentences the diversity is measured, which takes three more images each. probe: of how
+        many images the work is counted.
         """
         passes, macs = count(method, self.bench, probe)
-        pictures, milliseconds = timed(method, self.bench)
+        images, milliseconds = timed(method, self.bench)
         cost = Cost(passes, macs, milliseconds, machine(self.bench))
         spread = None
         if diverse:
-            spread = diversity(self.judge, method, self.bench.first(diverse), pictures.first(diverse))
-        row = self.row(method.name, pictures, None, cost, reference, spread)
+            spread = diversity(self.judge, method, self.bench.first(diverse), images.first(diverse))
+        row = self.row(method.name, images, None, cost, reference, spread)
         right = row.accuracy
-        logger.info("%s: %.1f %% of attributes, %.1f %% of pictures, %.1f ms a picture", row.name, 100 * right["all"],
-                    100 * right["pictures"], milliseconds)
-        return row, pictures
+        logger.info("%s: %.1f %% of attributes, %.1f %% of images, %.1f ms per image", row.name, 100 * right["all"],
+                    100 * right["images"], milliseconds)
+        return row, images
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and the first pictures of every row."""
+    """What was measured, and the first images of every row."""
 
     measured: Measured
     prompts: Prompts
-    pictures: dict[str, BenchPictures]
+    images: dict[str, BenchImages]
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -102,28 +102,28 @@ def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: 
              device: str = "cpu", batch: int = 100, crowded: bool = False, judge: str = "b",
              reference: DrawingMethod | None = None, diverse: int = DIVERSE,
              probe: int = 1) -> Evaluation:
-    """Measure all methods on `count` held-out sentences, beside the real pictures of their scenes.
+    """Measure all methods on `count` held-out sentences, beside the real images of their scenes.
 
     reference: what PSNR, SSIM and judge-LPIPS compare with; it becomes the first row. diverse: sentences that
-    diversity is measured on, 0 for none. probe: pictures whose work is counted. Raises ValueError where two methods
+    diversity is measured on, 0 for none. probe: images whose work is counted. Raises ValueError where two methods
     have one name, and what reading raises.
     """
     if probe < 1 or diverse < 0:
-        raise ValueError(f"diversity of {diverse} sentences and work of {probe} pictures asked for; at least 0 and 1 "
+        raise ValueError(f"diversity of {diverse} sentences and work of {probe} images asked for; at least 0 and 1 "
                          "are possible")
     methods = checked_methods(methods, reference, files)
     instrument = Instrument(Bench.open(files, count, seed, crowded, device, batch), judge)
-    rows, pictures = [instrument.real_row()], {REAL: instrument.real.first(KEPT)}
-    against: tuple[str, BenchPictures] | None = None
+    rows, images = [instrument.real_row()], {REAL: instrument.real.first(KEPT)}
+    against: tuple[str, BenchImages] | None = None
     for method in methods:
         row, drawn = instrument.measure(method, against, min(diverse, count), min(probe, count))
         rows.append(row)
-        pictures[method.name] = drawn.first(KEPT)
+        images[method.name] = drawn.first(KEPT)
         if reference is not None and method is methods[0]:
             against = (method.name, drawn)
     prompts = instrument.bench.prompts
     about = About(count, seed, crowded, prompts.digest, instrument.name, own_accuracy(instrument.path)["all"])
-    return Evaluation(Measured(about, tuple(rows)), prompts, pictures)
+    return Evaluation(Measured(about, tuple(rows)), prompts, images)
 
 
 def checked_methods(methods: Sequence[DrawingMethod], reference: DrawingMethod | None,

@@ -1,6 +1,6 @@
-"""Two small networks that read the attributes of a picture: judge B measures what models draw, judge A may teach them.
+"""Two small networks that read the attributes of an image: judge B measures what models draw, judge A may teach them.
 
-They differ in architecture, seed and training pictures, so that what is optimised against A can be measured by B.
+They differ in architecture, seed and training images, so that what is optimised against A can be measured by B.
 """
 import json
 import logging
@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..weights.safetensors_file import write_tensors
+from .images import BUCKETS, draw_scene
 from .measure.accuracy import Answers, most_likely
-from .pictures import BUCKETS, draw_scene
 from .resume import ResumableTraining
 from .scenery import Scenery
 from .scenes import ATTRIBUTES, Scene, sample_scene
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Design:
     """What distinguishes one judge's network from another's."""
 
-    widths: tuple[int, ...]        # channels after each halving of the picture
+    widths: tuple[int, ...]        # channels after each halving of the image
     deeper: int                    # further convolutions at the last size
     pooled: int                    # side of the map that the features are read from
     features: int                  # width of the features for the Frechet distance
@@ -38,7 +38,7 @@ DESIGNS = {"a": Design((32, 64, 96, 96), 2, 6, 192, "group"), "b": Design((24, 4
 
 
 class Judge(nn.Module):
-    """Reads pictures (B, 3, H, W) in 0..1 of any bucket; one linear head per attribute."""
+    """Reads images (B, 3, H, W) in 0..1 of any bucket; one linear head per attribute."""
 
     def __init__(self, design: Design = DESIGNS["b"]) -> None:
         super().__init__()
@@ -52,25 +52,25 @@ class Judge(nn.Module):
                                      _norm(design.features, design.norm, 1), act())
         self.head = nn.Linear(design.features, sum(map(len, ATTRIBUTES.values())))
 
-    def maps(self, pictures: Tensor) -> list[Tensor]:
-        """The maps (B, C, h, w) after every stage, from half the size of the picture down to a sixteenth."""
-        if pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise ValueError(f"pictures have shape {tuple(pictures.shape)}; the judge reads (B, 3, H, W) in 0..1")
-        batch, _, height, width = pictures.shape
-        y = torch.linspace(-1, 1, height, device=pictures.device).view(1, 1, -1, 1).expand(batch, 1, height, width)
-        x = torch.linspace(-1, 1, width, device=pictures.device).view(1, 1, 1, -1).expand(batch, 1, height, width)
-        maps = [torch.cat([pictures * 2 - 1, y.to(pictures), x.to(pictures)], 1)]
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The maps (B, C, h, w) after every stage, from half the size of the image down to a sixteenth."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}; the judge reads (B, 3, H, W) in 0..1")
+        batch, _, height, width = images.shape
+        y = torch.linspace(-1, 1, height, device=images.device).view(1, 1, -1, 1).expand(batch, 1, height, width)
+        x = torch.linspace(-1, 1, width, device=images.device).view(1, 1, 1, -1).expand(batch, 1, height, width)
+        maps = [torch.cat([images * 2 - 1, y.to(images), x.to(images)], 1)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps[1:]
 
-    def features(self, pictures: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """What the heads read, (B, features)."""
-        return self.summary(self.maps(pictures)[-1])
+        return self.summary(self.maps(images)[-1])
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, answers) for every attribute, in the order of `ATTRIBUTES`."""
-        logits = self.head(self.features(pictures))
+        logits = self.head(self.features(images))
         return logits.split([len(answers) for answers in ATTRIBUTES.values()], 1)
 
 
@@ -88,7 +88,7 @@ def _stage(inputs: int, outputs: int, stride: int, norm: str) -> nn.Sequential:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 def save_judge(model: Judge, path: Path, measured: dict[str, float]) -> None:
-    """fp16 safetensors with the judge's design and its own accuracy on fresh pictures in the header."""
+    """fp16 safetensors with the judge's design and its own accuracy on fresh images in the header."""
     state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, state, {"format": "pt", "accuracy": json.dumps(measured),
@@ -96,7 +96,7 @@ def save_judge(model: Judge, path: Path, measured: dict[str, float]) -> None:
 
 
 def load_judge(path: Path) -> Judge:
-    """Reads what `save_judge` wrote, in fp32, ready to read pictures."""
+    """Reads what `save_judge` wrote, in fp32, ready to read images."""
     with safe_open(str(path), "pt") as file:
         header = file.metadata() or {}
         if "design" not in header:
@@ -109,7 +109,7 @@ def load_judge(path: Path) -> Judge:
 
 
 def own_accuracy(path: Path) -> dict[str, float]:
-    """The judge's accuracy on real pictures, as measured when it was trained."""
+    """The judge's accuracy on real images, as measured when it was trained."""
     with safe_open(str(path), "pt") as file:
         return json.loads(file.metadata()["accuracy"])
 
@@ -119,16 +119,16 @@ def own_accuracy(path: Path) -> dict[str, float]:
 def train_judge(path: Path, scenery: Scenery, steps: int = 2000, batch: int = 64, seed: int = 0,
                 state: Path | None = None, rate: float = 2e-3, design: Design = DESIGNS["b"],
                 autocast: bool = False) -> Judge:
-    """Trains on fresh pictures of both splits, noisy, blurred and relit, and writes `path` with its own accuracy."""
+    """Trains on fresh images of both splits, noisy, blurred and relit, and writes `path` with its own accuracy."""
     torch.manual_seed(seed)
     device = scenery.ordinary.codes.device
     model = Judge(design).to(device, memory_format=torch.channels_last).train()     # type: ignore[call-overload]
     progress = ResumableTraining(path.stem, model, rate, steps, state, seed)
     for step in progress:
         drawn, wanted = scenery.draw_mixed(torch.Generator(device).manual_seed(seed * 1_000_003 + step), batch)
-        pictures = worsen(drawn, random.Random(f"judge {seed} {step}"))
+        images = worsen(drawn, random.Random(f"judge {seed} {step}"))
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            logits = model(pictures.contiguous(memory_format=torch.channels_last))
+            logits = model(images.contiguous(memory_format=torch.channels_last))
         progress.advance(_loss(logits, wanted))
     model.eval()
     save_judge(model, path, {})
@@ -148,7 +148,7 @@ def _loss(logits: tuple[Tensor, ...], wanted: Tensor) -> Tensor:
 
 def fresh_batch(step: int, batch: int, seed: str) -> tuple[list[Scene], Tensor]:
     """Batch number `step` of an endless row, drawn by PIL: scenes, a quarter held out and every third batch crowded,
-    and pictures (batch, 3, H, W) in 0..1."""
+    and images (batch, 3, H, W) in 0..1."""
     rng = random.Random(f"{seed} {step}")
     height, width = BUCKETS[step % len(BUCKETS)]
     scenes = [sample_scene(rng.getrandbits(40), 1, "held-out" if k % 4 == 0 else "train", crowded=step % 3 == 2)
@@ -157,24 +157,24 @@ def fresh_batch(step: int, batch: int, seed: str) -> tuple[list[Scene], Tensor]:
     return scenes, torch.stack(arrays).permute(0, 3, 1, 2).float() / 255
 
 
-def worsen(pictures: Tensor, rng: random.Random) -> Tensor:
-    """What generated pictures suffer from: blur, noise, wrong brightness and tint. (B, 3, H, W) in 0..1."""
-    batch, _, height, width = pictures.shape
+def worsen(images: Tensor, rng: random.Random) -> Tensor:
+    """What generated images suffer from: blur, noise, wrong brightness and tint. (B, 3, H, W) in 0..1."""
+    batch, _, height, width = images.shape
     if rng.random() < 0.4:
-        small = F.interpolate(pictures, scale_factor=rng.choice((0.5, 0.625, 0.75)), mode="area")
-        pictures = F.interpolate(small, (height, width), mode="bilinear")
-    tint = 1 + 0.08 * torch.randn(batch, 3, 1, 1, device=pictures.device)
-    shift = 0.03 * torch.randn(batch, 3, 1, 1, device=pictures.device)
-    noise = rng.uniform(0, 0.08) * torch.randn_like(pictures)
-    return (pictures * tint + shift + noise).clamp(0, 1)
+        small = F.interpolate(images, scale_factor=rng.choice((0.5, 0.625, 0.75)), mode="area")
+        images = F.interpolate(small, (height, width), mode="bilinear")
+    tint = 1 + 0.08 * torch.randn(batch, 3, 1, 1, device=images.device)
+    shift = 0.03 * torch.randn(batch, 3, 1, 1, device=images.device)
+    noise = rng.uniform(0, 0.08) * torch.randn_like(images)
+    return (images * tint + shift + noise).clamp(0, 1)
 
 
 def measure_judge(model: Judge, count: int = 2000, device: torch.device | str = "cpu") -> dict[str, float]:
-    """The judge's own accuracy on `count` fresh, clean pictures that no training saw."""
+    """The judge's own accuracy on `count` fresh, clean images that no training saw."""
     scenes: list[Scene] = []
     choices: list[Tensor] = []
     for step in range(count // 50):
-        drawn, pictures = fresh_batch(step, 50, "judge measured")
+        drawn, images = fresh_batch(step, 50, "judge measured")
         scenes += drawn
-        choices.append(most_likely(model, pictures.to(device)).cpu())
+        choices.append(most_likely(model, images.to(device)).cpu())
     return Answers.of(scenes, torch.cat(choices)).shares()

@@ -13,7 +13,7 @@ from ..weights.safetensors_file import write_tensors
 from . import SHIPPED, Files
 from .autoencoder import MiniAutoencoder, load_autoencoder
 from .grammar import caption
-from .pictures import BUCKETS, CANNY, draw_scene
+from .images import BUCKETS, CANNY, draw_scene
 from .scenes import Scene, sample_scene
 from .text_encoder import load_text_encoder, text_features
 
@@ -30,7 +30,7 @@ def prepare_scenes(folder: Path, count: int, seed: int = 0, split: str = "train"
     """Writes `count` examples into `folder`: half of them square, the others shared out over the other buckets.
 
     Each `bucket-{h}x{w}.safetensors` (sides of the latents) holds latents (n, 4, h, w) fp16, raw and thereby scaled;
-    hints like latents, of the Canny maps of the pictures; features (n, L, C) fp16; mask (n, L) uint8; size (n, 2)
+    hints like latents, of the Canny maps of the images; features (n, L, C) fp16; mask (n, L) uint8; size (n, 2)
     fp32, height and width in pixels; aspect (n,) fp32, height / width. `null.safetensors` holds features (1, C) and
     mask (1,) of the empty caption.
     """
@@ -53,7 +53,7 @@ def prepare_scenes(folder: Path, count: int, seed: int = 0, split: str = "train"
             "size": torch.tensor([[height, width]], dtype=torch.float32).repeat(share, 1),
             "aspect": torch.full((share,), height / width)},
             {"latent_space": "sd", "caption_tokens": str(CAPTION_TOKENS), "edges": "canny"})
-        logger.info("prepared %d pictures of %d x %d", share, height, width)
+        logger.info("prepared %d images of %d x %d", share, height, width)
 
 
 def _shares(count: int) -> list[int]:
@@ -77,15 +77,15 @@ def _texts(indices: range, seed: int, split: str, tokenizer: "PreTrainedTokenize
 @torch.no_grad()
 def _latents(indices: range, seed: int, split: str, size: tuple[int, int], vae: MiniAutoencoder, autocast: bool,
              batch: int = 50) -> tuple[Tensor, Tensor]:
-    """Raw latents (n, 4, h, w) of the pictures of these scenes, and those of their edge maps."""
+    """Raw latents (n, 4, h, w) of the images of these scenes, and those of their edge maps."""
     device = next(vae.parameters()).device
     parts: list[Tensor] = []
     hints: list[Tensor] = []
     for at in range(0, len(indices), batch):
-        arrays = [picture_of(index, seed, split, size) for index in indices[at:at + batch]]
-        pictures = torch.stack(arrays).to(device).float().div(255)
-        maps = canny(pictures, CANNY["low"], CANNY["high"]).expand(-1, 3, -1, -1)
-        for given, made in ((pictures, parts), (maps, hints)):
+        arrays = [image_of(index, seed, split, size) for index in indices[at:at + batch]]
+        images = torch.stack(arrays).to(device).float().div(255)
+        maps = canny(images, CANNY["low"], CANNY["high"]).expand(-1, 3, -1, -1)
+        for given, made in ((images, parts), (maps, hints)):
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 latents = vae.encode(given.contiguous(memory_format=torch.channels_last))
             made.append(latents.float().cpu().contiguous())
@@ -98,10 +98,10 @@ def scene_and_caption(index: int, seed: int, split: str = "train", crowded: bool
     return scene, caption(scene, random.Random(f"caption {seed} {split} {index}"))
 
 
-def picture_of(index: int, seed: int, split: str, size: tuple[int, int], crowded: bool = False) -> Tensor:
-    """The picture of an example, uint8 (3, H, W), at `size` (height, width)."""
+def image_of(index: int, seed: int, split: str, size: tuple[int, int], crowded: bool = False) -> Tensor:
+    """The image of an example, uint8 (3, H, W), at `size` (height, width)."""
     array = draw_scene(sample_scene(index, seed, split, crowded), *size,
-                       random.Random(f"picture {seed} {split} {index}"))
+                       random.Random(f"picture {seed} {split} {index}"))  # "picture": drawn with this seed since 0.1.0
     return torch.from_numpy(array).permute(2, 0, 1)
 
 

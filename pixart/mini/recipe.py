@@ -1,7 +1,7 @@
 """The recipe of PixArt-mini: one command that rebuilds every weight from nothing, stage by stage, resumable.
 
-The transformer stages use the trainers of `pixart.train` as any user would; only pictures, judges, autoencoder and
-text encoder are particular to this small world. Every picture is drawn afresh while it is trained on.
+The transformer stages use the trainers of `pixart.train` as any user would; only images, judges, autoencoder and
+text encoder are particular to this small world. Every image is drawn afresh while it is trained on.
 """
 import json
 import logging
@@ -36,8 +36,8 @@ from . import Files
 from .autoencoder import AutoencoderConfig, load_autoencoder, train_autoencoder
 from .catalogue import SceneWish, build_catalogue
 from .clock import Clock, planned
+from .images import BUCKETS
 from .judge import DESIGNS, train_judge
-from .pictures import BUCKETS
 from .prepare import prepare_scenes
 from .scenery import Scenery
 from .stream import EndlessData
@@ -76,8 +76,8 @@ class MiniRecipe:
     crowds: int = 25_000         # scenes of three to five things, with a long caption each
     crowded: float = 0.2         # share of the batches that are drawn from these
     two: float = 0.35            # share of two things among the ordinary scenes
-    reuse: int = 4               # steps in a row that see the same pictures, each with other noise
-    pictures: int = 30_000       # prepared by `mini data` for trainings from a folder
+    reuse: int = 4               # steps in a row that see the same images, each with other noise
+    images: int = 30_000       # prepared by `mini data` for trainings from a folder
     autoencoder: Small = Small(3000, 64)
     text: Small = Small(2000, 64)
     judge: Small = Small(1500, 64)
@@ -98,7 +98,7 @@ class MiniRecipe:
     tdm_method: TdmMethod = TdmMethod(guidance=2.5, fake_learning_rate=1e-3, rank=16)
     dmd: LoopConfig = field(default_factory=lambda: replace(MATCHED, steps=1500))
     dmd_method: DmdMethod = DmdMethod(guidance=2.5, fake_learning_rate=1e-3, fake_clip=math.inf, rank=16)
-    pairs: int = 4000            # of noise and the teacher's picture, for dmd
+    pairs: int = 4000            # of noise and the teacher's image, for dmd
 
 
 def for_gpu(recipe: MiniRecipe = MiniRecipe()) -> MiniRecipe:
@@ -187,13 +187,13 @@ class Builder:
 
     # -- transformers --------------------------------------------------------------------------------------------------
 
-    def data(self, hints: bool = False, pictures: bool = True) -> EndlessData:
-        """Pictures without end, for the trainers; or captions alone."""
+    def data(self, hints: bool = False, images: bool = True) -> EndlessData:
+        """Images without end, for the trainers; or captions alone."""
         encoder: nn.Module = load_text_encoder(self.files.t5)[1]
         vae = load_autoencoder(self.files.vae).to(self.device,
                                                   memory_format=torch.channels_last)    # type: ignore[call-overload]
         data = EndlessData(self.training, vae, encoder.to(self.device), MINI_TOKENS, hints, self.autocast,
-                           self.recipe.reuse, pictures)
+                           self.recipe.reuse, images)
         if self.device.type == "cuda":          # there is room for the features of all captions
             data.remember()
         return data
@@ -214,7 +214,7 @@ class Builder:
         train_lcm(self)
 
     def train_control(self) -> None:
-        """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training pictures."""
+        """A ControlNet of the first half of the teacher's blocks, on the edge maps of the training images."""
         recipe, base, data = self.recipe, self.base(), self.data(hints=True)
         network = PixArtControlNet.copy_of(base, recipe.control_blocks, attend=self.attend)
         objective = ControlDiffusion(data, timesteps=recipe.timesteps, weighting=recipe.weighting,
@@ -296,7 +296,7 @@ def prepare_data(work: Path, files: Files, recipe: MiniRecipe = MiniRecipe(), de
     builder = Builder(work, files, recipe, device)
     builder.run(STAGES[:4])
     if len(list((work / "data").glob("*.safetensors"))) <= len(BUCKETS):
-        prepare_scenes(work / "data", recipe.pictures, recipe.seed, files=files, device=device,
+        prepare_scenes(work / "data", recipe.images, recipe.seed, files=files, device=device,
                        autocast=builder.autocast)
     return PreparedFolder(work / "data")
 

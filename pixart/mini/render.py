@@ -1,7 +1,7 @@
-"""Draws the pictures of many scenes at once, on any device: the same shapes as `pictures`, from numbers.
+"""Draws the images of many scenes at once, on any device: the same shapes as `images`, from numbers.
 
-`pictures` draws a scene with PIL and is what pictures are compared with; this draws what is trained on, fast enough
-to draw every picture afresh. Shapes: B pictures, K things at most in one, H x W pixels.
+`images` draws a scene with PIL and is what images are compared with; this draws what is trained on, fast enough
+to draw every image afresh. Shapes: B images, K things at most in one, H x W pixels.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..train.draws import draw_rows
-from .pictures import (
+from .images import (
     BACKGROUND_RGB,
     CELL_JITTER,
     CELL_RADIUS,
@@ -126,7 +126,7 @@ def _single(position: Tensor, size: Tensor, height: int, width: int, lots: Tenso
 
 
 def paint(layout: Arrangement, height: int, width: int, things: int = THINGS) -> Tensor:
-    """Pictures (B, 3, H, W) in 0..1, in steps of 1 / 255, one thing over the other; at most `things` of each."""
+    """Images (B, 3, H, W) in 0..1, in steps of 1 / 255, one thing over the other; at most `things` of each."""
     device = layout.background.device
     backgrounds, colours = (_table(tuple(palette.values()), device) for palette in (BACKGROUND_RGB, COLOUR_RGB))
     ys, xs = (torch.arange(side, device=device) + 0.5 for side in (height, width))

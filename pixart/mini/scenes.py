@@ -33,7 +33,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
+    """What an image shows.
 
     One thing has a position; two have a relation: the first is left of or above the second; three to five have a cell
     each, in the order of `CELLS`. Scenes of more than two things are called crowded.

@@ -1,4 +1,4 @@
-"""What a schedule is worth on PixArt-mini: what judge A reads of the pictures, over counted work."""
+"""What a schedule is worth on PixArt-mini: what judge A reads of the images, over counted work."""
 import torch
 from torch import Tensor
 
@@ -34,7 +34,7 @@ class Fitness:
         return sum(self.of_run(self.bench.again(1 + run), schedule) for run in range(self.seeds)) / self.seeds
 
     def work(self, schedule: BranchSchedule) -> float:
-        """GMACs of a picture."""
+        """GMACs of an image."""
         return self.job.costs().of(schedule, self.job.rows()) / 1e9
 
     def of_run(self, bench: Bench, schedule: BranchSchedule) -> float:
@@ -47,6 +47,6 @@ class Fitness:
         return -(logs * stated).sum().item() / stated.sum().item()
 
     def read(self, some: Tensor) -> Tensor:
-        """Pictures -> log-likelihoods of the answers of all `ATTRIBUTES`, side by side."""
+        """Images -> log-likelihoods of the answers of all `ATTRIBUTES`, side by side."""
         with torch.inference_mode():
             return torch.cat([logits.log_softmax(1) for logits in self.judge(some)], 1)

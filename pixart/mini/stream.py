@@ -1,4 +1,4 @@
-"""Training data without end: scenes drawn, encoded and captioned on the training device, every picture afresh.
+"""Training data without end: scenes drawn, encoded and captioned on the training device, every image afresh.
 
 It takes the place of a prepared folder. Whatever a batch holds follows from its generator alone.
 """
@@ -9,7 +9,7 @@ from ..control.edges import canny
 from ..train.data import Batch, without_caption
 from ..train.draws import StepGenerator
 from .autoencoder import MiniAutoencoder
-from .pictures import CANNY
+from .images import CANNY
 from .scenery import DrawnBatch, Scenery, Worded
 
 
@@ -19,14 +19,14 @@ class EndlessData:
     latent_space, edges = "sd", "canny"
 
     def __init__(self, scenery: Scenery, vae: MiniAutoencoder, encoder: nn.Module, caption_tokens: int,
-                 hints: bool = False, autocast: bool = False, reuse: int = 1, pictures: bool = True) -> None:
+                 hints: bool = False, autocast: bool = False, reuse: int = 1, images: bool = True) -> None:
         """vae and encoder are on the device of the scenery. hints: edge maps too; autocast: encode in bf16; reuse:
-        steps in a row that see the same pictures, with other noise, where drawing them takes much of a step. pictures:
+        steps in a row that see the same images, with other noise, where drawing them takes much of a step. images:
         whether there are any; without, latents have no channels, for trainings that learn from captions alone."""
         self.scenery, self.vae, self.encoder = scenery, vae.eval(), encoder.eval()
         self.hints, self.autocast, self.caption_tokens, self.reuse = hints, autocast, caption_tokens, reuse
-        self.pictures = pictures
-        self._seed = -1                                  # of the pictures that are kept
+        self.images = images
+        self._seed = -1                                  # of the images that are kept
         self._kept: dict[tuple[int, int | None], Batch] = {}     # by their number and where in the step they begin
         self.device = scenery.ordinary.codes.device
         self.remembered: dict[int, Tensor] = {}          # features of all captions, by catalogue
@@ -58,8 +58,8 @@ class EndlessData:
 
     @torch.no_grad()
     def batch(self, generator: torch.Generator, size: int) -> Batch:
-        """`size` pictures of one bucket and kind."""
-        if not self.pictures:
+        """`size` images of one bucket and kind."""
+        if not self.images:
             return self._worded(generator, size)
         if self.reuse == 1:
             return self._made(generator, size)
@@ -73,12 +73,12 @@ class EndlessData:
 
     def _made(self, generator: torch.Generator, size: int) -> Batch:
         drawn = self.scenery.draw(generator, size)
-        height, width = drawn.pictures.shape[-2:]
+        height, width = drawn.images.shape[-2:]
         hints = None
         if self.hints:
-            maps = canny(drawn.pictures, CANNY["low"], CANNY["high"], together=True)
+            maps = canny(drawn.images, CANNY["low"], CANNY["high"], together=True)
             hints = self.latents(maps.expand(-1, 3, -1, -1))
-        return Batch(self.latents(drawn.pictures), self.context(drawn), drawn.mask,
+        return Batch(self.latents(drawn.images), self.context(drawn), drawn.mask,
                      *self._told((height, width), size), hints)
 
     def _worded(self, generator: torch.Generator, count: int) -> Batch:
@@ -89,14 +89,14 @@ class EndlessData:
         return Batch(latents, self.context(worded), worded.mask, *self._told(worded.size, count))
 
     def _told(self, shape: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
-        """Size (B, 2) and aspect (B,) of pictures of this height and width."""
+        """Size (B, 2) and aspect (B,) of images of this height and width."""
         size = torch.stack([torch.full((count,), float(side), device=self.device) for side in shape], 1)
         return size, torch.full((count,), shape[0] / shape[1], device=self.device)
 
-    def latents(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) -> raw latents (B, 4, H / 8, W / 8)."""
+    def latents(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> raw latents (B, 4, H / 8, W / 8)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.vae.encode(pictures.contiguous(memory_format=torch.channels_last)).float().contiguous()
+            return self.vae.encode(images.contiguous(memory_format=torch.channels_last)).float().contiguous()
 
     def without_caption(self, batch: Batch, rows: Tensor | None = None) -> Batch:
         """The batch with the null caption in the given rows (B,) bool, or in all of them."""

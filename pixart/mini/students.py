@@ -53,7 +53,7 @@ def save_merged(base: PixArtTransformer, network: nn.Module, path: Path) -> Path
 
 def train_matched(builder: "Builder", stage: str) -> None:
     """Train the student "tdm" or "dmd" of a build, and write it to its place."""
-    recipe, captions = builder.recipe, builder.data(pictures=False)
+    recipe, captions = builder.recipe, builder.data(images=False)
     method: TdmMethod | DmdMethod = recipe.tdm_method
     data: EndlessData | PreparedFolder = captions
     if stage == "dmd":

@@ -31,7 +31,7 @@ def score_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, options: Options) -> Tensor:
     """Attention with torch's own kernel; `options` is for hosts and has no effect here."""
-    # Not with einops, which would take longer than a GPU takes for a small picture's attention.
+    # Not with einops, which would take longer than a GPU takes for a small image's attention.
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))         # (B, heads, N or M, D / heads)
     if bias is not None:
         bias = bias.to(q.dtype)         # another one under autocast only
@@ -41,7 +41,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, optio
 def matmul_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, options: Options) -> Tensor:
     """The same attention as two matrix products, for training short sequences on a CPU.
 
-    The fused kernel saves memory that small pictures do not need, and its backward pass takes several times as long
+    The fused kernel saves memory that small images do not need, and its backward pass takes several times as long
     there: a training step of PixArt-mini (64 tokens, batch 64, 2 cores) went from 1.0 s to 0.6 s.
     """
     q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))       # (B, heads, N or M, D / heads)
@@ -63,11 +63,11 @@ def thin_out(tokens: Tensor, grid: tuple[int, int], mode: str, factor: int) -> T
     if mode == "uniform":
         if h % factor or w % factor:
             raise ValueError(f"key/value compression 'uniform' by {factor} needs token rows and columns divisible by "
-                             f"{factor}; this picture has {h} x {w}. Choose a size divisible by {16 * factor} pixels.")
+                             f"{factor}; this image has {h} x {w}. Choose a size divisible by {16 * factor} pixels.")
         return tokens.unflatten(1, grid)[:, ::factor, ::factor].flatten(1, 2)
     if tokens.shape[1] % factor:
         raise ValueError(f"key/value compression 'uniform_every' by {factor} needs a number of tokens divisible by "
-                         f"{factor}; this picture has {h} x {w} = {h * w}. Choose another size.")
+                         f"{factor}; this image has {h} x {w} = {h * w}. Choose another size.")
     return tokens[:, ::factor]
 
 
@@ -112,8 +112,8 @@ class SelfAttention(nn.Module):
                              f"{grid[0]} x {grid[1]}; choose sides of {16 * compression.factor} pixels or more")
         if compression.mode != "conv":
             return thin_out(tokens, grid, compression.mode, compression.factor)
-        picture = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])                  # (B, D, h, w)
-        return self.norm(rearrange(self.sr(picture), "b d h w -> b (h w) d"))           # (B, N / factor^2, D)
+        image = rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])                  # (B, D, h, w)
+        return self.norm(rearrange(self.sr(image), "b d h w -> b (h w) d"))           # (B, N / factor^2, D)
 
 
 class CrossAttention(nn.Module):

@@ -65,7 +65,7 @@ class PixArtControlNet(nn.Module):
                 options: Options = None) -> list[Tensor | None]:
         """What `control` of the base's forward takes: None, then a residual (B, N, D) for each of its next blocks.
 
-        hint (B, channels, H, W): the picture to follow, from [-1, 1], as a VAE latent scaled like `latent`. All other
+        hint (B, channels, H, W): the image to follow, from [-1, 1], as a VAE latent scaled like `latent`. All other
         arguments are those of the base's forward.
         """
         self.check(base, hint, latent)
@@ -100,8 +100,8 @@ class PixArtControlNet(nn.Module):
             raise ValueError(f"the VAE of the hint makes latents of {hint.shape[1]} channels, PixArt's have "
                              f"{latent.shape[1]}; use the VAE of the model")
         if hint.shape != latent.shape:
-            raise ValueError(f"the hint's latent has shape {tuple(hint.shape)}, the picture's {tuple(latent.shape)}; "
-                             "resize the hint to the picture and encode it with the same VAE")
+            raise ValueError(f"the hint's latent has shape {tuple(hint.shape)}, the image's {tuple(latent.shape)}; "
+                             "resize the hint to the image and encode it with the same VAE")
 
 
 class Controlled(nn.Module):

@@ -1,6 +1,6 @@
 """Which data type computes faster on this CPU, told by what cannot change from one start to the next.
 
-A trial would depend on what else the machine does, and with it the picture: noise predictions in bfloat16 differ from
+A trial would depend on what else the machine does, and with it the image: noise predictions in bfloat16 differ from
 float32 ones by about 1 % (relative root mean square). So processor and width decide. Time in bfloat16 as a share of
 that in float32, on an Intel Xeon with AMX, one thread, 256 tokens, torch 2.11, best of 6 rounds, by width:
 

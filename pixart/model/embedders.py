@@ -1,4 +1,4 @@
-"""What enters the transformer beside the blocks: latent patches, timestep, picture size, caption.
+"""What enters the transformer beside the blocks: latent patches, timestep, image size, caption.
 
 Shapes: B batch, D token width, N image tokens, L caption tokens, C caption width.
 """

@@ -24,7 +24,7 @@ from .transformer import PixArtTransformer
 class Feedback(nn.Module):
     """The feedback block, and scales (K, D) that start at zero, so that it changes nothing before it has learned.
 
-    steps: how many steps a picture takes with it, as it was trained.
+    steps: how many steps an image takes with it, as it was trained.
     """
 
     def __init__(self, config: PixArtConfig, first: int, last: int, steps: int = 10, ops: Ops = nn,

@@ -34,14 +34,14 @@ NO_POLICIES = ("a FlexDiT takes no cache, feedback or block patch: its number of
 
 def average_pool(x: Tensor, grid: Grid, sparse: Grid) -> Tensor:
     """(B, N, D) on `grid` -> (B, M, D) on `sparse`, each the mean of the tokens it covers."""
-    picture = rearrange(x, "b (h w) d -> b d h w", h=grid[0])                           # (B, D, h, w)
-    return rearrange(F.adaptive_avg_pool2d(picture, sparse), "b d h w -> b (h w) d").contiguous()   # (B, M, D)
+    image = rearrange(x, "b (h w) d -> b d h w", h=grid[0])                           # (B, D, h, w)
+    return rearrange(F.adaptive_avg_pool2d(image, sparse), "b d h w -> b (h w) d").contiguous()   # (B, M, D)
 
 
 def copy_up(x: Tensor, sparse: Grid, grid: Grid) -> Tensor:
     """(B, M, D) on `sparse` -> (B, N, D) on `grid`: every token is the nearest sparse one."""
-    picture = rearrange(x, "b (h w) d -> b d h w", h=sparse[0])                         # (B, D, h', w')
-    return rearrange(F.interpolate(picture, grid), "b d h w -> b (h w) d").contiguous()      # (B, N, D)
+    image = rearrange(x, "b (h w) d -> b d h w", h=sparse[0])                         # (B, D, h', w')
+    return rearrange(F.interpolate(image, grid), "b d h w -> b (h w) d").contiguous()      # (B, N, D)
 
 
 class PooledAttention(nn.Module):

@@ -14,7 +14,7 @@ Note = TypeVar("Note")
 class LaneMemory:
     """Rows of tensors, kept by (lane, key) within one sampling.
 
-    A lane stands for one picture with one prompt, so it does not matter whether its rows come alone, in a batch or in
+    A lane stands for one image with one prompt, so it does not matter whether its rows come alone, in a batch or in
     another order than they were put in. When a step of another run arrives, everything is forgotten. Kept tensors are
     not copied: nobody may write into what was put in or comes out.
     """

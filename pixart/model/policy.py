@@ -4,7 +4,7 @@ Step caches, token pooling, feedback and a host's block patches are policies. A 
 pass: for the whole stack, for every block, and for every branch of a block (before its gate). At each it is given what
 it would compute from and a function that computes, and answers with a tensor of its own or with that function's.
 
-Shapes: B rows (pictures times prompts), N image tokens, L text tokens, D width.
+Shapes: B rows (images times prompts), N image tokens, L text tokens, D width.
 """
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ from .attention import Options
 
 
 class Lane(NamedTuple):
-    """A name for a row that tells the two prompts of one picture apart from everything else."""
+    """A name for a row that tells the two prompts of one image apart from everything else."""
 
-    picture: Hashable       # the same in all rows of one picture
+    image: Hashable       # the same in all rows of one image
     prompt: Hashable
     negative: bool          # whether it is a prompt to avoid
 

@@ -130,7 +130,7 @@ class PixArtTransformer(nn.Module):
         return self.x_embedder(latent) + self.positions.like(latent, grid), grid        # (B, N, D)
 
     def embed_time(self, timestep: Tensor, latent: Tensor, size: Tensor | None, aspect: Tensor | None) -> Tensor:
-        """Timestep, and picture size and ratio where the model knows them, -> (B, D)."""
+        """Timestep, and image size and ratio where the model knows them, -> (B, D)."""
         time = self.t_embedder(timestep, latent.dtype)                                  # (B, D)
         if not self.config.micro_conditioning:
             return time

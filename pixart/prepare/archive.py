@@ -1,6 +1,6 @@
 """WebDataset shards: tar files in which the files of one example follow each other and share their name.
 
-Read with the standard library's tarfile, which gives the place of every file inside the archive, so that a picture is
+Read with the standard library's tarfile, which gives the place of every file inside the archive, so that an image is
 read from there when its turn comes. The webdataset package reads a shard as a stream from its start, which would read
 everything again at each resumption.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from .folder import PICTURES, decode_caption
+from .folder import IMAGES, decode_caption
 from .items import Item, Place
 from .manifest import CAPTION
 
@@ -23,11 +23,11 @@ def archive_items(path: Path) -> Iterator[Item]:
     faults: list[Item] = []
     for name, members in groupby(_members(path, faults), key=lambda member: _split(member[0])[0]):
         parts = {_split(member)[1]: place for member, place in members}
-        pictures = [place for ending, place in parts.items() if f".{ending.rpartition('.')[2]}" in PICTURES]
-        if pictures:
-            yield _item(f"{path.name}/{name}", pictures[0], parts)
+        images = [place for ending, place in parts.items() if f".{ending.rpartition('.')[2]}" in IMAGES]
+        if images:
+            yield _item(f"{path.name}/{name}", images[0], parts)
         elif parts.keys() & {"txt", "json"}:
-            yield Item(f"{path.name}/{name}", fault="it has a caption but no picture")
+            yield Item(f"{path.name}/{name}", fault="it has a caption but no image")
     yield from faults
 
 
@@ -49,18 +49,18 @@ def _members(path: Path, faults: list[Item]) -> Iterator[tuple[str, Place]]:
                 faults.append(Item(path.name, fault=f"the archive is damaged or cut off: {error}"))
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not an uncompressed tar file ({error}); unpack a compressed one with gzip, zstd "
-                         "or xz first, so that its pictures can be found again") from error
+                         "or xz first, so that its images can be found again") from error
 
 
-def _item(key: str, picture: Place, parts: dict[str, Place]) -> Item:
+def _item(key: str, image: Place, parts: dict[str, Place]) -> Item:
     try:
         if "txt" in parts:
-            return Item(key, decode_caption(parts["txt"].read()), picture)
+            return Item(key, decode_caption(parts["txt"].read()), image)
         if "json" in parts:
             found = json.loads(parts["json"].read())
             caption = next((found[name] for name in CAPTION if isinstance(found.get(name), str)), None)
             if caption is not None:
-                return Item(key, caption.strip(), picture)
+                return Item(key, caption.strip(), image)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         return Item(key, fault=f"its caption cannot be read: {error}")
     return Item(key, fault=f"it has no caption: neither a .txt file nor one of {', '.join(CAPTION)} in a .json file")

@@ -1,14 +1,14 @@
-"""Which bucket a picture belongs to, and what a model is told of its size."""
+"""Which bucket an image belongs to, and what a model is told of its size."""
 from dataclasses import dataclass
 
 from ..resolution import nearest_ratio, trained_sizes
 from .families import Family
 
-SHARP = 2048                # from this class on pictures are scaled with Lanczos, below bicubic
+SHARP = 2048                # from this class on images are scaled with Lanczos, below bicubic
 
 
 class Unfit(ValueError):
-    """Why a picture belongs to no bucket, as a sentence about it."""
+    """Why an image belongs to no bucket, as a sentence about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +21,16 @@ class Slot:
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """Height and width of the pictures in the bucket."""
+        """Height and width of the images in the bucket."""
         return self.sides[0] * 8, self.sides[1] * 8
 
 
 def slot_of(size: tuple[int, int], resolution: int, family: Family) -> Slot:
-    """The bucket of the trained ratio nearest to that of a picture of `size` (height, width) pixels.
+    """The bucket of the trained ratio nearest to that of an image of `size` (height, width) pixels.
 
-    The official training tells a model the picture's own size and the ratio as it stands in the table
+    The official training tells a model the image's own size and the ratio as it stands in the table
     (`diffusion/data/datasets/InternalData_ms.py` of PixArt-alpha).
-    PixArt-mini is told those of the bucket. Unfit for a picture that is too long for its family.
+    PixArt-mini is told those of the bucket. Unfit for an image that is too long for its family.
     """
     height, width = size
     if min(size) < 1:

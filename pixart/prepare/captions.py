@@ -1,7 +1,7 @@
 """Text features of captions, kept on disk between the pass of the text encoder and that of the autoencoder.
 
 `text/{number:05d}.safetensors` in the prepared folder holds the features of some captions one after the other. A
-caption that many pictures share is encoded once. The files are deleted when every picture is done.
+caption that many images share is encoded once. The files are deleted when every image is done.
 """
 import hashlib
 import shutil

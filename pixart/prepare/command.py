@@ -54,11 +54,11 @@ def run(args: argparse.Namespace) -> None:
                          args.batch, args.shard, args.workers, str(checked_device(args.device or best_device())))
     with Bars() as bars:
         report = prepare(job, bars)
-    kind = "captions" if are_prompts(args.source) else "pictures"
+    kind = "captions" if are_prompts(args.source) else "images"
     print(f"{report.examples} {kind} are prepared in {args.out}, {report.added} of them now")
     if report.cut:
         print(f"{report.cut} captions were longer than {family.tokens} tokens and were cut")
     if report.skipped:
-        print(f"{len(report.skipped)} pictures were skipped, listed in {args.out / 'skipped.jsonl'}:")
+        print(f"{len(report.skipped)} images were skipped, listed in {args.out / 'skipped.jsonl'}:")
         for reason, count in report.reasons.most_common(8):
             print(f"  {count} x {reason}")

@@ -1,4 +1,4 @@
-"""From an entry to an example: what is read from files, and what the networks compute, a few pictures at a time."""
+"""From an entry to an example: what is read from files, and what the networks compute, a few images at a time."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,10 @@ from .buckets import SHARP, Slot
 from .captions import Captions, half
 from .computed import BrokenFile, read_features, read_moments
 from .families import Family
+from .images import BrokenImage, load_image
 from .items import Item
 from .latents import EdgeMaps
-from .networks import PictureEncoder
-from .pictures import BrokenPicture, load_picture
+from .networks import ImageEncoder
 from .shards import stacked_features
 from .state import Skipped, stamp_of
 from .survey import Entry
@@ -24,13 +24,13 @@ Posterior = tuple[Tensor, Tensor | None]        # mean and standard deviation (C
 
 @dataclass
 class Example:
-    """One row of a shard; `picture` uint8 (3, H, W) is there until the networks have seen it."""
+    """One row of a shard; `image` uint8 (3, H, W) is there until the networks have seen it."""
 
     key: str
     slot: Slot
     features: Tensor                    # (l, width) fp16 of the real tokens
     mark: str = ""                      # of the item
-    picture: Tensor | None = None
+    image: Tensor | None = None
     latents: Posterior | None = None
     hint: Posterior | None = None
 
@@ -45,7 +45,7 @@ class ExampleReader:
     """Turns entries of one bucket into examples."""
 
     captions: Captions
-    vae: PictureEncoder | None          # None where all latents were computed before
+    vae: ImageEncoder | None          # None where all latents were computed before
     maps: EdgeMaps | None               # None without edge maps, or where all were computed before
     family: Family
     resolution: int
@@ -76,9 +76,9 @@ class ExampleReader:
             if item.hint is not None and uses_hint(item, self.edges):
                 example.hint = self._moments(item.hint, slot)
             if example.latents is None or (self.edges != "none" and example.hint is None):
-                example.picture = load_picture(item.place(), slot.pixels, self.resolution >= SHARP)
+                example.image = load_image(item.place(), slot.pixels, self.resolution >= SHARP)
             return example
-        except (BrokenPicture, BrokenFile) as error:
+        except (BrokenImage, BrokenFile) as error:
             return Skipped(item.key, str(error), stamp_of(item))
 
     def _features(self, entry: Entry) -> Tensor:
@@ -95,7 +95,7 @@ class ExampleReader:
         return half(mean * self.family.scale, path), half(deviation * self.family.scale, path)
 
     def _finished(self, examples: list[Example]) -> list[Example]:
-        """Let the networks see the pictures of a few examples, and drop the pictures."""
+        """Let the networks see the images of a few examples, and drop the images."""
         plain = [example for example in examples if example.latents is None]
         if plain and self.vae is not None:
             for example, latents in zip(plain, _encode(self.vae, _batch(plain))):
@@ -106,17 +106,17 @@ class ExampleReader:
                 for example, hint in zip(blind, _encode(self.vae, self.maps(_batch(blind)))):
                     example.hint = hint
         for example in examples:
-            example.picture = None
+            example.image = None
         return examples
 
 
 def _batch(examples: list[Example]) -> Tensor:
-    pictures = [example.picture for example in examples if example.picture is not None]
-    return torch.stack(pictures).float().div(255)
+    images = [example.image for example in examples if example.image is not None]
+    return torch.stack(images).float().div(255)
 
 
-def _encode(vae: PictureEncoder, pictures: Tensor) -> Iterator[Posterior]:
-    mean, deviation = vae(pictures)
+def _encode(vae: ImageEncoder, images: Tensor) -> Iterator[Posterior]:
+    mean, deviation = vae(images)
     return ((mean[row], None if deviation is None else deviation[row]) for row in range(len(mean)))
 
 

@@ -13,8 +13,8 @@ class Family:
     latent_space: str           # which autoencoder: "sd" or "sdxl"
     tokens: int                 # longest caption
     clean: bool                 # captions are cleaned and lower-cased
-    widest: float               # pictures longer than this times their short side are left out
-    tells_original: bool        # a model is told a picture's own size and the bin's ratio, not the bucket's
+    widest: float               # images longer than this times their short side are left out
+    tells_original: bool        # a model is told an image's own size and the bin's ratio, not the bucket's
     resolutions: tuple[int, ...]
 
     @property

@@ -1,4 +1,4 @@
-"""A folder of pictures, each with its caption in a text file of the same name beside it."""
+"""A folder of images, each with its caption in a text file of the same name beside it."""
 import logging
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from .items import Item, Place
 
 logger = logging.getLogger(__name__)
 
-PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".ppm"}
+IMAGES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".ppm"}
 
 SIDECARS = (".txt", ".caption")         # of most trainers, and the default of kohya's scripts
 
@@ -27,16 +27,16 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def folder_items(folder: Path) -> Iterator[Item]:
-    """Items of a folder and the folders in it; keys are paths below it. What is neither picture nor text is counted."""
+    """Items of a folder and the folders in it; keys are paths below it. What is neither image nor text is counted."""
     others = 0
     for path in files_below(folder):
         ending = path.suffix.lower()
-        if ending in PICTURES:
+        if ending in IMAGES:
             yield _item(path, path.relative_to(folder).as_posix())
         elif ending not in SIDECARS:
             others += 1
     if others:
-        logger.warning("%d files in %s are neither pictures nor captions and were left out", others, folder)
+        logger.warning("%d files in %s are neither images nor captions and were left out", others, folder)
 
 
 def _item(path: Path, key: str) -> Item:
@@ -50,14 +50,14 @@ def _item(path: Path, key: str) -> Item:
     return Item(key, caption, Place(path))
 
 
-def sidecar_of(picture: Path) -> Path | None:
-    """The caption file of picture.png: picture.txt, picture.caption, picture.png.txt or picture.png.caption.
+def sidecar_of(image: Path) -> Path | None:
+    """The caption file of image.png: image.txt, image.caption, image.png.txt or image.png.caption.
 
     The first of these that is there, in letters of either case; None where there is none.
     """
-    names = [stem + spelled for stem in (picture.stem, picture.name) for ending in SIDECARS
+    names = [stem + spelled for stem in (image.stem, image.name) for ending in SIDECARS
              for spelled in (ending, ending.upper())]
-    return next((file for file in map(picture.with_name, names) if file.is_file()), None)
+    return next((file for file in map(image.with_name, names) if file.is_file()), None)
 
 
 def decode_caption(data: bytes) -> str:

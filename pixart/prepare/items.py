@@ -1,4 +1,4 @@
-"""One picture of a source with what belongs to it, before anything is opened."""
+"""One image of a source with what belongs to it, before anything is opened."""
 import hashlib
 import io
 from dataclasses import dataclass
@@ -59,17 +59,17 @@ class _Window(io.RawIOBase):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A picture and its caption, or what was computed from them before; or why the source has neither.
+    """An image and its caption, or what was computed from them before; or why the source has neither.
 
     `key` names it in its source and stays the same from run to run. Files that were computed before: `features` (npz
     with caption_feature and attention_mask), `moments` (npy, mean and standard deviation of latents, unscaled) and
-    `hint` (npz, the same of an edge map). `size`: height and width in pixels of the picture from metadata, and
+    `hint` (npz, the same of an edge map). `size`: height and width in pixels of the image from metadata, and
     `told_size`: whether a model is told this size (or that of the bucket).
     """
 
     key: str
     caption: str = ""
-    picture: Place | None = None
+    image: Place | None = None
     features: Path | None = None
     moments: Path | None = None
     hint: Path | None = None
@@ -78,15 +78,15 @@ class Item:
     fault: str = ""
 
     def place(self) -> Place:
-        """Of the picture. ValueError where there is none."""
-        if self.picture is None:
-            raise ValueError(f"{self.key} has no picture")
-        return self.picture
+        """Of the image. ValueError where there is none."""
+        if self.image is None:
+            raise ValueError(f"{self.key} has no image")
+        return self.image
 
     def mark(self) -> str:
-        """Changes with the caption and with the size of the picture's file; empty where that is not there."""
+        """Changes with the caption and with the size of the image's file; empty where that is not there."""
         try:
-            size = 0 if self.picture is None else self.picture.length or self.picture.stamp()[0]
+            size = 0 if self.image is None else self.image.length or self.image.stamp()[0]
         except OSError:
             return ""
         return digest_of(f"{size} {self.caption}")

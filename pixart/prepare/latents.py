@@ -1,4 +1,4 @@
-"""Pictures to latents and to latents of their edge maps, as the transformer sees them."""
+"""Images to latents and to latents of their edge maps, as the transformer sees them."""
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ PREPARED_EDGES = ("none", "canny", "soft", "hed")
 
 
 class LatentEncoder:
-    """An autoencoder of diffusers: pictures (B, 3, H, W) in 0..1 to posterior mean and standard deviation, fp16.
+    """An autoencoder of diffusers: images (B, 3, H, W) in 0..1 to posterior mean and standard deviation, fp16.
 
     Both are scaled as the family's models want them. A tiny autoencoder (TAESD) gives scaled latents without spread.
     ValueError for a VAE of another latent space, where its folder tells.
@@ -30,23 +30,23 @@ class LatentEncoder:
                              f"{family.scale}; use sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma")
         self.scale = 1.0 if self.tiny else family.scale
 
-    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean (B, C, H/8, W/8) and spread of the same shape, None for a tiny autoencoder; both on the CPU."""
-        from ..vae import encode_pictures
+        from ..vae import encode_images
 
         try:
-            mean, deviation = encode_pictures(self.vae, pictures, self.scale, batch=len(pictures))
+            mean, deviation = encode_images(self.vae, images, self.scale, batch=len(images))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            height, width = pictures.shape[-2:]
-            raise ValueError(f"not enough memory for {len(pictures)} pictures of {width} x {height} at a time; run "
+            height, width = images.shape[-2:]
+            raise ValueError(f"not enough memory for {len(images)} images of {width} x {height} at a time; run "
                              "the same command again with a smaller --batch, it goes on from here") from error
         return half(mean, self.path), None if deviation is None else half(deviation, self.path)
 
 
 class EdgeMaps:
-    """Edge maps (B, 3, H, W) in 0..1, white on black, of pictures (B, 3, H, W) in 0..1."""
+    """Edge maps (B, 3, H, W) in 0..1, white on black, of images (B, 3, H, W) in 0..1."""
 
     def __init__(self, name: str, hed: Path | None, device: str) -> None:
         from ..control.hed import load_hed
@@ -57,13 +57,13 @@ class EdgeMaps:
         self.network = load_hed(hed, device) if name == "hed" and hed is not None else None
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         from ..control.edges import canny, soft_edges
         from ..control.hed import hed_edges
 
-        pictures = pictures.to(self.device)
+        images = images.to(self.device)
         if self.network is not None:
-            maps = hed_edges(self.network, pictures)
+            maps = hed_edges(self.network, images)
         else:
-            maps = canny(pictures) if self.name == "canny" else soft_edges(pictures)
+            maps = canny(images) if self.name == "canny" else soft_edges(images)
         return maps.expand(-1, 3, -1, -1)

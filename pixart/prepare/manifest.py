@@ -1,4 +1,4 @@
-"""A list of pictures and captions in one file: JSON lines or comma-separated values."""
+"""A list of images and captions in one file: JSON lines or comma-separated values."""
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from ..delimited import numbered_rows
 from .items import Item, Place
 
-PICTURE = ("path", "file_name", "image", "file", "filename", "image_path")
+IMAGE = ("path", "file_name", "image", "file", "filename", "image_path")
 CAPTION = ("caption", "text", "prompt")
 MORE_VALUES = "it has more values than the first line has columns; put quotes around a caption with commas in it"
 
 
 def manifest_items(path: Path) -> Iterator[Item]:
-    """Items of a .jsonl, .csv or .tsv file; picture paths are relative to its folder, or absolute.
+    """Items of a .jsonl, .csv or .tsv file; image paths are relative to its folder, or absolute.
 
-    The picture stands under the first of PICTURE that is there, the caption under the first of CAPTION. ValueError for
+    The image stands under the first of IMAGE that is there, the caption under the first of CAPTION. ValueError for
     a table without these columns; a line that cannot be read becomes an item with a fault.
     """
     rows = _table(path) if path.suffix.lower() in (".csv", ".tsv") else _lines(path)
@@ -26,9 +26,9 @@ def _item(path: Path, number: int, row: object) -> Item:
     where = f"{path.name}, line {number}"
     if not isinstance(row, dict):
         return Item(where, fault=row if isinstance(row, str) else "it is not a JSON object")
-    name, caption = (next((row[key] for key in keys if row.get(key) is not None), None) for keys in (PICTURE, CAPTION))
+    name, caption = (next((row[key] for key in keys if row.get(key) is not None), None) for keys in (IMAGE, CAPTION))
     if not isinstance(name, str) or not name:
-        return Item(where, fault=f"it names no picture (looked for {', '.join(PICTURE)})")
+        return Item(where, fault=f"it names no image (looked for {', '.join(IMAGE)})")
     if not isinstance(caption, str):
         return Item(name, fault=f"it has no caption ({where}; looked for {', '.join(CAPTION)})")
     return Item(name, caption.strip(), Place(path.parent / name))
@@ -52,7 +52,7 @@ def _table(path: Path) -> Iterator[tuple[int, object]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = numbered_rows(file, "\t" if tabs else ",", strict=not tabs)
             names = next(table, (1, []))[1]
-            for what in (PICTURE, CAPTION):
+            for what in (IMAGE, CAPTION):
                 if not set(what) & set(names):
                     raise ValueError(f"the first line names the columns {', '.join(names) or 'none'}; expected one of "
                                      f"{', '.join(what)}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..weights.fingerprint import weights_fingerprint
 from .families import Family
-from .networks import Networks, PictureEncoder, TextEncoder
+from .networks import ImageEncoder, Networks, TextEncoder
 
 
 def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, device: str) -> Networks:
@@ -17,9 +17,9 @@ def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, dev
         from ..text.t5 import T5Encoder
         return T5Encoder(path, bits, device)
 
-    def open_pictures(path: Path) -> PictureEncoder:
+    def open_images(path: Path) -> ImageEncoder:
         from .latents import LatentEncoder
         return LatentEncoder(path, family, device)
 
-    return Networks(partial(open_text, t5) if t5 else None, partial(open_pictures, vae) if vae else None,
+    return Networks(partial(open_text, t5) if t5 else None, partial(open_images, vae) if vae else None,
                     {"VAE": weights_fingerprint(vae), "T5": weights_fingerprint(t5), "T5 bits": bits if t5 else None})

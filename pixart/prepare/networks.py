@@ -16,13 +16,13 @@ class TextEncoder(Protocol):
     def close(self) -> None: ...
 
 
-class PictureEncoder(Protocol):
-    """Pictures (B, 3, H, W) in 0..1 to posterior mean and standard deviation (B, C, H/8, W/8) fp16 on the CPU, scaled
+class ImageEncoder(Protocol):
+    """Images (B, 3, H, W) in 0..1 to posterior mean and standard deviation (B, C, H/8, W/8) fp16 on the CPU, scaled
     as the family's models want them; no deviation where `tiny`. `pixart.prepare.latents.LatentEncoder` is one."""
 
     tiny: bool
 
-    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]: ...
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class Networks:
     """Each is opened when it is needed first, one after the other; None where there is none."""
 
     text: Callable[[], TextEncoder] | None
-    pictures: Callable[[], PictureEncoder] | None
+    images: Callable[[], ImageEncoder] | None
     facts: Mapping[str, object]         # what tells these from other networks: a folder is prepared with one kind only

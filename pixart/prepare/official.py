@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from .folder import PICTURES
+from .folder import IMAGES
 from .items import Item, Place
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ def metadata_files(root: Path) -> list[Path]:
 def official_items(path: Path, family: str, resolution: int) -> Iterator[Item]:
     """Items of one JSON file, a list of records with `path`, `prompt`, `height` and `width`.
 
-    Beside the folder of the JSON file or in it are looked for: pictures in InternImgs (or directly), text features
+    Beside the folder of the JSON file or in it are looked for: images in InternImgs (or directly), text features
     (caption_feature_wmask, caption_features, caption_features_new; npz), latents of this `resolution`
     (img_vae_features_512resolution/noflip and the like; npy) and latents of HED maps (hed_feature_512; npz). The
-    features of `a/b.png` are `a_b.npz`, `a/b.npz` or, where no other picture is called so, `b.npz`.
+    features of `a/b.png` are `a_b.npz`, `a/b.npz` or, where no other image is called so, `b.npz`.
     """
     records, roots = _records(path), (path.parent, path.parent.parent)
     stems = Counter(PurePosixPath(record["path"]).stem for record in records if _named(record))
@@ -52,9 +52,9 @@ def official_items(path: Path, family: str, resolution: int) -> Iterator[Item]:
             continue
         text, latents, hint = (_computed(folder, record["path"], ending, stems)
                                for folder, ending in ((features, ".npz"), (moments, ".npy"), (hints, ".npz")))
-        # Data of one size was trained on with that size, not with the pictures' own.
+        # Data of one size was trained on with that size, not with the images' own.
         single = moments is not None and latents is not None and moments.name == "noflip"
-        yield _item(record, _picture(roots, record["path"]), text, latents, hint, told_size=not single)
+        yield _item(record, _image(roots, record["path"]), text, latents, hint, told_size=not single)
 
 
 def _named(record: object) -> bool:
@@ -70,21 +70,21 @@ def _records(path: Path) -> list:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(records, list):
         raise ValueError(f"{path} holds {type(records).__name__}, expected a list of records with path, prompt, height "
-                         "and width; write a list of pictures as .jsonl instead")
+                         "and width; write a list of images as .jsonl instead")
     return records
 
 
-def _item(record: dict, picture: Place | None, features: Path | None, moments: Path | None, hint: Path | None,
+def _item(record: dict, image: Place | None, features: Path | None, moments: Path | None, hint: Path | None,
           told_size: bool) -> Item:
     key, caption = record["path"], record.get("prompt")
     if features is None and not isinstance(caption, str):
         return Item(key, fault="it has neither a prompt nor text features")
-    if moments is None and picture is None:
-        return Item(key, fault="neither the picture nor its latents are there")
+    if moments is None and image is None:
+        return Item(key, fault="neither the image nor its latents are there")
     size = _size(record)
-    if size is None and picture is None:
+    if size is None and image is None:
         return Item(key, fault="its record has no height and width")
-    return Item(key, caption.strip() if isinstance(caption, str) else "", picture, features, moments, hint,
+    return Item(key, caption.strip() if isinstance(caption, str) else "", image, features, moments, hint,
                 size, told_size)
 
 
@@ -99,14 +99,14 @@ def _folder(roots: tuple[Path, ...], names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names for root in roots if (root / name).is_dir()), None)
 
 
-def _picture(roots: tuple[Path, ...], path: str) -> Place | None:
+def _image(roots: tuple[Path, ...], path: str) -> Place | None:
     places = [root / inner / path for root in roots for inner in ("InternImgs", ".")]
-    place = next((place for place in places if place.suffix.lower() in PICTURES and place.is_file()), None)
+    place = next((place for place in places if place.suffix.lower() in IMAGES and place.is_file()), None)
     return Place(place) if place else None
 
 
 def _computed(folder: Path | None, path: str, ending: str, stems: Counter) -> Path | None:
-    """The file that was computed from a picture, None where there is none."""
+    """The file that was computed from an image, None where there is none."""
     if folder is None:
         return None
     stem = str(PurePosixPath(path).with_suffix(""))

@@ -1,7 +1,7 @@
 """Pairs of noise and what a teacher draws from it, for one-step distillation: a prepared folder with noise in it.
 
-Captions and picture sizes come from a prepared folder, its pictures are not looked at. Shard by shard, so that a kill
-costs one shard; the noise of a picture follows from the seed and its place, so it does not matter when it was made.
+Captions and image sizes come from a prepared folder, its images are not looked at. Shard by shard, so that a kill
+costs one shard; the noise of an image follows from the seed and its place, so it does not matter when it was made.
 """
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..model.transformer import PixArtTransformer
 from ..progress import CountProgress
 from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
-from ..sampling.noise import PictureNoise
+from ..sampling.noise import ImageNoise
 from ..text.encoded import Encoded
 from ..weights.fingerprint import weights_fingerprint
 from ..weights.safetensors_file import write_tensors
@@ -31,7 +31,7 @@ _SHARD = 1_000_000            # distance between the seeds of two shards
 def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int = 20, guidance: float = 4.5,
                seed: int = 0, batch: int = 8, progress: CountProgress = lambda done, total: None,
                weights: Path | None = None) -> int:
-    """Draw a picture for every caption of the folder `captions` that is not in `out` yet; how many were drawn.
+    """Draw an image for every caption of the folder `captions` that is not in `out` yet; how many were drawn.
 
     teacher: in evaluation mode, where it is to compute. steps and guidance: of DPM-Solver++. weights: the teacher's
     file, to tell it from others. Raises ValueError, naming the folder, for captions of another text encoder, and where
@@ -80,7 +80,7 @@ def _drawn(shard: Shard, teacher: PixArtTransformer, null: Encoded, steps: int, 
     noises: list[Tensor] = []
     latents: list[Tensor] = []
     for rows in torch.arange(len(shard)).split(batch):
-        noise = PictureNoise([seed + int(row) for row in rows], (teacher.config.channels, *shard.sides))()
+        noise = ImageNoise([seed + int(row) for row in rows], (teacher.config.channels, *shard.sides))()
         noises.append(noise)
         latents.append(_sampled(shard, rows, noise, teacher, null, steps, guidance))
     kept = {name: shard.tensors[name].clone() for name in ("features", "mask", "size", "aspect")}

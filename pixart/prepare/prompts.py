@@ -1,6 +1,6 @@
-"""Captions without pictures, one a line of a .txt file, to a folder for the trainers that need no pictures.
+"""Captions without images, one a line of a .txt file, to a folder for the trainers that need no images.
 
-Its shards are those of `pixart.prepare` with latents of no channels, (n, 0, h, w): they say the picture size alone.
+Its shards are those of `pixart.prepare` with latents of no channels, (n, 0, h, w): they say the image size alone.
 """
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ def are_prompts(sources: Sequence[Path]) -> bool:
     """Whether all sources are lists of captions. ValueError where only some are."""
     lists = [source for source in sources if source.is_file() and source.suffix.lower() == ".txt"]
     if lists and len(lists) < len(sources):
-        raise ValueError(f"captions without pictures ({lists[0].name}) cannot be prepared together with pictures; "
+        raise ValueError(f"captions without images ({lists[0].name}) cannot be prepared together with images; "
                          "prepare each kind into a folder of its own")
     return bool(lists)
 
@@ -67,7 +67,7 @@ def waiting(job: "PreparationJob") -> list[Prompt]:
 
 def write_prompts(job: "PreparationJob", prompts: Sequence[Prompt], captions: Captions, metadata: dict[str, str],
                   progress: Callable[[int, int], None]) -> int:
-    """Write the features of encoded captions, `job.shard` a file, for square pictures; returns their number."""
+    """Write the features of encoded captions, `job.shard` a file, for square images; returns their number."""
     side = job.resolution // 8
     for at in range(0, len(prompts), job.shard):
         part = prompts[at:at + job.shard]

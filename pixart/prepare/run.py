@@ -40,14 +40,14 @@ class PreparationJob:
     hed: Path | None = None             # weights of the HED network
     null: Path | None = None            # "no caption", as saved by `python -m pixart encode`, instead of T5's
     bits: int = 16                      # precision of T5
-    batch: int = 4                      # pictures (on a GPU captions too) at a time
-    shard: int = 128                    # pictures a file
-    workers: int = 4                    # threads that read and scale pictures
+    batch: int = 4                      # images (on a GPU captions too) at a time
+    shard: int = 128                    # images a file
+    workers: int = 4                    # threads that read and scale images
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise ValueError("no source of pictures is named")
+            raise ValueError("no source of images is named")
         if self.edges not in PREPARED_EDGES:
             raise ValueError(f"unknown edge maps {self.edges!r}; use {', '.join(PREPARED_EDGES)}")
         if min(self.batch, self.shard, self.workers) < 1:
@@ -76,9 +76,9 @@ class Report:
 
 def prepare(job: PreparationJob, progress: Progress = lambda stage, done, total: None,
             networks: Networks | None = None) -> Report:
-    """Prepare every picture of the sources that is not in the folder yet, by default with the networks of job's files.
+    """Prepare every image of the sources that is not in the folder yet, by default with the networks of job's files.
 
-    May be stopped or killed at any time and run again. Broken pictures are listed in skipped.jsonl of the folder.
+    May be stopped or killed at any time and run again. Broken images are listed in skipped.jsonl of the folder.
     Raises ValueError, FileNotFoundError or OSError, naming the file, for everything that is wrong with the rest.
     """
     networks = networks or from_files(job.vae, job.t5, job.bits, job.family, job.device)
@@ -89,17 +89,17 @@ def prepare(job: PreparationJob, progress: Progress = lambda stage, done, total:
             return _prompts(job, networks, progress)
         done = _done_in(job.out)
         found = survey(items_of(job.sources, job.family.name, job.resolution), done, read_skipped(job.out), job.family,
-                       job.resolution, lambda count, last: progress("looking at pictures", count, count if last else 0))
+                       job.resolution, lambda count, last: progress("looking at images", count, count if last else 0))
         if not found.entries and not done:
             write_skipped(job.out, found.skipped)
             why = f"; all {len(found.skipped)} are listed with reasons in {job.out / 'skipped.jsonl'}"
-            raise ValueError(f"the sources hold no picture that can be used{why if found.skipped else ''}")
+            raise ValueError(f"the sources hold no image that can be used{why if found.skipped else ''}")
         try:
             check_needs(job, found, networks)
             captions = Captions(job.out / "text")
             texts = [entry.text for entry in found.entries if entry.text is not None]
             cut = _texts(job, texts, captions, networks, progress)
-            added = _pictures(job, found, captions, networks, progress)
+            added = _images(job, found, captions, networks, progress)
         finally:
             write_skipped(job.out, found.skipped)
         captions.clear()
@@ -109,7 +109,7 @@ def prepare(job: PreparationJob, progress: Progress = lambda stage, done, total:
 def _prompts(job: PreparationJob, networks: Networks, progress: Progress) -> Report:
     """Captions alone."""
     if job.edges != "none":
-        raise ValueError(f"captions without pictures have no edge maps; use edges none, not {job.edges}")
+        raise ValueError(f"captions without images have no edge maps; use edges none, not {job.edges}")
     found = waiting(job)
     if networks.text is None:
         raise ValueError(f"{len(found)} captions have no features yet; name a T5 encoder with --t5")
@@ -137,20 +137,20 @@ def _done_in(folder: Path) -> dict[str, str]:
 
 
 def check_needs(job: PreparationJob, found: Survey, networks: Networks) -> None:
-    """Refuse to begin without the networks that the pictures at hand need."""
+    """Refuse to begin without the networks that the images at hand need."""
     entries = found.entries
     texts = sum(entry.text is not None for entry in entries)
     encoded = sum(entry.item.moments is None for entry in entries)
     mapped = sum(job.edges != "none" and not uses_hint(entry.item, job.edges) for entry in entries)
-    blind = sum(entry.item.picture is None for entry in entries if not uses_hint(entry.item, job.edges))
+    blind = sum(entry.item.image is None for entry in entries if not uses_hint(entry.item, job.edges))
     if texts and networks.text is None:
         raise ValueError(f"{texts} captions have no features yet; name a T5 encoder with --t5")
-    if (encoded or mapped) and networks.pictures is None:
-        raise ValueError(f"{max(encoded, mapped)} pictures have no latents yet; name an autoencoder with --vae")
+    if (encoded or mapped) and networks.images is None:
+        raise ValueError(f"{max(encoded, mapped)} images have no latents yet; name an autoencoder with --vae")
     if job.edges == "hed" and mapped and job.hed is None:
-        raise ValueError(f"{mapped} pictures have no HED edge maps yet; name ControlNetHED.pth with --hed")
+        raise ValueError(f"{mapped} images have no HED edge maps yet; name ControlNetHED.pth with --hed")
     if job.edges != "none" and blind:
-        raise ValueError(f"{blind} pictures have latents but no picture file to find edges in; put the pictures beside "
+        raise ValueError(f"{blind} images have latents but no image file to find edges in; put the images beside "
                          "the metadata (InternImgs), or use --edges none")
     if not (job.out / "null.safetensors").exists() and networks.text is None and job.null is None:
         raise ValueError("the features of the empty caption are needed too; name a T5 encoder with --t5, or a file "
@@ -179,9 +179,9 @@ def _texts(job: PreparationJob, texts: list[str], captions: Captions, networks: 
     return cut
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------------------------
 
-def _pictures(job: PreparationJob, found: Survey, captions: Captions, networks: Networks, progress: Progress) -> int:
+def _images(job: PreparationJob, found: Survey, captions: Captions, networks: Networks, progress: Progress) -> int:
     """Write the shards of every bucket; returns how many examples they got."""
     total, added, seen = len(found.entries), 0, 0
     if not total:
@@ -193,7 +193,7 @@ def _pictures(job: PreparationJob, found: Survey, captions: Captions, networks: 
             try:
                 for example in reader.examples(entries[at:at + job.shard], found.skipped):
                     ready.append(example)
-                    progress("pictures", seen + len(ready), total)
+                    progress("images", seen + len(ready), total)
             finally:                    # stopped in between, what is ready is kept too
                 if ready:
                     write_shard(next_shard(job.out, sides), stack(ready), _metadata(job),
@@ -201,15 +201,15 @@ def _pictures(job: PreparationJob, found: Survey, captions: Captions, networks: 
             added += len(ready)
             seen += min(job.shard, len(entries) - at)
             if len(ready) < min(job.shard, len(entries) - at):
-                progress("pictures", seen, total)
+                progress("images", seen, total)
     return added
 
 
 def _reader(job: PreparationJob, found: Survey, captions: Captions, networks: Networks) -> ExampleReader:
-    vae = networks.pictures() if networks.pictures else None
+    vae = networks.images() if networks.images else None
     computed = [entry for entry in found.entries if entry.item.moments or uses_hint(entry.item, job.edges)]
     if vae and vae.tiny and computed:
-        raise ValueError(f"{len(computed)} pictures have latents with a spread, computed before, which this tiny "
+        raise ValueError(f"{len(computed)} images have latents with a spread, computed before, which this tiny "
                          "autoencoder does not give; name the VAE they came from")
     mapped = job.edges != "none" and any(not uses_hint(entry.item, job.edges) for entry in found.entries)
     maps = EdgeMaps(job.edges, job.hed, job.device) if mapped else None

@@ -1,4 +1,4 @@
-"""The shard: one safetensors file with prepared examples of one picture size, as written and as read."""
+"""The shard: one safetensors file with prepared examples of one image size, as written and as read."""
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ class Shard:
     def _check(self) -> None:
         if self.metadata.get("format", PREPARED_FORMAT) != PREPARED_FORMAT:
             raise ValueError(f"{self.path} is of format {self.metadata['format']!r}, expected "
-                             f"{PREPARED_FORMAT!r}; prepare the pictures again with this version")
+                             f"{PREPARED_FORMAT!r}; prepare the images again with this version")
         missing = [name for name in NEEDED if name not in self.tensors]
         if missing:
             raise ValueError(f"{self.path} lacks {', '.join(missing)}; delete it and prepare it again")

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from .archive import archive_items
-from .folder import PICTURES, folder_items
+from .folder import IMAGES, folder_items
 from .items import Item
 from .manifest import manifest_items
 from .official import metadata_files, official_items
 
-SOURCE_KINDS = ("a folder of pictures, .jsonl, .csv, .tsv, .tar, or a folder or .json file in the layout of "
+SOURCE_KINDS = ("a folder of images, .jsonl, .csv, .tsv, .tar, or a folder or .json file in the layout of "
                 "the official code")
 
 
@@ -37,7 +37,7 @@ def _of_one(source: Path, family: str, resolution: int) -> Iterator[Item]:
     elif source.suffix.lower() == ".json":
         yield from official_items(source, family, resolution)
     else:
-        raise ValueError(f"{source} is no source of pictures that is known; expected {SOURCE_KINDS}")
+        raise ValueError(f"{source} is no source of images that is known; expected {SOURCE_KINDS}")
 
 
 def _of_folder(folder: Path, family: str, resolution: int) -> Iterator[Item]:
@@ -49,8 +49,8 @@ def _of_folder(folder: Path, family: str, resolution: int) -> Iterator[Item]:
     if not archives:
         yield from folder_items(folder)
         return
-    if any(path.suffix.lower() in PICTURES for path in folder.iterdir()):
-        raise ValueError(f"{folder} holds both pictures and .tar files; move one kind to a folder of its own, or name "
+    if any(path.suffix.lower() in IMAGES for path in folder.iterdir()):
+        raise ValueError(f"{folder} holds both images and .tar files; move one kind to a folder of its own, or name "
                          "the .tar files")
     for path in archives:
         yield from archive_items(path)

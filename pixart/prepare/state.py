@@ -1,4 +1,4 @@
-"""What a prepared folder knows about its own making: settings, and skipped pictures."""
+"""What a prepared folder knows about its own making: settings, and skipped images."""
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ SETTINGS_FILE, SKIPPED_FILE = "prepare.json", "skipped.jsonl"
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that was left out and why; `stamp` changes with its files where only decoding it showed the fault."""
+    """An image that was left out and why; `stamp` changes with its files where only decoding it showed the fault."""
 
     key: str
     reason: str
@@ -22,7 +22,7 @@ class Skipped:
 def stamp_of(item: Item) -> list[int] | None:
     """Sizes and times of change of the files of an item, None where one is gone."""
     files = [part for part in (item.features, item.moments, item.hint) if part]
-    files += [item.picture.path] if item.picture else []
+    files += [item.image.path] if item.image else []
     try:
         status = [file.stat() for file in files]
     except OSError:
@@ -44,7 +44,7 @@ def read_skipped(folder: Path) -> dict[str, Skipped]:
     try:
         found = [Skipped(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, its pictures are then tried again") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it, its images are then tried again") from error
     return {one.key: one for one in found}
 
 

@@ -6,8 +6,8 @@ from ..text.cleaning import clean_caption
 from .buckets import Slot, Unfit, slot_of, slot_of_latents
 from .computed import BrokenFile, moments_shape
 from .families import Family
+from .images import BrokenImage, image_size
 from .items import Item
-from .pictures import BrokenPicture, picture_size
 from .state import Skipped, stamp_of
 
 
@@ -32,7 +32,7 @@ class Survey:
         return [entry for entries in self.buckets.values() for entry in entries]
 
 
-CHANGED = ("a picture of this name was prepared before, with another caption or file: to take this one, prepare into a "
+CHANGED = ("an image of this name was prepared before, with another caption or file: to take this one, prepare into a "
            "new folder, and name all sources of a folder in one command")
 
 
@@ -57,7 +57,7 @@ def survey(items: Iterable[Item], done: Mapping[str, str], previous: dict[str, S
             try:
                 entry = _entry(item, family, resolution)
                 result.buckets.setdefault(entry.slot.sides, []).append(entry)
-            except (BrokenPicture, BrokenFile, Unfit) as error:
+            except (BrokenImage, BrokenFile, Unfit) as error:
                 result.skipped.append(Skipped(item.key, str(error)))
     progress(number, True)
     return result
@@ -72,9 +72,9 @@ def _entry(item: Item, family: Family, resolution: int) -> Entry:
         if not text:
             raise Unfit("cleaning left nothing of its caption" if item.caption else "its caption is empty")
     if item.moments is not None:
-        size = (item.size or picture_size(item.place())) if item.told_size else None
+        size = (item.size or image_size(item.place())) if item.told_size else None
         if item.size:
             slot_of(item.size, resolution, family)          # refuses what is too long
         return Entry(item, slot_of_latents(moments_shape(item.moments), size, resolution, family), text)
-    # The picture's own header, not the metadata: it is the picture that is scaled and cut.
-    return Entry(item, slot_of(picture_size(item.place()), resolution, family), text)
+    # The image's own header, not the metadata: it is the image that is scaled and cut.
+    return Entry(item, slot_of(image_size(item.place()), resolution, family), text)

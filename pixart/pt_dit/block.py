@@ -18,7 +18,7 @@ from .windows import TokenGrid, proxy_tokens, shift_windows
 
 
 class Windows(NamedTuple):
-    """How the tokens of a picture lie: their grid, and the bias of attention in shifted windows, (W, 1, n, n)."""
+    """How the tokens of an image lie: their grid, and the bias of attention in shifted windows, (W, 1, n, n)."""
 
     grid: TokenGrid
     bias: Tensor | None

@@ -14,7 +14,7 @@ class PTDiTConfig(PixArtConfig):
     parameters, apart from its autoencoder.
 
     `base_size` only says for which resolution it was trained: its positions are counted in tokens, divided by
-    `position_scale`, and not stretched to the picture.
+    `position_scale`, and not stretched to the image.
     """
 
     caption_tokens: int = 200
@@ -23,7 +23,7 @@ class PTDiTConfig(PixArtConfig):
     window: int = 8                # tokens on a side of a window
     proxy: int = 8                 # tokens on a side of the square that one proxy token stands for
     shifted: bool = True           # blocks attend in shifted windows too
-    flow_side: int = 512           # side in pixels of the picture whose noise levels are not shifted
+    flow_side: int = 512           # side in pixels of the image whose noise levels are not shifted
     autoencoder: str = "sd"        # whose latents it draws: sd, or open-sora-plan-1.2 as the published one
 
     def __post_init__(self) -> None:
@@ -40,5 +40,5 @@ class PTDiTConfig(PixArtConfig):
             raise ValueError(f"flow_side is {self.flow_side} pixels; it must be at least 1")
 
     def flow_shift(self, height: int, width: int) -> float:
-        """How far the noise levels of a picture of so many pixels are shifted towards noise, 1 for not at all."""
+        """How far the noise levels of an image of so many pixels are shifted towards noise, 1 for not at all."""
         return flow_shift_of(height, width, self.flow_side)

@@ -7,7 +7,7 @@ from .config import PTDiTConfig
 
 @dataclass(frozen=True)
 class PTDiTCosts:
-    """Of one row, a picture with one prompt. height and width in pixels; text: tokens of the caption, padding included.
+    """Of one row, an image with one prompt. height and width in pixels; text: tokens of the caption, padding included.
 
     attention: count the products of queries, keys and values too.
     """
@@ -20,7 +20,7 @@ class PTDiTCosts:
 
     @property
     def tokens(self) -> int:
-        """Of the picture, its sides rounded up to whole windows."""
+        """Of the image, its sides rounded up to whole windows."""
         side = 8 * self.config.patch * self.config.window
         rows, columns = (-(-length // side) for length in (self.height, self.width))
         return rows * columns * self.config.window ** 2

@@ -6,7 +6,7 @@ from ..drawing import stack_captions
 from ..resolution import latent_sides
 from ..sampling.flow import FLOW_GUIDANCE, FLOW_STEPS, euler_flow, flow_shares
 from ..sampling.guidance import guided
-from ..sampling.noise import PictureNoise
+from ..sampling.noise import ImageNoise
 from ..sampling.schedule import Callback
 from ..text.encoded import Encoded
 from .transformer import PTDiT
@@ -19,7 +19,7 @@ def draw_latents(model: PTDiT, caption: Encoded, null: Encoded, height: int | No
     """Latents (B, C, height / 8, width / 8), scaled as the network sees them, on its device; sides rounded up.
 
     caption: the prompts, a row each; null: one row, what to avoid, not read where guidance is 1. height and width:
-    pixels, by default those the model was trained on. Picture i has the seed seed + i and does not depend on the
+    pixels, by default those the model was trained on. Image i has the seed seed + i and does not depend on the
     others. Steps and guidance are by default those of the published model. ValueError for impossible ones.
     """
     weight, config = model.x_embedder.proj.weight, model.config
@@ -31,6 +31,6 @@ def draw_latents(model: PTDiT, caption: Encoded, null: Encoded, height: int | No
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return model(x.to(weight.dtype), t, text, keep).float()
-    noise = PictureNoise([seed + i for i in range(len(caption.mask))], shape, weight.device)
+    noise = ImageNoise([seed + i for i in range(len(caption.mask))], shape, weight.device)
     shares = flow_shares(steps, config.flow_shift(8 * shape[1], 8 * shape[2]))
     return euler_flow(velocity if guidance == 1 else guided(velocity, guidance), noise(), shares, callback)

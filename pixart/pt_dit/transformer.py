@@ -22,10 +22,10 @@ from .windows import TokenGrid, from_windows, region_bias, to_windows
 
 
 def counted_positions(h: int, w: int, width: int, scale: float) -> Tensor:
-    """(h * w, width) float32: a quarter for the time of a still picture, then column and row, counted in tokens.
+    """(h * w, width) float32: a quarter for the time of a still image, then column and row, counted in tokens.
 
-    Each axis has sines, then cosines, of (token number) / scale, whatever the size of the picture. The published code
-    mixes rows up with columns where a picture is not square; here every token has its own row and column.
+    Each axis has sines, then cosines, of (token number) / scale, whatever the size of the image. The published code
+    mixes rows up with columns where an image is not square; here every token has its own row and column.
     """
     time = torch.cat([torch.zeros(width // 8), torch.ones(width // 8)]).expand(h, w, -1)
     column = axis_table(torch.arange(w) / scale, 3 * width // 8)[None].expand(h, w, -1)
@@ -43,7 +43,7 @@ class CountedPositions(PositionTables):
 
 
 class PTDiT(nn.Module):
-    """A PT-DiT of any depth and width, for still pictures.
+    """A PT-DiT of any depth and width, for still images.
 
     `ops` supplies Linear and Conv2d (torch.nn by default), `attend` the attention kernel; a host passes its own. The
     dtype of the latent is the dtype of the computation; noise levels and positions are embedded in float32.
@@ -65,13 +65,13 @@ class PTDiT(nn.Module):
 
     def forward(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None = None,
                 options: Options = None) -> Tensor:
-        """Predict the way from noise to picture.
+        """Predict the way from noise to image.
 
         latent (B, channels, H, W), scaled by `config.latent_scale`, any H, W >= 2; sides that windows do not divide are
         padded by repeating the border, which attention then sees, and cropped from the result. timestep (B,) 0..1000,
         1000 times the share of noise in the latent, shifted already, fractions allowed. context (B, L, C) from the text
         encoder, mask (B, L) bool with True = a real token, or None for all. options goes to `attend`.
-        Returns the velocity, picture minus noise, (B, channels, H, W). A published file has as many channels again
+        Returns the velocity, image minus noise, (B, channels, H, W). A published file has as many channels again
         behind it, which nothing uses.
         """
         self.check(latent, timestep, context, mask)

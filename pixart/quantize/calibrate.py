@@ -20,7 +20,7 @@ from ..weights.reader import open_weights
 from ..weights.safetensors_file import write_tensors
 from ..weights.values import check_finite, check_floating
 
-AT_ONCE = 16                # rows that go through a block together, and pictures that are drawn together
+AT_ONCE = 16                # rows that go through a block together, and images that are drawn together
 CALIBRATION_FILE = Kind("calibration data of this program")
 Told = Callable[[str, int, int], None]          # (stage, done, total); may raise to stop
 
@@ -56,10 +56,10 @@ class Inputs:
 
 @dataclass
 class Recorder(Policy):
-    """Keeps what enters the stack for chosen rows: index of the step, picture, whether it is of the negative prompt."""
+    """Keeps what enters the stack for chosen rows: index of the step, image, whether it is of the negative prompt."""
 
     chosen: set[tuple[int, int, bool]]
-    offset: int = 0                                     # number of the first picture of the sampling
+    offset: int = 0                                     # number of the first image of the sampling
     found: list[Inputs] = field(default_factory=list)
 
     def stack(self, p: Pass, go: Run) -> Tensor:
@@ -72,8 +72,8 @@ class Recorder(Policy):
         return go(p)
 
     def wants(self, step: int, lane: Hashable) -> bool:
-        return (isinstance(lane, Lane) and isinstance(lane.picture, int)
-                and (step, lane.picture + self.offset, lane.negative) in self.chosen)
+        return (isinstance(lane, Lane) and isinstance(lane.image, int)
+                and (step, lane.image + self.offset, lane.negative) in self.chosen)
 
 
 def real_tokens(p: Pass) -> Tensor:
@@ -85,23 +85,23 @@ def real_tokens(p: Pass) -> Tensor:
 
 def record(model: PixArtTransformer, request: Request, captions: Encoded, null: Encoded, count: int,
            told: Told | None = None) -> Inputs:
-    """`count` rows out of the passes of a real sampling, chosen at random by the request's seed: any picture, step,
+    """`count` rows out of the passes of a real sampling, chosen at random by the request's seed: any image, step,
     and, with guidance, prompt or negative prompt. ValueError for more rows than there are."""
-    pictures, kinds = len(request.prompts), (True, False) if request.guided else (False,)
+    images, kinds = len(request.prompts), (True, False) if request.guided else (False,)
     steps = len(SAMPLERS[request.sampler].times(request.steps, request.rule))
-    every = [(step, picture, negative) for picture in range(pictures) for step in range(steps) for negative in kinds]
+    every = [(step, image, negative) for image in range(images) for step in range(steps) for negative in kinds]
     if count > len(every):
-        raise ValueError(f"{count} passes asked for, {pictures} prompts in {steps} steps give {len(every)}; give more "
+        raise ValueError(f"{count} passes asked for, {images} prompts in {steps} steps give {len(every)}; give more "
                          "prompts")
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(request.seed))[:count].tolist()
     recorder, pipe = Recorder({every[i] for i in order}), Pipeline.of(model)
-    for first in range(0, pictures, AT_ONCE):
-        numbers = range(first, min(first + AT_ONCE, pictures))
+    for first in range(0, images, AT_ONCE):
+        numbers = range(first, min(first + AT_ONCE, images))
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
         recorder.offset = first
         pipe.sample(part, join_encoded([captions.one(i) for i in numbers]), null, policies=[recorder], batch=AT_ONCE)
         if told:
-            told("drawing calibration pictures", numbers.stop, pictures)
+            told("drawing calibration images", numbers.stop, images)
     return together(recorder.found)
 
 

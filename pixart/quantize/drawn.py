@@ -14,7 +14,7 @@ from ..text.on_demand import T5OnDemand
 from ..text.quantized import Bits
 from .calibrate import Told
 
-PASSES_A_PICTURE = 4            # on average; more pictures are drawn where there are prompts for them
+PASSES_A_IMAGE = 4            # on average; more images are drawn where there are prompts for them
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Calibration:
             raise ValueError("prompts need a T5 encoder, the one this model was trained with; give --t5")
         weights = checkpoint.weights
         sampling = found_in([(weights.path, weights.metadata)], 2.5 if mini else 4.5)
-        taken = prompts[:max(1, passes // PASSES_A_PICTURE)]
+        taken = prompts[:max(1, passes // PASSES_A_IMAGE)]
         return cls(checkpoint, sampling, tuple(taken), t5 or SHIPPED.t5, bits or (16 if t5 is None else 8), passes,
                    seed)
 

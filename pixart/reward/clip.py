@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class ClipReward(EmbeddingReward):
-    """Agreement of prompt and picture by a CLIP network.
+    """Agreement of prompt and image by a CLIP network.
 
     The score is the cosine, times the network's own scale (about 100) where `scaled`. `whole`: show it the whole
-    picture in a black frame instead of the middle square. Prompts longer than the network reads (77 tokens) are cut and
+    image in a black frame instead of the middle square. Prompts longer than the network reads (77 tokens) are cut and
     the cut is logged, or with `segments` read sentence by sentence and averaged.
     """
 
@@ -54,10 +54,10 @@ class ClipReward(EmbeddingReward):
         parts = [split_segments(prompt) for prompt in prompts]
         return mean_of_segments(self._sentences([segment for part in parts for segment in part]), list(map(len, parts)))
 
-    def looks(self, pictures: Tensor) -> Tensor:
+    def looks(self, images: Tensor) -> Tensor:
         network: Any = self.network
         weight = network.visual_projection.weight
-        shown = clip_normalised(self.fit(pictures.float().to(weight.device), self.side)).to(weight.dtype)
+        shown = clip_normalised(self.fit(images.float().to(weight.device), self.side)).to(weight.dtype)
         return F.normalize(network.visual_projection(network.vision_model(shown).pooler_output).float(), dim=-1)
 
     def scale(self) -> float | Tensor:

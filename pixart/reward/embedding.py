@@ -1,7 +1,7 @@
-"""Rewards of the CLIP type: an inner product of what the prompt says and what the picture shows.
+"""Rewards of the CLIP type: an inner product of what the prompt says and what the image shows.
 
 Reweighting follows LongAlign (Liu et al. 2024, section 4): the direction V that all prompts have in common says nothing
-of a single one, and a picture can please a scorer by it alone. The part of a prompt's embedding along V is scaled by w.
+of a single one, and an image can please a scorer by it alone. The part of a prompt's embedding along V is scaled by w.
 """
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .protocol import check_pictures
+from .protocol import check_images
 
 
 class EmbeddingReward(nn.Module):
-    """scale * <c, v>; subclasses say what the embeddings c of prompts and v of pictures are."""
+    """scale * <c, v>; subclasses say what the embeddings c of prompts and v of images are."""
 
     name = "embedding"
     common: Tensor | None                           # V (D,); None: of the prompts of each call
@@ -27,8 +27,8 @@ class EmbeddingReward(nn.Module):
         """Embeddings (B, D) of prompts, without gradient."""
         raise NotImplementedError
 
-    def looks(self, pictures: Tensor) -> Tensor:
-        """Embeddings (B, D) of pictures (B, 3, H, W) in 0..1, differentiable."""
+    def looks(self, images: Tensor) -> Tensor:
+        """Embeddings (B, D) of images (B, 3, H, W) in 0..1, differentiable."""
         raise NotImplementedError
 
     def scale(self) -> float | Tensor:
@@ -47,13 +47,13 @@ class EmbeddingReward(nn.Module):
         self.relevance = w
         self.common = None if prompts is None else common_direction(self.texts(prompts))
 
-    def forward(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        check_pictures(pictures, prompts)
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        check_images(images, prompts)
         said = self.texts(prompts)
         if self.relevance != 1:
             common = common_direction(said) if self.common is None else self.common.to(said.dtype)
             said = reweighted(said, common, self.relevance)
-        return self.scale() * (said * self.looks(pictures)).sum(-1)
+        return self.scale() * (said * self.looks(images)).sum(-1)
 
 
 def common_direction(embeddings: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From noise to picture with gradients: a few-step sampler and the VAE, both recomputed piece by piece going back."""
+"""From noise to image with gradients: a few-step sampler and the VAE, both recomputed piece by piece going back."""
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..drawing import Conditioned, Request, check_captions
 from ..model.transformer import PixArtTransformer
-from ..sampling.noise import PictureNoise
+from ..sampling.noise import ImageNoise
 from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
 from ..sampling.schedule import Noise
 from ..text.encoded import Encoded
@@ -21,23 +21,23 @@ COSTLY = {"ResnetBlock2D", "ResnetBlock", "Attention", "AttnBlock", "Autoencoder
 
 
 class Generator:
-    """noise (B, C, h, w) float32, a row a prompt -> pictures (B, 3, height, width) in 0..1, differentiable.
+    """noise (B, C, h, w) float32, a row a prompt -> images (B, 3, height, width) in 0..1, differentiable.
 
     Later steps of a sampler that adds noise use that of the request's seeds, so only the first noise is free: with it
-    `drawing.sample` draws the same picture. `start` is the first noise of the seeds.
+    `drawing.sample` draws the same image. `start` is the first noise of the seeds.
     """
 
     def __init__(self, model: PixArtTransformer, decode: Callable[[Tensor], Tensor], request: Request,
                  caption: Encoded, noise: Noise | None = None) -> None:
-        """decode: latents as the transformer sees them -> pictures in 0..1, see `vae.decoder`. noise: draws in place of
+        """decode: latents as the transformer sees them -> images in 0..1, see `vae.decoder`. noise: draws in place of
         those of the request's seeds. ValueError as `check_differentiable`."""
         check_differentiable(request)
         check_captions(caption, request, model.config)
         self.model, self.decode, self.request, self.caption = model, decode, request, caption
         self.device = model.x_embedder.proj.weight.device
         sampler, count = SAMPLERS[request.sampler], len(request.prompts)
-        draws = noise or PictureNoise([request.seed + i for i in range(count)],
-                                      (model.config.channels, *request.latent_shape), self.device)
+        draws = noise or ImageNoise([request.seed + i for i in range(count)],
+                                    (model.config.channels, *request.latent_shape), self.device)
         self.start, *self.later = [draws() for _ in range(sampler.noises(request.steps))]
 
     def latents(self, noise: Tensor) -> Tensor:

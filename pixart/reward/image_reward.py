@@ -1,4 +1,4 @@
-"""ImageReward (Xu et al. 2023): BLIP reads prompt and picture together, a small network turns that into a score."""
+"""ImageReward (Xu et al. 2023): BLIP reads prompt and image together, a small network turns that into a score."""
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..weights import CheckpointError, Kind, open_weights
 from .clip_files import as_float32, check_shapes, restore_buffers
 from .eyes import clip_normalised, middle_square
-from .protocol import check_pictures
+from .protocol import check_images
 
 if TYPE_CHECKING:
     from tokenizers import BertWordPieceTokenizer
@@ -36,7 +36,7 @@ _VISION_PARTS = ((".attn.proj.", ".self_attn.projection."), (".attn.qkv.", ".sel
 
 
 class BlipScorer(nn.Module):
-    """The network: pictures, token ids and mask in, scores out."""
+    """The network: images, token ids and mask in, scores out."""
 
     def __init__(self, vision: dict[str, Any], text: dict[str, Any]) -> None:
         from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
@@ -48,8 +48,8 @@ class BlipScorer(nn.Module):
         widths = (text["hidden_size"], *MLP)
         self.mlp = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:])))
 
-    def forward(self, pictures: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        seen = self.vision(pixel_values=pictures).last_hidden_state
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        seen = self.vision(pixel_values=images).last_hidden_state
         read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen,
                          encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device))
         return (self.mlp(read.last_hidden_state[:, 0]).float()[:, 0] - SCORE_MEAN) / SCORE_DEVIATION
@@ -75,10 +75,10 @@ class ImageReward(nn.Module):
         path = Path(path)
         return cls(open_blip(path), open_vocabulary(path, None if tokenizer is None else Path(tokenizer)))
 
-    def forward(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        check_pictures(pictures, prompts)
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        check_images(images, prompts)
         weight = next(self.network.mlp.parameters())
-        shown = clip_normalised(middle_square(pictures.float().to(weight.device), self.side)).to(weight.dtype)
+        shown = clip_normalised(middle_square(images.float().to(weight.device), self.side)).to(weight.dtype)
         ids, mask = (part.to(weight.device) for part in self._tokens(prompts))
         return self.network(shown, ids, mask)
 

@@ -1,4 +1,4 @@
-"""Judge A of PixArt-mini as a reward: how likely the picture shows all that a sentence of the grammar states."""
+"""Judge A of PixArt-mini as a reward: how likely the image shows all that a sentence of the grammar states."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +45,6 @@ class JudgeReward(EmbeddingReward):
             first += len(answers)
         return rows.to(self.network.head.weight.device)
 
-    def looks(self, pictures: Tensor) -> Tensor:
+    def looks(self, images: Tensor) -> Tensor:
         device = self.network.head.weight.device
-        return torch.cat([logits.log_softmax(1) for logits in self.network(pictures.float().to(device))], 1)
+        return torch.cat([logits.log_softmax(1) for logits in self.network(images.float().to(device))], 1)

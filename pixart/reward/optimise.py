@@ -1,4 +1,4 @@
-"""ReNO: the noise a one- or few-step generator starts from, changed so that its picture scores higher.
+"""ReNO: the noise a one- or few-step generator starts from, changed so that its image scores higher.
 
 Eyring et al. 2024, "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization", section 3,
 and its published settings: gradient ascent on a weighted sum of rewards, with a regulariser that keeps the noise as
@@ -15,14 +15,14 @@ from .protocol import WeightedSum
 
 logger = logging.getLogger(__name__)
 
-Draw = Callable[[Tensor], Tensor]       # noise (B, C, h, w) -> pictures (B, 3, H, W) in 0..1, differentiable
+Draw = Callable[[Tensor], Tensor]       # noise (B, C, h, w) -> images (B, 3, H, W) in 0..1, differentiable
 
 
 @dataclass(frozen=True)
 class NoiseRecipe:
     """How the noise is changed; defaults as published."""
 
-    iterations: int = 50            # pictures drawn: one update of the noise less
+    iterations: int = 50            # images drawn: one update of the noise less
     rate: float = 5.0               # learning rate of gradient descent
     momentum: float = 0.9           # of Nesterov's kind
     clip: float = 0.1               # largest norm of a gradient
@@ -41,7 +41,7 @@ PUBLISHED_RECIPE = NoiseRecipe()
 
 @dataclass(frozen=True)
 class Iteration:
-    """What became of one iteration, a number a picture in each list."""
+    """What became of one iteration, a number an image in each list."""
 
     number: int                         # from 1
     scores: dict[str, list[float]]      # of every reward, unweighted
@@ -54,28 +54,28 @@ class Iteration:
 
 @dataclass
 class OptimisedNoise:
-    """The best there was: noise (B, C, h, w) and pictures (B, 3, H, W) in 0..1, float32 on the CPU, totals (B,)."""
+    """The best there was: noise (B, C, h, w) and images (B, 3, H, W) in 0..1, float32 on the CPU, totals (B,)."""
 
     noise: Tensor
-    pictures: Tensor
+    images: Tensor
     total: Tensor
     history: list[Iteration] = field(default_factory=list)
     stopped: bool = False               # by the user, before all iterations were made
 
 
-WatchIteration = Callable[[Iteration, Tensor], None]  # (what was done, its pictures); KeyboardInterrupt ends the work
+WatchIteration = Callable[[Iteration, Tensor], None]  # (what was done, its images); KeyboardInterrupt ends the work
 
 
 def optimise_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor,
                    recipe: NoiseRecipe = PUBLISHED_RECIPE,
                    watch: WatchIteration | None = None,
                    stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> OptimisedNoise:
-    """Raise the reward of the pictures that `draw` makes of noise; the best of all iterations is returned.
+    """Raise the reward of the images that `draw` makes of noise; the best of all iterations is returned.
 
-    noise: float32, not changed. A picture whose reward or gradient is not finite drops its iteration: it goes half
+    noise: float32, not changed. An image whose reward or gradient is not finite drops its iteration: it goes half
     the way back and loses its momentum. stops: exceptions, wherever they come from, that end the work; the best so far
     is returned, and where there is none they are raised again. Call it outside of inference mode, whose tensors know
-    no gradients. Raises ValueError, and FloatingPointError where no iteration of a picture gave a finite reward.
+    no gradients. Raises ValueError, and FloatingPointError where no iteration of an image gave a finite reward.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("noise cannot be optimised in inference mode; call this within torch.inference_mode(False)")
@@ -83,9 +83,9 @@ def optimise_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], nois
     with torch.enable_grad():
         try:
             for number in range(1, recipe.iterations + 1):
-                done, pictures = ascent.iterate(number)
+                done, images = ascent.iterate(number)
                 if watch is not None:
-                    watch(done, pictures)
+                    watch(done, images)
         except stops:
             if not ascent.history:
                 raise
@@ -106,26 +106,26 @@ class Ascent:
         self.stopped = False
 
     def iterate(self, number: int) -> tuple[Iteration, Tensor]:
-        """Draw, score, remember, and but for the last time change the noise; what was done, and the pictures."""
+        """Draw, score, remember, and but for the last time change the noise; what was done, and the images."""
         last = number == self.recipe.iterations
         noise = self.noise.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            pictures = self.draw(noise)
-            scores = self.reward.scores(pictures, self.prompts)
+            images = self.draw(noise)
+            scores = self.reward.scores(images, self.prompts)
             total = self.reward.total(scores)
         finite = torch.isfinite(total).detach()
         gradient = torch.zeros_like(self.noise) if last else self._gradient(noise, total, finite)
         finite &= torch.isfinite(gradient.flatten(1)).all(1).to(finite.device)
         if number == 1 and not finite.any():
             raise FloatingPointError(not_finite(scores))
-        self.best.take(noise.detach(), pictures.detach(), total.detach(), finite)
+        self.best.take(noise.detach(), images.detach(), total.detach(), finite)
         self.history.append(noted(number, scores, total.detach(), self.best, self.noise, gradient, finite))
         if not last:
             self._step(gradient, finite)
-        return self.history[-1], pictures.detach()
+        return self.history[-1], images.detach()
 
     def _gradient(self, noise: Tensor, total: Tensor, finite: Tensor) -> Tensor:
-        """Of what is minimised: regulariser minus reward, summed over the pictures whose reward is finite."""
+        """Of what is minimised: regulariser minus reward, summed over the images whose reward is finite."""
         if not finite.any():
             return torch.full_like(noise, float("nan"))
         loss = self.recipe.regularisation * radial(noise) - total.to(noise.device)
@@ -142,39 +142,39 @@ class Ascent:
 
 
 class Best:
-    """The noise with the highest total so far, its picture and that total, for every row."""
+    """The noise with the highest total so far, its image and that total, for every row."""
 
     def __init__(self, noise: Tensor) -> None:
         self.noise = noise.clone()
-        self.pictures = torch.empty(0)
+        self.images = torch.empty(0)
         self.total = torch.full((len(noise),), float("-inf"))
 
-    def take(self, noise: Tensor, pictures: Tensor, total: Tensor, finite: Tensor) -> None:
+    def take(self, noise: Tensor, images: Tensor, total: Tensor, finite: Tensor) -> None:
         """Keep those rows that are better than what was there."""
-        if not len(self.pictures):
-            self.pictures = pictures.float().cpu().clone()
+        if not len(self.images):
+            self.images = images.float().cpu().clone()
         better = (finite & (total > self.total.to(total.device))).cpu()
         self.total[better] = total.float().cpu()[better]
-        self.pictures[better] = pictures.float().cpu()[better]
+        self.images[better] = images.float().cpu()[better]
         self.noise[better.to(noise.device)] = noise[better.to(noise.device)]
 
 
 def noted(number: int, scores: dict[str, Tensor], total: Tensor, best: Best, noise: Tensor, gradient: Tensor,
           finite: Tensor) -> Iteration:
-    """What became of an iteration, whose dropped pictures are logged."""
+    """What became of an iteration, whose dropped images are logged."""
     lost = (~finite).nonzero()[:, 0].tolist()
     if lost:
-        logger.warning("iteration %d dropped for picture %s: %s", number, ", ".join(map(str, lost)), not_finite(scores))
+        logger.warning("iteration %d dropped for image %s: %s", number, ", ".join(map(str, lost)), not_finite(scores))
     lengths, slopes = (torch.linalg.vector_norm(part.flatten(1), dim=1) for part in (noise, gradient))
     return Iteration(number, {name: score.tolist() for name, score in scores.items()}, total.tolist(),
                      best.total.tolist(), lengths.tolist(), slopes.tolist(), (~finite).tolist())
 
 
 def outcome(best: Best, history: list[Iteration], stopped: bool) -> OptimisedNoise:
-    """FloatingPointError where a picture never had a finite reward."""
+    """FloatingPointError where an image never had a finite reward."""
     if not torch.isfinite(best.total).all():
-        raise FloatingPointError("a picture never had a reward that is finite; use float32 or bfloat16")
-    return OptimisedNoise(best.noise.cpu(), best.pictures.cpu(), best.total.cpu(), history, stopped)
+        raise FloatingPointError("an image never had a reward that is finite; use float32 or bfloat16")
+    return OptimisedNoise(best.noise.cpu(), best.images.cpu(), best.total.cpu(), history, stopped)
 
 
 def radial(noise: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a reward is: pictures and prompts in, one differentiable score a picture out; and weighted sums of rewards."""
+"""What a reward is: images and prompts in, one differentiable score an image out; and weighted sums of rewards."""
 import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -12,8 +12,8 @@ class Reward(Protocol):
 
     name: str
 
-    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """pictures (B, 3, H, W) in 0..1 and a prompt each -> scores (B,) float32, differentiable in the pictures."""
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """images (B, 3, H, W) in 0..1 and a prompt each -> scores (B,) float32, differentiable in the images."""
 
 
 class WeightedSum(nn.Module):
@@ -35,22 +35,22 @@ class WeightedSum(nn.Module):
         self.rewards = nn.ModuleList(reward for reward, _ in parts)
         self.weights = dict(zip(names, (float(weight) for _, weight in parts)))
 
-    def scores(self, pictures: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The unweighted score (B,) of every reward, by its name."""
-        check_pictures(pictures, prompts)
-        return {name: reward(pictures, prompts) for name, reward in zip(self.weights, self.rewards)}
+        check_images(images, prompts)
+        return {name: reward(images, prompts) for name, reward in zip(self.weights, self.rewards)}
 
     def total(self, scores: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum (B,) of what `scores` gave."""
         return torch.stack([self.weights[name] * score for name, score in scores.items()]).sum(0)
 
-    def forward(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.total(self.scores(pictures, prompts))
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.total(self.scores(images, prompts))
 
 
-def check_pictures(pictures: Tensor, prompts: Sequence[str]) -> None:
-    """Raises ValueError unless these are pictures (B, 3, H, W) with a prompt each."""
-    if pictures.ndim != 4 or pictures.shape[1] != 3:
-        raise ValueError(f"pictures have shape {tuple(pictures.shape)}; a reward reads (B, 3, H, W) in 0..1")
-    if len(pictures) != len(prompts):
-        raise ValueError(f"{len(pictures)} pictures and {len(prompts)} prompts; there must be one each")
+def check_images(images: Tensor, prompts: Sequence[str]) -> None:
+    """Raises ValueError unless these are images (B, 3, H, W) with a prompt each."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images have shape {tuple(images.shape)}; a reward reads (B, 3, H, W) in 0..1")
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(images)} images and {len(prompts)} prompts; there must be one each")

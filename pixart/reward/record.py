@@ -49,24 +49,24 @@ def save_log(path: Path, found: OptimisedNoise, about: Mapping[str, object]) -> 
     return path
 
 
-def history_summary(history: Sequence[Iteration], picture: int = 0) -> str:
+def history_summary(history: Sequence[Iteration], image: int = 0) -> str:
     """One line: where the total began, where it came to and at which iteration."""
-    totals = [each.total[picture] for each in history]
+    totals = [each.total[image] for each in history]
     best = max(range(len(history)), key=lambda i: (totals[i] == totals[i], totals[i]))
-    dropped = sum(each.dropped[picture] for each in history)
+    dropped = sum(each.dropped[image] for each in history)
     return (f"reward {totals[0]:.4g} -> {totals[best]:.4g} at iteration {history[best].number} of {len(history)}"
             + (f"; {dropped} dropped, not finite" if dropped else ""))
 
 
-def plot(path: Path, history: Sequence[Iteration], weights: Mapping[str, float], picture: int = 0) -> Path:
+def plot(path: Path, history: Sequence[Iteration], weights: Mapping[str, float], image: int = 0) -> Path:
     """PNG of the total, the best so far, each reward times its weight, and the length of the noise."""
-    figure = curves(history, weights, picture)
+    figure = curves(history, weights, image)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=110)
     return path
 
 
-def curves(history: Sequence[Iteration], weights: Mapping[str, float], picture: int) -> "Figure":
+def curves(history: Sequence[Iteration], weights: Mapping[str, float], image: int) -> "Figure":
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -77,15 +77,15 @@ def curves(history: Sequence[Iteration], weights: Mapping[str, float], picture: 
     FigureCanvasAgg(figure)
     reward, length = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     numbers = [each.number for each in history]
-    reward.plot(numbers, [each.total[picture] for each in history], ".-", label="total")
-    reward.plot(numbers, [each.best[picture] for each in history], "--", color="grey", label="best so far")
+    reward.plot(numbers, [each.total[image] for each in history], ".-", label="total")
+    reward.plot(numbers, [each.best[image] for each in history], "--", color="grey", label="best so far")
     if len(weights) > 1:
         for name, weight in weights.items():
-            reward.plot(numbers, [weight * each.scores[name][picture] for each in history], alpha=0.7,
+            reward.plot(numbers, [weight * each.scores[name][image] for each in history], alpha=0.7,
                         label=f"{weight:g} {name}")
     reward.set(ylabel="reward")
     reward.legend()
-    length.plot(numbers, [each.norm[picture] for each in history], color="tab:green")
+    length.plot(numbers, [each.norm[image] for each in history], color="tab:green")
     length.set(xlabel="iteration", ylabel="length of the noise")
     for axes in (reward, length):
         axes.grid(alpha=0.3)

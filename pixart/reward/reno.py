@@ -1,4 +1,4 @@
-"""ReNO with a pipeline: prompts in, better noise and its pictures out."""
+"""ReNO with a pipeline: prompts in, better noise and its images out."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +16,7 @@ from .optimise import PUBLISHED_RECIPE, NoiseRecipe, OptimisedNoise, WatchIterat
 from .protocol import WeightedSum
 from .search import SEARCHES, WAYS, search_noise
 
-ADVICE = "draw a smaller picture, take fewer rewards, put them into 16 bits, or use fewer steps"
+ADVICE = "draw a smaller image, take fewer rewards, put them into 16 bits, or use fewer steps"
 
 
 def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: WeightedSum,
@@ -24,7 +24,7 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
          steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
          sampler: str = "lcm", rule: str = "official", noise: Tensor | None = None,
          watch: WatchIteration | None = None, by: str = "gradient") -> OptimisedNoise:
-    """Optimise the noise of pictures that `pipe` would draw with the same arguments; see `optimise_noise`.
+    """Optimise the noise of images that `pipe` would draw with the same arguments; see `optimise_noise`.
 
     by: "gradient", or without gradients and their memory "best-of-n" or "search", of which only `recipe.iterations`
     matters: so many new noises, or neighbours of the best (`pixart.reward.search`), drawn from the generator of `seed`.

@@ -25,7 +25,7 @@ def search_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise:
                  stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> OptimisedNoise:
     """The best of `noise` and `tries` - 1 proposals, row by row; watch and stops as of `optimise_noise`.
 
-    Raises ValueError for no tries, FloatingPointError where no try of a picture gave a finite reward.
+    Raises ValueError for no tries, FloatingPointError where no try of an image gave a finite reward.
     """
     if tries < 1:
         raise ValueError(f"{tries} tries asked for; at least 1 is needed")

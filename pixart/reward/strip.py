@@ -1,25 +1,25 @@
-"""A picture with the curve of its reward below, drawn in no time: for looking on while noise is optimised."""
+"""An image with the curve of its reward below, drawn in no time: for looking on while noise is optimised."""
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..pictures import to_image
+from ..images import to_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHARE = 4           # the strip is one part in so many of the picture's height
+SHARE = 4           # the strip is one part in so many of the image's height
 WIDEST = 512        # pixels
 INK, BEST, PAPER = (40, 90, 200), (150, 150, 150), (250, 250, 250)
 
 
-def with_curve(picture: Tensor, totals: Sequence[float], iterations: int) -> "Image":
-    """picture (3, H, W) in 0..1, and below it the rewards so far on an axis of `iterations`, the best one as a line."""
+def with_curve(image: Tensor, totals: Sequence[float], iterations: int) -> "Image":
+    """image (3, H, W) in 0..1, and below it the rewards so far on an axis of `iterations`, the best one as a line."""
     from PIL import Image
 
-    shown = to_image(picture.clamp(0, 1))
+    shown = to_image(image.clamp(0, 1))
     shown.thumbnail((WIDEST, WIDEST))
     strip = curve(totals, iterations, shown.width, max(24, shown.height // SHARE))
     sheet = Image.new("RGB", (shown.width, shown.height + strip.height), PAPER)

@@ -1,6 +1,6 @@
 """DPM-Solver++ (2M): multistep second-order sampling in data prediction (Lu et al. 2022, algorithm 2).
 
-The official PixArt code and diffusers run the same update over different nodes, so their pictures differ:
+The official PixArt code and diffusers run the same update over different nodes, so their images differ:
 "official" spaces fractional timesteps evenly and ends at t = 0; "diffusers" rounds them and ends at zero noise.
 """
 import math
@@ -34,7 +34,7 @@ def node_at(time: float) -> Node:
 
 
 def nodes(steps: int, rule: str = "official") -> list[Node]:
-    """The steps + 1 nodes to pass, from noise to picture."""
+    """The steps + 1 nodes to pass, from noise to image."""
     if rule not in DPM_RULES:
         raise ValueError(f"unknown DPM-Solver rule {rule!r}; use {' or '.join(DPM_RULES)}")
     if not 1 <= steps < STEPS:

@@ -1,7 +1,7 @@
-"""Rectified flow: straight ways from noise to picture, followed in Euler steps.
+"""Rectified flow: straight ways from noise to image, followed in Euler steps.
 
 A latent is x = (1 - s) x0 + s noise, with s the share of noise, 1 at the start; the model is told 1000 s and predicts
-the velocity x0 - noise. Source: Liu et al. 2022 (arXiv 2209.03003); the shift of s with the picture's size as in Stable
+the velocity x0 - noise. Source: Liu et al. 2022 (arXiv 2209.03003); the shift of s with the image's size as in Stable
 Diffusion 3 (arXiv 2403.03206, section 5.3.2).
 """
 import math
@@ -18,9 +18,9 @@ Share = TypeVar("Share", float, Tensor)
 
 
 def flow_shift_of(height: int, width: int, side: int) -> float:
-    """How far the noise levels of a picture of so many pixels are shifted, where one of side x side is not at all.
+    """How far the noise levels of an image of so many pixels are shifted, where one of side x side is not at all.
 
-    Larger pictures need more noise to lose their shapes: the ratio of the sides, as in the published sampler.
+    Larger images need more noise to lose their shapes: the ratio of the sides, as in the published sampler.
     """
     return math.sqrt(height * width) / side
 

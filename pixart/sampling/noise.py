@@ -1,11 +1,11 @@
-"""Seeded noise in which each picture owns its generator, so that a picture does not depend on its batch."""
+"""Seeded noise in which each image owns its generator, so that an image does not depend on its batch."""
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-class PictureNoise:
+class ImageNoise:
     """Draws unit Gaussian noise (B, *shape), row i always from the stream of seeds[i], on the CPU for any device.
 
     ahead: number of draws made and moved to the device together, at the first call and whenever they are used up, so

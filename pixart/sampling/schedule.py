@@ -81,5 +81,5 @@ def predicted_x0(x: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
 
 
 def batch_of(t: float, x: Tensor) -> Tensor:
-    """One timestep for every picture: (B,) float32 on x's device, made there."""
+    """One timestep for every image: (B,) float32 on x's device, made there."""
     return torch.full((x.shape[0],), float(t), device=x.device)

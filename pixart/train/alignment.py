@@ -1,11 +1,11 @@
-"""Alignment of a network's inner features with those of a frozen one that sees the picture (REPA, arXiv 2410.06940).
+"""Alignment of a network's inner features with those of a frozen one that sees the image (REPA, arXiv 2410.06940).
 
-A block in the first half of the transformer is to know of the noisy picture what a vision network knows of the clean
+A block in the first half of the transformer is to know of the noisy image what a vision network knows of the clean
 one. As in iREPA (arXiv 2512.10794) a convolution takes the tokens to the other network's channels, and what all places
-of a picture share is taken out of the target, since its spatial structure is what helps. It helps early: it can end
+of an image share is taken out of the target, since its spatial structure is what helps. It helps early: it can end
 before the training does (HASTE, arXiv 2505.16792).
 
-Shapes: B pictures, N = h * w image tokens, D width, C channels of the frozen network.
+Shapes: B images, N = h * w image tokens, D width, C channels of the frozen network.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .draws import StepGenerator
 from .objectives import Diffusion
 
 FEATURE_NETWORKS = ("none", "judge", "dinov2")
-LEAST_VARIANCE = 1e-6              # beside the variance over the places of a picture
+LEAST_VARIANCE = 1e-6              # beside the variance over the places of an image
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def misalignment(maps: Tensor, target: Tensor) -> Tensor:
 
 
 def normalised_over_places(maps: Tensor) -> Tensor:
-    """(B, C, h, w): every channel of every picture with mean 0 and variance 1 over its places."""
+    """(B, C, h, w): every channel of every image with mean 0 and variance 1 over its places."""
     mean, variance = maps.mean((2, 3), keepdim=True), maps.var((2, 3), correction=0, keepdim=True)
     return (maps - mean) / (variance + LEAST_VARIANCE).sqrt()
 

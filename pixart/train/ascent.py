@@ -1,6 +1,6 @@
 """Reward fine-tuning: a network learns to draw what rewards score high, by gradients through few-step sampling.
 
-As LongAlign's trainer does it (Liu et al. 2024, section 4 and luping-liu/LongAlign): pictures are drawn from noise, the
+As LongAlign's trainer does it (Liu et al. 2024, section 4 and luping-liu/LongAlign): images are drawn from noise, the
 input of every pass is cut off from the gradient, and some passes alone, evenly spaced from a random first one, get any.
 """
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .objectives import draw_noise
 
 @dataclass(frozen=True)
 class RewardAscent:
-    """Minus the mean reward of pictures drawn with the network, without guidance.
+    """Minus the mean reward of images drawn with the network, without guidance.
 
     relevance is told for the fingerprint of a training; `reward` is reweighted by whoever makes it.
     """
@@ -43,9 +43,9 @@ class RewardAscent:
         waiting = iter(noises)
         latents = chosen.run(some_passes(model, batch.conditions(), taught), lambda: next(waiting), self.steps,
                              self.rule, None)
-        pictures = decoder(self.vae, self.latent_scale)(latents)        # type: ignore[arg-type]
+        images = decoder(self.vae, self.latent_scale)(latents)        # type: ignore[arg-type]
         texts = getattr(batch, "texts", ())
-        return -self.reward(pictures[..., :self.data.height, :self.data.width], texts).mean()
+        return -self.reward(images[..., :self.data.height, :self.data.width], texts).mean()
 
 
 def taught_passes(steps: int, count: int, generator: torch.Generator) -> set[int]:
@@ -58,7 +58,7 @@ def taught_passes(steps: int, count: int, generator: torch.Generator) -> set[int
 
 
 def plain_generator(generator: torch.Generator) -> torch.Generator:
-    """One of the same seed for what all pictures of a step share."""
+    """One of the same seed for what all images of a step share."""
     beside = torch.Generator(generator.device)
     beside.manual_seed(generator.initial_seed() ^ 0x5DEECE66D)
     return beside

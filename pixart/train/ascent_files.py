@@ -29,7 +29,7 @@ def vae_and_t5(method: RewardLoraMethod, config: PixArtConfig) -> tuple[Path, Pa
     shipped = shipped_for(config)
     vae, t5 = method.vae or (shipped.vae if shipped else None), method.t5 or (shipped.t5 if shipped else None)
     if vae is None or t5 is None:
-        raise ValueError("rewards look at pictures: method.vae and method.t5 are needed, the files to draw with and to "
+        raise ValueError("rewards look at images: method.vae and method.t5 are needed, the files to draw with and to "
                          "encode the captions with")
     return vae, t5
 
@@ -38,7 +38,7 @@ def reweight(reward: WeightedSum, method: RewardLoraMethod, texts: list[str]) ->
     """LongAlign's reweighting for rewards of the CLIP type."""
     for part in reward.rewards if method.relevance != 1 else ():
         if not isinstance(part, EmbeddingReward):
-            raise ValueError(f"the reward {part.name} reads words and picture together and cannot be reweighted; set "
+            raise ValueError(f"the reward {part.name} reads words and image together and cannot be reweighted; set "
                              "relevance to 1, or leave it out")
         part.reweight(method.relevance, texts if method.common == "captions" else None)
 

@@ -16,7 +16,7 @@ from .draws import draw_rows, on_cpu
 
 @dataclass(frozen=True)
 class Captioned(Batch):
-    """A batch that knows its captions' words. Its latents are zeros: they only say the size of a picture."""
+    """A batch that knows its captions' words. Its latents are zeros: they only say the size of an image."""
 
     texts: tuple[str, ...] = ()
 
@@ -26,7 +26,7 @@ class Captioned(Batch):
 
 
 class CaptionList:
-    """Random batches of captions, each picked by (seed, step) alone, for pictures of one size."""
+    """Random batches of captions, each picked by (seed, step) alone, for images of one size."""
 
     edges, captions_only = "none", True
 

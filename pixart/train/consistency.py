@@ -22,7 +22,7 @@ def teacher_step(x: Tensor, cond: Tensor, uncond: Tensor, start: Tensor, end: Te
     """Where the guided teacher says x at `start` came from at `end`.
 
     cond and uncond (B, C, H, W) are its noise predictions. guidance w extrapolates from the conditional prediction,
-    cond + w (cond - uncond): w = 4.5 is what other samplers call a scale of 5.5. It may be (B, 1, 1, 1), one a picture.
+    cond + w (cond - uncond): w = 4.5 is what other samplers call a scale of 5.5. It may be (B, 1, 1, 1), one an image.
     The step is DDIM's, deterministic: predicted noise goes back onto the predicted clean latent.
     """
     eps = cond + guidance * (cond - uncond)

@@ -19,9 +19,9 @@ from .transfer import send
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one size: latents (B, C, h, w), context (B, L, width), mask (B, L) bool, size (B, 2), aspect (B,).
+    """Images of one size: latents (B, C, h, w), context (B, L, width), mask (B, L) bool, size (B, 2), aspect (B,).
 
-    hint (B, C, h, w) is the latent of the pictures' edge maps, noise (B, C, h, w) what a teacher drew the latents from;
+    hint (B, C, h, w) is the latent of the images' edge maps, noise (B, C, h, w) what a teacher drew the latents from;
     None where the folder has none.
     """
 
@@ -47,7 +47,7 @@ class TrainingData(Protocol):
     """Where the batches of a training come from. `len` may be missing: data without end."""
 
     def batch(self, generator: torch.Generator, size: int) -> Batch:
-        """`size` pictures of one shape, on whatever device they are made.
+        """`size` images of one shape, on whatever device they are made.
 
         What is random follows from the generator alone, row by row as `draw_rows` does it, so that a step can be
         repeated and split. With `LoopConfig.random_on_device` the generator is one of the device that trains.
@@ -72,12 +72,12 @@ class PreparedFolder:
         paths = shard_paths(folder)
         if not paths or not (folder / "null.safetensors").exists():
             raise FileNotFoundError(f"{folder} holds no prepared training data: expected bucket-*.safetensors and "
-                                    "null.safetensors. Prepare the pictures first: python -m pixart prepare")
+                                    "null.safetensors. Prepare the images first: python -m pixart prepare")
         shards = [Shard(path) for path in paths]
         check_alike(shards)
         if need_hints and "hints" not in shards[0].tensors:
             raise ValueError(f"{folder} holds no edge maps (`hints` in {paths[0].name}), which training a ControlNet "
-                             "needs; prepare the pictures with --edges canny, soft or hed")
+                             "needs; prepare the images with --edges canny, soft or hed")
         self.null_context, self.null_mask = load_null(folder)
         self._null: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.caption_width = shards[0].tensors["features"].shape[2]
@@ -92,18 +92,18 @@ class PreparedFolder:
             if len(shard):
                 self.buckets.setdefault(shard.bucket, []).append(shard)
         if not self.buckets:
-            raise ValueError(f"all shards in {folder} are empty; prepare pictures into it")
+            raise ValueError(f"all shards in {folder} are empty; prepare images into it")
 
     @property
     def captions_only(self) -> bool:
-        """Whether there are captions and picture sizes but no pictures: latents without channels."""
+        """Whether there are captions and image sizes but no images: latents without channels."""
         return all(shard.tensors["latents"].shape[1] == 0 for shards in self.buckets.values() for shard in shards)
 
     def __len__(self) -> int:
         return sum(len(shard) for shards in self.buckets.values() for shard in shards)
 
     def batch(self, generator: torch.Generator, size: int) -> Batch:
-        """`size` pictures of one bucket; buckets come up as often as they hold pictures.
+        """`size` images of one bucket; buckets come up as often as they hold images.
 
         Where the spread of the latents was kept, each is a fresh draw: mean + spread * noise.
         """

@@ -42,7 +42,7 @@ def variational_bound(output: Tensor, x0: Tensor, x: Tensor, t: Tensor) -> Tenso
 
 
 def diffusion_loss(output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Per-picture loss (B,): mean squared error of the noise plus the variational bound.
+    """Per-image loss (B,): mean squared error of the noise plus the variational bound.
 
     output (B, 2C, H, W) is the model's answer to add_noise(x0, noise, t), noise prediction then variance logits;
     x0, noise (B, C, H, W); t (B,) integer 0..999. All in one floating dtype, float32 or better.

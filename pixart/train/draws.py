@@ -1,4 +1,4 @@
-"""Random numbers of a training step that do not depend on how its pictures are split over processes."""
+"""Random numbers of a training step that do not depend on how its images are split over processes."""
 from collections.abc import Callable
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 class StepGenerator(torch.Generator):
     """The one source of randomness of a training step, the same on every process.
 
-    A process that works on `rows` of the step's `total` pictures draws for all of them and keeps its own.
+    A process that works on `rows` of the step's `total` images draws for all of them and keeps its own.
     """
 
     rows: slice = slice(None)
@@ -29,17 +29,17 @@ def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | 
 
 
 def rows_of(generator: torch.Generator, count: int) -> tuple[slice, int]:
-    """Which of how many pictures of the step the `count` at hand are: all of them, but for a StepGenerator told so."""
+    """Which of how many images of the step the `count` at hand are: all of them, but for a StepGenerator told so."""
     if isinstance(generator, StepGenerator) and generator.total is not None:
         return generator.rows, generator.total
     return slice(None), count
 
 
 def draw_rows(make: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """make(shape, generator=generator) on the generator's device, one row a picture.
+    """make(shape, generator=generator) on the generator's device, one row an image.
 
     On the CPU (the default everywhere) every device trains alike. make: torch.randn, torch.rand or the like. shape:
-    that of the pictures at hand; with a StepGenerator which was told `total`, these are its `rows`.
+    that of the images at hand; with a StepGenerator which was told `total`, these are its `rows`.
     """
     rows, total = rows_of(generator, shape[0])
     return make((total, *shape[1:]), generator=generator, device=generator.device)[rows]

@@ -12,7 +12,7 @@ PLAIN_TYPES = (int, float, str, tuple)
 
 
 def training_fingerprint(config: LoopConfig, objective: object, total: int) -> dict[str, object]:
-    """Of a training whose steps take `total` pictures, all processes together."""
+    """Of a training whose steps take `total` images, all processes together."""
     facts = {name: value for name, value in plain_fields(config) if name not in FREE}
     facts["batch"] = total
     if is_dataclass(objective):

@@ -1,4 +1,4 @@
-"""What a frozen vision network sees in the pictures of prepared latents, place by place: the target of an alignment."""
+"""What a frozen vision network sees in the images of prepared latents, place by place: the target of an alignment."""
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,14 @@ from .vae_file import vae_file
 
 DINO_KINDS = ("dinov2", "dinov2_with_registers", "dinov3_vit")        # `model_type` of their config.json
 DINO_FOLDER = "a folder of DINOv2 or DINOv3 for align.dinov2, such as facebook/dinov2-base, with model.safetensors"
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures, by colour
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images, by colour
 
 
-class PictureFeatures(nn.Module):
+class ImageFeatures(nn.Module):
     """Latents (B, channels, H, W), scaled as the transformer sees them, and a grid (h, w) -> maps (B, C, h, w)."""
 
     def __init__(self, vae: nn.Module, latent_scale: float, eye: nn.Module, channels: int) -> None:
-        """eye(pictures (B, 3, H, W) in 0..1, grid) gives maps of `channels` channels."""
+        """eye(images (B, 3, H, W) in 0..1, grid) gives maps of `channels` channels."""
         super().__init__()
         self.vae, self.eye, self.channels = vae, eye, channels
         self.decode = decoder(vae, latent_scale)        # type: ignore[arg-type]
@@ -47,12 +47,12 @@ class JudgeEye(nn.Module):
     def channels(self) -> int:
         return self.judge.design.widths[-1]
 
-    def forward(self, pictures: Tensor, grid: Sequence[int]) -> Tensor:
-        return on_grid(self.judge.maps(pictures)[-1], grid)
+    def forward(self, images: Tensor, grid: Sequence[int]) -> Tensor:
+        return on_grid(self.judge.maps(images)[-1], grid)
 
 
 class DinoEye(nn.Module):
-    """The patch tokens of DINOv2 or DINOv3, which is shown every picture at as many patches as there are places."""
+    """The patch tokens of DINOv2 or DINOv3, which is shown every image at as many patches as there are places."""
 
     def __init__(self, folder: Path) -> None:
         """Raises FileNotFoundError and ValueError that name the folder, for what is missing or something else."""
@@ -62,8 +62,8 @@ class DinoEye(nn.Module):
         self.channels, self.patch = config.hidden_size, config.patch_size
         self.first = 1 + getattr(config, "num_register_tokens", 0)         # the class and the registers come before
 
-    def forward(self, pictures: Tensor, grid: Sequence[int]) -> Tensor:
-        shown = scaled(pictures, [self.patch * side for side in grid])
+    def forward(self, images: Tensor, grid: Sequence[int]) -> Tensor:
+        shown = scaled(images, [self.patch * side for side in grid])
         seen = self.network(colour_normalised(shown, IMAGENET_MEAN, IMAGENET_DEVIATION))
         tokens = seen.last_hidden_state[:, self.first:]
         return tokens.transpose(1, 2).unflatten(2, tuple(grid))
@@ -96,7 +96,7 @@ def load_dino(folder: Path) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def picture_features(align: Alignment, config: PixArtConfig, dtype: torch.dtype = torch.float32) -> PictureFeatures:
+def image_features(align: Alignment, config: PixArtConfig, dtype: torch.dtype = torch.float32) -> ImageFeatures:
     """What an alignment compares with; dtype: of the VAE, which takes most of the time.
 
     Raises ValueError for parts that are missing, and what reading them raises.
@@ -104,12 +104,12 @@ def picture_features(align: Alignment, config: PixArtConfig, dtype: torch.dtype 
     file = vae_file(align.vae, config, f"align.network is {align.network}", "method.align.vae")
     eye = JudgeEye() if align.network == "judge" else DinoEye(align.dinov2 or Path())
     vae = load_vae(file).to(dtype, memory_format=torch.channels_last)
-    return PictureFeatures(vae, config.latent_scale, eye, eye.channels)
+    return ImageFeatures(vae, config.latent_scale, eye, eye.channels)
 
 
 def with_alignment(network: PixArtTransformer, align: Alignment, dtype: torch.dtype = torch.float32, seed: int = 0
                    ) -> tuple[Aligned, Callable[..., AlignedDiffusion]]:
     """The network with its head, and the objective, which takes what `Diffusion` does; arguments as above."""
-    features = picture_features(align, network.config, dtype)
+    features = image_features(align, network.config, dtype)
     return (Aligned(network, features.channels, align.block_of(network.config.depth), seed),
             partial(AlignedDiffusion, features=features, align=align))

@@ -25,8 +25,8 @@ from .transfer import send
 class InnerLoopDistillation:
     """The loss of `WithFeedback`: mean squared difference to the mean prediction of the base in `substeps` steps.
 
-    steps: those a picture is to take with feedback, at the official timesteps of DPM-Solver. guidance: the scale at
-    which the teacher passes from one step to the next, 1 for none; the one that pictures will be drawn with.
+    steps: those an image is to take with feedback, at the official timesteps of DPM-Solver. guidance: the scale at
+    which the teacher passes from one step to the next, 1 for none; the one that images will be drawn with.
     """
 
     data: TrainingData

@@ -22,6 +22,7 @@ from ..sampling.tdm import TOTALS
 from ..weights.fingerprint import weights_fingerprint
 from .base_shapes import write_base_shapes
 from .data import PreparedFolder
+from .image_distance import image_distance
 from .initialize import initialize_block
 from .job import TrainingJob, Write
 from .method_settings import (
@@ -43,7 +44,6 @@ from .method_settings import (
 from .objectives import Consistency, ControlDiffusion, Diffusion, Objective
 from .one_density import one_density
 from .one_step import OneStep
-from .picture_distance import picture_distance
 from .rectified_flow import flow_job
 from .rivals import Rival
 from .settings import OutputSettings, Settings
@@ -69,11 +69,11 @@ def job_of_method(settings: Settings) -> TrainingJob:
         job = ON_FROZEN_BASE[type(method)](base, method, data, output, seed)
     else:
         job = OF_WHOLE_NETWORKS[type(method)](settings, data)
-    check_fit(job.config, data, pictures=needs_pictures(method))
+    check_fit(job.config, data, images=needs_images(method))
     return job
 
 
-def needs_pictures(method: object) -> bool:
+def needs_images(method: object) -> bool:
     """Whether captions alone will not do."""
     return not (isinstance(method, TdmMethod) or (isinstance(method, DmdMethod) and not method.regression))
 
@@ -90,7 +90,7 @@ def diffusion_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
 
 
 def aligned_job(model: PixArtTransformer, settings: Settings, data: PreparedFolder) -> TrainingJob:
-    """The same with a block that learns what a frozen network sees of the pictures."""
+    """The same with a block that learns what a frozen network sees of the images."""
     from .frozen_features import with_alignment
     if settings.train.mup_base_width:
         raise ValueError("muP has no rule for the head of an alignment; leave train.mup_base_width or method.align out")
@@ -164,7 +164,7 @@ def lora_writer(output: OutputSettings, sampling: Mapping[str, str]) -> Write:
 
 def lora_job(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: Any, output: OutputSettings, seed: int
              ) -> TrainingJob:
-    """Adapters in the base, which learn the pictures, or (LCM-LoRA) to be their own base's few-step student."""
+    """Adapters in the base, which learn the images, or (LCM-LoRA) to be their own base's few-step student."""
     from .lcm_lora import ConsistencyLora
     from .lora import add_lora
     objective: Objective
@@ -189,7 +189,7 @@ def reward_job(settings: Settings) -> TrainingJob:
     base = load_base(settings.model, settings.model.dtype)
     objective: Any = ascent_of(method, settings.data.folder, base.config)
     model = add_lora(base, method.rank, method.alpha, method.targets, method.dora, settings.train.seed)
-    check_fit(base.config, objective.data, pictures=False)
+    check_fit(base.config, objective.data, images=False)
     sampling = replace(preset(method.sampler), steps=method.steps, rule=method.rule).to_header()
     facts = {**adapter_facts(method), "dora": method.dora, "rewards": method.rewards}
     return TrainingJob(model, objective, objective.data, output.file, lora_writer(output, sampling), base.config, facts)
@@ -261,7 +261,7 @@ def few_step_preset(method: TdmMethod | DmdMethod) -> Preset:
 def game_of(method: TdmMethod | DmdMethod, data: Any, teacher: Callable[..., Tensor], config: PixArtConfig) -> Any:
     """What the two minimise, as the settings have it."""
     if isinstance(method, DmdMethod):
-        distance = picture_distance(method.regression_on, method.lpips, method.vae, config)
+        distance = image_distance(method.regression_on, method.lpips, method.vae, config)
         return OneStep(data, teacher, config.channels, method.guidance, TIMESTEP, method.regression, method.share,
                        method.regression_on, distance)
     return Trajectory(data, teacher, config.channels, method.guidance, method.steps, TOTALS[method.rule],

@@ -1,7 +1,7 @@
 """The training loop every trainer shares: steps, moving average, checkpoints that survive a kill, resuming.
 
 Whatever a step draws at random follows from (seed, step) alone, so a resumed run repeats the uninterrupted one, and
-however a step's pictures are split (processes, accumulation) the same ones are drawn with the same noise.
+however a step's images are split (processes, accumulation) the same ones are drawn with the same noise.
 """
 import logging
 import tempfile
@@ -64,7 +64,7 @@ class Training:
 
     @property
     def total(self) -> int:
-        """Pictures of one step, all processes together."""
+        """Images of one step, all processes together."""
         return self.config.batch * self.config.accumulation * self.accelerator.num_processes
 
     @property

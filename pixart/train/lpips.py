@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): how unlike two pictures look, in the maps of a VGG-16.
+"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): how unlike two images look, in the maps of a VGG-16.
 
 The weights are two published files that users put into one folder: torchvision's network, and what the package lpips
 learned on top of it. Nothing is downloaded.
@@ -18,13 +18,13 @@ NETWORK, LINEAR = "vgg16-397923af.pth", "vgg.pth"
 EXPECTED = {NETWORK: f"{NETWORK}, VGG-16 of torchvision (download.pytorch.org/models)",
             LINEAR: f"{LINEAR} of the package lpips (lpips/weights/v0.1)"}
 VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))     # channels; halved in between
-MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)                       # of pictures in -1..1
+MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)                       # of images in -1..1
 EPSILON = 1e-10
 LEAST = 16                  # pixels of a side, so that the last map has any
 
 
 class Lpips(nn.Module):
-    """Pictures a and b (B, 3, H, W) in -1..1, sides of at least 16 pixels -> their distances (B,), 0 for equal ones."""
+    """Images a and b (B, 3, H, W) in -1..1, sides of at least 16 pixels -> their distances (B,), 0 for equal ones."""
 
     mean: Tensor
     deviation: Tensor
@@ -45,9 +45,9 @@ class Lpips(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
 
-    def maps(self, pictures: Tensor) -> list[Tensor]:
+    def maps(self, images: Tensor) -> list[Tensor]:
         """Of every stage, (B, C, h, w), each position's channels scaled to unit length."""
-        x, found = (pictures - self.mean) / self.deviation, []
+        x, found = (images - self.mean) / self.deviation, []
         for place, layer in enumerate(self.features):
             x = layer(x)
             if place in self.ends:
@@ -57,7 +57,7 @@ class Lpips(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < LEAST:
-            raise ValueError(f"pictures of {tuple(a.shape)} and {tuple(b.shape)}; LPIPS compares two of (B, 3, H, W) "
+            raise ValueError(f"images of {tuple(a.shape)} and {tuple(b.shape)}; LPIPS compares two of (B, 3, H, W) "
                              f"with sides of at least {LEAST}")
         distances = [F.conv2d((x - y).square(), weight).mean((1, 2, 3))
                      for x, y, weight in zip(self.maps(a), self.maps(b), self.weights)]

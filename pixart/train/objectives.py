@@ -27,7 +27,7 @@ def draw_noise(batch: Batch, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Noised:
-    """Pictures of a step with noise: what a network is shown, and what it is to tell.
+    """Images of a step with noise: what a network is shown, and what it is to tell.
 
     batch: some captions dropped; t (B,) int64; noise like the latents.
     """
@@ -46,7 +46,7 @@ class Noised:
 class Diffusion:
     """Noise prediction with learned variance; a share of captions is dropped so that guidance can be used.
 
-    timesteps: from which the noise levels are drawn. weighting: how much the loss of a picture, both its parts, counts
+    timesteps: from which the noise levels are drawn. weighting: how much the loss of an image, both its parts, counts
     at its timestep: "none", "min-snr" or "v", min(1 + 1/SNR, weighting_cap); see `timestep_weights`.
     """
 
@@ -106,7 +106,7 @@ class Consistency:
     teacher: Callable[..., Tensor]        # a frozen network
     guidance: float = 4.5
     huber_c: float = 0.001
-    guidance_max: float | None = None     # drawn for each picture from `guidance` up to this, untold to the student
+    guidance_max: float | None = None     # drawn for each image from `guidance` up to this, untold to the student
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         index = send(draw_rows(partial(torch.randint, GRID_SIZE), (len(batch.latents),), generator),
@@ -123,7 +123,7 @@ class Consistency:
                                 self._guidance(batch, generator), self.huber_c)
 
     def _guidance(self, batch: Batch, generator: torch.Generator) -> float | Tensor:
-        """w, for all pictures or (B, 1, 1, 1) for each."""
+        """w, for all images or (B, 1, 1, 1) for each."""
         if self.guidance_max is None:
             return self.guidance
         share = send(draw_rows(torch.rand, (len(batch.latents),), generator), batch.latents.device).view(-1, 1, 1, 1)

@@ -13,7 +13,7 @@ from .timesteps import Timesteps, systematic
 
 @dataclass(frozen=True)
 class OneStretch(Timesteps):
-    """The same distribution, with all pictures of a step in one stretch of the timesteps, drawn by its share of them.
+    """The same distribution, with all images of a step in one stretch of the timesteps, drawn by its share of them.
 
     So a step learns about one stretch, and all steps together about what the distribution says.
     """

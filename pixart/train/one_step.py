@@ -1,7 +1,7 @@
 """One-step distillation by distribution matching (DMD, Yin et al. 2024, arXiv 2311.18828), as for PixArt-alpha.
 
-The student turns noise into a picture in one call at one timestep. Two things move it: the difference between what the
-guided teacher and the fake score see in its noised pictures, and pictures that the teacher drew from the same noise
+The student turns noise into an image in one call at one timestep. Two things move it: the difference between what the
+guided teacher and the fake score see in its noised images, and images that the teacher drew from the same noise
 (regression), which keep it from leaving parts out. The fake score learns what the student draws. As in PixArt-Sigma's
 code (train_scripts/train_pixart_dmd.py), whose regression decodes latents with a tiny VAE and compares them by LPIPS;
 here it may, and by default compares the latents.
@@ -17,11 +17,11 @@ from ..sampling.dmd import TIMESTEP
 from ..sampling.schedule import Model, add_noise, predicted_x0
 from .data import Batch, TrainingData
 from .draws import draw_rows
-from .trajectory import guided_x0, per_picture
+from .trajectory import guided_x0, per_image
 from .transfer import send
 
 REGRESSION_ON = ("latents", "lpips", "judge")
-FIRST, LAST = 1, 998         # timesteps of the noise in which teacher and fake score look at a picture
+FIRST, LAST = 1, 998         # timesteps of the noise in which teacher and fake score look at an image
 
 
 def one_step(student: Model, noise: Tensor, timestep: int = TIMESTEP) -> Tensor:
@@ -35,7 +35,7 @@ def distribution_loss(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
 
     real, fake: clean latents that the guided teacher and the fake score see in the noised x0.
     """
-    weight = 1 / (per_picture((x0 - real).abs()).detach() + 1e-5)
+    weight = 1 / (per_image((x0 - real).abs()).detach() + 1e-5)
     distance = (x0 - x0.detach()) + weight.view(-1, 1, 1, 1) * (fake - real).detach()
     return (distance ** 2).mean()
 
@@ -46,7 +46,7 @@ class OneStep:
 
     data: captions, and with regression above 0 pairs of noise and the teacher's latents. teacher: frozen. guidance:
     ordinary scale. timestep: that the student is called at. regression: weight of that loss; 0: distribution matching
-    alone, which needs no pairs. share: of the pictures that it sees. distance: of two batches of latents, (B,); None:
+    alone, which needs no pairs. share: of the images that it sees. distance: of two batches of latents, (B,); None:
     their mean squared difference. regression_on: which it is, one of `REGRESSION_ON`, for a training's fingerprint.
     """
 
@@ -63,16 +63,16 @@ class OneStep:
     order = ("student", "fake")
 
     def turn(self, student: nn.Module, batch: Batch, generator: torch.Generator) -> "OneStepTurn":
-        """What a step draws at random; the student's pictures are made when it moves."""
+        """What a step draws at random; the student's images are made when it moves."""
         return OneStepTurn(self, batch, generator)
 
     def distances(self, made: Tensor, wanted: Tensor) -> Tensor:
         """How far latents (B, C, h, w) are from those of the pairs, (B,)."""
-        return per_picture((made - wanted) ** 2) if self.distance is None else self.distance(made, wanted)
+        return per_image((made - wanted) ** 2) if self.distance is None else self.distance(made, wanted)
 
 
 class OneStepTurn:
-    """One batch of a step, and the losses of both players on it. The student's comes first: it makes the pictures."""
+    """One batch of a step, and the losses of both players on it. The student's comes first: it makes the images."""
 
     def __init__(self, game: OneStep, batch: Batch, generator: torch.Generator) -> None:
         """Raises ValueError for data without noise where the regression needs it."""
@@ -107,7 +107,7 @@ class OneStepTurn:
         return loss
 
     def fake_loss(self, fake: nn.Module) -> Tensor:
-        """Noise prediction on the pictures that the student made before it moved."""
+        """Noise prediction on the images that the student made before it moved."""
         if self.made is None:
             raise RuntimeError("the student moves first")
         t, noise = self.drawn["fake"]

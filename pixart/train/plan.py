@@ -25,8 +25,8 @@ class TrainingPlan:
     trained: int              # parameters
     parameters: int           # of all networks, shared ones once
     processes: int
-    pictures: int             # a step, all processes together
-    prepared: int             # pictures in the data
+    images: int             # a step, all processes together
+    prepared: int             # images in the data
     fixed: dict[str, int]     # bytes computed from the tensors that stay in memory, by what they are
     peak: int | None          # bytes measured, a process
     device: str
@@ -35,15 +35,15 @@ class TrainingPlan:
     def text(self, settings: Settings) -> str:
         """For people, some lines."""
         config = settings.train
-        seen = config.steps * self.pictures
+        seen = config.steps * self.images
         fixed = ", ".join(f"{name} {memory_text(size)}" for name, size in self.fixed.items() if size)
         peak = "unknown" if self.peak is None else memory_text(self.peak)
         return "\n".join((
             f"trains      {self.trained:,} of {self.parameters:,} parameters with {config.optimizer}, "
             f"learning rate {config.learning_rate:g}, precision {config.precision}",
             f"batch       {config.batch} x {self.processes} processes x {config.accumulation} accumulated = "
-            f"{self.pictures} pictures a step",
-            f"steps       {config.steps:,} = {seen:,} pictures, {seen / self.prepared:.1f} times the {self.prepared:,} "
+            f"{self.images} images a step",
+            f"steps       {config.steps:,} = {seen:,} images, {seen / self.prepared:.1f} times the {self.prepared:,} "
             "prepared",
             f"memory      {peak} a process, measured on {self.device}; of these computed: {fixed}",
             f"time        {self.seconds:.3g} s a step, measured; about {duration(self.seconds * config.steps)}",

@@ -1,4 +1,4 @@
-"""Validation while a training runs: pictures of fixed prompts from the averaged weights, on one sheet with captions."""
+"""Validation while a training runs: images of fixed prompts from the averaged weights, on one sheet with captions."""
 import logging
 import textwrap
 from collections.abc import Callable, Sequence
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
-from ..control.pictures import fit, opaque
+from ..control.images import fit, opaque
 from ..drawing import Guide, Request, check_captions
+from ..images import read_image, to_image
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
-from ..pictures import read_picture, to_image
 from ..pipeline import Pipeline
 from ..text.encoded import Encoded
 from ..text.quantized import Bits
 from ..text.t5 import T5Encoder
-from ..vae import decode, encode_pictures, load_vae
+from ..vae import decode, encode_images, load_vae
 from .report import Record
 from .settings import ValidateSettings
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PreviewParts = Callable[[nn.Module], tuple[PixArtTransformer, PixArtControlNet | None]]
-CAPTION_LINES, LINE = 3, 12          # under a picture; pixels a line
+CAPTION_LINES, LINE = 3, 12          # under an image; pixels a line
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is drawn, encoded once. decode: scaled latents to pictures (B, 3, H, W) in 0..1.
+    """What is drawn, encoded once. decode: scaled latents to images (B, 3, H, W) in 0..1.
 
-    edges, for a ControlNet: the pictures (B, 3, H, W) in 0..1 to follow, a prompt each; hints: their latents, scaled.
+    edges, for a ControlNet: the images (B, 3, H, W) in 0..1 to follow, a prompt each; hints: their latents, scaled.
     """
 
     request: Request
@@ -62,8 +62,8 @@ def subject_from_files(settings: ValidateSettings, config: PixArtConfig, device:
     edges = hints = None
     if settings.hints:
         height, width = (8 * side for side in request.latent_shape)
-        edges = torch.cat([fit(opaque(read_picture(path)), width, height) for path in settings.hints])
-        hints = encode_pictures(vae, edges, config.latent_scale)[0]
+        edges = torch.cat([fit(opaque(read_image(path)), width, height) for path in settings.hints])
+        hints = encode_images(vae, edges, config.latent_scale)[0]
     return Subject(request, caption, null, lambda latents: decode(vae, latents, config.latent_scale), edges, hints)
 
 
@@ -113,7 +113,7 @@ class Preview:
         return preview_sheet(rows, self.subject.request.prompts)
 
     def draw(self, average: nn.Module) -> Tensor:
-        """Pictures (B, 3, height, width) in 0..1 of all prompts."""
+        """Images (B, 3, height, width) in 0..1 of all prompts."""
         subject, guide = self.subject, None
         base, network = self.parts(average)
         if network is not None and subject.hints is not None and subject.edges is not None:
@@ -124,7 +124,7 @@ class Preview:
 
 
 def preview_sheet(rows: Sequence[Tensor], captions: Sequence[str], most: int = 512) -> "Image":
-    """Rows of pictures (B, 3, H, W) in 0..1, one column a caption, which stands below; sides at most `most` pixels."""
+    """Rows of images (B, 3, H, W) in 0..1, one column a caption, which stands below; sides at most `most` pixels."""
     from PIL import Image, ImageDraw
     height, width = rows[0].shape[-2:]
     scale = min(1.0, most / max(height, width))
@@ -132,8 +132,8 @@ def preview_sheet(rows: Sequence[Tensor], captions: Sequence[str], most: int = 5
     sheet = Image.new("RGB", (len(captions) * width, len(rows) * height + CAPTION_LINES * LINE + 4), "white")
     pen = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
-        for row, pictures in enumerate(rows):
-            sheet.paste(to_image(pictures[column]).resize((width, height)), (column * width, row * height))
+        for row, images in enumerate(rows):
+            sheet.paste(to_image(images[column]).resize((width, height)), (column * width, row * height))
         lines = textwrap.wrap(caption, max(8, width // 6))[:CAPTION_LINES]
         pen.multiline_text((column * width + 2, len(rows) * height + 2), "\n".join(lines), fill="black", spacing=1)
     return sheet

@@ -1,7 +1,7 @@
 """Training a PT-DiT: the velocity of rectified flow at noise levels that are most often in the middle.
 
 Source: the published sampler and loss of PT-DiT; logit-normal levels as in Stable Diffusion 3 (arXiv 2403.03206,
-section 3.1), shifted with the size of the picture in training as in sampling.
+section 3.1), shifted with the size of the image in training as in sampling.
 """
 import logging
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """Mean squared error of the velocity, picture minus noise; a share of captions is dropped, for guidance.
+    """Mean squared error of the velocity, image minus noise; a share of captions is dropped, for guidance.
 
     centre, spread: mean and standard deviation of the logit of the share of noise, before it is shifted; spread 0: all
-    shares alike. flow_side: side in pixels of the picture whose shares are not shifted.
+    shares alike. flow_side: side in pixels of the image whose shares are not shifted.
     """
 
     data: TrainingData
@@ -64,7 +64,7 @@ def flow_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
     """All weights of a PT-DiT, from a checkpoint or from nothing."""
     model, method = starting_pt_dit(settings.model), settings.method
     if model.config.autoencoder != "sd":
-        logger.warning("this PT-DiT draws latents of %s; pictures must have been prepared with it",
+        logger.warning("this PT-DiT draws latents of %s; images must have been prepared with it",
                        AUTOENCODERS[model.config.autoencoder])
     assert isinstance(method, PTDiTMethod)
 

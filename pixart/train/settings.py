@@ -57,7 +57,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ValidateSettings:
-    """Pictures drawn while the training runs, with the averaged weights."""
+    """Images drawn while the training runs, with the averaged weights."""
 
     prompts: tuple[str, ...] = ()     # prompts for validation images; none: no images
     hints: tuple[Path, ...] = ()      # for a ControlNet: one edge map per prompt, white on black

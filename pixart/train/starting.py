@@ -13,17 +13,17 @@ from .mup import initialize_mup
 from .settings import ModelSettings
 
 
-def check_fit(config: PixArtConfig, data: PreparedFolder, pictures: bool = True) -> None:
-    """Refuse data of another family; with `pictures` also data that are captions alone."""
-    if pictures and data.captions_only:
-        raise ValueError(f"only captions are prepared in {data.folder}, this method learns from pictures; prepare "
-                         "pictures, or train tdm")
+def check_fit(config: PixArtConfig, data: PreparedFolder, images: bool = True) -> None:
+    """Refuse data of another family; with `images` also data that are captions alone."""
+    if images and data.captions_only:
+        raise ValueError(f"only captions are prepared in {data.folder}, this method learns from images; prepare "
+                         "images, or train tdm")
     if data.caption_width != config.caption_width:
         raise ValueError(f"the text features in {data.folder} have width {data.caption_width}, the model reads "
-                         f"{config.caption_width}; prepare the pictures with the text encoder that belongs to it")
+                         f"{config.caption_width}; prepare the images with the text encoder that belongs to it")
     if data.latent_space not in (None, config.latent_space):
         raise ValueError(f"the latents in {data.folder} are {data.latent_space}, the model reads "
-                         f"{config.latent_space}; prepare the pictures with the VAE that belongs to it")
+                         f"{config.latent_space}; prepare the images with the VAE that belongs to it")
 
 
 def attention(settings: ModelSettings) -> Attend:

@@ -1,7 +1,7 @@
-"""From which timesteps a diffusion training draws, and how they spread over the pictures of a step.
+"""From which timesteps a diffusion training draws, and how they spread over the images of a step.
 
-Under the family's linear betas more than half of all uniform draws are nearly pure noise. Drawing more of them where a
-picture takes shape makes more of every step: around a log signal-to-noise ratio with the tails of a Laplace
+Under the family's linear betas more than half of all uniform draws are nearly pure noise. Drawing more of them where an
+image takes shape makes more of every step: around a log signal-to-noise ratio with the tails of a Laplace
 distribution (Hang et al. 2024, "Improved Noise Schedule for Diffusion Training", section 3), or of a normal one, by
 which alphas_cumprod is logit-normal (Esser et al. 2024, Stable Diffusion 3, section 3.1), or evenly from a range.
 """
@@ -43,8 +43,8 @@ class Timesteps:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) timesteps, int64, on the generator's device.
 
-        With a `StepGenerator` these are its rows of a draw for the whole step. Stratified, the step's pictures take
-        evenly spaced quantiles, all moved by one random number, and round at the end: each picture alone is still
+        With a `StepGenerator` these are its rows of a draw for the whole step. Stratified, the step's images take
+        evenly spaced quantiles, all moved by one random number, and round at the end: each image alone is still
         drawn from the whole distribution.
         """
         if self.kind == "uniform" and not self.stratified:

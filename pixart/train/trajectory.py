@@ -3,7 +3,7 @@
 The student runs its own deterministic trajectory. On each of its parts the distribution of what it draws, noised
 again, is compared with the teacher's: the guided teacher and a second network, which learns what the student draws (the
 fake score), say in which direction the two differ. As in the published trainer (Luo-Yihong/TDM), with two differences:
-a picture's noise always continues its own part of the trajectory (there the student's update takes the part of the
+an image's noise always continues its own part of the trajectory (there the student's update takes the part of the
 fake score's), and float32 where that rounds to 16 bits.
 """
 from collections.abc import Callable
@@ -27,7 +27,7 @@ ELEMENT_C, VECTOR_C = 1e-3, 0.00054      # the trainer's, and the paper's before
 
 
 class TrajectoryPart(NamedTuple):
-    """One part of the trajectory for each picture: whole timesteps (B,), and the noise (B, C, H, W) of `noised`."""
+    """One part of the trajectory for each image: whole timesteps (B,), and the noise (B, C, H, W) of `noised`."""
 
     number: Tensor            # 0 the noisiest .. steps - 1, on the CPU
     start: Tensor             # where the student is called
@@ -37,7 +37,7 @@ class TrajectoryPart(NamedTuple):
 
 
 def draw_part(like: Tensor, steps: int, total: int, separate: bool, generator: torch.Generator) -> TrajectoryPart:
-    """A part for each picture of `like` (B, C, H, W), evenly drawn.
+    """A part for each image of `like` (B, C, H, W), evenly drawn.
 
     separate: look only inside the part itself, so that the parts have nothing in common; else anywhere above its end.
     """
@@ -64,9 +64,9 @@ class Rollout(NamedTuple):
 @torch.no_grad()
 def rollout(model: Callable[[Tensor, Tensor, Tensor], Tensor], noise: Tensor, timesteps: list[int], part: Tensor,
             other: Tensor) -> Rollout:
-    """The trajectory of `noise` (B, C, H, W), each picture only as far as part and other (B,), on the CPU, need it.
+    """The trajectory of `noise` (B, C, H, W), each image only as far as part and other (B,), on the CPU, need it.
 
-    model(x, t, rows) predicts the noise of the pictures `rows` of the batch. It is called in every step, so that all
+    model(x, t, rows) predicts the noise of the images `rows` of the batch. It is called in every step, so that all
     processes of a training call it equally often.
     """
     x, eps, other_x, at_part = noise.clone(), torch.zeros_like(noise), noise.clone(), noise.clone()
@@ -103,19 +103,19 @@ def _forward(x: Tensor, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def importance(eps: Tensor, noise: Tensor, here: Tensor, there: Tensor) -> Tensor:
-    """(B,): how likely the noise that is really in a picture is, relative to noise drawn afresh, both a pixel."""
+    """(B,): how likely the noise that is really in an image is, relative to noise drawn afresh, both a pixel."""
     mixed = mixed_noise(eps, noise, here, there)
-    return (0.5 * (per_picture(noise ** 2) - per_picture(mixed ** 2))).exp()
+    return (0.5 * (per_image(noise ** 2) - per_image(mixed ** 2))).exp()
 
 
-def per_picture(values: Tensor) -> Tensor:
-    """(B, C, H, W) -> mean of each picture, (B,)."""
+def per_image(values: Tensor) -> Tensor:
+    """(B, C, H, W) -> mean of each image, (B,)."""
     return values.flatten(1).mean(1)
 
 
 def fake_loss(fake: Model, x0: Tensor, x: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     """Scalar: how well the fake score finds the student's x0 (B, C, H, W) in x at timestep t (B,). weight (B,)."""
-    error = per_picture((predicted_x0(x, fake(x, t.float()), t) - x0) ** 2)
+    error = per_image((predicted_x0(x, fake(x, t.float()), t) - x0) ** 2)
     snr = (SIGNAL.at(t, x) / NOISE.at(t, x)).flatten() ** 2
     return (snr.clamp(max=SNR_CAP) * weight * error).mean()
 
@@ -123,18 +123,18 @@ def fake_loss(fake: Model, x0: Tensor, x: Tensor, t: Tensor, weight: Tensor) -> 
 def matching_loss(x0: Tensor, real: Tensor, fake: Tensor, huber: str = "element") -> Tensor:
     """Scalar whose gradient moves the student's x0 (B, C, H, W) by real - fake.
 
-    real: the guided teacher's clean latent of the noised picture; fake: the fake score's. Divided by the distance of x0
+    real: the guided teacher's clean latent of the noised image; fake: the fake score's. Divided by the distance of x0
     to the teacher's, so that no timestep outweighs the others. huber: "element", as the published trainer has it;
-    "vector", as the paper, over the root mean square of a picture; "none", squares.
+    "vector", as the paper, over the root mean square of an image; "none", squares.
     """
     distance = (x0 - x0.detach()) - (real - fake).detach()       # in this order zero is exactly zero
-    size = per_picture((x0 - real).abs()).detach().clamp(min=1e-8)
+    size = per_image((x0 - real).abs()).detach().clamp(min=1e-8)
     if huber == "element":
-        losses = per_picture((distance ** 2 + ELEMENT_C ** 2).sqrt() - ELEMENT_C)
+        losses = per_image((distance ** 2 + ELEMENT_C ** 2).sqrt() - ELEMENT_C)
     elif huber == "vector":
-        losses = (per_picture(distance ** 2) + VECTOR_C ** 2).sqrt() - VECTOR_C
+        losses = (per_image(distance ** 2) + VECTOR_C ** 2).sqrt() - VECTOR_C
     else:
-        losses = per_picture(distance ** 2)
+        losses = per_image(distance ** 2)
     return (losses / size).mean()
 
 

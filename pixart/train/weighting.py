@@ -1,7 +1,7 @@
-"""How much the loss of a picture counts at its timestep: weights with mean 1 over uniformly drawn timesteps.
+"""How much the loss of an image counts at its timestep: weights with mean 1 over uniformly drawn timesteps.
 
 SNR = alphas_cumprod / (1 - alphas_cumprod) falls from 10^4 at t = 0 to 4e-5 at t = 999. The error of the predicted
-noise says less about the picture the noisier it is; written as an error of v = sqrt(a) noise - sqrt(1 - a) x0 the same
+noise says less about the image the noisier it is; written as an error of v = sqrt(a) noise - sqrt(1 - a) x0 the same
 prediction weighs 1 + 1/SNR (Salimans and Ho 2022, section 4), which looks where shapes form.
 """
 import torch

@@ -46,7 +46,7 @@ def check_floating(name: str, tensor: Tensor, path: Path, expected: str) -> None
 
 
 def check_finite(name: str, tensor: Tensor, path: Path, expected: str, dtype: torch.dtype = torch.float32) -> None:
-    """CheckpointError where a number is NaN or infinite, or would be in `dtype`: it would make every picture black.
+    """CheckpointError where a number is NaN or infinite, or would be in `dtype`: it would make every image black.
 
     Networks compute in float32 at most, so what a float64 tensor holds beyond its range is refused too.
     """

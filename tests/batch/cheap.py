@@ -14,7 +14,7 @@ from pixart.weights import CheckpointError
 def draw(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
     """Takes a few milliseconds. A prompt `bad` fails."""
     time.sleep(0.004)
-    return [DrawnTask(task, None, "no picture of that") if task.prompt == "bad" else
+    return [DrawnTask(task, None, "no image of that") if task.prompt == "bad" else
             DrawnTask(task, hashlib.sha256(repr(task).encode()).digest() * 3000) for task in group]
 
 

@@ -1,4 +1,4 @@
-"""A batch gives each picture once and the same files, however often it is killed."""
+"""A batch gives each image once and the same files, however often it is killed."""
 import json
 import logging
 import multiprocessing
@@ -77,7 +77,7 @@ def test_killed_at_20_points_and_resumed_the_files_are_the_same(tmp_path, shard)
         assert child.exitcode == (-signal.SIGKILL if change else 0)
         return counter.value
     total = changes_of(tmp_path / "whole", 0)
-    assert total > 2 * len(todo)                          # every picture is written beside, then renamed
+    assert total > 2 * len(todo)                          # every image is written beside, then renamed
     for change in chance.sample(range(1, total + 1), 20):
         again = tmp_path / f"killed-{change}"
         changes_of(again, change)
@@ -103,8 +103,8 @@ def test_shards_are_what_webdataset_reads(tmp_path):
 def test_a_failure_costs_itself_alone_and_is_tried_again(tmp_path):
     todo = [*tasks(2, (1, 2)), Task("bad-3", "bad", "", 3, 64, 32)]
     summary = run(tmp_path, todo)
-    assert summary.drawn == 4 and summary.failed == {"bad-3": "no picture of that"}
-    assert json.loads((tmp_path / "failures.jsonl").read_text()) == {"name": "bad-3", "problem": "no picture of that"}
+    assert summary.drawn == 4 and summary.failed == {"bad-3": "no image of that"}
+    assert json.loads((tmp_path / "failures.jsonl").read_text()) == {"name": "bad-3", "problem": "no image of that"}
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
     assert run(tmp_path, todo).failed and "1 failed" in run(tmp_path, todo).line
 
@@ -112,7 +112,7 @@ def test_a_failure_costs_itself_alone_and_is_tried_again(tmp_path):
 def test_a_list_may_grow_and_nothing_else_may_change(tmp_path):
     run(tmp_path / "a", tasks(2))
     assert run(tmp_path / "a", tasks(3)).drawn == 3
-    with pytest.raises(ValueError, match="another list of 9 pictures"):
+    with pytest.raises(ValueError, match="another list of 9 images"):
         run(tmp_path / "a", tasks(3, (1, 2)))
     with pytest.raises(ValueError, match="batch was 2, is 3"):
         run(tmp_path / "a", tasks(3), batch=3)
@@ -146,7 +146,7 @@ def test_a_process_that_dies_is_started_again(tmp_path):
 
 
 def test_a_wrong_file_ends_the_run_with_its_own_message_from_another_process_too(tmp_path):
-    """It was "the process that drew it died, twice" for every picture: the error did not survive the way back."""
+    """It was "the process that drew it died, twice" for every image: the error did not survive the way back."""
     for name, workers in (("there", partial(processes, SETTINGS, ("a",), draw=cheap.wrong_file)),
                           ("here", partial(here, SETTINGS, None, draw=cheap.wrong_file))):
         with pytest.raises(CheckpointError, match=r"looks like a LoRA. Expected a VAE. Choose .*vae.safetensors"):
@@ -203,7 +203,7 @@ def test_options_that_contradict_each_other_are_refused(tmp_path, monkeypatch, c
     (["--lora", "{}/other.safetensors"], "no LoRA"), (["--t5", "{}/other.safetensors"], "other than a T5"),
     (["--device", "gpu"], "not a device"), (["--out", "{}/other.safetensors"], "this is a file"),
 ])
-def test_what_would_fail_for_every_picture_is_refused_at_once(tmp_path, monkeypatch, capsys, words, finding):
+def test_what_would_fail_for_every_image_is_refused_at_once(tmp_path, monkeypatch, capsys, words, finding):
     (tmp_path / "prompts.txt").write_text("a\nb")
     save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
     monkeypatch.setattr(sys, "argv", command(tmp_path, "out") + [word.format(tmp_path) for word in words])
@@ -256,7 +256,7 @@ def draw_all(words: list[str]) -> None:
     sys.exit(main())
 
 
-def test_pictures_of_pixart_mini_are_the_same_after_a_kill(tmp_path, monkeypatch, capsys):
+def test_images_of_pixart_mini_are_the_same_after_a_kill(tmp_path, monkeypatch, capsys):
     prompts = ["a large red circle", "a small blue square", "a large green star"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     child = multiprocessing.get_context("fork").Process(target=draw_all, args=(command(tmp_path, "killed"),))
@@ -269,7 +269,7 @@ def test_pictures_of_pixart_mini_are_the_same_after_a_kill(tmp_path, monkeypatch
     for out in ("killed", "whole"):
         monkeypatch.setattr(sys, "argv", command(tmp_path, out))
         assert main() == 0
-    assert "6 pictures in" in capsys.readouterr().out
+    assert "6 images in" in capsys.readouterr().out
     files = contents(tmp_path / "whole")
     assert len(files) == 8 and contents(tmp_path / "killed") == files
     assert len({data for name, data in files.items() if name.endswith(".png")}) == 6

@@ -41,7 +41,7 @@ def test_a_sentence_says_all_but_what_it_leaves_open(bench):
     assert set(Counter((case.open, case.height, case.width) for case in cases).values()) == {2}
 
 
-def test_the_negative_prompt_names_what_the_picture_shows_or_the_next(bench):
+def test_the_negative_prompt_names_what_the_image_shows_or_the_next(bench):
     case = replace(bench.cases_of(1)[0], open="colour", known={"size": "large", "texture": "plain", "shape": "star",
                                                                "position": "left", "background": "navy"})
     way = bench.Way("any")
@@ -53,7 +53,7 @@ def test_the_negative_prompt_names_what_the_picture_shows_or_the_next(bench):
     assert bench.negative_prompt(there, "sand", way) == "on a sand background"
 
 
-def test_guidance_steers_the_pictures_that_the_others_start_from(bench, drawer):
+def test_guidance_steers_the_images_that_the_others_start_from(bench, drawer):
     case = bench.cases_of(1)[0]
     request = Request((case.text,), height=case.height, width=case.width, steps=2, seed=case.seed)
     caption, negative = (drawer.t5.encode([text], 256) for text in (case.text, "red"))
@@ -66,7 +66,7 @@ def test_guidance_steers_the_pictures_that_the_others_start_from(bench, drawer):
     assert all((latent - plain).abs().max() > 0.05 for latent in steered)
 
 
-def test_a_picture_counts_that_lost_the_value_and_nothing_else(bench):
+def test_an_image_counts_that_lost_the_value_and_nothing_else(bench):
     case = replace(bench.cases_of(1)[0], open="colour", known={"shape": "star", "size": "large"})
     plain = {"colour": "red", "shape": "star", "size": "large"}
     rows = [plain, {**plain, "colour": "blue"}, {**plain, "colour": "blue", "size": "small"}]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = {"models", "pictures", "trainers", "text", "memory", "computed", "latency", "compiled", "host"}
+STAGES = {"models", "images", "trainers", "text", "memory", "computed", "latency", "compiled", "host"}
 MINUTES = 30        # generous: a busy machine is no failure
 
 
@@ -41,8 +41,8 @@ def test_a_missing_host_is_a_line(report):
     assert any("no ComfyUI at $COMFYUI_PATH" in row["verdict"] for row in rows(report, "Correctness"))
 
 
-@pytest.mark.parametrize("table", ["One pass", "One picture", "A guided step", "Where the time goes",
-                                   "Compiled and recorded", "Measured ceiling", "Memory of pictures",
+@pytest.mark.parametrize("table", ["One pass", "One image", "A guided step", "Where the time goes",
+                                   "Compiled and recorded", "Measured ceiling", "Memory of images",
                                    "Memory of trainings", "Memory of trainings, computed", "The whole job",
                                    "Text encoder"])
 def test_every_topic_has_its_table(report, table):

@@ -114,7 +114,7 @@ def test_rounds_are_as_many_as_asked_for_and_ratios_are_within_them():
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "100", "x"])
-def test_sizes_that_no_picture_can_have_are_refused(text):
+def test_sizes_that_no_image_can_have_are_refused(text):
     with pytest.raises(ArgumentTypeError, match=f"{text} is not a whole number"):
         multiple(16)(text)
 

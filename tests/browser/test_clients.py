@@ -1,4 +1,4 @@
-"""Two people on one server: each sees the progress, previews, texts and pictures of their own workflow only."""
+"""Two people on one server: each sees the progress, previews, texts and images of their own workflow only."""
 import pytest
 from browser.conftest import Screen, open_as_new_user
 from browser.test_page import drop

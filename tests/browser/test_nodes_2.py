@@ -66,7 +66,7 @@ def test_the_canvas_is_drawn_on_and_nodes_stay_in_their_places(modern):
     assert modern.errors == []
 
 
-def test_the_picture_follows_the_pen(modern):
+def test_the_image_follows_the_pen(modern):
     opened(modern, "mini-sketch")
     before = modern.page.evaluate(SHOWN)
     stroke(modern, [(0.3, 0.9), (0.7, 0.9)])

@@ -1,4 +1,4 @@
-"""What a user does on ComfyUI's page: drop a workflow, press Run, see the picture."""
+"""What a user does on ComfyUI's page: drop a workflow, press Run, see the image."""
 import json
 from pathlib import Path
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.browser
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-PICTURE_SECONDS = 90
+IMAGE_SECONDS = 90
 
 DROP = """([name, text]) => {
     const carried = new DataTransfer();
@@ -36,7 +36,7 @@ BLUEPRINTS_ON_MINI = {
     "PixArt Image to Image (delta, 4 steps)": ON_MINI,
     "PixArt Text to Image (alpha, CFG)": {**ON_MINI, "file": "pixart-mini/teacher.safetensors", "steps": 4},
 }
-# Its values, a picture to begin with where it takes one, and a node that saves what comes out.
+# Its values, an image to begin with where it takes one, and a node that saves what comes out.
 SET_AND_SAVE = """values => {
     const [node] = window.app.graph._nodes;
     for (const [name, value] of Object.entries(values))
@@ -135,7 +135,7 @@ def test_dropped_blueprint_is_one_node_that_draws(screen, name):
     screen.page.evaluate(SET_AND_SAVE, BLUEPRINTS_ON_MINI[name])
     screen.shoot(f"page-blueprint-{name}")
     screen.page.get_by_test_id("queue-button").first.click()
-    for _ in range(2 * PICTURE_SECONDS):
+    for _ in range(2 * IMAGE_SECONDS):
         screen.page.wait_for_timeout(500)
         ended = [entry for key, entry in screen.page.evaluate(HISTORY).items() if key not in before]
         if ended:

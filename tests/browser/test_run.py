@@ -1,21 +1,21 @@
-"""Run, watch and cancel on ComfyUI's page: every workflow of PixArt-mini ends in its pictures."""
+"""Run, watch and cancel on ComfyUI's page: every workflow of PixArt-mini ends in its images."""
 import pytest
-from browser.test_page import HISTORY, NAMES, OVER, PICTURE_SECONDS, drop
+from browser.test_page import HISTORY, IMAGE_SECONDS, NAMES, OVER, drop
 
 pytestmark = pytest.mark.browser
 
 LONG = ("mini-train-lora", "mini-reno")          # the host tier runs them over HTTP
 MINI = [name for name in NAMES if name.startswith("mini-") and name not in LONG]
 LOOK = "id => window.app.canvas.centerOnNode(window.app.graph.getNodeById(id))"
-# The page loads a node's picture only when the node is in view.
+# The page loads a node's image only when the node is in view.
 SHOWN = "id => (window.app.graph.getNodeById(id).imgs ?? []).map(image => [image.naturalWidth, image.naturalHeight])"
-# Counts previews and keeps how the last one and the newest picture of a node look, as 16 x 16 pixels.
+# Counts previews and keeps how the last one and the newest image of a node look, as 16 x 16 pixels.
 LISTEN = """() => {
-    window.pixartSmall = picture => {
+    window.pixartSmall = image => {
         const canvas = document.createElement("canvas");
         canvas.width = canvas.height = 16;
         const pen = canvas.getContext("2d");
-        pen.drawImage(picture, 0, 0, 16, 16);
+        pen.drawImage(image, 0, 0, 16, 16);
         return [...pen.getImageData(0, 0, 16, 16).data].filter((_, i) => i % 4 < 3);
     };
     window.pixartPreviews = [];
@@ -30,7 +30,7 @@ SET = """([kind, name, value]) => {
     node.widgets.find(each => each.name === name).value = value;
     window.app.canvas.centerOnNode(node);
 }"""
-PICTURED = "kind => (window.app.graph._nodes.find(each => each.type === kind).imgs ?? []).length"
+IMAGED = "kind => (window.app.graph._nodes.find(each => each.type === kind).imgs ?? []).length"
 
 
 def run(screen) -> set[str]:
@@ -42,12 +42,12 @@ def run(screen) -> set[str]:
 
 def ended(screen, before: set[str]) -> dict:
     """What the server says of the prompt that is new, as soon as it has ended."""
-    for _ in range(4 * PICTURE_SECONDS):
+    for _ in range(4 * IMAGE_SECONDS):
         found = [entry for key, entry in screen.page.evaluate(HISTORY).items() if key not in before]
         if found:
             return found[0]
         screen.page.wait_for_timeout(250)
-    raise AssertionError(f"no end in {PICTURE_SECONDS} s")
+    raise AssertionError(f"no end in {IMAGE_SECONDS} s")
 
 
 def opened(screen, name: str) -> None:
@@ -57,36 +57,36 @@ def opened(screen, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MINI)
-def test_mini_workflow_dropped_and_run_shows_its_pictures(screen, name):
+def test_mini_workflow_dropped_and_run_shows_its_images(screen, name):
     opened(screen, name)
     entry = ended(screen, run(screen))
     assert entry["status"]["status_str"] == "success", entry["status"]
-    pictured = {key: output["images"] for key, output in entry["outputs"].items() if output.get("images")}
-    assert pictured
-    for key, images in pictured.items():
+    imaged = {key: output["images"] for key, output in entry["outputs"].items() if output.get("images")}
+    assert imaged
+    for key, images in imaged.items():
         number = int(key)
         screen.page.evaluate(LOOK, number)
         screen.page.wait_for_function(f"id => ({SHOWN})(id).length > 0 && ({SHOWN})(id).every(side => side[0] > 0)",
-                                      arg=number, timeout=PICTURE_SECONDS * 1000, polling=100)
+                                      arg=number, timeout=IMAGE_SECONDS * 1000, polling=100)
         shown = screen.page.evaluate(SHOWN, number)
         assert len(shown) == len(images) and all(min(side) >= 96 for side in shown)
-    screen.shoot(f"page-picture-{name}")
+    screen.shoot(f"page-image-{name}")
     assert screen.page.evaluate(OVER) == []
     assert screen.errors == []
 
 
-def test_the_preview_comes_while_it_draws_and_in_the_colours_of_the_picture(screen):
+def test_the_preview_comes_while_it_draws_and_in_the_colours_of_the_image(screen):
     opened(screen, "mini-lcm-4-steps")
     screen.page.evaluate(LISTEN)
     screen.page.evaluate(SET, ["PixArtLCMSampler", "seed", 20_261_127])
     assert ended(screen, run(screen))["status"]["status_str"] == "success"
     previews = screen.page.evaluate("() => window.pixartPreviews")
-    assert len(previews) == 4 and screen.page.evaluate(PICTURED, "PixArtLCMSampler") == 1
+    assert len(previews) == 4 and screen.page.evaluate(IMAGED, "PixArtLCMSampler") == 1
     (save,) = screen.page.evaluate("() => window.app.graph._nodes.filter(n => n.type === 'SaveImage').map(n => n.id)")
     screen.page.evaluate(LOOK, save)
     screen.page.wait_for_function(f"id => ({SHOWN})(id)[0]?.[0] === 128", arg=save, timeout=20_000, polling=100)
-    picture = screen.page.evaluate("id => window.pixartSmall(window.app.graph.getNodeById(id).imgs[0])", save)
-    far = [sum(abs(a - b) for a, b in zip(preview, picture)) / len(picture) for preview in previews]
+    image = screen.page.evaluate("id => window.pixartSmall(window.app.graph.getNodeById(id).imgs[0])", save)
+    far = [sum(abs(a - b) for a, b in zip(preview, image)) / len(image) for preview in previews]
     assert far[-1] < 32, far          # of 255; a preview in wrong colours differs by 60 and more
 
 

@@ -1,9 +1,9 @@
-"""Drawing on the canvas of PixArt Sketch: the picture follows the pen, and the drawing stays in the workflow."""
+"""Drawing on the canvas of PixArt Sketch: the image follows the pen, and the drawing stays in the workflow."""
 import math
 import time
 
 import pytest
-from browser.test_page import AS_API, HISTORY, PICTURE_SECONDS, drop
+from browser.test_page import AS_API, HISTORY, IMAGE_SECONDS, drop
 
 pytestmark = pytest.mark.browser
 
@@ -19,7 +19,7 @@ PIXELS = f"""async () => {{
     return [canvas.width, canvas.height, drawn.filter((value, i) => i % 4 === 0 && value > 127).length];
 }}"""
 SHOWN = """() => window.app.graph._nodes.find(node => node.type === "PreviewImage").imgs?.[0]?.src ?? null"""
-# Share of the red pixels in the upper half of the picture that lie on the left.
+# Share of the red pixels in the upper half of the image that lie on the left.
 LEFT = """() => {
     const image = window.app.graph._nodes.find(node => node.type === "PreviewImage").imgs[0];
     const canvas = document.createElement("canvas");
@@ -58,7 +58,7 @@ def press(screen, label: str) -> None:
 def settle(screen) -> None:
     """Wait until nothing runs, nothing is about to, and the page shows what came last."""
     idle = 0
-    until = time.monotonic() + PICTURE_SECONDS
+    until = time.monotonic() + IMAGE_SECONDS
     while idle < 4 and time.monotonic() < until:
         screen.page.wait_for_timeout(500)
         idle = idle + 1 if screen.page.evaluate(IDLE) else 0
@@ -77,7 +77,7 @@ def canvas(screen):
     settle(screen)
 
 
-def test_the_picture_follows_the_pen(canvas):
+def test_the_image_follows_the_pen(canvas):
     """The same prompt and seed; a triangle that leans to the left, then one that leans to the right.
 
     No further than this: PixArt-mini was trained on upright ones.

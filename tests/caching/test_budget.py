@@ -162,7 +162,7 @@ def test_one_step_has_nothing_to_reuse():
 
 def test_a_choice_says_what_it_saves(tmp_path):
     plan, line = CacheChoice("steps", 2.0).plan(FULL_SIZE)
-    assert line.startswith("10 of 20 steps: 2.00x less work (") and line.endswith("TMACs a picture)")
+    assert line.startswith("10 of 20 steps: 2.00x less work (") and line.endswith("TMACs per image)")
     assert plan == solve("steps", 2.0, FULL_SIZE).plan
     assert "nearest is" in CacheChoice("t-gate", 9.0).plan(FULL_SIZE)[1]
     path = write_ecad(tmp_path / "mine.json", BranchSchedule.full(20, CONFIG.depth, "mine"))

@@ -1,4 +1,4 @@
-"""A tiny model, and a sampling of two pictures with two prompts each whose rows may come together in any way."""
+"""A tiny model, and a sampling of two images with two prompts each whose rows may come together in any way."""
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,9 +11,9 @@ from pixart.model.transformer import PixArtTransformer
 
 CONFIG = PixArtConfig(depth=5, hidden=48, heads=4, caption_width=10, caption_tokens=8, base_size=8, position_scale=1.0)
 STEPS = 6
-LANES = [Lane(picture, prompt, prompt == "negative") for prompt in ("negative", "positive") for picture in (0, 1)]
+LANES = [Lane(image, prompt, prompt == "negative") for prompt in ("negative", "positive") for image in (0, 1)]
 TOGETHER = [[0, 1, 2, 3]]
-SPLITS = {"two passes": [[0, 1], [2, 3]], "single rows": [[3], [0], [2], [1]], "by picture": [[2, 0], [1, 3]]}
+SPLITS = {"two passes": [[0, 1], [2, 3]], "single rows": [[3], [0], [2], [1]], "by image": [[2, 0], [1, 3]]}
 
 
 def random_weights(module: nn.Module, seed: int = 3) -> None:
@@ -39,7 +39,7 @@ def step(index: int, lanes: Sequence = tuple(LANES), run: object = "run", steps:
 
 
 def rows(index: int, drift: float = 1.0) -> dict[str, Tensor]:
-    """What the four rows are given in a step; drift: how much the pictures change from step to step."""
+    """What the four rows are given in a step; drift: how much the images change from step to step."""
     start, change = (torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1 + index))
     prompts = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(99))
     mask = torch.arange(6) < torch.tensor([[2], [6]])

@@ -1,4 +1,4 @@
-"""One known update in every adapter and every layout gives the same weights and the same picture."""
+"""One known update in every adapter and every layout gives the same weights and the same image."""
 import json
 import re
 
@@ -32,7 +32,7 @@ def weights(network: PixArtTransformer) -> dict[str, Tensor]:
     return {module: parameters[f"{module}.weight"].clone() for module in MODULES}
 
 
-def picture(network: PixArtTransformer) -> Tensor:
+def image(network: PixArtTransformer) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     x, context = torch.randn(1, 4, 8, 12, generator=generator), torch.randn(1, 7, 16, generator=generator)
     with torch.no_grad():
@@ -42,14 +42,14 @@ def picture(network: PixArtTransformer) -> Tensor:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[bool, Tensor]:
-    """Pictures with the update in whole weights (False) and in the parts that diffusers names (True)."""
+    """Images with the update in whole weights (False) and in the parts that diffusers names (True)."""
     result = {}
     for layout in ("ComfyUI", "diffusers"):
         network = model()
         parameters = dict(network.named_parameters())
         for module, weight in updated(layout, weights(network)).items():
             parameters[f"{module}.weight"].copy_(weight)
-        result[LAYOUTS[layout][1]] = picture(network)
+        result[LAYOUTS[layout][1]] = image(network)
     return result
 
 
@@ -59,15 +59,15 @@ def off(got: Tensor, want: Tensor) -> float:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_same_update_draws_the_same_picture(adapter, layout, drawn, tmp_path):
+def test_the_same_update_draws_the_same_image(adapter, layout, drawn, tmp_path):
     network = model()
     keys = written(adapter, layout, weights(network))
     save_file(keys, tmp_path / "a.safetensors")
     peft = adapter in ("LoRA of peft",) or layout in ("peft", "official")
     found = read_lora(tmp_path / "a.safetensors", alpha=2.0 if adapter == "LoRA of peft" and peft else None)
     used = merge_lora(network, found)
-    assert off(picture(network), drawn[LAYOUTS[layout][1]]) < 1e-5
-    assert off(picture(model()), drawn[LAYOUTS[layout][1]]) > 1e-2
+    assert off(image(network), drawn[LAYOUTS[layout][1]]) < 1e-5
+    assert off(image(model()), drawn[LAYOUTS[layout][1]]) > 1e-2
     assert not used.ignored and f"{len(keys)} of {len(keys)} keys used" in used.description
 
 

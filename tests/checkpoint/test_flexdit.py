@@ -178,10 +178,10 @@ def test_what_the_command_cannot_do_is_one_line(more, words, tmp_path, monkeypat
 
 
 def test_pooled_blocks_are_an_option_of_drawing(tmp_path, monkeypatch):
-    pictures = {}
+    images = {}
     for name, more in (("plain", ()), ("pooled", ("--pooled-blocks", 2)),
                        ("both", ("--pooled-blocks", 2, "--cache", "steps"))):
         assert run(monkeypatch, "generate", "a red circle", "--steps", 4, "--size", "64x64", "--dtype", "fp32", *more,
                    "--out", tmp_path / f"{name}.png") == 0
-        pictures[name] = (tmp_path / f"{name}.png").read_bytes()
-    assert len(set(pictures.values())) == 3
+        images[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert len(set(images.values())) == 3

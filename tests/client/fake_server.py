@@ -150,7 +150,7 @@ class FakeServer:
         return "execution_success", {}
 
     def _outputs(self, prompt_id: str) -> dict:
-        name = f"picture_{len(self.history) + 1:05}_.png"
+        name = f"image_{len(self.history) + 1:05}_.png"
         self.files[name] = repr(self.graphs[prompt_id]["prompt"]).encode()
         return {"9": {"images": [{"filename": name, "subfolder": "", "type": "output"}]},
                 "10": {"images": [{"filename": "shown.png", "subfolder": "", "type": "temp"}], "animated": [False]}}

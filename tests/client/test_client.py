@@ -78,7 +78,7 @@ def test_messages_of_other_packs_in_any_form_are_passed_over(server, tmp_path):
     assert len(outcome.files) == 1 and len(heard) == server.steps
 
 
-def test_without_the_packages_of_bars_and_websocket_the_picture_comes_all_the_same(server, tmp_path):
+def test_without_the_packages_of_bars_and_websocket_the_image_comes_all_the_same(server, tmp_path):
     code = ("import sys; sys.modules.update(dict.fromkeys(('tqdm', 'aiohttp', 'torch', 'numpy')));"
             "from pixart.__main__ import main; sys.exit(main())")
     done = subprocess.run([sys.executable, "-c", code, "queue", str(MINI), "--server", server.address, "--out",
@@ -143,7 +143,7 @@ def test_a_failed_node_is_named(server, tmp_path, monkeypatch, capsys):
     assert queue(server, tmp_path, "--seed", "1,2", monkeypatch=monkeypatch) == 5
     error = capsys.readouterr().err
     assert 'seed 2: node 6 "PixArt LCM Sampler" (PixArtLCMSampler) failed: ValueError: too many steps\n' in error
-    assert "2 of 2 runs gave no picture" in error
+    assert "2 of 2 runs gave no image" in error
 
 
 def test_a_run_that_somebody_interrupts_there_has_its_own_code(server, tmp_path, monkeypatch):
@@ -182,7 +182,7 @@ def test_patience_without_a_measure_is_refused(tmp_path, monkeypatch, capsys, se
             Server("127.0.0.1:1", float(seconds))
 
 
-def test_a_file_where_the_folder_of_pictures_should_be_is_refused(server, tmp_path, monkeypatch, capsys):
+def test_a_file_where_the_folder_of_images_should_be_is_refused(server, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     assert queue(server, tmp_path / "file", monkeypatch=monkeypatch) == 1
     assert "this is a file" in capsys.readouterr().err and not server.taken

@@ -39,10 +39,10 @@ def test_no_rows_are_one_row():
     assert [[cell.cfg for cell in row] for row in cells] == [[1, 2]]
 
 
-def test_one_setting_twice_and_too_many_pictures_are_refused():
+def test_one_setting_twice_and_too_many_images_are_refused():
     with pytest.raises(ValueError, match="columns and rows are both steps"):
         cell_grid(CELL, read_axis("steps", "1"), read_axis("steps", "2"))
-    with pytest.raises(ValueError, match=r"272 pictures are asked for \(16 x 17\), at most 256"):
+    with pytest.raises(ValueError, match=r"272 images are asked for \(16 x 17\), at most 256"):
         cell_grid(CELL, read_axis("steps", "1..16"), read_axis("seed", "1..17"))
     assert sum(map(len, cell_grid(CELL, read_axis("steps", "1..16"), read_axis("seed", "1..16")))) == 256
 

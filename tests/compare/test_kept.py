@@ -1,10 +1,10 @@
-"""Which pictures of a comparison may be taken from before, and their files as one IMAGE."""
+"""Which images of a comparison may be taken from before, and their files as one IMAGE."""
 import copy
 
 import pytest
 import torch
 
-from pixart.pictures import save_picture
+from pixart.images import save_image
 
 GRAPH = {"1": {"class_type": "PixArtLoader", "inputs": {"file": "a"}, "is_changed": ["5-17"]},
          "2": {"class_type": "VAELoader", "inputs": {"vae_name": "v"}},
@@ -44,7 +44,7 @@ def test_what_cannot_be_known_is_never_taken_for_the_same(origin, graph, node):
 
 
 def test_files_become_one_image(extension, tmp_path):
-    from pixart_extension.nodes.host.compare import pictures_batch
-    pictures = (torch.rand(3, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
-    paths = [save_picture(tmp_path / f"{number}.png", picture) for number, picture in enumerate(pictures)]
-    assert torch.equal(pictures_batch(paths), pictures.movedim(1, -1))
+    from pixart_extension.nodes.host.compare import images_batch
+    images = (torch.rand(3, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
+    paths = [save_image(tmp_path / f"{number}.png", image) for number, image in enumerate(images)]
+    assert torch.equal(images_batch(paths), images.movedim(1, -1))

@@ -1,4 +1,4 @@
-"""The labelled sheet: every picture whole at its place, labels inside their cells."""
+"""The labelled sheet: every image whole at its place, labels inside their cells."""
 import numpy as np
 import pytest
 import torch
@@ -7,14 +7,14 @@ from pixart.compare import labelled_sheet
 from pixart.compare.sheet import LABEL_LINES, SHEET_GAP, WIDEST_SHEET, label_font, label_lines
 
 
-def pictures(rows: int, columns: int, height: int = 48, width: int = 64) -> list[list[torch.Tensor]]:
-    """Every picture of a colour of its own, none of them white or black."""
+def images(rows: int, columns: int, height: int = 48, width: int = 64) -> list[list[torch.Tensor]]:
+    """Every image of a colour of its own, none of them white or black."""
     return [[torch.tensor([(row + 1) / 20, (column + 1) / 20, 0.5]).view(3, 1, 1).expand(3, height, width)
              for column in range(columns)] for row in range(rows)]
 
 
-def test_every_picture_is_at_its_place_unchanged():
-    drawn = pictures(3, 4)
+def test_every_image_is_at_its_place_unchanged():
+    drawn = images(3, 4)
     sheet = np.asarray(labelled_sheet(drawn, ["1", "2", "3", "4"], ["a", "b", "c"], "title"))
     for row in range(3):
         for column in range(4):
@@ -26,9 +26,9 @@ def test_every_picture_is_at_its_place_unchanged():
 
 
 @pytest.mark.parametrize("rows", (["first", "second"], ["", ""]))
-def test_labels_leave_the_pictures_alone(rows):
-    """The same sheet whatever the words, but for the ink beside the pictures."""
-    drawn = pictures(2, 2)
+def test_labels_leave_the_images_alone(rows):
+    """The same sheet whatever the words, but for the ink beside the images."""
+    drawn = images(2, 2)
     words = np.asarray(labelled_sheet(drawn, ["wide " * 40, "b" * 300], rows, "t"))
     height, width = 2 * (48 + SHEET_GAP), 2 * (64 + SHEET_GAP)
     plain = np.asarray(labelled_sheet(drawn, ["x", "y"], ["", ""]))

@@ -16,9 +16,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def square(side: int = 64, first: int = 20, last: int = 43) -> torch.Tensor:
     """White on black; the pixels `first` to `last` in both directions."""
-    picture = torch.zeros(1, 3, side, side)
-    picture[..., first:last + 1, first:last + 1] = 1
-    return picture
+    image = torch.zeros(1, 3, side, side)
+    image[..., first:last + 1, first:last + 1] = 1
+    return image
 
 
 def enclosed_by(lines: torch.Tensor) -> torch.Tensor:
@@ -55,10 +55,10 @@ def test_canny_thresholds_mean_what_is_documented():
 
 def test_canny_agrees_with_kornia_where_no_neighbours_are_equal():
     from kornia.filters import canny as reference
-    picture = noise(2, 1, 60, 80)
+    image = noise(2, 1, 60, 80)
     for low, high in ((0.1, 0.3), (0.4, 0.8)):
-        want = reference(picture, low, high)[1]
-        assert want.mean() > 0.02 and (canny(picture, low, high) != want).float().mean() < 0.002
+        want = reference(image, low, high)[1]
+        assert want.mean() > 0.02 and (canny(image, low, high) != want).float().mean() < 0.002
 
 
 def test_a_sharp_step_is_one_line():
@@ -83,7 +83,7 @@ def test_a_faint_line_needs_a_strong_part():
 
 @pytest.mark.parametrize("finder", FINDERS)
 @pytest.mark.parametrize("value", (0.0, 0.37, 1.0))
-def test_nothing_is_found_in_a_flat_picture(finder, value):
+def test_nothing_is_found_in_a_flat_image(finder, value):
     assert FINDERS[finder](torch.full((1, 3, 33, 47), value)).max() <= 1e-6
 
 
@@ -96,17 +96,17 @@ def test_a_step_from_black_to_white_has_the_given_strength(blur):
     assert edges[0, 0, 10].argmax().item() in (19, 20)
 
 
-def test_soft_edges_turn_with_the_picture():
-    picture = noise(1, 3, 31, 44)
-    turned = soft_edges(picture.rot90(1, (2, 3)))
-    torch.testing.assert_close(turned, soft_edges(picture).rot90(1, (2, 3)), atol=2e-6, rtol=0)
+def test_soft_edges_turn_with_the_image():
+    image = noise(1, 3, 31, 44)
+    turned = soft_edges(image.rot90(1, (2, 3)))
+    torch.testing.assert_close(turned, soft_edges(image).rot90(1, (2, 3)), atol=2e-6, rtol=0)
     assert (turned - turned.rot90(2, (2, 3))).abs().max() > 0.1
 
 
 def test_soft_edges_see_colours_of_equal_brightness():
-    picture = torch.zeros(1, 3, 24, 24)
-    picture[:, 0, :, :12], picture[:, 1, :, 12:] = 0.587, 0.299
-    assert soft_edges(picture)[..., 12].min() > 0.9 and not canny(picture).any()
+    image = torch.zeros(1, 3, 24, 24)
+    image[:, 0, :, :12], image[:, 1, :, 12:] = 0.587, 0.299
+    assert soft_edges(image)[..., 12].min() > 0.9 and not canny(image).any()
 
 
 @pytest.mark.parametrize("method", EDGE_METHODS)
@@ -120,13 +120,13 @@ def test_any_size_and_any_channels(method, size):
 
 @pytest.mark.parametrize("method", EDGE_METHODS)
 def test_a_map_does_not_depend_on_its_batch(method):
-    pictures = noise(3, 3, 37, 53)
-    together = edge_maps(pictures, method)
-    assert torch.equal(together, torch.cat([edge_maps(picture[None], method) for picture in pictures]))
+    images = noise(3, 3, 37, 53)
+    together = edge_maps(images, method)
+    assert torch.equal(together, torch.cat([edge_maps(image[None], method) for image in images]))
 
 
 @pytest.mark.parametrize("method", EDGE_METHODS)
-def test_grey_pictures_and_opaque_ones_give_the_same_map_as_rgb(method):
+def test_grey_images_and_opaque_ones_give_the_same_map_as_rgb(method):
     grey = noise(1, 1, 29, 33)
     rgb = grey.expand(-1, 3, -1, -1)
     opaque = torch.cat([rgb, torch.ones_like(grey)], 1)
@@ -142,8 +142,8 @@ def test_a_shape_on_a_transparent_ground_has_an_outline(finder, shade):
     """Whatever colour is hidden under the transparent part."""
     shape = square()[:, :1]
     hidden = noise(1, 3, 64, 64)
-    picture = torch.cat([torch.where(shape == 1, torch.tensor(shade), hidden), shape], 1)
-    edges = FINDERS[finder](picture)
+    image = torch.cat([torch.where(shape == 1, torch.tensor(shade), hidden), shape], 1)
+    edges = FINDERS[finder](image)
     assert enclosed_by((edges > 0.5).float())[0, 0, 32, 32]
     assert edges[..., :16, :].max() < 1e-6
 
@@ -158,17 +158,17 @@ def test_a_drawing_is_used_unchanged():
 @pytest.mark.parametrize("ink, method", ((1.0, "none"), (0.0, "invert")))
 def test_ink_on_a_transparent_sheet_becomes_white_on_black(ink, method):
     shape = square()[:, :1]
-    picture = torch.cat([torch.full((1, 3, 64, 64), ink), shape], 1)
-    assert torch.equal(edge_maps(picture, method), shape)
+    image = torch.cat([torch.full((1, 3, 64, 64), ink), shape], 1)
+    assert torch.equal(edge_maps(image, method), shape)
 
 
 @pytest.mark.parametrize("method", EDGE_METHODS)
-def test_the_given_pictures_stay_as_they_were(method):
+def test_the_given_images_stay_as_they_were(method):
     for channels in (1, 3, 4):
-        pictures = noise(2, channels, 20, 20)
-        before = pictures.clone()
-        edge_maps(pictures, method).add_(1)
-        assert torch.equal(pictures, before)
+        images = noise(2, channels, 20, 20)
+        before = images.clone()
+        edge_maps(images, method).add_(1)
+        assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("options, words", (
@@ -185,8 +185,8 @@ def test_values_out_of_range_are_refused(options, words):
 
 
 @pytest.mark.parametrize("shape", ((3, 8, 8), (1, 2, 8, 8), (1, 3, 0, 8), (0, 3, 8, 8)))
-def test_what_is_no_batch_of_pictures_is_refused(shape):
-    with pytest.raises(ValueError, match="expected .pictures, channels, height, width"):
+def test_what_is_no_batch_of_images_is_refused(shape):
+    with pytest.raises(ValueError, match="expected .images, channels, height, width"):
         canny(torch.zeros(shape))
 
 

@@ -103,7 +103,7 @@ def test_any_size_and_any_channels(network, size):
                        hed_edges(network, 0.5 + (rgb - 0.5)))
 
 
-def test_small_pictures_are_continued_by_their_last_pixel(network):
+def test_small_images_are_continued_by_their_last_pixel(network):
     small = noise(1, 3, 10, 20)
     larger = torch.cat([small, small[:, :, -1:].expand(-1, -1, 6, -1)], 2)
     assert torch.equal(hed_edges(network, small), hed_edges(network, larger)[:, :, :10])
@@ -116,11 +116,11 @@ def test_transparent_parts_count_as_grey(network):
 
 
 def test_a_map_does_not_depend_on_its_batch(network):
-    pictures, heard = noise(3, 3, 37, 41), []
-    before = pictures.clone()
-    together = hed_edges(network, pictures, lambda done, total: heard.append((done, total)))
-    assert torch.equal(together, torch.cat([hed_edges(network, picture[None]) for picture in pictures]))
-    assert heard == [(1, 3), (2, 3), (3, 3)] and torch.equal(pictures, before)
+    images, heard = noise(3, 3, 37, 41), []
+    before = images.clone()
+    together = hed_edges(network, images, lambda done, total: heard.append((done, total)))
+    assert torch.equal(together, torch.cat([hed_edges(network, image[None]) for image in images]))
+    assert heard == [(1, 3), (2, 3), (3, 3)] and torch.equal(images, before)
 
 
 def test_a_batch_can_be_stopped(network):

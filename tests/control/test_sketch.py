@@ -16,9 +16,9 @@ def text_of(data: bytes) -> str:
     return SKETCH_PREFIX + base64.b64encode(data).decode()
 
 
-def stored(picture: Image.Image, kind: str = "PNG") -> bytes:
+def stored(image: Image.Image, kind: str = "PNG") -> bytes:
     file = BytesIO()
-    picture.save(file, format=kind)
+    image.save(file, format=kind)
     return file.getvalue()
 
 
@@ -54,19 +54,19 @@ def test_another_size_is_covered_without_stretching():
 
 
 def test_transparent_paper_is_black_and_colours_become_grey():
-    picture = Image.new("RGBA", (64, 48), (255, 255, 255, 0))
-    picture.paste((255, 0, 0, 255), (0, 0, 32, 48))
-    read = read_sketch(text_of(stored(picture)), 64, 48)
+    image = Image.new("RGBA", (64, 48), (255, 255, 255, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 32, 48))
+    read = read_sketch(text_of(stored(image)), 64, 48)
     assert read[..., 32:].max() == 0 and read[..., :32].unique().item() == pytest.approx(0.299)
 
 
 @pytest.mark.parametrize("mode", ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
 def test_every_mode_of_a_png_has_its_white(mode):
-    picture = Image.new(mode, (64, 48), 65535 if mode == "I;16" else "white")
-    assert torch.equal(read_sketch(text_of(stored(picture)), 64, 48), torch.ones(1, 1, 48, 64))
+    image = Image.new(mode, (64, 48), 65535 if mode == "I;16" else "white")
+    assert torch.equal(read_sketch(text_of(stored(image)), 64, 48), torch.ones(1, 1, 48, 64))
 
 
-@pytest.mark.parametrize("text", ("/etc/hostname", "picture.png", "http://127.0.0.1/a.png", "file:///a.png", " ",
+@pytest.mark.parametrize("text", ("/etc/hostname", "image.png", "http://127.0.0.1/a.png", "file:///a.png", " ",
                                   "data:image/jpeg;base64,AAAA", "data:image/svg+xml;base64,AAAA", "../input/a.png"))
 def test_a_place_or_another_kind_is_no_sketch(text):
     with pytest.raises(ValueError, match="expected a PNG as data:image/png;base64"):
@@ -74,7 +74,7 @@ def test_a_place_or_another_kind_is_no_sketch(text):
 
 
 @pytest.mark.parametrize("data, told", (
-    (b"", "empty"), (b"no picture", "not a PNG"), (stored(Image.new("RGB", (64, 48)), "JPEG"), "not a PNG"),
+    (b"", "empty"), (b"no image", "not a PNG"), (stored(Image.new("RGB", (64, 48)), "JPEG"), "not a PNG"),
     (stored(Image.new("RGB", (64, 48)), "GIF"), "not a PNG"), (png(64, 48), "damaged or cut off"),
     (stored(Image.effect_noise((64, 48), 90))[:-900], "damaged or cut off"),
     (png(2049, 64), "2049 x 64 pixels, more than 2048 a side"), (png(30_000, 30_000), "cannot be opened"),

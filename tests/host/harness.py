@@ -141,12 +141,12 @@ class Server:
             body = answer.read()
             return json.loads(body) if "json" in answer.headers.get_content_type() else body
 
-    def upload(self, name: str, picture: bytes) -> tuple[int, Any]:
+    def upload(self, name: str, image: bytes) -> tuple[int, Any]:
         """A PNG into the host's input folder, as the page does it."""
         mark = uuid.uuid4().hex
         head = (f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
                 "Content-Type: image/png\r\n\r\n")
-        return self.send("/upload/image", head.encode() + picture + f"\r\n--{mark}--\r\n".encode(),
+        return self.send("/upload/image", head.encode() + image + f"\r\n--{mark}--\r\n".encode(),
                          f"multipart/form-data; boundary={mark}")
 
     def post(self, path: str, data: dict) -> tuple[int, Any]:
@@ -180,7 +180,7 @@ class Outcome:
     def error(self) -> str:
         return self.messages[-1][1].get("exception_message", "") if self.end == "execution_error" else ""
 
-    def pictures(self, node: str) -> list[dict]:
+    def images(self, node: str) -> list[dict]:
         return self.outputs.get(node, {}).get("images", [])
 
 

@@ -29,9 +29,9 @@ def run(server: harness.Server, prompt: dict, on_message: Callable | None = None
     return asyncio.run(talk())
 
 
-def picture(server: harness.Server, outcome: harness.Outcome, name: str = SHEET) -> np.ndarray:
+def image(server: harness.Server, outcome: harness.Outcome, name: str = SHEET) -> np.ndarray:
     assert outcome.end == "execution_success", outcome.messages[-1]
-    (entry,) = outcome.pictures(name)
+    (entry,) = outcome.images(name)
     data = server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
@@ -43,7 +43,7 @@ def kept(base, name: str) -> dict[str, bytes]:
 def test_a_cell_is_what_ordinary_nodes_draw(server, base):
     words = "a large blue star in the centre on a white background"
     made = graph(name="one", prompt=words, columns="steps", column_values="2", rows="none", seed=4)
-    sheet = picture(server, run(server, made))
+    sheet = image(server, run(server, made))
     ((_, cell),) = kept(base, "one").items()
     plain = json.loads((WORKFLOWS / "mini-lcm-4-steps.json").read_text(encoding="utf-8"))
     (saver,) = [key for key, entry in plain.items() if entry["class_type"] == "SaveImage"]
@@ -52,7 +52,7 @@ def test_a_cell_is_what_ordinary_nodes_draw(server, base):
             entry["inputs"].update(steps=2, seed=4)
         if entry["class_type"] == "PixArtTextEncode":
             entry["inputs"].update(text=words)
-    drawn = picture(server, run(server, plain), saver)
+    drawn = image(server, run(server, plain), saver)
     cell = np.asarray(Image.open(io.BytesIO(cell)))
     difference = cell.astype(int) - drawn               # we round to 8 bits, Save Image rounds down
     assert 0 <= difference.min() <= difference.max() <= 1
@@ -62,13 +62,13 @@ def test_a_cell_is_what_ordinary_nodes_draw(server, base):
 
 def test_an_interrupted_comparison_goes_on_where_it_was(server, base):
     wanted = {"columns": "steps", "column_values": "1..4", "rows": "seed", "row_values": "7, 8"}
-    whole = picture(server, run(server, graph(name="whole", **wanted)))
+    whole = image(server, run(server, graph(name="whole", **wanted)))
     steps = 0
 
     def stop(kind: str, data: dict) -> None:
         nonlocal steps
         steps += kind == "progress" and data["node"] == NODE
-        if steps == 7:                              # within the fourth picture: 1 + 2 + 3 steps before
+        if steps == 7:                              # within the fourth image: 1 + 2 + 3 steps before
             steps += 1
             server.post("/interrupt", {})
     outcome = run(server, graph(name="stopped", **wanted), stop)
@@ -77,7 +77,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(server, base):
     assert 0 < len(before) < 8
     again = run(server, graph(name="stopped", **wanted))
     assert f"{8 - len(before)} drawn, {len(before)} kept from before" in harness.texts(again, NODE)[-1]
-    assert np.array_equal(picture(server, again), whole)
+    assert np.array_equal(image(server, again), whole)
     after = kept(base, "stopped")
     assert len(after) == 8 and before.items() <= after.items() and after == kept(base, "whole")
     more = run(server, graph(name="stopped", **{**wanted, "row_values": "7..9"}))
@@ -97,13 +97,13 @@ def test_other_networks_are_drawn_anew(server, base):
 
 @pytest.mark.parametrize("changed, finding", [
     ({"columns": "seed", "column_values": "1..40", "rows": "steps", "row_values": "1..8"},
-     "320 pictures are asked for (40 x 8), at most 256 fit on a sheet"),
+     "320 images are asked for (40 x 8), at most 256 fit on a sheet"),
     ({"columns": "steps", "rows": "steps", "row_values": "1"}, "columns and rows are both steps"),
     ({"column_values": "2, four"}, "steps cannot be 'four'; write whole numbers from 1 to 200"),
     ({"column_values": " "}, "no values of steps are given"),
     ({"columns": "cfg", "column_values": "nan"}, "cfg cannot be 'nan'"),
     ({"columns": "method", "column_values": "tdm, best"}, "method cannot be 'best'"),
-    ({"column_values": "4, 150"}, "(picture steps 150"),
+    ({"column_values": "4, 150"}, "(image steps 150"),
     ({"name": "../x"}, "'../x' cannot be the name of a folder"),
     ({"name": ".."}, "'..' cannot be the name of a folder"),
 ])

@@ -15,7 +15,7 @@ def drawn(seed: int = 1, width: int = 128, height: int = 128, **changed: object)
 
 def first(server: harness.Server, outcome: harness.Outcome) -> bytes:
     assert outcome.end == "execution_success", f"{outcome.messages[-1]}\n{server.log[-3000:]}"
-    entry = outcome.pictures("save")[0]
+    entry = outcome.images("save")[0]
     return server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
 
 

@@ -36,11 +36,11 @@ def ended(server: harness.Server, prompt: dict) -> harness.Outcome:
     return asyncio.run(talk())
 
 
-def test_an_old_workflow_runs_to_a_picture(server):
+def test_an_old_workflow_runs_to_an_image(server):
     outcome = ended(server, old_workflow())
     assert outcome.end == "execution_success", f"{outcome.messages[-1]}\n{server.log[-3000:]}"
-    (picture,) = outcome.pictures("save")
-    data = server.get(f"/view?filename={picture['filename']}&subfolder={picture['subfolder']}&type=output")
+    (image,) = outcome.images("save")
+    data = server.get(f"/view?filename={image['filename']}&subfolder={image['subfolder']}&type=output")
     assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (352, 704)
 
 

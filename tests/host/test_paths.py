@@ -23,7 +23,7 @@ def checked(**inputs: list) -> dict:
 
 def graphs(name: str) -> dict[str, dict]:
     """For every input that names a file, a prompt that uses it with this name."""
-    picture = {"empty": node("EmptyImage", width=64, height=64, batch_size=1, color=0)}
+    blank = {"empty": node("EmptyImage", width=64, height=64, batch_size=1, color=0)}
     return {
         "PixArtLoader": {"at": node("PixArtLoader", file=name, variant="auto", weight_dtype="fp32"),
                          "end": checked(model=["at", 0])},
@@ -37,11 +37,11 @@ def graphs(name: str) -> dict[str, dict]:
                            "end": checked(model=["at", 0])},
         "PixArtCache": {**MODEL, "at": node("PixArtCache", model=["model", 0], method="ecad", budget=2.0, start=0.0,
                                             end=1.0, schedule=name), "end": checked(model=["at", 0])},
-        "PixArtHED": {**picture, "at": node("PixArtHED", image=["empty", 0], file=name, width=64, height=64),
+        "PixArtHED": {**blank, "at": node("PixArtHED", image=["empty", 0], file=name, width=64, height=64),
                       "end": node("PreviewImage", images=["at", 0])},
         "PixArtLoadPrompt": {"at": node("PixArtLoadPrompt", file=name),
-                             "end": node("SaveImage", images=["empty", 0], filename_prefix=["at", 1]), **picture},
-        "PixArtPromptList": {**picture, "at": node("PixArtPromptList", file=name, start=1, count=1, seed=0, width=64,
+                             "end": node("SaveImage", images=["empty", 0], filename_prefix=["at", 1]), **blank},
+        "PixArtPromptList": {**blank, "at": node("PixArtPromptList", file=name, start=1, count=1, seed=0, width=64,
                                                    height=64),
                              "end": node("SaveImage", images=["empty", 0], filename_prefix=["at", 0])},
     }

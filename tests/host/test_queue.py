@@ -1,4 +1,4 @@
-"""`pixart queue` against a real server: pictures of several seeds, a refusal, an interruption."""
+"""`pixart queue` against a real server: images of several seeds, a refusal, an interruption."""
 import signal
 import sys
 import threading

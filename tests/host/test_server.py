@@ -76,14 +76,14 @@ def png_size(data: bytes) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-def pictures(server: harness.Server, outcome: harness.Outcome, name: str = "save") -> list[bytes]:
+def images(server: harness.Server, outcome: harness.Outcome, name: str = "save") -> list[bytes]:
     assert outcome.end == "execution_success", f"{outcome.messages[-1]}\n{server.log[-3000:]}"
     return [server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
-            for entry in outcome.pictures(name)]
+            for entry in outcome.images(name)]
 
 
-def picture(server: harness.Server, outcome: harness.Outcome, name: str = "save") -> bytes:
-    (drawn,) = pictures(server, outcome, name)
+def image(server: harness.Server, outcome: harness.Outcome, name: str = "save") -> bytes:
+    (drawn,) = images(server, outcome, name)
     return drawn
 
 
@@ -109,9 +109,9 @@ def test_combos_list_the_files(server):
     assert {"control.safetensors", "pixart-mini/edges.safetensors", "PixArt-ControlNet.safetensors"} <= set(controls[0])
 
 
-def test_text_to_picture_in_four_steps_with_previews(server):
+def test_text_to_image_in_four_steps_with_previews(server):
     (outcome,) = run(server, {**lcm(), **{"clip": start(bits="8")["clip"]}})
-    assert png_size(picture(server, outcome)) == (128, 128)
+    assert png_size(image(server, outcome)) == (128, 128)
     steps = [data["value"] for kind, data in outcome.messages if kind == "progress" and data["node"] == "sampler"]
     assert steps == [1, 2, 3, 4]
     assert len(outcome.previews) >= 4 and any(b"\xff\xd8\xff" in frame[:200] for frame in outcome.previews)
@@ -119,7 +119,7 @@ def test_text_to_picture_in_four_steps_with_previews(server):
 
 def test_t5_in_auto_says_which_bits_it_took(server):
     (outcome,) = run(server, {**lcm(seed=11), **{"clip": start(bits="auto")["clip"]}})
-    assert png_size(picture(server, outcome)) == (128, 128)
+    assert png_size(image(server, outcome)) == (128, 128)
     assert any("are free on cpu: T5 is loaded in 16 bits" in text for text in harness.texts(outcome, "clip"))
 
 
@@ -128,7 +128,7 @@ def test_a_pt_dit_is_drawn_by_the_stock_sampler_and_refused_by_pixarts(server):
     graph = {**ksampler(cfg=4.0, scheduler="simple"), "model": start("pt-dit.safetensors")["model"]}
     few = {**lcm(), "model": graph["model"]}
     drawn, refused = run(server, graph, few)
-    assert png_size(picture(server, drawn)) == (128, 128)
+    assert png_size(image(server, drawn)) == (128, 128)
     said = " | ".join(harness.texts(drawn, "model"))
     assert "PT-DiT 128" in said and "decode with the VAE of Stable Diffusion" in said
     assert refused.end == "execution_error" and "this MODEL is a PTDiT, not a PixArt model" in refused.error
@@ -160,7 +160,7 @@ def test_schedule_node_with_stock_custom_sampler(server):
                              positive=["positive", 0], negative=["positive", 0], sampler=["schedule", 1],
                              sigmas=["schedule", 2], latent_image=["empty", 0])}
     custom, own = run(server, graph, lcm())
-    assert picture(server, custom) == picture(server, own)
+    assert image(server, custom) == image(server, own)
 
 
 def steps(method: str, **changed: object) -> dict[str, dict]:
@@ -173,10 +173,10 @@ def steps(method: str, **changed: object) -> dict[str, dict]:
 
 
 def test_steps_node_sets_what_each_method_needs(server):
-    """LCM is that of its own sampler; TDM, one step of DMD and a teacher are pictures of their own."""
+    """LCM is that of its own sampler; TDM, one step of DMD and a teacher are images of their own."""
     graphs = [steps("lcm"), steps("tdm"), steps("dmd"), steps("teacher", steps=2), steps("auto", steps=2)]
     outcomes = run(server, *graphs, lcm())
-    drawn = [picture(server, outcome) for outcome in outcomes]
+    drawn = [image(server, outcome) for outcome in outcomes]
     assert drawn[0] == drawn[5] and len(set(drawn[:4])) == 4
     assert drawn[4] == drawn[3], "a file that says nothing is taken for a teacher"
     assert "leave steps at 0" in failed(server, steps("auto", model=["lora", 0], steps=3) | {
@@ -187,10 +187,10 @@ def test_one_step_dmd(server):
     graph = {**start("alpha-512.safetensors"), "sampler": node(
         "PixArtDMDSampler", model=["model", 0], positive=["positive", 0], latent=["empty", 0], seed=3)}
     (outcome,) = run(server, graph)
-    assert png_size(picture(server, outcome)) == (128, 128)
+    assert png_size(image(server, outcome)) == (128, 128)
 
 
-def test_a_saved_prompt_draws_the_same_picture_without_a_text_encoder(server):
+def test_a_saved_prompt_draws_the_same_image_without_a_text_encoder(server):
     saved = {**lcm(seed=12, positive=["kept", 0]),
              "kept": node("PixArtSavePrompt", conditioning=["positive", 0], name="a cat", text="a cat")}
     saved["positive"]["inputs"] |= {"width": 0, "height": 0}          # a saved prompt keeps no size
@@ -199,21 +199,21 @@ def test_a_saved_prompt_draws_the_same_picture_without_a_text_encoder(server):
     del loaded["clip"]
     loaded["positive"] = node("PixArtLoadPrompt", file="a cat.safetensors")
     (second,) = run(server, loaded)
-    assert picture(server, first) == picture(server, second)
+    assert image(server, first) == image(server, second)
     assert any("numbers each: a cat" in text for text in harness.texts(second, "positive"))
 
 
 def test_stock_sampler_and_prompt_nodes(server):
     (outcome,) = run(server, ksampler())
-    assert png_size(picture(server, outcome)) == (128, 128)
+    assert png_size(image(server, outcome)) == (128, 128)
 
 
-def test_stock_lora_loader_changes_the_picture(server):
+def test_stock_lora_loader_changes_the_image(server):
     graph = ksampler(model=["lora", 0])
     graph["lora"] = node("LoraLoader", model=["model", 0], clip=["clip", 0], lora_name="tiny-lora.safetensors",
                          strength_model=1.0, strength_clip=1.0)
     with_lora, without = run(server, graph, ksampler())
-    assert picture(server, with_lora) != picture(server, without)
+    assert image(server, with_lora) != image(server, without)
     assert "lora key not loaded" not in server.log
 
 
@@ -222,25 +222,25 @@ def test_stock_easycache_skips_steps(server):
     graph["cache"] = node("EasyCache", model=["model", 0], reuse_threshold=3.0, start_percent=0.0, end_percent=1.0,
                           verbose=False)
     (outcome,) = run(server, graph)
-    picture(server, outcome)
+    image(server, outcome)
     (line,) = [line for line in server.log.splitlines() if "EasyCache - skipped" in line]
     assert int(line.split("skipped ")[1].split("/")[0]) > 0
 
 
-def test_picture_to_picture_with_a_mask(server):
+def test_image_to_image_with_a_mask(server):
     graph = lcm(latent=["masked", 0], denoise=0.6)
     graph.update(colour=node("EmptyImage", width=128, height=128, batch_size=1, color=0xff8000),
                  encode=node("VAEEncode", pixels=["colour", 0], vae=["vae", 0]),
                  mask=node("SolidMask", value=1.0, width=128, height=64),
                  masked=node("SetLatentNoiseMask", samples=["encode", 0], mask=["mask", 0]))
     (outcome,) = run(server, graph)
-    assert png_size(picture(server, outcome)) == (128, 128)
+    assert png_size(image(server, outcome)) == (128, 128)
 
 
-def test_two_prompts_queued_give_two_pictures_in_order(server):
+def test_two_prompts_queued_give_two_images_in_order(server):
     first, second = run(server, lcm(seed=21), lcm(seed=22))
-    assert picture(server, first) != picture(server, second)
-    names = [outcome.pictures("save")[0]["filename"] for outcome in (first, second)]
+    assert image(server, first) != image(server, second)
+    names = [outcome.images("save")[0]["filename"] for outcome in (first, second)]
     assert names == sorted(names)
 
 
@@ -254,7 +254,7 @@ def test_a_run_can_be_interrupted_and_the_next_one_works(server):
     (outcome,) = run(server, ksampler(steps=4000), on_message=stop)
     assert outcome.end == "execution_interrupted"
     (outcome,) = run(server, lcm(seed=31))
-    picture(server, outcome)
+    image(server, outcome)
 
 
 def refused(server: harness.Server, graph: dict) -> dict[str, list[dict]]:
@@ -276,7 +276,7 @@ def test_a_name_from_windows_loads(server):
     graph["clip"]["inputs"]["file"] = "pixart-mini\\t5"
     graph["vae"]["inputs"]["vae_name"] = "pixart-mini/vae.safetensors"
     (outcome,) = run(server, graph)
-    assert png_size(picture(server, outcome)) == (128, 128)
+    assert png_size(image(server, outcome)) == (128, 128)
 
 
 @pytest.mark.parametrize("value, kind", [(-3, "value_smaller_than_min"), (0, "value_smaller_than_min"),
@@ -366,14 +366,14 @@ def require_packages(host: harness.Host, graph: dict) -> None:
 
 
 def last(graph: dict) -> str:
-    """The node that saves the picture of a workflow; in one that saves nothing, the one that shows it."""
+    """The node that saves the image of a workflow; in one that saves nothing, the one that shows it."""
     ends = {kind: key for key, entry in graph.items() if (kind := entry["class_type"]) in ("SaveImage", "PreviewImage")}
     return ends.get("SaveImage") or ends["PreviewImage"]
 
 
 @pytest.fixture(scope="module")
 def at_hand(base):
-    """What the workflows load beside models: HED weights under the published name, and the host's example picture."""
+    """What the workflows load beside models: HED weights under the published name, and the host's example image."""
     weights, example = base / "models" / "controlnet" / "ControlNetHED.pth", base / "input" / "example.png"
     torch.manual_seed(5)
     torch.save(HED().half().state_dict(), weights)
@@ -385,14 +385,14 @@ def at_hand(base):
 
 def drawing() -> bytes:
     """A black square on white as PNG."""
-    picture = Image.new("RGB", (96, 64), "white")
-    ImageDraw.Draw(picture).rectangle((20, 10, 70, 50), outline="black", width=2)
+    image = Image.new("RGB", (96, 64), "white")
+    ImageDraw.Draw(image).rectangle((20, 10, 70, 50), outline="black", width=2)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
-def test_an_uploaded_drawing_steers_the_picture(server):
+def test_an_uploaded_drawing_steers_the_image(server):
     status, answer = server.upload("drawing.png", drawing())
     assert (status, answer["name"]) == (200, "drawing.png")
     graph = {**lcm(model=["model", 0], positive=["steered", 0]), **{"model": start("deep-1024.safetensors")["model"]},
@@ -405,16 +405,16 @@ def test_an_uploaded_drawing_steers_the_picture(server):
                              fade=0.0, blocks=0)}
     off = {**graph, "steered": {**graph["steered"], "inputs": {**graph["steered"]["inputs"], "strength": 0.0}}}
     plain = {**graph, "sampler": lcm()["sampler"]}
-    steered, without, never = (picture(server, outcome) for outcome in run(server, graph, off, plain))
+    steered, without, never = (image(server, outcome) for outcome in run(server, graph, off, plain))
     assert without == never and steered != without
 
 
-def test_a_sketch_in_the_prompt_steers_the_picture(server):
+def test_a_sketch_in_the_prompt_steers_the_image(server):
     graph = json.loads((WORKFLOWS / "mini-sketch.json").read_text(encoding="utf-8"))
     (canvas,) = [entry["inputs"] for entry in graph.values() if entry["class_type"] == "PixArtSketch"]
     drawn = [canvas["sketch"], "data:image/png;base64," + base64.b64encode(drawing()).decode(), ""]
     prompts = [json.loads(json.dumps(graph).replace(canvas["sketch"], text)) for text in drawn]
-    assert len({picture(server, outcome, last(graph)) for outcome in run(server, *prompts)}) == 3
+    assert len({image(server, outcome, last(graph)) for outcome in run(server, *prompts)}) == 3
 
 
 @pytest.mark.parametrize("text, finding", [
@@ -433,7 +433,7 @@ def test_shipped_workflow_runs(server, host, at_hand, name):
     graph = small(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
     require_packages(host, graph)
     (outcome,) = run(server, graph)
-    assert [png_size(drawn) for drawn in pictures(server, outcome, last(graph))] == SIZES.get(name, [(128, 128)])
+    assert [png_size(drawn) for drawn in images(server, outcome, last(graph))] == SIZES.get(name, [(128, 128)])
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("mini-*.json")), ids=lambda path: path.stem)
@@ -441,4 +441,4 @@ def test_bundled_workflow_runs_as_it_is(server, host, path: Path):
     graph = json.loads(path.read_text(encoding="utf-8"))
     require_packages(host, graph)
     (outcome,) = run(server, graph)
-    assert [png_size(drawn) for drawn in pictures(server, outcome, last(graph))] == SIZES.get(path.stem, [(128, 128)])
+    assert [png_size(drawn) for drawn in images(server, outcome, last(graph))] == SIZES.get(path.stem, [(128, 128)])

@@ -21,14 +21,14 @@ ROWS = [row for row in json.loads(Path(__file__).with_name("compatibility.json")
         if "options" in row]
 OF_PROCESSOR = ("--fp32-unet", "--fp64-unet", "--bf16-unet")
 # Of processors without matrix units alone, where sums may differ with where weights begin in memory: a dozen values of
-# the picture by one step of 255. With matrix units pictures are the same to the bit.
+# the image by one step of 255. With matrix units images are the same to the bit.
 ROUNDING = 1e-6
-ALONE, FAR, FLAT = "alone", 0.05, 0.1        # mean difference of another picture's pixels; deviation of no picture
+ALONE, FAR, FLAT = "alone", 0.05, 0.1        # mean difference of another image's pixels; deviation of no image
 
 
 @dataclass(frozen=True)
 class Start:
-    """Options that one host is started with; same: whether its picture is that of a start without any."""
+    """Options that one host is started with; same: whether its image is that of a start without any."""
 
     options: tuple[str, ...]
     same: bool
@@ -67,17 +67,17 @@ def starts(version: str) -> Iterator[Start]:
 
 
 def drawn(server: harness.Server) -> np.ndarray:
-    """Pixels in 0..1 of the picture that the server draws."""
+    """Pixels in 0..1 of the image that the server draws."""
     (outcome,) = run(server, GRAPH)
     assert outcome.end == "execution_success", f"{outcome.messages[-1]}\n{server.log[-3000:]}"
-    (entry,) = outcome.pictures("8")
+    (entry,) = outcome.images("8")
     data = server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) / 255
 
 
 @pytest.fixture(scope="session")
 def plain(server: harness.Server) -> np.ndarray:
-    """The picture of a start without options, which is there anyway."""
+    """The image of a start without options, which is there anyway."""
     return drawn(server)
 
 
@@ -93,7 +93,7 @@ def check(host: harness.Host, folder: Path, start: Start, plain: np.ndarray) -> 
     assert difference < FAR or not start.close, f"{start.title}: {difference:.3f}"
 
 
-def test_a_start_with_one_option_of_each_kind_draws_a_picture(host, tmp_path, plain):
+def test_a_start_with_one_option_of_each_kind_draws_an_image(host, tmp_path, plain):
     check(host, tmp_path, next(start for start in starts(host.version) if start.close), plain)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from host.harness import texts
-from host.test_server import node, picture, png_size, require_packages, run, start
+from host.test_server import image, node, png_size, require_packages, run, start
 
 from pixart.checkpoint.lora.read import read_lora
 
 
 def graph(name: str, steps: int, **changed: object) -> dict:
-    """A LoRA of two coloured pictures on the tiny model, and a picture drawn with it."""
+    """A LoRA of two coloured images on the tiny model, and an image drawn with it."""
     wanted = {"model": ["model", 0], "method": "lora", "name": name, "steps": steps, "batch": 1, "learning_rate": 0.01,
               "rank": 2, "blocks": 1, "guidance": 1.5, "edges": "canny", "resolution": "256", "save_memory": True,
               "start_seed": 0, "preview_prompt": "a cat", "preview_every": 4, "images": ["two", 0], "clip": ["clip", 0],
@@ -38,7 +38,7 @@ def state(server, name: str) -> dict:
 
 def test_it_trains_with_progress_and_previews_and_draws_with_the_result(ready):
     (outcome,) = run(ready, graph("over-http", 8))
-    assert png_size(picture(ready, outcome)) == (128, 128)
+    assert png_size(image(ready, outcome)) == (128, 128)
     told = [(data["value"], data["max"]) for kind, data in outcome.messages
             if kind == "progress" and data["node"] == "train"]
     assert [pair for pair in told if pair[1] == 8][-1] == (8, 8) and (5, 8) in told
@@ -47,9 +47,9 @@ def test_it_trains_with_progress_and_previews_and_draws_with_the_result(ready):
     assert lines.index("getting ready to train") > 0
     assert any(re.fullmatch(r"training: step \d of 8, loss \d+\.\d{4}, \d+ s left", line) for line in lines)
     assert sum(b"\xff\xd8\xff" in frame[:200] for frame in outcome.previews) >= 2      # JPEG, at steps 4 and 8
-    (shown,) = outcome.pictures("train")
+    (shown,) = outcome.images("train")
     assert shown["filename"] == "step-0000008.png"
-    assert len(outcome.pictures("show")) == 1
+    assert len(outcome.images("show")) == 1
     assert read_lora(Path(ready.folder) / "models" / "loras" / "over-http.safetensors").parts[0].rank == 2
     names = ready.get("/object_info/PixArtDeltaLoraLoader")["PixArtDeltaLoraLoader"]["input"]["required"]["file"][0]
     assert "over-http.safetensors" in names
@@ -69,9 +69,9 @@ def test_stopped_it_keeps_what_it_has_and_goes_on_with_the_same_node(ready):
     assert 3 <= reached < 5000
     assert (Path(ready.folder) / "models" / "loras" / "stopped.safetensors").is_file()
     (outcome,) = run(ready, graph("stopped", reached + 2, preview_prompt=""))
-    picture(ready, outcome)
+    image(ready, outcome)
     assert state(ready, "stopped")["step"] == reached + 2
-    assert outcome.pictures("show") == []          # there is no preview to show, and that is no error
+    assert outcome.images("show") == []          # there is no preview to show, and that is no error
 
 
 def test_a_wrong_connection_is_one_clear_error(ready):
@@ -99,5 +99,5 @@ def test_the_server_is_free_for_others_meanwhile(ready):
             waits.append(time.perf_counter() - began)
 
     (outcome,) = run(ready, graph("busy", 6, preview_prompt=""), on_message=ask)
-    picture(ready, outcome)
+    image(ready, outcome)
     assert len(waits) == 3 and max(waits) < 20

@@ -32,7 +32,7 @@ def test_empty_maps_and_a_batch():
     assert edge_f1(found, wanted).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_real_pictures_agree_with_their_own_maps_and_not_with_those_of_others():
+def test_real_images_agree_with_their_own_maps_and_not_with_those_of_others():
     real = Prompts.held_out(10, 7).real()
     maps = bench_edges(real, 4)
     assert all(set(part.unique().tolist()) == {0, 255} for part in maps.parts)
@@ -51,7 +51,7 @@ def test_control_moves_edges_and_strength_zero_draws_as_without():
     assert agreement(full, maps, 7).mean() > agreement(plain, maps, 7).mean() + 0.1
 
 
-def test_the_ceiling_compares_every_picture_with_its_own_map():
-    """With several pictures of a size they used to be mixed up."""
+def test_the_ceiling_compares_every_image_with_its_own_map():
+    """With several images of a size they used to be mixed up."""
     ceiling = ControlBench(15, 7, SHIPPED).ceiling()
     assert ceiling.f1 > 0.9 and ceiling.row.accuracy["all"] > 0.98

@@ -49,9 +49,9 @@ def in_diffusers(state: dict[str, torch.Tensor]) -> torch.nn.Module:
 @torch.no_grad()
 def test_padding_to_width_64_computes_the_same_as_diffusers(model: MiniAutoencoder) -> None:
     other = in_diffusers(padded_state(model))
-    pictures = torch.rand(2, 3, 64, 48)
-    latents = model.encode(pictures)
-    assert torch.allclose(other.encode(pictures * 2 - 1).latents, latents, atol=1e-5)
+    images = torch.rand(2, 3, 64, 48)
+    latents = model.encode(images)
+    assert torch.allclose(other.encode(images * 2 - 1).latents, latents, atol=1e-5)
     assert torch.allclose(other.decode(latents).sample / 2 + 0.5, model.decode(latents), atol=1e-5)
 
 
@@ -96,35 +96,35 @@ def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -
         assert torch.equal(finished.state_dict()[name], value), name
 
 
-def test_crops_are_parts_of_the_pictures_that_hold_something() -> None:
+def test_crops_are_parts_of_the_images_that_hold_something() -> None:
     torch.manual_seed(0)
-    pictures = torch.zeros(8, 3, 96, 160)
-    pictures[:, :, 40:56, 72:88] = torch.rand(8, 3, 16, 16)
-    cut = crops(pictures)
+    images = torch.zeros(8, 3, 96, 160)
+    images[:, :, 40:56, 72:88] = torch.rand(8, 3, 16, 16)
+    cut = crops(images)
     assert cut.shape == (8, 3, 64, 64)
-    for picture, part in zip(pictures, cut):
-        places = picture.unfold(1, 64, 1).unfold(2, 64, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    for image, part in zip(images, cut):
+        places = image.unfold(1, 64, 1).unfold(2, 64, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
         assert (places == part).flatten(1).all(1).any()
     assert (cut.flatten(1).amax(1) > 0).float().mean() > 0.7
 
 
 @torch.no_grad()
-def test_the_shipped_autoencoder_keeps_pictures_and_unit_latents() -> None:
+def test_the_shipped_autoencoder_keeps_images_and_unit_latents() -> None:
     model = load_autoencoder(SHIPPED.vae)
-    pictures = fresh_batch(0, 40, "shipped")[1]
-    latents = model.encode(pictures)
-    error = (model.decode(latents).clamp(0, 1) - pictures).square().mean()
+    images = fresh_batch(0, 40, "shipped")[1]
+    latents = model.encode(images)
+    error = (model.decode(latents).clamp(0, 1) - images).square().mean()
     assert -10 * error.log10() > 26, "peak signal to noise ratio in dB"
     flat = latents.transpose(0, 1).flatten(1)
     assert flat.mean(1).abs().max() < 0.6 and 0.5 < flat.std(1).min() < flat.std(1).max() < 1.5
 
 
 @torch.no_grad()
-def test_the_judge_reads_the_shipped_autoencoders_pictures_as_well_as_the_originals() -> None:
+def test_the_judge_reads_the_shipped_autoencoders_images_as_well_as_the_originals() -> None:
     model, judge = load_autoencoder(SHIPPED.vae), load_judge(SHIPPED.judge)
     scenes, choices = [], []
     for step in range(5):
-        shown, pictures = fresh_batch(step, 20, "decoded")
+        shown, images = fresh_batch(step, 20, "decoded")
         scenes += shown
-        choices.append(most_likely(judge, model.decode(model.encode(pictures)).clamp(0, 1)))
+        choices.append(most_likely(judge, model.decode(model.encode(images)).clamp(0, 1)))
     assert Answers.of(scenes, torch.cat(choices)).shares()["all"] > 0.985

@@ -19,7 +19,7 @@ def test_evaluate_then_compare(monkeypatch, capsys, tmp_path):
         code, out, _ = run(monkeypatch, capsys, "evaluate", "--count", "6", "--diversity", "0", "--method", method,
                            "--device", "cpu", "--out", str(tmp_path / folder), "--sheet", str(tmp_path / "sheet.png"),
                            "--edge-sheet", str(tmp_path / "edges.png"))
-        assert code == 0 and "| real pictures |" in out and str(tmp_path / folder / "results.json") in out
+        assert code == 0 and "| real images |" in out and str(tmp_path / folder / "results.json") in out
     assert (tmp_path / "sheet.png").stat().st_size > 1000 and (tmp_path / "edges.png").stat().st_size > 1000
     files = [str(tmp_path / folder / "results.json") for folder in ("a", "b")]
     code, out, _ = run(monkeypatch, capsys, "compare", *files, "--base", "two", "--out", str(tmp_path / "both"))

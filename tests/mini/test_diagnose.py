@@ -35,7 +35,7 @@ def test_ddim_is_the_step_of_diffusers():
 
 
 @pytest.mark.parametrize("start", [200, 650, 999])
-def test_a_perfect_denoiser_finds_the_picture_again(start):
+def test_a_perfect_denoiser_finds_the_image_again(start):
     draws = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 4, 4, 4, generator=draws), torch.randn(2, 4, 4, 4, generator=draws)
     x = add_noise(x0, noise, torch.tensor([start, start]))

@@ -3,7 +3,7 @@ import pytest
 
 from pixart.mini import SHIPPED
 from pixart.mini.evaluate import USUAL_METHODS, checked_methods, evaluate, write_results
-from pixart.mini.measure.batches import BenchPictures
+from pixart.mini.measure.batches import BenchImages
 from pixart.mini.measure.methods import Sampled
 from pixart.mini.measure.results import REAL, read_measured
 
@@ -11,11 +11,11 @@ FAST = Sampled("one step", "student", "lcm", 1)
 
 
 class Real:
-    """Draws the real pictures: the best there can be."""
+    """Draws the real images: the best there can be."""
 
     name = "perfect"
 
-    def draw(self, bench) -> BenchPictures:
+    def draw(self, bench) -> BenchImages:
         return bench.prompts.real()
 
 
@@ -37,9 +37,9 @@ def test_any_object_with_a_name_that_draws_is_measured(found):
     assert set(perfect.diversity) == {0.0} and min(two.diversity) > 0
 
 
-def test_pictures_are_kept_for_sheets(found):
-    assert list(found.pictures) == [row.name for row in found.rows]
-    assert all(len(drawn) == 10 for drawn in found.pictures.values())
+def test_images_are_kept_for_sheets(found):
+    assert list(found.images) == [row.name for row in found.rows]
+    assert all(len(drawn) == 10 for drawn in found.images.values())
 
 
 def test_the_same_again_gives_the_same_numbers(found):
@@ -70,16 +70,16 @@ def test_without_matplotlib_the_plot_is_named_as_missing(found, tmp_path, monkey
 def test_two_rows_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two rows would be called 'one step'"):
         checked_methods([FAST, Sampled("one step", "teacher", "lcm", 1)], None, SHIPPED)
-    with pytest.raises(ValueError, match="real pictures"):
+    with pytest.raises(ValueError, match="real images"):
         checked_methods([Sampled(REAL, "teacher", "lcm", 1)], None, SHIPPED)
 
 
 def test_unknown_judge_and_empty_batch_are_refused():
     with pytest.raises(ValueError, match="unknown judge 'c'"):
         evaluate(5, judge="c", methods=[FAST])
-    with pytest.raises(ValueError, match="0 pictures at a time"):
+    with pytest.raises(ValueError, match="0 images at a time"):
         evaluate(5, batch=0, methods=[FAST])
-    with pytest.raises(ValueError, match="work of 0 pictures"):
+    with pytest.raises(ValueError, match="work of 0 images"):
         evaluate(5, probe=0, methods=[FAST])
     with pytest.raises(ValueError, match="needs at least 3"):
         evaluate(2, methods=[FAST])

@@ -31,13 +31,13 @@ def judge(request: pytest.FixtureRequest) -> Judge:
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (160, 96)])
 def test_it_reads_every_bucket(judge: Judge, size: tuple[int, int]) -> None:
-    pictures = torch.rand(3, 3, *size)
-    assert judge.features(pictures).shape == (3, judge.design.features)
-    logits = judge(pictures)
+    images = torch.rand(3, 3, *size)
+    assert judge.features(images).shape == (3, judge.design.features)
+    logits = judge(images)
     assert [given.shape for given in logits] == [(3, len(answers)) for answers in ATTRIBUTES.values()]
 
 
-def test_grey_pictures_are_refused(judge: Judge) -> None:
+def test_grey_images_are_refused(judge: Judge) -> None:
     with pytest.raises(ValueError, match=r"\(2, 1, 64, 64\)"):
         judge.features(torch.rand(2, 1, 64, 64))
 
@@ -45,19 +45,19 @@ def test_grey_pictures_are_refused(judge: Judge) -> None:
 def test_a_written_judge_reads_the_same(judge: Judge, tmp_path: Path) -> None:
     save_judge(judge, tmp_path / "judge.safetensors", {"all": 0.5})
     again = load_judge(tmp_path / "judge.safetensors")
-    pictures = fresh_batch(0, 4, "file")[1]
+    images = fresh_batch(0, 4, "file")[1]
     assert again.design == judge.design
-    assert torch.allclose(again.features(pictures), judge.features(pictures), atol=2e-2)
+    assert torch.allclose(again.features(images), judge.features(images), atol=2e-2)
     assert own_accuracy(tmp_path / "judge.safetensors") == {"all": 0.5}
     assert (tmp_path / "judge.safetensors").stat().st_size < 3_000_000
 
 
-def test_worse_pictures_stay_in_range_and_shape() -> None:
-    pictures = fresh_batch(3, 4, "worse")[1]
+def test_worse_images_stay_in_range_and_shape() -> None:
+    images = fresh_batch(3, 4, "worse")[1]
     for seed in range(6):
-        changed = worsen(pictures, random.Random(seed))
-        assert changed.shape == pictures.shape
-        assert changed.min() >= 0 and changed.max() <= 1 and not torch.equal(changed, pictures)
+        changed = worsen(images, random.Random(seed))
+        assert changed.shape == images.shape
+        assert changed.min() >= 0 and changed.max() <= 1 and not torch.equal(changed, images)
 
 
 def test_maps_shrink_to_a_sixteenth(judge: Judge) -> None:
@@ -99,5 +99,5 @@ def test_training_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("path", [SHIPPED.judge, SHIPPED.judge_a])
-def test_the_shipped_judges_read_fresh_pictures(path: Path) -> None:
+def test_the_shipped_judges_read_fresh_images(path: Path) -> None:
     assert measure_judge(load_judge(path), 250)["all"] > 0.995

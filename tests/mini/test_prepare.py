@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from pixart.mini import Files
 from pixart.mini.autoencoder import AutoencoderConfig, MiniAutoencoder, load_autoencoder, save_autoencoder
-from pixart.mini.pictures import BUCKETS
-from pixart.mini.prepare import CAPTION_TOKENS, held_out, picture_of, prepare_scenes, scene_and_caption
+from pixart.mini.images import BUCKETS
+from pixart.mini.prepare import CAPTION_TOKENS, held_out, image_of, prepare_scenes, scene_and_caption
 from pixart.mini.scenes import split_of
 from pixart.mini.text_encoder import (
     WIDTH,
@@ -37,7 +37,7 @@ def prepared(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_half_of_the_pictures_are_square(prepared: Path) -> None:
+def test_half_of_the_images_are_square(prepared: Path) -> None:
     counts = {path.stem: len(load_file(path)["latents"]) for path in prepared.glob("bucket-*")}
     assert counts == {"bucket-16x16": 12, "bucket-14x18": 3, "bucket-18x14": 3, "bucket-12x20": 3, "bucket-20x12": 3}
 
@@ -54,10 +54,10 @@ def test_shapes_types_and_sizes_are_those_the_trainer_reads(prepared: Path, size
     assert torch.allclose(data["aspect"], torch.tensor(height / width))
 
 
-def test_an_example_holds_its_own_picture_and_caption(prepared: Path, files: Files) -> None:
+def test_an_example_holds_its_own_image_and_caption(prepared: Path, files: Files) -> None:
     data = load_file(prepared / "bucket-16x16.safetensors")
     scene, text = scene_and_caption(5, 3)
-    latents = load_autoencoder(files.vae).encode(picture_of(5, 3, "train", (128, 128))[None] / 255)
+    latents = load_autoencoder(files.vae).encode(image_of(5, 3, "train", (128, 128))[None] / 255)
     assert torch.allclose(data["latents"][5].float(), latents[0], atol=2e-3)
     features, _ = text_features(*load_text_encoder(files.t5), [text])
     kept = data["mask"][5].bool()

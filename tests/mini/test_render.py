@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pixart.mini.pictures import BUCKETS, _layout, draw_scene
+from pixart.mini.images import BUCKETS, _layout, draw_scene
 from pixart.mini.render import CODE, THINGS, Arrangement, arrange, encode_scene, paint
 from pixart.mini.scenes import Scene, Thing, sample_scene
 from pixart.train.draws import generator_for
@@ -26,7 +26,7 @@ def placed(scene: Scene, size: tuple[int, int], seed: int) -> Arrangement:
 
 
 @pytest.mark.parametrize("index", range(40))
-def test_pictures_are_those_of_pil(index: int) -> None:
+def test_images_are_those_of_pil(index: int) -> None:
     scene, size = sample_scene(index, 5, crowded=index % 4 == 3), BUCKETS[index % len(BUCKETS)]
     wanted = torch.from_numpy(draw_scene(scene, *size, random.Random(index))).permute(2, 0, 1)
     found = paint(placed(scene, size, index), *size)[0] * 255
@@ -48,7 +48,7 @@ def test_things_lie_within_what_pil_allows(crowded: bool) -> None:
                                            rtol=0, atol=0.8)
 
 
-def test_a_batch_is_its_pictures_one_by_one() -> None:
+def test_a_batch_is_its_images_one_by_one() -> None:
     scenes = [sample_scene(index, 1, crowded=index % 2 == 1) for index in range(6)]
     layout = arrange(codes_of(*scenes), 128, 128, torch.Generator().manual_seed(3))
     whole = paint(layout, 128, 128)

@@ -5,7 +5,7 @@ import torch
 from pixart.control.edges import canny
 from pixart.mini.autoencoder import AutoencoderConfig, MiniAutoencoder
 from pixart.mini.catalogue import SceneWish, build_catalogue
-from pixart.mini.pictures import BUCKETS, CANNY
+from pixart.mini.images import BUCKETS, CANNY
 from pixart.mini.scenery import Scenery
 from pixart.mini.scenes import ATTRIBUTES
 from pixart.mini.stream import EndlessData
@@ -26,23 +26,23 @@ def data() -> EndlessData:
 
 def test_a_step_is_drawn_again_to_the_bit_and_no_two_alike(data: EndlessData) -> None:
     first, again, other = (data.batch(generator_for(0, step), 4) for step in (5, 5, 6))
-    assert first.noise is again.noise is None        # pictures drawn here have no noise that a teacher began with
+    assert first.noise is again.noise is None        # images drawn here have no noise that a teacher began with
     for name in vars(first).keys() - {"noise"}:
         assert torch.equal(getattr(first, name), getattr(again, name)), name
     assert first.latents.shape != other.latents.shape or not torch.equal(first.latents, other.latents)
 
 
-def test_latents_hints_and_features_are_those_of_the_pictures(data: EndlessData) -> None:
+def test_latents_hints_and_features_are_those_of_the_images(data: EndlessData) -> None:
     batch, drawn = data.batch(generator_for(0, 3), 4), data.scenery.draw(generator_for(0, 3), 4)
-    torch.testing.assert_close(batch.latents, data.vae.encode(drawn.pictures))
-    maps = canny(drawn.pictures, CANNY["low"], CANNY["high"])
+    torch.testing.assert_close(batch.latents, data.vae.encode(drawn.images))
+    maps = canny(drawn.images, CANNY["low"], CANNY["high"])
     torch.testing.assert_close(batch.hint, data.vae.encode(maps.expand(-1, 3, -1, -1)))
-    height, width = drawn.pictures.shape[-2:]
+    height, width = drawn.images.shape[-2:]
     assert batch.size.tolist() == [[height, width]] * 4 and batch.aspect.tolist() == pytest.approx([height / width] * 4)
     assert batch.context.shape == (4, drawn.tokens.shape[1], WIDTH) and not batch.context[~batch.mask].any()
 
 
-def test_reused_pictures_are_the_same_for_some_steps_and_then_others(data: EndlessData) -> None:
+def test_reused_images_are_the_same_for_some_steps_and_then_others(data: EndlessData) -> None:
     data.reuse = 4
     found = [data.batch(generator_for(0, step), 2) for step in range(8)]
     again = data.batch(generator_for(0, 1), 2)
@@ -51,7 +51,7 @@ def test_reused_pictures_are_the_same_for_some_steps_and_then_others(data: Endle
     assert changes in (1, 2) and torch.equal(again.latents, found[1].latents)
 
 
-def test_parts_of_a_step_hold_other_pictures_also_where_these_are_used_again(data: EndlessData) -> None:
+def test_parts_of_a_step_hold_other_images_also_where_these_are_used_again(data: EndlessData) -> None:
     whole = data.batch(generator_for(0, 1), 4)
     data.reuse = 4
     first, second = (data.batch(generator_for(0, 5 + step, slice(at, at + 2), 4), 2) for step, at in ((0, 0), (1, 2)))
@@ -61,15 +61,15 @@ def test_parts_of_a_step_hold_other_pictures_also_where_these_are_used_again(dat
 
 def test_every_size_and_both_kinds_come_up(data: EndlessData) -> None:
     drawn = [data.scenery.draw(generator_for(1, step), 1) for step in range(60)]
-    assert {tuple(given.pictures.shape[-2:]) for given in drawn} == set(BUCKETS)
+    assert {tuple(given.images.shape[-2:]) for given in drawn} == set(BUCKETS)
     long = sum(given.tokens.shape[1] > 100 for given in drawn) / 60
     assert 0.1 < long < 0.5
 
 
 def test_mixed_batches_are_half_crowded(data: EndlessData) -> None:
-    pictures, answers = data.scenery.draw_mixed(generator_for(0, 2), 8)
+    images, answers = data.scenery.draw_mixed(generator_for(0, 2), 8)
     count = answers[:, list(ATTRIBUTES).index("count")]
-    assert len(pictures) == 8 and (count >= 2).tolist() == [False] * 4 + [True] * 4
+    assert len(images) == 8 and (count >= 2).tolist() == [False] * 4 + [True] * 4
 
 
 def test_remembered_features_are_those_of_the_encoder(data: EndlessData) -> None:

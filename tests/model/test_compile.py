@@ -124,7 +124,7 @@ def test_tables_are_kept_by_size_device_and_type():
     assert len(tables.kept) == PositionTables.AT_MOST
 
 
-def test_tables_made_for_a_picture_can_be_trained_with(model):
+def test_tables_made_for_an_image_can_be_trained_with(model):
     with torch.inference_mode():
         model(**inputs())
     latent = inputs()["latent"].requires_grad_()

@@ -53,7 +53,7 @@ def test_older_torch_asks_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_fresh_processes_agree_on_a_busy_machine() -> None:
-    """A trial in its place gave another answer in 2 of 7 starts, and so another picture for the same seed."""
+    """A trial in its place gave another answer in 2 of 7 starts, and so another image for the same seed."""
     code = "from pixart.model.cpu_dtype import faster_dtype as f; print(*[f(width) for width in (96, 192, 1152)])"
     runs = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
             for _ in range(4)]

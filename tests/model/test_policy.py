@@ -20,7 +20,7 @@ from pixart.model.transformer import PixArtTransformer
 
 TINY = PixArtConfig(depth=4, hidden=48, heads=4, caption_width=10, caption_tokens=8, base_size=8, position_scale=1.0)
 STEPS = 6
-LANES = [(picture, prompt) for prompt in ("positive", "negative") for picture in (0, 1)]
+LANES = [(image, prompt) for prompt in ("positive", "negative") for image in (0, 1)]
 BRANCHES = ("attn", "cross_attn", "mlp")
 POLICIES = {
     "branches": lambda: [ReuseBranches()], "block": lambda: [ReuseBlock()], "stack": lambda: [ReuseStack()],
@@ -54,12 +54,12 @@ def step(index: int, lanes: list | None = None, run: object = "run") -> Step:
 
 
 def rows(index: int = 0) -> dict[str, Tensor]:
-    """What the four lanes are given in a step: two pictures, each with two prompts of unequal length."""
+    """What the four lanes are given in a step: two images, each with two prompts of unequal length."""
     generator = torch.Generator().manual_seed(index)
-    pictures = torch.randn(2, 4, 8, 12, generator=generator)
+    images = torch.randn(2, 4, 8, 12, generator=generator)
     prompts = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(99))
     mask = torch.arange(6) < torch.tensor([[6], [2]])
-    return {"latent": pictures.repeat(2, 1, 1, 1), "timestep": torch.full((4,), 900.0 - 100 * index),
+    return {"latent": images.repeat(2, 1, 1, 1), "timestep": torch.full((4,), 900.0 - 100 * index),
             "context": prompts.repeat_interleave(2, 0), "mask": mask.repeat_interleave(2, 0)}
 
 
@@ -90,7 +90,7 @@ def sampled(model, policies, splits, control=None, run: object = None) -> Tensor
 
 SPLITS = {
     "two passes": lambda index: [[0, 1], [2, 3]], "single rows": lambda index: [[3], [0], [2], [1]],
-    "by picture": lambda index: [[2, 0], [1, 3]],
+    "by image": lambda index: [[2, 0], [1, 3]],
     "as it comes": lambda index: [[0, 1, 2, 3]] if index % 2 else [[3, 1], [0, 2]],
 }
 

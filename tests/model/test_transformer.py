@@ -69,8 +69,8 @@ def test_a_mask_is_prepared_once_a_pass(model):
     torch.testing.assert_close(together[1:], exact(x[1:], text[1:, :3], None, None), rtol=0, atol=1e-12)
 
 
-def test_batch_equals_single_pictures(model):
-    """Different lengths in one batch give what each picture gives alone."""
+def test_batch_equals_single_images(model):
+    """Different lengths in one batch give what each image gives alone."""
     given = inputs(batch=3)
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [True] + [False] * 4])
     together = model(**given, mask=mask)

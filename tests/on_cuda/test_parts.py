@@ -1,4 +1,4 @@
-"""Everything around the transformer on a CUDA device: text, packed weights, pictures, edges, rewards, PixArt-mini."""
+"""Everything around the transformer on a CUDA device: text, packed weights, images, edges, rewards, PixArt-mini."""
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +14,7 @@ from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import AutoencoderConfig, MiniAutoencoder
 from pixart.mini.catalogue import SceneWish, build_catalogue
 from pixart.mini.judge import load_judge
-from pixart.mini.measure.batches import BenchPictures
+from pixart.mini.measure.batches import BenchImages
 from pixart.mini.measure.distances import features_of, kernel_distances
 from pixart.mini.measure.similarity import similarities
 from pixart.mini.scenery import Scenery
@@ -41,7 +41,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def pictures(count: int = 2, height: int = 64, width: int = 64) -> Tensor:
+def images(count: int = 2, height: int = 64, width: int = 64) -> Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
@@ -99,19 +99,19 @@ def test_text_is_encoded_as_on_a_cpu(gpu: Cuda, bits):
     torch.testing.assert_close(run("cuda"), run("cpu"), rtol=1e-3, atol=1e-3)
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("method", EDGE_METHODS)
-def test_edges_lie_where_the_pictures_lie(gpu: Cuda, method):
-    same(edge_maps(pictures().to(GPU), method), edge_maps(pictures(), method))
+def test_edges_lie_where_the_images_lie(gpu: Cuda, method):
+    same(edge_maps(images().to(GPU), method), edge_maps(images(), method))
 
 
 def test_hed_runs_where_its_weights_are(gpu: Cuda):
     network = networks_at_hand.randomised(HED()).requires_grad_(False)
-    want = hed_edges(network, pictures())
+    want = hed_edges(network, images())
     network.to(GPU)
-    torch.testing.assert_close(hed_edges(network, pictures()), want, rtol=1e-3, atol=1e-3)
-    same(hed_edges(network, pictures().to(GPU)), want)
+    torch.testing.assert_close(hed_edges(network, images()), want, rtol=1e-3, atol=1e-3)
+    same(hed_edges(network, images().to(GPU)), want)
 
 
 # -- rewards -----------------------------------------------------------------------------------------------------------
@@ -123,8 +123,8 @@ def test_rewards_score_the_same(gpu: Cuda, tmp_path, relevance):
     for part in parts:
         part.reweight(relevance, PROMPTS)       # on the CPU, before a training moves it
     rewards = WeightedSum([(part, 0.5) for part in parts])
-    want = rewards(pictures(), PROMPTS)
-    same(rewards.to(GPU)(pictures().to(GPU), PROMPTS), want)
+    want = rewards(images(), PROMPTS)
+    same(rewards.to(GPU)(images().to(GPU), PROMPTS), want)
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])
@@ -134,8 +134,8 @@ def test_noise_climbs_towards_a_reward(gpu: Cuda, where):
     class Dark(nn.Module):
         name = "dark"
 
-        def forward(self, pictures: Tensor, prompts: list[str]) -> Tensor:
-            return -pictures.square().sum((1, 2, 3))
+        def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
+            return -images.square().sum((1, 2, 3))
     found = optimise_noise(lambda x: draw(x.to(GPU)), WeightedSum([(Dark(), 1.0)]), ["x", "y"], noise(2).to(where),
                            NoiseRecipe(iterations=4))
     assert found.noise.device.type == found.total.device.type == "cpu"
@@ -160,7 +160,7 @@ def scenery(gpu: Cuda) -> Scenery:
 
 
 def measured(measure: Callable, model: nn.Module, count: int, device: torch.device) -> dict[str, float]:
-    """On fewer pictures, which take long to draw."""
+    """On fewer images, which take long to draw."""
     return measure(model, 50, device)
 
 
@@ -177,7 +177,7 @@ def test_endless_data_is_made_where_it_is_used(gpu: Cuda, scenery):
 
 def test_a_bench_measures_the_same(gpu: Cuda):
     def run(device: str, network: nn.Module) -> list[Tensor]:
-        drawn, real = (BenchPictures.of(list(torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(seed))))
+        drawn, real = (BenchImages.of(list(torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(seed))))
                        for seed in (1, 2))
         seen = [features_of(network, each, 4, torch.device(device)) for each in (drawn, real)]
         return [kernel_distances(*seen), *similarities(network, drawn, real, 4, torch.device(device)).values()]

@@ -1,4 +1,4 @@
-"""Killed at any moment, preparing goes on: every picture once, as if nothing had happened."""
+"""Killed at any moment, preparing goes on: every image once, as if nothing had happened."""
 import os
 import random
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from forking import start
-from prepare.pictures_at_hand import collection, mini_job, stored
+from prepare.images_at_hand import collection, mini_job, stored
 
 from pixart.prepare.run import prepare
 
@@ -22,9 +22,9 @@ def work(source: Path, out: Path) -> None:
 
 
 def kill_at_random(folder: Path, kills: int) -> None:
-    """Kill -9 that often, adding a picture after every end; then what is there equals what one quiet run makes."""
-    source, chance, killed, pictures = folder / "in", random.Random(0), 0, 8
-    collection(source, pictures)
+    """Kill -9 that often, adding an image after every end; then what is there equals what one quiet run makes."""
+    source, chance, killed, images = folder / "in", random.Random(0), 0, 8
+    collection(source, images)
     start(time.sleep, 0).join()         # now the server is there
     began = time.perf_counter()
     start(work, source, folder / "timed").join()
@@ -37,13 +37,13 @@ def kill_at_random(folder: Path, kills: int) -> None:
             process.join()
         killed += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:                   # it came to its end: give it something new to do
-            pictures += 2
-            collection(source, pictures)
+            images += 2
+            collection(source, images)
     for name in ("killed", "quiet"):
         process = start(work, source, folder / name)
         process.join()
         assert process.exitcode == 0
-    assert_same(stored(folder / "killed"), stored(folder / "quiet"), pictures)
+    assert_same(stored(folder / "killed"), stored(folder / "quiet"), images)
     assert not (folder / "killed" / "text").exists()
     assert (folder / "killed" / "skipped.jsonl").read_text() == ""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from prepare.pictures_at_hand import picture, stored, tiny_vae
+from prepare.images_at_hand import image, stored, tiny_vae
 
 from pixart.mini import SHIPPED
 from pixart.prepare.families import FAMILIES
@@ -94,7 +94,7 @@ def test_features_and_latents_are_taken_over_without_any_network(layout, tmp_pat
         assert torch.equal(row["features"][kept], torch.from_numpy(real).half()) and not row["features"][~kept].any()
 
 
-def test_models_are_told_the_pictures_size_or_for_data_of_one_size_that(tmp_path, null):
+def test_models_are_told_the_images_size_or_for_data_of_one_size_that(tmp_path, null):
     for layout, size, ratio in (("alpha", [700, 690], 1.0), ("single", [512, 512], 1.0)):
         write(tmp_path / layout, layout)
         prepare(job(tmp_path / layout, tmp_path / f"{layout}-out", layout, null))
@@ -133,7 +133,7 @@ def test_all_names_that_the_tools_gave_to_features_are_found(name, tmp_path):
     assert first.features == texts / name
 
 
-def test_a_bare_name_that_two_pictures_share_belongs_to_neither(tmp_path):
+def test_a_bare_name_that_two_images_share_belongs_to_neither(tmp_path):
     write(tmp_path, "alpha", ("a/one.jpg", "b/one.jpg"))
     texts = tmp_path / "caption_feature_wmask"
     (texts / "a_one.npz").rename(texts / "one.npz")
@@ -141,13 +141,13 @@ def test_a_bare_name_that_two_pictures_share_belongs_to_neither(tmp_path):
     assert items[0].features is None and items[1].features == texts / "b_one.npz"
 
 
-def test_what_was_not_computed_is_encoded_from_the_picture(tmp_path, null):
+def test_what_was_not_computed_is_encoded_from_the_image(tmp_path, null):
     made = write(tmp_path / "root", "alpha")
     for path in (tmp_path / "root").glob("img_vae*/ms/a_*"):
         path.unlink()
     (tmp_path / "root" / "caption_feature_wmask" / "a_one.npz").unlink()
     (tmp_path / "root" / "InternImgs" / "a").mkdir(parents=True)
-    picture(512, 512, 0).save(tmp_path / "root" / "InternImgs" / "a" / "one.jpg")
+    image(512, 512, 0).save(tmp_path / "root" / "InternImgs" / "a" / "one.jpg")
     with pytest.raises(ValueError, match="1 captions have no features yet"):
         prepare(job(tmp_path / "root", tmp_path / "out", "alpha", null))
     vae = tiny_vae(tmp_path / "vae", 0.18215)
@@ -156,7 +156,7 @@ def test_what_was_not_computed_is_encoded_from_the_picture(tmp_path, null):
     row = stored(tmp_path / "out")["a/one.jpg"]
     mean = torch.from_numpy(made["a/one.jpg"]["moments"][:4] * 0.18215)
     assert not torch.allclose(row["latents"].float(), mean, atol=0.1)
-    assert row["size"].tolist() == [512, 512]       # the picture's own, not the record's 700 x 690
+    assert row["size"].tolist() == [512, 512]       # the image's own, not the record's 700 x 690
 
 
 def damaged(folder: Path, path: str) -> Path:
@@ -182,7 +182,7 @@ def test_broken_files_are_listed_and_the_rest_is_prepared(tmp_path, null):
     expected = {"cut": "a_cut.npz is damaged", "pickled": "a_pickled.npz is damaged",
                 "nameless": "has no array caption_feature", "long": "expected (1, up to 120, width)",
                 "nan": "not all finite", "shape": "expected (8, h, w)",
-                "gone": "neither the picture nor its latents"}
+                "gone": "neither the image nor its latents"}
     assert reasons.keys() == expected.keys()
     assert all(part in reasons[name] for name, part in expected.items()), reasons
     assert not Evil.ran

@@ -1,9 +1,9 @@
-"""Captions without pictures become a folder that TDM trains on, and that other trainers refuse."""
+"""Captions without images become a folder that TDM trains on, and that other trainers refuse."""
 from pathlib import Path
 
 import pytest
 import torch
-from prepare.pictures_at_hand import collection, mini_job, stored
+from prepare.images_at_hand import collection, mini_job, stored
 from safetensors.torch import save_file
 
 from pixart.mini import SHIPPED
@@ -73,21 +73,21 @@ def test_lines_prepared_by_an_older_version_are_not_prepared_again(tmp_path):
     assert prepare(mini_job(path, out, vae=None)).added == 1
 
 
-def test_what_needs_pictures_refuses_captions(tmp_path):
+def test_what_needs_images_refuses_captions(tmp_path):
     prepare(mini_job(captions(tmp_path), tmp_path / "out", vae=None))
     from pixart.checkpoint import read_config
     with pytest.raises(ValueError, match="only captions are prepared in"):
         check_fit(read_config(SHIPPED.teacher), PreparedFolder(tmp_path / "out"))
-    check_fit(read_config(SHIPPED.teacher), PreparedFolder(tmp_path / "out"), pictures=False)
+    check_fit(read_config(SHIPPED.teacher), PreparedFolder(tmp_path / "out"), images=False)
 
 
 def test_wrong_sources_are_named(tmp_path):
     path = captions(tmp_path, "\n \n")
     with pytest.raises(ValueError, match="hold no caption"):
         prepare(mini_job(path, tmp_path / "out", vae=None))
-    pictures = collection(tmp_path / "in", 1)
-    with pytest.raises(ValueError, match="cannot be prepared together with pictures"):
-        prepare(mini_job(path, tmp_path / "out2", sources=(path, pictures)))
+    images = collection(tmp_path / "in", 1)
+    with pytest.raises(ValueError, match="cannot be prepared together with images"):
+        prepare(mini_job(path, tmp_path / "out2", sources=(path, images)))
     with pytest.raises(ValueError, match="no edge maps"):
         prepare(mini_job(captions(tmp_path), tmp_path / "out3", edges="canny"))
     with pytest.raises(ValueError, match="name a T5 encoder"):

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from prepare.pictures_at_hand import collection, mini_job, picture, stored, tiny_vae
+from prepare.images_at_hand import collection, image, mini_job, stored, tiny_vae
 
 from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import load_autoencoder
 from pixart.prepare import command
 from pixart.prepare.families import FAMILIES
+from pixart.prepare.images import load_image
 from pixart.prepare.items import Place
-from pixart.prepare.pictures import load_picture
 from pixart.prepare.run import prepare
 from pixart.text.t5 import T5Encoder
 from pixart.train.data import PreparedFolder
@@ -21,16 +21,16 @@ from pixart.train.data import PreparedFolder
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight good pictures and some that are not."""
-    folder = collection(tmp_path_factory.mktemp("pictures"), 8)
+    """Eight good images and some that are not."""
+    folder = collection(tmp_path_factory.mktemp("images"), 8)
     data = (folder / "000.png").read_bytes()
-    for name, content in (("cut.png", data[:len(data) // 2]), ("empty.jpg", b""), ("text.jpg", b"no picture"),
+    for name, content in (("cut.png", data[:len(data) // 2]), ("empty.jpg", b""), ("text.jpg", b"no image"),
                           ("nameless.png", data), ("silent.png", data)):
         (folder / name).write_bytes(content)
         if name != "nameless.png":
             Path(folder, name).with_suffix(".txt").write_text("" if name == "silent.png" else "a caption")
-    picture(20, 90, 0).save(folder / "long.png")
-    (folder / "long.txt").write_text("a long picture")
+    image(20, 90, 0).save(folder / "long.png")
+    (folder / "long.txt").write_text("a long image")
     return folder
 
 
@@ -42,7 +42,7 @@ def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_every_picture_lies_in_its_bucket_with_its_own_latents_and_caption(source, prepared):
+def test_every_image_lies_in_its_bucket_with_its_own_latents_and_caption(source, prepared):
     found = stored(prepared)
     assert set(found) == {path.relative_to(source).as_posix() for path in source.rglob("0*.png")}
     vae, t5 = load_autoencoder(SHIPPED.vae), T5Encoder(SHIPPED.t5, bits=16)
@@ -53,7 +53,7 @@ def test_every_picture_lies_in_its_bucket_with_its_own_latents_and_caption(sourc
         h, w = sides[height, width]
         assert row["sides"].tolist() == [h, w] and row["size"].tolist() == [8 * h, 8 * w]
         assert row["aspect"].item() == pytest.approx(h / w)
-        pixels = load_picture(Place(path), (8 * h, 8 * w))[None] / 255
+        pixels = load_image(Place(path), (8 * h, 8 * w))[None] / 255
         with torch.no_grad():
             assert (vae.encode(pixels)[0] - row["latents"].float()).abs().max() < 5e-3
         encoded = t5.encode([path.with_suffix(".txt").read_text()], 40, clean=True)
@@ -66,7 +66,7 @@ def test_hints_are_latents_of_edge_maps_from_minus_one_to_one(source, prepared):
     from pixart.control.edges import soft_edges
     found, vae = stored(prepared), load_autoencoder(SHIPPED.vae)
     row = found["000.png"]
-    maps = soft_edges(load_picture(Place(source / "000.png"), (128, 128))[None] / 255)
+    maps = soft_edges(load_image(Place(source / "000.png"), (128, 128))[None] / 255)
     assert maps.max() > 0.05
     with torch.no_grad():               # this autoencoder takes 0..1, which diffusers gives as -1..1
         expected = vae.encode(maps.expand(-1, 3, -1, -1))[0]
@@ -82,8 +82,8 @@ def test_hed_maps_are_those_of_the_network_at_the_size_of_the_bucket(tmp_path):
     torch.save({name: tensor.half() for name, tensor in network.state_dict().items()}, tmp_path / "ControlNetHED.pth")
     prepare(mini_job(source, tmp_path / "out", edges="hed", hed=tmp_path / "ControlNetHED.pth"))
     row = stored(tmp_path / "out")["000.png"]
-    picture = load_picture(Place(source / "000.png"), (160, 96))[None] / 255
-    maps = hed_edges(load_hed(tmp_path / "ControlNetHED.pth"), picture).expand(-1, 3, -1, -1)
+    image = load_image(Place(source / "000.png"), (160, 96))[None] / 255
+    maps = hed_edges(load_hed(tmp_path / "ControlNetHED.pth"), image).expand(-1, 3, -1, -1)
     with torch.no_grad():
         expected = load_autoencoder(SHIPPED.vae).encode(maps)[0]
     assert row["hints"].shape == (4, 20, 12) and (expected - row["hints"].float()).abs().max() < 5e-3
@@ -107,7 +107,7 @@ def test_the_trainers_read_it(prepared):
 def test_what_cannot_be_used_is_listed_with_its_reason(prepared):
     found = [json.loads(line) for line in (prepared / "skipped.jsonl").read_text().splitlines()]
     reasons = {entry["key"]: entry["reason"] for entry in found}
-    expected = {"cut.png": "damaged or cut off", "empty.jpg": "it is empty", "text.jpg": "not a picture",
+    expected = {"cut.png": "damaged or cut off", "empty.jpg": "it is empty", "text.jpg": "not an image",
                 "nameless.png": "nameless.txt is not there", "silent.png": "its caption is empty",
                 "long.png": "90 x 20, more than 4 : 1"}
     assert reasons.keys() == expected.keys()
@@ -128,7 +128,7 @@ def test_a_second_run_adds_nothing_and_loads_nothing(source, prepared, monkeypat
     assert not (prepared / "text").exists()
 
 
-def test_new_and_mended_pictures_are_added(tmp_path):
+def test_new_and_mended_images_are_added(tmp_path):
     source = collection(tmp_path / "in", 2)
     whole = (source / "000.png").read_bytes()
     (source / "000.png").write_bytes(whole[:200])
@@ -140,12 +140,12 @@ def test_new_and_mended_pictures_are_added(tmp_path):
     assert set(stored(tmp_path / "out")) == {"000.png", "001.png", "more/002.png"}
 
 
-def test_a_picture_or_caption_that_changed_is_told_and_not_lost_unsaid(tmp_path):
+def test_an_image_or_caption_that_changed_is_told_and_not_lost_unsaid(tmp_path):
     source, out = collection(tmp_path / "in", 2), tmp_path / "out"
     prepare(mini_job(source, out))
     (source / "000.txt").write_text("a green ring")
-    other = collection(tmp_path / "other", 3)               # other pictures under the same names
-    picture(90, 64, 9).save(other / "001.png")
+    other = collection(tmp_path / "other", 3)               # other images under the same names
+    image(90, 64, 9).save(other / "001.png")
     for sources, named in (((source,), {"000.png"}), ((other,), {"001.png"}), ((source, other), {"000.png"})):
         report = prepare(mini_job(source, out, sources=sources))
         assert {one.key for one in report.skipped} == named
@@ -172,7 +172,7 @@ def test_an_interruption_keeps_what_is_ready(tmp_path):
         prepare(job, stop_at("captions", 3))
     assert len(list((tmp_path / "out" / "text").glob("*.safetensors"))) == 1
     with pytest.raises(Stop):
-        prepare(job, stop_at("pictures", 4))
+        prepare(job, stop_at("images", 4))
     assert len(stored(tmp_path / "out")) == 4
     assert prepare(job).added == 2
     whole = prepare(replace(job, out=tmp_path / "whole"))
@@ -192,7 +192,7 @@ def test_a_posterior_is_kept_with_its_spread_in_the_scale_of_the_family(tmp_path
         prepare(mini_job(source, out, family=FAMILIES[family], resolution=256, vae=vae, edges="canny"))
         row = stored(out)["000.png"]
         from diffusers import AutoencoderKL
-        pixels = load_picture(Place(source / "000.png"), (256, 256))[None] / 127.5 - 1
+        pixels = load_image(Place(source / "000.png"), (256, 256))[None] / 127.5 - 1
         with torch.no_grad():
             posterior = AutoencoderKL.from_pretrained(vae).encode(pixels).latent_dist
         assert torch.allclose(row["latents"].float(), posterior.mean[0] * scale, atol=2e-3)
@@ -236,18 +236,18 @@ def test_an_autoencoder_of_another_latent_space_is_refused(tmp_path):
 def test_missing_networks_are_named_before_any_work(tmp_path):
     source = collection(tmp_path / "in", 1)
     for change, message in (({"t5": None}, "1 captions have no features yet.*--t5"),
-                            ({"vae": None}, "1 pictures have no latents yet.*--vae"),
-                            ({"edges": "hed"}, "1 pictures have no HED edge maps yet.*--hed")):
+                            ({"vae": None}, "1 images have no latents yet.*--vae"),
+                            ({"edges": "hed"}, "1 images have no HED edge maps yet.*--hed")):
         with pytest.raises(ValueError, match=message):
             prepare(mini_job(source, tmp_path / str(len(change) + len(message)), **change))
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         prepare(mini_job(source, tmp_path / "out", t5=tmp_path / "none"))
 
 
-def test_sources_without_a_usable_picture_are_refused(tmp_path):
+def test_sources_without_a_usable_image_are_refused(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="no picture that can be used; all 1 are listed"):
+    with pytest.raises(ValueError, match="no image that can be used; all 1 are listed"):
         prepare(mini_job(tmp_path / "in", tmp_path / "out"))
     assert "a.txt is not there" in (tmp_path / "out" / "skipped.jsonl").read_text()
 
@@ -297,8 +297,8 @@ def test_the_command_prepares_and_tells(tmp_path, capsys):
     (source / "bad.txt").write_text("x")
     command.run(parse("--source", str(source), "--out", str(tmp_path / "out"), "--family", "mini", "--device", "cpu"))
     shown = capsys.readouterr()
-    assert "2 pictures are prepared" in shown.out and "1 pictures were skipped, listed in" in shown.out
-    assert "1 x it is not a picture" in shown.out
+    assert "2 images are prepared" in shown.out and "1 images were skipped, listed in" in shown.out
+    assert "1 x it is not an image" in shown.out
     assert not shown.err, "bars are for terminals"
 
 

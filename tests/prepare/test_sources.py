@@ -1,4 +1,4 @@
-"""Every kind of source gives the same pictures and captions, and says what it cannot use."""
+"""Every kind of source gives the same images and captions, and says what it cannot use."""
 import io
 import json
 import os
@@ -34,21 +34,21 @@ def archive(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-def test_a_folder_gives_pictures_with_the_text_beside_them(tmp_path, caplog):
+def test_a_folder_gives_images_with_the_text_beside_them(tmp_path, caplog):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for name in ("b.png", "in/a.PNG", "in/deep/c.jpeg", "lonely.webp", "odd.png"):
         (tmp_path / name).write_bytes(png())
-    for name, text in (("b.txt", "bee\n"), ("in/a.txt", "\ufeffä picture"), ("in/deep/c.txt", "see")):
+    for name, text in (("b.txt", "bee\n"), ("in/a.txt", "\ufeffä image"), ("in/deep/c.txt", "see")):
         (tmp_path / name).write_text(text, "utf-8")
     (tmp_path / "odd.txt").write_bytes(b"caf\xe9")
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / ".hidden.png").write_bytes(png())
     items = read(tmp_path)
     assert list(items) == ["b.png", "lonely.webp", "odd.png", "in/a.PNG", "in/deep/c.jpeg"]
-    assert [items[key].caption for key in ("b.png", "in/a.PNG", "in/deep/c.jpeg")] == ["bee", "ä picture", "see"]
+    assert [items[key].caption for key in ("b.png", "in/a.PNG", "in/deep/c.jpeg")] == ["bee", "ä image", "see"]
     assert items["lonely.webp"].fault == "it has no caption: lonely.txt is not there"
     assert "not UTF-8" in items["odd.png"].fault
-    assert items["b.png"].picture.read() == png() and "1 files" in caplog.text
+    assert items["b.png"].image.read() == png() and "1 files" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "symlink") or os.name == "nt", reason="needs links")
@@ -59,18 +59,18 @@ def test_a_folder_that_contains_itself_ends(tmp_path):
     assert list(read(tmp_path)) == ["a.png"]
 
 
-def test_lists_name_pictures_relative_to_themselves(tmp_path):
+def test_lists_name_images_relative_to_themselves(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "list.jsonl").write_text("\n".join([
         '{"file_name": "a.png", "text": " one "}', "", '{"file_name": "a.png", "text": "two"}',
-        '{"file_name": "b.png"}', "{broken", '["a.png"]', '{"text": "no picture"}']))
+        '{"file_name": "b.png"}', "{broken", '["a.png"]', '{"text": "no image"}']))
     items = read(tmp_path / "list.jsonl")
     assert items["a.png"].caption == "one" and items["a.png#2"].caption == "two"
-    assert items["a.png"].picture == Place(tmp_path / "a.png")
+    assert items["a.png"].image == Place(tmp_path / "a.png")
     assert "no caption (list.jsonl, line 4" in items["b.png"].fault
     assert items["list.jsonl, line 5"].fault.startswith("it is not JSON")
     assert "not a JSON object" in items["list.jsonl, line 6"].fault
-    assert "names no picture" in items["list.jsonl, line 7"].fault
+    assert "names no image" in items["list.jsonl, line 7"].fault
 
 
 @pytest.mark.parametrize("name, between", [("list.csv", ","), ("list.tsv", "\t")])
@@ -101,9 +101,9 @@ def test_archives_hold_an_example_a_name(tmp_path):
         "0005.cls": b"3"})
     items = read(path)
     assert items["s-000.tar/0001"].caption == "one" and items["s-000.tar/in/0002"].caption == "two"
-    assert items["s-000.tar/in/0002"].picture.read() == png("blue")
+    assert items["s-000.tar/in/0002"].image.read() == png("blue")
     assert items["s-000.tar/0003"].fault.startswith("it has no caption")
-    assert "no picture" in items["s-000.tar/0004"].fault and len(items) == 4
+    assert "no image" in items["s-000.tar/0004"].fault and len(items) == 4
 
 
 def test_a_folder_of_archives_is_one_source(tmp_path):
@@ -111,13 +111,13 @@ def test_a_folder_of_archives_is_one_source(tmp_path):
         archive(tmp_path / name, {"1.png": png(), "1.txt": b"x"})
     assert list(read(tmp_path)) == ["a.tar/1", "b.tar/1"]
     (tmp_path / "c.png").write_bytes(png())
-    with pytest.raises(ValueError, match="both pictures and .tar files"):
+    with pytest.raises(ValueError, match="both images and .tar files"):
         read(tmp_path)
 
 
-def test_a_picture_in_an_archive_is_a_file_of_its_own(tmp_path):
+def test_an_image_in_an_archive_is_a_file_of_its_own(tmp_path):
     path = archive(tmp_path / "a.tar", {"1.png": png(), "1.txt": b"x", "2.png": b"other", "2.txt": b"y"})
-    with read(path)["a.tar/1"].picture.open() as file:
+    with read(path)["a.tar/1"].image.open() as file:
         assert file.seek(0, io.SEEK_END) == len(png()) and file.read() == b""
         file.seek(1)
         assert file.read(3) == b"PNG" and file.tell() == 4 and file.read() == png()[4:]

@@ -1,4 +1,4 @@
-"""Drawing with a PT-DiT: pictures that do not depend on their batch, guidance, and the command line."""
+"""Drawing with a PT-DiT: images that do not depend on their batch, guidance, and the command line."""
 import sys
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from pt_dit.tiny_pt_dit import TINY, model
 from torch import Tensor
 
 from pixart.__main__ import main
+from pixart.images import read_image
 from pixart.mini import SHIPPED
-from pixart.pictures import read_picture
 from pixart.pt_dit.draw import draw_latents
 from pixart.pt_dit.load import save_pt_dit
 from pixart.sampling.flow import euler_flow, flow_shares
@@ -24,7 +24,7 @@ def captions(lengths: tuple[int, ...], seed: int = 2) -> Encoded:
     return Encoded(torch.randn(len(lengths), max(lengths), 12, generator=generator), mask, reports)
 
 
-def test_a_picture_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch():
     network, both, null = model(), captions((5, 3)), captions((2,), 3)
     together = draw_latents(network, both, null, 64, 96, steps=3, seed=7)
     assert together.shape == (2, 4, 8, 12)
@@ -61,8 +61,8 @@ def test_generate_draws_with_it(words, tmp_path, monkeypatch, capsys):
     assert main() == 0
     told = capsys.readouterr().out.splitlines()
     assert "of 200 tokens" in told[0] and told[1:] == [str(tmp_path / "x.png"), str(tmp_path / "x-1.png")]
-    pictures = [read_picture(tmp_path / name) for name in ("x.png", "x-1.png")]
-    assert all(picture.shape[-2:] == (72, 64) for picture in pictures) and not torch.equal(*pictures)
+    images = [read_image(tmp_path / name) for name in ("x.png", "x-1.png")]
+    assert all(image.shape[-2:] == (72, 64) for image in images) and not torch.equal(*images)
 
 
 @pytest.mark.parametrize("more, told", [

@@ -93,7 +93,7 @@ def test_a_new_branch_that_starts_at_zero_changes_nothing():
     assert torch.equal(network(**given()), without(**given()))
 
 
-def test_every_picture_has_its_own_timestep_in_every_window():
+def test_every_image_has_its_own_timestep_in_every_window():
     """The published code deals timesteps out window by window; rows of a batch would exchange them."""
     network, inputs = model(), given(3)
     together = network(**inputs)

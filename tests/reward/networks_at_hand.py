@@ -55,5 +55,5 @@ def bert_vocabulary(folder: Path) -> int:
     return len(words)
 
 
-def pictures(count: int = 2, height: int = 48, width: int = 40, seed: int = 1) -> Tensor:
+def images(count: int = 2, height: int = 48, width: int = 40, seed: int = 1) -> Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))

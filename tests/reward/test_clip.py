@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reward.networks_at_hand import hugging_face_clip, pictures, randomised, write_clip_tokenizer
+from reward.networks_at_hand import hugging_face_clip, images, randomised, write_clip_tokenizer
 from safetensors.torch import load_file, save_file
 
 from pixart.reward.clip import ClipReward
@@ -33,7 +33,7 @@ def theirs(network, tokenizer, shown, prompts):
 
 
 def as_shown(seen):
-    """The middle square with the published mean and deviation of CLIP's training pictures."""
+    """The middle square with the published mean and deviation of CLIP's training images."""
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in ((0.48145466, 0.4578275, 0.40821073),
                                                                         (0.26862954, 0.26130258, 0.27577711)))
     return (middle_square(seen, 32) - mean) / deviation
@@ -44,17 +44,17 @@ def test_equals_transformers(folder):
     from transformers import CLIPImageProcessor, CLIPModel
     reward = ClipReward.open("clip", folder)
     network = CLIPModel.from_pretrained(folder).eval()
-    seen = (pictures() * 255).round() / 255
+    seen = (images() * 255).round() / 255
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    images = [Image.fromarray((picture.permute(1, 2, 0) * 255).byte().numpy()) for picture in seen]
-    shown = processor(images, return_tensors="pt")["pixel_values"]
+    in_8_bits = [Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy()) for image in seen]
+    shown = processor(in_8_bits, return_tensors="pt")["pixel_values"]
     got, want = reward(seen, PROMPTS), theirs(network, reward.tokenizer, shown, PROMPTS)
-    assert torch.allclose(got, want, atol=0.05)          # their pictures have 8 bits after scaling
+    assert torch.allclose(got, want, atol=0.05)          # their images have 8 bits after scaling
     assert torch.allclose(reward(seen, PROMPTS), theirs(network, reward.tokenizer, as_shown(seen), PROMPTS), atol=1e-5)
 
 
-def test_pictures_are_fitted_as_pillow_fits_them():
-    seen = (pictures(1, 301, 200) * 255).round() / 255
+def test_images_are_fitted_as_pillow_fits_them():
+    seen = (images(1, 301, 200) * 255).round() / 255
     image = Image.fromarray((seen[0].permute(1, 2, 0) * 255).byte().numpy())
     scaled = image.resize((32, int(32 * 301 / 200)), Image.Resampling.BICUBIC)
     top = round((scaled.height - 32) / 2)
@@ -63,7 +63,7 @@ def test_pictures_are_fitted_as_pillow_fits_them():
     assert np.abs(got - want).max() < 1.01 / 255 * 1.5
 
 
-def test_hpsv2_is_shown_the_whole_picture_in_a_black_frame():
+def test_hpsv2_is_shown_the_whole_image_in_a_black_frame():
     seen = torch.rand(1, 3, 64, 40)
     shown = whole_in_square(seen, 32)
     assert not shown[..., :6].any() and not shown[..., 26:].any()
@@ -83,7 +83,7 @@ def test_a_file_of_open_clip_is_the_same_network(folder, tmp_path):
     randomised(network)
     torch.save({"epoch": 3, "state_dict": network.state_dict()}, tmp_path / "HPS.pt")
     reward = ClipReward.open("hpsv2", tmp_path / "HPS.pt", scaled=False)
-    seen = pictures()
+    seen = images()
     shown = as_shown(seen)
     ids = torch.zeros(2, 20, dtype=torch.long)
     for row, prompt in zip(ids, PROMPTS):
@@ -95,7 +95,7 @@ def test_a_file_of_open_clip_is_the_same_network(folder, tmp_path):
 
 def test_a_batch_is_its_rows_and_the_gradient_reaches_every_pixel_shown(folder):
     reward = ClipReward.open("pickscore", folder)
-    seen = pictures(height=40).requires_grad_()
+    seen = images(height=40).requires_grad_()
     both = reward(seen, PROMPTS)
     assert torch.allclose(both, torch.cat([reward(seen[i:i + 1], PROMPTS[i:i + 1]) for i in range(2)]), atol=1e-5)
     both.sum().backward()
@@ -105,7 +105,7 @@ def test_a_batch_is_its_rows_and_the_gradient_reaches_every_pixel_shown(folder):
 
 def test_the_gradient_is_that_of_finite_differences(folder):
     reward = ClipReward.open("clip", folder)
-    seen, step = 0.2 + 0.6 * pictures(1, 32, 32), 1e-2
+    seen, step = 0.2 + 0.6 * images(1, 32, 32), 1e-2
     seen.requires_grad_()
     (gradient,) = torch.autograd.grad(reward(seen, ["a cat"]).sum(), seen)
     way = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
@@ -115,7 +115,7 @@ def test_the_gradient_is_that_of_finite_differences(folder):
 
 
 def test_long_prompts_are_cut_with_a_notice_or_read_in_segments(folder, caplog):
-    reward, seen = ClipReward.open("clip", folder), pictures(1)
+    reward, seen = ClipReward.open("clip", folder), images(1)
     with caplog.at_level(logging.WARNING):
         cut = reward(seen, ["abcdefghijklmnop. qrstuvwxyz"])
     assert "reads 20 tokens, a prompt has" in caplog.text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reward.networks_at_hand import bert_vocabulary, pictures, randomised
+from reward.networks_at_hand import bert_vocabulary, images, randomised
 from safetensors.torch import save_file
 from torch import nn
 
@@ -91,7 +91,7 @@ def test_equals_its_package(tmp_path):
     read_by = {name.removeprefix("blip.text_encoder."): value for name, value in state.items()
                if name.startswith("blip.text_encoder.") and not name.endswith("position_ids")}
     assert not reader.load_state_dict(read_by, strict=False).unexpected_keys
-    seen = pictures()
+    seen = images()
     shown = eye(clip_normalised(middle_square(seen, 32)))
     for row, prompt in enumerate(("a cat", "two dogs run")):
         ids = torch.tensor([reward.tokenizer.encode(prompt).ids + [0] * 5])
@@ -111,7 +111,7 @@ def test_reads_what_is_published_and_a_batch_is_its_rows(tmp_path):
     reward = ImageReward.open(tmp_path / "ImageReward.pt")
     own = network.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in reward.network.state_dict().items())
-    seen = pictures().requires_grad_()
+    seen = images().requires_grad_()
     prompts = ["a cat", "a very long line of words that none of them will read to its end"]
     both = reward(seen, prompts)
     assert torch.allclose(both, torch.cat([reward(seen[i:i + 1], prompts[i:i + 1]) for i in range(2)]), rtol=1e-4)

@@ -20,15 +20,15 @@ class Nearness(nn.Module):
 
     name = "nearness"
 
-    def forward(self, pictures, prompts):
-        return -((pictures - TARGET) ** 2).sum((1, 2, 3))
+    def forward(self, images, prompts):
+        return -((images - TARGET) ** 2).sum((1, 2, 3))
 
 
 class Nothing(nn.Module):
     name = "nothing"
 
-    def forward(self, pictures, prompts):
-        return 0 * pictures.sum((1, 2, 3))
+    def forward(self, images, prompts):
+        return 0 * images.sum((1, 2, 3))
 
 
 def draw(noise):
@@ -40,8 +40,8 @@ def noise(count=1, seed=0):
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def run(start, recipe, reward=None, watch=None, picture=draw):
-    return optimise_noise(picture, WeightedSum([(reward or Nearness(), 1.0)]), ["x"] * len(start), start, recipe, watch)
+def run(start, recipe, reward=None, watch=None, image=draw):
+    return optimise_noise(image, WeightedSum([(reward or Nearness(), 1.0)]), ["x"] * len(start), start, recipe, watch)
 
 
 def test_the_update_is_that_of_the_published_code():
@@ -57,7 +57,7 @@ def test_the_update_is_that_of_the_published_code():
             torch.nn.utils.clip_grad_norm_([theirs], 0.1)
             sgd.step()
     last = []
-    found = run(start, recipe, watch=lambda done, pictures: last.append(pictures))
+    found = run(start, recipe, watch=lambda done, images: last.append(images))
     assert torch.allclose(last[-1], draw(theirs.detach()), atol=1e-5)
     assert len(found.history) == 50 and found.history[-1].gradient == [0.0] and not start.requires_grad
 
@@ -69,15 +69,15 @@ def test_small_steps_only_go_up_and_the_best_is_kept_with_its_noise():
     wild = run(noise(), NoiseRecipe(iterations=30, rate=40.0))
     totals, best = ([getattr(each, name)[0] for each in wild.history] for name in ("total", "best"))
     assert totals != sorted(totals) and best == sorted(best) and best[-1] == max(totals) == wild.total.item()
-    assert torch.equal(draw(wild.noise), wild.pictures)
-    assert Nearness()(wild.pictures, ["x"]).item() == wild.total.item()
+    assert torch.equal(draw(wild.noise), wild.images)
+    assert Nearness()(wild.images, ["x"]).item() == wild.total.item()
 
 
 @pytest.mark.parametrize("recipe", [NoiseRecipe(iterations=1), NoiseRecipe(iterations=4, rate=0.0)])
 def test_without_updates_it_only_draws(recipe):
     start = noise()
     found = run(start, recipe)
-    assert torch.equal(found.noise, start) and torch.equal(found.pictures, draw(start))
+    assert torch.equal(found.noise, start) and torch.equal(found.images, draw(start))
 
 
 def test_the_regulariser_holds_the_length_of_gaussian_noise():
@@ -89,7 +89,7 @@ def test_the_regulariser_holds_the_length_of_gaussian_noise():
     assert torch.allclose(slope / slope.norm(), far / far.norm(), atol=1e-5)          # radial, and inwards going down
     last = []
     found = run(3 * noise(), NoiseRecipe(iterations=400, rate=1.0, clip=10.0, momentum=0.0, regularisation=1.0 / D),
-                Nothing(), lambda done, pictures: last.append(done.norm[0]))
+                Nothing(), lambda done, images: last.append(done.norm[0]))
     assert abs(last[-1] - math.sqrt(D - 1)) < 0.02 and found.history[0].norm[0] > 20
 
 
@@ -108,15 +108,15 @@ def test_a_batch_is_its_rows():
 
 
 class Moody(Nearness):
-    """Not a number at the given calls, for the first picture."""
+    """Not a number at the given calls, for the first image."""
 
     def __init__(self, calls):
         super().__init__()
         self.calls, self.count = calls, 0
 
-    def forward(self, pictures, prompts):
+    def forward(self, images, prompts):
         self.count += 1
-        good = super().forward(pictures, prompts)
+        good = super().forward(images, prompts)
         return torch.cat([good[:1] * float("nan"), good[1:]]) if self.count in self.calls else good
 
 
@@ -124,11 +124,11 @@ def test_an_iteration_that_is_not_finite_is_dropped_and_said(caplog):
     start = noise(2)
     with caplog.at_level(logging.WARNING):
         found = run(start, NoiseRecipe(iterations=8, rate=1.0), Moody({3, 4}))
-    assert "iteration 3 dropped for picture 0: the reward nearness is not finite" in caplog.text
+    assert "iteration 3 dropped for image 0: the reward nearness is not finite" in caplog.text
     assert [each.dropped for each in found.history] == [[n in (3, 4), False] for n in range(1, 9)]
     assert torch.isfinite(found.noise).all() and found.total[0] > found.history[0].total[0]
     plain = run(start, NoiseRecipe(iterations=8, rate=1.0))
-    assert torch.equal(found.noise[1], plain.noise[1])          # the other picture goes on undisturbed
+    assert torch.equal(found.noise[1], plain.noise[1])          # the other image goes on undisturbed
     with pytest.raises(FloatingPointError, match="reward nearness is not finite"):
         run(noise(), NoiseRecipe(iterations=3), Moody({1, 2, 3}))
     with pytest.raises(FloatingPointError, match="never had a reward"):
@@ -136,7 +136,7 @@ def test_an_iteration_that_is_not_finite_is_dropped_and_said(caplog):
 
 
 def test_stopped_it_returns_the_best_so_far():
-    def watch(done, pictures):
+    def watch(done, images):
         if done.number == 4:
             raise KeyboardInterrupt
     found = run(noise(), NoiseRecipe(iterations=50, rate=1.0), watch=watch)
@@ -156,7 +156,7 @@ def test_stopped_it_returns_the_best_so_far():
     def at_once(given):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        run(noise(), NoiseRecipe(), picture=at_once)
+        run(noise(), NoiseRecipe(), image=at_once)
 
 
 def test_inference_mode_and_impossible_numbers_are_refused():
@@ -171,10 +171,10 @@ def test_the_searches_keep_the_best_and_stay_gaussian():
     reward, start, generator = WeightedSum([(Nearness(), 1.0)]), noise(3), torch.Generator().manual_seed(5)
     assert forwards_of(NoiseRecipe()) == 148
     one = search_noise(draw, reward, ["x"] * 3, start, 1, fresh_noise(generator))
-    assert torch.equal(one.noise, start) and torch.equal(one.pictures, draw(start))
+    assert torch.equal(one.noise, start) and torch.equal(one.images, draw(start))
     for propose in (fresh_noise(generator), near(generator)):
         found = search_noise(draw, reward, ["x"] * 3, start, 60, propose)
-        assert torch.equal(draw(found.noise), found.pictures)
+        assert torch.equal(draw(found.noise), found.images)
         assert all(found.total[row] == max(each.total[row] for each in found.history) for row in range(3))
     steps = [near(generator)(start) for _ in range(50)]
     assert abs(torch.stack(steps).std().item() - start.std().item()) < 0.1
@@ -185,11 +185,11 @@ def test_the_searches_keep_the_best_and_stay_gaussian():
 def test_a_search_stops_with_the_best_so_far_and_passes_over_what_is_no_number():
     reward, generator = WeightedSum([(Nearness(), 1.0)]), torch.Generator().manual_seed(5)
 
-    def until_three(done, pictures):
+    def until_three(done, images):
         if done.number == 3:
             raise KeyboardInterrupt
     found = search_noise(draw, reward, ["x"], noise(), 60, fresh_noise(generator), until_three)
-    assert found.stopped and len(found.history) == 3 and torch.equal(draw(found.noise), found.pictures)
+    assert found.stopped and len(found.history) == 3 and torch.equal(draw(found.noise), found.images)
     tries = iter([1.0, float("nan"), 1.0])
     found = search_noise(lambda given: draw(given) * next(tries), reward, ["x"], noise(), 3, fresh_noise(generator))
     assert [done.dropped for done in found.history] == [[False], [True], [False]] and torch.isfinite(found.total).all()

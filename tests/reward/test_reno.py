@@ -1,4 +1,4 @@
-"""ReNO on PixArt-mini: gradients through sampler and VAE, the same picture from the saved noise, the command."""
+"""ReNO on PixArt-mini: gradients through sampler and VAE, the same image from the saved noise, the command."""
 import json
 import sys
 from dataclasses import replace
@@ -69,8 +69,8 @@ def test_recomputing_changes_nothing_but_memory(vae):
 
     def gradient():
         start = draw.start.clone().requires_grad_()
-        pictures = draw(start)
-        return pictures, torch.autograd.grad(pictures.sum(), start)[0]
+        images = draw(start)
+        return images, torch.autograd.grad(images.sum(), start)[0]
     plain = gradient()
     with recomputed(model, vae):
         wrapped = [module for module in vae.modules() if isinstance(module, Recomputed)]
@@ -113,13 +113,13 @@ def test_a_sampler_of_too_many_passes_is_refused_by_name(asked, message):
         Generator(random_transformer(), lambda latents: latents, asked, caption())
 
 
-def test_mini_gains_and_its_best_noise_draws_its_best_picture():
+def test_mini_gains_and_its_best_noise_draws_its_best_image():
     pipe = Pipeline.open(device="cpu", dtype=torch.float32)
     reward = open_rewards([RewardChoice("judge")])
     found = reno(pipe, PROMPT, reward, NoiseRecipe(iterations=4), steps=2, seed=3)
-    assert found.total.item() > found.history[0].total[0] and found.pictures.shape == (1, 3, 128, 128)
+    assert found.total.item() > found.history[0].total[0] and found.images.shape == (1, 3, 128, 128)
     again = pipe(PROMPT, steps=2, seed=3, noise=found.noise)
-    assert torch.equal(again.pixels, found.pictures)
+    assert torch.equal(again.pixels, found.images)
     assert torch.equal(pipe(PROMPT, steps=2, seed=3).pixels, pipe(PROMPT, steps=2, seed=3).pixels)
     with pytest.raises(ValueError, match="the noise has shape"):
         pipe(PROMPT, width=64, noise=found.noise)
@@ -131,8 +131,8 @@ def test_without_gradients_the_best_of_the_tries_is_kept(by):
     with torch.inference_mode():            # nothing needs a gradient
         found = reno(pipe, PROMPT, reward, NoiseRecipe(iterations=6), steps=1, seed=3, by=by)
     totals = [done.total[0] for done in found.history]
-    assert len(set(totals)) == 6 and found.total.item() == max(totals) and found.pictures.shape == (1, 3, 128, 128)
-    assert torch.equal(pipe(PROMPT, steps=1, seed=3, noise=found.noise).pixels, found.pictures)
+    assert len(set(totals)) == 6 and found.total.item() == max(totals) and found.images.shape == (1, 3, 128, 128)
+    assert torch.equal(pipe(PROMPT, steps=1, seed=3, noise=found.noise).pixels, found.images)
     again = reno(pipe, PROMPT, reward, NoiseRecipe(iterations=6), steps=1, seed=3, by=by)
     assert torch.equal(again.noise, found.noise)
     with pytest.raises(ValueError, match="by is 'luck'; use gradient, best-of-n, search"):
@@ -144,7 +144,7 @@ def command(*words, monkeypatch):
     return command_line.main()
 
 
-def test_the_command_saves_picture_noise_log_and_curve(tmp_path, monkeypatch, capsys):
+def test_the_command_saves_image_noise_log_and_curve(tmp_path, monkeypatch, capsys):
     out = tmp_path / "star.png"
     assert command("reno", PROMPT, "--out", out, "--iterations", 3, "--steps", 1, "--seed", 5, "--dtype", "fp32",
                    "--device", "cpu", monkeypatch=monkeypatch) == 0
@@ -178,12 +178,12 @@ def test_what_is_wrong_is_said_in_one_line(words, message, tmp_path, monkeypatch
 
 
 def test_noise_of_another_size_is_refused(tmp_path, monkeypatch, capsys):
-    """In several steps it was an error of torch, in one a picture of another size than the one asked for."""
+    """In several steps it was an error of torch, in one an image of another size than the one asked for."""
     save_noise(tmp_path / "n.safetensors", torch.randn(1, 4, 8, 8), {})
     for steps in (1, 4):
         assert command("reno", PROMPT, "--out", tmp_path / "x.png", "--noise", tmp_path / "n.safetensors", "--steps",
                        steps, monkeypatch=monkeypatch) == 1
-        assert "the noise has shape (1, 4, 8, 8); these pictures start from (1, 4, 16, 16)" in capsys.readouterr().err
+        assert "the noise has shape (1, 4, 8, 8); these images start from (1, 4, 16, 16)" in capsys.readouterr().err
 
 
 def test_without_matplotlib_all_but_the_curve_is_saved(tmp_path, monkeypatch, capsys, caplog):

@@ -23,8 +23,8 @@ class Brightness(nn.Module):
         super().__init__()
         self.name = name
 
-    def forward(self, pictures, prompts):
-        return pictures.mean((1, 2, 3))
+    def forward(self, images, prompts):
+        return images.mean((1, 2, 3))
 
 
 def test_the_sum_is_weighted():
@@ -35,7 +35,7 @@ def test_the_sum_is_weighted():
                            ([(Brightness("one"), float("nan"))], "not a finite number")):
         with pytest.raises(ValueError, match=message):
             WeightedSum(parts)
-    with pytest.raises(ValueError, match="3 pictures and 1 prompts"):
+    with pytest.raises(ValueError, match="3 images and 1 prompts"):
         both(seen, ["x"])
 
 

@@ -1,4 +1,4 @@
-"""The picture with its curve: sizes, values that are no numbers, and that the curve goes where the rewards go."""
+"""The image with its curve: sizes, values that are no numbers, and that the curve goes where the rewards go."""
 import math
 
 import numpy as np

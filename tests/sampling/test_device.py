@@ -15,7 +15,7 @@ from pixart.drawing import Control, Guide, Request, sample
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.transformer import PixArtTransformer
 from pixart.sampling import schedule
-from pixart.sampling.noise import PictureNoise
+from pixart.sampling.noise import ImageNoise
 from pixart.sampling.samplers import SAMPLERS
 from pixart.text.encoded import Encoded
 from pixart.train.consistency import consistency_loss
@@ -80,7 +80,7 @@ def test_every_sampler_runs_on_a_device_without_float64():
     from pixart.sampling.iddpm import iddpm
     for name, chosen in SAMPLERS.items():
         assert crossings(name, chosen.steps, None).questions == 0
-    noise = PictureNoise([1], (4, 8, 4), DEVICE, ahead=4)
+    noise = ImageNoise([1], (4, 8, 4), DEVICE, ahead=4)
     with Device() as seen:
         iddpm(lambda x, t: torch.cat([x, x], dim=1) * t.view(-1, 1, 1, 1), noise(), noise, steps=3)
     assert seen.questions == 0
@@ -138,7 +138,7 @@ def test_tables_made_while_tracing_are_not_kept():
 
 
 def test_noise_made_ahead_is_the_same_noise():
-    one_by_one, ahead = PictureNoise([3, 4], (4, 2, 2)), PictureNoise([3, 4], (4, 2, 2), ahead=3)
+    one_by_one, ahead = ImageNoise([3, 4], (4, 2, 2)), ImageNoise([3, 4], (4, 2, 2), ahead=3)
     for _ in range(7):
         assert torch.equal(one_by_one(), ahead())
 

@@ -15,7 +15,7 @@ def noise():
 
 @pytest.mark.parametrize("shift", [1.0, 2.0, 0.5])
 def test_it_equals_diffusers_step_by_step(shift):
-    """diffusers' velocity points from picture to noise."""
+    """diffusers' velocity points from image to noise."""
     from diffusers import FlowMatchEulerDiscreteScheduler
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=[1 - i / 12 for i in range(12)])

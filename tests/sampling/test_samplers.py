@@ -5,7 +5,7 @@ import torch
 from pixart.sampling.dpm_solver import dpm_solver_pp, dpm_step, nodes
 from pixart.sampling.iddpm import Chain
 from pixart.sampling.lcm import LCM_RULES, lcm, lcm_timesteps
-from pixart.sampling.noise import PictureNoise
+from pixart.sampling.noise import ImageNoise
 from pixart.sampling.samplers import SAMPLERS, sampler
 
 
@@ -103,16 +103,16 @@ def test_impossible_dpm_requests_are_refused(steps, rule):
         nodes(steps, rule)
 
 
-def test_picture_does_not_depend_on_its_batch():
-    together = PictureNoise([3, 4, 5], (4, 8, 8))
-    alone = PictureNoise([4], (4, 8, 8))
+def test_image_does_not_depend_on_its_batch():
+    together = ImageNoise([3, 4, 5], (4, 8, 8))
+    alone = ImageNoise([4], (4, 8, 8))
     for _ in range(3):
         assert torch.equal(together()[1:2], alone())
 
 
-def test_same_seed_same_picture_other_seed_other_picture():
+def test_same_seed_same_image_other_seed_other_image():
     def draw(seed):
-        noise = PictureNoise([seed], (4, 8, 8))
+        noise = ImageNoise([seed], (4, 8, 8))
         return lcm(smooth_model, noise(), lcm_timesteps(4), noise)
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
 
@@ -125,7 +125,7 @@ def test_callback_can_stop_the_sampling():
         if step == 1:
             raise InterruptedError
 
-    noise = PictureNoise([0], (4, 8, 8))
+    noise = ImageNoise([0], (4, 8, 8))
     with pytest.raises(InterruptedError):
         lcm(smooth_model, noise(), lcm_timesteps(4), noise, stop)
     assert steps == [0, 1]

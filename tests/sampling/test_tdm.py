@@ -52,7 +52,7 @@ def test_in_sigmas_it_is_eulers_step():
     torch.testing.assert_close(tdm(smooth_model, noise, times), x, rtol=1e-10, atol=1e-10)
 
 
-def test_a_model_that_knows_the_picture_returns_it():
+def test_a_model_that_knows_the_image_returns_it():
     x0 = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     start = add_noise(x0, noise, 899)

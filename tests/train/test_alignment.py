@@ -16,7 +16,7 @@ from pixart.mini.judge import load_judge
 from pixart.train.alignment import Aligned, AlignedDiffusion, Alignment, misalignment, on_grid
 from pixart.train.data import Batch, PreparedFolder
 from pixart.train.draws import generator_for
-from pixart.train.frozen_features import DinoEye, JudgeEye, picture_features
+from pixart.train.frozen_features import DinoEye, JudgeEye, image_features
 from pixart.train.loop import train
 from pixart.train.method_settings import DiffusionMethod
 from pixart.train.objectives import Diffusion
@@ -119,16 +119,16 @@ def test_a_training_aligns_and_then_stops_to(data, tmp_path):
 
 # -- what is looked at -------------------------------------------------------------------------------------------------
 
-def test_the_judge_sees_the_decoded_pictures():
-    features = picture_features(replace(JUDGE, vae=None), read_config(SHIPPED.teacher))
+def test_the_judge_sees_the_decoded_images():
+    features = image_features(replace(JUDGE, vae=None), read_config(SHIPPED.teacher))
     latents = torch.randn(2, 4, 16, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = features(latents, (8, 6))
-        pictures = features.decode(latents)
-        wanted = load_judge(SHIPPED.judge_a).maps(pictures)[-1]
+        images = features.decode(latents)
+        wanted = load_judge(SHIPPED.judge_a).maps(images)[-1]
     assert found.shape == (2, features.channels, 8, 6) and torch.equal(found, wanted)
     assert not any(p.requires_grad for p in features.eye.parameters())
-    rounded = picture_features(replace(JUDGE, vae=None), read_config(SHIPPED.teacher), torch.bfloat16)
+    rounded = image_features(replace(JUDGE, vae=None), read_config(SHIPPED.teacher), torch.bfloat16)
     with torch.no_grad():
         assert features(latents, (4, 3)).shape == (2, features.channels, 4, 3)
         assert (rounded(latents, (8, 6)) - found).norm() < 0.1 * found.norm()
@@ -152,15 +152,15 @@ def dino_of(folder: Path, kind: str) -> nn.Module:
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2_with_registers", "dinov3_vit"])
 def test_dino_is_shown_a_patch_for_every_place(kind, tmp_path):
-    """Against the network of transformers, with a picture that needs no resizing: its patches, row by row."""
+    """Against the network of transformers, with an image that needs no resizing: its patches, row by row."""
     model = dino_of(tmp_path, kind)
-    pictures = torch.rand(2, 3, 14 * 4, 14 * 6, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 14 * 4, 14 * 6, generator=torch.Generator().manual_seed(0))
     shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     eye = DinoEye(tmp_path)
     with torch.no_grad():
-        tokens = model(pixel_values=(pictures - shift) / scale).last_hidden_state[:, -24:]
-        torch.testing.assert_close(eye(pictures, (4, 6)), tokens.mT.reshape(2, 24, 4, 6), rtol=1e-4, atol=1e-5)
-        assert eye(pictures, (2, 3)).shape == (2, 24, 2, 3)
+        tokens = model(pixel_values=(images - shift) / scale).last_hidden_state[:, -24:]
+        torch.testing.assert_close(eye(images, (4, 6)), tokens.mT.reshape(2, 24, 4, 6), rtol=1e-4, atol=1e-5)
+        assert eye(images, (2, 3)).shape == (2, 24, 2, 3)
 
 
 def without(name: str):
@@ -214,7 +214,7 @@ def test_the_block_is_a_quarter_of_the_way_and_must_exist():
     with pytest.raises(ValueError, match="align.block is 8; this model has blocks 0 to 7"):
         Alignment("judge", block=8).block_of(8)
     with pytest.raises(ValueError, match="method.align.vae is needed"):
-        picture_features(Alignment("judge"), TINY)
+        image_features(Alignment("judge"), TINY)
     assert DiffusionMethod().align.network == "none" and JudgeEye().channels == 96
 
 

@@ -16,9 +16,9 @@ from pixart.checkpoint.control import read_control
 from pixart.checkpoint.lora.read import read_lora
 from pixart.commands import pairs
 from pixart.config import VARIANTS
+from pixart.images import read_image
 from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer
-from pixart.pictures import read_picture
 from pixart.sampling.preset import preset_from_header
 from pixart.train import command, plan, settings
 from pixart.train.base_shapes import read_base_width
@@ -214,8 +214,8 @@ def test_dry_run_says_the_plan_and_writes_nothing(file, capsys):
     told = capsys.readouterr().out
     count = sum(p.numel() for p in fresh().parameters())
     assert f"{count:,} of {2 * count:,} parameters with adamw" in told
-    assert "2 x 1 processes x 2 accumulated = 4 pictures a step" in told
-    assert "8 = 32 pictures, 1.0 times the 32 prepared" in told
+    assert "2 x 1 processes x 2 accumulated = 4 images a step" in told
+    assert "8 = 32 images, 1.0 times the 32 prepared" in told
     assert "a step, measured; about" in told and "GiB a process, measured on the CPU" in told
     assert sorted(file.parent.rglob("*")) == before
 
@@ -344,7 +344,7 @@ def test_published_tdm_recipe():
     assert (found.method.guidance, found.method.rule, found.method.fake_clip) == (4.5, "official", float("inf"))
 
 
-def test_previews_show_prompts_with_captions_and_the_same_pictures_each_time(tmp_path):
+def test_previews_show_prompts_with_captions_and_the_same_images_each_time(tmp_path):
     pytest.importorskip("diffusers")
     prompts = ("a red circle", "a blue star")
     values = settings.ValidateSettings(prompts=prompts, every=2, vae=SHIPPED.vae, t5=SHIPPED.t5, bits=16, sampler="lcm",
@@ -427,13 +427,13 @@ def test_all_methods_of_noise_prediction_take_timesteps_and_weights(file):
 
 
 def test_a_hint_turned_by_its_metadata_is_read_upright(tmp_path):
-    """Phones keep pictures lying on their side and say so."""
+    """Phones keep images lying on their side and say so."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (4, 2), "red").save(tmp_path / "turned.png", exif=exif)
-    assert read_picture(tmp_path / "turned.png").shape == (1, 4, 4, 2)
+    assert read_image(tmp_path / "turned.png").shape == (1, 4, 4, 2)
     (tmp_path / "text.png").write_text("x")
-    with pytest.raises(ValueError, match="cannot be used, it is not a picture: .*text.png"):
-        read_picture(tmp_path / "text.png")
-    with pytest.raises(FileNotFoundError, match="there is no picture .*none.png"):
-        read_picture(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="cannot be used, it is not an image: .*text.png"):
+        read_image(tmp_path / "text.png")
+    with pytest.raises(FileNotFoundError, match="there is no image .*none.png"):
+        read_image(tmp_path / "none.png")

@@ -1,4 +1,4 @@
-"""Distillation against the algorithm written out on its own: plain numbers, picture after picture, in float64."""
+"""Distillation against the algorithm written out on its own: plain numbers, image after image, in float64."""
 import math
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def clean(x: Tensor, eps: Tensor, t: int) -> Tensor:
 
 
 def stated(x0: Tensor, noise: Tensor, indices: list[int], guidance: list[float], c: float = 0.001) -> float:
-    """The loss, picture by picture."""
+    """The loss, image by image."""
     student, average, cond, uncond = network(1.0), network(0.9), network(1.1), network(0.4)
     total = 0.0
     for z, n, i, w in zip(x0, noise, indices, guidance):
@@ -64,7 +64,7 @@ def test_loss_is_the_one_of_the_algorithm(guidance):
     assert loss.item() == pytest.approx(stated(x0, noise, indices, guidance), rel=1e-9)
 
 
-def test_guidance_is_drawn_for_each_picture_inside_its_range(tmp_path):
+def test_guidance_is_drawn_for_each_image_inside_its_range(tmp_path):
     data = PreparedFolder(write_data(tmp_path))
     objective = Consistency(data, fresh(), guidance=3.0, guidance_max=15.0)
     drawn = torch.cat([objective._guidance(data.batch(generator_for(0, step), 16), generator_for(1, step)).flatten()

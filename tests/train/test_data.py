@@ -35,7 +35,7 @@ def write_null(folder: Path, width: int = WIDTH) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """16 + 8 + 4 pictures in a square bucket of three shards, 5 in another."""
+    """16 + 8 + 4 images in a square bucket of three shards, 5 in another."""
     for number, count in enumerate((16, 8, 4)):
         write_shard(shard_path(tmp_path, (8, 8), number), examples(count, (8, 8), number), SPACE)
     write_shard(shard_path(tmp_path, (6, 10), 0), examples(5, (6, 10), 9), SPACE)
@@ -125,7 +125,7 @@ def test_captions_of_shards_kept_short_are_padded_to_the_length_of_the_model(tmp
     assert torch.equal(data.without_caption(batch).mask.sum(1), torch.ones(30))
 
 
-def test_buckets_come_up_as_often_as_they_hold_pictures(folder):
+def test_buckets_come_up_as_often_as_they_hold_images(folder):
     data, generator = PreparedFolder(folder), torch.Generator().manual_seed(0)
     square = sum(data.batch(generator, 1).latents.shape[-1] == 8 for _ in range(400)) / 400
     assert abs(square - 28 / 33) < 3 * (28 / 33 * 5 / 33 / 400) ** 0.5

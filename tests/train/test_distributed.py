@@ -69,7 +69,7 @@ def test_the_command_line_works_in_two_processes(tmp_path):
                  tmp_path / "run", "--output.file", tmp_path / "out.safetensors", "--train.steps", 2,
                  "--train.batch", 2, "--train.learning_rate", 1e-4)
     module = ("-m", "pixart", "train", "lcm")
-    assert "2 x 2 processes x 1 accumulated = 4 pictures" in launch(*arguments, "--dry-run", program=module)
+    assert "2 x 2 processes x 1 accumulated = 4 images" in launch(*arguments, "--dry-run", program=module)
     assert not (tmp_path / "run").exists()
     said = launch(*arguments, program=module)
     assert said.count("step 2 of 2") == said.count(str(tmp_path / "out.safetensors")) == 1

@@ -97,7 +97,7 @@ KINDS = [Timesteps(), Timesteps(stratified=True), Timesteps("range", low=300, hi
 
 
 @pytest.mark.parametrize("timesteps", KINDS)
-def test_all_pictures_of_a_step_have_one_density_and_all_steps_the_distribution(timesteps):
+def test_all_images_of_a_step_have_one_density_and_all_steps_the_distribution(timesteps):
     density = Density(0.5, 0.8, pieces=3)
     drawn = [one_density(timesteps, density).draw(50, generator_for(0, step)) for step in range(400)]
     rates = [{density.rate(t) for t in each.tolist()} for each in drawn]

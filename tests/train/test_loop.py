@@ -42,7 +42,7 @@ def distillation(data: PreparedFolder) -> Consistency:
 
 @pytest.mark.parametrize("objective", [Diffusion, distillation])
 def test_accumulation_has_the_gradients_of_the_whole_batch(data, objective):
-    """The same pictures, noise, timesteps and dropped captions, in parts of 2 instead of 8 at once."""
+    """The same images, noise, timesteps and dropped captions, in parts of 2 instead of 8 at once."""
     whole, parts = fresh(), fresh()
     loss = loop.Training(whole, objective(data), data, replace(SHORT, batch=8)).gradients(5)
     split = loop.Training(parts, objective(data), data, replace(SHORT, batch=2, accumulation=4)).gradients(5)
@@ -78,7 +78,7 @@ def test_only_what_is_trained_is_kept_and_averaged(data, tmp_path):
 
 
 def test_watching_does_not_disturb(data, tmp_path):
-    """Watchers may draw pictures: whatever they take from torch's own noise, the training stays the same to the bit."""
+    """Watchers may draw images: whatever they take from torch's own noise, the training stays the same to the bit."""
     seen = []
 
     def watch(record: Record, average: nn.Module) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pixart.checkpoint import CheckpointError, read_config
 from pixart.mini import SHIPPED
+from pixart.train.image_distance import image_distance
 from pixart.train.lpips import LINEAR, NETWORK, VGG_STAGES, Lpips, load_lpips
 from pixart.train.method_settings import DmdMethod
-from pixart.train.picture_distance import picture_distance
 
 
-def pictures(*shape: int, seed: int = 0) -> Tensor:
+def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -58,7 +58,7 @@ def by_hand(files: Path, a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (17, 40)])
 def test_it_is_the_equation_of_the_paper(folder, size):
-    a, b = pictures(2, 3, *size), pictures(2, 3, *size, seed=1)
+    a, b = images(2, 3, *size), images(2, 3, *size, seed=1)
     torch.testing.assert_close(load_lpips(folder)(a, b).double(), by_hand(folder, a, b), rtol=1e-4, atol=1e-7)
 
 
@@ -77,20 +77,20 @@ def test_it_is_what_the_package_computes(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
     lpips = pytest.importorskip("lpips", exc_type=ImportError)
     theirs = lpips.LPIPS(net="vgg", verbose=False, model_path=str(folder / LINEAR))
-    a, b = pictures(2, 3, 40, 32), pictures(2, 3, 40, 32, seed=1)
+    a, b = images(2, 3, 40, 32), images(2, 3, 40, 32, seed=1)
     torch.testing.assert_close(load_lpips(folder)(a, b), theirs(a, b).flatten(), rtol=1e-5, atol=1e-6)
 
 
-def test_equal_pictures_have_no_distance_and_others_a_gradient(folder):
-    network, a = load_lpips(folder), pictures(2, 3, 16, 16).requires_grad_()
+def test_equal_images_have_no_distance_and_others_a_gradient(folder):
+    network, a = load_lpips(folder), images(2, 3, 16, 16).requires_grad_()
     assert not network(a, a.detach().clone()).any()
     black = torch.zeros_like(a).requires_grad_()
     network(black, torch.zeros_like(a)).sum().backward()
     assert black.grad.isfinite().all()
-    network(a, pictures(2, 3, 16, 16, seed=1)).sum().backward()
+    network(a, images(2, 3, 16, 16, seed=1)).sum().backward()
     assert a.grad.isfinite().all() and a.grad.any()
     with pytest.raises(ValueError, match="sides of at least 16"):
-        network(pictures(1, 3, 8, 16), pictures(1, 3, 8, 16))
+        network(images(1, 3, 8, 16), images(1, 3, 8, 16))
 
 
 def broken(name: str, change) -> object:
@@ -118,10 +118,10 @@ def test_files_that_are_missing_or_wrong_are_named(breaks, error, message, tmp_p
 # -- in DMD ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("seen", ["lpips", "judge"])
-def test_the_distance_of_latents_is_that_of_their_pictures(seen, folder):
+def test_the_distance_of_latents_is_that_of_their_images(seen, folder):
     """Zero for equal ones, and its gradient reaches the first alone."""
-    distance = picture_distance(seen, folder if seen == "lpips" else None, None, read_config(SHIPPED.teacher))
-    a, b = (pictures(2, 4, 8, 8, seed=seed).requires_grad_() for seed in range(2))
+    distance = image_distance(seen, folder if seen == "lpips" else None, None, read_config(SHIPPED.teacher))
+    a, b = (images(2, 4, 8, 8, seed=seed).requires_grad_() for seed in range(2))
     found = distance(a, b)
     assert found.shape == (2,) and (found > 0).all() and not distance(a, a.detach().clone()).any()
     found.sum().backward()
@@ -143,7 +143,7 @@ def test_what_cannot_be_meant_is_refused(wish, message):
 def test_missing_parts_are_asked_for():
     config = read_config(SHIPPED.teacher)
     with pytest.raises(ValueError, match="method.lpips is needed"):
-        picture_distance("lpips", None, None, config)
+        image_distance("lpips", None, None, config)
     with pytest.raises(ValueError, match="method.vae is needed"):
-        picture_distance("judge", None, None, replace(config, caption_width=4096))
-    assert picture_distance("latents", None, None, config) is None
+        image_distance("judge", None, None, replace(config, caption_width=4096))
+    assert image_distance("latents", None, None, config) is None

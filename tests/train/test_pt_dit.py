@@ -24,22 +24,22 @@ CONFIGS = Path(command.__file__).parent / "configs"
 
 
 class Straight(PTDiT):
-    """Knows the pictures of the batch, and sees what it is told."""
+    """Knows the images of the batch, and sees what it is told."""
 
     def forward(self, latent, timestep, context, mask=None, options=None):
         share = timestep.view(-1, 1, 1, 1) / 1000
-        self.told, noise = timestep, (latent - (1 - share) * self.pictures) / share
-        torch.testing.assert_close(flow_latent(self.pictures, noise, timestep / 1000), latent)
-        return self.pictures - noise
+        self.told, noise = timestep, (latent - (1 - share) * self.images) / share
+        torch.testing.assert_close(flow_latent(self.images, noise, timestep / 1000), latent)
+        return self.images - noise
 
 
-def test_who_knows_the_picture_has_no_loss(tmp_path):
+def test_who_knows_the_image_has_no_loss(tmp_path):
     data, generator = PreparedFolder(write_data(tmp_path)), generator_for(0, 0)
     model = Straight(TINY)
     batch = data.batch(generator, 6)
-    model.pictures = batch.latents
+    model.images = batch.latents
     assert RectifiedFlow(data)(model, model, batch, generator) < 1e-6
-    assert len(set(model.told.tolist())) == 6           # every picture has a noise level of its own
+    assert len(set(model.told.tolist())) == 6           # every image has a noise level of its own
 
 
 def test_noise_levels_are_logit_normal_and_shifted_with_the_size(tmp_path):
@@ -50,10 +50,10 @@ def test_noise_levels_are_logit_normal_and_shifted_with_the_size(tmp_path):
     even = RectifiedFlow(data, spread=0).shares(4000, generator_for(0, 0))
     assert even.mean() == pytest.approx(0.5, abs=0.02) and even.std() == pytest.approx(12 ** -0.5, abs=0.01)
     told = []
-    for flow_side in (64, 32):                          # pictures of about 64 px: a shift of 1, and of 2
+    for flow_side in (64, 32):                          # images of about 64 px: a shift of 1, and of 2
         model, generator = Straight(replace(TINY, flow_side=flow_side)), generator_for(0, 3)
         batch = data.batch(generator, 6)
-        model.pictures = batch.latents
+        model.images = batch.latents
         RectifiedFlow(data, flow_side=flow_side)(model, model, batch, generator)
         side = math.sqrt(64 * math.prod(batch.latents.shape[-2:]))
         told.append((model.told / 1000, side / flow_side))

@@ -42,7 +42,7 @@ class Waits(TorchDispatchMode):
 
 
 class Endless:
-    """Pictures made as they are needed, on the generator's device; no length, no files."""
+    """Images made as they are needed, on the generator's device; no length, no files."""
 
     def batch(self, generator: torch.Generator, size: int) -> Batch:
         latents = draw_rows(torch.randn, (size, 4, 8, 8), generator)

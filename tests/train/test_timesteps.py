@@ -67,7 +67,7 @@ def test_parts_of_a_step_make_up_the_draw_of_the_whole(kind, stratified):
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_stratified_draws_hit_every_stratum_once_and_each_picture_sees_the_whole_law():
+def test_stratified_draws_hit_every_stratum_once_and_each_image_sees_the_whole_law():
     even = Timesteps(stratified=True)
     for seed in range(50):
         t = drawn(even, 10, seed).sort().values
@@ -98,7 +98,7 @@ def test_weights_are_the_closed_formulas_with_mean_one():
     torch.testing.assert_close(low / low[-1], torch.where(snr > 5, 5 / snr, torch.ones_like(snr)))
 
 
-def test_a_weight_multiplies_the_whole_loss_of_its_picture(tmp_path):
+def test_a_weight_multiplies_the_whole_loss_of_its_image(tmp_path):
     data, model = PreparedFolder(write_data(tmp_path)), fresh()
     batch = data.batch(torch.Generator().manual_seed(0), 4)
     spread = Timesteps("range", low=5, high=990, share=1.0)

@@ -277,7 +277,7 @@ def test_the_fake_score_learns(data):
 
 
 def test_partial_rows_are_asked_of_the_student(data):
-    """Each picture with its own caption, however few of the batch go on."""
+    """Each image with its own caption, however few of the batch go on."""
     seen = []
 
     def model(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:

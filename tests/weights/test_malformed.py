@@ -198,8 +198,8 @@ def test_calibration(tmp_path, change):
 # --- prepared folders -------------------------------------------------------------------------------------------------
 
 def prepared(folder: Path) -> Path:
-    shard, pictures = folder / "bucket-8x8-00000.safetensors", {"latents": (2, 4, 8, 8), "noise": (2, 4, 8, 8)}
-    numbers = {name: torch.randn(shape).half() for name, shape in {**pictures, "features": (2, 3, 8)}.items()}
+    shard, images = folder / "bucket-8x8-00000.safetensors", {"latents": (2, 4, 8, 8), "noise": (2, 4, 8, 8)}
+    numbers = {name: torch.randn(shape).half() for name, shape in {**images, "features": (2, 3, 8)}.items()}
     write_shard(shard, {**numbers, "mask": torch.ones(2, 3, dtype=torch.uint8), "size": torch.full((2, 2), 64.0),
                         "aspect": torch.ones(2)}, {"latent_space": "sd", "edges": "none"}, ["a", "b"])
     write_tensors(folder / "null.safetensors", {"features": torch.randn(1, 8).half(), "mask": torch.ones(1).byte()})

@@ -1,6 +1,6 @@
 """Thumbnails of workflows whose weights are not in this repository: `python tests/workflows/cards.py` draws them.
 
-The page's template browser shows thumbnails 230 pixels wide, where a picture of the graph cannot be read.
+The page's template browser shows thumbnails 230 pixels wide, where an image of the graph cannot be read.
 """
 import sys
 from pathlib import Path
@@ -41,12 +41,12 @@ CARDS = {
 
 
 def drawn(card: Card) -> Image.Image:
-    picture = Image.new("RGB", (SIDE, SIDE), COLOURS[card.family])
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (SIDE, SIDE), COLOURS[card.family])
+    pen = ImageDraw.Draw(image)
     small = [(255 + 36 * number, 28, line) for number, line in enumerate(card.lines)]
     for y, size, text in [(110, 46, card.family), (190, 46, card.size), *small]:
         pen.text((SIDE / 2, y), text, "white", ImageFont.load_default(size), anchor="mm")
-    return picture
+    return image
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ TEXT = 66                                   # what a node shows on itself, two l
 TEXT_NODES = {"PixArtLoader", "PixArtT5Loader", "PixArtControlNetLoader", "PixArtDeltaLoraLoader", "PixArtEmptyLatent",
               "PixArtPromptList", "PixArtFeedback", "PixArtCheck", "PixArtSteps", "PixArtLCMSampler", "PixArtCache",
               "PixArtReNO", "PixArtCompare"}
-PREVIEW = 235                               # the picture in a sampler while it draws, if the host makes previews
+PREVIEW = 235                               # the image in a sampler while it draws, if the host makes previews
 PREVIEW_NODES = {"KSampler", "SamplerCustom", "PixArtLCMSampler", "PixArtDMDSampler", "PixArtReNO", "PixArtCompare"}
 LEAST_HIGH = {"PixArtTextEncode": 298}      # with its text; a text box gives room up to here and no further
 ENTRY = re.compile(r'^(\s*)(\{"id": .*\})(,?)$')

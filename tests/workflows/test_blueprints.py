@@ -7,7 +7,7 @@ from workflows.model_entries import with_entries
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "subgraphs").glob("*.json"))
-# The workflow whose nodes a blueprint has, without pictures in and out.
+# The workflow whose nodes a blueprint has, without images in and out.
 SAME_AS = {"PixArt Text to Image (delta, 4 steps)": "delta-1024-lcm-8bit-t5",
            "PixArt Text to Image (alpha, CFG)": "alpha-1024",
            "PixArt Edges to Image (delta, ControlNet)": "delta-1024-control-hed-lcm"}

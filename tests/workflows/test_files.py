@@ -205,8 +205,8 @@ def test_the_thumbnail_of_every_workflow_of_mini_can_be_drawn_anew():
 @pytest.mark.parametrize("name", NAMES)
 def test_thumbnail_shows_what_it_draws_or_says_it_in_words(name):
     """Not the graph: the template browser makes thumbnails too small for it."""
-    with Image.open(FOLDER / f"{name}.jpg") as picture:
-        corner, size = picture.convert("RGB").getpixel((2, 2)), picture.size
+    with Image.open(FOLDER / f"{name}.jpg") as image:
+        corner, size = image.convert("RGB").getpixel((2, 2)), image.size
     if name.startswith("mini-") or name.endswith("-sketch"):
         assert name not in CARDS and max(size) <= 768
     else:

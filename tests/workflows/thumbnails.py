@@ -1,6 +1,6 @@
 """`python tests/workflows/thumbnails.py [NAME ...]` draws the thumbnails of the PixArt-mini workflows anew.
 
-Each workflow runs in a real ComfyUI, and the pictures that tell what it does are put side by side. Do it when the
+Each workflow runs in a real ComfyUI, and the images that tell what it does are put side by side. Do it when the
 weights or the workflow changed. The host is found as the tests find it.
 """
 import asyncio
@@ -25,7 +25,7 @@ from pixart.client.graph import Graph, nodes_named, read_workflow, with_seed, wi
 PROMPTS = ROOT / "pixart" / "mini" / "weights" / "prompts" / "pixart-mini" / "six.csv"
 SHOW = ("PreviewImage", "SaveImage")
 SAVED = "Save Image"                                # title of the node that keeps what a workflow is for
-# Titles of the nodes that show or make a picture, from left to right.
+# Titles of the nodes that show or make an image, from left to right.
 SHOWN: dict[str, tuple[str, ...]] = {
     "mini-compare": (SAVED,),
     "mini-control-inpainting": ("Before", "The map", SAVED),
@@ -40,7 +40,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "mini-sketch": ("PixArt Sketch", "Preview Image"),
     "mini-train-lora": ("Style to learn: inverted colours", SAVED),
     "mini-two-controls": ("First map shown", "Second map shown", SAVED),
-    "mini-two-pass-upscale": ("First picture", SAVED),
+    "mini-two-pass-upscale": ("First image", SAVED),
 }
 # These draw all prompts of PROMPTS, with one seed.
 SIX = ("mini-lcm-4-steps", "mini-tdm-4-steps", "mini-dmd-1-step", "mini-teacher-20-steps-cfg", "mini-cache")
@@ -49,13 +49,13 @@ SIX_SEED, SIDE, ALONE, CELL, WIDEST, QUALITY = 3, 256, 360, 240, 646, 90
 
 
 def node_titled(graph: Graph, title: str) -> str:
-    """Number of the node of a title, of several the one that shows pictures. Raises KeyError where it is not one."""
+    """Number of the node of a title, of several the one that shows images. Raises KeyError where it is not one."""
     found = nodes_named(graph, title)
     showing = [number for number in found if graph[number]["class_type"] in SHOW]
     for candidates in (found, showing):
         if len(candidates) == 1:
             return candidates[0]
-    raise KeyError(f"{len(found)} nodes are called {title!r}, {len(showing)} of them show pictures; expected one")
+    raise KeyError(f"{len(found)} nodes are called {title!r}, {len(showing)} of them show images; expected one")
 
 
 def with_previews(graph: Graph, titles: tuple[str, ...]) -> tuple[Graph, list[str]]:
@@ -64,19 +64,19 @@ def with_previews(graph: Graph, titles: tuple[str, ...]) -> tuple[Graph, list[st
     for title in titles:
         number = node_titled(graph, title)
         node = graph[number]
-        pictures = node["inputs"]["images"] if node["class_type"] in SHOW else [number, 0]
+        images = node["inputs"]["images"] if node["class_type"] in SHOW else [number, 0]
         shown.append(f"shown {title}")
-        graph[shown[-1]] = {"class_type": "PreviewImage", "inputs": {"images": pictures}, "_meta": {"title": title}}
+        graph[shown[-1]] = {"class_type": "PreviewImage", "inputs": {"images": images}, "_meta": {"title": title}}
     return graph, shown
 
 
 async def drawn(session: Session, graph: Graph, titles: tuple[str, ...]) -> list[list[Image.Image]]:
-    """The pictures of each titled node."""
+    """The images of each titled node."""
     graph, shown = with_previews(graph, titles)
     outcome = await session.follow(session.queue(graph))
     if outcome.end != "execution_success":
         raise RuntimeError(f"{outcome.end}: {outcome.error}")
-    return [[fetched(session.server, each) for each in outcome.pictures(number)] for number in shown]
+    return [[fetched(session.server, each) for each in outcome.images(number)] for number in shown]
 
 
 def fetched(server: Server, place: dict) -> Image.Image:
@@ -84,26 +84,26 @@ def fetched(server: Server, place: dict) -> Image.Image:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
 
-def grid(pictures: list[Image.Image]) -> Image.Image:
-    """Six pictures in two rows, each whole in its cell."""
+def grid(images: list[Image.Image]) -> Image.Image:
+    """Six images in two rows, each whole in its cell."""
     sheet = Image.new("RGB", (3 * CELL, 2 * CELL), "white")
-    for place, picture in enumerate(pictures):
-        factor = CELL / max(picture.size)
-        fitted = picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.LANCZOS)
+    for place, image in enumerate(images):
+        factor = CELL / max(image.size)
+        fitted = image.resize((round(image.width * factor), round(image.height * factor)), Image.LANCZOS)
         left, top = place % 3 * CELL, place // 3 * CELL
         sheet.paste(fitted, (left + (CELL - fitted.width) // 2, top + (CELL - fitted.height) // 2))
     return sheet
 
 
-def row(pictures: list[Image.Image]) -> Image.Image:
-    """One picture as it is, or larger; several side by side, as square tiles."""
-    if len(pictures) == 1:
-        only = pictures[0]
+def row(images: list[Image.Image]) -> Image.Image:
+    """One image as it is, or larger; several side by side, as square tiles."""
+    if len(images) == 1:
+        only = images[0]
         factor = ALONE / only.width if only.width == only.height else min(1.0, WIDEST / only.width)
         return only.resize((round(only.width * factor), round(only.height * factor)), Image.LANCZOS)
-    sheet = Image.new("RGB", (SIDE * len(pictures), SIDE))
-    for place, picture in enumerate(pictures):
-        sheet.paste(picture.resize((SIDE, SIDE), Image.LANCZOS), (place * SIDE, 0))
+    sheet = Image.new("RGB", (SIDE * len(images), SIDE))
+    for place, image in enumerate(images):
+        sheet.paste(image.resize((SIDE, SIDE), Image.LANCZOS), (place * SIDE, 0))
     return sheet
 
 
@@ -117,7 +117,7 @@ async def thumbnail(session: Session, name: str) -> Image.Image:
             prompts = [line["prompt"] for line in csv.DictReader(file)]
         graphs = [with_seed(with_value(graph, "Prompt.text", prompt), SIX_SEED) for prompt in prompts]
         return grid([(await drawn(session, each, (SAVED,)))[0][0] for each in graphs])
-    return row([pictures[0] for pictures in await drawn(session, graph, SHOWN[name])])
+    return row([images[0] for images in await drawn(session, graph, SHOWN[name])])
 
 
 async def redraw(server: Server, names: list[str]) -> None:

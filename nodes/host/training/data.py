@@ -1,4 +1,4 @@
-"""What a training in the host learns from: pictures of the graph or a folder, prepared with its CLIP and VAE."""
+"""What a training in the host learns from: images of the graph or a folder, prepared with its CLIP and VAE."""
 import hashlib
 import logging
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainingPictures:
+class TrainingImages:
     """What to learn from: IMAGEs (B, H, W, 3) with a caption a line, or a folder, raw or prepared."""
 
     images: Tensor | None
@@ -32,7 +32,7 @@ class TrainingPictures:
 
     def __post_init__(self) -> None:
         if (self.images is None) == (not self.folder.strip()):
-            raise ValueError("connect images, or name a folder of pictures: one of the two")
+            raise ValueError("connect images, or name a folder of images: one of the two")
         if self.folder and not Path(self.folder).expanduser().is_dir():
             raise FileNotFoundError(f"there is no folder {self.folder}")
 
@@ -47,17 +47,17 @@ class TrainingPictures:
         return found
 
 
-def data_folder(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: Any, vae: Any, config: PixArtConfig,
+def data_folder(model: Any, wish: TrainingWish, images: TrainingImages, clip: Any, vae: Any, config: PixArtConfig,
                 side: int, say: RunningText) -> Path:
-    """A prepared folder: the one that was named, or one that is made here of pictures and captions."""
-    named = Path(pictures.folder).expanduser() if pictures.folder else None
+    """A prepared folder: the one that was named, or one that is made here of images and captions."""
+    named = Path(images.folder).expanduser() if images.folder else None
     if named is not None and shard_paths(named):
         return named
     if clip is None or vae is None:
-        raise ValueError("to learn from pictures and captions, connect clip and vae; only a folder made by `python -m "
+        raise ValueError("to learn from images and captions, connect clip and vae; only a folder made by `python -m "
                          "pixart prepare` needs neither")
     check_vae(vae)
-    source, mark = (named, short_digest(str(named.resolve()))) if named else written_images(pictures, wish.run)
+    source, mark = (named, short_digest(str(named.resolve()))) if named else written_images(images, wish.run)
     edges = wish.edges if wish.method == "controlnet" else "none"
     out = wish.run / f"data-{mark}-{side}-{edges}"
     hed = hed_path(HED_FILE) if edges == "hed" else None
@@ -69,20 +69,20 @@ def data_folder(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip
 
 
 def family_of(config: PixArtConfig) -> Family:
-    """How pictures and captions are treated for such a model."""
+    """How images and captions are treated for such a model."""
     kind = "mini" if config.resolution == 128 else "alpha" if config.latent_space == "sd" else "sigma"
     return replace(FAMILIES[kind], latent_space=config.latent_space, tokens=config.caption_tokens,
                    clean=config.cleans_captions)
 
 
-def written_images(pictures: TrainingPictures, run: Path) -> tuple[Path, str]:
+def written_images(given: TrainingImages, run: Path) -> tuple[Path, str]:
     """The images as files with captions beside them, in a folder named after what is in it; and that name's mark."""
     from PIL import Image
-    images = () if pictures.images is None else pictures.images
+    images = () if given.images is None else given.images
     arrays = [(image[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy() for image in images]
-    captions = pictures.lines()
+    captions = given.lines()
     mark = short_digest(*(text.encode() + array.tobytes() for array, text in zip(arrays, captions)))
-    folder = run / f"pictures-{mark}"
+    folder = run / f"images-{mark}"
     folder.mkdir(parents=True, exist_ok=True)
     for number, (array, text) in enumerate(zip(arrays, captions)):
         Image.fromarray(array).save(folder / f"{number:04d}.png")

@@ -27,7 +27,7 @@ from ..guest import advance_bar, bar, make_room, memory_handed_back, stoppable
 from ..node_text import RunningText
 from ..pt_dit import holds_pt_dit
 from ..text import is_ours
-from .data import TrainingPictures, data_folder
+from .data import TrainingImages, data_folder
 from .packages import check_packages
 from .view import TrainingWatch, last_sheet, preview_of
 from .wish import TrainingWish
@@ -41,10 +41,10 @@ class Trained:
 
     file: Path
     sheet: Tensor | None
-    picture: Path | None
+    image: Path | None
 
 
-def train_on(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: Any, vae: Any) -> Trained:
+def train_on(model: Any, wish: TrainingWish, images: TrainingImages, clip: Any, vae: Any) -> Trained:
     """Train, or go on with the training of this name. Raises the host's own exception when it is interrupted.
 
     ImportError, ValueError, FileNotFoundError, FileExistsError, OSError for what is wrong, before any work.
@@ -59,10 +59,10 @@ def train_on(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: A
     devices = [model.load_device] if model.load_device.type == "cuda" else []
     with (torch.inference_mode(False), torch.enable_grad(), stoppable(), memory_handed_back(),
           torch.random.fork_rng(devices)):
-        return _train(model, wish, pictures, clip, vae)
+        return _train(model, wish, images, clip, vae)
 
 
-def _train(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: Any, vae: Any) -> Trained:
+def _train(model: Any, wish: TrainingWish, images: TrainingImages, clip: Any, vae: Any) -> Trained:
     config = model.model.model_config.pixart
     side = nearest_class(config.resolution, config.resolution) if wish.resolution == "auto" else int(wish.resolution)
     say, device = RunningText(), model.load_device
@@ -70,7 +70,7 @@ def _train(model: Any, wish: TrainingWish, pictures: TrainingPictures, clip: Any
     loop = loop_config(wish, device, widest(model.model.diffusion_model))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(loop.precision, torch.float32)
     base = bare_transformer(model, torch.float32 if device.type == "cpu" else dtype, side)
-    folder = data_folder(model, wish, pictures, clip, vae, config, side, say)
+    folder = data_folder(model, wish, images, clip, vae, config, side, say)
     if advance_bar(bar(wish.steps), 0, wish.steps):
         raise KeyboardInterrupt
     say("getting ready to train", always=True)
@@ -125,7 +125,7 @@ def result_of(model: Any, wish: TrainingWish, trained: Trained) -> dict:
         model, _ = apply_lora(model, trained.file, 1.0)
     sheet = ExecutionBlocker(None) if trained.sheet is None else trained.sheet[None]
     shown = {}
-    if trained.picture is not None:
-        place = trained.picture.parent.relative_to(folder_paths.get_output_directory()).as_posix()
-        shown = {"images": [{"filename": trained.picture.name, "subfolder": place, "type": "output"}]}
+    if trained.image is not None:
+        place = trained.image.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+        shown = {"images": [{"filename": trained.image.name, "subfolder": place, "type": "output"}]}
     return {"ui": shown, "result": (model, control, sheet, str(trained.file))}

@@ -67,7 +67,7 @@ def preview_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip:
 
 def subject_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip: Any, vae: Any,
                model: Any) -> "Subject":
-    """What the preview draws; a ControlNet follows the first edge map of the data, at that picture's size."""
+    """What the preview draws; a ControlNet follows the first edge map of the data, at that image's size."""
     from ....pixart.drawing import Request
     from ....pixart.train.preview import Subject
     config, decode, hints, edges = job.config, vae_decoder(vae, model), None, None
@@ -88,7 +88,7 @@ def subject_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip:
 
 def last_sheet(folder: Path) -> tuple[Tensor | None, Path | None]:
     """The newest preview, (H, W, 3) in 0..1, and its file."""
-    from ....pixart.control.pictures import opaque
-    from ....pixart.pictures import read_picture
+    from ....pixart.control.images import opaque
+    from ....pixart.images import read_image
     drawn = sorted(folder.glob("step-*.png"))
-    return (opaque(read_picture(drawn[-1]))[0].permute(1, 2, 0), drawn[-1]) if drawn else (None, None)
+    return (opaque(read_image(drawn[-1]))[0].permute(1, 2, 0), drawn[-1]) if drawn else (None, None)

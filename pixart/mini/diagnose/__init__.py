@@ -21,7 +21,7 @@ def diagnose(count: int = 200, seed: int = 7, files: Files = SHIPPED, device: st
              starts: Sequence[int] = STARTS, captions: tuple[int, int] = (TRAINING, TESTED)) -> Diagnosis:
     """Run all trials on `count` held-out sentences. Raises what reading the files raises.
 
-    From which noise on is a real picture, finished by the teacher, no longer what it was; what does the autoencoder
+    From which noise on is a real image, finished by the teacher, no longer what it was; what does the autoencoder
     alone lose; what can be read from the text features; how large is the error of the noise at each timestep.
     starts: the timesteps to finish from. captions: how many the probe is trained and tested on.
     """
@@ -31,8 +31,8 @@ def diagnose(count: int = 200, seed: int = 7, files: Files = SHIPPED, device: st
     for start in starts:
         rows[start] = instrument.row(f"t0 = {start}", finished(model, bench, instrument.real, start, guidance))
         right = rows[start].accuracy
-        logger.info("finished from t = %d: %.1f %% of attributes, %.1f %% of pictures", start, 100 * right["all"],
-                    100 * right["pictures"])
+        logger.info("finished from t = %d: %.1f %% of attributes, %.1f %% of images", start, 100 * right["all"],
+                    100 * right["images"])
     bins = losses(model, bench, instrument.real)
     probed = probe_encoder(files, crowded=crowded, device=bench.device, training=captions[0], tested=captions[1])
     real = instrument.row("real", instrument.real)

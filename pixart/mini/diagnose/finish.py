@@ -1,4 +1,4 @@
-"""Real pictures noised to a timestep and finished by the teacher: at which noise is what the sentence says lost?"""
+"""Real images noised to a timestep and finished by the teacher: at which noise is what the sentence says lost?"""
 from math import sqrt
 
 import torch
@@ -7,10 +7,10 @@ from torch import Tensor
 from ...drawing import stack_captions
 from ...model.transformer import PixArtTransformer
 from ...sampling.guidance import guided
-from ...sampling.noise import PictureNoise
+from ...sampling.noise import ImageNoise
 from ...sampling.schedule import ALPHAS_CUMPROD, Model, add_noise, batch_of, predicted_x0
 from ...text.encoded import Encoded
-from ..measure.batches import BenchPictures
+from ..measure.batches import BenchImages
 from ..measure.bench import Bench
 from ..measure.prompts import PromptGroup
 
@@ -53,20 +53,20 @@ def network(model: PixArtTransformer, bench: Bench, group: PromptGroup, caption:
     return predict if guidance == 1 else guided(predict, guidance)
 
 
-def latents_of(bench: Bench, real: BenchPictures, group: PromptGroup) -> Tensor:
-    """Scaled latents (B, 4, h, w) of the real pictures of a group."""
+def latents_of(bench: Bench, real: BenchImages, group: PromptGroup) -> Tensor:
+    """Scaled latents (B, 4, h, w) of the real images of a group."""
     return bench.vae.encode(real.rows(group.members).to(bench.device).float() / 255)
 
 
 def group_noise(bench: Bench, group: PromptGroup, like: Tensor) -> Tensor:
     """Unit Gaussian noise of the group's own seeds, of the shape of `like`."""
     seeds = [group.seed + i for i in range(len(group.members))]
-    return PictureNoise(seeds, tuple(like.shape[1:]), bench.device)()
+    return ImageNoise(seeds, tuple(like.shape[1:]), bench.device)()
 
 
 @torch.inference_mode()
-def finished(model: PixArtTransformer, bench: Bench, real: BenchPictures, start: int, guidance: float) -> BenchPictures:
-    """The real pictures encoded, noised to timestep `start`, denoised by at most `FINISH_STEPS` DDIM steps, decoded."""
+def finished(model: PixArtTransformer, bench: Bench, real: BenchImages, start: int, guidance: float) -> BenchImages:
+    """The real images encoded, noised to timestep `start`, denoised by at most `FINISH_STEPS` DDIM steps, decoded."""
     def finish(group: PromptGroup) -> Tensor:
         x0 = latents_of(bench, real, group)
         if start == 0:

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...model.transformer import PixArtTransformer
 from ...sampling.schedule import STEPS, add_noise
 from ...text.encoded import join_encoded
-from ..measure.batches import BenchPictures
+from ..measure.batches import BenchImages
 from ..measure.bench import Bench
 from .finish import group_noise, latents_of, network, signal_to_noise
 
@@ -27,7 +27,7 @@ class Bin:
 
 
 @torch.inference_mode()
-def losses(model: PixArtTransformer, bench: Bench, real: BenchPictures) -> list[Bin]:
+def losses(model: PixArtTransformer, bench: Bench, real: BenchImages) -> list[Bin]:
     """Every sentence once in every bin, at a timestep drawn from it; the same noise with the sentence and without."""
     rows: list[Tensor] = []             # (2, BINS, b)
     draws = torch.Generator().manual_seed(bench.prompts.seed)

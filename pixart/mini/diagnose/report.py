@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHOWN_QUESTIONS = ("pictures", "shape", "second shape", "second colour", "texture", "colour", "shape by place",
+SHOWN_QUESTIONS = ("images", "shape", "second shape", "second colour", "texture", "colour", "shape by place",
                    "colour by place")       # in the plot, where they were asked for
 
 
@@ -30,7 +30,7 @@ class Diagnosis:
     count: int                              # held-out sentences
     guidance: float
     judge: str
-    finished: dict[int, Row]                # by the timestep the real pictures were noised to; 0: autoencoder alone
+    finished: dict[int, Row]                # by the timestep the real images were noised to; 0: autoencoder alone
     real: Row
     probed: dict[str, tuple[float, float]]  # by attribute: shares read from the features of training and held-out texts
     bins: list[Bin]
@@ -50,7 +50,7 @@ def _finished(found: Diagnosis) -> str:
                  for name, value in values.items()]
         noise = f"{signal_to_noise(int(title)):.2g}" if title not in ("real", "0") else "-"
         rows.append([title, noise, *cells])
-    note = (f"{found.count} held-out sentences, read by judge {found.judge[0]}: real pictures encoded, noised to "
+    note = (f"{found.count} held-out sentences, read by judge {found.judge[0]}: real images encoded, noised to "
             f"timestep t0 and finished by the teacher in {FINISH_STEPS} DDIM steps, guidance {found.guidance:g}. "
             "t0 = 0: the autoencoder alone. SNR: ratio of the variances of signal and noise.")
     return f"{markdown(['t0', 'SNR', *(SHARES.get(name, name) for name in found.real.accuracy)], rows)}\n\n{note}"
@@ -66,7 +66,7 @@ def _probed(found: Diagnosis) -> str:
 def _losses(found: Diagnosis) -> str:
     rows = [[f"{one.first}-{one.last}", f"{one.signal_to_noise:.2g}", f"{one.loss:.3g} +- {one.error:.2g}",
              f"{one.without_text:.3g}", f"{100 * (one.without_text / one.loss - 1):.0f}"] for one in found.bins]
-    note = "Mean squared error of the teacher's noise prediction on real held-out pictures, +- its standard error."
+    note = "Mean squared error of the teacher's noise prediction on real held-out images, +- its standard error."
     titles = ["timesteps", "SNR", "loss", "with the empty sentence", "higher by, %"]
     return f"{markdown(titles, rows)}\n\n{note}"
 

@@ -1,4 +1,4 @@
-"""What of a sentence the judge reads back from its picture, sentence by sentence."""
+"""What of a sentence the judge reads back from its image, sentence by sentence."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..scenes import ATTRIBUTES, Scene, labels
-from .batches import BenchPictures, measure_each
-from .judges import PictureJudge
+from .batches import BenchImages, measure_each
+from .judges import ImageJudge
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Answers:
 
     @classmethod
     def of(cls, scenes: Sequence[Scene], choices: Tensor) -> "Answers":
-        """From what was read, as `most_likely` gives it for the pictures of these scenes, on the CPU."""
+        """From what was read, as `most_likely` gives it for the images of these scenes, on the CPU."""
         wanted = torch.tensor([labels(scene) for scene in scenes])
         asked = wanted >= 0
         return cls(asked, asked & (choices == wanted))
 
     @classmethod
-    def read(cls, judge: PictureJudge, scenes: Sequence[Scene], pictures: BenchPictures, batch: int,
+    def read(cls, judge: ImageJudge, scenes: Sequence[Scene], images: BenchImages, batch: int,
              device: torch.device) -> "Answers":
         """The judge's most likely answers against what the captions state."""
-        return cls.of(scenes, measure_each(pictures, batch, device, partial(most_likely, judge)))
+        return cls.of(scenes, measure_each(images, batch, device, partial(most_likely, judge)))
 
     @classmethod
     def parse(cls, rows: Sequence[str]) -> "Answers":
@@ -45,11 +45,11 @@ class Answers:
     def counts(self) -> dict[str, tuple[Tensor, Tensor]]:
         """How much was read rightly of a sentence and how much was asked, each (n,) float64.
 
-        By attribute; "all" of all attributes; "pictures", 1 where everything is right. The attributes of the nine
+        By attribute; "all" of all attributes; "images", 1 where everything is right. The attributes of the nine
         places of crowded scenes are pooled by what is asked.
         """
         found = {"all": (self.right.sum(1), self.asked.sum(1)),
-                 "pictures": ((self.right == self.asked).all(1), torch.ones(len(self.asked)))}
+                 "images": ((self.right == self.asked).all(1), torch.ones(len(self.asked)))}
         for title, members in columns().items():
             right, asked = self.right[:, members].sum(1), self.asked[:, members].sum(1)
             if asked.any():
@@ -61,10 +61,10 @@ class Answers:
         return {name: (right.sum() / asked.sum()).item() for name, (right, asked) in self.counts().items()}
 
 
-def most_likely(judge: PictureJudge, pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in 0..1 -> the number of the most likely answer to every attribute, (B, attributes)."""
+def most_likely(judge: ImageJudge, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in 0..1 -> the number of the most likely answer to every attribute, (B, attributes)."""
     with torch.inference_mode():
-        return torch.stack([logits.argmax(1) for logits in judge(pictures)], 1)
+        return torch.stack([logits.argmax(1) for logits in judge(images)], 1)
 
 
 def columns() -> dict[str, list[int]]:

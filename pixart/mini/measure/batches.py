@@ -1,23 +1,23 @@
-"""Pictures of many sentences in the few sizes of PixArt-mini, kept so that nothing is done picture by picture."""
+"""Images of many sentences in the few sizes of PixArt-mini, kept so that nothing is done image by image."""
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..pictures import BUCKETS
+from ..images import BUCKETS
 
 SIZE_COUNT = len(BUCKETS)
 
 
-def to_bytes(pictures: Tensor) -> Tensor:
-    """0..1 -> 0..255, uint8: measured is what a picture file would hold."""
-    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
+def to_bytes(images: Tensor) -> Tensor:
+    """0..1 -> 0..255, uint8: measured is what an image file would hold."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 @dataclass(frozen=True)
-class BenchPictures:
-    """Pictures of the sentences 0, 1, 2, ...: part k is uint8 (n, 3, H, W) and holds the sentences k, k + 5, ...
+class BenchImages:
+    """Images of the sentences 0, 1, 2, ...: part k is uint8 (n, 3, H, W) and holds the sentences k, k + 5, ...
 
     Every part has its own size, and lies on whatever device it was made on.
     """
@@ -25,26 +25,26 @@ class BenchPictures:
     parts: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, pictures: Sequence[Tensor]) -> "BenchPictures":
-        """From pictures (3, H, W) in 0..1 in the order of the sentences."""
-        return cls(tuple(to_bytes(torch.stack(list(pictures[k::SIZE_COUNT])))
-                         for k in range(min(SIZE_COUNT, len(pictures)))))
+    def of(cls, images: Sequence[Tensor]) -> "BenchImages":
+        """From images (3, H, W) in 0..1 in the order of the sentences."""
+        return cls(tuple(to_bytes(torch.stack(list(images[k::SIZE_COUNT])))
+                         for k in range(min(SIZE_COUNT, len(images)))))
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
     def __getitem__(self, number: int) -> Tensor:
-        """Picture (3, H, W) of a sentence, 0..1, on the CPU."""
+        """Image (3, H, W) of a sentence, 0..1, on the CPU."""
         return self.parts[number % SIZE_COUNT][number // SIZE_COUNT].cpu().float() / 255
 
     def rows(self, members: range) -> Tensor:
         """uint8 (n, 3, H, W) of the sentences of a group."""
         return self.parts[members.start % SIZE_COUNT][members.start // SIZE_COUNT:][:len(members)]
 
-    def first(self, count: int) -> "BenchPictures":
+    def first(self, count: int) -> "BenchImages":
         """Those of the first `count` sentences, a copy on the CPU."""
         kept = [part[:len(range(k, count, SIZE_COUNT))].cpu().clone() for k, part in enumerate(self.parts[:count])]
-        return BenchPictures(tuple(kept))
+        return BenchImages(tuple(kept))
 
     def batches(self, batch: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
         """(at most `batch`, 3, H, W) in 0..1 on `device`, part after part."""
@@ -62,14 +62,14 @@ def in_order(values: Tensor) -> Tensor:
     return ordered
 
 
-def measure_each(pictures: BenchPictures, batch: int, device: torch.device | str,
+def measure_each(images: BenchImages, batch: int, device: torch.device | str,
                  measure: Callable[[Tensor], Tensor]) -> Tensor:
-    """measure(batch (b, 3, H, W)) -> (b, ...), for all pictures, in the order of the sentences, on the CPU."""
-    return in_order(torch.cat([measure(some) for some in pictures.batches(batch, device)])).cpu()
+    """measure(batch (b, 3, H, W)) -> (b, ...), for all images, in the order of the sentences, on the CPU."""
+    return in_order(torch.cat([measure(some) for some in images.batches(batch, device)])).cpu()
 
 
-def each_pair(one: BenchPictures, other: BenchPictures, batch: int, device: torch.device | str,
+def each_pair(one: BenchImages, other: BenchImages, batch: int, device: torch.device | str,
               measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """measure(batch, batch) -> (b, ...) for the pictures of the same sentences, otherwise as `measure_each`."""
+    """measure(batch, batch) -> (b, ...) for the images of the same sentences, otherwise as `measure_each`."""
     pairs = zip(one.batches(batch, device), other.batches(batch, device), strict=True)
     return in_order(torch.cat([measure(a, b) for a, b in pairs])).cpu()

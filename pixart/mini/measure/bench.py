@@ -11,7 +11,7 @@ from ...text.encoded import Encoded
 from ...text.t5 import T5Encoder
 from .. import Files
 from ..autoencoder import MiniAutoencoder, load_autoencoder
-from .batches import BenchPictures, to_bytes
+from .batches import BenchImages, to_bytes
 from .prompts import PromptGroup, Prompts
 
 
@@ -25,14 +25,14 @@ class Bench:
     captions: Encoded            # of all sentences
     null: Encoded                # of the empty sentence
     device: torch.device
-    batch: int = 100             # pictures at a time
+    batch: int = 100             # images at a time
 
     @classmethod
     def open(cls, files: Files, count: int = 1000, seed: int = 7, crowded: bool = False,
              device: torch.device | str = "cpu", batch: int = 100) -> "Bench":
         """Reads text encoder and autoencoder of `files`, and encodes `count` sentences. Raises what reading raises."""
         if batch < 1:
-            raise ValueError(f"{batch} pictures at a time asked for; at least 1 is needed")
+            raise ValueError(f"{batch} images at a time asked for; at least 1 is needed")
         prompts, device = Prompts.held_out(count, seed, crowded), torch.device(device)
         config, encoder = read_config(files.teacher), T5Encoder(files.t5, bits=16, device=device)
         limit, cleans = config.caption_tokens, config.cleans_captions        # as the pipeline does
@@ -62,14 +62,14 @@ class Bench:
         longest = int(mask.sum(1).max())
         return Encoded(self.captions.context[rows, :longest], mask[:, :longest], self.captions.reports[rows])
 
-    def draw_groups(self, draw: Callable[[PromptGroup], Tensor]) -> BenchPictures:
-        """draw(group) -> scaled latents (B, 4, h, w): the pictures of all sentences."""
+    def draw_groups(self, draw: Callable[[PromptGroup], Tensor]) -> BenchImages:
+        """draw(group) -> scaled latents (B, 4, h, w): the images of all sentences."""
         parts: dict[tuple[int, int], list[Tensor]] = {}
         for group in self.prompts.groups(self.batch):
             parts.setdefault((group.height, group.width), []).append(self.decode(draw(group)))
-        return BenchPictures(tuple(torch.cat(part) for part in parts.values()))
+        return BenchImages(tuple(torch.cat(part) for part in parts.values()))
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, 4, h, w) -> pictures, uint8 (B, 3, 8h, 8w)."""
+        """Scaled latents (B, 4, h, w) -> images, uint8 (B, 3, 8h, 8w)."""
         return torch.cat([to_bytes(self.vae.decode(part.float())) for part in latents.split(self.batch)])

@@ -1,4 +1,4 @@
-"""What drawing a picture costs: passes through the network, multiplications, time."""
+"""What drawing an image costs: passes through the network, multiplications, time."""
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode, mm_flop, sdpa_flop
 
 from ...model.transformer import PixArtTransformer
 from ...pt_dit.transformer import PTDiT
-from .batches import BenchPictures
+from .batches import BenchImages
 from .bench import Bench
 from .methods import DrawingMethod
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one picture, text encoding and loading left out."""
+    """Of one image, text encoding and loading left out."""
 
     passes: float            # through the transformer; guidance takes two a step
     macs: float              # multiply-accumulate operations of all matrix products, attention and convolutions
-    milliseconds: float      # wall-clock time over the number of pictures, decoding and noise included
-    machine: str             # where that was, and how many pictures at a time
+    milliseconds: float      # wall-clock time over the number of images, decoding and noise included
+    machine: str             # where that was, and how many images at a time
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Passes:
 
 @contextmanager
 def counted_passes() -> Iterator[Passes]:
-    """Counts every picture of every call of a PixArt transformer or a PT-DiT, however it comes about."""
+    """Counts every image of every call of a PixArt transformer or a PT-DiT, however it comes about."""
     passes = Passes()
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -61,9 +61,9 @@ def counted_flops() -> FlopCounterMode:
 
 
 def count(method: DrawingMethod, bench: Bench, probe: int = 1) -> tuple[float, float]:
-    """Passes and multiply-accumulate operations of a picture, on average over the first `probe` sentences.
+    """Passes and multiply-accumulate operations of an image, on average over the first `probe` sentences.
 
-    The first picture is a square one. More than one are only needed for methods whose work depends on the picture, or
+    The first image is a square one. More than one are only needed for methods whose work depends on the image, or
     to count the other sizes too. Draws them, so it also warms the method up; counting takes some 0.1 s a step. Twice
     the operations are what others call FLOPs.
     """
@@ -72,17 +72,17 @@ def count(method: DrawingMethod, bench: Bench, probe: int = 1) -> tuple[float, f
     return passes.rows / made, flops.get_total_flops() / 2 / made
 
 
-def timed(method: DrawingMethod, bench: Bench) -> tuple[BenchPictures, float]:
-    """The pictures, and milliseconds for each."""
+def timed(method: DrawingMethod, bench: Bench) -> tuple[BenchImages, float]:
+    """The images, and milliseconds for each."""
     wait(bench.device)
     started = time.perf_counter()
-    pictures = method.draw(bench)
+    images = method.draw(bench)
     wait(bench.device)
-    return pictures, 1000 * (time.perf_counter() - started) / len(pictures)
+    return images, 1000 * (time.perf_counter() - started) / len(images)
 
 
 def machine(bench: Bench) -> str:
-    """Device, threads and batch, which the time of a picture depends on."""
+    """Device, threads and batch, which the time of an image depends on."""
     device = bench.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""

@@ -1,23 +1,23 @@
-"""How far drawn pictures are from real ones as a set, in the judge's features: Frechet and kernel distance."""
+"""How far drawn images are from real ones as a set, in the judge's features: Frechet and kernel distance."""
 import torch
 from torch import Tensor
 
-from .batches import BenchPictures, measure_each
-from .judges import PictureJudge
+from .batches import BenchImages, measure_each
+from .judges import ImageJudge
 
 
-def features_of(judge: PictureJudge, pictures: BenchPictures, batch: int, device: torch.device) -> Tensor:
+def features_of(judge: ImageJudge, images: BenchImages, batch: int, device: torch.device) -> Tensor:
     """(n, F) float64 on the CPU, in the order of the sentences."""
     def read(some: Tensor) -> Tensor:
         with torch.inference_mode():
             return judge.features(some).float()
-    return measure_each(pictures, batch, device, read).double()
+    return measure_each(images, batch, device, read).double()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """|mean a - mean b|^2 + tr(A + B - 2 sqrt(A B)) of two sets of features (n, F), float64 (Heusel et al. 2017).
 
-    Biased upwards, the more so the fewer pictures there are; the bias depends on what is measured.
+    Biased upwards, the more so the fewer images there are; the bias depends on what is measured.
     """
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
     root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
@@ -39,7 +39,7 @@ def kernel_distances(drawn: Tensor, real: Tensor) -> Tensor:
     """
     count = len(drawn)
     if count < 3:
-        raise ValueError(f"{count} pictures; a kernel distance needs at least 3")
+        raise ValueError(f"{count} images; a kernel distance needs at least 3")
     cross = kernel(drawn, real)
     pairs = kernel(drawn, drawn) + kernel(real, real) - cross - cross.T
     of_one = pairs.sum(1) - pairs.diagonal()                       # sum over all other sentences

@@ -4,14 +4,14 @@ from typing import Protocol
 from torch import Tensor
 
 
-class PictureJudge(Protocol):
-    """Reads pictures (B, 3, H, W) in 0..1."""
+class ImageJudge(Protocol):
+    """Reads images (B, 3, H, W) in 0..1."""
 
-    def __call__(self, pictures: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits (B, answers) of every attribute, in the order of `ATTRIBUTES`."""
 
-    def features(self, pictures: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """(B, F), what the answers are read from."""
 
-    def maps(self, pictures: Tensor) -> list[Tensor]:
+    def maps(self, images: Tensor) -> list[Tensor]:
         """Convolution maps, each (B, C, h, w)."""

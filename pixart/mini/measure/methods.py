@@ -24,24 +24,24 @@ from ...model.transformer import PixArtTransformer
 from ...pipeline import Pipeline
 from ...sampling.samplers import SAMPLERS
 from .. import Files
-from .batches import BenchPictures
+from .batches import BenchImages
 from .bench import Bench
 from .prompts import PromptGroup
 
 logger = logging.getLogger(__name__)
 
-Follow = Callable[[PromptGroup], Guide]  # what the pictures of a group of sentences follow
+Follow = Callable[[PromptGroup], Guide]  # what the images of a group of sentences follow
 
 
 class DrawingMethod(Protocol):
-    """What can be measured. Drawing the first sentences of a bench must give their pictures of the whole bench."""
+    """What can be measured. Drawing the first sentences of a bench must give their images of the whole bench."""
 
     @property
     def name(self) -> str:
         """A short name, the row's title in tables."""
 
-    def draw(self, bench: Bench) -> BenchPictures:
-        """The pictures of all sentences of `bench`, from the noise that it names."""
+    def draw(self, bench: Bench) -> BenchImages:
+        """The images of all sentences of `bench`, from the noise that it names."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Sampled:
             load_feedback(self.feedback).check(config)
 
     def policies(self, bench: Bench, model: PixArtTransformer) -> list[Policy]:
-        """Of the feedback, or the cache, set for a square picture; the other sizes have about as many tokens."""
+        """Of the feedback, or the cache, set for a square image; the other sizes have about as many tokens."""
         if self.feedback:
             return [PlacedInnerLoop(load_feedback(self.feedback))]
         if self.cache is None:
@@ -88,13 +88,13 @@ class Sampled:
         return plan.make()
 
     def draw(self, bench: Bench, controlnet: PixArtControlNet | None = None,
-             follow: Follow | None = None) -> BenchPictures:
+             follow: Follow | None = None) -> BenchImages:
         """follow: gives what a group follows, with its latent, through the ControlNet."""
         model = self.model(bench.files, bench.device)
         return self.draw_with(model, self.policies(bench, model), bench, controlnet, follow)
 
     def draw_with(self, model: PixArtTransformer, policies: Sequence[Policy], bench: Bench,
-                  controlnet: PixArtControlNet | None = None, follow: Follow | None = None) -> BenchPictures:
+                  controlnet: PixArtControlNet | None = None, follow: Follow | None = None) -> BenchImages:
         """`draw` by a model that is at hand, with other policies than the method's own."""
         pipe = Pipeline.of(model, controlnet=controlnet)
 

@@ -16,7 +16,7 @@ def can_plot() -> bool:
 
 
 def quality_speed(measured: Measured, path: Path) -> None:
-    """PNG: share of wholly right pictures over multiplications and over time of a picture, both logarithmic."""
+    """PNG: share of wholly right images over multiplications and over time of an image, both logarithmic."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
@@ -27,7 +27,7 @@ def quality_speed(measured: Measured, path: Path) -> None:
     drawn = resamples(measured.about.count)
     axes = figure.subplots(1, 2, sharey=True)
     for number, row in enumerate(measured.rows):
-        value = estimate(*row.sums()["pictures"], drawn)
+        value = estimate(*row.sums()["images"], drawn)
         height = 100 * value.value
         if row.cost is None:
             for axis in axes:
@@ -36,12 +36,12 @@ def quality_speed(measured: Measured, path: Path) -> None:
         reach = [[height - 100 * value.low], [100 * value.high - height]]
         for axis, x in zip(axes, (row.cost.macs / 1e9, row.cost.milliseconds)):
             axis.errorbar(x, height, yerr=reach, fmt=MARKERS[number // 10 % len(MARKERS)], capsize=3, label=row.name)
-    for axis, title in zip(axes, ("GMACs a picture", "ms a picture")):
+    for axis, title in zip(axes, ("GMACs per image", "ms per image")):
         axis.set(xlabel=title, xscale="log")
         for each in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
             each(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.7)))       # 20, not 2 x 10^1
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="wholly right pictures, %, with 95 % interval")
+    axes[0].set(ylabel="wholly right images, %, with 95 % interval")
     machines = sorted({row.cost.machine for row in measured.rows if row.cost})
     axes[1].set_title("; ".join(machines), fontsize="small")
     axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5), ncols=columns)

@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..pictures import BUCKETS, draw_scene
+from ..images import BUCKETS, draw_scene
 from ..prepare import held_out
 from ..scenes import Scene
-from .batches import BenchPictures
+from .batches import BenchImages
 
 _RUN, _BUCKET = 1_000_000, 100_000        # distances between the seeds of two runs, and of two buckets of a run
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Sentences that are drawn in one batch: pictures of one size, with seeds that follow `seed`."""
+    """Sentences that are drawn in one batch: images of one size, with seeds that follow `seed`."""
 
     height: int
     width: int
@@ -26,9 +26,9 @@ class PromptGroup:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Held-out sentences; sentence i has the picture size BUCKETS[i % len(BUCKETS)].
+    """Held-out sentences; sentence i has the image size BUCKETS[i % len(BUCKETS)].
 
-    run: which noise the sentences are drawn with. The same sentence in another run is another picture.
+    run: which noise the sentences are drawn with. The same sentence in another run is another image.
     """
 
     scenes: list[Scene]
@@ -64,12 +64,12 @@ class Prompts:
             for at in range(0, len(members), batch):
                 yield PromptGroup(height, width, members[at:at + batch], self.run * _RUN + bucket * _BUCKET + at)
 
-    def real(self) -> BenchPictures:
-        """The picture of every scene, drawn by the renderer that drew the training pictures."""
+    def real(self) -> BenchImages:
+        """The image of every scene, drawn by the renderer that drew the training images."""
         split = "held-out"
         parts = []
         for bucket, size in enumerate(BUCKETS):
             arrays = [draw_scene(self.scenes[i], *size, random.Random(f"picture {self.seed} {split} {i}"))
                       for i in range(bucket, len(self), len(BUCKETS))]
             parts += [torch.stack([torch.from_numpy(array) for array in arrays]).permute(0, 3, 1, 2)] if arrays else []
-        return BenchPictures(tuple(parts))
+        return BenchImages(tuple(parts))

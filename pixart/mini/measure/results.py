@@ -13,7 +13,7 @@ from ...atomic import replacing
 from .accuracy import Answers
 from .cost import Cost
 
-REAL = "real pictures"                # name of the row that nothing was drawn for
+REAL = "real images"                # name of the row that nothing was drawn for
 RESULTS_FORMAT = "pixart-mini-measured-1"
 Sums = tuple[Tensor, Tensor]          # values and weights of all sentences: a measure is sum(values) / sum(weights)
 
@@ -27,7 +27,7 @@ class About:
     crowded: bool
     sentences: str                    # digest of the captions
     judge: str                        # a or b, and a digest of its file
-    judge_accuracy: float             # share of all attributes of real pictures that it reads rightly
+    judge_accuracy: float             # share of all attributes of real images that it reads rightly
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Shares of right answers by attribute, of all answers as "all", of wholly right pictures as "pictures"."""
+        """Shares of right answers by attribute, of all answers as "all", of wholly right images as "images"."""
         return Answers.parse(self.answers).shares()
 
     def sums(self) -> dict[str, Sums]:

@@ -1,4 +1,4 @@
-"""Pictures side by side for people: a row a sentence, a column a way of drawing."""
+"""Images side by side for people: a row a sentence, a column a way of drawing."""
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
@@ -17,15 +17,15 @@ _TITLE, _LINE, _LETTER = 24, 12, 6       # height of the titles, size of a lette
 
 
 class Column(Protocol):
-    """Pictures (3, H, W) in 0..1 by the number of their sentence."""
+    """Images (3, H, W) in 0..1 by the number of their sentence."""
 
     def __getitem__(self, number: int, /) -> Tensor: ...
 
 
-def method_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequence[int], cell: int = 160) -> "Image":
-    """Pictures by the name of their column; rows: numbers of sentences, which stand above their pictures."""
+def method_sheet(images: Mapping[str, Column], prompts: Prompts, rows: Sequence[int], cell: int = 160) -> "Image":
+    """Images by the name of their column; rows: numbers of sentences, which stand above their images."""
     from PIL import Image, ImageDraw
-    names = list(pictures)
+    names = list(images)
     texts = [wrap(prompts.captions[number], len(names) * cell // _LETTER - 1) for number in rows]
     above = _LINE * max(map(len, texts)) + 4
     sheet = Image.new("RGB", (len(names) * cell, _TITLE + len(rows) * (above + cell)), "white")
@@ -37,30 +37,30 @@ def method_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequenc
         for line, words in enumerate(text):
             pen.text((4, top + 2 + line * _LINE), words, fill="black")
         for column, name in enumerate(names):
-            picture = _image(pictures[name][number])
-            left = column * cell + (cell - picture.width) // 2
-            sheet.paste(picture, (left, top + above + (cell - picture.height) // 2))
+            image = _image(images[name][number])
+            left = column * cell + (cell - image.width) // 2
+            sheet.paste(image, (left, top + above + (cell - image.height) // 2))
     return sheet
 
 
-def edge_sheet(pictures: Mapping[str, Column], prompts: Prompts, rows: Sequence[int]) -> "Image":
-    """As `method_sheet`, of the part of each picture with the strongest edges, `ZOOM` times as large."""
-    parts = {name: {number: magnified(drawn[number]) for number in rows} for name, drawn in pictures.items()}
+def edge_sheet(images: Mapping[str, Column], prompts: Prompts, rows: Sequence[int]) -> "Image":
+    """As `method_sheet`, of the part of each image with the strongest edges, `ZOOM` times as large."""
+    parts = {name: {number: magnified(drawn[number]) for number in rows} for name, drawn in images.items()}
     return method_sheet(parts, prompts, rows, CROP * ZOOM + 8)
 
 
-def magnified(picture: Tensor) -> Tensor:
+def magnified(image: Tensor) -> Tensor:
     """(3, H, W) -> (3, CROP * ZOOM, CROP * ZOOM): where neighbouring pixels differ most, each pixel as a square."""
-    steps = torch.zeros(picture.shape[1:])
+    steps = torch.zeros(image.shape[1:])
     for side in (1, 2):
-        change = picture.diff(dim=side).square().sum(0)
+        change = image.diff(dim=side).square().sum(0)
         steps[:change.shape[0], :change.shape[1]] += change
     sums = F.avg_pool2d(steps[None, None], CROP, stride=1)[0, 0]
     top, left = divmod(int(sums.argmax()), sums.shape[1])
-    part = picture[:, top:top + CROP, left:left + CROP]
+    part = image[:, top:top + CROP, left:left + CROP]
     return part.repeat_interleave(ZOOM, 1).repeat_interleave(ZOOM, 2)
 
 
-def _image(picture: Tensor) -> "Image":
+def _image(image: Tensor) -> "Image":
     from PIL import Image
-    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())

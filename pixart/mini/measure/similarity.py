@@ -1,20 +1,20 @@
-"""How alike two pictures of the same sentence are, pixel by pixel and as the judge sees them."""
+"""How alike two images of the same sentence are, pixel by pixel and as the judge sees them."""
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import BenchPictures, each_pair
-from .judges import PictureJudge
+from .batches import BenchImages, each_pair
+from .judges import ImageJudge
 
-ROUNDING = 1 / (12 * 255 ** 2)     # mean squared error that storing a picture in 8 bits makes by itself
+ROUNDING = 1 / (12 * 255 ** 2)     # mean squared error that storing an image in 8 bits makes by itself
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """(B, 3, H, W) in 0..1 -> (B,): peak signal-to-noise ratio in dB.
 
-    An error below that of 8-bit storage counts as that error, so that equal pictures have 58.9 dB and not infinity.
+    An error below that of 8-bit storage counts as that error, so that equal images have 58.9 dB and not infinity.
     """
     return -10 * (a - b).square().mean((1, 2, 3)).clamp(min=ROUNDING).log10()
 
@@ -23,7 +23,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """(B, 3, H, W) in 0..1, sides of at least 11 -> (B,): structural similarity (Wang et al. 2004).
 
     Gaussian window of 11 pixels and sigma 1.5, constants 0.01 and 0.03, mean over channels and over all windows that
-    lie wholly inside the picture.
+    lie wholly inside the image.
     """
     channels = a.shape[1]
     ramp = torch.arange(11, device=a.device) - 5.0
@@ -42,8 +42,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def judge_lpips(judge: PictureJudge, a: Tensor, b: Tensor) -> Tensor:
-    """(B, 3, H, W) in 0..1 -> (B,): distance of the judge's convolution maps, 0 for equal pictures.
+def judge_lpips(judge: ImageJudge, a: Tensor, b: Tensor) -> Tensor:
+    """(B, 3, H, W) in 0..1 -> (B,): distance of the judge's convolution maps, 0 for equal images.
 
     As LPIPS (Zhang et al. 2018) with the judge in place of an ImageNet network and without learned weights: each
     position's channels scaled to unit length, squared differences summed over channels, averaged over positions, and
@@ -53,12 +53,12 @@ def judge_lpips(judge: PictureJudge, a: Tensor, b: Tensor) -> Tensor:
 
 
 def map_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Maps of two batches of pictures, each (B, C, h, w) -> (B,), see `judge_lpips`; differentiable."""
+    """Maps of two batches of images, each (B, C, h, w) -> (B,), see `judge_lpips`; differentiable."""
     maps = [(F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean((1, 2)) for x, y in zip(a, b)]
     return torch.stack(maps).mean(0)
 
 
-def similarities(judge: PictureJudge, drawn: BenchPictures, reference: BenchPictures, batch: int,
+def similarities(judge: ImageJudge, drawn: BenchImages, reference: BenchImages, batch: int,
                  device: torch.device) -> dict[str, Tensor]:
     """psnr, ssim and lpips of every sentence, (n,) each, float64 on the CPU."""
     def all_three(a: Tensor, b: Tensor) -> Tensor:

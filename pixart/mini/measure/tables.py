@@ -6,8 +6,8 @@ from torch import Tensor
 from .bootstrap import LEVEL, Estimate, estimate, mcnemar, paired_difference, resamples
 from .results import REAL, Measured, Row, Sums
 
-SHARES = {"all": "all attributes", "pictures": "whole pictures"}
-DIFFERENCES = ("all", "pictures", "shape", "second shape", "second colour", "shape by place", "colour by place")
+SHARES = {"all": "all attributes", "images": "whole images"}
+DIFFERENCES = ("all", "images", "shape", "second shape", "second colour", "shape by place", "colour by place")
 
 
 def results_table(measured: Measured) -> str:
@@ -36,11 +36,11 @@ def _percent(value: Estimate, with_half: bool) -> str:
 def _distances(measured: Measured, drawn: Tensor) -> str:
     titles = ["", "FID (judge)", "KID (judge)", "PSNR, dB", "SSIM", "judge-LPIPS", "diversity", "passes", "GMACs", "ms"]
     rows = [_distance_row(row, row.sums()) for row in measured.rows]
-    notes = ["KID +- its standard error. The row of the real pictures compares them with those of other scenes."]
+    notes = ["KID +- its standard error. The row of the real images compares them with those of other scenes."]
     references = {row.reference for row in measured.rows if row.reference}
     notes += [f"PSNR, SSIM and judge-LPIPS against: {', '.join(sorted(references))}."] if references else []
     machines = {row.cost.machine for row in measured.rows if row.cost}
-    notes += [f"Time of a picture on: {'; '.join(sorted(machines))}."] if machines else []
+    notes += [f"Time of an image on: {'; '.join(sorted(machines))}."] if machines else []
     return f"{markdown(titles, rows)}\n\n{' '.join(notes)}"
 
 
@@ -63,10 +63,10 @@ def differences(measured: Measured, base: str) -> str:
             continue
         mine, other = row.sums(), start.sums()
         cells = [signed(paired_difference(mine[name], other[name], drawn), 100, 1) for name in names]
-        whole = [sums["pictures"][0].bool() for sums in (mine, other)]
+        whole = [sums["images"][0].bool() for sums in (mine, other)]
         rows.append([row.name, *cells, signed(paired_difference(mine["kid"], other["kid"], drawn), 1, 3),
                      f"{mcnemar(*whole):.2g}"])
-    titles = [f"minus {base}", *(SHARES.get(name, name) for name in names), "KID (judge)", "p (whole pictures)"]
+    titles = [f"minus {base}", *(SHARES.get(name, name) for name in names), "KID (judge)", "p (whole images)"]
     note = (f"In brackets the {100 * LEVEL:.0f} % interval of the paired bootstrap over {measured.about.count} "
             "sentences, bold where it leaves out zero. p: exact test of McNemar.")
     return f"{markdown(titles, rows)}\n\n{note}"

@@ -11,7 +11,7 @@ import comfy.samplers
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
-from support import condition, image, latent, load, load_control, pack, picture, text, vae
+from support import condition, image, image_latent, latent, load, load_control, pack, text, vae
 from torch import Tensor
 
 STEPS = 6
@@ -44,7 +44,7 @@ def scene() -> dict[str, Any]:
     from facts_text import our_clip
     found = {"model": load("deep-1024"), "second": load("deep-1024"), "positive": condition(text(5)),
              "negative": condition(text(3, seed=7)), "empty": condition(text(1, seed=8)), "latent": latent(64, 64),
-             "picture": picture(64, 64), "vae": vae(), "clip": our_clip(), "control": load_control(),
+             "image_latent": image_latent(64, 64), "vae": vae(), "clip": our_clip(), "control": load_control(),
              "image": image(64, 64), "mask": torch.ones(1, 64, 64).tril(), "sampler_name": "euler",
              "scheduler": "normal", "cfg": 4.0, "denoise": 1.0}
     found["second"] = call("LoraLoaderModelOnly", {"model": found["second"], "lora_name": "tiny-lora.safetensors",
@@ -53,7 +53,7 @@ def scene() -> dict[str, Any]:
     found["clip_vision"] = SimpleNamespace(image_embeds=torch.ones(1, 8))
     found["gligen"] = ModelPatcher(Gligen(), torch.device("cpu"), torch.device("cpu"))
     found["tonemap"] = call("LatentOperationTonemapReinhard", {"multiplier": 1.0})[0]
-    found["masked"] = {**picture(64, 64), "noise_mask": torch.linspace(0, 1, 64).expand(1, 64, 64)}
+    found["masked"] = {**image_latent(64, 64), "noise_mask": torch.linspace(0, 1, 64).expand(1, 64, 64)}
     return found
 
 
@@ -103,7 +103,7 @@ def run_row(row: dict[str, Any]) -> Tensor:
 
 @functools.cache
 def plain(settings: str) -> Tensor:
-    """The picture without the node, with the same settings beside it."""
+    """The image without the node, with the same settings beside it."""
     found = {**scene(), **json.loads(settings)}
     return draw({name: fill(value, found) for name, value in found.items()})
 

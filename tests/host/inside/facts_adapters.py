@@ -45,7 +45,7 @@ def stock(file: str, strength: float = 1.0):
     return nodes.LoraLoaderModelOnly().load_lora_model_only(load("alpha-1024", "fp32"), file, strength)[0]
 
 
-def picture(model) -> Tensor:
+def image(model) -> Tensor:
     return sample(model, condition(text(3)), condition(text(3)), latent(64, 64))
 
 
@@ -54,16 +54,16 @@ def drawn_with(layout: str) -> Tensor:
     model = load("alpha-1024", "fp32")
     state = {f"{module}.weight": tensor for module, tensor in updated(layout, weights()).items()}
     network(model).load_state_dict(state, strict=False)
-    return picture(model)
+    return image(model)
 
 
 def patched(model) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network(model).named_parameters()}
 
 
-def test_every_adapter_in_every_layout_draws_the_same_picture():
+def test_every_adapter_in_every_layout_draws_the_same_image():
     wanted = {layout: drawn_with(layout) for layout in ("ComfyUI", "diffusers")}
-    plain = picture(load("alpha-1024", "fp32"))
+    plain = image(load("alpha-1024", "fp32"))
     for layout, (_, diffusers, _) in LAYOUTS.items():
         want = wanted["diffusers" if diffusers else "ComfyUI"]
         assert off(want, plain) > 1e-2
@@ -71,7 +71,7 @@ def test_every_adapter_in_every_layout_draws_the_same_picture():
             keys = written(adapter, layout, weights())
             file = write("adapter.safetensors", keys)
             model, report = ours(file, alpha=2.0 if adapter == "LoRA of peft" else 0.0)
-            assert off(picture(model), want) < 1e-5, (adapter, layout)
+            assert off(image(model), want) < 1e-5, (adapter, layout)
             assert f"{len(keys)} of {len(keys)} keys used" in report, (adapter, layout)
 
 
@@ -82,7 +82,7 @@ def test_the_stock_loader_reads_its_own_layouts_the_same():
             if not adapter.startswith(NOT_STOCK):
                 file = write("adapter.safetensors", written(adapter, layout, weights()))
                 want = wanted["diffusers" if LAYOUTS[layout][1] else "ComfyUI"]
-                assert off(picture(stock(file)), want) < 1e-5, (adapter, layout)
+                assert off(image(stock(file)), want) < 1e-5, (adapter, layout)
 
 
 def test_strength_and_unloading():
@@ -189,15 +189,15 @@ def test_loras_beside_the_weights_draw_what_merged_ones_do():
     import comfy.sd
     if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
         return
-    plain = picture(load("alpha-1024", "fp32"))
+    plain = image(load("alpha-1024", "fp32"))
     for algorithm in ("LoRA", "LoHa", "LoKr"):
         whole = load_file(FOLDER / trained(algorithm))
         for keys in (whole, {key: value for key, value in whole.items() if "scale_shift_table" in key}):
-            want = picture(stock(write("beside.safetensors", keys), 0.5))
+            want = image(stock(write("beside.safetensors", keys), 0.5))
             beside, _ = comfy.sd.load_bypass_lora_for_models(load("alpha-1024", "fp32"), None, keys, 0.5, 0)
-            assert 0 < 100 * off(picture(beside), want) < off(want, plain) or torch.equal(picture(beside), want)
+            assert 0 < 100 * off(image(beside), want) < off(want, plain) or torch.equal(image(beside), want)
             assert not torch.equal(want, plain)
-    assert torch.equal(picture(load("alpha-1024", "fp32")), plain)
+    assert torch.equal(image(load("alpha-1024", "fp32")), plain)
 
 
 def test_adapters_that_came_off_leave_the_tables_as_they_were():
@@ -206,11 +206,11 @@ def test_adapters_that_came_off_leave_the_tables_as_they_were():
     if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
         return
     model = load("alpha-1024", "fp32")
-    plain = picture(model)
+    plain = image(model)
     beside, _ = comfy.sd.load_bypass_lora_for_models(model, None, load_file(FOLDER / trained("LoRA")), 0.5, 0)
-    assert not torch.equal(picture(beside), plain)
+    assert not torch.equal(image(beside), plain)
     table = model.model.diffusion_model.blocks[0].scale_shift_table
     assert table.is_changed()
     with patch.object(type(table), "changed_table", side_effect=AssertionError):
-        assert torch.equal(picture(model), plain)
+        assert torch.equal(image(model), plain)
     assert "forward" in vars(table) and not table.is_changed()

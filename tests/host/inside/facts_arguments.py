@@ -83,7 +83,7 @@ def test_a_batch_that_fits_into_no_memory_is_refused():
     room = comfy.model_management.get_total_memory(torch.device("cpu"))
     fits = room // (2048 * 2048 * 12)
     message = refused_with("PixArtEmptyLatent", {"resolution": "2048", "ratio": "1:1", "batch_size": 4096})
-    assert message.startswith("4096 pictures of 2048 x 2048 take 206 GB") and f"at most {fits}" in message
+    assert message.startswith("4096 images of 2048 x 2048 take 206 GB") and f"at most {fits}" in message
     made, _, _ = run("PixArtEmptyLatent", {"resolution": "128", "ratio": "1:1", "batch_size": 3000})
     assert len(made["samples"]) == 3000
 

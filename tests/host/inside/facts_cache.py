@@ -4,7 +4,21 @@ from pathlib import Path
 import comfy.model_management
 import folder_paths
 import torch
-from support import condition, image, latent, load, load_control, node, off, pack, picture, refusal, sample, text, vae
+from support import (
+    condition,
+    image,
+    image_latent,
+    latent,
+    load,
+    load_control,
+    node,
+    off,
+    pack,
+    refusal,
+    sample,
+    text,
+    vae,
+)
 
 from nodes import ControlNetApplyAdvanced, LoraLoaderModelOnly
 
@@ -29,7 +43,7 @@ def prompts() -> tuple[list, list]:
 
 
 def test_a_budget_of_one_changes_no_bit():
-    model, given = load("deep-1024"), (*prompts(), latent(64, 96, pictures=2), 4, 3.0)
+    model, given = load("deep-1024"), (*prompts(), latent(64, 96, images=2), 4, 3.0)
     want = sample(model, *given)
     for method in METHODS:
         assert torch.equal(sample(cached(model, method, 1.0), *given), want), method
@@ -49,7 +63,7 @@ def test_every_method_reuses_and_says_so():
 
 
 def test_rows_of_a_batch_are_as_alone():
-    """With prompts of unequal length; the second picture has the noise that it has in the batch."""
+    """With prompts of unequal length; the second image has the noise that it has in the batch."""
     import comfy.sample
     model = load("deep-1024")
     noise = comfy.sample.prepare_noise(torch.zeros(2, 4, 8, 12), 1)
@@ -74,15 +88,15 @@ def test_other_size_seed_prompt_and_sampler_are_as_with_a_fresh_node():
     assert torch.equal(sample(used, *prompts(), latent(64, 96), 6, 3.0), first)
 
 
-def test_a_second_pass_at_twice_the_size_picture_to_picture():
+def test_a_second_pass_at_twice_the_size_image_to_image():
     model, used = load("deep-1024"), cached(load("deep-1024"))
     small = sample(used, *prompts(), latent(64, 64), 6, 3.0)
     large = {"samples": torch.nn.functional.interpolate(small, scale_factor=2)}
     assert torch.equal(sample(used, *prompts(), large, 4, 3.0), sample(cached(model), *prompts(), large, 4, 3.0))
 
 
-def test_masks_and_pictures_to_start_from():
-    given = picture(64, 96)
+def test_masks_and_images_to_start_from():
+    given = image_latent(64, 96)
     given["noise_mask"] = torch.zeros(1, 64, 96)
     given["noise_mask"][..., :48] = 1
     got = sample(cached(load("deep-1024")), *prompts(), given, 6, 3.0)
@@ -137,7 +151,7 @@ def test_a_cancelled_run_leaves_nothing():
 
 
 def test_samplers_that_look_twice_are_right():
-    """A budget of 1 is exact, and with reuse the pictures of a batch stay apart from each other."""
+    """A budget of 1 is exact, and with reuse the images of a batch stay apart from each other."""
     model = load("deep-1024")
     for sampler in ("heun", "dpm_2", "dpmpp_2s_ancestral"):
         given = (*prompts(), latent(64, 64), 6, 3.0, 1, sampler)
@@ -181,7 +195,7 @@ def test_a_connected_vae_compares_with_the_run_without_reuse():
     model, said = load("deep-1024"), told()
     given = (*prompts(), latent(64, 64), 6, 3.0, 1, "euler_ancestral")
     got = sample(cached(model, vae=vae()), *given)
-    assert torch.equal(got, sample(cached(model), *given)) and "PSNR of the pictures" in " ".join(said)
+    assert torch.equal(got, sample(cached(model), *given)) and "PSNR of the images" in " ".join(said)
     said.clear()
     sample(cached(model, "steps", 1.0, vae=vae()), *given)
     assert "inf dB" in said[-1]

@@ -34,7 +34,7 @@ def test_any_part_alone_is_enough_and_none_is_too_little():
     assert not fits and "nothing is connected" in report
 
 
-def test_a_bigger_picture_needs_more():
+def test_a_bigger_image_needs_more():
     examine = pack("nodes.host.fitness").examine
     small, large = (examine(load("alpha-1024"), None, vae(), None, side, side, 1).needs for side in (512, 2048))
     assert small["sampling"] < large["sampling"] and small["decoding"] < large["decoding"]

@@ -99,7 +99,7 @@ def test_a_cfg_function():
 
 
 def test_a_wrapper_that_cuts_a_batch():
-    """AnimateDiff-Evolved, context windows: runs some pictures of a batch at a time."""
+    """AnimateDiff-Evolved, context windows: runs some images of a batch at a time."""
     from comfy.patcher_extension import WrappersMP
 
     def apart(executor, model, conds, x, timestep, options):

@@ -16,13 +16,13 @@ from support import (
     MODELS,
     condition,
     image,
+    image_latent,
     latent,
     load,
     load_control,
     network,
     off,
     pack,
-    picture,
     refusal,
     sample,
     text,
@@ -165,9 +165,9 @@ def test_control_runs_prompts_of_different_lengths_in_one_pass():
             assert max(differences(got, want)) < 1e-5
 
 
-def test_control_of_a_batch_is_that_of_single_pictures():
+def test_control_of_a_batch_is_that_of_single_images():
     model, control, positive, hints = load("deep-1024"), load_control(), condition(text(5)), image(64, 64, 2)
-    both = first_residuals(model, apply(positive, control, hints)[0], latent(64, 64, pictures=2))
+    both = first_residuals(model, apply(positive, control, hints)[0], latent(64, 64, images=2))
     noise = comfy.sample.prepare_noise(torch.zeros(2, 4, 8, 8), 1)
     for row in range(2):
         watched, calls = spy(model)
@@ -178,7 +178,7 @@ def test_control_of_a_batch_is_that_of_single_pictures():
         assert max(differences(got, calls[0]["residuals"])) < 1e-5
 
 
-def test_control_of_one_picture_holds_for_all_of_a_batch_and_two_alternate():
+def test_control_of_one_image_holds_for_all_of_a_batch_and_two_alternate():
     model, control, positive = load("deep-1024"), load_control(), condition(text(5))
     repeated = sample(model, *[apply(positive, control, image(64, 64).repeat(3, 1, 1, 1))[0]] * 2, latent(64, 64, 3))
     one = sample(model, *[apply(positive, control, image(64, 64))[0]] * 2, latent(64, 64, 3))
@@ -314,8 +314,8 @@ def test_control_computes_in_the_data_type_of_the_base_at_exact_timesteps():
                        zip(found[1:], exact[1:])) < 0.03
 
 
-def test_control_on_inpainting_and_picture_to_picture():
-    model, positive, given = load("deep-1024"), condition(text(5)), picture(64, 64)
+def test_control_on_inpainting_and_image_to_image():
+    model, positive, given = load("deep-1024"), condition(text(5)), image_latent(64, 64)
     mask = torch.zeros(1, 64, 64)
     mask[:, :32] = 1
     controlled, _ = apply(positive, load_control(), image(64, 64))
@@ -327,7 +327,7 @@ def test_control_on_inpainting_and_picture_to_picture():
     assert off(got[:, :, :3], plain[:, :, :3]) > 1e-3
 
 
-def test_control_for_a_part_of_the_picture_leaves_the_rest():
+def test_control_for_a_part_of_the_image_leaves_the_rest():
     model, plain = load("deep-1024"), condition(text(5))
     left = torch.zeros(2, 64, 64)
     left[:, :, :32] = 1

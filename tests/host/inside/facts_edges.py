@@ -21,8 +21,8 @@ def hed(image: torch.Tensor, file: str = NAME, **size: int) -> torch.Tensor:
     return found
 
 
-def image(height: int = 40, width: int = 56, pictures: int = 2, channels: int = 3) -> torch.Tensor:
-    return torch.rand(pictures, height, width, channels, generator=torch.Generator().manual_seed(4))
+def image(height: int = 40, width: int = 56, images: int = 2, channels: int = 3) -> torch.Tensor:
+    return torch.rand(images, height, width, channels, generator=torch.Generator().manual_seed(4))
 
 
 def without_weights() -> None:
@@ -40,8 +40,8 @@ def write_weights(place: Path = MODELS / "controlnet" / "hed") -> torch.nn.Modul
     return network.float()
 
 
-def is_image(found: torch.Tensor, pictures: int, height: int, width: int) -> bool:
-    return (found.shape == (pictures, height, width, 3) and found.dtype == torch.float32
+def is_image(found: torch.Tensor, images: int, height: int, width: int) -> bool:
+    return (found.shape == (images, height, width, 3) and found.dtype == torch.float32
             and found.device == comfy.model_management.intermediate_device()
             and bool((found >= 0).all() and (found <= 1).all()) and torch.equal(found[..., 0], found[..., 2]))
 
@@ -57,7 +57,7 @@ def test_edges_of_images():
             assert torch.equal(given, before)
 
 
-def test_edges_at_the_size_of_the_final_picture():
+def test_edges_at_the_size_of_the_final_image():
     for width, height, want in ((64, 64, (64, 64)), (112, 0, (80, 112)), (0, 20, (20, 28))):
         assert is_image(edges(image(), "soft", width=width, height=height), 2, *want)
 
@@ -131,11 +131,11 @@ def test_a_batch_reports_progress_and_can_be_interrupted():
     heard = []
     comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: heard.append((value, total)))
     try:
-        edges(image(pictures=3))
+        edges(image(images=3))
         assert heard[0] == (1, 3) and heard[-1] == (3, 3)       # newer hosts leave out what follows too quickly
         comfy.model_management.interrupt_current_processing(True)
         try:
-            edges(image(pictures=3))
+            edges(image(images=3))
         except comfy.model_management.InterruptProcessingException:
             return
         raise AssertionError("it was not interrupted")

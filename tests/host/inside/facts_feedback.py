@@ -25,7 +25,7 @@ def drawn(model) -> torch.Tensor:
     return sample(model, POSITIVE, NEGATIVE, latent(64, 64), cfg=3.0)
 
 
-def test_it_changes_the_picture_unless_it_is_silent_or_off():
+def test_it_changes_the_image_unless_it_is_silent_or_off():
     model, name = load("alpha-512"), file_of("ilf.safetensors")
     plain = drawn(model)
     assert off(drawn(applied(model, name)), plain) > 1e-3

@@ -93,7 +93,7 @@ def test_what_is_read_with_a_file_counts_as_the_file():
 
 
 def test_a_replaced_file_is_noticed_where_the_host_keeps_no_results():
-    """It asks no node whether it changed then (--cache-none), so the comparison of pictures does."""
+    """It asks no node whether it changed then (--cache-none), so the comparison of images does."""
     import nodes
     path = MODELS / "diffusion_models" / "replaced.safetensors"
     graph = {"1": {"class_type": "PixArtLoader", "inputs": {"file": path.name, "variant": "auto"}},

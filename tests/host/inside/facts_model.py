@@ -80,7 +80,7 @@ def test_a_size_of_zero_is_that_of_the_latent():
     assert [call["c_size"].tolist() for call in calls] == [[[64, 128]], [[64, 96]], [[96, 128]]]
 
 
-def test_a_size_far_from_the_latents_changes_the_picture():
+def test_a_size_far_from_the_latents_changes_the_image():
     model = load("alpha-1024")
     small, large = condition(text(3)), condition(text(3), width=2048, height=512)
     assert off(sample(model, large, large, latent(64, 64)), sample(model, small, small, latent(64, 64))) > 1e-3
@@ -100,7 +100,7 @@ def test_prompts_of_one_length_get_no_mask_and_others_get_one():
     assert mask_of(calls[0]["text_mask"]) is None and mask_of(calls[2]["text_mask"]).dtype == torch.bool
     both = torch.cat([text(4, 1), text(4, 2)])          # two prompts of one conditioning, one of them shorter
     padded = condition(both, attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]))
-    sample(model, padded, padded, latent(64, 64, pictures=2), steps=1)
+    sample(model, padded, padded, latent(64, 64, images=2), steps=1)
     assert calls[3]["text_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
 
 
@@ -151,7 +151,7 @@ def test_a_pack_that_runs_tiles_as_a_batch_gets_what_tiles_give_alone():
     for wrapper in (together, one_by_one):
         model = load("alpha-1024").clone()
         model.set_model_unet_function_wrapper(wrapper)
-        results.append(sample(model, condition(text(7)), condition(text(2)), latent(64, 128, pictures=2), cfg=3.0))
+        results.append(sample(model, condition(text(7)), condition(text(2)), latent(64, 128, images=2), cfg=3.0))
     assert off(*results) < 1e-5
 
 
@@ -193,10 +193,10 @@ def test_blocks_compiled_one_by_one_are_compiled_once():
     torch._dynamo.reset()
 
 
-def test_two_prompts_in_one_conditioning_are_two_pictures():
+def test_two_prompts_in_one_conditioning_are_two_images():
     model = load("sigma-1024")
     a, b = text(4, 1), text(4, 2)
-    both = sample(model, condition(torch.cat([a, b])), condition(a), latent(64, 64, pictures=2))
+    both = sample(model, condition(torch.cat([a, b])), condition(a), latent(64, 64, images=2))
     noise = torch.zeros(2, 4, 8, 8)
     import comfy.sample
     second = comfy.sample.prepare_noise(noise, 1)[1:]

@@ -15,7 +15,7 @@ def drawn(model, cfg: float = 1.0) -> torch.Tensor:
     return sample(model, POSITIVE, NEGATIVE, latent(64, 64, 2), cfg=cfg)
 
 
-def test_it_changes_the_picture_unless_it_is_off():
+def test_it_changes_the_image_unless_it_is_off():
     model = load("alpha-512")
     for cfg in (1.0, 3.0):
         plain = drawn(model, cfg)

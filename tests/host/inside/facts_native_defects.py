@@ -12,7 +12,7 @@ def finite_at(model, height: int, width: int) -> None:
     assert torch.isfinite(result).all()
 
 
-def test_n1_small_pictures_do_not_divide_by_zero():
+def test_n1_small_images_do_not_divide_by_zero():
     model = load("alpha-512")
     for height, width in ((256, 256), (128, 128), (64, 64), (16, 16)):
         finite_at(model, height, width)

@@ -75,7 +75,7 @@ def passes(model):
 
 def test_policies_that_compute_everything_change_no_bit():
     model = load("deep-1024")
-    positive, negative, given = condition(text(6)), condition(text(2)), latent(64, 96, pictures=2)
+    positive, negative, given = condition(text(6)), condition(text(2)), latent(64, 96, images=2)
     same = pack("nodes.host.policies").with_policies(model, lambda _: [policy.Policy(), Reuse(1)])
     args = (positive, negative, given, 4, 3.0)
     assert torch.equal(sample(same, *args), sample(model, *args))
@@ -83,7 +83,7 @@ def test_policies_that_compute_everything_change_no_bit():
 
 def test_one_pass_equals_two_with_prompts_of_unequal_length():
     model = load("deep-1024")
-    positive, negative, given = condition(text(6)), condition(text(2)), latent(64, 96, pictures=2)
+    positive, negative, given = condition(text(6)), condition(text(2)), latent(64, 96, images=2)
     patched, made = reusing(model)
     counted, sizes = passes(patched)
     together = sample(counted, positive, negative, given, steps=6, cfg=3.0)
@@ -106,7 +106,7 @@ def test_one_pass_equals_two_under_a_controlnet():
 
 
 def test_one_pass_equals_two_with_regional_prompts():
-    """A prompt for a part of the picture, one for the left half by mask, one that begins later: lanes of their own."""
+    """A prompt for a part of the image, one for the left half by mask, one that begins later: lanes of their own."""
     model, mask = load("deep-1024"), torch.zeros(1, 64, 96)
     mask[..., :48] = 1
     positive = [*condition(text(6)), *condition(text(3, 4), mask=mask, mask_strength=1.0),
@@ -187,7 +187,7 @@ def test_a_second_question_in_a_step_is_not_answered_from_the_first():
 
 
 def test_tiles_are_told_apart():
-    """A pack that runs one part of the picture after the other under the same prompt."""
+    """A pack that runs one part of the image after the other under the same prompt."""
     def by_halves(apply, arguments: dict) -> Tensor:
         x, t, c = arguments["input"], arguments["timestep"], arguments["c"]
         return torch.cat([apply(half, t, **c) for half in x.chunk(2, dim=-1)], dim=-1)
@@ -347,9 +347,9 @@ def test_what_will_be_kept_counts_as_memory_that_a_sampling_needs():
         return executor(*args, **kwargs)
 
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "estimate", estimate)
-    sample(patched, condition(text(3)), [*condition(text(2)), *condition(text(4))], latent(64, 96, pictures=2),
+    sample(patched, condition(text(3)), [*condition(text(2)), *condition(text(4))], latent(64, 96, images=2),
            steps=1, cfg=2.0)
-    # 2 pictures, 3 prompts, 7 tensors of 4 x 6 tokens, 48 wide, 4 bytes a number
+    # 2 images, 3 prompts, 7 tensors of 4 x 6 tokens, 48 wide, 4 bytes a number
     assert estimates == [2 * 3 * 7 * 24 * 48 * 4] and told[0] == 5 and set(told[1:]) == {0}
     patched, made = reusing(model)
     sample(patched, condition(text(3)), condition(text(2)), latent(64, 96), steps=2, cfg=2.0)
@@ -420,8 +420,8 @@ def test_a_sampling_that_is_not_the_hosts_computes_everything():
 
 def test_batched_tiles_are_rows_of_their_company_alone():
     """In which order a pack puts tiles and prompts nobody knows: other prompts beside them, and nothing is reused."""
-    def lanes(pictures: int) -> list[set]:
-        run = pack("nodes.host.policy_run").PolicyRun([], pictures, load("alpha-1024").get_model_object(
+    def lanes(images: int) -> list[set]:
+        run = pack("nodes.host.policy_run").PolicyRun([], images, load("alpha-1024").get_model_object(
             "model_sampling"), None)
         steps = [(9.0, ["a", "b"], 4), (5.0, ["a", "b"], 4), (2.0, ["a"], 2)]
         options = {"sample_sigmas": torch.tensor([9.0, 5.0, 2.0, 0.0])}
@@ -429,9 +429,9 @@ def test_batched_tiles_are_rows_of_their_company_alone():
                               "cond_or_uncond": list(range(len(prompts)))}, rows).lanes)
                 for sigma, prompts, rows in steps]
 
-    first, second, alone = lanes(pictures=2)
+    first, second, alone = lanes(images=2)
     assert first == second and alone < first and len(first) == 4
-    first, second, alone = lanes(pictures=1)        # two tiles of one picture
+    first, second, alone = lanes(images=1)        # two tiles of one image
     assert first == second and not alone & first
 
 

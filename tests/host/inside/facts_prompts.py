@@ -21,7 +21,7 @@ def read(file: str, start: int = 1, count: int = 100, seed: int = 5) -> tuple[li
     return node("PixArtPromptList")().read(file, start, count, seed, 64, 32)
 
 
-def test_a_line_is_a_picture_with_what_the_line_leaves_open_filled_in():
+def test_a_line_is_an_image_with_what_the_line_leaves_open_filled_in():
     write("lists/a.csv", "prompt,seed,width,height,negative\na cat,,,,\na dog,9,128,256,fog\na bird,,,,\n")
     assert read("lists/a.csv") == (["a cat", "a dog", "a bird"], [5, 9, 7], [64, 128, 64], [32, 256, 32],
                                    ["", "fog", ""])

@@ -1,4 +1,4 @@
-"""PixArt ReNO inside the host: it begins with the host's own picture, gains, and leaves everything as it was."""
+"""PixArt ReNO inside the host: it begins with the host's own image, gains, and leaves everything as it was."""
 import functools
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ def model():
 
 
 def drawn(noise, steps: int = 2):
-    """What the stock SamplerCustomAdvanced makes of NOISE with PixArt LCM Schedule, and its picture."""
+    """What the stock SamplerCustomAdvanced makes of NOISE with PixArt LCM Schedule, and its image."""
     from comfy_extras import nodes_custom_sampler as custom
     patched, sampler, sigmas = node("PixArtLCMSigmas")().make(model(), steps, "official", 1.0)
     guider = custom.BasicGuider().execute(patched, condition(text(6)))[0] if hasattr(custom.BasicGuider, "execute") \
@@ -38,20 +38,20 @@ def drawn(noise, steps: int = 2):
     return vae().decode(samples["samples"])
 
 
-def test_one_iteration_is_the_picture_of_the_sampler_node():
-    picture, noise, *_ = found(model(), iterations=1)
+def test_one_iteration_is_the_image_of_the_sampler_node():
+    image, noise, *_ = found(model(), iterations=1)
     own = node("PixArtLCMSampler")().sample(model(), condition(text(6)), latent(32, 48), 3, 2, "official", 1.0)[0]
-    assert picture.shape == (1, 32, 48, 3)
-    assert off(picture, vae().decode(own["samples"])) < 1e-4
+    assert image.shape == (1, 32, 48, 3)
+    assert off(image, vae().decode(own["samples"])) < 1e-4
     assert torch.equal(noise.noise, comfy.sample.prepare_noise(latent(32, 48)["samples"], 3))
 
 
-def test_it_gains_and_its_noise_draws_its_picture_in_stock_nodes():
-    picture, noise, started, log, curve = found(model(), iterations=6, clip=1.0)
+def test_it_gains_and_its_noise_draws_its_image_in_stock_nodes():
+    image, noise, started, log, curve = found(model(), iterations=6, clip=1.0)
     first = found(model(), iterations=1)
     assert log.splitlines()[0].startswith("reward ") and len(log.splitlines()) == 7
     assert not torch.equal(noise.noise, first[1].noise)
-    assert off(picture, drawn(noise)) < 1e-4
+    assert off(image, drawn(noise)) < 1e-4
     assert curve.shape == (1, 160, 512, 3) and curve.std() > 0.01
     refused = refusal(noise.generate_noise, latent(64, 64))
     assert "is for latents of shape (1, 4, 4, 6)" in refused
@@ -73,7 +73,7 @@ def test_the_latent_starts_a_sampler_that_adds_no_noise_with_the_same_noise():
     assert off(asked[0][:1] / (1 + sigma ** 2) ** 0.5, noise.noise) < 1e-5
 
 
-def test_pictures_of_a_batch_do_not_depend_on_each_other():
+def test_images_of_a_batch_do_not_depend_on_each_other():
     both = found(model(), latent=latent(32, 48, 2), iterations=4)
     alone = found(model(), iterations=4)
     assert off(both[0][:1], alone[0]) < 1e-3
@@ -107,10 +107,10 @@ def test_cancelled_it_keeps_the_best_and_says_where():
     watch = pack("nodes.host.reno").RenoWatch
     call = watch.__call__
 
-    def stopping(self, done, pictures):
+    def stopping(self, done, images):
         if done.number == 2:
             comfy.model_management.interrupt_current_processing()
-        call(self, done, pictures)
+        call(self, done, images)
     watch.__call__ = stopping
     try:
         found(model(), iterations=40)

@@ -6,7 +6,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 from host import tiny
-from support import condition, latent, load, network, node, off, pack, picture, refusal, sample, text
+from support import condition, image_latent, latent, load, network, node, off, pack, refusal, sample, text
 
 
 def lcm(model, positive: list, given: dict, seed: int = 7, steps: int = 4, rule: str = "official", denoise: float = 1.0,
@@ -22,7 +22,7 @@ def library_lcm(model, context: torch.Tensor, given: dict, seed: int, steps: int
     transformer, count = network(model), samples.shape[0]
     noise = comfy.sample.prepare_noise(samples, seed)
     seeds = pack("nodes.host.sampling").renoise_seeds(seed, range(count))
-    renoise = pack("pixart.sampling.noise").PictureNoise(seeds, tuple(samples.shape[1:]))
+    renoise = pack("pixart.sampling.noise").ImageNoise(seeds, tuple(samples.shape[1:]))
     timesteps = sampling.lcm_timesteps(steps, rule, denoise)
     start = noise
     if denoise < 1:
@@ -37,13 +37,13 @@ def library_lcm(model, context: torch.Tensor, given: dict, seed: int, steps: int
 def test_lcm_equals_the_library():
     model, context = load("alpha-1024"), text(6)
     for steps, rule in ((1, "official"), (4, "official"), (4, "diffusers"), (8, "diffusers")):
-        given = latent(64, 96, pictures=2)
+        given = latent(64, 96, images=2)
         want = library_lcm(model, context, given, 7, steps, rule, 1.0)
         assert off(lcm(model, condition(context), given, 7, steps, rule), want) < 1e-4, (steps, rule)
 
 
-def test_lcm_from_a_picture_equals_the_library():
-    model, context, given = load("sigma-1024"), text(6), picture(64, 64)
+def test_lcm_from_an_image_equals_the_library():
+    model, context, given = load("sigma-1024"), text(6), image_latent(64, 64)
     for denoise in (0.3, 0.62):
         want = library_lcm(model, context, given, 3, 3, "official", denoise)
         assert off(lcm(model, condition(context), given, 3, 3, "official", denoise), want) < 1e-4, denoise
@@ -81,7 +81,7 @@ def test_fresh_noise_is_not_the_starting_noise():
     for seed in (0, 1, 2 ** 64 - 1):
         start = comfy.sample.prepare_noise(torch.zeros(2, 4, 8, 8), seed)
         seeds = pack("nodes.host.sampling").renoise_seeds(seed, range(2))
-        fresh = pack("pixart.sampling.noise").PictureNoise(seeds, (4, 8, 8))()
+        fresh = pack("pixart.sampling.noise").ImageNoise(seeds, (4, 8, 8))()
         for a in fresh:
             assert all((a - b).abs().max() > 1 for b in start)
         assert (fresh[0] - fresh[1]).abs().max() > 1
@@ -93,9 +93,9 @@ def test_the_same_seed_gives_the_same_latent_and_another_seed_another():
     assert off(lcm(model, positive, given, seed=8), lcm(model, positive, given)) > 0.01
 
 
-def test_a_picture_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch():
     model, positive = load("alpha-1024"), condition(text(5))
-    both = lcm(model, positive, latent(64, 64, pictures=3))
+    both = lcm(model, positive, latent(64, 64, images=3))
     alone = lcm(model, positive, {**latent(64, 64), "batch_index": [2]})
     assert off(alone, both[2:]) < 1e-4
 
@@ -129,12 +129,12 @@ def test_the_stock_lcm_nodes_visit_the_diffusers_steps():
 
 
 def test_denoise_zero_returns_the_latent():
-    given = picture(64, 64)
+    given = image_latent(64, 64)
     assert torch.equal(lcm(load("alpha-1024"), condition(text(5)), given, denoise=0.0), given["samples"])
 
 
-def test_outside_of_a_mask_the_picture_stays():
-    model, given = load("alpha-1024"), picture(64, 64)
+def test_outside_of_a_mask_the_image_stays():
+    model, given = load("alpha-1024"), image_latent(64, 64)
     mask = torch.zeros(1, 64, 64)
     mask[:, :32] = 1
     result = lcm(model, condition(text(5)), {**given, "noise_mask": mask}, denoise=0.6)
@@ -143,7 +143,7 @@ def test_outside_of_a_mask_the_picture_stays():
 
 
 def test_inputs_are_left_alone():
-    model, positive, given = load("alpha-1024"), condition(text(5)), picture(64, 64)
+    model, positive, given = load("alpha-1024"), condition(text(5)), image_latent(64, 64)
     copies = given["samples"].clone(), positive[0][0].clone(), dict(positive[0][1])
     node("PixArtLCMSampler")().sample(model, positive, given, 1, 2, "official", 0.5)
     assert torch.equal(given["samples"], copies[0]) and torch.equal(positive[0][0], copies[1])
@@ -158,7 +158,7 @@ def test_cfg_uses_the_negative_prompt():
 
 
 def test_dmd_equals_the_library():
-    model, context, given = load("alpha-512"), text(6), latent(64, 96, pictures=2)
+    model, context, given = load("alpha-512"), text(6), latent(64, 96, images=2)
     transformer = network(model)
     noise = comfy.sample.prepare_noise(given["samples"], 11)
     want = pack("pixart.sampling.dmd").dmd(lambda x, t: transformer(x, t, context.expand(2, -1, -1)), noise)
@@ -171,7 +171,7 @@ def refused(given: dict, **named: object) -> str:
 
 
 def test_bad_latents_are_refused():
-    broken = picture(64, 64)
+    broken = image_latent(64, 64)
     broken["samples"][0, 0, 0, 0] = float("nan")
     assert "not finite" in refused(broken)
     assert "16" in refused({"samples": torch.ones(1, 16, 8, 8)})
@@ -182,7 +182,7 @@ def test_bad_latents_are_refused():
 def test_nested_latents_are_refused():
     class Nested:
         is_nested = True
-    assert "PixArt makes single pictures" in refused({"samples": Nested()})
+    assert "PixArt makes single images" in refused({"samples": Nested()})
 
 
 def test_an_empty_latent_of_another_model_is_given_four_channels():
@@ -190,7 +190,7 @@ def test_an_empty_latent_of_another_model_is_given_four_channels():
 
 
 def test_impossible_steps_and_strengths_are_refused():
-    given = picture(64, 64)
+    given = image_latent(64, 64)
     assert "steps is -3" in refused(given, steps=-3)
     assert "steps is 0" in refused(given, steps=0)
     assert "denoise is 1.5" in refused(given, denoise=1.5)
@@ -202,8 +202,8 @@ def test_cfg_without_a_negative_prompt_is_refused():
     assert "negative" in refused(latent(64, 64), cfg=1.5)
 
 
-def test_dmd_refuses_a_picture():
-    message = refusal(node("PixArtDMDSampler")().sample, load("alpha-512"), condition(text(3)), picture(64, 64), 1)
+def test_dmd_refuses_an_image():
+    message = refusal(node("PixArtDMDSampler")().sample, load("alpha-512"), condition(text(3)), image_latent(64, 64), 1)
     assert "empty latent" in message
 
 

@@ -1,4 +1,4 @@
-"""PixArt Save Prompt and PixArt Load Prompt: the same picture without the text encoder, and nothing lost unsaid."""
+"""PixArt Save Prompt and PixArt Load Prompt: the same image without the text encoder, and nothing lost unsaid."""
 from pathlib import Path
 
 import folder_paths

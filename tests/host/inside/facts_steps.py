@@ -109,7 +109,7 @@ def test_a_tdm_file_with_the_lcm_rule_gives_a_notice():
     assert any("made for the sampler tdm" in line and "sampled with lcm" in line for line in records), records
 
 
-def test_picture_to_picture_keeps_the_last_steps():
+def test_image_to_image_keeps_the_last_steps():
     model = resaved("said", "tdm")
     whole, half = make(model)[2], make(model, denoise=0.5)[2]
     assert torch.equal(half, whole[2:]) and len(make(model, denoise=0.0)[2]) == 0

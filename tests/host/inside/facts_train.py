@@ -38,7 +38,7 @@ GRAPH = {"images": image(64, 64, 3), "captions": f"{PROMPT}\na blue star\na squa
 
 
 def learn(model, fresh: bool = True, **changes: object) -> dict:
-    """Run the node, by default on pictures that were prepared before."""
+    """Run the node, by default on images that were prepared before."""
     given = wanted(**changes)
     if fresh:
         forget(given["name"])
@@ -50,7 +50,7 @@ def learn(model, fresh: bool = True, **changes: object) -> dict:
 
 @functools.cache
 def prepared(edges: bool) -> Path:
-    """What the node prepares of pictures in the graph."""
+    """What the node prepares of images in the graph."""
     method = "controlnet" if edges else "lora"
     learn(load("deep-1024"), name=f"first-{method}", method=method, steps=1, **GRAPH)
     return next((OUT / f"first-{method} ({method})").glob("data-*"))
@@ -77,7 +77,7 @@ def drawn(model) -> torch.Tensor:
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
-def test_a_lora_of_pictures_in_the_graph_changes_the_model_as_its_file_does():
+def test_a_lora_of_images_in_the_graph_changes_the_model_as_its_file_does():
     base = load("alpha-1024")
     before = {name: tensor.clone() for name, tensor in network(base).state_dict().items()}
     model, _, _, file = learn(base)["result"]
@@ -91,7 +91,7 @@ def test_a_lora_of_pictures_in_the_graph_changes_the_model_as_its_file_does():
 
 
 def test_what_is_trained_is_what_the_command_line_trains():
-    """The same pictures through the library: the same weights to the bit."""
+    """The same images through the library: the same weights to the bit."""
     from pixart.checkpoint.load import load as load_plain
     from pixart.train.data import PreparedFolder
     from pixart.train.jobs import lora_job
@@ -125,7 +125,7 @@ def test_a_control_net_and_an_lcm_lora_come_out_ready_to_use():
     assert "made a LoRA (lcm-lora), no ControlNet" in none.message
 
 
-def test_a_folder_of_pictures_a_prepared_folder_and_the_graph_give_the_same():
+def test_a_folder_of_images_a_prepared_folder_and_the_graph_give_the_same():
     folder = MODELS.parent / "collection"
     folder.mkdir(exist_ok=True)
     pixels = (image(64, 64, 3) * 255).round().byte().numpy()
@@ -288,10 +288,10 @@ def test_missing_packages_are_named_with_the_command_that_installs_them():
         packages.importlib.util.find_spec = real
 
 
-def test_broken_pictures_are_left_out_and_named():
+def test_broken_images_are_left_out_and_named():
     folder = MODELS.parent / "broken"
     folder.mkdir(exist_ok=True)
-    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "bad.png").write_bytes(b"no image")
     (folder / "bad.txt").write_text("x")
     Image.new("RGB", (64, 64), "red").save(folder / "good.png")
     (folder / "good.txt").write_text(PROMPT)

@@ -46,9 +46,9 @@ def vae():
     return VAELoader().load_vae("tiny-vae.safetensors")[0]
 
 
-def image(height: int, width: int, pictures: int = 1, seed: int = 9) -> Tensor:
+def image(height: int, width: int, images: int = 1, seed: int = 9) -> Tensor:
     """IMAGE of random pixels."""
-    return torch.rand(pictures, height, width, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(images, height, width, 3, generator=torch.Generator().manual_seed(seed))
 
 
 def network(model):
@@ -66,15 +66,15 @@ def condition(context: Tensor, **extra: object) -> list:
     return [[context, {"pooled_output": None, **extra}]]
 
 
-def latent(height: int, width: int, pictures: int = 1) -> dict:
-    """Empty, for a picture of this many pixels."""
-    return {"samples": torch.zeros(pictures, 4, height // 8, width // 8)}
+def latent(height: int, width: int, images: int = 1) -> dict:
+    """Empty, for an image of this many pixels."""
+    return {"samples": torch.zeros(images, 4, height // 8, width // 8)}
 
 
-def picture(height: int, width: int, pictures: int = 1, seed: int = 5) -> dict:
+def image_latent(height: int, width: int, images: int = 1, seed: int = 5) -> dict:
     """A latent that is not empty."""
     generator = torch.Generator().manual_seed(seed)
-    return {"samples": torch.randn(pictures, 4, height // 8, width // 8, generator=generator)}
+    return {"samples": torch.randn(images, 4, height // 8, width // 8, generator=generator)}
 
 
 def sample(model, positive: list, negative: list, given: dict, steps: int = 2, cfg: float = 1.0, seed: int = 1,

@@ -19,7 +19,7 @@ def answers(*rows: dict[str, str]) -> Answers:
 def test_shares_of_known_answers():
     found = answers({"shape": "1", "colour": "0"}, {"shape": "1", "colour": "1"}, {"shape": "0", "count": "1"},
                     {"shape": "1"}).shares()
-    assert found == {"all": 5 / 7, "pictures": 0.5, "shape": 0.75, "colour": 0.5, "count": 1.0}
+    assert found == {"all": 5 / 7, "images": 0.5, "shape": 0.75, "colour": 0.5, "count": 1.0}
 
 
 def test_text_and_back():
@@ -39,11 +39,11 @@ def test_asked_is_what_a_caption_states_and_nothing_else(crowded: bool):
     assert torch.equal(found.right, found.asked)
     said[:, NAMES.index("background")] += 1
     wrong = Answers.of(scenes, said)
-    assert not wrong.right[:, NAMES.index("background")].any() and wrong.shares()["pictures"] == 0
+    assert not wrong.right[:, NAMES.index("background")].any() and wrong.shares()["images"] == 0
     assert torch.equal(wrong.right[:, 1:], found.right[:, 1:]) and NAMES[0] == "background"
 
 
-def test_real_pictures_are_read_as_the_judge_reads_them_one_by_one():
+def test_real_images_are_read_as_the_judge_reads_them_one_by_one():
     prompts, judge = Prompts.held_out(23, 7), load_judge(SHIPPED.judge)
     real = prompts.real()
     found = Answers.read(judge, prompts.scenes, real, 4, torch.device("cpu"))

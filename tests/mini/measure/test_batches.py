@@ -1,21 +1,21 @@
-"""Pictures by size, and values back in the order of the sentences."""
+"""Images by size, and values back in the order of the sentences."""
 import torch
 
-from pixart.mini.measure.batches import BenchPictures, each_pair, in_order, measure_each
-from pixart.mini.pictures import BUCKETS
+from pixart.mini.images import BUCKETS
+from pixart.mini.measure.batches import BenchImages, each_pair, in_order, measure_each
 
 
-def numbered(count: int) -> BenchPictures:
-    """Picture i has the value i everywhere."""
-    return BenchPictures.of([torch.full((3, *BUCKETS[i % 5]), i / 255) for i in range(count)])
+def numbered(count: int) -> BenchImages:
+    """Image i has the value i everywhere."""
+    return BenchImages.of([torch.full((3, *BUCKETS[i % 5]), i / 255) for i in range(count)])
 
 
-def test_pictures_are_found_by_their_sentence():
+def test_images_are_found_by_their_sentence():
     for count in (1, 3, 5, 12):
-        pictures = numbered(count)
-        assert len(pictures) == count
-        assert all(tuple(pictures[i].shape) == (3, *BUCKETS[i % 5]) for i in range(count))
-        assert [round(pictures[i].mean().item() * 255) for i in range(count)] == list(range(count))
+        images = numbered(count)
+        assert len(images) == count
+        assert all(tuple(images[i].shape) == (3, *BUCKETS[i % 5]) for i in range(count))
+        assert [round(images[i].mean().item() * 255) for i in range(count)] == list(range(count))
 
 
 def test_values_come_in_the_order_of_the_sentences():
@@ -31,7 +31,7 @@ def test_pairs_are_of_the_same_sentence():
     assert each_pair(one, other, 2, "cpu", lambda a, b: (a - b).abs().amax((1, 2, 3))).tolist() == [0.0] * 11
 
 
-def test_the_first_pictures_stay_in_their_places():
+def test_the_first_images_stay_in_their_places():
     few = numbered(13).first(7)
     assert len(few) == 7 and [round(few[i].mean().item() * 255) for i in range(7)] == list(range(7))
     assert len(numbered(13).first(3)) == 3

@@ -41,7 +41,7 @@ def test_passes_of_the_samplers(bench):
     assert network == pytest.approx(8 * block_macs(64, 16), rel=0.1)        # the rest is embedders and final layer
 
 
-def test_the_count_does_not_depend_on_the_batch_and_takes_as_many_pictures_as_asked_for(bench):
+def test_the_count_does_not_depend_on_the_batch_and_takes_as_many_images_as_asked_for(bench):
     assert count(USUAL_METHODS[3], bench, 6) == count(USUAL_METHODS[3], replace(bench, batch=1), 6)
     with counted_passes() as passes:
         count(USUAL_METHODS[3], bench, 2)
@@ -51,6 +51,6 @@ def test_the_count_does_not_depend_on_the_batch_and_takes_as_many_pictures_as_as
     assert passes.rows == 0
 
 
-def test_time_is_of_one_picture(bench):
-    pictures, milliseconds = timed(USUAL_METHODS[3], bench)
-    assert len(pictures) == 7 and 0 < milliseconds < 60_000
+def test_time_is_of_one_image(bench):
+    images, milliseconds = timed(USUAL_METHODS[3], bench)
+    assert len(images) == 7 and 0 < milliseconds < 60_000

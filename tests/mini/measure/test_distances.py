@@ -62,5 +62,5 @@ def test_kernel_distance_has_no_bias_and_its_error_is_right():
 def test_equal_sets_have_no_kernel_distance_and_no_error():
     features = gaussian(30, 4, 0)
     assert kernel_distances(features, features).abs().max() < 1e-9
-    with pytest.raises(ValueError, match="2 pictures"):
+    with pytest.raises(ValueError, match="2 images"):
         kernel_distances(features[:2], features[:2])

@@ -2,9 +2,9 @@
 import pytest
 import torch
 
+from pixart.mini.images import BUCKETS
 from pixart.mini.measure.prompts import Prompts
-from pixart.mini.pictures import BUCKETS
-from pixart.mini.prepare import picture_of
+from pixart.mini.prepare import image_of
 
 
 def seeds(prompts, batch):
@@ -40,10 +40,10 @@ def test_another_run_has_other_noise():
     assert not first & second
 
 
-def test_real_pictures_are_those_of_the_prepared_data():
+def test_real_images_are_those_of_the_prepared_data():
     real = Prompts.held_out(12, 7).real()
     for i in range(12):
-        want = picture_of(i, 7, "held-out", BUCKETS[i % len(BUCKETS)])
+        want = image_of(i, 7, "held-out", BUCKETS[i % len(BUCKETS)])
         assert torch.equal((real[i] * 255).round().byte(), want)
 
 
@@ -52,7 +52,7 @@ def test_no_sentences_are_refused():
         Prompts.held_out(0, 7)
 
 
-def test_crowded_sentences_have_scenes_and_pictures_of_their_own() -> None:
+def test_crowded_sentences_have_scenes_and_images_of_their_own() -> None:
     prompts = Prompts.held_out(20, 7, crowded=True)
     assert {len(scene.things) for scene in prompts.scenes} == {3, 4, 5}
     assert len(prompts.real()) == 20 and prompts.digest != Prompts.held_out(20, 7).digest

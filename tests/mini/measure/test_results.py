@@ -26,7 +26,7 @@ BOTH = Measured(ABOUT, (row(REAL, "11", "11", "11", "11"), GOOD, BAD))
 
 
 def test_a_row_sums_up_its_sentences():
-    assert BAD.accuracy == {"all": 0.5, "pictures": 0.25, "shape": 0.5, "colour": 0.5}
+    assert BAD.accuracy == {"all": 0.5, "images": 0.25, "shape": 0.5, "colour": 0.5}
     sums = {name: (values.sum() / weights.sum()).item() for name, (values, weights) in BAD.sums().items()}
     assert (sums["kid"], sums["psnr"], sums["diversity"]) == (0.5, 21.5, 0.25)
     assert BAD.kid_error() == pytest.approx(0.7360 / 2, abs=1e-3)
@@ -77,9 +77,9 @@ def test_tables_have_a_row_per_way_of_drawing():
 
 def test_differences_are_paired_and_signed():
     lines = differences(BOTH, "good").splitlines()
-    assert lines[0].startswith("| minus good | all attributes | whole pictures | shape |")
+    assert lines[0].startswith("| minus good | all attributes | whole images | shape |")
     assert lines[2].startswith("| bad | -37.5 (") or lines[2].startswith("| bad | **-37.5** (")
-    assert len([line for line in lines if line.startswith("| ")]) == 3        # neither the base nor the real pictures
+    assert len([line for line in lines if line.startswith("| ")]) == 3        # neither the base nor the real images
     with pytest.raises(ValueError, match="no row 'none'; there are"):
         differences(BOTH, "none")
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from pixart.mini import SHIPPED
 from pixart.mini.judge import load_judge
-from pixart.mini.measure.batches import BenchPictures
+from pixart.mini.measure.batches import BenchImages
 from pixart.mini.measure.bench import Bench
 from pixart.mini.measure.diversity import diversity
 from pixart.mini.measure.similarity import judge_lpips, psnr, similarities, ssim
@@ -31,7 +31,7 @@ def test_ssim_is_kornias(pair):
     assert ssim(*pair).tolist() == pytest.approx(want, rel=1e-4)
 
 
-def test_equal_pictures(pair):
+def test_equal_images(pair):
     a, _ = pair
     assert ssim(a, a).tolist() == pytest.approx([1.0] * 3, abs=1e-6)
     assert psnr(a, a).tolist() == pytest.approx([58.92] * 3, abs=0.01)
@@ -46,10 +46,10 @@ def test_judge_lpips_grows_with_the_difference_and_does_not_mind_the_order(pair)
 
 
 class Plain(nn.Module):
-    """A judge whose only map is the picture itself."""
+    """A judge whose only map is the image itself."""
 
-    def maps(self, pictures):
-        return [pictures]
+    def maps(self, images):
+        return [images]
 
 
 def test_judge_lpips_of_known_maps():
@@ -64,14 +64,14 @@ def test_judge_lpips_of_known_maps():
 
 
 def test_all_three_in_the_order_of_the_sentences():
-    one = BenchPictures.of([torch.full((3, 128, 128), 0.5)] * 7)
-    other = BenchPictures.of([torch.full((3, 128, 128), 0.5 + 0.01 * i) for i in range(7)])
+    one = BenchImages.of([torch.full((3, 128, 128), 0.5)] * 7)
+    other = BenchImages.of([torch.full((3, 128, 128), 0.5 + 0.01 * i) for i in range(7)])
     found = similarities(load_judge(SHIPPED.judge), one, other, 2, torch.device("cpu"))
     assert set(found) == {"psnr", "ssim", "lpips"} and found["psnr"].diff().max() < 0
 
 
 class Repeats:
-    """Draws the same picture in every run, or another one."""
+    """Draws the same image in every run, or another one."""
 
     name = "repeats"
 
@@ -80,11 +80,11 @@ class Repeats:
 
     def draw(self, bench):
         value = 0.2 + 0.2 * bench.prompts.run * self.other
-        return BenchPictures.of([torch.full((3, 16, 16), value) * torch.tensor([1.0, value, 0.1]).view(3, 1, 1)
-                                 for _ in bench.prompts.captions])
+        return BenchImages.of([torch.full((3, 16, 16), value) * torch.tensor([1.0, value, 0.1]).view(3, 1, 1)
+                               for _ in bench.prompts.captions])
 
 
-def test_diversity_is_zero_where_all_pictures_are_alike():
+def test_diversity_is_zero_where_all_images_are_alike():
     bench = Bench.open(SHIPPED, 6, 7)
     for other in (False, True):
         method = Repeats(other)

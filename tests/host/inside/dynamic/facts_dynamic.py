@@ -39,7 +39,7 @@ def test_a_model_loads_and_samples():
     assert torch.isfinite(result).all() and result.abs().max() > 0
 
 
-def test_every_data_type_computes_the_same_picture():
+def test_every_data_type_computes_the_same_image():
     want = plain("alpha-1024")(*GIVEN)
     for name, limit in (("fp32", 1e-5), ("bf16", 0.05), ("fp16", 0.01), ("fp8_e4m3fn", 0.3)):
         model = load("alpha-1024", name)

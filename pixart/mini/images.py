@@ -1,4 +1,4 @@
-"""Draws the scenes of PixArt-mini as anti-aliased pictures."""
+"""Draws the scenes of PixArt-mini as anti-aliased images."""
 import math
 import random
 
@@ -15,10 +15,10 @@ BACKGROUND_RGB = {"black": (12, 12, 12), "white": (244, 244, 244), "grey": (128,
 COLOUR_RGB = {"red": (222, 32, 38), "orange": (250, 136, 16), "yellow": (250, 226, 20), "green": (28, 156, 60),
               "cyan": (40, 214, 224), "blue": (40, 100, 248), "purple": (136, 44, 190), "pink": (255, 128, 196)}
 
-# How the edge maps of these pictures are found: thresholds low enough for purple on navy.
+# How the edge maps of these images are found: thresholds low enough for purple on navy.
 CANNY = {"low": 0.1, "high": 0.2}
 
-RADIUS = {"small": 24.0, "large": 40.0, "medium": 26.0}      # pixels in a 128 x 128 picture
+RADIUS = {"small": 24.0, "large": 40.0, "medium": 26.0}      # pixels in a 128 x 128 image
 PAIR_RADIUS, PAIR_PLACES = 0.205, (0.265, 0.735)             # of two things: shares of the side they lie along
 CELL_RADIUS, CELL_JITTER = 0.42, 0.04                        # of three and more: shares of the shorter side of a cell
 STRIPE, DOT, SPACING = 7.0, 4.6, 14.0                        # stripe width, dot radius, grid of dots, in pixels
@@ -28,7 +28,7 @@ _OVERSAMPLE = 3
 
 
 def draw_scene(scene: Scene, height: int, width: int, rng: random.Random) -> np.ndarray:
-    """The picture of a scene, uint8 (height, width, 3). `rng` moves and resizes a little, within what the words say."""
+    """The image of a scene, uint8 (height, width, 3). `rng` moves and resizes a little, within what the words say."""
     canvas = np.empty((height, width, 3), np.float32)
     canvas[:] = BACKGROUND_RGB[scene.background]
     for thing, (y, x, radius) in zip(scene.things, _layout(scene, height, width, rng)):

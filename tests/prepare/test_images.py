@@ -1,4 +1,4 @@
-"""Pictures of every kind become the right colours, upright and cut as documented; broken ones say why."""
+"""Images of every kind become the right colours, upright and cut as documented; broken ones say why."""
 import io
 from pathlib import Path
 
@@ -9,24 +9,24 @@ from PIL import Image, ImageOps
 
 from pixart.prepare.buckets import Unfit, slot_of, slot_of_latents
 from pixart.prepare.families import FAMILIES
+from pixart.prepare.images import BrokenImage, image_size, load_image
 from pixart.prepare.items import Place
-from pixart.prepare.pictures import BrokenPicture, load_picture, picture_size
 
 ALPHA, MINI = FAMILIES["alpha"], FAMILIES["mini"]
 
 
-def save(path: Path, picture: Image.Image, **options: object) -> Place:
-    picture.save(path, **options)
+def save(path: Path, image: Image.Image, **options: object) -> Place:
+    image.save(path, **options)
     return Place(path)
 
 
 def colour_of(place: Place) -> list[int]:
-    """Colour of the middle, at the picture's own size."""
-    pixels = load_picture(place, picture_size(place))
+    """Colour of the middle, at the image's own size."""
+    pixels = load_image(place, image_size(place))
     return pixels[:, pixels.shape[1] // 2, pixels.shape[2] // 2].tolist()
 
 
-@pytest.mark.parametrize("name, picture, colour", [
+@pytest.mark.parametrize("name, image, colour", [
     ("grey.png", Image.new("L", (8, 8), 100), [100, 100, 100]),
     ("bits.png", Image.new("1", (8, 8), 1), [255, 255, 255]),
     ("grey16.png", Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)), [100, 100, 100]),
@@ -40,14 +40,14 @@ def colour_of(place: Place) -> list[int]:
     ("colours.bmp", Image.new("RGB", (8, 8), (1, 2, 3)), [1, 2, 3]),
     ("colours.webp", Image.new("RGB", (8, 8), (255, 255, 255)), [255, 255, 255]),
 ])
-def test_every_mode_becomes_plain_colours(tmp_path, name, picture, colour):
-    assert colour_of(save(tmp_path / name, picture)) == colour
+def test_every_mode_becomes_plain_colours(tmp_path, name, image, colour):
+    assert colour_of(save(tmp_path / name, image)) == colour
 
 
 def test_a_transparent_palette_entry_is_white(tmp_path):
-    picture = Image.new("P", (8, 8), 0)
-    picture.putpalette([0, 0, 0, 255, 0, 0])
-    assert colour_of(save(tmp_path / "p.png", picture, transparency=0)) == [255, 255, 255]
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    assert colour_of(save(tmp_path / "p.png", image, transparency=0)) == [255, 255, 255]
 
 
 def test_a_printed_jpeg_keeps_its_colours(tmp_path):
@@ -55,55 +55,55 @@ def test_a_printed_jpeg_keeps_its_colours(tmp_path):
     assert found[0] > 245 and max(found[1:]) < 12
 
 
-def test_a_picture_that_was_turned_by_its_camera_is_upright(tmp_path):
-    picture = Image.new("RGB", (12, 6), "white")
-    picture.paste("black", (0, 0, 3, 6))                    # dark on the left as stored
+def test_an_image_that_was_turned_by_its_camera_is_upright(tmp_path):
+    image = Image.new("RGB", (12, 6), "white")
+    image.paste("black", (0, 0, 3, 6))                    # dark on the left as stored
     exif = Image.Exif()
     exif[0x0112] = 6                                        # to be turned clockwise: dark at the top
-    place = save(tmp_path / "turned.png", picture, exif=exif)
-    assert picture_size(place) == (12, 6)
-    pixels = load_picture(place, (12, 6))
+    place = save(tmp_path / "turned.png", image, exif=exif)
+    assert image_size(place) == (12, 6)
+    pixels = load_image(place, (12, 6))
     assert pixels.shape == (3, 12, 6) and pixels[0, 0].max() == 0 and pixels[0, -1].min() == 255
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
 def test_all_eight_ways_of_holding_a_camera(tmp_path, orientation, name):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)).resize((48, 32))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)).resize((48, 32))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    place = save(tmp_path / name, picture, exif=exif)
+    place = save(tmp_path / name, image, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(place.path)).convert("RGB")
-    assert picture_size(place) == (expected.height, expected.width)
-    assert torch.equal(load_picture(place, picture_size(place)), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+    assert image_size(place) == (expected.height, expected.width)
+    assert torch.equal(load_image(place, image_size(place)), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
 
 
 def test_measuring_reads_no_pixels(tmp_path):
     place = save(tmp_path / "a.png", Image.effect_noise((256, 256), 80))
     place.path.write_bytes(place.path.read_bytes()[:2000])
-    assert picture_size(place) == (256, 256)
-    with pytest.raises(BrokenPicture, match="damaged or cut off"):
-        load_picture(place, (8, 8))
+    assert image_size(place) == (256, 256)
+    with pytest.raises(BrokenImage, match="damaged or cut off"):
+        load_image(place, (8, 8))
 
 
 def test_scaling_covers_and_cuts_the_centre(tmp_path):
-    picture = Image.new("RGB", (40, 10))
+    image = Image.new("RGB", (40, 10))
     for column in range(40):
-        picture.paste((column * 6, 0, 0), (column, 0, column + 1, 10))
-    place = save(tmp_path / "wide.png", picture)
-    assert load_picture(place, (10, 20))[0, 0].tolist() == [6 * column for column in range(10, 30)]
-    assert load_picture(place, (20, 20)).shape == (3, 20, 20)
-    shrunk = load_picture(place, (5, 20))[0, 0]
+        image.paste((column * 6, 0, 0), (column, 0, column + 1, 10))
+    place = save(tmp_path / "wide.png", image)
+    assert load_image(place, (10, 20))[0, 0].tolist() == [6 * column for column in range(10, 30)]
+    assert load_image(place, (20, 20)).shape == (3, 20, 20)
+    shrunk = load_image(place, (5, 20))[0, 0]
     expected = torch.tensor([6 * (2 * column + 0.5) for column in range(20)])
     assert (shrunk[2:-2] - expected[2:-2]).abs().max() <= 1         # the whole width, halved, nothing cut
 
 
 def test_scaling_is_bicubic_as_in_training(tmp_path):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
-    place = save(tmp_path / "a.png", picture)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
+    place = save(tmp_path / "a.png", image)
     for sharp, method in ((False, Image.Resampling.BICUBIC), (True, Image.Resampling.LANCZOS)):
-        expected = np.array(picture.resize((16, 16), method))
-        assert torch.equal(load_picture(place, (16, 16), sharp), torch.from_numpy(expected).permute(2, 0, 1))
+        expected = np.array(image.resize((16, 16), method))
+        assert torch.equal(load_image(place, (16, 16), sharp), torch.from_numpy(expected).permute(2, 0, 1))
 
 
 def jpeg(height: int = 64, width: int = 64) -> bytes:
@@ -115,26 +115,26 @@ def jpeg(height: int = 64, width: int = 64) -> bytes:
 
 @pytest.mark.parametrize("data, reason", [
     (b"", "it is empty"),
-    (b"<html>404 Not Found</html>", "it is not a picture"),
+    (b"<html>404 Not Found</html>", "it is not an image"),
     (jpeg()[:len(jpeg()) // 2], "damaged or cut off"),
     (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "it "),
 ])
-def test_broken_pictures_say_why(tmp_path, data, reason):
+def test_broken_images_say_why(tmp_path, data, reason):
     path = tmp_path / "a.jpg"
     path.write_bytes(data)
-    with pytest.raises(BrokenPicture, match=reason):
-        load_picture(Place(path), picture_size(Place(path)))
+    with pytest.raises(BrokenImage, match=reason):
+        load_image(Place(path), image_size(Place(path)))
 
 
-def test_a_picture_that_is_not_there_says_so(tmp_path):
-    with pytest.raises(BrokenPicture, match="cannot be read: No such file"):
-        picture_size(Place(tmp_path / "a.png"))
+def test_an_image_that_is_not_there_says_so(tmp_path):
+    with pytest.raises(BrokenImage, match="cannot be read: No such file"):
+        image_size(Place(tmp_path / "a.png"))
 
 
-def test_a_picture_of_floating_point_numbers_is_refused(tmp_path):
+def test_an_image_of_floating_point_numbers_is_refused(tmp_path):
     place = save(tmp_path / "a.tif", Image.fromarray(np.zeros((8, 8), np.float32)))
-    with pytest.raises(BrokenPicture, match="floating-point"):
-        load_picture(place, (8, 8))
+    with pytest.raises(BrokenImage, match="floating-point"):
+        load_image(place, (8, 8))
 
 
 # -- buckets -----------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_mini_is_told_the_size_of_the_bucket():
     assert (slot.sides, slot.size, slot.aspect) == ((20, 12), (160, 96), 160 / 96)
 
 
-def test_pictures_that_are_too_long_are_refused():
+def test_images_that_are_too_long_are_refused():
     for size in ((100, 401), (401, 100)):
         with pytest.raises(Unfit, match="more than 4 : 1"):
             slot_of(size, 512, ALPHA)

@@ -1,4 +1,4 @@
-"""Stage: are pictures drawn on the device those drawn on the CPU? PixArt-mini through the parts that users run.
+"""Stage: are images drawn on the device those drawn on the CPU? PixArt-mini through the parts that users run.
 
 Text encoder, samplers, ControlNet and autoencoder, with the weights of the repository; and the edge maps of control.
 """
@@ -14,7 +14,7 @@ from pixart.mini import SHIPPED
 from pixart.mini.prepare import held_out
 from pixart.pipeline import Pipeline
 from pixart.sampling.dmd import dmd
-from pixart.sampling.noise import PictureNoise
+from pixart.sampling.noise import ImageNoise
 from pixart.text.encoded import Encoded
 from pixart.text.t5 import T5Encoder
 
@@ -24,7 +24,7 @@ from ..instruments.notes import Notes
 from ..instruments.setting import DTYPES, Setting, need
 
 SEED = 7
-CHECK = "pictures of PixArt-mini"
+CHECK = "images of PixArt-mini"
 T5_LIMITS = {16: 2e-2, 8: 0.1, 4: 0.35}                    # relative, against 16 bits on the CPU
 LATENT_LIMITS = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.4}   # relative: a sampler carries every rounding on
 PIXEL_LIMITS = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.06}  # mean difference, pixels in 0..1
@@ -47,7 +47,7 @@ WAYS = (Way("LCM, 4 steps", "student", "lcm", 4),
 
 def cases(setting: Setting) -> dict[str, Case]:
     torch.backends.cudnn.allow_tf32 = False
-    return {CHECK: pictures, "DMD": one_step, "control of PixArt-mini": control, "T5 of PixArt-mini": text,
+    return {CHECK: images, "DMD": one_step, "control of PixArt-mini": control, "T5 of PixArt-mini": text,
             "edge maps": edges, "soft edge network": soft_edges}
 
 
@@ -71,7 +71,7 @@ def latents(way: Way, dtype: torch.dtype, device: str, setting: Setting) -> Tens
     return Pipeline.of(model).sample(request, *features(setting))
 
 
-def pictures(setting: Setting, notes: Notes) -> None:
+def images(setting: Setting, notes: Notes) -> None:
     for way in WAYS:
         wanted = latents(way, torch.float32, "cpu", setting)
         for name, dtype in (list(DTYPES.items())[:1] if setting.tiny else DTYPES.items()):
@@ -94,7 +94,7 @@ def one_step(setting: Setting, notes: Notes) -> None:
     for device in ("cpu", setting.device):
         model = load(SHIPPED.student, dtype=torch.float32, device=device)
         context, mask = (part.to(device) for part in (features(setting)[0].context, features(setting)[0].mask))
-        noise = PictureNoise([SEED] * len(mask), (4, 16, 16), device)
+        noise = ImageNoise([SEED] * len(mask), (4, 16, 16), device)
         results.append(dmd(partial(conditioned, model, context, mask), noise()))
     notes.check("DMD", "one step, latents, fp32", distance(results[1], results[0]), LATENT_LIMITS["fp32"])
 

@@ -1,4 +1,4 @@
-"""Pictures brought to a size without stretching, and laid on a ground."""
+"""Images brought to a size without stretching, and laid on a ground."""
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -13,10 +13,10 @@ def ramp(height: int, width: int) -> torch.Tensor:
     return torch.stack([red, green, torch.zeros(height, width)])[None]
 
 
-def test_zero_keeps_the_picture_itself():
-    picture = ramp(30, 40)
-    assert fit(picture) is picture
-    assert torch.equal(fit(picture, 40, 30), picture)
+def test_zero_keeps_the_image_itself():
+    image = ramp(30, 40)
+    assert fit(image) is image
+    assert torch.equal(fit(image, 40, 30), image)
 
 
 @pytest.mark.parametrize("width, height, want", ((80, 0, (60, 80)), (0, 15, (15, 20)), (7, 0, (5, 7)), (0, 1, (1, 1)),
@@ -31,7 +31,7 @@ def test_one_side_given_is_plain_scaling():
 
 
 def test_what_reaches_beyond_is_cut_off_evenly():
-    """A square out of a wide picture: full height, the middle of the width, nothing stretched."""
+    """A square out of a wide image: full height, the middle of the width, nothing stretched."""
     square = fit(ramp(32, 64), 32, 32)
     assert torch.equal(square, ramp(32, 64)[..., 16:48])
     tall = fit(ramp(64, 64), 16, 32)
@@ -55,9 +55,9 @@ def test_negative_sizes_are_refused():
 def test_transparent_parts_take_the_ground():
     colours = ramp(8, 8)
     alpha = torch.tensor([0.0, 0.5, 1.0]).repeat_interleave(8).view(1, 1, 3, 8)
-    picture = torch.cat([colours[..., :3, :], alpha], 1)
-    got = opaque(picture, 0.25)
-    want = picture[:, :3] * alpha + 0.25 * (1 - alpha)
+    image = torch.cat([colours[..., :3, :], alpha], 1)
+    got = opaque(image, 0.25)
+    want = image[:, :3] * alpha + 0.25 * (1 - alpha)
     torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
     assert torch.equal(got[..., 0, :], torch.full((1, 3, 8), 0.25))
 

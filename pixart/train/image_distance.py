@@ -1,4 +1,4 @@
-"""What a regression compares when it is to see pictures: two latents, decoded, as a network reads the pictures."""
+"""What a regression compares when it is to see images: two latents, decoded, as a network reads the images."""
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from .lpips import load_lpips
 from .vae_file import vae_file
 
 
-class PictureDistance(nn.Module):
-    """Latents a and b (B, C, h, w), scaled as the transformer sees them -> distances of their pictures (B,)."""
+class ImageDistance(nn.Module):
+    """Latents a and b (B, C, h, w), scaled as the transformer sees them -> distances of their images (B,)."""
 
     def __init__(self, vae: nn.Module, latent_scale: float, eye: nn.Module,
                  distance: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
-        """distance: what `eye` finds of two batches of pictures (B, 3, H, W) in 0..1."""
+        """distance: what `eye` finds of two batches of images (B, 3, H, W) in 0..1."""
         super().__init__()
         self.vae, self.eye, self.distance = vae, eye, distance
         self.decode = decoder(vae, latent_scale)        # type: ignore[arg-type]
@@ -29,13 +29,13 @@ class PictureDistance(nn.Module):
         return self.distance(self.eye, self.decode(a), wanted)
 
 
-def picture_distance(seen: str, lpips: Path | None, vae: Path | None, config: PixArtConfig) -> PictureDistance | None:
+def image_distance(seen: str, lpips: Path | None, vae: Path | None, config: PixArtConfig) -> ImageDistance | None:
     """What `method.regression_on` asks for; None for latents. ValueError for parts that are missing or do not fit."""
     if seen == "latents":
         return None
     file = vae_file(vae, config, f"regression_on is {seen}", "method.vae")
     eye, distance = judge_eye() if seen == "judge" else lpips_eye(lpips)
-    return PictureDistance(load_vae(file), config.latent_scale, eye, distance)
+    return ImageDistance(load_vae(file), config.latent_scale, eye, distance)
 
 
 def lpips_eye(folder: Path | None) -> tuple[nn.Module, Callable[[nn.Module, Tensor, Tensor], Tensor]]:

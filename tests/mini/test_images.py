@@ -1,10 +1,10 @@
-"""Pictures show what the scene says, wholly inside the frame, the same every time."""
+"""Images show what the scene says, wholly inside the frame, the same every time."""
 import random
 
 import numpy as np
 import pytest
 
-from pixart.mini.pictures import BACKGROUND_RGB, BUCKETS, COLOUR_RGB, draw_scene
+from pixart.mini.images import BACKGROUND_RGB, BUCKETS, COLOUR_RGB, draw_scene
 from pixart.mini.scenes import (
     BACKGROUNDS,
     CELLS,
@@ -24,9 +24,9 @@ def drawn(scene: Scene, size: tuple[int, int], seed: int = 0) -> np.ndarray:
     return draw_scene(scene, *size, random.Random(seed))
 
 
-def painted(picture: np.ndarray, background: str) -> np.ndarray:
+def painted(image: np.ndarray, background: str) -> np.ndarray:
     """Where anything but background lies, (H, W) bool."""
-    return np.abs(picture.astype(int) - BACKGROUND_RGB[background]).max(-1) > 12
+    return np.abs(image.astype(int) - BACKGROUND_RGB[background]).max(-1) > 12
 
 
 def middle(where: np.ndarray) -> tuple[float, float]:
@@ -35,7 +35,7 @@ def middle(where: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("size", BUCKETS)
-def test_a_picture_depends_on_scene_and_seed_alone(size: tuple[int, int]) -> None:
+def test_an_image_depends_on_scene_and_seed_alone(size: tuple[int, int]) -> None:
     scene = sample_scene(1, 0)
     first = drawn(scene, size)
     assert first.shape == (*size, 3) and first.dtype == np.uint8
@@ -60,8 +60,8 @@ def test_things_lie_where_the_words_say_and_inside(size: tuple[int, int], positi
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_the_first_of_two_things_is_left_or_above(size: tuple[int, int], relation: str) -> None:
     things = (Thing("ring", "red", "medium", "plain"), Thing("square", "blue", "medium", "plain"))
-    picture = drawn(Scene("black", things, relation=relation), size).astype(int)
-    first, second = (middle(np.abs(picture - COLOUR_RGB[name]).max(-1) < 8) for name in ("red", "blue"))
+    image = drawn(Scene("black", things, relation=relation), size).astype(int)
+    first, second = (middle(np.abs(image - COLOUR_RGB[name]).max(-1) < 8) for name in ("red", "blue"))
     axis = 1 if relation == "left of" else 0
     assert second[axis] - first[axis] > 0.3
     assert abs(second[1 - axis] - first[1 - axis]) < 0.12
@@ -94,6 +94,6 @@ def test_every_colour_and_its_stripes_stand_out_from_every_background(background
 
 
 def test_shapes_and_textures_all_look_different() -> None:
-    pictures = {drawn(Scene("black", (Thing(shape, "pink", "small", texture),), position="centre"), (96, 160)).tobytes()
-                for shape in SHAPES for texture in TEXTURES}
-    assert len(pictures) == len(SHAPES) * len(TEXTURES)
+    images = {drawn(Scene("black", (Thing(shape, "pink", "small", texture),), position="centre"), (96, 160)).tobytes()
+              for shape in SHAPES for texture in TEXTURES}
+    assert len(images) == len(SHAPES) * len(TEXTURES)

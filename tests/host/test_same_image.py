@@ -1,4 +1,4 @@
-"""The same prompt and seed draw the same picture, to the bit, at every start and whatever else the machine does."""
+"""The same prompt and seed draw the same image, to the bit, at every start and whatever else the machine does."""
 import os
 import signal
 import subprocess
@@ -39,18 +39,18 @@ def loaded(processes: int) -> Iterator[None]:
 
 
 def fresh(host: harness.Host, folder: Path) -> np.ndarray:
-    """The picture of a host that is started for it."""
+    """The image of a host that is started for it."""
     harness.link_pack(folder / "custom_nodes")
     with harness.Server(AsInstalled(host.path, host.python), folder) as server:
         return drawn(server)
 
 
 @pytest.mark.slow
-def test_eight_fresh_starts_on_a_loaded_and_an_idle_machine_draw_one_picture(host, tmp_path):
-    pictures = []
+def test_eight_fresh_starts_on_a_loaded_and_an_idle_machine_draw_one_image(host, tmp_path):
+    images = []
     for number in range(STARTS):
         with loaded((os.cpu_count() or 1) if number % 2 else 0):
-            pictures.append(fresh(host, tmp_path / str(number)))
-    assert pictures[0].std() > 0.1
-    differing = [number for number, picture in enumerate(pictures) if not np.array_equal(picture, pictures[0])]
-    assert not differing, f"starts with another picture than the first: {differing}"
+            images.append(fresh(host, tmp_path / str(number)))
+    assert images[0].std() > 0.1
+    differing = [number for number, image in enumerate(images) if not np.array_equal(image, images[0])]
+    assert not differing, f"starts with another image than the first: {differing}"

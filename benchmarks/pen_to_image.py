@@ -1,6 +1,6 @@
-"""From the pen lifted to the picture on the page: the workflow mini-sketch in a real browser, on this machine.
+"""From the pen lifted to the image on the page: the workflow mini-sketch in a real browser, on this machine.
 
-    python benchmarks/pen_to_picture.py --comfyui ~/comfy/ComfyUI --strokes 10 --steps 4 2
+    python benchmarks/pen_to_image.py --comfyui ~/comfy/ComfyUI --strokes 10 --steps 4 2
 """
 import argparse
 import os
@@ -20,26 +20,26 @@ from browser.test_sketch import CANVAS, press, settle, stroke  # noqa: E402
 
 from quickstart import browser_program, inspect_host, running  # noqa: E402
 
-# Of each stroke: when the pen was lifted, and when each picture after that was on the page, in milliseconds.
+# Of each stroke: when the pen was lifted, and when each image after that was on the page, in milliseconds.
 WATCH = """() => {
     window.pixartUp = null;
-    window.pixartPictures = [];
+    window.pixartImages = [];
     window.pixartCount = 0;
     document.querySelector(".pixart-sketch canvas")
         .addEventListener("pointerdown", () => { window.pixartCount = 0; }, true);
     document.querySelector(".pixart-sketch canvas")
         .addEventListener("pointerup", () => {
             window.pixartUp = performance.now();
-            window.pixartPictures = [];
+            window.pixartImages = [];
         }, true);
-    const picture = () => window.app.graph._nodes.find(node => node.type === "PreviewImage").imgs?.[0];
-    let seen = picture()?.src;
+    const shown = () => window.app.graph._nodes.find(node => node.type === "PreviewImage").imgs?.[0];
+    let seen = shown()?.src;
     const look = () => {
-        const image = picture();
+        const image = shown();
         if (image?.complete && image.naturalWidth && image.src !== seen) {
             seen = image.src;
             window.pixartCount += 1;
-            window.pixartPictures.push(performance.now());
+            window.pixartImages.push(performance.now());
         }
         setTimeout(look, 5);
     };
@@ -50,7 +50,7 @@ STEPS = """steps => {
     sampler.widgets.find(widget => widget.name === "steps").value = steps;
 }"""
 COUNT = "() => window.pixartCount"
-TIMES = "() => window.pixartPictures.map(each => (each - window.pixartUp) / 1000)"
+TIMES = "() => window.pixartImages.map(each => (each - window.pixartUp) / 1000)"
 
 
 def processor_seconds(address: str) -> float:
@@ -63,7 +63,7 @@ def processor_seconds(address: str) -> float:
 
 
 def measured(screen: Screen, strokes: int) -> tuple[list[float], list[float], list[float]]:
-    """Of each stroke, seconds until the next picture, until that of the whole stroke, and computed for a picture."""
+    """Of each stroke, seconds until the next image, until that of the whole stroke, and computed for an image."""
     first, last, computed = [], [], []
     for number in range(strokes):
         press(screen, "Clear")
@@ -106,9 +106,9 @@ def main() -> None:
             page.evaluate(STEPS, steps)
             first, last, computed = measured(screen, given.strokes)
             print(f"ComfyUI {host.version}, {steps} steps, load {os.getloadavg()[0]:.1f}")
-            print(line("  pen lifted -> next picture", first))
-            print(line("  pen lifted -> picture of the whole stroke", last))
-            print(line("  processor time of the server, a picture", computed), flush=True)
+            print(line("  pen lifted -> next image", first))
+            print(line("  pen lifted -> image of the whole stroke", last))
+            print(line("  processor time of the server, an image", computed), flush=True)
         chromium.close()
 
 

@@ -1,4 +1,4 @@
-"""Small collections of pictures and the networks that the tests of preparing use."""
+"""Small collections of images and the networks that the tests of preparing use."""
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from pixart.prepare.run import PreparationJob
 SHAPES = ((64, 64), (64, 96), (100, 60), (64, 64), (72, 64), (96, 64))      # height, width
 
 
-def picture(height: int, width: int, seed: int) -> Image.Image:
-    """A smooth coloured picture that differs by seed."""
+def image(height: int, width: int, seed: int) -> Image.Image:
+    """A smooth coloured image that differs by seed."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -23,7 +23,7 @@ def collection(folder: Path, count: int, shapes: tuple[tuple[int, int], ...] = S
     for number in range(count):
         place = folder / "more" if number % 3 == 2 else folder
         place.mkdir(parents=True, exist_ok=True)
-        picture(*shapes[number % len(shapes)], number).save(place / f"{number:03d}.png")
+        image(*shapes[number % len(shapes)], number).save(place / f"{number:03d}.png")
         (place / f"{number:03d}.txt").write_text(f"a red circle left of {number % 4} small squares")
     return folder
 

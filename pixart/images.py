@@ -1,0 +1,126 @@
+"""Image files: opened the right way up, whatever their kind, with a reason where that cannot be done; and saved."""
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .atomic import replacing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_ORIENTATION = 0x0112
+# Value of the orientation entry -> what sets the image upright, by its name in Pillow.
+_UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+            7: "TRANSVERSE", 8: "ROTATE_90"}
+
+
+class BrokenImage(ValueError):
+    """Why an image cannot be used, as a sentence about it."""
+
+
+def read_image(path: str | Path) -> Tensor:
+    """RGB and opacity (1, 4, H, W) in 0..1 of an image file, upright.
+
+    Raises FileNotFoundError, and ValueError for what is no image, is cut off, or unpacks to more than Pillow trusts.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no image file at this place: {path}")
+    try:
+        with path.open("rb") as file, open_image(file) as image:
+            return pixels_of(image)
+    except (BrokenImage, IsADirectoryError) as error:
+        raise ValueError(f"this image cannot be used, {error}: {path}") from error
+
+
+def pixels_of(image: "Image") -> Tensor:
+    """RGB and opacity (1, 4, H, W) in 0..1 of an opened image, upright. BrokenImage."""
+    whole = upright(image)
+    if whole.mode.startswith(("I", "F")):
+        whole = plain_colours(whole)
+    return torch.from_numpy(np.array(whole.convert("RGBA"))).permute(2, 0, 1)[None] / 255
+
+
+def save_image(path: str | Path, image: Tensor) -> Path:
+    """Write (3, H, W) in 0..1 in the format that the name ends in; a file that was there is replaced in one step."""
+    path, kind = Path(path), format_of(path)
+    with replacing(path) as beside:
+        to_image(image).save(beside, format=kind)
+    return path
+
+
+def to_image(image: Tensor) -> "Image":
+    """(3, H, W) in 0..1 as an image of Pillow, in 8 bits."""
+    from PIL import Image
+
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def format_of(path: str | Path) -> str:
+    """Pillow's name of the format that a file name ends in. ValueError where it can write none."""
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"no image can be written under the ending {Path(path).suffix!r}; use .png, .jpg or .webp: "
+                         f"{path}")
+    return kind
+
+
+def open_image(file: BinaryIO, formats: tuple[str, ...] | None = None) -> "Image":
+    """An image of which only the header is read yet, of any format, or of those that Pillow names so. BrokenImage."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(file, formats=formats)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        expected = f"a {' or '.join(formats)}" if formats else "an image"
+        raise BrokenImage(f"it is not {expected}" if file.read(1) else "it is empty") from error
+    except Exception as error:          # DecompressionBombError, and whatever damaged headers lead to
+        raise BrokenImage(f"it cannot be opened: {error}") from error
+
+
+def upright(image: "Image") -> "Image":
+    """The image, decoded to its end and turned as its metadata say."""
+    from PIL import Image
+
+    try:
+        image.load()                  # turns a TIFF, and takes the entry away
+        turn = _UPRIGHT.get(orientation(image) or 1)
+        return image.transpose(Image.Transpose[turn]) if turn else image
+    except BrokenImage:
+        raise
+    except Exception as error:          # decoders raise OSError, SyntaxError, struct.error, ... for damaged files
+        raise BrokenImage(f"it is damaged or cut off: {error}") from error
+
+
+def orientation(image: "Image") -> int | None:
+    """From the metadata before the pixels: Pillow's own method decodes a whole PNG to look behind them too."""
+    from PIL import Image
+
+    try:
+        return Image.Image.getexif(image).get(_ORIENTATION)
+    except Exception as error:          # the parser of damaged metadata raises whatever it stumbles over
+        raise BrokenImage(f"its metadata is damaged: {error}") from error
+
+
+def plain_colours(image: "Image") -> "Image":
+    """8-bit red, green and blue, from every mode: palettes, CMYK, 16-bit grey; transparency lies on white."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise BrokenImage("its pixels are floating-point numbers of unknown range")
+    if image.mode.startswith("I"):            # 16-bit grey, which some files hold as 32-bit whole numbers
+        values = np.asarray(image).astype(np.float64)
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
+            raise BrokenImage("its pixels are beyond the range of 16 bits")
+        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
