@@ -221,7 +221,7 @@ def link(target: Path, place: Path) -> None:
     try:
         place.symlink_to(target, target_is_directory=True)
     except OSError:
-        if os.name != "nt":
+        if sys.platform != "win32":
             raise
         import _winapi
         _winapi.CreateJunction(str(target), str(place))

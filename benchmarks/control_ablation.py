@@ -11,6 +11,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from pixart.mini.measure.batches import BenchImages  # noqa: E402
 from pixart.mini.measure.methods import LCM_METHOD  # noqa: E402
 from pixart.mini.measure.prompts import Prompts  # noqa: E402
 from pixart.mini.measure.sheets import method_sheet  # noqa: E402
-from pixart.model.attention import matmul_attention  # noqa: E402
+from pixart.model.attention import Options, matmul_attention  # noqa: E402
 from pixart.model.controlnet import Controlled, PixArtControlNet  # noqa: E402
+from pixart.model.transformer import PixArtTransformer  # noqa: E402
 from pixart.train.data import PreparedFolder  # noqa: E402
 from pixart.train.loop import train  # noqa: E402
 from pixart.train.loop_config import LoopConfig  # noqa: E402
@@ -35,8 +37,10 @@ from pixart.train.objectives import ControlDiffusion  # noqa: E402
 class UNetWired(PixArtControlNet):
     """Residual i (from 1) goes to block depth - i instead of block i."""
 
-    def forward(self, base, *inputs, **named) -> list[Tensor | None]:
-        residuals = super().forward(base, *inputs, **named)[1:]
+    def forward(self, base: PixArtTransformer, hint: Tensor, latent: Tensor, timestep: Tensor, context: Tensor,
+                mask: Tensor | None = None, size: Tensor | None = None, aspect: Tensor | None = None,
+                options: Options = None) -> list[Tensor | None]:
+        residuals = super().forward(base, hint, latent, timestep, context, mask, size, aspect, options)[1:]
         return [None] * (base.config.depth - len(residuals)) + residuals[::-1]
 
 
@@ -53,20 +57,21 @@ CASES = {"one": Case("ControlNet-Transformer, N = 1", 1), "half": Case("ControlN
 
 def config_for(steps: int) -> LoopConfig:
     return LoopConfig(steps=steps, batch=32, learning_rate=5e-4, warmup=50, cooldown=steps // 4, ema=0.99,
-                      precision="bf16", save_every=100, log_every=25)
+                      precision="auto", save_every=100, log_every=25)
 
 
 def run(case: str, data: PreparedFolder, work: Path, steps: int) -> None:
     base = load(SHIPPED.teacher, dtype=torch.float32, attend=matmul_attention).requires_grad_(False)
     control = CASES[case].network.copy_of(base, CASES[case].blocks, attend=matmul_attention)
-    average = train(Controlled(base, control), ControlDiffusion(data), data, config_for(steps), work / case)
+    average: Any = train(Controlled(base, control), ControlDiffusion(data), data, config_for(steps), work / case)
     save_control(work / f"{case}.safetensors", average.control)
 
 
 def compare(work: Path, count: int) -> tuple[list[Followed], dict[str, BenchImages], Prompts]:
     """Every case on the LCM student in 4 steps, and no control before them."""
     bench = ControlBench(count, 7, SHIPPED)
-    rows, images = [], {"real": bench.instrument.real, "control": bench.maps}
+    rows: list[Followed] = []
+    images = {"real": bench.instrument.real, "control": bench.maps}
     for name, case in CASES.items():
         trained = load_control(work / f"{name}.safetensors", torch.float32)
         network = case.network(trained.config, case.blocks).eval()

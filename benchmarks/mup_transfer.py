@@ -209,10 +209,11 @@ def report(table: dict, rates: list[float]) -> None:
     for name, lines in table.items():
         found = {width: best(values, rates) for width, values in lines.items()}
         for width, values in lines.items():
+            optimum = found[width]
             cells = ["" if loss is None else f"{loss:.4f}" for loss in values]
             print(f"| {name} | {width} | " + " | ".join(cells) + " | "
-                  + (f"2^{found[width][0]:g}" if found[width] else "none") + " |")
-        optima = [optimum[0] for optimum in found.values() if optimum]
+                  + (f"2^{optimum[0]:g}" if optimum else "none") + " |")
+        optima = [each[0] for each in found.values() if each]
         if optima:
             print(f"\n{name}: the best rates span a factor of 2^{max(optima) - min(optima):g}\n")
 
@@ -247,9 +248,8 @@ def main(argv: list[str] | None = None) -> None:
     path = args.out.with_suffix(".jsonl")
     losses = read_runs(path, setting)
     todo = [] if args.draw_only else [run for run in plan(args.widths, args.rates, setting) if run not in losses]
-    data = PreparedFolder(args.data) if todo else None
     for number, run in enumerate(todo, 1):
-        result = train(run, setting, data, args.device)
+        result = train(run, setting, PreparedFolder(args.data), args.device)
         append(path, {"run": asdict(run), "setting": asdict(setting), **result})
         losses[run] = math.inf if result["loss"] is None else result["loss"]
         print(f"{number} of {len(todo)}: {run.parametrisation}, width {run.width}, rate 2^{run.log2_rate:g}: "

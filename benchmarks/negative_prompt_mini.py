@@ -74,9 +74,8 @@ class Way:
 
 
 PLAIN = Way("no negative prompt")
-STRENGTHS = {False: (("nag", 3), ("nag", 5), ("nag", 7), ("cfg", 1.5), ("cfg", 2)), True: (("nag", 5), ("cfg", 1.5))}
-STEERED = tuple(replace(Way(f"{kind.upper()} {scale:g}" + ", sentence" * whole, whole=whole), **{kind: scale})
-                for whole, strengths in STRENGTHS.items() for kind, scale in strengths)
+WORDS = (Way("NAG 3", nag=3), Way("NAG 5", nag=5), Way("NAG 7", nag=7), Way("CFG 1.5", cfg=1.5), Way("CFG 2", cfg=2))
+STEERED = (*WORDS, *(replace(way, name=f"{way.name}, sentence", whole=True) for way in (WORDS[1], WORDS[3])))
 DISTURBED = tuple(replace(way, name=f"{way.name}, another value", other=True)
                   for way in STEERED if way.nag == 5 or way.cfg == 1.5)
 WAYS = (PLAIN, *STEERED, *DISTURBED)

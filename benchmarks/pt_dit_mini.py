@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ from pixart.train.loop_config import LoopConfig
 from pixart.train.rectified_flow import RectifiedFlow
 
 SIDE, TEXT, EVERY = 128, 32, 5           # pixels; tokens of a usual caption; steps between two losses
-SHARED = {"hidden": 192, "heads": 4, "caption_width": 128, "caption_tokens": 256, "base_size": 8,
+SHARED: dict[str, Any] = {"hidden": 192, "heads": 4, "caption_width": 128, "caption_tokens": 256, "base_size": 8,
           "position_scale": 1.0, "micro_conditioning": False, "learned_variance": False}
 PIXART = PixArtConfig(depth=6, **SHARED)
 PT_DIT = PTDiTConfig(depth=4, window=4, proxy=4, flow_side=SIDE, **SHARED)

@@ -48,7 +48,7 @@ def eye() -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     return CLIPVisionModelWithProjection(CLIPVisionConfig(
         hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, patch_size=14,
-        image_size=224, projection_dim=1024, hidden_act="gelu", attn_implementation="sdpa"))
+        image_size=224, projection_dim=1024, hidden_act="gelu"))
 
 
 def networks(case: Case) -> tuple[PixArtTransformer, Any, list[nn.Module]]:
@@ -57,10 +57,14 @@ def networks(case: Case) -> tuple[PixArtTransformer, Any, list[nn.Module]]:
     usual = torch.get_default_dtype()
     torch.set_default_dtype(case.weights)           # networks without data cannot be cast
     try:
-        made = (PixArtTransformer(config), AutoencoderKL(**_KL), *(eye() for _ in range(case.rewards)))
+        model = PixArtTransformer(config)
+        vae: Any = AutoencoderKL(**_KL)
+        eyes = [eye() for _ in range(case.rewards)]
     finally:
         torch.set_default_dtype(usual)
-    model, vae, *eyes = (network.eval().requires_grad_(False) for network in made)
+    made: list[nn.Module] = [model, vae, *eyes]
+    for network in made:
+        network.eval().requires_grad_(False)
     return model, vae, eyes
 
 

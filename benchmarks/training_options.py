@@ -19,6 +19,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,10 @@ from pixart.checkpoint import load, save_checkpoint  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.evaluate import Instrument  # noqa: E402
 from pixart.mini.measure.bench import Bench  # noqa: E402
-from pixart.mini.measure.bootstrap import Estimate, paired_difference, resamples  # noqa: E402
+from pixart.mini.measure.bootstrap import paired_difference, resamples  # noqa: E402
 from pixart.mini.measure.methods import Sampled  # noqa: E402
 from pixart.mini.measure.results import About, Measured, Row, Sums, read_measured  # noqa: E402
-from pixart.mini.measure.tables import markdown  # noqa: E402
+from pixart.mini.measure.tables import markdown, signed  # noqa: E402
 from pixart.model.attention import matmul_attention, sdpa  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
 from pixart.prepare.state import settle  # noqa: E402
@@ -50,7 +51,7 @@ from pixart.weights.fingerprint import weights_fingerprint  # noqa: E402
 
 RANGE = Timesteps("range", low=250, high=800, share=0.7)
 BEFORE, BASE = "before", "uniform"
-CASES: dict[str, dict[str, object]] = {
+CASES: dict[str, dict[str, Any]] = {
     BASE: {},
     "v, cap 20": {"weighting": "v"},
     "range 250-800": {"timesteps": RANGE},
@@ -70,7 +71,7 @@ KEPT = 0.98              # decay of the average that is measured
 def config_for(steps: int, seed: int) -> LoopConfig:
     """A short training with everything a long one has: warm-up, cooldown, moving averages."""
     return LoopConfig(steps=steps, batch=64, learning_rate=5e-4, warmup=30, cooldown=150, optimizer="muon", ema=KEPT,
-                      ema_decays=(0.95, 0.99), betas=(0.9, 0.98), precision="bf16", seed=seed, save_every=50,
+                      ema_decays=(0.95, 0.99), betas=(0.9, 0.98), precision="auto", seed=seed, save_every=50,
                       log_every=25)
 
 
@@ -135,14 +136,12 @@ def table(work: Path) -> str:
 
 
 def minus(rows: dict[int, Row], base: dict[int, Row], name: str) -> str:
-    """" (**+7.1**, 3.0 to 11.2)": a case minus the base with the same seeds, points of per cent, 95 % interval."""
+    """A case minus the base, points of per cent with the 95 % interval; "" where they have no seed in common."""
     seeds = sorted(rows.keys() & base.keys())
     if not seeds:
         return ""
-    pair = [joined([found[seed].sums()[name] for seed in seeds]) for found in (rows, base)]
-    found: Estimate = paired_difference(*pair, resamples(len(pair[0][0])))
-    value = f"{100 * found.value:+.1f}"
-    return f" ({f'**{value}**' if found.clear else value}, {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    mine, plain = (joined([found[seed].sums()[name] for seed in seeds]) for found in (rows, base))
+    return f"; {signed(paired_difference(mine, plain, resamples(len(mine[0]))), 100, 1)}"
 
 
 @torch.no_grad()

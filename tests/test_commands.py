@@ -121,14 +121,6 @@ def test_numbers_of_options_are_finite(chosen):
     assert numbers or chosen in ("encode", "download", "ecad")
 
 
-@pytest.mark.parametrize("script", ["gpu", "speed", "pt_dit_mini", "flexdit_mini", "mup_transfer"])
-def test_numbers_of_benchmarks_are_finite(script):
-    option = {"gpu": "--minutes", "speed": "--budgets", "mup_transfer": "--rates"}.get(script, "--rate")
-    words = ["benchmarks", script] if script in ("gpu", "speed") else [f"benchmarks.{script}"]
-    done = subprocess.run([sys.executable, "-m", *words, f"{option}=nan"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and f"argument {option}: 'nan' must be a finite number" in done.stderr, done.stderr
-
-
 @pytest.mark.parametrize("method", METHOD_HELP)
 def test_help_of_training_says_what_every_field_means(method):
     found = list(options(method_parser(method)))

@@ -156,9 +156,10 @@ def rewarded(config: PixArtConfig, data: PreparedFolder) -> Trained:
     captions = data.folder / "captions.txt"
     sentences = "a large red circle in the centre on white", "a small blue star on the left on black"
     captions.write_text("\n".join(sentences))
-    model = add_lora(load(SHIPPED.student, dtype=torch.float32), 4, 4.0)
+    student = load(SHIPPED.student, dtype=torch.float32)
+    model = add_lora(student, 4, 4.0)
     drawn_ups(model)
-    objective = ascent_of(RewardLoraMethod(steps=4, gradient_steps=1, relevance=0.5), captions, model.config)
+    objective = ascent_of(RewardLoraMethod(steps=4, gradient_steps=1, relevance=0.5), captions, student.config)
     return Trained(model, objective, objective.data)
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from pixart.accelerate.cost import Costs
 from pixart.accelerate.flexdit_cost import FlexDiTCosts
 from pixart.accelerate.pooled_values import PooledValues
-from pixart.config import PixArtConfig
 from pixart.model.controlnet import Controlled
 from pixart.model.feedback import Feedback, InnerLoop
 from pixart.model.flexdit_config import FlexDiTConfig
 from pixart.model.nag import NAG
 from pixart.model.policy import Step
 from pixart.model.to_flexdit import to_flexdit
+from pixart.model.transformer import PixArtTransformer
 from pixart.pt_dit.cost import PTDiTCosts
 from pixart.pt_dit.transformer import PTDiT
 from pixart.train.method_settings import IlfMethod
@@ -44,8 +44,9 @@ Runs = dict[str, Callable[[], Tensor]]
 
 
 def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
-    return {"work, counted": partial(counted, wish)} | {
-        f"memory of a pass, {side} px": partial(memory_of, side, wish) for side in wish.sides} | {
+    found: dict[str, Case] = {"work, counted": partial(counted, wish)}
+    found |= {f"memory of a pass, {side} px": partial(memory_of, side, wish) for side in wish.sides}
+    return found | {
         f"{what}, {side} px": partial(compared, make, least, side, wish) for side in wish.sides
         for what, make, least in (("control", control_runs, 2), ("feedback", feedback_runs, 4),
                                   ("PT-DiT", pt_dit_runs, 1), ("FlexDiT", flexdit_runs, SEGMENTED),
@@ -67,27 +68,27 @@ def compared(make: Callable[..., Runs], least: int, side: int, wish: Wish, setti
                   **{"/ PixArt": paired_ratio(each, found[""])})
 
 
-def control_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
-    config: PixArtConfig = plain.config
+def control_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+    config = plain.config
     blocks = max(1, round(CONTROL_SHARE * config.depth))
     both = Controlled(plain, controlnet(config, min(blocks, config.depth - 1), inputs["latent"].dtype, setting.device))
     return {f"with a ControlNet of {blocks} blocks": partial(both, **inputs, hint=inputs["latent"])}
 
 
-def feedback_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
-    like = {"dtype": inputs["latent"].dtype, "device": setting.device}
-    feedback = drawn(Feedback(plain.config, *IlfMethod().blocks(plain.config.depth), **like), 0)
+def feedback_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+    feedback = drawn(Feedback(plain.config, *IlfMethod().blocks(plain.config.depth), dtype=inputs["latent"].dtype,
+                              device=setting.device), 0)
     return {f"with feedback on blocks {feedback.first} to {feedback.last}": partial(
         plain, **inputs, policies=[InnerLoop(feedback)])}
 
 
-def pt_dit_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
-    like = {"dtype": inputs["latent"].dtype, "device": setting.device}
-    return {title: partial(drawn(PTDiT(pt_dit(plain.config, shifted), **like), 0), *inputs.values())
-            for title, shifted in PT_DITS.items()}
+def pt_dit_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+    def network(shifted: bool) -> PTDiT:
+        return drawn(PTDiT(pt_dit(plain.config, shifted), dtype=inputs["latent"].dtype, device=setting.device), 0)
+    return {title: partial(network(shifted), *inputs.values()) for title, shifted in PT_DITS.items()}
 
 
-def flexdit_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+def flexdit_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
     flex, pooled = to_flexdit(plain), PooledValues(plain, min(2, plain.config.depth))
     runs: Runs = {f"FlexDiT, timestep {t:g}": partial(flex, **{**inputs, "timestep": torch.full_like(
         inputs["timestep"], t)}) for t in TIMESTEPS}
@@ -98,7 +99,7 @@ def flexdit_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Set
     return runs | {"two pooled blocks, no training": pooled_pass}
 
 
-def nag_runs(plain: torch.nn.Module, inputs: dict[str, Tensor], setting: Setting) -> Runs:
+def nag_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
     negative = inputs["context"][:1, :AVOIDED_TOKENS]
     return {f"with NAG, {negative.shape[1]} tokens avoided": partial(plain, **inputs, policies=[NAG(plain, negative)])}
 
@@ -110,7 +111,7 @@ def counted(wish: Wish, setting: Setting, notes: Notes) -> None:
         here = pixels(side, setting)
         grid = (here // 16, here // 16)
         plain, flex = Costs(config, grid[0] * grid[1], wish.tokens).row(), FlexDiTConfig.of(config)
-        work = {title: PTDiTCosts(pt_dit(config, shifted), here, here, wish.tokens).row()
+        work: dict[str, float] = {title: PTDiTCosts(pt_dit(config, shifted), here, here, wish.tokens).row()
                 for title, shifted in PT_DITS.items()}
         work |= {f"FlexDiT, timestep {t:g}": FlexDiTCosts.at(flex, grid, t, wish.tokens).row() for t in TIMESTEPS}
         work["FlexDiT, mean"] = sum(FlexDiTCosts.at(flex, grid, float(t), wish.tokens).row()

@@ -51,13 +51,13 @@ def measure(side: int, batch: int, wish: Wish, setting: Setting, notes: Notes) -
             notes.row(PARTS, px=side, batch=batch, part=part, how=name, GiB=size / GIB)
     for name, size in text.items():
         for how in ("whole, fp32", "tiles of 768 px, fp32"):
-            whole = max(size, drawing["guided"], decoding[how])
-            notes.row(JOBS, px=side, batch=batch, T5=name, decoding=how, **{"GiB": whole / GIB, "GB": whole / 1e9})
+            peak = max(size, drawing["guided"], decoding[how])
+            notes.row(JOBS, px=side, batch=batch, T5=name, decoding=how, **{"GiB": peak / GIB, "GB": peak / 1e9})
     if side == 1024 and batch == 1 and not setting.tiny:
         for name in ("LLM.int8", "int8", "NF4"):
-            whole = max(text[name], drawing["guided"], decoding["whole, fp32"]) / 1e9
-            notes.aim(f"whole 1024 px job, T5 as {name}, decoded whole in fp32", whole, LIMIT, "GB")
-            notes.aim(f"the same, {name}", whole, AIM, "GB")
+            size = max(text[name], drawing["guided"], decoding["whole, fp32"])
+            notes.aim(f"whole 1024 px job, T5 as {name}, decoded whole in fp32", size / 1e9, LIMIT, "GB")
+            notes.aim(f"the same, {name}", size / 1e9, AIM, "GB")
 
 
 def traced(make: Callable[[], tuple[torch.nn.Module, Callable[[], object]]]) -> tuple[int, int]:
@@ -86,7 +86,8 @@ def text_activations(tokens: int, setting: Setting) -> int:
 
     def make() -> tuple[torch.nn.Module, Callable[[], object]]:
         from transformers import T5Config, T5EncoderModel
-        model = in_dtype(torch.bfloat16, lambda: T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", **sizes)))
+        config = T5Config.from_dict({"feed_forward_proj": "gated-gelu", **sizes})
+        model = in_dtype(torch.bfloat16, lambda: T5EncoderModel(config))
         ids = torch.zeros(1, tokens, dtype=torch.long)
         return model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids))
     return traced(make)[1]

@@ -1,6 +1,7 @@
 """How long each stage of a build may take, and how many steps that makes."""
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,10 @@ class Clock:
     reserve: float = 45.0        # seconds for what comes after the last stage
 
     SHARES = {"teacher": 6.0, "student": 3.0, "control": 1.0, "tdm": 1.0, "dmd": 1.0}
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 <= self.minutes < math.inf:
+            raise ValueError(f"minutes are {self.minutes}; they must be a finite number from 0, or None for no limit")
 
     def seconds(self, stage: str, to_come: tuple[str, ...]) -> float | None:
         """For `stage`, one of those to come."""

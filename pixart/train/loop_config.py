@@ -38,7 +38,7 @@ class LoopConfig:
     threads: int = 0              # CPU threads; 0: torch's choice. Use 1 for small networks next to other programs
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch) < 1 or self.learning_rate <= 0:
+        if min(self.steps, self.batch) < 1 or not 0 < self.learning_rate < math.inf:
             raise ValueError(f"steps {self.steps}, batch {self.batch} and learning rate {self.learning_rate} "
                              "must be positive")
         for name, least in (("accumulation", 1), ("save_every", 1), ("log_every", 1), ("warmup", 0), ("cooldown", 0),
@@ -47,7 +47,12 @@ class LoopConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if abs(self.seed) > LARGEST_SEED:
             raise ValueError(f"seed is {self.seed}; it must lie between -{LARGEST_SEED} and {LARGEST_SEED}")
-        if self.clip <= 0:
+        for name in ("weight_decay", "epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number from 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; both must be at least 0 and below 1")
+        if not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; the largest gradient norm must be positive")
         for name, known in (("optimizer", OPTIMIZERS), ("precision", TRAINING_PRECISIONS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:

@@ -2,6 +2,7 @@
 import argparse
 import json
 import logging
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,9 @@ def test_time_is_shared_out_over_what_is_to_come() -> None:
     assert clock.seconds("control", ("control",)) == pytest.approx(600, abs=2)
     assert Clock(None).seconds("teacher", ("teacher",)) is None
     assert Clock(0.0).seconds("teacher", ("teacher",)) == 5.0, "something is always trained"
+    for minutes in (math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match=f"minutes are {minutes}"):
+            Clock(minutes)
 
 
 def test_a_plan_once_made_is_kept(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 """The training loop: it learns, splits steps without changing them, averages and reports."""
+import math
 from dataclasses import replace
 
 import pytest
@@ -116,6 +117,9 @@ def test_a_frozen_model_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"steps": 0}, "must be positive"), ({"ema": 1.0}, "moving average decay is 1.0"), ({"clip": 0.0}, "clip is 0.0"),
+    ({"learning_rate": math.nan}, "learning rate nan"), ({"clip": math.nan}, "clip is nan"),
+    ({"weight_decay": -1.0}, "weight_decay is -1.0"), ({"epsilon": math.inf}, "epsilon is inf"),
+    ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\)"), ({"ema": math.nan}, "moving average decay is nan"),
     ({"optimizer": "sgd"}, "use adamw, adamw8bit, came, muon"), ({"precision": "fp8"}, "use auto, no, bf16, fp16"),
     ({"seed": 1 << 60}, "seed is 1152921504606846976"),
     ({"accumulation": 0}, "accumulation is 0")], ids=str)
