@@ -2,7 +2,7 @@
 
     python -m benchmarks.flexdit_mini --work DIR [--steps 300] [--count 100]     goes on where it was stopped
 
-Both see the same images, captions, timesteps and noise. Measured by judge B on held-out sentences, 20 steps of
+Both see the same images, captions, timesteps and noise. Measured by judge B on held-out prompts, 20 steps of
 DPM-Solver++ with guidance 2.5: the teacher, in as many steps as are equal work too, the FlexDiT before any training,
 both after it, and the teacher with pooled values in its first block.
 """
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=5000, help="different scenes to learn from")
     parser.add_argument("--r-min", type=finite_number, default=Density.r_min)
     parser.add_argument("--r-max", type=finite_number, default=Density.r_max)
-    parser.add_argument("--count", type=int, default=100, help="held-out sentences that are measured; 0: train only")
+    parser.add_argument("--count", type=int, default=100, help="held-out prompts that are measured; 0: train only")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = LoopConfig(steps=args.steps, batch=args.batch, learning_rate=args.rate, warmup=WARMUP,

@@ -1,9 +1,9 @@
-"""What do 4 bits cost? PixArt-mini's four-step student in FP4DiT's format, by judge B on held-out sentences.
+"""What do 4 bits cost? PixArt-mini's four-step student in FP4DiT's format, by judge B on held-out prompts.
 
     python benchmarks/fp4_mini.py --work DIR [--count 300]     goes on; prints tables, draws DIR/results.png
 
 Rounded to the nearest, with learned rounding, and with a branch of low rank; inputs of layers and attention in full
-precision, in 8 and in 6 bits; and the host's int8 and 4-bit formats beside. Rounding is learned on training sentences.
+precision, in 8 and in 6 bits; and the host's int8 and 4-bit formats beside. Rounding is learned on training prompts.
 """
 import argparse
 import logging
@@ -129,7 +129,7 @@ def plain(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for files and results")
-    parser.add_argument("--count", type=int, default=300, help="held-out sentences that are measured")
+    parser.add_argument("--count", type=int, default=300, help="held-out prompts that are measured")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.work.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ WAYS = (("cut at 120 tokens", "truncate", ALPHA, False), ("whole", "whole", ALPH
 
 
 class Bench:
-    """The networks, and the images of all sentences from given features."""
+    """The networks, and the images of all prompts from given features."""
 
     def __init__(self, weights: Path, lora: Path | None, sampler: str, steps: int, crowded: bool, count: int) -> None:
         model = load(weights, dtype=torch.float32, attend=matmul_attention)
@@ -47,7 +47,7 @@ class Bench:
                            inner_ends)
 
     def answers(self, caption: Encoded, batch: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
-        """For every sentence and attribute: right, and asked, bool (n, attributes)."""
+        """For every prompt and attribute: right, and asked, bool (n, attributes)."""
         wanted = torch.tensor([labels(scene) for scene in self.prompts.scenes])
         read = torch.empty_like(wanted)
         for group in self.prompts.groups(batch):
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="lcm")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--count", type=int, default=100, help="held-out paragraphs")
-    parser.add_argument("--ordinary", action="store_true", help="short sentences instead of paragraphs, whole alone")
+    parser.add_argument("--ordinary", action="store_true", help="short prompts instead of paragraphs, whole alone")
     args = parser.parse_args()
     bench = Bench(args.weights, args.lora, args.sampler, args.steps, not args.ordinary, args.count)
     print("| text | tokens | words lost | facts right, % | of the things', % | wholly right, % |\n|---|---|---|---|---|"

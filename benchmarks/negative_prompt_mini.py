@@ -2,7 +2,7 @@
 
     python benchmarks/negative_prompt_mini.py --work DIR [--count 500]     goes on where it was stopped; prints tables
 
-Held-out sentences about one thing leave one attribute open, and the negative prompt names what their images show
+Held-out prompts about one thing leave one attribute open, and the negative prompt names what their images show
 then: the image that somebody wants otherwise. Sentence, seed and negative prompt are the same for NAG and for
 guidance in two passes. Judge B reads whether the named value is still there, and whether the rest is right.
 """
@@ -209,7 +209,7 @@ def table_by_attribute(found: dict[Way, dict[str, Share]], cases: Sequence[Case]
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for results")
-    parser.add_argument("--count", type=int, default=500, help="held-out sentences")
+    parser.add_argument("--count", type=int, default=500, help="held-out prompts")
     args = parser.parse_args(arguments)
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {way: shares(cases, rows[PLAIN], each) for way, each in rows.items()}
     seconds = {way: statistics.median(row["seconds"] for row in each) for way, each in rows.items()}
     drawn = resamples(len(cases))
-    print(f"{len(cases)} held-out sentences")
+    print(f"{len(cases)} held-out prompts")
     for table in (main_table(found, seconds, drawn), *(differences_table(found, base, drawn) for base in BASES),
                   table_by_attribute(found, cases)):
         print(f"\n{table}")

@@ -4,7 +4,7 @@
 
 Four blocks of PT-DiT do the work of six of PixArt at 128 px. Both see the same images, captions, noise levels and
 noise. Told are the losses of the last fifth of the training, step by step side by side, and judge B on held-out
-sentences: 20 Euler steps, guidance 2.5.
+prompts: 20 Euler steps, guidance 2.5.
 """
 import argparse
 import json
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=positive_number, default=1e-3, help="learning rate")
     parser.add_argument("--scenes", type=int, default=20000, help="different scenes to learn from")
-    parser.add_argument("--count", type=int, default=500, help="held-out sentences that are measured; 0: losses alone")
+    parser.add_argument("--count", type=int, default=500, help="held-out prompts that are measured; 0: losses alone")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = LoopConfig(steps=args.steps, batch=args.batch, learning_rate=args.rate, warmup=min(100, args.steps // 4),

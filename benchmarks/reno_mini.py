@@ -1,4 +1,4 @@
-"""Does optimising noise help? PixArt-mini's student, rewarded by judge A, measured by judge B on held-out sentences.
+"""Does optimising noise help? PixArt-mini's student, rewarded by judge A, measured by judge B on held-out prompts.
 
     python benchmarks/reno_mini.py --work DIR [--count 100]     goes on where it was stopped; prints the table so far
     python benchmarks/reno_mini.py --plot PNG "DMD, 1 step=DIR" "LCM, 4 steps=DIR"      curves of what was measured
@@ -53,7 +53,7 @@ class Bench:
         self.sampler, self.steps, self.recipe = sampler, steps, recipe
 
     def measure(self, prompts: Prompts, group: PromptGroup) -> dict:
-        """Every way of finding noise for the sentences of a group."""
+        """Every way of finding noise for the prompts of a group."""
         texts = tuple(prompts.captions[i] for i in group.members)
         wanted = torch.tensor([labels(prompts.scenes[i]) for i in group.members])
         request = Request(texts, "", group.height, group.width, self.sampler, self.steps, seed=group.seed)
@@ -84,12 +84,12 @@ class Bench:
 
 
 def table(parts: list[dict]) -> str:
-    """Means with 95 % intervals, and differences from the noise as it is, of the same sentences."""
+    """Means with 95 % intervals, and differences from the noise as it is, of the same prompts."""
     rows = {way: {what: torch.tensor([value for part in parts for value in part["ways"][way][what]]).double()
                   for what in ("right", "asked", "a", "b")} for way in WAYS}
     count = len(rows[WAYS[0]]["a"])
     drawn, one = resamples(count), torch.ones(count).double()
-    lines = [f"{count} held-out sentences", "| noise | facts right, % | images wholly right, % | difference | "
+    lines = [f"{count} held-out prompts", "| noise | facts right, % | images wholly right, % | difference | "
              "log-likelihood by judge B | by judge A |", "|---|---|---|---|---|---|"]
     whole = {way: (row["right"] == row["asked"]).double() for way, row in rows.items()}
     for way, row in rows.items():
@@ -116,14 +116,14 @@ def plot(panels: dict[str, list[dict]], path: Path) -> None:
             axes.plot(range(1, len(rows) + 1), rows.mean(1), "--" if "best" in name else "-", label=label)
         axes.set(title=title, xlabel="iteration")
         axes.grid(alpha=0.3)
-    every[0].set_ylabel("mean log-likelihood of what the sentence states")
+    every[0].set_ylabel("mean log-likelihood of what the prompt states")
     every[0].legend()
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=90)
 
 
 def read_parts(folder: Path) -> list[dict]:
-    """What was measured in a work folder, a group of sentences each."""
+    """What was measured in a work folder, a group of prompts each."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
 
 
@@ -136,9 +136,9 @@ def main() -> None:
     parser.add_argument("--sampler", default="lcm")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=50)
-    parser.add_argument("--count", type=int, default=100, help="held-out sentences")
+    parser.add_argument("--count", type=int, default=100, help="held-out prompts")
     parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--groups", type=int, help="stop after so many groups of sentences")
+    parser.add_argument("--groups", type=int, help="stop after so many groups of prompts")
     args = parser.parse_args()
     if args.plot:
         folders = dict(text.rsplit("=", 1) for text in args.plot[1:])

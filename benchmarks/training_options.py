@@ -5,7 +5,7 @@
     python benchmarks/training_options.py table --work R
 
 Every case goes on from one teacher for as many steps, on the same batches with the same noise, and draws the same
-held-out sentences with the average whose decay is 0.98. A case that is finished is left alone and one that was stopped
+held-out prompts with the average whose decay is 0.98. A case that is finished is left alone and one that was stopped
 goes on, so `run` may be stopped and started again. The shipped teacher has little left to learn: --teacher takes
 another one for the same text encoder and autoencoder, such as an earlier state of its training.
 
@@ -123,7 +123,7 @@ def rows_of(work: Path, case: str) -> dict[int, Row]:
 
 
 def table(work: Path) -> str:
-    """Markdown: per cent of the sentences, mean over the seeds, and the paired difference to the base case."""
+    """Markdown: per cent of the prompts, mean over the seeds, and the paired difference to the base case."""
     base, lines = rows_of(work, BASE), []
     for case in (BEFORE, *CASES):
         rows = rows_of(work, case)
@@ -195,7 +195,7 @@ def main() -> None:
     running.add_argument("--case", choices=CASES, action="append", help="default: all of them, one after the other")
     running.add_argument("--seeds", type=int, default=2, help="trainings of each case (default: 2)")
     running.add_argument("--steps", type=int, default=400, help="of each training (default: 400)")
-    running.add_argument("--count", type=int, default=500, help="held-out sentences to draw (default: 500)")
+    running.add_argument("--count", type=int, default=500, help="held-out prompts to draw (default: 500)")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     noisy = tasks.add_parser("noise", help="print how noisy the loss of a step is")
     noisy.add_argument("--data", type=Path, required=True, help="prepared folder of PixArt-mini")
@@ -214,7 +214,7 @@ def main() -> None:
         print(noise(data, args.batches, args.device))
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    settle(args.work, {"teacher": weights_fingerprint(args.teacher), "steps": args.steps, "sentences": args.count})
+    settle(args.work, {"teacher": weights_fingerprint(args.teacher), "steps": args.steps, "prompts": args.count})
     run(BEFORE, 0, args.teacher, data, args.work, args.steps, args.count, args.device)
     for seed in range(args.seeds):
         for case in args.case or CASES:

@@ -73,9 +73,9 @@ def add_quality(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quality", action="store_true", help="judge B's reading, KID and PSNR to the uncached run, "
                        "beside fewer steps at equal time and work; goes on where it was stopped")
     group.add_argument("--batch", type=multiple(1), default=50, metavar="N", help="images at a time (default: 50)")
-    group.add_argument("--count", type=multiple(1), default=300, metavar="N", help="held-out sentences (default: 300)")
+    group.add_argument("--count", type=multiple(1), default=300, metavar="N", help="held-out prompts (default: 300)")
     group.add_argument("--timed", type=multiple(1), default=5, metavar="N",
-                       help="sentences that are timed, in turns (default: 5)")
+                       help="prompts that are timed, in turns (default: 5)")
 
 
 def multiple(of: int) -> Callable[[str], int]:

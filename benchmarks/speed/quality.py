@@ -1,7 +1,7 @@
 """What reusing work costs in images: every cache on PixArt-mini's teacher, beside taking fewer steps.
 
 Rows are kept in the folder as they are measured, with the images of the uncached run, so a stopped run goes on.
-Times are processor times of a few sentences, all ways of drawing in turns.
+Times are processor times of a few prompts, all ways of drawing in turns.
 """
 import json
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def fewer(steps: int, sampler: str = TEACHER_METHOD.sampler) -> Sampled:
 
 
 def cached(name: str, budget: float) -> Cached:
-    """Solved for a square image with a usual sentence, as `Sampled` does it."""
+    """Solved for a square image with a usual prompt, as `Sampled` does it."""
     return chosen(CacheChoice(name, budget), budget)
 
 
@@ -76,19 +76,19 @@ def chosen(choice: CacheChoice, budget: float) -> Cached:
 class Quality:
     """One run of the command: what it draws with, and what it has measured so far."""
 
-    def __init__(self, folder: Path, sentences: int, timed: int, batch: int, setting: Setting) -> None:
+    def __init__(self, folder: Path, prompts: int, timed: int, batch: int, setting: Setting) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.setting = folder, setting
-        self.bench = Bench.open(SHIPPED, sentences, device=setting.device, batch=batch)
+        self.bench = Bench.open(SHIPPED, prompts, device=setting.device, batch=batch)
         self.instrument = Instrument(self.bench, "b")
-        self.timed = self.bench.first(min(timed, sentences))
-        about = About(sentences, self.bench.prompts.seed, False, self.bench.prompts.digest, self.instrument.name,
+        self.timed = self.bench.first(min(timed, prompts))
+        about = About(prompts, self.bench.prompts.seed, False, self.bench.prompts.digest, self.instrument.name,
                       own_accuracy(self.instrument.path)["all"])
         self.measured = Measured(about)
         if (folder / "rows.json").is_file():
             self.measured = read_measured(folder / "rows.json")
             if self.measured.about != about:
-                raise ValueError("the folder holds results of other sentences or another judge; give another --out, or "
+                raise ValueError("the folder holds results of other prompts or another judge; give another --out, or "
                                  f"the same --count: {folder}")
 
     def times(self, methods: Sequence[Sampled]) -> dict[str, float]:

@@ -40,11 +40,11 @@ class Followed:
 
 @dataclass(frozen=True)
 class Steered:
-    """A way of drawing whose images follow the edges of the real image of each sentence."""
+    """A way of drawing whose images follow the edges of the real image of each prompt."""
 
     base: Sampled
     network: PixArtControlNet
-    maps: BenchImages         # black and white, of all sentences of the bench or of more
+    maps: BenchImages         # black and white, of all prompts of the bench or of more
     strength: float = 1.0
 
     @property
@@ -85,7 +85,7 @@ def edge_f1(found: Tensor, wanted: Tensor, within: int = 1) -> Tensor:
 
 
 def agreement(images: BenchImages, maps: BenchImages, batch: int) -> Tensor:
-    """Edge F1 of every sentence, (n,)."""
+    """Edge F1 of every prompt, (n,)."""
     return each_pair(images, maps, batch, "cpu", lambda drawn, wanted: edge_f1(edges(drawn), wanted[:, :1]))
 
 

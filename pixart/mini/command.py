@@ -94,7 +94,7 @@ def _add_diagnose(tasks: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _shared(command: argparse.ArgumentParser, count: int) -> None:
     command.add_argument("--weights", type=Path, default=SHIPPED.root, help="folder of the weights (default: shipped)")
-    command.add_argument("--count", type=int, default=count, help=f"held-out sentences (default: {count})")
+    command.add_argument("--count", type=int, default=count, help=f"held-out prompts (default: {count})")
     command.add_argument("--seed", type=int, default=7, help="selects the prompts (default: 7)")
     command.add_argument("--crowded", action="store_true", help="scenes of three to five objects, with long captions")
     command.add_argument("--device", help="cpu, cuda or mps (default: the best available)")

@@ -1,4 +1,4 @@
-"""How good ways of drawing are, on held-out sentences of PixArt-mini: accuracy, distances, diversity, cost."""
+"""How good ways of drawing are, on held-out prompts of PixArt-mini: accuracy, distances, diversity, cost."""
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from .measure.tables import differences, results_table
 logger = logging.getLogger(__name__)
 
 KEPT = 20                      # images of each row that are kept for contact sheets
-DIVERSE = 50                   # sentences that diversity is measured on
+DIVERSE = 50                   # prompts that diversity is measured on
 
 
 class Instrument:
@@ -65,7 +65,7 @@ class Instrument:
                 probe: int = 1) -> tuple[Row, BenchImages]:
         """Draws and measures. reference: the row that the images are compared with one by one, and its images.
 
-        diverse: of how many sentences the diversity is measured, which takes three more images each. probe: of how
+        diverse: of how many prompts the diversity is measured, which takes three more images each. probe: of how
         many images the work is counted.
         """
         passes, macs = count(method, self.bench, probe)
@@ -102,14 +102,14 @@ def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: 
              device: str = "cpu", batch: int = 100, crowded: bool = False, judge: str = "b",
              reference: DrawingMethod | None = None, diverse: int = DIVERSE,
              probe: int = 1) -> Evaluation:
-    """Measure all methods on `count` held-out sentences, beside the real images of their scenes.
+    """Measure all methods on `count` held-out prompts, beside the real images of their scenes.
 
-    reference: what PSNR, SSIM and judge-LPIPS compare with; it becomes the first row. diverse: sentences that
+    reference: what PSNR, SSIM and judge-LPIPS compare with; it becomes the first row. diverse: prompts that
     diversity is measured on, 0 for none. probe: images whose work is counted. Raises ValueError where two methods
     have one name, and what reading raises.
     """
     if probe < 1 or diverse < 0:
-        raise ValueError(f"diversity of {diverse} sentences and work of {probe} images asked for; at least 0 and 1 "
+        raise ValueError(f"diversity of {diverse} prompts and work of {probe} images asked for; at least 0 and 1 "
                          "are possible")
     methods = checked_methods(methods, reference, files)
     instrument = Instrument(Bench.open(files, count, seed, crowded, device, batch), judge)

@@ -143,5 +143,5 @@ def test_caches_stand_beside_fewer_steps_and_a_stopped_run_goes_on(tmp_path, mon
     assert found["20 steps"]["PSNR dB"] is None and 20 < found["steps 2x"]["PSNR dB"] < 58.9
     monkeypatch.setattr(Sampled, "draw", None)
     assert rows_of_a_run() == first
-    with pytest.raises(ValueError, match="results of other sentences"):
+    with pytest.raises(ValueError, match="results of other prompts"):
         Quality(tmp_path, 6, 1, 50, Setting("cpu", True, tmp_path, float("inf")))

@@ -61,7 +61,7 @@ def test_four_steps_draw_held_out_sentences():
 
 
 @pytest.mark.parametrize("name, steps, least", [("tdm", 4, 0.92), ("dmd", 1, 0.88)])
-def test_students_by_distribution_matching_draw_held_out_sentences(name, steps, least):
+def test_students_by_distribution_matching_draw_held_out_prompts(name, steps, least):
     """On 60 sentences never seen in training; one step of the LCM student shows 71 % of what they say."""
     method = Sampled(name, "teacher", name, steps, lora=getattr(SHIPPED, name))
     real, student = (row.accuracy for row in evaluate.evaluate(60, seed=11, methods=[method], diverse=0).rows)

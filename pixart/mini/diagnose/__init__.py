@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def diagnose(count: int = 200, seed: int = 7, files: Files = SHIPPED, device: str = "cpu", batch: int = 100,
              judge: str = "b", guidance: float = 2.5, crowded: bool = False,
              starts: Sequence[int] = STARTS, captions: tuple[int, int] = (TRAINING, TESTED)) -> Diagnosis:
-    """Run all trials on `count` held-out sentences. Raises what reading the files raises.
+    """Run all trials on `count` held-out prompts. Raises what reading the files raises.
 
     From which noise on is a real image, finished by the teacher, no longer what it was; what does the autoencoder
     alone lose; what can be read from the text features; how large is the error of the noise at each timestep.

@@ -1,4 +1,4 @@
-"""Real images noised to a timestep and finished by the teacher: at which noise is what the sentence says lost?"""
+"""Real images noised to a timestep and finished by the teacher: at which noise is what the prompt says lost?"""
 from math import sqrt
 
 import torch

@@ -1,4 +1,4 @@
-"""The teacher's noise error by timestep, with the sentence and without: where it looks at the text."""
+"""The teacher's noise error by timestep, with the prompt and without: where it looks at the text."""
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +22,13 @@ class Bin:
     last: int
     loss: float
     error: float
-    without_text: float         # with the empty sentence instead
+    without_text: float         # with the empty prompt instead
     signal_to_noise: float      # in the middle of the bin
 
 
 @torch.inference_mode()
 def losses(model: PixArtTransformer, bench: Bench, real: BenchImages) -> list[Bin]:
-    """Every sentence once in every bin, at a timestep drawn from it; the same noise with the sentence and without."""
+    """Every prompt once in every bin, at a timestep drawn from it; the same noise with the prompt and without."""
     rows: list[Tensor] = []             # (2, BINS, b)
     draws = torch.Generator().manual_seed(bench.prompts.seed)
     for group in bench.prompts.groups(bench.batch):

@@ -27,7 +27,7 @@ SHOWN_QUESTIONS = ("images", "shape", "second shape", "second colour", "texture"
 class Diagnosis:
     """Results of `diagnose`."""
 
-    count: int                              # held-out sentences
+    count: int                              # held-out prompts
     guidance: float
     judge: str
     finished: dict[int, Row]                # by the timestep the real images were noised to; 0: autoencoder alone
@@ -50,7 +50,7 @@ def _finished(found: Diagnosis) -> str:
                  for name, value in values.items()]
         noise = f"{signal_to_noise(int(title)):.2g}" if title not in ("real", "0") else "-"
         rows.append([title, noise, *cells])
-    note = (f"{found.count} held-out sentences, read by judge {found.judge[0]}: real images encoded, noised to "
+    note = (f"{found.count} held-out prompts, read by judge {found.judge[0]}: real images encoded, noised to "
             f"timestep t0 and finished by the teacher in {FINISH_STEPS} DDIM steps, guidance {found.guidance:g}. "
             "t0 = 0: the autoencoder alone. SNR: ratio of the variances of signal and noise.")
     return f"{markdown(['t0', 'SNR', *(SHARES.get(name, name) for name in found.real.accuracy)], rows)}\n\n{note}"
@@ -67,7 +67,7 @@ def _losses(found: Diagnosis) -> str:
     rows = [[f"{one.first}-{one.last}", f"{one.signal_to_noise:.2g}", f"{one.loss:.3g} +- {one.error:.2g}",
              f"{one.without_text:.3g}", f"{100 * (one.without_text / one.loss - 1):.0f}"] for one in found.bins]
     note = "Mean squared error of the teacher's noise prediction on real held-out images, +- its standard error."
-    titles = ["timesteps", "SNR", "loss", "with the empty sentence", "higher by, %"]
+    titles = ["timesteps", "SNR", "loss", "with the empty prompt", "higher by, %"]
     return f"{markdown(titles, rows)}\n\n{note}"
 
 
@@ -105,8 +105,8 @@ def _plot(found: Diagnosis, path: Path) -> None:
     curve.legend(fontsize="small")
     _bars(bars, found.probed)
     middle = [(one.first + one.last) / 2 for one in found.bins]
-    errors.plot(middle, [one.loss for one in found.bins], "o-", label="with the sentence")
-    errors.plot(middle, [one.without_text for one in found.bins], "o--", label="with the empty sentence")
+    errors.plot(middle, [one.loss for one in found.bins], "o-", label="with the prompt")
+    errors.plot(middle, [one.without_text for one in found.bins], "o--", label="with the empty prompt")
     errors.set(xlabel="timestep", ylabel="squared error of the noise", yscale="log")
     errors.legend(fontsize="small")
     with replacing(path) as beside:

@@ -1,4 +1,4 @@
-"""What of a sentence the judge reads back from its image, sentence by sentence."""
+"""What of a prompt the judge reads back from its image, prompt by prompt."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from .judges import ImageJudge
 
 @dataclass(frozen=True)
 class Answers:
-    """For every sentence and every attribute: what was asked, and what was read rightly. Both bool (n, attributes)."""
+    """For every prompt and every attribute: what was asked, and what was read rightly. Both bool (n, attributes)."""
 
     asked: Tensor
     right: Tensor
@@ -43,7 +43,7 @@ class Answers:
                 for asked, right in zip(self.asked.tolist(), self.right.tolist())]
 
     def counts(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """How much was read rightly of a sentence and how much was asked, each (n,) float64.
+        """How much was read rightly of a prompt and how much was asked, each (n,) float64.
 
         By attribute; "all" of all attributes; "images", 1 where everything is right. The attributes of the nine
         places of crowded scenes are pooled by what is asked.

@@ -1,4 +1,4 @@
-"""What every way of drawing is given: the sentences, their text features, the decoder, the noise to start from."""
+"""What every way of drawing is given: the prompts, their text features, the decoder, the noise to start from."""
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,20 +17,20 @@ from .prompts import PromptGroup, Prompts
 
 @dataclass(frozen=True)
 class Bench:
-    """Held-out sentences, encoded once, with the networks that all ways of drawing share."""
+    """Held-out prompts, encoded once, with the networks that all ways of drawing share."""
 
     prompts: Prompts
     files: Files
     vae: MiniAutoencoder
-    captions: Encoded            # of all sentences
-    null: Encoded                # of the empty sentence
+    captions: Encoded            # of all prompts
+    null: Encoded                # of the empty prompt
     device: torch.device
     batch: int = 100             # images at a time
 
     @classmethod
     def open(cls, files: Files, count: int = 1000, seed: int = 7, crowded: bool = False,
              device: torch.device | str = "cpu", batch: int = 100) -> "Bench":
-        """Reads text encoder and autoencoder of `files`, and encodes `count` sentences. Raises what reading raises."""
+        """Reads text encoder and autoencoder of `files`, and encodes `count` prompts. Raises what reading raises."""
         if batch < 1:
             raise ValueError(f"{batch} images at a time asked for; at least 1 is needed")
         prompts, device = Prompts.held_out(count, seed, crowded), torch.device(device)
@@ -42,11 +42,11 @@ class Bench:
         return cls(prompts, files, load_autoencoder(files.vae).to(device), captions, null, device, batch)
 
     def first(self, count: int) -> "Bench":
-        """The first `count` sentences, drawn as before."""
+        """The first `count` prompts, drawn as before."""
         return replace(self, prompts=self.prompts.first(count))
 
     def again(self, run: int) -> "Bench":
-        """The same sentences with other noise; run 0 is the noise that everything is measured with."""
+        """The same prompts with other noise; run 0 is the noise that everything is measured with."""
         return replace(self, prompts=replace(self.prompts, run=run))
 
     def request(self, group: PromptGroup, sampler: str, steps: int, guidance: float) -> Request:
@@ -56,14 +56,14 @@ class Bench:
                        guidance=guidance)
 
     def text(self, group: PromptGroup) -> Encoded:
-        """Text features of a group, without the padding that none of its sentences needs."""
+        """Text features of a group, without the padding that none of its prompts needs."""
         rows = slice(group.members.start, group.members.stop, group.members.step)
         mask = self.captions.mask[rows]
         longest = int(mask.sum(1).max())
         return Encoded(self.captions.context[rows, :longest], mask[:, :longest], self.captions.reports[rows])
 
     def draw_groups(self, draw: Callable[[PromptGroup], Tensor]) -> BenchImages:
-        """draw(group) -> scaled latents (B, 4, h, w): the images of all sentences."""
+        """draw(group) -> scaled latents (B, 4, h, w): the images of all prompts."""
         parts: dict[tuple[int, int], list[Tensor]] = {}
         for group in self.prompts.groups(self.batch):
             parts.setdefault((group.height, group.width), []).append(self.decode(draw(group)))

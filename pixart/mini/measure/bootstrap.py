@@ -1,4 +1,4 @@
-"""Intervals by resampling sentences, and tests of two methods on the same sentences."""
+"""Intervals by resampling prompts, and tests of two methods on the same prompts."""
 from dataclasses import dataclass
 from math import comb
 
@@ -30,19 +30,19 @@ class Estimate:
 
 
 def resamples(count: int, times: int = TIMES, seed: int = 0) -> Tensor:
-    """(times, count) float64: how often each sentence occurs when `count` are drawn with replacement."""
+    """(times, count) float64: how often each prompt occurs when `count` are drawn with replacement."""
     numbers = np.random.default_rng(seed).integers(count, size=(times, count))
     flat = (numbers + count * np.arange(times)[:, None]).ravel()
     return torch.from_numpy(np.bincount(flat, minlength=times * count).reshape(times, count).astype(np.float64))
 
 
 def estimate(values: Tensor, weights: Tensor, drawn: Tensor) -> Estimate:
-    """sum(values) / sum(weights) over the sentences, (n,) each, with its percentile interval from `resamples`."""
+    """sum(values) / sum(weights) over the prompts, (n,) each, with its percentile interval from `resamples`."""
     return _interval((values.sum() / weights.sum()).item(), _ratios(values, weights, drawn))
 
 
 def paired_difference(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], drawn: Tensor) -> Estimate:
-    """a minus b, each values and weights of the same sentences; both are resampled together, so it is paired."""
+    """a minus b, each values and weights of the same prompts; both are resampled together, so it is paired."""
     value = (a[0].sum() / a[1].sum() - b[0].sum() / b[1].sum()).item()
     return _interval(value, _ratios(*a, drawn) - _ratios(*b, drawn))
 
@@ -62,9 +62,9 @@ def _interval(value: float, samples: Tensor) -> Estimate:
 
 
 def mcnemar(a: Tensor, b: Tensor) -> float:
-    """Two-sided exact p-value that two methods are equally often right; a, b (n,) bool, of the same sentences.
+    """Two-sided exact p-value that two methods are equally often right; a, b (n,) bool, of the same prompts.
 
-    McNemar's test: of the sentences that only one method has right, each had them with probability one half.
+    McNemar's test: of the prompts that only one method has right, each had them with probability one half.
     """
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     total = only_a + only_b

@@ -61,7 +61,7 @@ def counted_flops() -> FlopCounterMode:
 
 
 def count(method: DrawingMethod, bench: Bench, probe: int = 1) -> tuple[float, float]:
-    """Passes and multiply-accumulate operations of an image, on average over the first `probe` sentences.
+    """Passes and multiply-accumulate operations of an image, on average over the first `probe` prompts.
 
     The first image is a square one. More than one are only needed for methods whose work depends on the image, or
     to count the other sizes too. Draws them, so it also warms the method up; counting takes some 0.1 s a step. Twice

@@ -7,7 +7,7 @@ from .judges import ImageJudge
 
 
 def features_of(judge: ImageJudge, images: BenchImages, batch: int, device: torch.device) -> Tensor:
-    """(n, F) float64 on the CPU, in the order of the sentences."""
+    """(n, F) float64 on the CPU, in the order of the prompts."""
     def read(some: Tensor) -> Tensor:
         with torch.inference_mode():
             return judge.features(some).float()
@@ -30,19 +30,19 @@ def kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def kernel_distances(drawn: Tensor, real: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy, split over the sentences: (n,), whose mean is the distance.
+    """Squared maximum mean discrepancy, split over the prompts: (n,), whose mean is the distance.
 
     drawn, real (n, F) float64, row i of both of the same scene, which may depend on each other. The distance is the
-    unbiased estimate over all pairs of different sentences (Gretton et al. 2012, lemma 6); entry i is its jackknife
-    pseudo-value, n times the estimate minus n - 1 times the estimate without sentence i. So the distance has a
-    standard error, an interval and paired differences like any mean over sentences.
+    unbiased estimate over all pairs of different prompts (Gretton et al. 2012, lemma 6); entry i is its jackknife
+    pseudo-value, n times the estimate minus n - 1 times the estimate without prompt i. So the distance has a
+    standard error, an interval and paired differences like any mean over prompts.
     """
     count = len(drawn)
     if count < 3:
         raise ValueError(f"{count} images; a kernel distance needs at least 3")
     cross = kernel(drawn, real)
     pairs = kernel(drawn, drawn) + kernel(real, real) - cross - cross.T
-    of_one = pairs.sum(1) - pairs.diagonal()                       # sum over all other sentences
+    of_one = pairs.sum(1) - pairs.diagonal()                       # sum over all other prompts
     total = of_one.sum()
     without = (total - 2 * of_one) / ((count - 1) * (count - 2))
     return count * total / (count * (count - 1)) - (count - 1) * without

@@ -1,4 +1,4 @@
-"""How different the images of one sentence are: few-step training and rewards can make them all alike."""
+"""How different the images of one prompt are: few-step training and rewards can make them all alike."""
 from itertools import combinations
 
 import torch
@@ -10,13 +10,13 @@ from .judges import ImageJudge
 from .methods import DrawingMethod
 from .similarity import judge_lpips
 
-RUNS = 4            # images of each sentence
+RUNS = 4            # images of each prompt
 
 
 def diversity(judge: ImageJudge, method: DrawingMethod, bench: Bench, drawn: BenchImages) -> Tensor:
-    """(n,) float64: mean judge-LPIPS of all pairs of `RUNS` images of a sentence that differ in their noise.
+    """(n,) float64: mean judge-LPIPS of all pairs of `RUNS` images of a prompt that differ in their noise.
 
-    drawn: the images of run 0, by the same method, of the sentences of `bench`.
+    drawn: the images of run 0, by the same method, of the prompts of `bench`.
     """
     runs = [drawn, *(method.draw(bench.again(run)) for run in range(1, RUNS))]
     distances = [each_pair(a, b, bench.batch, bench.device, lambda x, y: judge_lpips(judge, x, y).clone())

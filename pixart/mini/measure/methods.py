@@ -1,4 +1,4 @@
-"""Ways of drawing: anything with a name that draws the sentences of a bench, and those that a line of text can name."""
+"""Ways of drawing: anything with a name that draws the prompts of a bench, and those that a line of text can name."""
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -30,18 +30,18 @@ from .prompts import PromptGroup
 
 logger = logging.getLogger(__name__)
 
-Follow = Callable[[PromptGroup], Guide]  # what the images of a group of sentences follow
+Follow = Callable[[PromptGroup], Guide]  # what the images of a group of prompts follow
 
 
 class DrawingMethod(Protocol):
-    """What can be measured. Drawing the first sentences of a bench must give their images of the whole bench."""
+    """What can be measured. Drawing the first prompts of a bench must give their images of the whole bench."""
 
     @property
     def name(self) -> str:
         """A short name, the row's title in tables."""
 
     def draw(self, bench: Bench) -> BenchImages:
-        """The images of all sentences of `bench`, from the noise that it names."""
+        """The images of all prompts of `bench`, from the noise that it names."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The held-out sentences that every way of drawing is measured on, and the order they are drawn in."""
+"""The held-out prompts that every way of drawing is measured on, and the order they are drawn in."""
 import hashlib
 import random
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ _RUN, _BUCKET = 1_000_000, 100_000        # distances between the seeds of two r
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Sentences that are drawn in one batch: images of one size, with seeds that follow `seed`."""
+    """Prompts that are drawn in one batch: images of one size, with seeds that follow `seed`."""
 
     height: int
     width: int
-    members: range           # numbers of the sentences
+    members: range           # numbers of the prompts
     seed: int
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Held-out sentences; sentence i has the image size BUCKETS[i % len(BUCKETS)].
+    """Held-out prompts; prompt i has the image size BUCKETS[i % len(BUCKETS)].
 
-    run: which noise the sentences are drawn with. The same sentence in another run is another image.
+    run: which noise the prompts are drawn with. The same prompt in another run is another image.
     """
 
     scenes: list[Scene]
@@ -39,9 +39,9 @@ class Prompts:
 
     @classmethod
     def held_out(cls, count: int, seed: int, crowded: bool = False) -> "Prompts":
-        """The first `count` sentences of the endless row that `seed` and `crowded` name."""
+        """The first `count` prompts of the endless row that `seed` and `crowded` name."""
         if not 1 <= count <= _BUCKET:
-            raise ValueError(f"{count} sentences asked for; between 1 and {_BUCKET} can be drawn")
+            raise ValueError(f"{count} prompts asked for; between 1 and {_BUCKET} can be drawn")
         examples = held_out(count, seed, crowded)
         return cls([scene for scene, _ in examples], [text for _, text in examples], seed, crowded)
 
@@ -49,16 +49,16 @@ class Prompts:
         return len(self.captions)
 
     def first(self, count: int) -> "Prompts":
-        """The first `count` sentences; what is drawn of them does not change."""
+        """The first `count` prompts; what is drawn of them does not change."""
         return replace(self, scenes=self.scenes[:count], captions=self.captions[:count])
 
     @property
     def digest(self) -> str:
-        """Tells sets of sentences apart: results of different sentences cannot be compared one by one."""
+        """Tells sets of prompts apart: results of different prompts cannot be compared one by one."""
         return hashlib.sha256("\n".join(self.captions).encode()).hexdigest()[:16]
 
     def groups(self, batch: int) -> Iterator[PromptGroup]:
-        """All sentences, at most `batch` at a time. The seed of a sentence does not depend on `batch`."""
+        """All prompts, at most `batch` at a time. The seed of a prompt does not depend on `batch`."""
         for bucket, (height, width) in enumerate(BUCKETS):
             members = range(bucket, len(self), len(BUCKETS))
             for at in range(0, len(members), batch):

@@ -1,4 +1,4 @@
-"""What was measured, sentence by sentence, in a JSON file: rows of different runs can be put into one table."""
+"""What was measured, prompt by prompt, in a JSON file: rows of different runs can be put into one table."""
 import json
 import math
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from .cost import Cost
 
 REAL = "real images"                # name of the row that nothing was drawn for
 RESULTS_FORMAT = "pixart-mini-measured-1"
-Sums = tuple[Tensor, Tensor]          # values and weights of all sentences: a measure is sum(values) / sum(weights)
+Sums = tuple[Tensor, Tensor]          # values and weights of all prompts: a measure is sum(values) / sum(weights)
 
 
 @dataclass(frozen=True)
 class About:
-    """What the rows of a file were measured on; rows are comparable where `sentences` and `judge` agree."""
+    """What the rows of a file were measured on; rows are comparable where `prompts` and `judge` agree."""
 
     count: int
     seed: int
     crowded: bool
-    sentences: str                    # digest of the captions
+    prompts: str                    # digest of the captions
     judge: str                        # a or b, and a digest of its file
     judge_accuracy: float             # share of all attributes of real images that it reads rightly
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of drawing. Values of sentences are in the order of the sentences; None is what was not measured."""
+    """One way of drawing. Values of prompts are in the order of the prompts; None is what was not measured."""
 
     name: str
     answers: tuple[str, ...]                    # see `Answers.text`
@@ -42,7 +42,7 @@ class Row:
     psnr: tuple[float, ...] | None = None       # dB
     ssim: tuple[float, ...] | None = None
     lpips: tuple[float, ...] | None = None      # judge-LPIPS
-    diversity: tuple[float, ...] | None = None  # of the first sentences only
+    diversity: tuple[float, ...] | None = None  # of the first prompts only
     cost: Cost | None = None
 
     @property
@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows that were measured on the same sentences by the same judge."""
+    """Rows that were measured on the same prompts by the same judge."""
 
     about: About
     rows: tuple[Row, ...] = field(default=())
@@ -118,12 +118,12 @@ def merged(parts: Sequence[tuple[str, Measured]]) -> Measured:
     """All rows of (name of the file, results) together.
 
     A row that is the same in several parts is kept once; where rows of one name differ, the later gets its file's name
-    added. ValueError where sentences or judge differ.
+    added. ValueError where prompts or judge differ.
     """
     first_name, first = parts[0]
     rows = list(first.rows)
     for name, part in parts[1:]:
-        for what in ("sentences", "judge"):
+        for what in ("prompts", "judge"):
             mine, other = getattr(first.about, what), getattr(part.about, what)
             if mine != other:
                 raise ValueError(f"results of different {what} cannot be compared ({mine} and {other}); measure both "

@@ -1,4 +1,4 @@
-"""Images side by side for people: a row a sentence, a column a way of drawing."""
+"""Images side by side for people: a row a prompt, a column a way of drawing."""
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CROP, ZOOM = 40, 4                       # side of a part in pixels, and how much larger it is shown
-_TITLE, _LINE, _LETTER = 24, 12, 6       # height of the titles, size of a letter of the sentences, pixels
+_TITLE, _LINE, _LETTER = 24, 12, 6       # height of the titles, size of a letter of the prompts, pixels
 
 
 class Column(Protocol):
-    """Images (3, H, W) in 0..1 by the number of their sentence."""
+    """Images (3, H, W) in 0..1 by the number of their prompt."""
 
     def __getitem__(self, number: int, /) -> Tensor: ...
 
 
 def method_sheet(images: Mapping[str, Column], prompts: Prompts, rows: Sequence[int], cell: int = 160) -> "Image":
-    """Images by the name of their column; rows: numbers of sentences, which stand above their images."""
+    """Images by the name of their column; rows: numbers of prompts, which stand above their images."""
     from PIL import Image, ImageDraw
     names = list(images)
     texts = [wrap(prompts.captions[number], len(names) * cell // _LETTER - 1) for number in rows]

@@ -1,4 +1,4 @@
-"""How alike two images of the same sentence are, pixel by pixel and as the judge sees them."""
+"""How alike two images of the same prompt are, pixel by pixel and as the judge sees them."""
 from collections.abc import Sequence
 
 import torch
@@ -60,7 +60,7 @@ def map_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 def similarities(judge: ImageJudge, drawn: BenchImages, reference: BenchImages, batch: int,
                  device: torch.device) -> dict[str, Tensor]:
-    """psnr, ssim and lpips of every sentence, (n,) each, float64 on the CPU."""
+    """psnr, ssim and lpips of every prompt, (n,) each, float64 on the CPU."""
     def all_three(a: Tensor, b: Tensor) -> Tensor:
         return torch.stack([psnr(a, b), ssim(a, b), judge_lpips(judge, a, b).clone()], 1)
     values = each_pair(drawn, reference, batch, device, all_three).double()

@@ -24,8 +24,8 @@ def _accuracies(measured: Measured, drawn: Tensor) -> str:
     for row, measures in zip(measured.rows, sums):
         values = {name: estimate(*measures[name], drawn) for name in names}
         rows.append([row.name, *(_percent(values[name], name in SHARES) for name in names)])
-    note = (f"{measured.about.count} held-out sentences, per cent read back by judge {measured.about.judge[0]}; "
-            f"+-: half of the {100 * LEVEL:.0f} % bootstrap interval over sentences.")
+    note = (f"{measured.about.count} held-out prompts, per cent read back by judge {measured.about.judge[0]}; "
+            f"+-: half of the {100 * LEVEL:.0f} % bootstrap interval over prompts.")
     return f"{markdown(['', *(SHARES.get(name, name) for name in names)], rows)}\n\n{note}"
 
 
@@ -55,7 +55,7 @@ def _distance_row(row: Row, sums: dict[str, Sums]) -> list[str]:
 
 
 def differences(measured: Measured, base: str) -> str:
-    """Every other way of drawing minus `base`, paired by sentence, with intervals; accuracies in points of per cent."""
+    """Every other way of drawing minus `base`, paired by prompt, with intervals; accuracies in points of per cent."""
     drawn, start = resamples(measured.about.count), measured.row(base)
     rows, names = [], [name for name in DIFFERENCES if name in start.sums()]
     for row in measured.rows:
@@ -68,7 +68,7 @@ def differences(measured: Measured, base: str) -> str:
                      f"{mcnemar(*whole):.2g}"])
     titles = [f"minus {base}", *(SHARES.get(name, name) for name in names), "KID (judge)", "p (whole images)"]
     note = (f"In brackets the {100 * LEVEL:.0f} % interval of the paired bootstrap over {measured.about.count} "
-            "sentences, bold where it leaves out zero. p: exact test of McNemar.")
+            "prompts, bold where it leaves out zero. p: exact test of McNemar.")
     return f"{markdown(titles, rows)}\n\n{note}"
 
 

@@ -48,7 +48,7 @@ def test_real_images_are_those_of_the_prepared_data():
 
 
 def test_no_sentences_are_refused():
-    with pytest.raises(ValueError, match="0 sentences"):
+    with pytest.raises(ValueError, match="0 prompts"):
         Prompts.held_out(0, 7)
 
 

@@ -57,7 +57,7 @@ def test_rows_of_several_files_become_one_table():
     assert [one.name for one in merged([("a.json", BOTH), ("c.json", changed)]).rows][-1] == "good (c.json)"
 
 
-@pytest.mark.parametrize("field, value", [("sentences", "other"), ("judge", "a 5")])
+@pytest.mark.parametrize("field, value", [("prompts", "other"), ("judge", "a 5")])
 def test_results_of_other_sentences_or_judges_are_refused(field, value):
     other = Measured(replace(ABOUT, **{field: value}), BOTH.rows)
     with pytest.raises(ValueError, match=f"different {field}"):
