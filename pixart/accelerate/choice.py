@@ -47,7 +47,7 @@ class CacheChoice:
 
 def plan_summary(plan: CachePlan, job: SamplingJob) -> str:
     """"FORA, every 2: 1.82x less work (47.1 of 85.6 TMACs per image)"."""
-    return f"{plan.setting}: {plan.ratio(job):.2f}x less work ({macs_text(plan.work(job), job.plain)} an image)"
+    return f"{plan.setting}: {plan.ratio(job):.2f}x less work ({macs_text(plan.work(job), job.plain)} per image)"
 
 
 def choice_of(text: str) -> CacheChoice:
