@@ -112,6 +112,7 @@ def test_a_signal_saves_the_step_it_interrupts(data, tmp_path, number):
         time.sleep(0.01)
     os.kill(process.pid, number)
     process.join(60)
+    process.kill()          # one that went on would never end
     assert process.exitcode not in (None, 0)
     assert read_state(tmp_path / "run" / loop.STATE)["step"] == max(noted_losses(tmp_path / "run"))
 
