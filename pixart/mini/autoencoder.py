@@ -138,10 +138,7 @@ def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: in
     model = MiniAutoencoder(plan).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     progress = ResumableTraining("autoencoder", model, rate, steps, state, seed)
     for step in progress:
-        whole = step > 0.6 * steps
-        drawn = scenery.draw(torch.Generator(device).manual_seed(seed * 1_000_003 + step),
-                             batch // 4 if whole else batch).images
-        examples = (drawn if whole else crops(drawn)).contiguous(memory_format=torch.channels_last)
+        examples = shown(scenery, seed, step, steps, batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = autoencoder_loss(model, examples)
         progress.advance(loss)
@@ -152,15 +149,52 @@ def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: in
 
 
 def autoencoder_loss(model: MiniAutoencoder, images: Tensor, noise: float = 0.1) -> Tensor:
-    """L1, squared and gradient error of images decoded from slightly noisy latents, plus unit variance of these."""
+    """The error of images decoded from slightly noisy latents, plus unit variance of these."""
     latents = model.encode(images)
-    decoded = model.decode(latents + noise * torch.randn_like(latents)).float()
-    error = decoded - images
-    edges = sum(torch.diff(error, dim=side).abs().mean() for side in (2, 3))
+    error = decoding_error(model.decode(latents + noise * torch.randn_like(latents)).float(), images)
     flat = latents.float().transpose(0, 1).flatten(1)
     spread = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
     excess = F.relu(flat.abs() - 3).square().mean()
-    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 0.02 * spread + 0.1 * excess
+    return error + 0.02 * spread + 0.1 * excess
+
+
+def decoding_error(decoded: Tensor, images: Tensor) -> Tensor:
+    """L1, squared and gradient error."""
+    error = decoded - images
+    edges = sum(torch.diff(error, dim=side).abs().mean() for side in (2, 3))
+    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges
+
+
+def train_decoder(source: Path, path: Path, scenery: Scenery, steps: int = 1500, batch: int = 32, seed: int = 0,
+                  state: Path | None = None, rate: float = 1.5e-3, autocast: bool = False) -> MiniAutoencoder:
+    """Trains the decoder of the file `source` further and writes `path`; its encoder, and so all latents, stay.
+
+    So everything that was trained on these latents goes on to fit. The steps are those of `train_autoencoder`, with
+    noise of up to a tenth in the latents, because what is drawn is less exact than what is encoded.
+    """
+    device = scenery.ordinary.codes.device
+    model = load_autoencoder(source).train()
+    model.to(device, memory_format=torch.channels_last)      # type: ignore[call-overload]
+    model.taesd_encoder.requires_grad_(False)
+    progress = ResumableTraining("decoder", model.taesd_decoder, rate, steps, state, seed)
+    for step in progress:
+        examples = shown(scenery, seed, step, steps, batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            with torch.no_grad():
+                latents = model.encode(examples)
+            level = 0.1 * torch.rand(len(latents), 1, 1, 1, device=device)
+            decoded = model.decode(latents + level * torch.randn_like(latents)).float()
+        progress.advance(decoding_error(decoded, examples))
+    save_autoencoder(model, path)
+    return load_autoencoder(path)
+
+
+def shown(scenery: Scenery, seed: int, step: int, steps: int, batch: int) -> Tensor:
+    """What a step of a training sees: `batch` crops, in the last two fifths a quarter as many whole images."""
+    whole = step > 0.6 * steps
+    drawn = scenery.draw(torch.Generator(scenery.ordinary.codes.device).manual_seed(seed * 1_000_003 + step),
+                         batch // 4 if whole else batch).images
+    return (drawn if whole else crops(drawn)).contiguous(memory_format=torch.channels_last)
 
 
 def crops(images: Tensor, side: int = 64) -> Tensor:

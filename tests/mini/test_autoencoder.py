@@ -16,6 +16,7 @@ from pixart.mini.autoencoder import (
     padded_state,
     save_autoencoder,
     train_autoencoder,
+    train_decoder,
 )
 from pixart.mini.catalogue import SceneWish, build_catalogue
 from pixart.mini.judge import fresh_batch, load_judge
@@ -94,6 +95,27 @@ def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -
     for name, value in straight.state_dict().items():
         assert torch.equal(stop_and_go.state_dict()[name], value), name
         assert torch.equal(finished.state_dict()[name], value), name
+
+
+def test_a_decoder_trains_further_on_the_same_latents(model: MiniAutoencoder, tmp_path: Path) -> None:
+    save_autoencoder(model, tmp_path / "source.safetensors")
+    before = load_autoencoder(tmp_path / "source.safetensors")
+    scenery = Scenery(build_catalogue(SceneWish(0), 50, build_tokenizer().get_vocab()))
+    settings = {"scenery": scenery, "steps": 12, "batch": 4}
+    after = train_decoder(tmp_path / "source.safetensors", tmp_path / "a.safetensors", **settings)
+    images = fresh_batch(0, 8, "decoder")[1]
+    with torch.no_grad():
+        latents = after.encode(images)
+        assert torch.equal(latents, before.encode(images))
+        errors = [(each.decode(latents) - images).square().mean() for each in (after, before)]
+    assert errors[0] < errors[1]
+    stop_and_go = train_decoder(tmp_path / "source.safetensors", tmp_path / "b.safetensors",
+                                state=tmp_path / "state.pt", **settings)
+    again = train_decoder(tmp_path / "source.safetensors", tmp_path / "c.safetensors", state=tmp_path / "state.pt",
+                          **settings)
+    for name, value in after.state_dict().items():
+        assert torch.equal(stop_and_go.state_dict()[name], value), name
+        assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_crops_are_parts_of_the_images_that_hold_something() -> None:
