@@ -1,5 +1,4 @@
 """Edge maps of the host's IMAGEs, computed on the device the host chose."""
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -7,6 +6,7 @@ from torch import Tensor
 from ...pixart.control import EDGE_METHODS, edge_maps, fit, hed_edges, load_hed, opaque
 from ...pixart.control.hed import HED_BYTES_PER_PIXEL
 from ...pixart.control.images import one_by_one
+from .guest import progress_on_node
 
 
 def find_edges(image: Tensor, method: str, low: float, high: float, blur: float, strength: float, width: int,
@@ -36,14 +36,3 @@ def as_image(maps: Tensor) -> Tensor:
     """(B, 1, H, W) -> IMAGE, where the host keeps its results."""
     from comfy.model_management import intermediate_device
     return maps.to(intermediate_device()).movedim(1, -1).repeat(1, 1, 1, 3)
-
-
-def progress_on_node(total: int) -> Callable[[int, int], None]:
-    """Shows how far a batch is, and stops it when the user does."""
-    from comfy import model_management, utils
-    bar = utils.ProgressBar(total)
-
-    def progress(done: int, _: int) -> None:
-        model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done, total)
-    return progress

@@ -3,7 +3,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,17 @@ def advance_bar(bar: Any, done: int, total: int, preview: tuple | None = None) -
     except model_management.InterruptProcessingException:       # older hosts look for it here, and take the mark away
         return True
     return model_management.processing_interrupted()
+
+
+def progress_on_node(total: int) -> Callable[[int, int], None]:
+    """Shows how many of `total` are done, and stops with the host's own exception when the user does."""
+    from comfy import model_management
+    shown = bar(total)
+
+    def progress(done: int, _: int) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+        shown.update_absolute(done, total)
+    return progress
 
 
 def stop_if_asked() -> None:

@@ -14,6 +14,7 @@ from ...pixart.text.long import LONGEST_PROMPT, beyond, report_of
 from ...pixart.text.quantized import INT8, Bits
 from ...pixart.text.segments import split_segments
 from .folders import tokenizer_folder
+from .guest import progress_on_node
 from .node_text import show_text
 from .prompt_request import PROMPT_RULES, PromptRequest, Rules, TextTokenizer, requests_of
 from .stock_tokens import HOST_KEY, host_tokens
@@ -243,7 +244,11 @@ def encode_long_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, obje
     if mode == "whole":
         conditioning, report = encode_prompt(clip, text, rules._replace(limit=LONGEST_PROMPT), extra, emphasis=True)
         return conditioning, beyond(report, rules.limit)
-    parts = [encode_prompt(clip, segment, rules, extra, emphasis=True) for segment in split_segments(text, True)]
+    segments, parts = split_segments(text, True), []
+    progress = progress_on_node(len(segments))          # hundreds of them take minutes on a CPU
+    for number, segment in enumerate(segments, 1):
+        parts.append(encode_prompt(clip, segment, rules, extra, emphasis=True))
+        progress(number, len(segments))
     reports = [report for _, report in parts]
     whole = joined_conditioning([conditioning for conditioning, _ in parts], reports, inner_ends)
     return whole, report_of(reports, text, whole[0][0].shape[1])

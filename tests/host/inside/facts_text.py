@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 from unittest.mock import patch
 
+import comfy.model_management
 import comfy.utils
 import torch
 from safetensors import safe_open
@@ -379,6 +380,32 @@ def test_long_prompts_are_put_together_from_sentences_with_either_clip():
         kept = encode(clip, SENTENCES, long_prompt="segments", inner_ends=True)[0]
         assert torch.equal(kept, torch.cat(parts, 1))
         assert torch.equal(encode(clip, "a red cat.", long_prompt="segments")[0], parts[0])
+
+
+def test_a_prompt_of_many_sentences_reports_progress_and_can_be_interrupted():
+    """10,000 words ran for minutes on a CPU, and Cancel did nothing meanwhile."""
+    heard, management = [], comfy.model_management
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: heard.append((value, total)))
+    try:
+        for clip in (our_clip(), stock_clip()):
+            heard.clear()
+            encode(clip, SENTENCES, long_prompt="segments")
+            assert (1, 3) in heard and heard[-1] == (3, 3)      # newer hosts leave out what follows too quickly
+            management.interrupt_current_processing(True)
+            assert refused_by_the_user(encode, clip, SENTENCES, long_prompt="segments")
+            assert not management.processing_interrupted(), "the mark is taken back"
+            assert encode(clip, SENTENCES, long_prompt="segments")[0] is not None
+    finally:
+        management.interrupt_current_processing(False)
+        comfy.utils.set_progress_bar_global_hook(None)
+
+
+def refused_by_the_user(call, *arguments, **named) -> bool:
+    try:
+        call(*arguments, **named)
+    except comfy.model_management.InterruptProcessingException:
+        return True
+    return False
 
 
 def test_whole_prompts_are_not_cut_with_either_clip():
