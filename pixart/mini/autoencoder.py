@@ -138,7 +138,7 @@ def train_autoencoder(path: Path, scenery: Scenery, steps: int = 3000, batch: in
     model = MiniAutoencoder(plan).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     progress = ResumableTraining("autoencoder", model, rate, steps, state, seed)
     for step in progress:
-        examples = shown(scenery, seed, step, steps, batch)
+        examples = training_images(scenery, seed, step, steps, batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = autoencoder_loss(model, examples)
         progress.advance(loss)
@@ -178,7 +178,7 @@ def train_decoder(source: Path, path: Path, scenery: Scenery, steps: int = 1500,
     model.taesd_encoder.requires_grad_(False)
     progress = ResumableTraining("decoder", model.taesd_decoder, rate, steps, state, seed)
     for step in progress:
-        examples = shown(scenery, seed, step, steps, batch)
+        examples = training_images(scenery, seed, step, steps, batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             with torch.no_grad():
                 latents = model.encode(examples)
@@ -189,7 +189,7 @@ def train_decoder(source: Path, path: Path, scenery: Scenery, steps: int = 1500,
     return load_autoencoder(path)
 
 
-def shown(scenery: Scenery, seed: int, step: int, steps: int, batch: int) -> Tensor:
+def training_images(scenery: Scenery, seed: int, step: int, steps: int, batch: int) -> Tensor:
     """What a step of a training sees: `batch` crops, in the last two fifths a quarter as many whole images."""
     whole = step > 0.6 * steps
     drawn = scenery.draw(torch.Generator(scenery.ordinary.codes.device).manual_seed(seed * 1_000_003 + step),
