@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -248,8 +249,9 @@ def main(argv: list[str] | None = None) -> None:
     path = args.out.with_suffix(".jsonl")
     losses = read_runs(path, setting)
     todo = [] if args.draw_only else [run for run in plan(args.widths, args.rates, setting) if run not in losses]
+    data: Any = PreparedFolder(args.data) if todo else None
     for number, run in enumerate(todo, 1):
-        result = train(run, setting, PreparedFolder(args.data), args.device)
+        result = train(run, setting, data, args.device)
         append(path, {"run": asdict(run), "setting": asdict(setting), **result})
         losses[run] = math.inf if result["loss"] is None else result["loss"]
         print(f"{number} of {len(todo)}: {run.parametrisation}, width {run.width}, rate 2^{run.log2_rate:g}: "

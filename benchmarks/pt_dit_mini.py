@@ -42,7 +42,7 @@ from pixart.train.rectified_flow import RectifiedFlow
 
 SIDE, TEXT, EVERY = 128, 32, 5           # pixels; tokens of a usual caption; steps between two losses
 SHARED: dict[str, Any] = {"hidden": 192, "heads": 4, "caption_width": 128, "caption_tokens": 256, "base_size": 8,
-          "position_scale": 1.0, "micro_conditioning": False, "learned_variance": False}
+                          "position_scale": 1.0, "micro_conditioning": False, "learned_variance": False}
 PIXART = PixArtConfig(depth=6, **SHARED)
 PT_DIT = PTDiTConfig(depth=4, window=4, proxy=4, flow_side=SIDE, **SHARED)
 WORK = {"PixArt": Costs(PIXART, (SIDE // 16) ** 2, TEXT).row(), "PT-DiT": PTDiTCosts(PT_DIT, SIDE, SIDE, TEXT).row()}

@@ -46,9 +46,10 @@ class Case:
 def eye() -> nn.Module:
     """The vision half of CLIP ViT-H/14."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(
-        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, patch_size=14,
-        image_size=224, projection_dim=1024, hidden_act="gelu"))
+    return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict({
+        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+        "patch_size": 14, "image_size": 224, "projection_dim": 1024, "hidden_act": "gelu"},
+        attn_implementation="sdpa"))
 
 
 def networks(case: Case) -> tuple[PixArtTransformer, Any, list[nn.Module]]:

@@ -112,7 +112,7 @@ def counted(wish: Wish, setting: Setting, notes: Notes) -> None:
         grid = (here // 16, here // 16)
         plain, flex = Costs(config, grid[0] * grid[1], wish.tokens).row(), FlexDiTConfig.of(config)
         work: dict[str, float] = {title: PTDiTCosts(pt_dit(config, shifted), here, here, wish.tokens).row()
-                for title, shifted in PT_DITS.items()}
+                                  for title, shifted in PT_DITS.items()}
         work |= {f"FlexDiT, timestep {t:g}": FlexDiTCosts.at(flex, grid, t, wish.tokens).row() for t in TIMESTEPS}
         work["FlexDiT, mean"] = sum(FlexDiTCosts.at(flex, grid, float(t), wish.tokens).row()
                                     for t in range(0, 1000, 5)) / 200

@@ -98,10 +98,14 @@ def scene_and_caption(index: int, seed: int, split: str = "train", crowded: bool
     return scene, caption(scene, random.Random(f"caption {seed} {split} {index}"))
 
 
+def image_lot(index: int, seed: int, split: str) -> random.Random:
+    """What an example's scene is drawn with; "picture" since 0.1.0, another word would be another image."""
+    return random.Random(f"picture {seed} {split} {index}")
+
+
 def image_of(index: int, seed: int, split: str, size: tuple[int, int], crowded: bool = False) -> Tensor:
     """The image of an example, uint8 (3, H, W), at `size` (height, width)."""
-    array = draw_scene(sample_scene(index, seed, split, crowded), *size,
-                       random.Random(f"picture {seed} {split} {index}"))  # "picture": drawn with this seed since 0.1.0
+    array = draw_scene(sample_scene(index, seed, split, crowded), *size, image_lot(index, seed, split))
     return torch.from_numpy(array).permute(2, 0, 1)
 
 

@@ -1,13 +1,12 @@
 """The held-out prompts that every way of drawing is measured on, and the order they are drawn in."""
 import hashlib
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from ..images import BUCKETS, draw_scene
-from ..prepare import held_out
+from ..prepare import held_out, image_lot
 from ..scenes import Scene
 from .batches import BenchImages
 
@@ -66,10 +65,9 @@ class Prompts:
 
     def real(self) -> BenchImages:
         """The image of every scene, drawn by the renderer that drew the training images."""
-        split = "held-out"
         parts = []
         for bucket, size in enumerate(BUCKETS):
-            arrays = [draw_scene(self.scenes[i], *size, random.Random(f"picture {self.seed} {split} {i}"))
+            arrays = [draw_scene(self.scenes[i], *size, image_lot(i, self.seed, "held-out"))
                       for i in range(bucket, len(self), len(BUCKETS))]
             parts += [torch.stack([torch.from_numpy(array) for array in arrays]).permute(0, 3, 1, 2)] if arrays else []
         return BenchImages(tuple(parts))

@@ -8,7 +8,20 @@ import comfy.model_management
 import comfy.utils
 import torch
 from safetensors import safe_open
-from support import MODELS, WIDTH, latent, load, network, node, off, pack, refusal, vae
+from support import (
+    MODELS,
+    WIDTH,
+    heard_progress,
+    latent,
+    load,
+    network,
+    node,
+    off,
+    pack,
+    refusal,
+    stopped_by_the_user,
+    vae,
+)
 
 PROMPT = r"A \(photo\) of a CAT, see https://example.com &amp; more"
 PLAIN = PROMPT.replace("\\", "")
@@ -384,28 +397,13 @@ def test_long_prompts_are_put_together_from_sentences_with_either_clip():
 
 def test_a_prompt_of_many_sentences_reports_progress_and_can_be_interrupted():
     """10,000 words ran for minutes on a CPU, and Cancel did nothing meanwhile."""
-    heard, management = [], comfy.model_management
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: heard.append((value, total)))
-    try:
-        for clip in (our_clip(), stock_clip()):
-            heard.clear()
+    for clip in (our_clip(), stock_clip()):
+        with heard_progress() as heard:
             encode(clip, SENTENCES, long_prompt="segments")
             assert (1, 3) in heard and heard[-1] == (3, 3)      # newer hosts leave out what follows too quickly
-            management.interrupt_current_processing(True)
-            assert refused_by_the_user(encode, clip, SENTENCES, long_prompt="segments")
-            assert not management.processing_interrupted(), "the mark is taken back"
+            assert stopped_by_the_user(encode, clip, SENTENCES, long_prompt="segments")
+            assert not comfy.model_management.processing_interrupted(), "the mark is taken back"
             assert encode(clip, SENTENCES, long_prompt="segments")[0] is not None
-    finally:
-        management.interrupt_current_processing(False)
-        comfy.utils.set_progress_bar_global_hook(None)
-
-
-def refused_by_the_user(call, *arguments, **named) -> bool:
-    try:
-        call(*arguments, **named)
-    except comfy.model_management.InterruptProcessingException:
-        return True
-    return False
 
 
 def test_whole_prompts_are_not_cut_with_either_clip():

@@ -1,12 +1,15 @@
 """What the facts share: the pack's modules, tiny models as the host holds them, and its sampling."""
+import contextlib
 import functools
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import comfy.model_management
 import comfy.sample
+import comfy.utils
 import folder_paths
 import torch
 from host import tiny
@@ -98,6 +101,28 @@ def refusal(function, *arguments: object, **named: object) -> str:
     except (ValueError, FileNotFoundError) as error:
         return str(error)
     raise AssertionError("it was not refused")
+
+
+@contextlib.contextmanager
+def heard_progress() -> Iterator[list[tuple[int, int]]]:
+    """What bars tell meanwhile, (done, total); no mark of an interruption stays behind."""
+    heard: list[tuple[int, int]] = []
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, *_, **__: heard.append((value, total)))
+    try:
+        yield heard
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+        comfy.utils.set_progress_bar_global_hook(None)
+
+
+def stopped_by_the_user(function, *arguments: object, **named: object) -> bool:
+    """Whether it ends with the host's own exception when the user has pressed Cancel."""
+    comfy.model_management.interrupt_current_processing(True)
+    try:
+        function(*arguments, **named)
+    except comfy.model_management.InterruptProcessingException:
+        return True
+    return False
 
 
 def off_when_offloaded(model) -> float:
