@@ -89,12 +89,18 @@ def browser() -> Iterator[object]:
         chromium.close()
 
 
+def until(page, condition: str, seconds: float, given: object = None) -> None:
+    """Wait until a JavaScript function of `given` is true. It is asked ten times a second, not once in every animation
+    frame, Playwright's habit: frames can stall for good on a busy machine, and nothing would ask any more."""
+    page.wait_for_function(condition, arg=given, timeout=seconds * 1000, polling=100)
+
+
 def open_as_new_user(page, address: str) -> None:
     """Load the page, wait until its start-up curtain is gone, and close the templates that a first start shows."""
     from playwright.sync_api import TimeoutError as TooLate
     page.goto(address, timeout=120_000)
     for _ in range(3):
-        page.wait_for_function(READY, timeout=60_000)
+        until(page, READY, 60)
         try:
             page.locator(".p-blockui-mask").wait_for(state="detached", timeout=8000)
             break

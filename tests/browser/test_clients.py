@@ -1,8 +1,8 @@
 """Two people on one server: each sees the progress, previews, texts and images of their own workflow only."""
 import pytest
-from browser.conftest import Screen, open_as_new_user
-from browser.test_page import drop
-from browser.test_run import SET
+from browser.conftest import Screen, open_as_new_user, until
+from browser.test_page import HISTORY, drop
+from browser.test_run import SET, run
 
 pytestmark = pytest.mark.browser
 
@@ -17,6 +17,16 @@ ENDED = "() => window.pixartHeard.some(([kind]) => kind === 'execution_success')
 
 def heard(screen, kind: str) -> list[str]:
     return [said for of, said in screen.page.evaluate("() => window.pixartHeard") if of == kind]
+
+
+def wait_for_end(screen) -> None:
+    from playwright.sync_api import TimeoutError as TooLate
+    try:
+        until(screen.page, ENDED, 120)
+    except TooLate:
+        runs = [entry["status"]["status_str"] for entry in screen.page.evaluate(HISTORY).values()]
+        pytest.fail(f"{screen.page.url} heard no end, only {screen.page.evaluate('() => window.pixartHeard')}; "
+                    f"the server's runs: {runs}")
 
 
 @pytest.fixture
@@ -39,9 +49,9 @@ def test_each_client_hears_of_its_own_run_only(screen, other):
     other.page.evaluate(SET, ["PixArtReNO", "seed", 4711])
     other.page.evaluate(SET, ["PixArtReNO", "iterations", 3])
     for each in (screen, other):
-        each.page.get_by_test_id("queue-button").first.click()
+        run(each)
     for each in (screen, other):
-        each.page.wait_for_function(ENDED, timeout=120_000)
+        wait_for_end(each)
     assert len(heard(screen, "b_preview")) == 4 and len(heard(other, "b_preview")) == 3
     assert any("of 256 tokens" in text for text in heard(screen, "progress_text"))
     assert not any("reward" in text for text in heard(screen, "progress_text"))

@@ -1,5 +1,6 @@
 """A workflow saved with ComfyUI_ExtraModels, opened on a page that has only this pack."""
 import pytest
+from browser.conftest import until
 
 pytestmark = pytest.mark.browser
 
@@ -52,8 +53,8 @@ def test_the_page_offers_this_packs_nodes_and_keeps_links_and_values(screen):
     screen.page.get_by_test_id("error-group-swap-nodes").wait_for(timeout=10_000)
     screen.shoot("page-former")
     screen.page.get_by_role("button", name="Replace All").first.click()
-    screen.page.wait_for_function("() => window.app.graph._nodes.every(node => node.type.startsWith('PixArt') && "
-                                  "node.type in window.LiteGraph.registered_node_types)", timeout=10_000)
+    until(screen.page, "() => window.app.graph._nodes.every(node => node.type.startsWith('PixArt') && "
+                       "node.type in window.LiteGraph.registered_node_types)", 10)
     made = screen.page.evaluate(AS_API)
     assert {key: each["class_type"] for key, each in made.items()} == {key: kind for key, (kind, _) in NEW.items()}
     for key, (kind, given) in NEW.items():

@@ -2,6 +2,7 @@
 from collections.abc import Iterator
 
 import pytest
+from browser.conftest import until
 from browser.test_page import HISTORY, drop
 from browser.test_run import SET, run
 from browser.test_sketch import CANVAS, IDLE, SHOWN, settle, stroke
@@ -78,7 +79,7 @@ def test_strokes_while_the_server_is_away_are_drawn_when_it_is_back(live):
     live.shoot("page-live-away")
     assert live.page.evaluate(POSTS) == 0 and live.page.get_by_role("dialog").count() == 0
     live.page.context.set_offline(False)
-    live.page.wait_for_function("() => window.pixartPosts > 0", timeout=30_000)
+    until(live.page, "() => window.pixartPosts > 0", 30)
     settle(live)
     assert live.page.evaluate(SHOWN) not in (None, before)
     live.errors.clear()                  # of the page itself: no connection
@@ -88,7 +89,7 @@ def test_a_stroke_that_waits_never_runs_the_workflow_opened_after_it(live):
     drop(live, "mini-teacher-20-steps-cfg")
     live.page.evaluate(SET, ["KSampler", "steps", 2000])
     before = run(live)
-    live.page.wait_for_function("async () => (await (await fetch('/queue')).json()).queue_running.length > 0")
+    until(live.page, "async () => (await (await fetch('/queue')).json()).queue_running.length > 0", 30)
     drop(live, "mini-sketch")
     live.page.locator(CANVAS).wait_for()
     live.page.wait_for_timeout(500)
@@ -96,7 +97,7 @@ def test_a_stroke_that_waits_never_runs_the_workflow_opened_after_it(live):
     stroke(live, ACROSS)
     drop(live, "mini-lcm-4-steps")
     live.page.evaluate("async () => { await fetch('/interrupt', { method: 'POST' }); }")
-    live.page.wait_for_function(IDLE, timeout=60_000)
+    until(live.page, IDLE, 60)
     settle(live)
     assert live.page.evaluate(POSTS) == 0
     assert len(live.page.evaluate(HISTORY).keys() - before) == 1

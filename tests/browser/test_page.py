@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browser.conftest import close_dialogs
+from browser.conftest import close_dialogs, until
 
 pytestmark = pytest.mark.browser
 
@@ -70,8 +70,8 @@ def drop(screen, name: str, folder: Path = WORKFLOWS) -> None:
     text = (folder / f"{name}.json").read_text(encoding="utf-8")
     wanted = sorted(node["type"] for node in json.loads(text)["nodes"])
     screen.page.evaluate(DROP, [f"{name}.json", text])
-    screen.page.wait_for_function(f"wanted => JSON.stringify(({TYPES})().sort()) === wanted",
-                                  arg=json.dumps(wanted, separators=(",", ":")), timeout=15_000)
+    until(screen.page, f"wanted => JSON.stringify(({TYPES})().sort()) === wanted", 15,
+          json.dumps(wanted, separators=(",", ":")))
 
 
 def plain(graph: dict) -> dict:

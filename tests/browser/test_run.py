@@ -1,5 +1,6 @@
 """Run, watch and cancel on ComfyUI's page: every workflow of PixArt-mini ends in its images."""
 import pytest
+from browser.conftest import until
 from browser.test_page import HISTORY, IMAGE_SECONDS, NAMES, OVER, drop
 
 pytestmark = pytest.mark.browser
@@ -66,8 +67,8 @@ def test_mini_workflow_dropped_and_run_shows_its_images(screen, name):
     for key, images in imaged.items():
         number = int(key)
         screen.page.evaluate(LOOK, number)
-        screen.page.wait_for_function(f"id => ({SHOWN})(id).length > 0 && ({SHOWN})(id).every(side => side[0] > 0)",
-                                      arg=number, timeout=IMAGE_SECONDS * 1000, polling=100)
+        until(screen.page, f"id => ({SHOWN})(id).length > 0 && ({SHOWN})(id).every(side => side[0] > 0)",
+              IMAGE_SECONDS, number)
         shown = screen.page.evaluate(SHOWN, number)
         assert len(shown) == len(images) and all(min(side) >= 96 for side in shown)
     screen.shoot(f"page-image-{name}")
@@ -84,7 +85,7 @@ def test_the_preview_comes_while_it_draws_and_in_the_colours_of_the_image(screen
     assert len(previews) == 4 and screen.page.evaluate(IMAGED, "PixArtLCMSampler") == 1
     (save,) = screen.page.evaluate("() => window.app.graph._nodes.filter(n => n.type === 'SaveImage').map(n => n.id)")
     screen.page.evaluate(LOOK, save)
-    screen.page.wait_for_function(f"id => ({SHOWN})(id)[0]?.[0] === 128", arg=save, timeout=20_000, polling=100)
+    until(screen.page, f"id => ({SHOWN})(id)[0]?.[0] === 128", 20, save)
     image = screen.page.evaluate("id => window.pixartSmall(window.app.graph.getNodeById(id).imgs[0])", save)
     far = [sum(abs(a - b) for a, b in zip(preview, image)) / len(image) for preview in previews]
     assert far[-1] < 32, far          # of 255; a preview in wrong colours differs by 60 and more
@@ -95,7 +96,7 @@ def test_cancel_ends_a_run_within_a_step_and_is_no_failure(screen):
     screen.page.evaluate(LISTEN)
     screen.page.evaluate(SET, ["KSampler", "steps", 2000])
     before = run(screen)
-    screen.page.wait_for_function("() => window.pixartPreviews.length > 2", timeout=60_000, polling=100)
+    until(screen.page, "() => window.pixartPreviews.length > 2", 60)
     screen.shoot("page-preview")
     screen.page.get_by_role("button", name="Cancel current run").first.click()
     entry = ended(screen, before)

@@ -3,6 +3,7 @@ import math
 import time
 
 import pytest
+from browser.conftest import until
 from browser.test_page import AS_API, HISTORY, IMAGE_SECONDS, drop
 
 pytestmark = pytest.mark.browser
@@ -140,7 +141,7 @@ def test_run_on_change_hears_of_a_stroke(canvas):
     canvas.page.evaluate("() => { window.changes = 0; "
                          "window.comfyAPI.api.api.addEventListener('graphChanged', () => { window.changes += 1; }); }")
     stroke(canvas, [(0.1, 0.1), (0.9, 0.1)])
-    canvas.page.wait_for_function("() => window.changes > 0", timeout=10_000)
+    until(canvas.page, "() => window.changes > 0", 10)
 
 
 def test_an_address_in_place_of_a_drawing_is_never_asked(canvas):
