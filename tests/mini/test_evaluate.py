@@ -5,6 +5,7 @@ from pixart.mini import SHIPPED
 from pixart.mini.evaluate import USUAL_METHODS, checked_methods, evaluate, write_results
 from pixart.mini.measure.batches import BenchImages
 from pixart.mini.measure.methods import Sampled
+from pixart.mini.measure.plot import settings_of_methods
 from pixart.mini.measure.results import REAL, read_measured
 
 FAST = Sampled("one step", "student", "lcm", 1)
@@ -59,6 +60,15 @@ def test_files_of_the_report(found, tmp_path):
     from PIL import Image
     with Image.open(made[2]) as plot:
         assert plot.width > 800
+
+
+def test_one_method_at_several_settings_is_one_line_of_the_legend():
+    names = ["20 steps", "steps 2x", "5 steps", "steps 10x", "teacher:ddim:8:2.5", "teacher:dpm:8:2.5", "x 1:2",
+             "x 3:4"]
+    assert settings_of_methods(names) == {
+        "5 to 20 steps": {"20 steps": "20", "5 steps": "5"}, "steps 2 to 10x": {"steps 2x": "2", "steps 10x": "10"},
+        "teacher:ddim:8:2.5": {"teacher:ddim:8:2.5": ""}, "teacher:dpm:8:2.5": {"teacher:dpm:8:2.5": ""},
+        "x 1:2": {"x 1:2": ""}, "x 3:4": {"x 3:4": ""}}
 
 
 def test_without_matplotlib_the_plot_is_named_as_missing(found, tmp_path, monkeypatch, caplog):
