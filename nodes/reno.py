@@ -23,8 +23,9 @@ class PixArtReNO:
     RETURN_NAMES = ("image", "NOISE", "noise", "log", "curve")
     OUTPUT_TOOLTIPS = ("The best image.",
                        "Its noise, for SamplerCustomAdvanced with the model, sampler and steps of PixArt LCM Schedule.",
-                       "The same noise as a latent, for samplers that add none themselves (KSampler Advanced with "
-                       "add_noise disabled).", "The scores of each iteration.", "A plot of the rewards.")
+                       "The same noise as a latent, for samplers that add none themselves: SamplerCustom with PixArt "
+                       "Steps, or for lcm KSampler Advanced with add_noise disabled.",
+                       "The scores of each iteration.", "A plot of the rewards.")
     SEARCH_ALIASES = ["reno", "reward", "noise optimization", "best of n", "hpsv2", "pickscore", "imagereward"]
 
     @classmethod

@@ -258,11 +258,12 @@ def outputs(model: Any, found: OptimisedNoise, wish: RenoWish) -> tuple:
                      + (" dropped, not finite" if each.dropped[0] else "") for each in found.history)]
     drawn = curve([each.total[0] for each in found.history], wish.recipe.iterations, *CURVE)
     plot = torch.frombuffer(bytearray(drawn.tobytes()), dtype=torch.uint8).view(1, CURVE[1], CURVE[0], 3).float() / 255
-    return (image, FixedNoise(found.noise.clone(), wish.seed), {"samples": started(model, found.noise).to(device)},
-            "\n".join(lines), plot.to(device))
+    begin = {"samples": started(model, found.noise, wish).to(device)}
+    return image, FixedNoise(found.noise.clone(), wish.seed), begin, "\n".join(lines), plot.to(device)
 
 
-def started(model: Any, noise: Tensor) -> Tensor:
-    """The noise as a latent with which a sampler that adds none begins: the host's x at its highest sigma."""
-    sigma = float(model.get_model_object("model_sampling").sigma_max)
+def started(model: Any, noise: Tensor, wish: RenoWish) -> Tensor:
+    """The noise as a latent with which a sampler that adds none begins: the host's x at its first timestep."""
+    first = SAMPLERS[wish.sampler].times(wish.steps, wish.rule)[0]
+    sigma = float(model.get_model_object("model_sampling").sigmas[int(first)])
     return model.model.latent_format.process_out(noise * (1 + sigma ** 2) ** 0.5)

@@ -31,10 +31,10 @@ class _Consistency(Mixin):
 
 
 class PureNoise:
-    """Start from noise of unit variance as it is, whatever the first timestep (DMD)."""
+    """Start from noise of unit variance as it is, whatever the first timestep (DMD); a latent has its noise already."""
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
-        return noise * (1 + sigma ** 2).sqrt()
+        return noise * (1 + sigma ** 2).sqrt() + latent_image
 
 
 @functools.cache

@@ -122,7 +122,7 @@ def recipe_of(args: argparse.Namespace) -> "NoiseRecipe":
 def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     """What --reward names, on the device of the pipeline."""
     from ..prompts import read_lines
-    from ..reward.embedding import EmbeddingReward
+    from ..reward.embedding import reweight_all
     from ..reward.table import RewardChoice, open_rewards
 
     if not args.reward and args.model:
@@ -132,10 +132,7 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     choices = [RewardChoice.parse(text) for text in args.reward or ["judge"]]
     reward = open_rewards(choices, args.rewards, args.reward_tokenizer, pipe.device, dtype_named(args.reward_dtype))
     if args.common is not None:
-        lines = read_lines(args.common, "prompts")
-        for part in reward.rewards:
-            if isinstance(part, EmbeddingReward):
-                part.reweight(args.relevance, lines)
+        reweight_all(reward, args.relevance, read_lines(args.common, "prompts"))
     return reward
 
 

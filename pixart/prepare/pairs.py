@@ -1,8 +1,10 @@
 """Pairs of noise and what a teacher draws from it, for one-step distillation: a prepared folder with noise in it.
 
 Captions and image sizes come from a prepared folder, its images are not looked at. Shard by shard, so that a kill
-costs one shard; the noise of an image follows from the seed and its place, so it does not matter when it was made.
+costs one shard; the noise of a shard follows from the seed and its name, so it does not matter when it was made, nor
+what was added to the captions since.
 """
+import hashlib
 import logging
 from pathlib import Path
 
@@ -15,7 +17,6 @@ from ..model.transformer import PixArtTransformer
 from ..progress import CountProgress
 from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
-from ..sampling.noise import ImageNoise
 from ..text.encoded import Encoded
 from ..weights.fingerprint import weights_fingerprint
 from ..weights.safetensors_file import write_tensors
@@ -24,8 +25,6 @@ from .shards import Shard, load_null, shard_paths, write_shard
 from .state import settle
 
 logger = logging.getLogger(__name__)
-
-_SHARD = 1_000_000            # distance between the seeds of two shards
 
 
 def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int = 20, guidance: float = 4.5,
@@ -51,19 +50,25 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
     with claimed(out):
         settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": weights_fingerprint(weights)})
         write_tensors(out / "null.safetensors", {"features": features.half(), "mask": mask.byte()})
-        for number, path in enumerate(paths):
+        for path in paths:
             shard = Shard(path)
             if (out / path.name).exists():
                 check_captions_of(Shard(out / path.name), shard)
             else:
-                write_shard(out / path.name, _drawn(shard, teacher, null, steps, guidance,
-                                                    seed + number * _SHARD, batch),
+                write_shard(out / path.name, _drawn(shard, teacher, null, steps, guidance, seed, batch),
                             {**{key: value for key, value in shard.metadata.items() if key not in ("keys", "format")},
                              "edges": "none", "latent_space": teacher.config.latent_space}, shard.keys, shard.marks)
                 drawn += len(shard)
             done += len(shard)
             progress(done, total)
     return drawn
+
+
+def noise_of(shard: Shard, channels: int, seed: int) -> Tensor:
+    """(N, channels, h, w) float32, image by image from one generator of the shard."""
+    named = hashlib.sha256(f"{seed} {shard.path.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(named[:4], "big"))     # torch looks at 32 bits, no more
+    return torch.stack([torch.randn(channels, *shard.sides, generator=generator) for _ in range(len(shard))])
 
 
 def check_captions_of(pairs: Shard, captions: Shard) -> None:
@@ -77,15 +82,12 @@ def check_captions_of(pairs: Shard, captions: Shard) -> None:
 def _drawn(shard: Shard, teacher: PixArtTransformer, null: Encoded, steps: int, guidance: float,
            seed: int, batch: int) -> dict[str, Tensor]:
     """The tensors of a shard of pairs."""
-    noises: list[Tensor] = []
-    latents: list[Tensor] = []
-    for rows in torch.arange(len(shard)).split(batch):
-        noise = ImageNoise([seed + int(row) for row in rows], (teacher.config.channels, *shard.sides))()
-        noises.append(noise)
-        latents.append(_sampled(shard, rows, noise, teacher, null, steps, guidance))
+    noise = noise_of(shard, teacher.config.channels, seed)
+    latents = [_sampled(shard, rows, noise[rows], teacher, null, steps, guidance)
+               for rows in torch.arange(len(shard)).split(batch)]
     kept = {name: shard.tensors[name].clone() for name in ("features", "mask", "size", "aspect")}
     # joined before they are halved: autocast on a CPU cannot join float16
-    return {"latents": half(torch.cat(latents), "the teacher"), "noise": torch.cat(noises).half(), **kept}
+    return {"latents": half(torch.cat(latents), "the teacher"), "noise": noise.half(), **kept}
 
 
 def _sampled(shard: Shard, rows: Tensor, noise: Tensor, teacher: PixArtTransformer, null: Encoded,

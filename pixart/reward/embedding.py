@@ -4,12 +4,13 @@ Reweighting follows LongAlign (Liu et al. 2024, section 4): the direction V that
 of a single one, and an image can please a scorer by it alone. The part of a prompt's embedding along V is scaled by w.
 """
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .protocol import check_images
+from .protocol import WeightedSum, check_images
 
 
 class EmbeddingReward(nn.Module):
@@ -54,6 +55,16 @@ class EmbeddingReward(nn.Module):
             common = common_direction(said) if self.common is None else self.common.to(said.dtype)
             said = reweighted(said, common, self.relevance)
         return self.scale() * (said * self.looks(images)).sum(-1)
+
+
+def reweight_all(rewards: WeightedSum, w: float, prompts: Sequence[str] | None) -> None:
+    """`EmbeddingReward.reweight` of all rewards of a sum; ValueError, before any changes, for one of another type."""
+    for reward in rewards.rewards:
+        if not isinstance(reward, EmbeddingReward):
+            raise ValueError(f"the reward {reward.name} reads words and image together and cannot be reweighted; leave "
+                             "relevance at 1, or that reward out")
+    for reward in rewards.rewards:
+        cast(EmbeddingReward, reward).reweight(w, prompts)
 
 
 def common_direction(embeddings: Tensor) -> Tensor:

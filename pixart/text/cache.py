@@ -1,8 +1,6 @@
 """A memory of encoded prompts, so that an unchanged prompt never runs the text encoder twice."""
 from collections import OrderedDict
-from dataclasses import replace
 
-from .cleaning import clean_caption
 from .encoded import Encoded, join_encoded
 from .quantized import Bits
 from .t5 import T5Encoder
@@ -14,8 +12,9 @@ _Key = tuple[str, Bits, int, bool, bool, str]
 class EmbeddingCache:
     """Keeps the last `entries` encoded prompts on the CPU (a 300-token prompt of T5-XXL takes 4.9 MB).
 
-    A prompt is found again by encoder, bits, token limit, cleaning, emphasis and its text, so an entry outlives the
-    encoder object: after the encoder was closed, or loaded once more, the same prompt costs nothing.
+    A prompt is found again by encoder, bits, token limit, cleaning, emphasis and its text as written, which its report
+    speaks of. So an entry outlives the encoder object: after the encoder was closed, or loaded once more, the same
+    prompt costs nothing.
     """
 
     def __init__(self, entries: int = 32) -> None:
@@ -40,7 +39,7 @@ class EmbeddingCache:
         if any(key not in self._kept for key in keys):
             return None
         self.hits += len(keys)
-        return self._collect(keys, prompts, {key: self._kept[key] for key in keys})
+        return self._collect(keys, {key: self._kept[key] for key in keys})
 
     def encode(self, encoder: T5Encoder, prompts: list[str], max_tokens: int, clean: bool = False,
                emphasis: bool = False) -> Encoded:
@@ -54,15 +53,12 @@ class EmbeddingCache:
         if missing:
             fresh = encoder.encode(list(missing.values()), max_tokens, clean, emphasis=emphasis)
             found.update((key, fresh.one(row)) for row, key in enumerate(missing))
-        return self._collect(keys, prompts, found)
+        return self._collect(keys, found)
 
-    def _collect(self, keys: list[_Key], prompts: list[str], found: dict[_Key, Encoded]) -> Encoded:
+    def _collect(self, keys: list[_Key], found: dict[_Key, Encoded]) -> Encoded:
         for key in keys:
             self._keep(key, found[key])
-        whole = join_encoded([found[key] for key in keys])
-        # Two spellings may clean to one text: each report names the prompt it was asked for.
-        reports = [replace(report, prompt=prompt) for report, prompt in zip(whole.reports, prompts)]
-        return replace(whole, reports=reports)
+        return join_encoded([found[key] for key in keys])
 
     def _keep(self, key: _Key, encoded: Encoded) -> None:
         self._kept[key] = encoded
@@ -72,6 +68,4 @@ class EmbeddingCache:
 
 
 def _keys(identity: str, bits: Bits, prompts: list[str], max_tokens: int, clean: bool, emphasis: bool) -> list[_Key]:
-    """With emphasis by the prompt itself: brackets are read before the cleaning, which takes them away."""
-    return [(identity, bits, max_tokens, clean, emphasis,
-             clean_caption(prompt) if clean and not emphasis else prompt) for prompt in prompts]
+    return [(identity, bits, max_tokens, clean, emphasis, prompt) for prompt in prompts]

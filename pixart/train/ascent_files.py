@@ -3,8 +3,7 @@ from pathlib import Path
 
 from ..config import PixArtConfig
 from ..mini import SHIPPED, shipped_for
-from ..reward.embedding import EmbeddingReward
-from ..reward.protocol import WeightedSum
+from ..reward.embedding import reweight_all
 from ..reward.table import RewardChoice, open_rewards
 from ..text.t5 import T5Encoder
 from ..vae import load_vae
@@ -18,7 +17,8 @@ def ascent_of(method: RewardLoraMethod, captions: Path, config: PixArtConfig) ->
     texts = read_captions(captions)
     vae, t5 = vae_and_t5(method, config)
     reward = open_rewards([RewardChoice.parse(text) for text in method.rewards], method.folder, method.tokenizer)
-    reweight(reward, method, texts)
+    if method.relevance != 1:
+        reweight_all(reward, method.relevance, texts if method.common == "captions" else None)
     data = encoded(texts, captions, t5, method, config)
     return RewardAscent(data, reward, load_vae(vae), config.latent_scale, method.sampler, method.steps, method.rule,
                         method.gradient_steps, method.relevance, method.common)
@@ -32,15 +32,6 @@ def vae_and_t5(method: RewardLoraMethod, config: PixArtConfig) -> tuple[Path, Pa
         raise ValueError("rewards look at images: method.vae and method.t5 are needed, the files to draw with and to "
                          "encode the captions with")
     return vae, t5
-
-
-def reweight(reward: WeightedSum, method: RewardLoraMethod, texts: list[str]) -> None:
-    """LongAlign's reweighting for rewards of the CLIP type."""
-    for part in reward.rewards if method.relevance != 1 else ():
-        if not isinstance(part, EmbeddingReward):
-            raise ValueError(f"the reward {part.name} reads words and image together and cannot be reweighted; set "
-                             "relevance to 1, or leave it out")
-        part.reweight(method.relevance, texts if method.common == "captions" else None)
 
 
 def encoded(texts: list[str], source: Path, t5: Path, method: RewardLoraMethod, config: PixArtConfig) -> CaptionList:

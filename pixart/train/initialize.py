@@ -19,9 +19,17 @@ def initialize_block(block: PixArtBlock, seed: int) -> PixArtBlock:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
             nn.init.zeros_(module.bias)
+    begin_as_mean(block)
     table = block.scale_shift_table.weight
     nn.init.normal_(table, std=table.shape[1] ** -0.5, generator=generator)
     return block
+
+
+def begin_as_mean(block: PixArtBlock) -> None:
+    """A convolution that compresses keys and values starts as the mean of what it joins (PixArt-Sigma, section 3.2)."""
+    if hasattr(block.attn, "sr"):
+        nn.init.constant_(block.attn.sr.weight, 1 / block.attn.sr.kernel_size[0] ** 2)
+        nn.init.zeros_(block.attn.sr.bias)
 
 
 def xavier(model: nn.Module, generator: torch.Generator) -> None:
@@ -52,6 +60,7 @@ def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
     narrow(conditioning, generator)
     for block in cast(Iterable[PixArtBlock], model.blocks):
         nn.init.zeros_(block.cross_attn.proj.weight)
+        begin_as_mean(block)
         nn.init.normal_(block.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)
     nn.init.normal_(model.final_layer.scale_shift_table.weight, std=model.config.hidden ** -0.5, generator=generator)
     nn.init.zeros_(model.final_layer.linear.weight)

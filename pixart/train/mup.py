@@ -64,7 +64,7 @@ def initialize_mup(model: PixArtTransformer, seed: int, base_width: int,
         name = file_name(name)
         if name.endswith("scale_shift_table"):
             parameter.mul_(table_std / width ** -0.5)
-        elif parameter.ndim == 4:           # Xavier of a convolution from few inputs: undo its change with the width
+        elif name == "x_embedder.proj.weight":      # Xavier of few inputs: undo its change with the width
             inputs = parameter[0].numel()
             parameter.mul_(((width + inputs) / (base_width + inputs)) ** 0.5)
         elif kinds[name] == "hidden" and not name.startswith("blocks."):        # Xavier of the blocks has 1/m already

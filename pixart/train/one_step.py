@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..sampling.dmd import TIMESTEP
 from ..sampling.schedule import Model, add_noise, predicted_x0
 from .data import Batch, TrainingData
-from .draws import draw_rows
+from .draws import draw_rows, rows_of
 from .trajectory import guided_x0, per_image
 from .transfer import send
 
@@ -81,6 +81,10 @@ class OneStepTurn:
                              "with `python -m pixart pairs`, or set method.regression to 0")
         self.game, self.batch = game, batch
         count, device = len(batch.latents), batch.latents.device
+        rows, total = rows_of(generator, count)
+        share = max(1, round(game.share * total))       # of the step's images, however it is split
+        self.compared = min(max(share - (rows.start or 0), 0), count)
+        self.weight = game.regression * total / (share * count)         # a step is the mean of its parts
         shape = (count, game.channels, *batch.latents.shape[2:])
         drawn = {name: (send(draw_rows(partial(torch.randint, FIRST, LAST + 1), (count,), generator), device),
                         send(draw_rows(torch.randn, shape, generator), device)) for name in ("student", "fake")}
@@ -101,9 +105,9 @@ class OneStepTurn:
             real = guided_x0(game.teacher, seen, t, self.batch, game.data, game.guidance)
             guess = predicted_x0(seen, self._with_caption(fake)(seen, t.float()), t)
         loss = distribution_loss(x0, real, guess)
-        if game.regression:
-            some = max(1, round(game.share * len(x0)))
-            loss = loss + game.regression * game.distances(x0[:some], self.batch.latents[:some]).mean()
+        if game.regression and self.compared:
+            distances = game.distances(x0[:self.compared], self.batch.latents[:self.compared])
+            loss = loss + self.weight * distances.sum()
         return loss
 
     def fake_loss(self, fake: nn.Module) -> Tensor:

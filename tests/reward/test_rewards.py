@@ -9,7 +9,7 @@ from torch import nn
 from pixart.mini.grammar import caption
 from pixart.mini.reading import answers_of
 from pixart.mini.scenes import labels, sample_scene
-from pixart.reward.embedding import common_direction, mean_of_segments, reweighted
+from pixart.reward.embedding import common_direction, mean_of_segments, reweight_all, reweighted
 from pixart.reward.judge import JudgeReward
 from pixart.reward.protocol import WeightedSum
 from pixart.reward.table import REWARDS, RewardChoice, choice_path, open_rewards
@@ -84,6 +84,15 @@ def test_reweighting_takes_out_what_all_prompts_share():
     for wrong in (-0.1, 1.5):
         with pytest.raises(ValueError, match="between 0 and 1"):
             reward.reweight(wrong)
+
+
+def test_a_sum_is_reweighted_as_a_whole_or_not_at_all():
+    judge = JudgeReward.open()
+    with pytest.raises(ValueError, match="the reward bright reads words and image together and cannot be reweighted"):
+        reweight_all(WeightedSum([(judge, 1.0), (Brightness("bright"), 1.0)]), 0.3, SENTENCES)
+    assert judge.relevance == 1.0
+    reweight_all(WeightedSum([(judge, 1.0)]), 0.3, SENTENCES)
+    assert judge.relevance == 0.3 and judge.common is not None
 
 
 def test_a_caption_counts_as_the_mean_of_its_segments():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pixart.config import VARIANTS, KVCompression, PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 from pixart.train.base_shapes import base_shapes, read_base_width, write_base_shapes
-from pixart.train.initialize import initialize
+from pixart.train.initialize import initialize, initialize_block
 from pixart.train.mup import at_width, initialize_mup, mup_parameter_groups, parameter_kinds
 
 BASE = PixArtConfig(depth=2, hidden=48, heads=2, caption_width=64, caption_tokens=8, base_size=4, position_scale=1.0)
@@ -82,6 +82,14 @@ def test_every_parameter_is_in_exactly_one_group_with_its_factor(config: PixArtC
         assert group["lr"] == 0.01 / m and group["rate_factor"] == 1 / m, name
         assert group["weight_decay"] == 0.1 * m, name
         assert group["eps"] == 1e-8 * (4 if readout else 1), name
+
+
+@pytest.mark.parametrize("width", [BASE.hidden, 192])
+def test_what_compresses_keys_starts_as_their_mean_at_any_width(width: int) -> None:
+    config = at_width(replace(BASE, kv_compression=KVCompression("conv", 2, (1,))), width)
+    plain, mup = initialize(PixArtTransformer(config), 0), network(width, config=config)
+    for block in (plain.blocks[1], mup.blocks[1], initialize_block(PixArtTransformer(config).blocks[1], 0)):
+        assert (block.attn.sr.weight == 0.25).all() and not block.attn.sr.bias.any()
 
 
 def test_frozen_parameters_are_left_out_and_strangers_refused() -> None:

@@ -93,6 +93,20 @@ def test_pairs_do_not_depend_on_when_they_are_made(pairs, tmp_path):
     assert second.stat().st_mtime_ns == kept
 
 
+def test_shards_that_come_later_share_no_noise_with_those_before(pairs, tmp_path):
+    """A second shard of the first bucket comes after pairs of the second bucket were drawn."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(pairs.parent / "data", data)
+    make_pairs(data, out, fresh(), steps=3, seed=5)
+    first, second = shard_paths(data)
+    late = first.with_stem(f"{first.stem}-00001")
+    late.write_bytes(first.read_bytes())
+    make_pairs(data, out, fresh(), steps=3, seed=5)
+    late, *early = ({tuple(row.flatten()[:64].tolist()) for row in Shard(out / path.name).tensors["noise"]}
+                    for path in (late, first, second))
+    assert len(late) == 16 and not late & set.union(*early)
+
+
 def test_wrong_pairs_are_refused(pairs, tmp_path):
     data = pairs.parent / "data"
     with pytest.raises(ValueError, match="begun with steps 3, now it is 4"):
@@ -148,6 +162,21 @@ def test_the_regression_is_the_distance_to_half_of_the_pairs(pairs):
     with torch.no_grad():
         x0 = one_step(lambda x, t: student(x, t, **batch.conditions()), batch.noise)
     assert losses[1] - losses[0] == pytest.approx(0.25 * ((x0 - batch.latents)[:2] ** 2).mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_step_in_parts_is_the_step_as_a_whole(pairs, part):
+    """The regression sees half of the step's images, not half of each part."""
+    data, game = PreparedFolder(pairs), OneStep(PreparedFolder(pairs), fresh().requires_grad_(False), guidance=2.0)
+
+    def gradient(batch: int) -> Tensor:
+        student, fake = fresh(), fresh()
+        for first in range(0, 4, batch):
+            generator = generator_for(0, 0, slice(first, first + batch), 4)
+            turn = game.turn(student, data.batch(generator, batch), generator)
+            (turn.loss("student", student, fake) * batch / 4).backward()
+        return torch.cat([each.grad.flatten() for each in student.parameters() if each.grad is not None])
+    torch.testing.assert_close(gradient(part), gradient(4), rtol=1e-3, atol=1e-6)
 
 
 def test_resumed_equals_uninterrupted_to_the_bit(pairs, tmp_path):

@@ -73,6 +73,16 @@ def test_the_latent_starts_a_sampler_that_adds_no_noise_with_the_same_noise():
     assert off(asked[0][:1] / (1 + sigma ** 2) ** 0.5, noise.noise) < 1e-5
 
 
+def test_the_latent_starts_each_few_step_sampler_as_the_noise_does():
+    for method, steps in (("lcm", 2), ("tdm", 2), ("dmd", 1)):
+        _, noise, started, *_ = found(model(), sampler=method, steps=steps, iterations=1)
+        patched, sampler, sigmas, *_ = node("PixArtSteps")().make(model(), method, steps, 1.0, 1.0)
+        empty, given = torch.zeros_like(noise.noise), condition(text(6))
+        added, begun = (comfy.sample.sample_custom(patched, added, 1.0, sampler, sigmas, given, given, begin, seed=3)
+                        for added, begin in ((noise.noise, empty), (empty, started["samples"])))
+        assert added.std() > 0.01 and off(begun, added) < 1e-3, method
+
+
 def test_images_of_a_batch_do_not_depend_on_each_other():
     both = found(model(), latent=latent(32, 48, 2), iterations=4)
     alone = found(model(), iterations=4)
