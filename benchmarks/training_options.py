@@ -214,7 +214,8 @@ def main() -> None:
         print(noise(data, args.batches, args.device))
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    settle(args.work, {"teacher": weights_fingerprint(args.teacher), "steps": args.steps, "prompts": args.count})
+    settle(args.work, {"teacher": weights_fingerprint(args.teacher), "steps": args.steps, "prompts": args.count},
+           begun=any(args.work.iterdir()))
     run(BEFORE, 0, args.teacher, data, args.work, args.steps, args.count, args.device)
     for seed in range(args.seeds):
         for case in args.case or CASES:

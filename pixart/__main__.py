@@ -81,6 +81,13 @@ def main() -> int:
     except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
+    except RuntimeError as error:
+        from .device import is_out_of_memory
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: not enough memory ({str(error).splitlines()[0]}); do less at once, in fewer bits, or on another "
+              "device", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -1,11 +1,14 @@
 """Files that are whole or not there: written beside their place and renamed."""
 import errno
+import hashlib
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LONGEST_NAME = 255          # bytes, on the file systems in use
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder does not exist; create it first", str(path.parent))
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    beside = path.with_name(part_name(path.name))
     try:
         mode = usual_mode(path, beside)
         yield beside
@@ -31,6 +34,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         rename(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def part_name(name: str) -> str:
+    """Of a file while it is written; a name that leaves no room for what is added stands in it as a digest."""
+    added = f"{os.getpid()}-{threading.get_ident()}.part"
+    whole = f".{name}.{added}"
+    return whole if len(os.fsencode(whole)) <= LONGEST_NAME else \
+        f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.{added}"
 
 
 def usual_mode(path: Path, beside: Path) -> int:

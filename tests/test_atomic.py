@@ -68,6 +68,13 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_that_leaves_no_room_for_more_is_written_all_the_same(tmp_path):
+    for name in ("a" * 251 + ".png", "\u732b" * 80 + ".png"):
+        with replacing(tmp_path / name) as beside:
+            beside.write_text("x")
+        assert (tmp_path / name).read_text() == "x"
+
+
 def test_a_folder_that_is_not_there_is_named_and_no_hidden_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the folder does not exist; create it first: '.*none'"), \
             replacing(tmp_path / "none" / "x.png"):

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from pixart.__main__ import HELP, KERNELS, is_no_kernel_hint
+from pixart.__main__ import HELP, KERNELS, is_no_kernel_hint, main
 from pixart.__main__ import parser as parser_of
 from pixart.commands.arguments import size
 from pixart.commands.numbers import finite_number, number_from_zero, positive_number, positive_whole, whole_from_zero
@@ -91,6 +92,42 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tmp_path)
     for require, place in ((require_file_place, tmp_path / "x.png"), (require_folder_place, tmp_path)):
         with pytest.raises(PermissionError, match="cannot be written to; choose another"):
             require(place)
+
+
+@pytest.mark.parametrize("words", [
+    "flexdit {0}/model.safetensors --out {0}/model.safetensors", "encode x --t5 {0} --out {0}/model.safetensors",
+    "quantize {0} --to float8_e4m3fn --out {0}/model.safetensors",
+    "quantize {0}/model.safetensors --to float8_e4m3fn --out {0}/x.safetensors --report {0}/model.safetensors",
+    "generate x --control {0}/model.safetensors --out {0}/model.safetensors"])
+def test_what_is_read_is_never_written_over(words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"my only copy")
+    monkeypatch.setattr(sys, "argv", ["pixart", *words.format(tmp_path).split()])
+    assert main() == 1 and "is what is read, which would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == b"my only copy"
+
+
+@pytest.mark.parametrize("words", ["mini evaluate", "mini diagnose", "mini build --work {0} --weights {0}",
+                                   "mini data --work {}", "ecad search --work {}"])
+def test_a_device_that_does_not_exist_is_one_message(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pixart", *words.format(tmp_path).split(), "--device", "foo"])
+    assert main() == 1 and "'foo' is not a device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--out {}/there", "--sheet {}/x.foo", "--edge-sheet {}"])
+def test_results_that_have_no_place_are_refused_before_anything_is_measured(words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").touch()
+    monkeypatch.setattr("pixart.mini.evaluate.evaluate", None)
+    monkeypatch.setattr(sys, "argv", ["pixart", "mini", "evaluate", *words.format(tmp_path).split()])
+    assert main() == 1 and "error: " in capsys.readouterr().err
+
+
+def test_memory_that_is_not_enough_is_one_message(monkeypatch, capsys):
+    def run(args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+    monkeypatch.setattr("pixart.__main__.run_of", lambda name: run)
+    monkeypatch.setattr(sys, "argv", ["pixart", "encode", "x", "--t5", "t5"])
+    assert main() == 1
+    assert "error: not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB.)" in capsys.readouterr().err
 
 
 def options(parser: argparse.ArgumentParser, words: str = "pixart") -> Iterator[tuple[str, argparse.Action]]:

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounter
 
 from pixart import __main__ as command_line
-from pixart.checkpoint import load, save_checkpoint
-from pixart.config import PixArtConfig
+from pixart.checkpoint import load, read_config, save_checkpoint
+from pixart.commands.generate import read_guide
+from pixart.config import VARIANTS, PixArtConfig
 from pixart.drawing import Guide, Request, sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
@@ -525,6 +526,17 @@ def test_bad_values_of_options_are_explained(monkeypatch, capsys, option, value,
     with pytest.raises(SystemExit):
         run(monkeypatch, "generate", "a cat", option, value)
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_edges_of_pixart_mini_are_those_of_its_controlnet_however_it_is_named(tmp_path):
+    Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).save(tmp_path / "x.png")
+    words = ["generate", "x", "--control", str(tmp_path / "x.png")]
+    args = command_line.parser("generate").parse_args(words)
+    named = command_line.parser("generate").parse_args([*words, "--model", "teacher.safetensors"])
+    config = read_config(SHIPPED.teacher)
+    maps = [read_guide(each, config, 128, 128).edges for each in (args, named)]
+    assert torch.equal(*maps)
+    assert not torch.equal(maps[0], read_guide(named, VARIANTS["alpha-512"], 128, 128).edges)
 
 
 @pytest.mark.parametrize("name, content, words", [

@@ -3,6 +3,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..dtypes import dtype_or_auto
@@ -32,6 +33,16 @@ class DrawSettings:
     guidance: float | None = None
     rule: str | None = None
     nag: float = 1.0                # scale of normalized attention guidance
+    long: str = "truncate"          # see `encode_long`
+    inner_ends: bool = False
+    compile: bool = False
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What is read, by what it is."""
+        named = {"model": self.model, "vae": self.vae, "t5": self.t5}
+        named |= {f"lora {number}": path for number, (path, _) in enumerate(self.loras, 1)}
+        return {name: Path(path) for name, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def opened(settings: DrawSettings, device: str | None) -> "Pipeline":
 
     dtype = dtype_or_auto(settings.dtype)
     return Pipeline.open(settings.model, settings.vae, settings.t5, device, dtype, variant=settings.variant,
-                         bits=settings.bits, loras=settings.loras)
+                         bits=settings.bits, loras=settings.loras, compile=settings.compile)
 
 
 def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task]) -> list[DrawnTask]:
@@ -75,9 +86,10 @@ def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task
     from ..images import to_image
 
     first = group[0]
-    drawn = pipe([task.prompt for task in group], first.negative, steps=settings.steps, seed=first.seed,
-                 width=first.width, height=first.height, sampler=settings.sampler, guidance=settings.guidance,
-                 rule=settings.rule, batch=len(group), nag=settings.nag)
+    prompts = pipe.encode([task.prompt for task in group], None, settings.long, settings.inner_ends)
+    drawn = pipe(prompts, first.negative, steps=settings.steps, seed=first.seed, width=first.width, height=first.height,
+                 sampler=settings.sampler, guidance=settings.guidance, rule=settings.rule, batch=len(group),
+                 nag=settings.nag)
     results = []
     for task, pixels, report in zip(group, drawn.pixels, drawn.reports):
         file = io.BytesIO()

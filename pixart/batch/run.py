@@ -12,6 +12,7 @@ from ..atomic import replacing
 from ..claim import claimed
 from ..progress import Progress
 from ..weights import CheckpointError, checked_entries, read_json
+from ..weights.fingerprint import weights_fingerprint
 from ..weights.settings import Check, optional, table, text, whole
 from .draw import DrawnTask, DrawSettings
 from .store import ImageFiles, Shards, Store, remove_leftovers, task_facts
@@ -20,8 +21,8 @@ from .tasks import Task, groups_of, tasks_digest
 logger = logging.getLogger(__name__)
 
 RECORD, RESULTS, FAILURES = "batch.json", "results.jsonl", "failures.jsonl"
-BATCH_FIELDS: dict[str, Check] = {"settings": table, "batch": whole(1, 1 << 30), "shard": optional(whole(1, 1 << 30)),
-                                  "tasks": whole(0, 1 << 40), "digest": text}
+BATCH_FIELDS: dict[str, Check] = {"settings": table, "weights": table, "batch": whole(1, 1 << 30),
+                                  "shard": optional(whole(1, 1 << 30)), "tasks": whole(0, 1 << 40), "digest": text}
 Workers = Callable[[Sequence[Sequence[Task]]], Iterator[list[DrawnTask]]]
 
 
@@ -56,8 +57,8 @@ def run_batch(tasks: Sequence[Task], settings: DrawSettings, out: str | Path, wo
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with claimed(out):
-        remove_leftovers(out)
         require_same(out, tasks, settings, batch, shard)
+        remove_leftovers(out)
         store: Store = ImageFiles(out, tasks) if shard is None else Shards(out, tasks, shard)
         groups = [group for group in groups_of(tasks, batch) if not all(map(store.has, group))]
         summary = Summary(len(tasks), sum(map(store.has, tasks)))
@@ -95,14 +96,17 @@ def tell_once(drawn: DrawnTask, said: set[str]) -> None:
 
 
 def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch: int, shard: int | None) -> None:
-    """Refuse a folder of other prompts or settings; a list of files may have grown at its end. Then write it down."""
-    record, path = {"settings": asdict(settings), "batch": batch, "shard": shard}, out / RECORD
-    if not path.is_file():
-        if any(out.glob("*.png")) or any(out.glob("*.tar")):
-            raise ValueError(f"there are images of something else; choose an empty folder: {out}")
-    else:
+    """Refuse a folder of other prompts, settings or weights; a list of files may have grown at its end. Then write it
+    down. A first try that drew nothing binds nobody."""
+    record, path = {"settings": asdict(settings), "weights": fingerprints(settings), "batch": batch, "shard": shard}, \
+        out / RECORD
+    begun = any(next(out.glob(pattern), None) for pattern in ("*.png", "*.tar", "unpacked/*.png"))
+    if begun and not path.is_file():
+        raise ValueError(f"there are images of something else; choose an empty folder: {out}")
+    if begun:
         before = checked_record(path)
         before["settings"] = asdict(DrawSettings()) | before["settings"]       # of a version that had fewer
+        before.setdefault("weights", record["weights"])                         # of a version that did not look
         changed = [name for name, value in plain_record(record).items() if before.get(name) != value]
         if changed:
             difference = first_difference(before, plain_record(record))
@@ -122,7 +126,7 @@ def checked_record(path: Path) -> dict[str, Any]:
     """What the folder was begun with. CheckpointError, a ValueError, for a damaged file."""
     before = read_json(path)
     known = checked_entries(before, BATCH_FIELDS, path, path.name)
-    lacking = sorted(BATCH_FIELDS.keys() - known.keys())
+    lacking = sorted(BATCH_FIELDS.keys() - known.keys() - {"weights"})
     if lacking:
         raise CheckpointError(path, f"{path.name} lacks {lacking[0]}", "the record of this folder",
                               "Choose an empty folder.")
@@ -136,9 +140,14 @@ def plain_record(record: dict[str, Any]) -> dict[str, Any]:
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first value that changed, in words."""
-    flat = [{**values, **values["settings"]} for values in (before, now)]
-    name = next(key for key in flat[1] if key != "settings" and flat[0].get(key) != flat[1][key])
+    flat = [{**values, **values["settings"], **values["weights"]} for values in (before, now)]
+    name = next(key for key in flat[1] if key not in ("settings", "weights") and flat[0].get(key) != flat[1][key])
     return f"{name} was {flat[0].get(name)}, is {flat[1][name]}"
+
+
+def fingerprints(settings: DrawSettings) -> dict[str, str | None]:
+    """What tells the files that are drawn with from others of the same name."""
+    return {f"{name} file": weights_fingerprint(path) for name, path in settings.files.items()}
 
 
 def results(out: Path, tasks: Sequence[Task], store: Store) -> Iterator[dict[str, object]]:

@@ -1,6 +1,7 @@
 """Where results lie: as PNG files, or packed in tar files for WebDataset. What lies there is whole, and done."""
 import io
 import json
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,6 +10,8 @@ from typing import Protocol
 
 from ..atomic import replacing
 from .tasks import Task
+
+OWN_PART = re.compile(r"\.(\d{6,}--?\d+\.png|shard-\d+\.tar|(batch\.json|(results|failures)\.jsonl))\.\d+-\d+\.part")
 
 
 class Store(Protocol):
@@ -97,6 +100,7 @@ def task_facts(task: Task) -> dict[str, object]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What a killed run left half-written."""
+    """What a killed run left half-written, and nothing of other programs."""
     for left in [*folder.glob(".*.part"), *folder.glob("unpacked/.*.part")]:
-        left.unlink()
+        if OWN_PART.fullmatch(left.name):
+            left.unlink()

@@ -1,7 +1,9 @@
 """Workflows as the server runs them (API format): read, given values by node and input, given seeds."""
 import copy
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ SEEDS = ("seed", "noise_seed")
 PROMPTS = {"prompt": ("positive", "conditioning"), "negative": ("negative",)}
 PASSED_ON = ("positive", "negative", "conditioning", "conditioning_1", "conditioning_to")
 MOST_SEEDS = 100_000
+FRACTION = re.compile(r"[+-]?\d*\.\d+")
 
 
 def read_workflow(path: str | Path) -> Graph:
@@ -63,17 +66,22 @@ def node_label(graph: Graph, key: str) -> str:
     return f'{key} "{title_of(node)}" ({node["class_type"]})' if node is not None else key
 
 
-def with_value(graph: Graph, name: str, value: Any) -> Graph:
+def with_value(graph: Graph, name: str, value: Any, kind_of: Callable[[str, str], str] | None = None) -> Graph:
     """A copy with one input changed.
 
     name: `prompt` or `negative` (the text that reaches a sampler), `NODE.input` with the node's id, title or class,
-    or `input` alone where only one node has it. value: a text is read as the kind of value that it replaces.
-    ClientError where the name fits no input or several, with the choices.
+    or `input` alone where only one node has it. value: a text is read as the kind of value that it replaces. kind_of:
+    type of an input by the class of its node and its own name, asked (`Server.input_kind`) where a fraction is to
+    replace a whole number: the page writes the cfg 8.0 as 8. ClientError where the name fits no input or several, with
+    the choices.
     """
     key, entry = the_input(graph, name)
     changed = copy.deepcopy(graph)
     present = changed[key]["inputs"][entry]
-    changed[key]["inputs"][entry] = converted(value, present, name) if isinstance(value, str) else value
+    if isinstance(value, str):
+        asked = partial(kind_of, graph[key]["class_type"], entry) if kind_of is not None else lambda: ""
+        value = converted(value, present, name, asked)
+    changed[key]["inputs"][entry] = value
     return changed
 
 
@@ -145,11 +153,13 @@ def possible(graph: Graph, name: str) -> str:
     return "the nodes are " + ", ".join(node_label(graph, key) for key in graph)
 
 
-def converted(text: str, present: Any, name: str) -> Any:
-    """The text as the kind of value that is there now."""
+def converted(text: str, present: Any, name: str, asked: Callable[[], str]) -> Any:
+    """The text as the kind of value that is there now; asked() names the type of the input."""
     kind = next((kind for kind in (bool, int, float) if isinstance(present, kind)), None)
     if kind is None:
         return text
+    if kind is int and FRACTION.fullmatch(text.strip()) and asked() == "FLOAT":
+        kind = float
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):

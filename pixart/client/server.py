@@ -75,6 +75,12 @@ class Server:
         """What became of a prompt, None until it ended."""
         return self.get(f"/history/{prompt_id}").get(prompt_id)
 
+    def input_kind(self, class_type: str, entry: str) -> str:
+        """Type of an input, such as INT or FLOAT; "" where the server does not know it."""
+        about = self.get(f"/object_info/{urllib.parse.quote(class_type, safe='')}").get(class_type, {})
+        declared = [group[entry] for group in about.get("input", {}).values() if entry in group]
+        return str(declared[0][0]) if declared else ""
+
     def cancel(self, prompt_ids: Sequence[str], tries: int = 20) -> None:
         """Take them out of the queue, and interrupt the one that runs."""
         self.send("/queue", {"delete": list(prompt_ids)})

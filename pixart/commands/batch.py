@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sampling.samplers import SAMPLERS
+from ..text.long import check_mode
 from .arguments import size
-from .generate import add_files
+from .generate import add_files, require_lora
 from .numbers import finite_number, positive_whole
 from .places import require_folder_place
 
@@ -84,12 +85,14 @@ def draw_settings(args: argparse.Namespace) -> "DrawSettings":
 
     if args.embeddings:
         raise ValueError("--embeddings is one prompt; a list needs --t5")
+    check_mode(args.long, args.inner_ends)
+    require_lora(args)
     places = {name: str(path.expanduser().absolute()) if path else None
               for name, path in (("model", args.model), ("vae", args.vae), ("t5", args.t5))}
     loras = tuple((str(path.expanduser().absolute()), args.lora_strength) for path in args.lora)
     return DrawSettings(**places, variant=args.variant, loras=loras, dtype=args.dtype, bits=args.bits,
                         sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule,
-                        nag=args.nag)
+                        nag=args.nag, long=args.long, inner_ends=args.inner_ends, compile=args.compile)
 
 
 def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["PromptLine"]) -> None:

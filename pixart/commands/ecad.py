@@ -1,8 +1,16 @@
 """python -m pixart ecad: search for schedules, and look at files of them."""
 import argparse
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..claim import claimed
 from .places import require_folder_place
+
+if TYPE_CHECKING:
+    from ..mini.schedule_search import Fitness
+
+OWN_NAME = re.compile(r"\d+\.\d\dx\.json")         # of a schedule of the front
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -40,10 +48,8 @@ def run_show(args: argparse.Namespace) -> None:
 
 
 def run_search(args: argparse.Namespace) -> None:
-    from ..accelerate.schedule import BranchSchedule
-    from ..accelerate.search import Trials, require_search, search_schedules
-    from ..accelerate.search_plot import plot_front
-    from ..accelerate.seeds import hand_made
+    from ..accelerate.search import require_search
+    from ..device import checked_device
     from ..mini.schedule_search import Fitness
     for name in ("scenes", "seeds"):
         if getattr(args, name) < 1:
@@ -51,7 +57,18 @@ def run_search(args: argparse.Namespace) -> None:
     require_search(args.population, args.generations)
     require_folder_place(args.work, "--work")
     args.work.mkdir(parents=True, exist_ok=True)
-    fitness = Fitness(args.scenes, args.seeds, device=args.device)
+    fitness = Fitness(args.scenes, args.seeds, device=str(checked_device(args.device)))
+    with claimed(args.work):
+        search(args, fitness)
+
+
+def search(args: argparse.Namespace, fitness: "Fitness") -> None:
+    """All generations that are left, and the files of the front."""
+    from ..accelerate.schedule import BranchSchedule
+    from ..accelerate.search import Trials, search_schedules
+    from ..accelerate.search_plot import plot_front
+    from ..accelerate.seeds import hand_made
+
     steps, depth = fitness.job.steps, fitness.config.depth
     trials = Trials(args.work / "trials.jsonl", steps, depth, fitness.about)
     full = BranchSchedule.full(steps, depth)
@@ -72,7 +89,8 @@ def write_front(folder: Path, front: list, plain: tuple[float, float]) -> None:
     from ..accelerate.ecad import write_ecad
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.json"):
-        old.unlink()
+        if OWN_NAME.fullmatch(old.name):
+            old.unlink()
     print(f"nothing reused: loss {plain[0]:.4f}")
     for one in front:
         name = f"{plain[1] / one.work:.2f}x"

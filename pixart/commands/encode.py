@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .arguments import add_bits, add_device, add_long
 from .numbers import positive_whole
-from .places import require_file_place
+from .places import require_file_place, require_other_place
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from .progress import Bars
 
     require_file_place(args.out)
+    require_other_place(args.out, args.t5)
     check_mode(args.long, args.inner_ends)
     device = checked_device(args.device or best_device())
     encoder = T5OnDemand(args.t5, args.bits or usual_bits(device), device)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..config import VARIANTS
 from ..dtypes import COMPUTE_DTYPES, dtype_or_auto
 from .numbers import finite_number
-from .places import require_file_place
+from .places import require_file_place, require_other_place
 
 SEGMENTS = {"pooling": "first blocks, which only pool (default: 2, or 1 if there are fewer than 16 blocks)",
             "groups": "groups of merge, sparse, recover and dense blocks (default: as many as fit)",
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from ..model.to_flexdit import to_flexdit
     from ..train.method_settings import FlexDiTMethod
     require_file_place(args.out)
+    require_other_place(args.out, args.model)
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out is {args.out}; its name must end in .safetensors")
     given = {field.name: getattr(args, field.name) for field in fields(FlexDiTMethod) if hasattr(args, field.name)}

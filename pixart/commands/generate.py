@@ -21,13 +21,14 @@ from .arguments import (
     size,
 )
 from .numbers import finite_number, positive_whole
-from .places import require_file_place
+from .places import require_file_place, require_other_place
 
 if TYPE_CHECKING:
     import torch
 
     from ..accelerate.choice import CacheChoice
     from ..accelerate.plan import SamplingJob
+    from ..config import PixArtConfig
     from ..drawing import Guide
     from ..model.policy import Policy
     from ..pipeline import Pipeline
@@ -209,6 +210,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_prompt(args)
     require_file_place(args.out)
+    require_other_place(args.out, args.control)
     format_of(args.out)
     require_parts(args)
     require_effects(args)
@@ -217,7 +219,7 @@ def run(args: argparse.Namespace) -> None:
         return
     pipe = open_pipeline(args)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
-    guide, noise = read_guide(args, width, height), noise_of_one(args)
+    guide, noise = read_guide(args, pipe.config, width, height), noise_of_one(args)
     choice = cache_choice(args)
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
     guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
@@ -247,10 +249,15 @@ def require_parts(args: argparse.Namespace) -> None:
             raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
 
 
-def require_effects(args: argparse.Namespace) -> None:
-    """ValueError for options that would change nothing beside the others."""
+def require_lora(args: argparse.Namespace) -> None:
+    """ValueError for the strength of no LoRA."""
     if args.lora_strength != 1 and not args.lora:
         raise ValueError("--lora-strength has no effect without --lora")
+
+
+def require_effects(args: argparse.Namespace) -> None:
+    """ValueError for options that would change nothing beside the others."""
+    require_lora(args)
     given = [name for name, unset in OF_CONTROL.items() if getattr(args, name) != unset]
     if given and args.control is None:
         raise ValueError(f"--{given[0]} has no effect without --control, the image whose edges are followed")
@@ -310,8 +317,8 @@ def repeated(caption: "Encoded", count: int) -> "Encoded":
     return join_encoded([caption] * count)
 
 
-def read_guide(args: argparse.Namespace, width: int, height: int) -> "Guide | None":
-    """The edge map that the options ask for, found at the size of the new image."""
+def read_guide(args: argparse.Namespace, config: "PixArtConfig", width: int, height: int) -> "Guide | None":
+    """The edge map that the options ask for, found at the size of the new image, as the model's ControlNet knows it."""
     if args.control is None:
         return None
     from ..control.edges import edge_maps
@@ -319,6 +326,7 @@ def read_guide(args: argparse.Namespace, width: int, height: int) -> "Guide | No
     from ..control.images import fit
     from ..drawing import Guide
     from ..images import read_image
+    from ..mini import is_mini
     from ..mini.images import CANNY
 
     image = fit(read_image(args.control), width, height)
@@ -326,5 +334,5 @@ def read_guide(args: argparse.Namespace, width: int, height: int) -> "Guide | No
         if not args.hed:
             raise ValueError("--edges hed needs --hed, the file ControlNetHED.pth")
         return Guide(hed_edges(load_hed(args.hed), image), args.strength)
-    as_trained = CANNY if args.edges == "canny" and not args.model else {}
+    as_trained = CANNY if args.edges == "canny" and is_mini(config) else {}
     return Guide(edge_maps(image, args.edges, **as_trained), args.strength)

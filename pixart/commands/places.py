@@ -20,6 +20,14 @@ def require_folder_place(path: Path, option: str = "--out") -> None:
         raise PermissionError(f"{option} {path}: this folder cannot be written to; choose another")
 
 
+def require_other_place(out: Path, *read: Path | None, option: str = "--out") -> None:
+    """Refuse to write over what is read: a file, or a file of a folder."""
+    place = out.expanduser().resolve()
+    for given in (path.expanduser().resolve() for path in read if path is not None):
+        if place == given or (given in place.parents and place.exists()):
+            raise ValueError(f"{option} is what is read, which would be replaced; choose another name: {out}")
+
+
 def require_file_place(path: Path) -> None:
     """As `require_parent`, for a file: not where a folder is."""
     require_parent(path)

@@ -7,7 +7,7 @@ from ..config import VARIANTS
 from ..quantize.formats import TARGETS
 from .arguments import add_bits, add_device
 from .numbers import finite_number, positive_whole
-from .places import require_file_place
+from .places import require_file_place, require_other_place
 
 if TYPE_CHECKING:
     from ..config import PixArtConfig
@@ -65,9 +65,10 @@ def run(args: argparse.Namespace) -> None:
     from ..quantize.convert import UNPACKED, convert
     from ..quantize.report import error_table, write_errors
     from .progress import Bars
-    for path in (args.out, args.report):
+    for path, option in ((args.out, "--out"), (args.report, "--report")):
         if path is not None:
             require_file_place(path)
+            require_other_place(path, args.model, args.t5, args.prompts, option=option)
     check_target(args)
     if args.report and args.to in UNPACKED:
         raise ValueError(f"--report has no effect with --to {args.to}; leave it out")
@@ -138,13 +139,11 @@ def adapt(args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
 
 
 def check_target(args: argparse.Namespace) -> None:
-    """ValueError for a file that would have another format than its name, or would cost the original, and for options
-    that mean nothing for the target."""
+    """ValueError for a file that would have another format than its name, and for options that mean nothing for the
+    target."""
     from ..quantize.convert import no_effect
     if args.out.suffix != ".safetensors":
         raise ValueError(f"packed weights are written as .safetensors; name the file so: {args.out}")
-    if args.out.exists() and args.model.exists() and args.out.samefile(args.model):
-        raise ValueError(f"--out is the model itself; choose another name: {args.out}")
     if args.to != "fp4" and (given := [name for name in ("floats", "rank", *CALIBRATION)
                                        if getattr(args, name) is not None]):
         raise ValueError(f"--{given[0]} has no effect with --to {args.to}; leave it out, or choose fp4")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .numbers import number_from_zero
 
 if TYPE_CHECKING:
-    from ..client import Graph, WorkflowOutcome
+    from ..client import Graph, Server, WorkflowOutcome
 
 EXIT_CODES = ("exit codes: 0 all there; 1 a file or an option cannot be used; 2 unknown option; 3 the server refused "
               "the workflow; 4 no answer, or the server forgot the prompt; 5 a node failed; 6 interrupted on the "
@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> None:
     from .progress import Bars
 
     require_folder_place(args.out)
-    graphs, seeds = workflows(args)
+    server = Server(args.server, args.patience)
+    graphs, seeds = workflows(args, server)
     problems = []
-    with Bars() as bars, closing(draw_workflows(Server(args.server, args.patience), graphs, args.out,
-                                                bars)) as outcomes:
+    with Bars() as bars, closing(draw_workflows(server, graphs, args.out, bars)) as outcomes:
         for outcome in outcomes:
             bars.close()
             report(outcome, seeds)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
                          else str(last))
 
 
-def workflows(args: argparse.Namespace) -> "tuple[list[Graph], list[int] | None]":
+def workflows(args: argparse.Namespace, server: "Server") -> "tuple[list[Graph], list[int] | None]":
     """What to queue, and the seed of each."""
     from ..client import ClientError, read_workflow, seeds_of, with_seed, with_value
 
@@ -61,7 +61,7 @@ def workflows(args: argparse.Namespace) -> "tuple[list[Graph], list[int] | None]
         name, equals, value = pair.partition("=")
         if not equals:
             raise ClientError(f"--set {pair}: write NAME=VALUE, for example --set prompt=\"a red fox\"")
-        graph = with_value(graph, name.strip(), value)
+        graph = with_value(graph, name.strip(), value, server.input_kind)
     if args.seed is None:
         return [graph], None
     seeds = seeds_of(args.seed)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..commands.numbers import finite_number, positive_number, whole_from_zero
-from ..commands.places import require_parent
+from ..commands.places import require_file_place, require_folder_place, require_parent
 from . import SHIPPED, Files
 
 if TYPE_CHECKING:
@@ -111,9 +111,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_build(args: argparse.Namespace) -> None:
-    from ..device import best_device
     from .recipe import STAGES, build_mini
-    files, device = Files(args.weights), args.device or best_device()
+    files, device = Files(args.weights), device_of(args)
     stages = tuple(args.stages.split(",")) if args.stages else STAGES
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -125,16 +124,14 @@ def run_build(args: argparse.Namespace) -> None:
 
 
 def run_data(args: argparse.Namespace) -> None:
-    from ..device import best_device
     from .recipe import prepare_data
-    prepare_data(args.work, Files(args.weights), device=args.device or best_device())
+    prepare_data(args.work, Files(args.weights), device=device_of(args))
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
     from .evaluate import DIVERSE, USUAL_METHODS, evaluate, write_results
     from .measure.methods import few_step, method_of
-    for path in filter(None, (args.out, args.sheet, args.edge_sheet)):
-        require_parent(path)
+    require_places(args)
     if args.control:
         run_control(args)
         return
@@ -147,6 +144,17 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.out:
         print("\n".join(map(str, write_results(found.measured, args.out))))
     draw_sheets(args, found.images, found.prompts)
+
+
+def require_places(args: argparse.Namespace) -> None:
+    """Refuse names of results that could not be written, before anything is measured."""
+    from ..images import format_of
+    if args.out:
+        require_parent(args.out)
+        require_folder_place(args.out)
+    for path in filter(None, (args.sheet, args.edge_sheet)):
+        require_file_place(path)
+        format_of(path)
 
 
 def run_control(args: argparse.Namespace) -> None:
@@ -167,6 +175,7 @@ def run_compare(args: argparse.Namespace) -> None:
     from .measure.tables import differences, results_table
     if args.out:
         require_parent(args.out)
+        require_folder_place(args.out)
     measured = merged([(str(path), read_measured(path)) for path in args.results])
     drawn = [row.name for row in measured.rows if row.name != REAL]
     if not drawn:
@@ -181,6 +190,7 @@ def run_diagnose(args: argparse.Namespace) -> None:
     from .diagnose import diagnose, tables, write_diagnosis
     if args.out:
         require_parent(args.out)
+        require_folder_place(args.out)
     device, batch = where(args)
     found = diagnose(args.count, args.seed, Files(args.weights), device, batch, args.judge, args.guidance,
                      args.crowded)
@@ -200,9 +210,14 @@ def draw_sheets(args: argparse.Namespace, images: "Mapping[str, BenchImages]", p
 
 def where(args: argparse.Namespace) -> tuple[str, int]:
     """Device and images at a time."""
-    from ..device import best_device
-    device = args.device or best_device()
+    device = device_of(args)
     return device, batch_for(device) if args.batch is None else args.batch
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """That of --device, or the best one. ValueError for one that is not here."""
+    from ..device import best_device, checked_device
+    return str(checked_device(args.device or best_device()))
 
 
 def batch_for(device: str) -> int:

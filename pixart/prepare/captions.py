@@ -1,11 +1,11 @@
 """Text features of captions, kept on disk between the pass of the text encoder and that of the autoencoder.
 
-`text/{number:05d}.safetensors` in the prepared folder holds the features of some captions one after the other. A
+`.captions/{number:05d}.safetensors` in the prepared folder holds the features of some captions one after the other. A
 caption that many images share is encoded once. The files are deleted when every image is done.
 """
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,17 +16,21 @@ from ..weights.safetensors_file import write_tensors
 from .networks import TextEncoder
 
 CAPTION_CHUNK = 128         # captions a file: what a kill can cost
+OWN_FILES = ("[0-9]*.safetensors", ".[0-9]*.safetensors.*.part")        # the second: what a kill left half-written
 
 
 class Captions:
-    """Captions in a folder. ValueError, naming the file, for a damaged one."""
+    """Captions in a prepared folder. ValueError, naming the file, for a damaged one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, prepared: Path) -> None:
+        self.folder = prepared / ".captions"
         self._places: dict[bytes, tuple[Tensor, int, int]] = {}
         self._count = 0
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in sorted(self.folder.glob(OWN_FILES[0])):
             self._open(path)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def __contains__(self, text: str) -> bool:
         return _digest(text) in self._places
@@ -46,10 +50,13 @@ class Captions:
         self._open(path)
 
     def clear(self) -> None:
-        """Delete the files."""
+        """Delete the files, and their folder where nothing else lies in it."""
         self._places.clear()
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        for pattern in OWN_FILES:
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _open(self, path: Path) -> None:
         try:

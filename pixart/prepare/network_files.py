@@ -2,16 +2,22 @@
 from functools import partial
 from pathlib import Path
 
+from ..text.t5 import require_t5
+from ..vae import require_vae
 from ..weights.fingerprint import weights_fingerprint
 from .families import Family
 from .networks import ImageEncoder, Networks, TextEncoder
 
 
 def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, device: str) -> Networks:
-    """Networks of a VAE file or folder and a T5 encoder file or folder. FileNotFoundError for what is not there."""
-    for path in (vae, t5):
-        if path is not None and not path.exists():
-            raise FileNotFoundError(f"no file or folder {path}")
+    """Networks of a VAE file or folder and a T5 encoder file or folder.
+
+    FileNotFoundError for what is not there, ValueError for what is something else: before any of them is used.
+    """
+    if vae is not None:
+        require_vae(vae)
+    if t5 is not None:
+        require_t5(t5)
 
     def open_text(path: Path) -> TextEncoder:
         from ..text.t5 import T5Encoder

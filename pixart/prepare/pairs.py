@@ -48,7 +48,8 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
     null, total = Encoded(features[None], mask[None], []), sum(len(Shard(path)) for path in paths)
     drawn = done = 0
     with claimed(out):
-        settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": weights_fingerprint(weights)})
+        settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": weights_fingerprint(weights)},
+               begun=bool(shard_paths(out)))
         write_tensors(out / "null.safetensors", {"features": features.half(), "mask": mask.byte()})
         for path in paths:
             shard = Shard(path)

@@ -96,7 +96,7 @@ def prepare(job: PreparationJob, progress: Progress = lambda stage, done, total:
             raise ValueError(f"the sources hold no image that can be used{why if found.skipped else ''}")
         try:
             check_needs(job, found, networks)
-            captions = Captions(job.out / "text")
+            captions = Captions(job.out)
             texts = [entry.text for entry in found.entries if entry.text is not None]
             cut = _texts(job, texts, captions, networks, progress)
             added = _images(job, found, captions, networks, progress)
@@ -113,7 +113,7 @@ def _prompts(job: PreparationJob, networks: Networks, progress: Progress) -> Rep
     found = waiting(job)
     if networks.text is None:
         raise ValueError(f"{len(found)} captions have no features yet; name a T5 encoder with --t5")
-    captions = Captions(job.out / "text")
+    captions = Captions(job.out)
     cut = _texts(job, [text for _, text in found], captions, networks, progress)
     added = write_prompts(job, found, captions, _metadata(job), lambda done, total: progress("writing", done, total))
     captions.clear()
@@ -125,7 +125,8 @@ def _settle(job: PreparationJob, networks: Networks) -> None:
         if path is not None and not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
     settle(job.out, {"family": job.family.name, "resolution": job.resolution, "edges": job.edges,
-                     "HED network": weights_fingerprint(job.hed), **networks.facts})
+                     "HED network": weights_fingerprint(job.hed), **networks.facts},
+           begun=bool(shard_paths(job.out) or len(Captions(job.out)) or (job.out / "null.safetensors").exists()))
 
 
 def _done_in(folder: Path) -> dict[str, str]:

@@ -48,11 +48,15 @@ def read_skipped(folder: Path) -> dict[str, Skipped]:
     return {one.key: one for one in found}
 
 
-def settle(folder: Path, settings: dict[str, object]) -> None:
-    """Refuse to go on in a folder that was begun with other settings; None stands for not used in this run."""
+def settle(folder: Path, settings: dict[str, object], begun: bool) -> None:
+    """Refuse to go on in a folder that was begun with other settings; None stands for not used in this run.
+
+    begun: whether anything in the folder was made by the settings that are written there. A first try that failed
+    binds nobody.
+    """
     path = folder / SETTINGS_FILE
     try:
-        before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        before = json.loads(path.read_text("utf-8")) if begun and path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); prepare into a new folder") from error
     for name, value in settings.items():

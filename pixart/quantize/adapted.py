@@ -78,6 +78,9 @@ def open_parts(parts: Path, about: Mapping[str, object]) -> None:
     """A folder for the parts of this run, or the one that a run with the same settings left."""
     parts.mkdir(parents=True, exist_ok=True)
     path, told = parts / ABOUT, json.dumps(about, sort_keys=True, default=str)
+    if not path.exists() and any(parts.iterdir()):
+        raise ValueError(f"this folder holds something else, and is needed for what is done so far; choose another "
+                         f"--out, or move it: {parts}")
     if path.exists() and path.read_text(encoding="utf-8") != told:
         raise ValueError("a run with other settings was stopped here; repeat these to go on with it, or delete its "
                          f"folder, or choose another --out. Folder: {parts}")

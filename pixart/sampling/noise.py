@@ -14,6 +14,8 @@ class ImageNoise:
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu",
                  dtype: torch.dtype = torch.float32, ahead: int = 1) -> None:
+        if wrong := [seed for seed in seeds if not -2 ** 63 <= seed < 2 ** 64]:
+            raise ValueError(f"seed is {wrong[0]}; it must fit into 64 bits, and so must those that follow it")
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.shape, self.device, self.dtype, self.ahead = shape, device, dtype, max(1, ahead)
         self._waiting: list[Tensor] = []

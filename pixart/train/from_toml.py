@@ -27,7 +27,7 @@ class Source:
     def __init__(self, file: Path | None, replaced: Mapping[str, str]) -> None:
         """replaced: "section.field" -> a TOML value, or a text without quotes."""
         self.file, self.values = file, read_toml(file) if file is not None else {}
-        self.replaced = set(replaced)
+        self.replaced = dict(replaced)
         for key, text in replaced.items():
             *parents, name = key.split(".")
             table = self.values
@@ -112,6 +112,8 @@ def convert_value(value: Any, kind: Any, key: str, source: Source) -> Any:
         return convert_value(value, next(part for part in get_args(kind) if part is not type(None)), key, source)
     if get_origin(kind) is tuple:
         return convert_tuple(value, get_args(kind), key, source)
+    if kind in (Path, str) and not isinstance(value, str) and toml_value(source.replaced.get(key, "")) == value:
+        value = source.replaced[key]                # a folder named 7 or 2026-11-28
     if kind is Path and isinstance(value, str):
         return source.folder(key) / os.path.expanduser(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST_NUMBER:

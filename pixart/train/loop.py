@@ -4,7 +4,6 @@ Whatever a step draws at random follows from (seed, step) alone, so a resumed ru
 however a step's images are split (processes, accumulation) the same ones are drawn with the same noise.
 """
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -19,6 +18,7 @@ from .average import averaged_copy, update_averages
 from .data import Batch, TrainingData
 from .draws import StepGenerator, generator_for
 from .fingerprint import training_fingerprint, usual
+from .launch import accelerator_for, any_process, claimed_by_launch, main_step, require_writable
 from .loop_config import LoopConfig
 from .objectives import Objective
 from .optimizers import optimizers
@@ -31,7 +31,7 @@ from .state import check_same, check_steps, read_state, restore, trainable, writ
 from .stopping import StopRequest
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +204,8 @@ def train(model: nn.Module, objective: Objective, data: TrainingData, config: Lo
     every `log_every` steps, each of `watch` after every step. A KeyboardInterrupt in either, Ctrl-C and SIGTERM end
     the step, save, then raise KeyboardInterrupt; other exceptions leave the last state. settings: further facts that
     must not change when the training goes on. cpu: leave GPUs alone. Raises OSError when `folder` cannot be written
-    to, ValueError for a state that is damaged or of another training, FloatingPointError when the loss is no number
-    any more.
+    to, BlockingIOError (one of these) when another training is at work in it, ValueError for a state that is damaged or
+    of another training, FloatingPointError when the loss is no number any more.
     """
     return train_averages(model, objective, data, config, folder, report, watch, settings, cpu)[config.ema]
 
@@ -221,15 +221,16 @@ def train_averages(model: nn.Module, objective: Objective, data: TrainingData, c
     folder = Path(folder)
     require_writable(folder)
     path = folder / STATE
-    state = read_state(path) if path.exists() else None
-    training = make(model, objective, data, settled(config, model, cpu, state), settings, cpu)
-    start = training.resume(state, path)
-    del state
-    try:
-        with StopRequest() as stop, cpu_threads(config.threads):
-            run(training, start, path, stop, Teller(training, Pace(config, start), report, watch))
-    finally:
-        training.finish()
+    with claimed_by_launch(folder):
+        state = read_state(path) if path.exists() else None
+        training = make(model, objective, data, settled(config, model, cpu, state), settings, cpu)
+        start = training.resume(state, path)
+        del state
+        try:
+            with StopRequest() as stop, cpu_threads(config.threads):
+                run(training, start, path, stop, Teller(training, Pace(config, start), report, watch))
+        finally:
+            training.finish()
     return training.averages
 
 
@@ -300,15 +301,6 @@ def settled(config: LoopConfig, model: nn.Module, cpu: bool, state: Mapping[str,
     return replace(config, precision=precision)
 
 
-def accelerator_for(config: LoopConfig, cpu: bool = False) -> "Accelerator":
-    """accelerate's view of how this process was launched. It keeps one precision a process unless told to forget it."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
-        AcceleratorState._reset_state()
-    return Accelerator(cpu=cpu, mixed_precision=config.precision, gradient_accumulation_steps=config.accumulation)
-
-
 def set_recompute(model: nn.Module, recompute: bool) -> None:
     for module in cast(Iterable[Any], model.modules()):
         if hasattr(module, "recompute"):
@@ -325,26 +317,3 @@ def place_networks(objective: Objective, device: torch.device) -> None:
     """Move the networks of an objective to where the training runs."""
     for part in frozen_networks(objective):
         part.to(device)
-
-
-def any_process(accelerator: "Accelerator", flag: bool) -> bool:
-    """Whether the flag is set on any process; all of them get the same answer."""
-    if accelerator.num_processes == 1:
-        return flag
-    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
-
-
-def main_step(accelerator: "Accelerator", step: int) -> int:
-    """The main process's value, on all of them."""
-    from accelerate.utils import broadcast_object_list
-    return broadcast_object_list([step])[0] if accelerator.num_processes > 1 else step
-
-
-def require_writable(folder: Path) -> None:
-    """Refuse a folder that cannot hold the state before any work is done for it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}. Choose another folder for the training") from error

@@ -120,9 +120,37 @@ def test_a_list_may_grow_and_nothing_else_may_change(tmp_path):
     with pytest.raises(ValueError, match="none to shards"):
         run(tmp_path / "b", tasks(3), shard=2)
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "mine.png").touch()
+    for name in ("mine.png", ".t5.safetensors.12-34.part"):
+        (tmp_path / "c" / name).touch()
     with pytest.raises(ValueError, match="something else"):
         run(tmp_path / "c", tasks(1))
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {".lock", "mine.png", ".t5.safetensors.12-34.part"}
+
+
+def test_leftovers_of_this_program_are_removed_and_no_others(tmp_path):
+    names = [".000001-1.png.12-34.part", ".batch.json.12-34.part", ".shard-000000.tar.12-34.part",
+             ".t5.safetensors.part"]
+    for name in names:
+        (tmp_path / name).touch()
+    run(tmp_path, tasks(1))
+    assert [name for name in names if (tmp_path / name).exists()] == [".t5.safetensors.part"]
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path):
+    model, todo = tmp_path / "model.safetensors", tasks(1)
+    settings = DrawSettings(model=str(model), loras=((str(tmp_path / "lora"), 1.0),))
+    for name in ("model.safetensors", "lora"):
+        (tmp_path / name).write_bytes(b"first")
+    workers = partial(here, settings, None, draw=cheap.draw)
+    run_batch(todo, settings, tmp_path / "out", workers)
+    model.write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"model file was model.safetensors \(\w+\), is model.safetensors"):
+        run_batch(todo, settings, tmp_path / "out", workers)
+
+
+def test_a_first_try_that_drew_nothing_binds_nobody(tmp_path):
+    assert run(tmp_path, [Task("bad-3", "bad", "", 3, 64, 32)]).failed
+    assert run(tmp_path, tasks(1), batch=3).drawn == 3
 
 
 def test_two_runs_never_share_a_folder(tmp_path):
@@ -189,7 +217,8 @@ def command(folder: Path, out: str) -> list[str]:
 
 @pytest.mark.parametrize("words, finding", [
     (["--devices", "cpu,cpu"], "--device names one device"), (["--ray"], "--device names one device"),
-    (["--workers", "2"], "--workers is for --ray"), (["--embeddings", "x"], "is one prompt"),
+    (["--workers", "2"], "--workers is for --ray"), (["--lora-strength", "2"], "no effect without --lora"),
+    (["--inner-ends"], "inner"),
 ])
 def test_options_that_contradict_each_other_are_refused(tmp_path, monkeypatch, capsys, words, finding):
     (tmp_path / "prompts.txt").write_text("a")
@@ -249,6 +278,19 @@ def test_a_prompt_that_is_too_long_is_said_and_the_last_seed_there_is_is_drawn(t
                                       *words[words.index("--steps"):]])
     assert main() == 0 and (tmp_path / "out" / f"000002-{2 ** 64 - 1}.png").is_file()
     assert any("000002-" in record.getMessage() and "words cut" in record.getMessage() for record in caplog.records)
+
+
+def test_a_long_prompt_is_read_whole_where_that_is_asked_for_as_by_generate(tmp_path, monkeypatch, capsys, caplog):
+    text = "a large red circle on the left of a small blue star " * 40
+    (tmp_path / "prompts.txt").write_text(text)
+    drawing = ["--steps", "1", "--size", "32x32", "--device", "cpu", "--long", "whole"]
+    monkeypatch.setattr(sys, "argv", ["pixart", "batch", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out"),
+                                      "--seed", "3", *drawing])
+    assert main() == 0 and not any("cut" in record.getMessage() for record in caplog.records)
+    monkeypatch.setattr(sys, "argv", ["pixart", "generate", text, "--out", str(tmp_path / "x.png"), "--seed", "3",
+                                      *drawing])
+    assert main() == 0
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "out" / "000001-3.png").read_bytes()
 
 
 def draw_all(words: list[str]) -> None:

@@ -210,6 +210,17 @@ def test_names_of_inputs(tmp_path):
     assert {with_seed(graph, 9)[key]["inputs"]["seed"] for key in ("7", "13")} == {9}
 
 
+def test_a_fraction_takes_the_place_of_a_whole_number_where_the_input_is_a_float(server):
+    """The page writes 8.0 as 8."""
+    graph = {"3": {"class_type": "KSampler", "inputs": {"cfg": 8, "steps": 20}}}
+    kinds = {"cfg": "FLOAT", "steps": "INT"}
+    given = with_value(graph, "cfg", "4.5", lambda kind, entry: kinds[entry])
+    assert given["3"]["inputs"]["cfg"] == 4.5 and with_value(graph, "cfg", "4")["3"]["inputs"]["cfg"] == 4
+    for name, asked in (("steps", lambda kind, entry: kinds[entry]), ("cfg", None)):
+        with pytest.raises(ClientError, match="a whole number"):
+            with_value(graph, name, "4.5", asked)
+
+
 @pytest.mark.parametrize("name, value, finding", [
     ("prompt", "x", 'ambiguous.*6 "First prompt".*11 "Prompt"'), ("steps", "2", "ambiguous.*7 .*13 "),
     ("PixArtLCMSampler.steps", "2", "ambiguous"), ("13.step", "2", "13 .* has seed, steps"),

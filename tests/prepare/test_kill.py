@@ -44,7 +44,7 @@ def kill_at_random(folder: Path, kills: int) -> None:
         process.join()
         assert process.exitcode == 0
     assert_same(stored(folder / "killed"), stored(folder / "quiet"), images)
-    assert not (folder / "killed" / "text").exists()
+    assert not (folder / "killed" / ".captions").exists()
     assert (folder / "killed" / "skipped.jsonl").read_text() == ""
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from prepare.images_at_hand import collection, image, mini_job, stored, tiny_vae
+from safetensors.torch import load_file, save_file
 
 from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import load_autoencoder
@@ -15,6 +16,7 @@ from pixart.prepare.families import FAMILIES
 from pixart.prepare.images import load_image
 from pixart.prepare.items import Place
 from pixart.prepare.run import prepare
+from pixart.prepare.state import settle
 from pixart.text.t5 import T5Encoder
 from pixart.train.data import PreparedFolder
 
@@ -125,7 +127,31 @@ def test_a_second_run_adds_nothing_and_loads_nothing(source, prepared, monkeypat
     report = prepare(mini_job(source, prepared, shard=2, edges="soft"))
     assert (report.examples, report.added, len(report.skipped)) == (8, 0, 6)
     assert before == {path: path.stat().st_mtime_ns for path in prepared.glob("*.safetensors")}
-    assert not (prepared / "text").exists()
+    assert not (prepared / ".captions").exists()
+
+
+def test_files_of_others_in_the_output_folder_stay(tmp_path):
+    """A data set is often laid out as images/ and text/, and prepared where it lies."""
+    source = collection(tmp_path / "images", 1)
+    for folder in ("text", ".captions"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("my only copy")
+    assert prepare(mini_job(source, tmp_path)).added == 1
+    assert {path.name for folder in ("text", ".captions") for path in (tmp_path / folder).iterdir()} == {"a.txt"}
+
+
+def test_a_first_try_with_wrong_files_binds_nobody_and_is_refused_before_any_work(tmp_path):
+    source, out = collection(tmp_path / "in", 2), tmp_path / "out"
+    job = mini_job(source, out)
+    for wrong in ({"vae": SHIPPED.t5 / "model.safetensors"}, {"t5": SHIPPED.vae}):
+        with pytest.raises(ValueError, match="Expected"):
+            prepare(replace(job, **wrong))
+        assert not (out / ".captions").exists()
+    out.mkdir()
+    settle(out, {"T5": "another (0)"}, begun=False)
+    assert prepare(job).added == 2
+    with pytest.raises(ValueError, match="was begun with T5 t5"):
+        settle(out, {"T5": "another (0)"}, begun=True)
 
 
 def test_new_and_mended_images_are_added(tmp_path):
@@ -170,7 +196,7 @@ def test_an_interruption_keeps_what_is_ready(tmp_path):
 
     with pytest.raises(Stop):
         prepare(job, stop_at("captions", 3))
-    assert len(list((tmp_path / "out" / "text").glob("*.safetensors"))) == 1
+    assert len(list((tmp_path / "out" / ".captions").glob("*.safetensors"))) == 1
     with pytest.raises(Stop):
         prepare(job, stop_at("images", 4))
     assert len(stored(tmp_path / "out")) == 4
@@ -222,7 +248,7 @@ def test_other_settings_in_the_same_folder_are_refused(source, prepared, tmp_pat
     with pytest.raises(ValueError, match="begun with edges soft, now it is none"):
         prepare(mini_job(source, prepared))
     other = tmp_path / "vae.safetensors"
-    other.write_bytes(SHIPPED.vae.read_bytes() + b" ")
+    save_file(load_file(SHIPPED.vae), other, {"of": "another training"})
     with pytest.raises(ValueError, match=r"begun with VAE vae.safetensors \("):
         prepare(mini_job(source, prepared, vae=other, edges="soft"))
 
@@ -240,7 +266,7 @@ def test_missing_networks_are_named_before_any_work(tmp_path):
                             ({"edges": "hed"}, "1 images have no HED edge maps yet.*--hed")):
         with pytest.raises(ValueError, match=message):
             prepare(mini_job(source, tmp_path / str(len(change) + len(message)), **change))
-    with pytest.raises(FileNotFoundError, match="no file or folder"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder.*T5"):
         prepare(mini_job(source, tmp_path / "out", t5=tmp_path / "none"))
 
 

@@ -251,6 +251,13 @@ def test_wrong_values_are_named(file, option, message):
     assert not (file.parent / "run" / "state.pt").exists()
 
 
+def test_folders_may_be_named_like_numbers_and_days(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    (file.parent / "data").rename(file.parent / "2024")
+    run("diffusion", "--config", file, "--data.folder", "2024", "--output.folder", "2024-11-28")
+    assert (file.parent / "2024-11-28" / "state.pt").exists()
+
+
 def test_errors_in_the_file_name_the_file(file):
     for wrong, message in (("steps = 'x'", "train.toml: train.steps is 'x'"),
                            ("", "train.toml: train.steps is missing"),

@@ -14,6 +14,7 @@ from forking import start
 from torch import nn
 from train.training_data import SHORT, fresh, noted, write_data
 
+from pixart.claim import LOCK_FILE, claimed
 from pixart.train import loop
 from pixart.train.data import PreparedFolder
 from pixart.train.objectives import Diffusion
@@ -141,7 +142,7 @@ def test_a_state_that_cannot_be_written_whole_leaves_the_one_before(data, tmp_pa
     message = (tmp_path / "answer").read_text()
     assert str(tmp_path / "run" / loop.STATE) in message and "previous state is untouched" in message
     assert (tmp_path / "run" / loop.STATE).read_bytes() == before
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [loop.STATE]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK_FILE, loop.STATE}
     assert_same(trained(data, tmp_path / "run"), trained(data, tmp_path / "whole"))
 
 
@@ -202,6 +203,15 @@ def test_a_state_of_other_settings_is_refused_by_name(data, tmp_path):
         loop.train(fresh(), Diffusion(prepared, 0.5), prepared, SHORT, tmp_path / "run")
     assert (tmp_path / "run" / loop.STATE).read_bytes() == before
     trained(data, tmp_path / "run", steps=4, save_every=1, log_every=1, batch=2, accumulation=2)
+
+
+def test_two_trainings_never_share_a_folder(data, tmp_path):
+    """They overwrote each other's state without a word."""
+    trained(data, tmp_path, steps=1)
+    before = (tmp_path / loop.STATE).read_bytes()
+    with claimed(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in this folder"):
+        trained(data, tmp_path, steps=3)
+    assert (tmp_path / loop.STATE).read_bytes() == before
 
 
 def test_a_state_of_another_model_is_refused(data, tmp_path):
