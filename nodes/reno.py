@@ -2,9 +2,9 @@
 from typing import Any
 
 from ..pixart.reward.table import REWARDS
-from ..pixart.sampling.samplers import FEW_STEP_SAMPLERS
+from ..pixart.sampling.samplers import FEW_STEP_RULES, FEW_STEP_SAMPLERS
 from .arguments import checked
-from .sampling import RULE, SEED_INPUT
+from .sampling import SEED_INPUT
 
 
 def weight(name: str, tooltip: str, default: float = 0.0) -> tuple:
@@ -44,7 +44,9 @@ class PixArtReNO:
                         "lcm for LCM models, tdm for TDM models, dmd for one-step DMD models."}),
             "steps": ("INT", {"default": 4, "min": 1, "max": 8, "tooltip":
                       "Number of sampling steps; the gradient passes through all of them. dmd: 1."}),
-            "rule": RULE,
+            "rule": (list(FEW_STEP_RULES), {"default": "official", "tooltip":
+                     "Which timesteps are used. lcm: official or diffusers; tdm: official or tdm-800; dmd: no "
+                     "effect."}),
             "iterations": ("INT", {"default": 50, "min": 1, "max": 1000, "tooltip":
                            "Number of images generated and scored. 50 as published; each takes about as long as "
                            "three images."}),

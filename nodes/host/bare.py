@@ -29,13 +29,14 @@ def bare_transformer(model: Any, dtype: torch.dtype, side: int) -> PixArtTransfo
     on_cpu = model.load_device.type == "cpu"
     few = (side // 8 // config.patch) ** 2 <= SHORT
     bare = PixArtTransformer(config, attend=matmul_attention if on_cpu and few else sdpa, device="meta")
-    copies = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in weights(model).items()}
+    copies = {name: tensor.to(dtype, copy=True) for name, tensor in weights(model).items()}
     bare.load_state_dict(copies, strict=True, assign=True)
     return bare
 
 
+@torch.inference_mode()     # newer hosts put what they have not patched yet into parameters, which else refuse them
 def weights(model: Any) -> dict[str, Tensor]:
-    """As the host would save them, under the names of PixArtTransformer."""
+    """As the host would save them, on the CPU, under the names of PixArtTransformer; some are the host's own."""
     from comfy import model_management
     if hasattr(model, "state_dict_for_saving"):             # newer hosts merge tensor by tensor
         model_management.load_models_gpu([model])
@@ -48,4 +49,4 @@ def weights(model: Any) -> dict[str, Tensor]:
     named = {f"{name}.weight" if name.endswith(TABLE) else name: tensor for name, tensor in named.items()}
     own = model.model.diffusion_model.state_dict()          # what is saved besides tells which model it is
     patched = {name for name in own if f"diffusion_model.{name}" in model.backup}   # in place; some hosts do it twice
-    return {name: tensor if name in patched else named.get(name, tensor) for name, tensor in own.items()}
+    return {name: (tensor if name in patched else named.get(name, tensor)).to("cpu") for name, tensor in own.items()}

@@ -27,9 +27,9 @@ CALLBACK = 4                    # place of the callback among the arguments of t
 class Cache:
     """One node's wish, and what became of it in the sampling at work."""
 
-    def __init__(self, choice: CacheChoice, vae: Any = None, pooling: Policy | None = None) -> None:
+    def __init__(self, choice: CacheChoice, vae: Any = None, pooled_blocks: int = 0) -> None:
         self.choice, self.vae, self.node = choice, vae, node_at_work()
-        self.pooling = pooling
+        self.pooled_blocks = pooled_blocks
         self.plan: CachePlan | None = None
         self.job: SamplingJob | None = None
         self.line, self.tally = "", Tally()
@@ -39,7 +39,7 @@ class Cache:
         tokens = math.prod(math.ceil(side / sampling.config.patch) for side in sampling.sides)
         self.job = SamplingJob(sampling.config, sampling.steps, tokens, sampling.text, sampling.guided)
         self.plan, self.line = self.choice.plan(self.job)
-        pooling = [] if self.pooling is None else [self.pooling]
+        pooling = [PooledValues(sampling.network, self.pooled_blocks)] if self.pooled_blocks else []
         self.tally = TallyBranches() if self.plan.by_branch or pooling else Tally()
         self.say(self.line)
         return [*self.plan.make(), *pooling, self.tally]
@@ -70,8 +70,9 @@ def with_cache(model: Any, choice: CacheChoice, vae: Any = None, pooled_blocks: 
     """
     from comfy.patcher_extension import WrappersMP
     network = network_in(model.model)
-    pooling = PooledValues(network, pooled_blocks) if network is not None and pooled_blocks else None
-    cache = Cache(choice, vae, pooling)
+    if network is not None and pooled_blocks:
+        PooledValues(network, pooled_blocks)        # what is wrong is said before any work
+    cache = Cache(choice, vae, pooled_blocks)
     patched = with_policies(model, cache.policies)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CACHE_KEY, sampling_with_cache(cache))
     return patched

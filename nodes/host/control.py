@@ -3,7 +3,6 @@
 All residuals of a pass are computed before the base runs (see pixart.model.controlnet), so what the host gets is the
 list of tensors it knows how to weigh, merge and hand to the model.
 """
-import copy
 import functools
 import logging
 import weakref
@@ -22,7 +21,7 @@ from .mixin import Mixin
 from .model import choose_dtypes
 from .transformer import HostTransformer, attend, host_table, network_in
 from .vae import check_vae
-from .weights import fill
+from .weights import copied, fill
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ class _PixArtControl(Mixin):
         """A copy with weights of its own for another device."""
         from comfy import model_management, model_patcher
         other = self.copy()
-        other.control_model = copy.deepcopy(self.control_model)
+        other.control_model = copied(self.control_model)
         other.control_model_wrapped = model_patcher.ModelPatcher(
             other.control_model, load_device=load_device, offload_device=model_management.unet_offload_device())
         other.load_device = load_device

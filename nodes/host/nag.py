@@ -16,8 +16,9 @@ def with_nag(model: Any, negative: list, scale: float, tau: float, alpha: float,
     several prompts combined.
     """
     network, context = network_in(model.model), avoided_text(negative)
-    policies = [] if network is None else [NAG(network, context, scale, tau, alpha, start, end)]
-    return with_policies(model, lambda sampling: policies)
+    if network is not None:
+        NAG(network, context, scale, tau, alpha, start, end)        # what is wrong is said before any work
+    return with_policies(model, lambda sampling: [NAG(sampling.network, context, scale, tau, alpha, start, end)])
 
 
 def avoided_text(negative: list) -> Tensor:

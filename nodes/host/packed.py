@@ -1,7 +1,7 @@
 """Packed layers of a file as the host's layers of mixed precision take them."""
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,6 +58,14 @@ def packed_patcher(base: type) -> type:
     The host looks up every tensor of a file of theirs as an attribute of a layer, and finds no scales.
     """
     class PackedModelPatcher(base):
+        def clone(self, *args: Any, **kwargs: Any) -> Any:
+            """Where weights are not to be dynamic (hooks, torch.compile) the host's clone is a plain ModelPatcher."""
+            other = super().clone(*args, **kwargs)
+            plain: Hashable = type(other)
+            if plain is not type(self):
+                other.__class__ = packed_patcher(plain)
+            return other
+
         def get_key_patches(self, *args: Any, **kwargs: Any) -> dict:
             """Called for what is merged into another MODEL, and before hooks change weights."""
             raise ValueError("the weights of this MODEL are packed: they can neither be merged into another MODEL nor "

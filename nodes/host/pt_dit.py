@@ -160,6 +160,6 @@ def load_pt_dit_model(weights: Weights, variant: str, weight_dtype: str, device:
     model = config.get_model({})
     patcher = make_patcher(model, load_device=device, offload_device=offload)
     network = model.diffusion_model
-    fill(network, by_parameter(network, state), is_dynamic(patcher))
+    fill(network, by_parameter(state), is_dynamic(patcher))
     model.to(offload)
     return patcher

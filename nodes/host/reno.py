@@ -2,7 +2,6 @@
 
 The host runs nodes in inference mode, whose tensors know no gradients, so everything happens outside of it, on copies.
 """
-import copy
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -31,10 +30,12 @@ from .bare import bare_transformer
 from .folders import MissingFile, clip_tokenizer_folder, reward_path
 from .guest import advance_bar, bar, make_room, memory_handed_back, stoppable
 from .node_text import RunningText
+from .policy_run import RUN
 from .pt_dit import holds_pt_dit
-from .sampling import check_latent, images_of, renoise_seeds
+from .sampling import check_latent, images_of, in_format_of, renoise_seeds
 from .text import is_ours
 from .vae import check_vae
+from .weights import copied
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +97,25 @@ def run_reno(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish)
         raise ValueError("optimising noise needs the MODEL of Load PixArt; this one comes from another loader")
     if not wish.choices:
         raise ValueError("every reward has the weight 0; give at least one a weight")
+    check_unpatched(model)
     check_latent(model, latent)
     check_vae(vae)
+    latent = in_format_of(model, latent)
     with torch.inference_mode(False), torch.enable_grad(), stoppable(), memory_handed_back():
         found = _optimise(model, positive, vae, latent, wish)
         if found.stopped:
             say_stopped(found, wish)
             raise KeyboardInterrupt
     return outputs(model, found, wish)
+
+
+def check_unpatched(model: Any) -> None:
+    """ValueError for a MODEL with policies or patches: the noise would be optimised for another one than samples."""
+    from comfy.patcher_extension import WrappersMP
+    options = model.model_options.get("transformer_options", {})
+    if model.get_wrappers(WrappersMP.OUTER_SAMPLE, RUN) or options.get("patches") or options.get("patches_replace"):
+        raise ValueError("this MODEL has a cache, feedback, NAG or patches of another node, which optimising noise "
+                         "does not follow; connect the MODEL from before that node")
 
 
 def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish) -> OptimisedNoise:
@@ -197,17 +209,12 @@ def differentiable_vae(vae: Any, model: Any, device: torch.device) -> tuple[Call
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
-    """A copy with ordinary tensors, whatever the host's are; handles of its memory management are left behind."""
+    """A copy with ordinary tensors, whatever the host's are."""
     memo: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
         fresh = tensor.detach().to("cpu", copy=True)
         memo[id(tensor)] = nn.Parameter(fresh, requires_grad=False) if isinstance(tensor, nn.Parameter) else fresh
-    handles = [module for module in network.modules() if hasattr(module, "_v")]
-    memo.update((id(module._v), None) for module in handles)
-    made = copy.deepcopy(network, memo)
-    for module in made.modules():
-        vars(module).pop("_v", None)
-    return made.eval()
+    return copied(network, memo).eval()
 
 
 class RenoWatch:

@@ -4,6 +4,7 @@ The host keeps a noisy latent as x / sqrt(a) = x0 + sigma * noise, with sigma = 
 alpha; PixArt's own x is that divided by sqrt(1 + sigma^2).
 """
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ...pixart.sampling.noise import ImageNoise
 from .mixin import Mixin
 
 SEED_STEP = 0x9E3779B97F4A7C15      # odd, so that seed and image number never fall together
+SCALED_BY = "downscale_ratio_spacial"       # pixels a cell of an empty latent, as newer hosts say and ask it
 Latent = dict[str, Any]
 
 
@@ -133,13 +135,23 @@ def run(model: Any, positive: list, negative: list, latent: Latent, seed: int, s
     """The host's sampling with its previews."""
     import latent_preview
     from comfy import sample, utils
-    samples = sample.fix_empty_latent_channels(model, latent["samples"])
+    latent = in_format_of(model, latent)
+    samples = latent["samples"]
     noise = sample.prepare_noise(samples, seed, latent.get("batch_index"))
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     result = sample.sample_custom(model, noise, cfg, sampler, sigmas, positive, negative, samples,
                                   noise_mask=latent.get("noise_mask"), callback=callback, seed=seed,
                                   disable_pbar=not utils.PROGRESS_BAR_ENABLED)
     return {**latent, "samples": result}
+
+
+def in_format_of(model: Any, latent: Latent) -> Latent:
+    """An empty LATENT of another family in this model's channels and, where it says how it was scaled, its size."""
+    from comfy import sample
+    fix = sample.fix_empty_latent_channels
+    told = [latent[SCALED_BY]] if SCALED_BY in latent and SCALED_BY in inspect.signature(fix).parameters else []
+    left = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio_")}
+    return {**left, "samples": fix(model, latent["samples"], *told)}
 
 
 def images_of(latent: Latent) -> list[int]:

@@ -3,6 +3,7 @@
 Hosts with dynamic VRAM make some layers without memory: Linear has no weight at all, Embedding one on the meta device,
 and both take whatever tensor comes when they are filled. Other hosts, and other layers, copy into what is there.
 """
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,24 @@ from torch import Tensor, nn
 
 from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.checkpoint.lora.changes import TABLE
+
+# Attributes that newer hosts hang onto layers, and onto the network that a ModelPatcher holds.
+HANDLES = ("_v", "_v_block", "_pin_state", "_pins", "dynamic_pins", "dynamic_vbars", "dynamic_patchers")
+
+def copied(network: nn.Module, memo: dict[int, Any] | None = None) -> Any:
+    """A deep copy of a network, without the handles by which newer hosts manage its memory: both would free them.
+
+    memo: of copy.deepcopy, by id; what stands for tensors that are copied otherwise.
+    """
+    memo = {} if memo is None else memo
+    for module in network.modules():
+        handles = [value for name, value in vars(module).items() if name in HANDLES]
+        memo.update((id(value), None) for value in handles if not isinstance(value, (int, float, str)))
+    made = copy.deepcopy(network, memo)
+    for module in made.modules():
+        for name in HANDLES:
+            vars(module).pop(name, None)
+    return made
 
 
 def is_dynamic(patcher: Any) -> bool:

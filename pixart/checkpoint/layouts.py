@@ -137,6 +137,11 @@ def file_name(parameter: str) -> str:
     return parameter.removesuffix(".weight") if parameter.endswith("scale_shift_table.weight") else parameter
 
 
+def parameter_name(name: str) -> str:
+    """The other way: name of the parameter that a tensor of a file belongs to."""
+    return f"{name}.weight" if name.endswith("scale_shift_table") else name
+
+
 @lru_cache(maxsize=8)
 def expected_shapes(config: PixArtConfig) -> Mapping[str, tuple[int, ...]]:
     """Every tensor of a model with this configuration, in reference names, as the model itself has it."""

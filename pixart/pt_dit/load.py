@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint.configure import heads_of
 from ..checkpoint.detect import Shapes
 from ..checkpoint.header import CONFIG_FIELDS, LONGEST_CONFIG
-from ..checkpoint.layouts import file_name
+from ..checkpoint.layouts import file_name, parameter_name
 from ..checkpoint.load import common_dtype, dtype_name, gather_tensors, refuse_differences, widened_dtype
 from ..checkpoint.save import plain_tensor
 from ..weights.errors import CheckpointError
@@ -80,13 +80,13 @@ class OpenPTDiT:
         state = self.read(dtype or widened_dtype(self.weights, self.plan), device)
         kept = state["blocks.0.attn.proj.weight"].dtype
         model = PTDiT(self.config, ops or nn, attend or sdpa, dtype=kept, device="meta")
-        model.load_state_dict(by_parameter(model, state), strict=True, assign=True)
+        model.load_state_dict(by_parameter(state), strict=True, assign=True)
         return model.eval()
 
 
-def by_parameter(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def by_parameter(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names of files -> under those of the model, whose tables live in modules."""
-    return {name: state[file_name(name)] for name in model.state_dict()}
+    return {parameter_name(name): tensor for name, tensor in state.items()}
 
 
 def is_pt_dit(names: Iterable[str]) -> bool:

@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("script", ["gpu", "speed", "pt_dit_mini", "flexdit_mini", "mup_transfer"])
+@pytest.mark.parametrize("script", ["gpu", "speed", "pt_dit_mini", "flexdit_mini", "mup_transfer", "lcm_seeds"])
 def test_numbers_are_finite(script):
-    option = {"gpu": "--minutes", "speed": "--budgets", "mup_transfer": "--rates"}.get(script, "--rate")
+    option = {"gpu": "--minutes", "speed": "--budgets", "mup_transfer": "--rates", "lcm_seeds": "--rates"}.get(script,
+                                                                                                              "--rate")
     words = ["benchmarks", script] if script in ("gpu", "speed") else [f"benchmarks.{script}"]
     done = subprocess.run([sys.executable, "-m", *words, f"{option}=nan"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and f"argument {option}: 'nan' must be a finite number" in done.stderr, done.stderr

@@ -22,6 +22,8 @@ from support import (
 
 from nodes import ControlNetApplyAdvanced, LoraLoaderModelOnly
 
+NOT_DYNAMIC = ("test_a_lora_switched_on_is_not_forgotten",)
+
 DEPTH = 5           # of the tiny model
 METHODS = ("fora", "every-n", "delta-dit", "t-gate", "first-block", "steps")
 

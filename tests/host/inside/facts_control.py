@@ -32,6 +32,9 @@ from torch import Tensor
 
 from nodes import ControlNetApplyAdvanced
 
+NOT_DYNAMIC = ("test_a_lora_on_the_base_reaches_the_control",
+               "test_layer_by_layer_offload_of_base_and_control_gives_the_same")
+
 LORA = "tiny-lora.safetensors"
 
 

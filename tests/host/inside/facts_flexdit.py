@@ -23,6 +23,8 @@ from pixart.checkpoint import load as load_library
 from pixart.checkpoint import read_config
 from pixart.model.flexdit_config import FlexDiTConfig
 
+NOT_DYNAMIC = ("test_weights_kept_out_of_the_device_give_the_same",)
+
 POSITIVE, NEGATIVE = condition(text(4)), condition(text(3, seed=1))
 
 

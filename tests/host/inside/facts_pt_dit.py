@@ -22,6 +22,9 @@ from support import (
     vae,
 )
 
+NOT_DYNAMIC = ("test_weights_kept_out_of_the_device_give_the_same",
+               "test_a_saved_model_is_loaded_again")
+
 POSITIVE, NEGATIVE = condition(text(4)), condition(text(7, seed=1))
 
 

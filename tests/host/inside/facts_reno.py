@@ -83,6 +83,15 @@ def test_the_latent_starts_each_few_step_sampler_as_the_noise_does():
         assert added.std() > 0.01 and off(begun, added) < 1e-3, method
 
 
+def test_a_model_with_policies_or_patches_is_refused():
+    """Noise would be optimised for the plain network and sampled with another."""
+    steered = node("PixArtNAG")().apply(model(), condition(text(3)), 5.0, 2.5, 0.5, 0.0, 1.0)[0]
+    patched = model().clone()
+    patched.set_model_attn1_patch(lambda q, k, v, extra: (q, k, v))
+    for each in (steered, patched):
+        assert "connect the MODEL from before that node" in refusal(found, each)
+
+
 def test_images_of_a_batch_do_not_depend_on_each_other():
     both = found(model(), latent=latent(32, 48, 2), iterations=4)
     alone = found(model(), iterations=4)
@@ -147,6 +156,8 @@ def test_what_is_wrong_is_said_before_any_work():
         assert message in refusal(found, model(), **changes), changes
     assert "HPS_v2.1" in node("PixArtReNO").VALIDATE_INPUTS(hpsv2=1.0)
     assert node("PixArtReNO").VALIDATE_INPUTS(hpsv2=0.0) is True
-    (MODELS / "rewards" / "pickscore").mkdir(parents=True)
+    empty = MODELS / "rewards" / "pickscore"
+    empty.mkdir(parents=True)
     assert node("PixArtReNO").VALIDATE_INPUTS(pickscore=1.0) is True
     assert "no weights in this folder" in refusal(found, model(), pickscore=1.0)
+    empty.rmdir()

@@ -1,4 +1,5 @@
 """The few-step samplers: the library's mathematics inside the host's sampling."""
+import inspect
 from functools import partial
 from unittest.mock import patch
 
@@ -183,6 +184,14 @@ def test_nested_latents_are_refused():
     class Nested:
         is_nested = True
     assert "PixArt makes single images" in refused({"samples": Nested()})
+
+
+def test_an_empty_latent_of_another_scale_is_drawn_at_the_size_that_was_asked_for():
+    """Empty Flux 2 Latent has 16 pixels a cell. Older hosts do not say so."""
+    told = {"samples": torch.zeros(1, 128, 4, 4), "downscale_ratio_spacial": 16}
+    drawn = node("PixArtLCMSampler")().sample(load("alpha-1024"), condition(text(3)), told, 1, 1, "official", 1.0)[0]
+    new = "downscale_ratio_spacial" in inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    assert drawn["samples"].shape == ((1, 4, 8, 8) if new else (1, 4, 4, 4)) and set(drawn) == {"samples"}
 
 
 def test_an_empty_latent_of_another_model_is_given_four_channels():

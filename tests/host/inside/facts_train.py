@@ -16,6 +16,8 @@ from support import MODELS, condition, image, latent, load, network, node, off, 
 
 import nodes
 
+NOT_DYNAMIC = ("test_a_lora_on_the_model_is_part_of_what_is_trained_on",)
+
 NEEDS = ("accelerate", "peft")           # which ComfyUI does not bring along
 OUT = Path(folder_paths.get_output_directory()) / "pixart-train"
 PROMPT = "a red circle"

@@ -5,7 +5,7 @@ import torch
 from host import tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import MODELS, condition, latent, load, load_control, network, off, pack, sample, text
+from support import MODELS, condition, latent, load, load_control, network, node, off, pack, sample, text
 
 GIVEN = (torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([500.0]), text(5))
 
@@ -106,6 +106,22 @@ def test_the_host_can_make_a_model_that_is_not_dynamic():
     again = model.clone(disable_dynamic=True)
     assert not again.is_dynamic() and again.model is not model.model
     assert off(network(again)(*GIVEN), network(model)(*GIVEN)) < 1e-6
+
+
+def test_policies_ask_the_network_that_samples_not_the_one_they_were_made_for():
+    """torch.compile and hooks sample on another, with LoRAs merged into it, which NAG and pooled values left out."""
+    lora = {f"diffusion_model.blocks.{index}.cross_attn.proj.weight": ("diff", (torch.ones(48, 48),))
+            for index in (0, 1)}
+    model = load("alpha-1024").clone()
+    assert len(model.add_patches(lora)) == 2
+    positive, negative = condition(text(4)), condition(text(3, seed=1))
+    nag, cache = node("PixArtNAG")(), pack("nodes.host.cache").with_cache
+    choice = pack("pixart.accelerate.choice").CacheChoice("steps", 1.0)
+    for make in (lambda given: nag.apply(given, negative, scale=5.0, tau=2.5, alpha=0.5, start=0.0, end=1.0)[0],
+                 lambda given: cache(given, choice, pooled_blocks=1)):
+        before, behind = make(model).clone(disable_dynamic=True), make(model.clone(disable_dynamic=True))
+        images = [sample(each, positive, positive, latent(64, 64)) for each in (before, behind)]
+        assert off(*images) < 1e-5
 
 
 def test_every_weight_can_be_patched():
