@@ -3,7 +3,7 @@
     python -m benchmarks.pt_dit_mini --work DIR [--steps 9000] [--count 500]     goes on where it was stopped
 
 Four blocks of PT-DiT do the work of six of PixArt at 128 px. Both see the same images, captions, noise levels and
-noise. Told are the losses of the last fifth of the training, step by step side by side, and judge B on held-out
+noise. Reported are the loss over the last fifth of the training, paired by step, and judge B on held-out
 prompts: 20 Euler steps, guidance 2.5.
 """
 import argparse

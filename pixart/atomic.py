@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST_NAME = 255          # bytes, on the file systems in use
+MOST_NAME_BYTES = 255          # bytes, on the file systems in use
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def part_name(name: str) -> str:
     """Of a file while it is written; a name that leaves no room for what is added stands in it as a digest."""
     added = f"{os.getpid()}-{threading.get_ident()}.part"
     whole = f".{name}.{added}"
-    return whole if len(os.fsencode(whole)) <= LONGEST_NAME else \
+    return whole if len(os.fsencode(whole)) <= MOST_NAME_BYTES else \
         f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.{added}"
 
 

@@ -60,12 +60,18 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     room, side = int(PLANNED_SHARE * free), config.resolution
     height, width = height or side, width or side
     found = best_t5(free, t5, device, precisions)
-    drawing = transformer_bytes(config) + pass_bytes(config, height, width, rows)
-    keep_packed = packed_bytes is not None and drawing > room
+    transformer, one_pass = transformer_bytes(config), pass_bytes(config, height, width, rows)
+    keep_packed = packed_bytes is not None and transformer + one_pass > room
     if keep_packed and packed_bytes is not None:
-        drawing = packed_bytes + pass_bytes(config, height, width, rows)
-    parts = fitting(*latent_sides(height, width), FULL, free, max(1, rows // 2))
-    keep = found.device == device and found.size is not None and found.size + drawing <= room
+        transformer = packed_bytes
+    drawing = transformer + one_pass
+
+    def decoded(beside: int) -> Slices:
+        return fitting(*latent_sides(height, width), FULL, max(0, free - transformer - beside), max(1, rows // 2))
+
+    beside = int(found.size) if found.device == device and found.size is not None else room
+    keep = beside + drawing <= room and decoded(beside).tile is None
+    parts = decoded(beside if keep else 0)
     stays = ("It stays beside the transformer." if keep else "It leaves before the transformer comes."
              if found.device == device else "")
     words = tuple(word for word in (found.words, stays, drawing_words(drawing, room, keep_packed),

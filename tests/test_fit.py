@@ -70,6 +70,13 @@ def test_what_is_chosen_fits():
             assert t5_bytes(XXL, found.bits) + transformer_bytes(CONFIG) < 0.9 * gib * GIB
 
 
+def test_an_image_is_decoded_as_a_whole_rather_than_t5_kept_beside_it():
+    """A card of 8 GB: the plan kept both, for which there is no room."""
+    found = of(7.3)
+    assert found.bits == "int8" and not found.keep_t5 and found.parts.tile is None
+    assert of(16).keep_t5 and of(16).parts.tile is None
+
+
 def test_a_packed_file_stays_packed_only_where_it_must():
     assert not of(4, packed_bytes=int(0.45 * GIB)).keep_packed
     tight = of(1.2, packed_bytes=int(0.45 * GIB))

@@ -20,7 +20,7 @@ from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Images, Pipeline
 from pixart.sampling.preset import preset
-from pixart.text.encoded import save_embeddings
+from pixart.text.encoded import load_embeddings, save_embeddings
 from pixart.text.quantized import usual_bits
 from pixart.train.preview import encode_request
 from pixart.vae import decode, encode_images, load_vae
@@ -448,6 +448,17 @@ def test_saved_embeddings_give_the_same_image(parts, tmp_path, monkeypatch):
     alone = (base[0], *base[2:], "--embeddings", tmp_path / "p.safetensors")
     assert run(monkeypatch, *alone, "--out", tmp_path / "c.png") == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
+
+
+def test_a_prompt_is_encoded_as_its_family_was_trained(parts, tmp_path, monkeypatch, capsys):
+    texts = {}
+    for family, limit in ((None, 120), ("alpha", 120), ("sigma", 300), ("mini", 256)):
+        chosen = () if family is None else ("--family", family)
+        assert run(monkeypatch, "encode", "A RED circle", "--t5", parts / "t5", "--bits", 16, *chosen,
+                   "--out", tmp_path / "p.safetensors") == 0
+        assert f"of {limit} tokens" in capsys.readouterr().out
+        texts[family] = load_embeddings(tmp_path / "p.safetensors").reports[0].text
+    assert texts == {None: "a red circle", "alpha": "a red circle", "sigma": "A RED circle", "mini": "a red circle"}
 
 
 def test_a_file_of_several_prompts_is_refused(parts, pipe, tmp_path, monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """Packed layers of a file as the host's layers of mixed precision take them."""
 import functools
 import inspect
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def packed_patcher(base: type) -> type:
         def clone(self, *args: Any, **kwargs: Any) -> Any:
             """Where weights are not to be dynamic (hooks, torch.compile) the host's clone is a plain ModelPatcher."""
             other = super().clone(*args, **kwargs)
-            plain: Hashable = type(other)
+            plain: Any = type(other)
             if plain is not type(self):
                 other.__class__ = packed_patcher(plain)
             return other

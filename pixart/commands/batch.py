@@ -29,7 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seeds", metavar="N..M", help="seeds for each prompt: 1..4 or 1,5,9")
     seeds.add_argument("--seed", type=int, default=0, metavar="N",
                        help="seed of the first prompt; the others count up (default: 0)")
-    add_files(command)
+    add_files(command, embeddings=False)
     drawing = command.add_argument_group("drawing")
     drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="lcm", help="(default: lcm)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
@@ -83,8 +83,6 @@ def run(args: argparse.Namespace) -> None:
 def draw_settings(args: argparse.Namespace) -> "DrawSettings":
     from ..batch.draw import DrawSettings
 
-    if args.embeddings:
-        raise ValueError("--embeddings is one prompt; a list needs --t5")
     check_mode(args.long, args.inner_ends)
     require_lora(args)
     places = {name: str(path.expanduser().absolute()) if path else None

@@ -2,6 +2,7 @@
 import argparse
 from pathlib import Path
 
+from ..prepare.families import FAMILIES
 from .arguments import add_bits, add_device, add_long
 from .numbers import positive_whole
 from .places import require_file_place, require_other_place
@@ -10,9 +11,13 @@ from .places import require_file_place, require_other_place
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompt", help="the prompt")
     command.add_argument("--t5", type=Path, required=True, help="T5 encoder, a file or folder")
-    command.add_argument("--max-tokens", type=positive_whole, default=120, metavar="N",
-                         help="maximum length: 120 for alpha and delta, 300 for Sigma (default: 120)")
-    command.add_argument("--clean", action="store_true", help="clean the caption, as in training of alpha and delta")
+    command.add_argument("--family", choices=tuple(FAMILIES), default="alpha",
+                         help="family of the model that draws the prompt: how its captions were cleaned and cut in "
+                              "training; alpha: also delta (default: alpha)")
+    command.add_argument("--max-tokens", type=positive_whole, metavar="N",
+                         help="maximum length (default: of the family, alpha 120, sigma 300, mini 256)")
+    command.add_argument("--clean", action=argparse.BooleanOptionalAction,
+                         help="clean the caption (default: as in training of the family; sigma: no)")
     add_long(command)
     command.add_argument("--out", type=Path, default=Path("prompt.safetensors"), metavar="FILE",
                          help="file to write, for generate --embeddings (default: prompt.safetensors)")
@@ -35,10 +40,12 @@ def run(args: argparse.Namespace) -> None:
     require_other_place(args.out, args.t5)
     check_mode(args.long, args.inner_ends)
     device = checked_device(args.device or best_device())
+    family = FAMILIES[args.family]
+    limit, clean = args.max_tokens or family.tokens, family.clean if args.clean is None else args.clean
     encoder = T5OnDemand(args.t5, args.bits or usual_bits(device), device)
     with Bars() as bars:
-        encoded = encode_long(lambda some, limit: encoder.encode(some, limit, args.clean, partial(bars, "reading T5")),
-                              [args.prompt], args.max_tokens, args.long, args.inner_ends)
+        encoded = encode_long(lambda some, most: encoder.encode(some, most, clean, partial(bars, "reading T5")),
+                              [args.prompt], limit, args.long, args.inner_ends)
     save_embeddings(args.out, encoded)
     print(*(encoded.reports[0].summary, *encoded.reports[0].notes), sep="\n")
     print(args.out)

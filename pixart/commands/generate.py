@@ -52,14 +52,16 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_control(command)
 
 
-def add_files(command: argparse.ArgumentParser) -> None:
+def add_files(command: argparse.ArgumentParser, embeddings: bool = True) -> None:
+    """embeddings: whether a prompt that was encoded before can be drawn."""
     files = command.add_argument_group("files")
     files.add_argument("--model", type=Path, help="transformer, a file or folder (default: PixArt-mini)")
     files.add_argument("--vae", type=Path,
                        help=f"VAE, a .safetensors file or diffusers folder (default: {MINI_DEFAULT})")
     text = files.add_mutually_exclusive_group()
     text.add_argument("--t5", type=Path, help=f"T5 encoder, a file or folder (default: {MINI_DEFAULT})")
-    text.add_argument("--embeddings", type=Path, metavar="FILE", help="a prompt saved by `encode`, instead of T5")
+    if embeddings:
+        text.add_argument("--embeddings", type=Path, metavar="FILE", help="a prompt saved by `encode`, instead of T5")
     add_long(files)
     files.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
                        help="variant of the model, if its weights do not determine it (default: auto)")
@@ -84,7 +86,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
                          help="auto: what the checkpoint was made for, by its file or its name; "
                               f"{names} (default: lcm)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
-                         help=f"passes through the model (default: {steps})")
+                         help=f"sampling steps (default: {steps})")
     drawing.add_argument("--guidance", type=finite_number, metavar="W",
                          help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
                               "(default: 4.5, of PixArt-mini with --sampler auto 2.5)")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..dtypes import dtype_named
 from ..reward.search import WAYS
-from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
+from ..sampling.samplers import FEW_STEP_RULES, FEW_STEP_SAMPLERS, SAMPLERS
 from .arguments import add_prompt, require_prompt, size
 from .generate import add_files, open_pipeline, saved_prompt
 from .numbers import finite_number, positive_whole
@@ -63,8 +63,9 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
                          help=f"one that can be differentiated: {', '.join(FEW_STEP_SAMPLERS)} (default: lcm)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
                          help="sampling steps (default: depends on the sampler)")
-    drawing.add_argument("--rule", choices=("official", "diffusers"), default="official",
-                         help="rule for the timesteps (default: official)")
+    drawing.add_argument("--rule", choices=FEW_STEP_RULES, default="official",
+                         help="rule for the timesteps; lcm: official or diffusers, tdm: official or tdm-800, dmd: no "
+                              "effect (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the training "
                                                                   "resolution)")
     drawing.add_argument("--seed", type=int, default=0, help="seed of the initial noise (default: 0)")

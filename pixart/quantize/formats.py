@@ -63,7 +63,7 @@ TARGETS: dict[str, ConversionTarget] = {
     "int8_convrot": ConversionTarget(RotatedInt8(), "the same, rotated: int8_tensorwise in files"),
     "mxfp8": ConversionTarget(FORMATS["mxfp8"], "8.25 bits, a scale for 32 columns; fast on NVIDIA's 50 series"),
     "nvfp4": ConversionTarget(FORMATS["nvfp4"], "4.5 bits, a scale for 16 columns; fast on NVIDIA's 50 series"),
-    "convrot_w4a4": ConversionTarget(FORMATS["convrot_w4a4"], "4 bits, rotated; the host rounds inputs to 4 bits too"),
+    "convrot_w4a4": ConversionTarget(FORMATS["convrot_w4a4"], "4 bits, rotated; ComfyUI rounds inputs to 4 bits too"),
     "asym_w4a8_int8": ConversionTarget(FORMATS["asym_w4a8_int8"], "4.5 bits, rotated, a table of 16 values a layer"),
     "fp4": ConversionTarget(FORMATS["pixart_fp4"],
                             "4.13 bits, mixed floats of 4 bits (FP4DiT); a small file, ComfyUI unpacks it "

@@ -75,6 +75,7 @@ SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in (
     Sampler("tdm", "trajectory distribution matching, 4 steps", 4, False, TDM_RULES, _tdm_times, _run_tdm),
 )}
 FEW_STEP_SAMPLERS = tuple(each.name for each in SAMPLERS.values() if not each.guided)     # of distilled models
+FEW_STEP_RULES = tuple(dict.fromkeys(rule for name in FEW_STEP_SAMPLERS for rule in SAMPLERS[name].rules))
 
 
 def sampler(name: str) -> Sampler:

@@ -163,8 +163,8 @@ class DmdMethod(Rivalry):
 class IlfMethod:
     """Inner loop feedback on a frozen base."""
 
-    first: int | None = None      # first block that runs twice; none: a quarter of the depth
-    last: int | None = None       # last block that runs twice; none: three quarters of the depth
+    first: int | None = None      # first block that runs twice, from 0; none: where the middle half begins (7 of 28)
+    last: int | None = None       # last block that runs twice, from 0; none: where the middle half ends (20 of 28)
     steps: int = 10               # sampling steps with feedback
     substeps: int = 2             # steps of the base model that one step with feedback replaces
     guidance: float = 4.5         # classifier-free guidance scale of the base model, 1 for none

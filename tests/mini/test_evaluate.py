@@ -4,6 +4,8 @@ import pytest
 from pixart.mini import SHIPPED
 from pixart.mini.evaluate import USUAL_METHODS, checked_methods, evaluate, write_results
 from pixart.mini.measure.batches import BenchImages
+from pixart.mini.measure.bench import Bench
+from pixart.mini.measure.cost import count
 from pixart.mini.measure.methods import Sampled
 from pixart.mini.measure.plot import settings_of_methods
 from pixart.mini.measure.results import REAL, read_measured
@@ -28,6 +30,14 @@ def found():
 def test_the_reference_comes_first_and_is_not_drawn_twice(found):
     assert [row.name for row in found.rows] == [REAL, "one step", "LCM, 2 steps", "perfect"]
     assert [row.reference for row in found.rows] == [None, None, "one step", "one step"]
+
+
+def test_merging_a_lora_is_no_work_of_an_image(found):
+    """It was counted for whichever method with a LoRA came first."""
+    bench = Bench.open(SHIPPED, 2)
+    tdm = SHIPPED.root / "loras" / "pixart-mini" / "tdm.safetensors"
+    with_lora, without = (count(Sampled("x", "teacher", "tdm", 4, lora=lora), bench) for lora in (tdm, None))
+    assert with_lora == without
 
 
 def test_any_object_with_a_name_that_draws_is_measured(found):

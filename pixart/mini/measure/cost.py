@@ -64,9 +64,10 @@ def count(method: DrawingMethod, bench: Bench, probe: int = 1) -> tuple[float, f
     """Passes and multiply-accumulate operations of an image, on average over the first `probe` prompts.
 
     The first image is a square one. More than one are only needed for methods whose work depends on the image, or
-    to count the other sizes too. Draws them, so it also warms the method up; counting takes some 0.1 s a step. Twice
-    the operations are what others call FLOPs.
+    to count the other sizes too. One is drawn uncounted before: weights are read, and LoRAs merged, only once. Counting
+    takes some 0.1 s a step. Twice the operations are what others call FLOPs.
     """
+    method.draw(bench.first(1))
     with counted_passes() as passes, counted_flops() as flops:
         made = len(method.draw(bench.first(probe)))
     return passes.rows / made, flops.get_total_flops() / 2 / made
