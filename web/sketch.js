@@ -4,7 +4,6 @@ import { api } from "../../scripts/api.js";
 
 const WIDGET = "PIXART_SKETCH";
 const DRAWING = /^data:image\/png;base64,[A-Za-z0-9+/]+=*$/; // nothing else is loaded, so no address is ever asked
-const LONGEST = 2_000_000; // characters, as the server allows
 const STEPS_BACK = 50;
 const PAPER = "black";
 const INK = "white";
@@ -53,7 +52,7 @@ class Drawing {
         const mine = ++this.turn;
         this.loading = true;
         const image = new Image();
-        if (DRAWING.test(this.text) && this.text.length <= LONGEST) {
+        if (DRAWING.test(this.text)) { // however long: what this canvas wrote must be shown again
             image.src = this.text;
             await image.decode().catch(() => {}); // the server says what is wrong with it
         }
@@ -205,6 +204,7 @@ function place(canvas, event) {
 function draws(drawing, tool) {
     const { canvas } = drawing;
     let last = null;
+    let drawer = null; // the one pointer that draws: a palm or a second finger neither draws nor ends the stroke
     const to = (point) => {
         drawing.line(last, point, tool.width(), tool.erases() ? PAPER : INK);
         last = point;
@@ -213,6 +213,8 @@ function draws(drawing, tool) {
         if (event.button === 1) return app.canvas.processMouseDown(event);
         if (event.button !== 0 || drawing.loading) return;
         event.stopPropagation();
+        if (last) return;
+        drawer = event.pointerId;
         canvas.setPointerCapture(event.pointerId);
         drawing.remember();
         last = place(canvas, event);
@@ -220,7 +222,7 @@ function draws(drawing, tool) {
     });
     canvas.addEventListener("pointermove", (event) => {
         if (event.buttons & 4) return app.canvas.processMouseMove(event);
-        if (!last) return;
+        if (!last || event.pointerId !== drawer) return;
         event.stopPropagation();
         const between = event.getCoalescedEvents?.() ?? [];
         for (const each of between.length ? between : [event]) to(place(canvas, each));
@@ -228,7 +230,7 @@ function draws(drawing, tool) {
     });
     const end = (event) => {
         if (event.button === 1) return app.canvas.processMouseUp(event);
-        if (!last) return;
+        if (!last || event.pointerId !== drawer) return;
         last = null;
         drawing.changed();
     };

@@ -81,8 +81,17 @@ def with_value(graph: Graph, name: str, value: Any, kind_of: Callable[[str, str]
     if isinstance(value, str):
         asked = partial(kind_of, graph[key]["class_type"], entry) if kind_of is not None else lambda: ""
         value = converted(value, present, name, asked)
-    changed[key]["inputs"][entry] = value
+    for place, said in [(key, entry), *(said_again(graph, key, present) if name in PROMPTS else ())]:
+        changed[place]["inputs"][said] = value
     return changed
+
+
+def said_again(graph: Graph, key: str, text: str) -> list[tuple[str, str]]:
+    """Inputs that repeat the text of the node `key` and are fed by it: as ReNO's rewards and saved prompts have it."""
+    return [(other, entry) for other, node in graph.items() for entry in ("prompt", "text")
+            if other != key and node["inputs"].get(entry) == text
+            and key in {found for way in PASSED_ON if is_link(node["inputs"].get(way))
+                        for found in text_nodes(graph, node["inputs"][way][0], way, set())}]
 
 
 def the_input(graph: Graph, name: str) -> tuple[str, str]:
@@ -134,7 +143,8 @@ def text_nodes(graph: Graph, key: str, entry: str, seen: set[str]) -> Iterator[s
     if node is None or key in seen:
         return
     seen.add(key)
-    if "text" in node["inputs"]:
+    passes = any(is_link(node["inputs"].get(way)) for way in PASSED_ON)
+    if "text" in node["inputs"] and not passes:
         yield key
         return
     ways = [entry] if entry in node["inputs"] else [way for way in PASSED_ON if way in node["inputs"]]

@@ -5,6 +5,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any
 
 from .errors import ClientError, Refused, Unreachable
@@ -12,6 +13,17 @@ from .graph import Graph, node_label
 
 AWAY = (502, 503, 504)          # what a proxy says in place of a server that restarts
 TAG = "pixart_job"              # in extra_data: finds a prompt on hosts that choose its id themselves
+
+
+class NoLostBody(urllib.request.HTTPRedirectHandler):
+    """urllib repeats a POST that is sent on as a GET without its body, which the server answers with something else."""
+
+    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any,
+                         newurl: str) -> urllib.request.Request | None:
+        if req.data is not None:
+            place = urllib.parse.urlsplit(newurl)
+            raise ClientError(f"the server sends requests on to {place.scheme}://{place.netloc}; give that address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class Server:
@@ -34,7 +46,7 @@ class Server:
         self.url = urllib.parse.urlunsplit((url.scheme, url.netloc, url.path.rstrip("/"), "", ""))
         self.patience = patience
         near = url.hostname in ("localhost", "127.0.0.1", "::1")        # never through a proxy
-        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if near else []))
+        self._opener = urllib.request.build_opener(NoLostBody, *([urllib.request.ProxyHandler({})] if near else []))
 
     def queue(self, graph: Graph, prompt_id: str, client_id: str) -> str:
         """Queue once, however often the connection is lost in between; the id under which it runs.
@@ -49,6 +61,8 @@ class Server:
             except urllib.error.HTTPError as error:
                 if error.code not in AWAY:
                     raise Refused(refusal(graph, error)) from error
+            except ClientError:
+                raise
             except (OSError, ValueError) as error:
                 self._pause(until, error)
             else:
@@ -112,11 +126,14 @@ class Server:
             raise Unreachable(f"{self.url} is no ComfyUI: {path} gave {error}") from error
 
     def send(self, path: str, body: dict | None = None, seconds: float = 30) -> bytes:
-        """GET, or POST of a JSON body, once. Raises urllib's errors."""
+        """GET, or POST of a JSON body, once. Raises urllib's errors, ConnectionError for an answer that breaks off."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with self._opener.open(request, timeout=seconds) as answer:
-            return answer.read()
+        try:
+            with self._opener.open(request, timeout=seconds) as answer:
+                return answer.read()
+        except HTTPException as error:          # not all of them are OSErrors
+            raise ConnectionError(f"the answer broke off or is none: {error}") from error
 
     def _patiently(self, path: str, seconds: float) -> bytes:
         until = time.monotonic() + self.patience
@@ -127,7 +144,7 @@ class Server:
                 if error.code not in AWAY:
                     raise
                 self._pause(until, error)
-            except (OSError, ValueError) as error:      # ValueError: an answer that breaks off
+            except (OSError, ValueError) as error:      # ValueError: an answer that is no JSON
                 self._pause(until, error)
 
     def _pause(self, until: float, error: Exception) -> None:

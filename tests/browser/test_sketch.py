@@ -136,6 +136,55 @@ def test_undo_eraser_and_another_size(canvas):
     canvas.shoot("page-sketch-size")
 
 
+def test_a_second_finger_neither_draws_nor_ends_the_stroke(canvas):
+    """Lines went from one to the other and back."""
+    press(canvas, "Live")
+    press(canvas, "Clear")
+    box = canvas.page.locator(CANVAS).bounding_box()
+    touch = canvas.page.context.new_cdp_session(canvas.page)
+
+    def touching(kind: str, *places: tuple[int, float, float]) -> None:
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [
+            {"id": finger, "x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+            for finger, x, y in places]})
+    touching("touchStart", (1, 0.3, 0.3))
+    for y in (0.35, 0.4):
+        touching("touchMove", (1, 0.3, y))
+    one = canvas.page.evaluate(PIXELS)[2]
+    touching("touchStart", (1, 0.3, 0.4), (2, 0.7, 0.4))
+    for y in (0.45, 0.5, 0.55):
+        touching("touchMove", (1, 0.3, 0.4), (2, 0.7, y))
+    assert 0 < canvas.page.evaluate(PIXELS)[2] == one
+    touching("touchMove", (1, 0.3, 0.6))            # and the second one is lifted
+    assert canvas.page.evaluate(PIXELS)[2] > one
+    touching("touchEnd")
+    press(canvas, "Undo")
+    assert canvas.page.evaluate(PIXELS)[2] == 0
+
+
+def test_a_drawing_of_any_length_is_shown_again(canvas):
+    """Beyond what the server takes it was shown blank, and the next stroke replaced it."""
+    press(canvas, "Live")
+    for name in ("width", "height"):
+        canvas.page.evaluate(SIZE, [name, 1024])
+    canvas.page.evaluate("""set => {
+        const noise = document.createElement("canvas"), pen = noise.getContext("2d");
+        noise.width = noise.height = 1024;
+        const image = pen.createImageData(1024, 1024);
+        for (let i = 0; i < image.data.length; i++) image.data[i] = i % 4 === 3 ? 255 : Math.random() * 256;
+        pen.putImageData(image, 0, 0);
+        eval(set)(noise.toDataURL("image/png"));
+    }""", SET)
+    assert len(canvas.page.evaluate(TEXT)) > 2_000_000
+    canvas.page.wait_for_timeout(1000)
+    before = canvas.page.evaluate(PIXELS)[2]
+    assert before > 100_000
+    stroke(canvas, [(0.1, 0.1), (0.2, 0.1)])
+    press(canvas, "Undo")
+    canvas.page.wait_for_timeout(1000)
+    assert canvas.page.evaluate(PIXELS)[2] == before
+
+
 def test_run_on_change_hears_of_a_stroke(canvas):
     press(canvas, "Live")
     canvas.page.evaluate("() => { window.changes = 0; "

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,51 @@ def test_a_lost_answer_does_not_queue_twice(server, tmp_path, own_ids):
     server.pause = 0.3          # still there when it is looked for
     (outcome,) = draw_workflows(Server(server.address), [read_workflow(MINI)], tmp_path)
     assert len(server.taken) == 1 and outcome.problem is None and len(outcome.files) == 1
+
+
+class Answers(BaseHTTPRequestHandler):
+    """The first request is answered badly, as `badly` says, all others like an idle server."""
+
+    badly = "breaks off"
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_POST(self) -> None:
+        first, self.server.asked = not self.server.asked, True
+        self.send_response(302 if first and self.badly == "sends on" else 200)
+        self.send_header("Location", "https://elsewhere/prompt")
+        self.send_header("Content-Length", "100" if first else "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def answers():
+    """Address of a server that answers as `Answers` says."""
+    http = HTTPServer(("127.0.0.1", 0), Answers)
+    http.asked = False
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{http.server_port}"
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(answers):
+    """It took every prompt back that was waiting."""
+    assert Server(answers).get("/queue") == {}
+
+
+def test_a_server_that_sends_a_workflow_on_is_one_message(answers, monkeypatch):
+    """The workflow arrived as a question without content."""
+    monkeypatch.setattr(Answers, "badly", "sends on")
+    with pytest.raises(ClientError, match="sends requests on to https://elsewhere; give that address"):
+        Server(answers).queue({}, "1", "2")
 
 
 def test_a_lost_websocket_changes_nothing(server, tmp_path):
@@ -219,6 +265,17 @@ def test_a_fraction_takes_the_place_of_a_whole_number_where_the_input_is_a_float
     for name, asked in (("steps", lambda kind, entry: kinds[entry]), ("cfg", None)):
         with pytest.raises(ClientError, match="a whole number"):
             with_value(graph, name, "4.5", asked)
+
+
+def test_a_prompt_that_is_said_twice_is_changed_in_both_places():
+    """ReNO's rewards and the record of a saved prompt were told the old one."""
+    for name, places in (("mini-reno", [("5", "text"), ("6", "prompt")]),
+                         ("mini-save-prompt", [("5", "text"), ("6", "text")]), ("mini-lcm-4-steps", [("5", "text")])):
+        graph = read_workflow(API / f"{name}.json")
+        given = with_value(graph, "prompt", "a cat")
+        changed = [(key, entry) for key, node in given.items() for entry, value in node["inputs"].items()
+                   if value != graph[key]["inputs"][entry]]
+        assert sorted(changed) == places and all(given[key]["inputs"][entry] == "a cat" for key, entry in places)
 
 
 @pytest.mark.parametrize("name, value, finding", [

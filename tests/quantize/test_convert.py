@@ -142,7 +142,7 @@ def test_the_command_writes_file_and_report(plain, tmp_path, capsys):
     (["--to", "int8_convrot", "--weights-only"], "rounds the inputs"),
     (["--to", "fp16", "--weights-only"], "nothing is packed"),
     (["--to", "nvfp4", "--out", "x.pth"], "written as .safetensors"),
-    (["--to", "nvfp4", "--out", "SOURCE"], "the model itself")])
+    (["--to", "nvfp4", "--out", "SOURCE"], "is what is read")])
 def test_options_that_cannot_be_meant_are_refused(words, message, plain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [str(plain) if word == "SOURCE" else word for word in words]
