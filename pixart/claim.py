@@ -1,8 +1,11 @@
 """A folder for one process at a time."""
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 
@@ -11,14 +14,18 @@ LOCK_FILE = ".lock"
 def claimed(folder: Path) -> Iterator[None]:
     """Nobody else works in the folder meanwhile; the system lets go of it when this process ends, however it ends.
 
-    Raises BlockingIOError where somebody does.
+    Raises BlockingIOError where somebody does. Where the file system knows no locks (Lustre, some network mounts) it is
+    only said.
     """
     with (folder / LOCK_FILE).open("a+b") as file:
         try:
             _lock(file.fileno())
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:         # PermissionError: Windows, some NFS
             raise BlockingIOError("another process is at work in this folder; wait for it, or choose another folder: "
                                   f"{folder}") from error
+        except OSError as error:
+            logger.warning("%s: this file system knows no locks (%s); let only one process work there", folder,
+                           error.strerror)
         yield
 
 

@@ -33,10 +33,10 @@ class _Consistency(Mixin):
 
 
 class PureNoise:
-    """Start from noise of unit variance as it is, whatever the first timestep (DMD); a latent has its noise already."""
+    """Start from noise of unit variance whatever the first timestep (DMD); from the latent where no noise is added."""
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
-        return noise * (1 + sigma ** 2).sqrt() + latent_image
+        return noise * (1 + sigma ** 2).sqrt() if torch.count_nonzero(noise) else latent_image
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..dtypes import dtype_or_auto
+from ..mini import SHIPPED
 from ..weights import CheckpointError
 from .tasks import Task
 
@@ -40,9 +41,9 @@ class DrawSettings:
     @property
     def files(self) -> dict[str, Path]:
         """What is read, by what it is."""
-        named = {"model": self.model, "vae": self.vae, "t5": self.t5}
-        named |= {f"lora {number}": path for number, (path, _) in enumerate(self.loras, 1)}
-        return {name: Path(path) for name, path in named.items() if path is not None}
+        named = {"model": self.model or SHIPPED.student, "vae": self.vae or SHIPPED.vae, "t5": self.t5 or SHIPPED.t5}
+        return {name: Path(path) for name, path in named.items()} | {
+            f"lora {number}": Path(path) for number, (path, _) in enumerate(self.loras, 1)}
 
 
 @dataclass(frozen=True)

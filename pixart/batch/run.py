@@ -106,7 +106,7 @@ def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch
     if begun:
         before = checked_record(path)
         before["settings"] = asdict(DrawSettings()) | before["settings"]       # of a version that had fewer
-        before.setdefault("weights", record["weights"])                         # of a version that did not look
+        before["weights"] = record["weights"] | before.get("weights", {})         # of a version that did not look
         changed = [name for name, value in plain_record(record).items() if before.get(name) != value]
         if changed:
             difference = first_difference(before, plain_record(record))

@@ -21,11 +21,15 @@ def require_folder_place(path: Path, option: str = "--out") -> None:
 
 
 def require_other_place(out: Path, *read: Path | None, option: str = "--out") -> None:
-    """Refuse to write over what is read: a file, or a file of a folder."""
-    place = out.expanduser().resolve()
-    for given in (path.expanduser().resolve() for path in read if path is not None):
-        if place == given or (given in place.parents and place.exists()):
+    """Refuse to write over what is read: a file under any of its names, or a file in a folder."""
+    if not out.exists():
+        return
+    for given in (path for path in read if path is not None and path.exists()):
+        if out.samefile(given):
             raise ValueError(f"{option} is what is read, which would be replaced; choose another name: {out}")
+        if given.is_dir() and any(folder.samefile(given) for folder in out.absolute().parents):
+            raise ValueError(f"{option} is a file in a folder that is read and would be replaced; choose another name: "
+                             f"{out}")
 
 
 def require_file_place(path: Path) -> None:

@@ -36,6 +36,8 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
     file, to tell it from others. Raises ValueError, naming the folder, for captions of another text encoder, and where
     `out` was begun with other settings.
     """
+    if out.exists() and out.samefile(captions):
+        raise ValueError(f"pairs go into a folder of their own, not into that of the captions: {out}")
     paths = shard_paths(captions)
     if not paths:
         raise FileNotFoundError(f"{captions} holds no prepared captions; prepare them first: python -m pixart prepare")

@@ -1,4 +1,5 @@
 """A batch gives each image once and the same files, however often it is killed."""
+import errno
 import json
 import logging
 import multiprocessing
@@ -146,6 +147,14 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path):
     model.write_bytes(b"other")
     with pytest.raises(ValueError, match=r"model file was model.safetensors \(\w+\), is model.safetensors"):
         run_batch(todo, settings, tmp_path / "out", workers)
+
+
+def test_where_there_are_no_locks_it_is_said_and_works(tmp_path, monkeypatch, caplog):
+    """It was taken for another process."""
+    def unknown(descriptor: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+    monkeypatch.setattr("pixart.claim._lock", unknown)
+    assert run(tmp_path, tasks(1)).drawn == 3 and "knows no locks (Function not implemented)" in caplog.text
 
 
 def test_a_first_try_that_drew_nothing_binds_nobody(tmp_path):

@@ -109,6 +109,8 @@ def test_shards_that_come_later_share_no_noise_with_those_before(pairs, tmp_path
 
 def test_wrong_pairs_are_refused(pairs, tmp_path):
     data = pairs.parent / "data"
+    with pytest.raises(ValueError, match="a folder of their own"):
+        make_pairs(data, data, fresh())
     with pytest.raises(ValueError, match="begun with steps 3, now it is 4"):
         make_pairs(data, pairs, fresh(), steps=4, guidance=2.0, seed=5)
     with pytest.raises(FileNotFoundError, match="holds no prepared captions"):

@@ -56,6 +56,8 @@ def test_lcm_and_dmd_are_the_nodes_of_their_own():
     model = resaved("student-dmd", "dmd")
     want = node("PixArtDMDSampler")().sample(model, condition(context), given, 3)[0]["samples"]
     assert off(drawn(make(model), given, context), want) < 1e-6
+    image = {"samples": torch.ones(1, 4, 8, 8)}         # one step from pure noise, whatever the latent holds
+    assert off(drawn(make(model), image, context), want) < 1e-6
 
 
 def test_a_teacher_is_sampled_as_with_dpm_solver():
