@@ -2,6 +2,7 @@
 from typing import Any
 
 from .arguments import checked
+from .host import folders
 from .sampling import DENOISE, METHOD_INPUT, SEED_INPUT
 
 VARIED_INPUTS = ["prompt", "seed", "steps", "cfg", "method", "denoise"]
@@ -48,6 +49,11 @@ class PixArtCompare:
             "denoise": DENOISE,
             "negative": ("STRING", {**text, "default": "", "tooltip": "What to avoid; used when cfg is not 1."}),
         }, "hidden": {"graph": "PROMPT", "node": "UNIQUE_ID"}}
+
+    @classmethod
+    def IS_CHANGED(cls, name: str | None = None, **_: object) -> float | str:
+        from .host.compare import folder_of
+        return folders.deleted(name, folder_of)
 
     @checked
     def compare(self, model: Any, clip: Any, vae: Any, latent: dict, prompt: str, columns: str, column_values: str,

@@ -27,6 +27,11 @@ class PixArtSavePrompt:
                      "The text of the prompt, stored in the file and shown when it is loaded. It is not encoded."}),
         }}
 
+    @classmethod
+    def IS_CHANGED(cls, name: str | None = None, **_: object) -> float | str:
+        from .host.saved_prompt import place_of
+        return folders.deleted(name, place_of)
+
     @checked
     def save(self, conditioning: list, name: str, text: str) -> tuple[list, str]:
         from .host.saved_prompt import save_conditioning

@@ -1,6 +1,7 @@
 """Where model files lie: the host's folders, with the bundled PixArt-mini among them."""
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -209,6 +210,15 @@ def changed(name: str | None, path_of: Callable[[str], Path]) -> str:
         return file_fingerprint(path_of(name))
     except MissingFile:
         return "missing"        # which the node itself says when it runs
+
+
+def deleted(name: str | None, place_of: Callable[[str], Path]) -> float | str:
+    """What IS_CHANGED says of a node whose result is a file: nan, which equals nothing, where the file is gone. The
+    host would take the result of the last run for it."""
+    try:
+        return "" if name is None or place_of(name.strip()).exists() else math.nan
+    except ValueError:
+        return ""               # no name at all, which the node itself says when it runs
 
 
 def is_there(name: str | None, path_of: Callable[[str], Path]) -> bool | str:

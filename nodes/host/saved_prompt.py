@@ -19,7 +19,7 @@ def save_conditioning(conditioning: list, name: str, text: str) -> Path:
     left as it is when it holds the same numbers, and else ValueError; the same for what such a file cannot keep."""
     context = text_of(conditioning)
     tokens = context.shape[1]
-    path = folders.saved_prompt_folder() / f"{checked_name(name)}.safetensors"
+    path = place_of(name)
     if path.is_file():
         if not same(load_embeddings(path).context, context):
             raise ValueError(f"another prompt is saved as {path.name} already; choose another name, or delete that "
@@ -29,6 +29,11 @@ def save_conditioning(conditioning: list, name: str, text: str) -> Path:
     report = PromptReport(text, text, tokens, tokens, tokens)
     save_embeddings(path, Encoded(context, torch.ones(context.shape[:2], dtype=torch.bool), [report]))
     return path
+
+
+def place_of(name: str) -> Path:
+    """The file of a saved prompt. ValueError for what is no name."""
+    return folders.saved_prompt_folder() / f"{checked_name(name)}.safetensors"
 
 
 def text_of(conditioning: list) -> Tensor:

@@ -2,6 +2,7 @@
 import asyncio
 import io
 import json
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -82,6 +83,21 @@ def test_an_interrupted_comparison_goes_on_where_it_was(server, base):
     assert len(after) == 8 and before.items() <= after.items() and after == kept(base, "whole")
     more = run(server, graph(name="stopped", **{**wanted, "row_values": "7..9"}))
     assert "4 drawn, 8 kept" in harness.texts(more, NODE)[-1]
+
+
+def test_what_was_deleted_is_made_again(server, base):
+    """The host took the result of the last run for it, and said success."""
+    made = graph(name="twice", columns="steps", column_values="1", rows="none", seed=5)
+    saving = json.loads((WORKFLOWS / "mini-save-prompt.json").read_text(encoding="utf-8"))
+    (saved,) = [entry["inputs"] for entry in saving.values() if entry["class_type"] == "PixArtSavePrompt"]
+    saved["name"] = "deleted"
+    file = base / "models" / "pixart_prompts" / "deleted.safetensors"
+    for _ in range(2):
+        image(server, run(server, made))
+        assert run(server, saving).end == "execution_success"
+        assert len(kept(base, "twice")) == 1 and file.is_file()
+        shutil.rmtree(base / "output" / "pixart-compare" / "twice")
+        file.unlink()
 
 
 def test_other_networks_are_drawn_anew(server, base):
