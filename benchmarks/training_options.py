@@ -215,7 +215,7 @@ def main() -> None:
         return
     args.work.mkdir(parents=True, exist_ok=True)
     settle(args.work, {"teacher": weights_fingerprint(args.teacher), "steps": args.steps, "prompts": args.count},
-           begun=any(args.work.iterdir()))
+           begun=True)
     run(BEFORE, 0, args.teacher, data, args.work, args.steps, args.count, args.device)
     for seed in range(args.seeds):
         for case in args.case or CASES:

@@ -13,7 +13,7 @@ from .model.policy import Lane, Policy, Step
 from .model.transformer import PixArtTransformer
 from .resolution import LEAST_SIDE, MOST_SIDE, latent_sides
 from .sampling.guidance import guided
-from .sampling.noise import ImageNoise
+from .sampling.noise import ImageNoise, check_seeds
 from .sampling.samplers import SAMPLERS, sampler
 from .sampling.schedule import STEPS, Callback, Noise
 from .text.encoded import Encoded
@@ -43,8 +43,7 @@ class Request:
             raise ValueError(f"{self.steps} steps asked for; at least 1 is needed")
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number, 1 for none")
-        if not -2 ** 63 <= self.seed <= 2 ** 64 - len(self.prompts):
-            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits, and so must those that follow it")
+        check_seeds([self.seed + i for i in range(len(self.prompts))])
         sampler(self.sampler).times(self.steps, self.rule)
 
     @property

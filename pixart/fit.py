@@ -69,9 +69,9 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     def decoded(beside: int) -> Slices:
         return fitting(*latent_sides(height, width), FULL, max(0, free - transformer - beside), max(1, rows // 2))
 
-    beside = int(found.size) if found.device == device and found.size is not None else room
-    keep = beside + drawing <= room and decoded(beside).tile is None
-    parts = decoded(beside if keep else 0)
+    beside = None if found.device != device or found.size is None else int(found.size)
+    keep = beside is not None and beside + drawing <= room and decoded(beside).tile is None
+    parts = decoded(beside if keep and beside else 0)
     stays = ("It stays beside the transformer." if keep else "It leaves before the transformer comes."
              if found.device == device else "")
     words = tuple(word for word in (found.words, stays, drawing_words(drawing, room, keep_packed),

@@ -4,11 +4,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...pixart.checkpoint.layouts import parameter_name
 from ...pixart.model.attention import matmul_attention, sdpa
 from ...pixart.model.flexdit_config import FlexDiTConfig
 from ...pixart.model.transformer import PixArtTransformer
 from .packed import is_packed
-from .weights import TABLE
 
 COMBINED_PREFIX = "model.diffusion_model."
 SHORT = 1024            # tokens up to which plain matrix attention is the faster one to train on a CPU
@@ -46,7 +46,7 @@ def weights(model: Any) -> dict[str, Tensor]:
         found = model.model.state_dict_for_saving()
     named = {name.removeprefix(COMBINED_PREFIX): tensor for name, tensor in found.items()
              if name.startswith(COMBINED_PREFIX)}
-    named = {f"{name}.weight" if name.endswith(TABLE) else name: tensor for name, tensor in named.items()}
+    named = {parameter_name(name): tensor for name, tensor in named.items()}
     own = model.model.diffusion_model.state_dict()          # what is saved besides tells which model it is
     patched = {name for name in own if f"diffusion_model.{name}" in model.backup}   # in place; some hosts do it twice
     return {name: (tensor if name in patched else named.get(name, tensor)).to("cpu") for name, tensor in own.items()}

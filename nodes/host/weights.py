@@ -15,6 +15,7 @@ from ...pixart.checkpoint.lora.changes import TABLE
 # Attributes that newer hosts hang onto layers, and onto the network that a ModelPatcher holds.
 HANDLES = ("_v", "_v_block", "_pin_state", "_pins", "dynamic_pins", "dynamic_vbars", "dynamic_patchers")
 
+
 def copied(network: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     """A deep copy of a network, without the handles by which newer hosts manage its memory: both would free them.
 

@@ -98,8 +98,8 @@ def tell_once(drawn: DrawnTask, said: set[str]) -> None:
 def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch: int, shard: int | None) -> None:
     """Refuse a folder of other prompts, settings or weights; a list of files may have grown at its end. Then write it
     down. A first try that drew nothing binds nobody."""
-    record, path = {"settings": asdict(settings), "weights": fingerprints(settings), "batch": batch, "shard": shard}, \
-        out / RECORD
+    path = out / RECORD
+    record = {"settings": asdict(settings), "weights": fingerprints(settings), "batch": batch, "shard": shard}
     begun = any(next(out.glob(pattern), None) for pattern in ("*.png", "*.tar", "unpacked/*.png"))
     if begun and not path.is_file():
         raise ValueError(f"there are images of something else; choose an empty folder: {out}")

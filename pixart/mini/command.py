@@ -146,12 +146,17 @@ def run_evaluate(args: argparse.Namespace) -> None:
     draw_sheets(args, found.images, found.prompts)
 
 
+def require_results_place(out: Path | None) -> None:
+    """Refuse a folder of results that could not be made or written to."""
+    if out is not None:
+        require_parent(out)
+        require_folder_place(out)
+
+
 def require_places(args: argparse.Namespace) -> None:
     """Refuse names of results that could not be written, before anything is measured."""
     from ..images import format_of
-    if args.out:
-        require_parent(args.out)
-        require_folder_place(args.out)
+    require_results_place(args.out)
     for path in filter(None, (args.sheet, args.edge_sheet)):
         require_file_place(path)
         format_of(path)
@@ -173,9 +178,7 @@ def run_compare(args: argparse.Namespace) -> None:
     from .evaluate import write_results
     from .measure.results import REAL, merged, read_measured
     from .measure.tables import differences, results_table
-    if args.out:
-        require_parent(args.out)
-        require_folder_place(args.out)
+    require_results_place(args.out)
     measured = merged([(str(path), read_measured(path)) for path in args.results])
     drawn = [row.name for row in measured.rows if row.name != REAL]
     if not drawn:
@@ -188,9 +191,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
 def run_diagnose(args: argparse.Namespace) -> None:
     from .diagnose import diagnose, tables, write_diagnosis
-    if args.out:
-        require_parent(args.out)
-        require_folder_place(args.out)
+    require_results_place(args.out)
     device, batch = where(args)
     found = diagnose(args.count, args.seed, Files(args.weights), device, batch, args.judge, args.guidance,
                      args.crowded)

@@ -16,7 +16,7 @@ from ..weights.safetensors_file import write_tensors
 from .networks import TextEncoder
 
 CAPTION_CHUNK = 128         # captions a file: what a kill can cost
-OWN_FILES = ("[0-9]*.safetensors", ".[0-9]*.safetensors.*.part")        # the second: what a kill left half-written
+WHOLE_FILES, HALF_FILES = "[0-9]*.safetensors", ".[0-9]*.safetensors.*.part"      # the latter: what a kill left
 
 
 class Captions:
@@ -26,7 +26,7 @@ class Captions:
         self.folder = prepared / ".captions"
         self._places: dict[bytes, tuple[Tensor, int, int]] = {}
         self._count = 0
-        for path in sorted(self.folder.glob(OWN_FILES[0])):
+        for path in sorted(self.folder.glob(WHOLE_FILES)):
             self._open(path)
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class Captions:
     def clear(self) -> None:
         """Delete the files, and their folder where nothing else lies in it."""
         self._places.clear()
-        for pattern in OWN_FILES:
+        for pattern in (WHOLE_FILES, HALF_FILES):
             for path in self.folder.glob(pattern):
                 path.unlink()
         with suppress(OSError):

@@ -14,8 +14,7 @@ class ImageNoise:
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu",
                  dtype: torch.dtype = torch.float32, ahead: int = 1) -> None:
-        if wrong := [seed for seed in seeds if not -2 ** 63 <= seed < 2 ** 64]:
-            raise ValueError(f"seed is {wrong[0]}; it must fit into 64 bits, and so must those that follow it")
+        check_seeds(seeds)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.shape, self.device, self.dtype, self.ahead = shape, device, dtype, max(1, ahead)
         self._waiting: list[Tensor] = []
@@ -28,3 +27,9 @@ class ImageNoise:
 
     def _draw(self) -> Tensor:
         return torch.stack([torch.randn(self.shape, generator=generator) for generator in self.generators])
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises ValueError for a seed that torch does not take."""
+    if wrong := [seed for seed in seeds if not -2 ** 63 <= seed < 2 ** 64]:
+        raise ValueError(f"seed is {wrong[0]}; it must fit into 64 bits, and so must those that follow it")
