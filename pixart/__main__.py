@@ -21,19 +21,19 @@ HELP = {"generate": "generate images from a prompt", "encode": "save an encoded 
         "batch": "generate images for a list of prompts, on one or several devices or a Ray cluster",
         "download": "download published weights into ComfyUI's folders",
         "ecad": "search for cache schedules, or show the content of one"}
-ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for people
+ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)      # those with a message for the user
 
 
 KERNELS = "bitsandbytes.backends.cpu.ops"
 
 
 def is_no_kernel_hint(record: logging.LogRecord) -> bool:
-    """Leaves out what bitsandbytes says of an optional kernel, in the middle of a progress bar, on every CPU."""
+    """False for bitsandbytes' warning about an optional kernel, which breaks a progress bar on every CPU."""
     return "Failed to load CPU gemm_4bit_forward" not in record.getMessage()
 
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
-    """Of all commands. Only `chosen` gets the options that take the whole library to know."""
+    """The parser of all commands. Only `chosen` gets its options, since listing them imports most of the library."""
     started = Path(sys.argv[0]).name
     main = argparse.ArgumentParser(prog="python -m pixart" if started == "__main__.py" else None,
                                    description="PixArt-alpha, -delta and -Sigma.")
@@ -50,19 +50,19 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 
 def _command(name: str) -> ModuleType:
-    """The file of the command's name."""
+    """The module of a command."""
     return importlib.import_module(f".commands.{name}", __package__)
 
 
 def run_of(name: str) -> Callable[[argparse.Namespace], None]:
-    """What runs a command."""
+    """The function that runs a command."""
     if name in HELP:
         return _command(name).run
     return {"prepare": prepare.run, "train": train.run, "mini": mini.run}[name]
 
 
 def keep_printing() -> None:
-    """Letters that the terminal or file cannot take are written as escapes: no work is lost for the sake of a line."""
+    """Escape characters that the terminal or file cannot encode, so that a line of output never ends a long run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

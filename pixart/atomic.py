@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and renamed."""
+"""Files that are complete or absent: written under a temporary name in the same folder, then renamed."""
 import errno
 import hashlib
 import os
@@ -13,14 +13,14 @@ MOST_NAME_BYTES = 255          # bytes, on the file systems in use
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a path to write to, in the same (existing) folder; renamed to `path` when the block ends well.
+    """Yields a path to write to, in the same (existing) folder; renamed to `path` when the block ends without an error.
 
-    After an error or an interruption what lay at `path` is untouched and the partial file is gone. A kill leaves what
-    lay there untouched too, and at most a hidden `.part` file beside it. The file may be read by whom the system lets
-    read new files, or what lay there before: some writers (safetensors) keep theirs to the user alone.
+    After an error or an interruption the old file at `path` is untouched and the partial file is removed. If the
+    process is killed, the old file is untouched too, and at most a hidden `.part` file remains beside it. Permissions
+    are those of the old file, or the system's for a new one: some writers (safetensors) allow the owner only.
 
-    Raises FileNotFoundError for a folder that is not there, and OSError, saying so, where the old file cannot be
-    replaced because a program has it open (Windows).
+    Raises FileNotFoundError if the folder does not exist, and PermissionError if another program has the old file open
+    (Windows).
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def part_name(name: str) -> str:
-    """Of a file while it is written; a name that leaves no room for what is added stands in it as a digest."""
+    """The temporary name of a file; a name that would become too long for the file system is replaced by its digest."""
     added = f"{os.getpid()}-{threading.get_ident()}.part"
     whole = f".{name}.{added}"
     return whole if len(os.fsencode(whole)) <= MOST_NAME_BYTES else \
@@ -45,7 +45,7 @@ def part_name(name: str) -> str:
 
 
 def usual_mode(path: Path, beside: Path) -> int:
-    """Of the file at `path`, or that which a new file in its folder gets; found out by making `beside` for a moment."""
+    """Mode of the file at `path`, or that of a new file in its folder, found by creating `beside` for a moment."""
     if path.is_file():
         return path.stat().st_mode
     beside.touch()

@@ -12,10 +12,10 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Nobody else works in the folder meanwhile; the system lets go of it when this process ends, however it ends.
+    """Hold an exclusive lock on the folder; the system releases it when this process ends, however it ends.
 
-    Raises BlockingIOError where somebody does. Where the file system knows no locks (Lustre, some network mounts) it is
-    only said.
+    Raises BlockingIOError if another process holds it. On a file system without locks (Lustre, some network mounts)
+    this only logs a warning.
     """
     with (folder / LOCK_FILE).open("a+b") as file:
         try:
@@ -24,7 +24,7 @@ def claimed(folder: Path) -> Iterator[None]:
             raise BlockingIOError("another process is at work in this folder; wait for it, or choose another folder: "
                                   f"{folder}") from error
         except OSError as error:
-            logger.warning("%s: this file system knows no locks (%s); let only one process work there", folder,
+            logger.warning("%s: this file system does not support locks (%s); let only one process work there", folder,
                            error.strerror)
         yield
 

@@ -60,7 +60,7 @@ class PixArtConfig:
 
     @property
     def latent_scale(self) -> float:
-        """What the VAE's latents are multiplied with before the transformer sees them."""
+        """What the VAE's latents are multiplied by before they enter the transformer."""
         return LATENT_SCALE[self.latent_space]
 
     @property
@@ -91,5 +91,5 @@ VARIANTS: dict[str, PixArtConfig] = {
     "sigma-512": _at(_SIGMA, 32, 1.0),
     "sigma-1024": _at(_SIGMA, 64, 2.0),
     "sigma-2k": _at(_SIGMA, 128, 4.0),
-    "alpha-256-mup": _at(_ALPHA, 16, 1.0),      # as alpha-256, its readout multiplier to be folded on load
+    "alpha-256-mup": _at(_ALPHA, 16, 1.0),      # as alpha-256; the muP readout multiplier is folded on load
 }

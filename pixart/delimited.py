@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 
 
 def numbered_rows(lines: Iterable[str], separator: str = ",", strict: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """(number in the file of the line that a row ends on, its values) of every row that is not empty, the header too.
+    """(number of the line a row ends on, its values) of every row that is not empty, the header included.
 
-    lines: with their ends, read with newline="", as quoted values may hold some. strict: refuse what stands between a
-    closing quotation mark and the separator. Raises ValueError with the line from which on this is no table.
+    lines: with their line ends, read with newline="", because quoted values may contain line ends. strict: refuse text
+    between a closing quotation mark and the separator. Raises ValueError with the line where parsing fails.
     """
     reader, line = csv.reader(lines, delimiter=separator, strict=strict), 0
     try:

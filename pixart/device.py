@@ -1,4 +1,4 @@
-"""Devices: which one to use, how much memory is free there, and what its error looks like when there is none."""
+"""Devices: which one to use, how much memory is free there, and how to recognise that it ran out."""
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu")
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 PLANNED_SHARE = 0.9         # of the free memory to plan with
-# How torch, cuBLAS, cuDNN and DirectML say it where no class of error does; compared in lower case.
+# Messages of torch, cuBLAS, cuDNN and DirectML that come as a plain RuntimeError; compared in lower case.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "status_alloc_failed", "could not allocate tensor",
                  "unable to find a valid cudnn algorithm")
-USUAL_FREE = 4 << 30        # bytes taken to be free where nothing tells
+USUAL_FREE = 4 << 30        # bytes assumed to be free where the system does not say
 
 
 def best_device() -> str:
@@ -47,7 +47,7 @@ def _count(kind: str) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What can still be allocated there, what torch keeps in reserve included; None where nothing tells."""
+    """Bytes that can still be allocated there, including torch's cached ones; None if unknown."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
@@ -60,7 +60,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _machine_free() -> int | None:
-    """Linux's own estimate; other systems do not tell without a further package."""
+    """Linux's own estimate; None on other systems, where it takes another package."""
     if not MEMINFO.is_file():
         return None
     line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
@@ -85,7 +85,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_advice(device: torch.device, what: str, advice: str) -> Iterator[None]:
-    """Turn torch's error into one that says what to do."""
+    """Turn torch's out-of-memory error into a MemoryError that says what to do."""
     try:
         yield
     except RuntimeError as error:
@@ -95,12 +95,12 @@ def memory_advice(device: torch.device, what: str, advice: str) -> Iterator[None
 
 
 def memory_text(size: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as text, in GiB or MiB."""
     return f"{size / 2 ** 30:.2f} GiB" if size >= 2 ** 27 else f"{size / 2 ** 20:.1f} MiB"
 
 
 def release(device: torch.device) -> None:
-    """Give memory back that nothing uses any more."""
+    """Give unused cached memory back to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What to draw, and the sampling of it with a transformer that is in memory: captions in, latents out."""
+"""A request for images, and sampling it with a transformer in memory: captions in, latents out."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from .text.encoded import Encoded
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw. height and width are pixels, 16 to 8192; sides off the VAE's grid of 8 are rounded up inside."""
+    """What to draw. height and width: pixels, 16 to 8192; latents cover sides rounded up to multiples of 8."""
 
     prompts: tuple[str, ...]
     negative: str = ""
@@ -30,7 +30,7 @@ class Request:
     sampler: str = "lcm"          # a key of SAMPLERS
     steps: int = 4
     guidance: float = 4.5         # classifier-free guidance scale; only guided samplers use it
-    rule: str = "official"        # which published timestep rule, see the samplers
+    rule: str = "official"        # published timestep rule, one of the sampler's `rules`
     seed: int = 0                 # image i of the request uses seed + i
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class Guide:
             raise ValueError(f"control strength is {self.strength}; it must be a finite number, 0 for none")
 
     def rows(self, rows: Tensor) -> "Guide":
-        """That of some of the images, which are numbered by `rows`; one map is for all of them."""
+        """The guide for the images numbered by `rows`; a single map is shared by all images."""
         latent = self.latent if self.latent is None or len(self.latent) == 1 else self.latent[rows]
         return replace(self, edges=self.edges if len(self.edges) == 1 else self.edges[rows], latent=latent)
 
@@ -101,8 +101,8 @@ class Control:
 class Conditioned:
     """The transformer as a sampler calls it, model(x, t) -> noise, with caption, image size and control filled in.
 
-    Whatever stays the same from step to step is on the device before the first one. For one sampling only: it counts
-    the calls, so that it knows the timestep of each without asking the device.
+    Everything that stays constant over the steps is moved to the device beforehand. Use one for a single sampling: it
+    counts the calls to know the timestep of each without synchronising with the device.
     """
 
     def __init__(self, model: PixArtTransformer, request: Request, context: Tensor, mask: Tensor,
@@ -123,7 +123,7 @@ class Conditioned:
 
     @property
     def guides(self) -> bool:
-        """Whether the next call wants the negative prompts too; else it takes the last rows alone."""
+        """Whether the next call takes the negative prompts too; else it takes the rows of the prompts alone."""
         step = self.steps[self.calls]
         return all(policy.guides(step.index, step.total) for policy in self.policies)
 
@@ -148,7 +148,7 @@ class Conditioned:
 
 
 def steps_of(request: Request, rows: int) -> list[Step]:
-    """What policies are told at each call of the model; a row is an image's prompt, or before these its negative."""
+    """What policies are told at each call of the model. Rows: negative prompts, if any, then prompts, by image."""
     times = SAMPLERS[request.sampler].times(request.steps, request.rule)
     images, run = range(len(request.prompts)), object()
     kinds = ("negative", "prompt") if rows > len(images) else ("prompt",)
@@ -163,8 +163,8 @@ def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: E
     """Latents (B, 4, H / 8, W / 8), scaled as the transformer sees them, on the model's device.
 
     caption: the request's prompts, a row each; null: its negative prompt, one row, read by guided samplers only.
-    policies: what may answer instead of blocks, see PixArtTransformer.forward. start: noise (B, C, H / 8, W / 8) to
-    begin with in place of that of the seeds; what a sampler adds later is theirs in any case.
+    policies: caches and the like, see PixArtTransformer.forward. start: initial noise (B, C, H / 8, W / 8) in place of
+    that of the seeds; noise that a sampler adds later comes from the seeds in any case.
     """
     chosen, count = SAMPLERS[request.sampler], len(request.prompts)
     context, mask = stack_captions(null, caption) if request.guided else (caption.context, caption.mask)
@@ -211,7 +211,7 @@ def check_width(text: Encoded, config: PixArtConfig) -> None:
 
 
 def check_noise(noise: Tensor | None, request: Request, config: PixArtConfig) -> None:
-    """Refuse noise to start from that is not of the request's images."""
+    """Refuse initial noise whose shape does not fit the request."""
     shape = (len(request.prompts), config.channels, *request.latent_shape)
     if noise is not None and tuple(noise.shape) != shape:
         raise ValueError(f"the noise has shape {tuple(noise.shape)}; these images start from {shape}")

@@ -1,7 +1,7 @@
 """What fits into the memory of a device: precision and place of T5, whether it stays, how images are decoded.
 
-T5, the transformer and the autoencoder are never needed at the same time, so each is looked at alone. Figures that are
-not computed are of an H200, docs/measurements-gpu.md.
+T5, the transformer and the autoencoder are never needed at the same time, so each is planned for on its own. Constants
+were measured on an H200, see docs/measurements-gpu.md.
 """
 import math
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ from .text.fitting import GIB, ORDER, best_t5, precisions_on
 from .text.quantized import Bits
 from .vae_parts import FULL, Slices, fitting
 
-PER_TOKEN = 32_000              # bytes an image's token takes in a pass, in 16 bits: 0.12 GiB for 1024 x 1024
+PER_TOKEN = 32_000              # bytes of activations per image token, in 16 bits: 0.12 GiB for 1024 x 1024
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What to load how. `words` say why, one sentence each; `fits` is False where even that will be too much."""
+    """What to load, and how. `words` say why, one sentence each; `fits` is False if even this exceeds the memory."""
 
     bits: Bits
     t5_device: torch.device
     keep_t5: bool                   # beside the transformer
-    keep_packed: bool               # layers of a packed file are left so, unpacked whenever they run
+    keep_packed: bool               # layers of a packed file stay packed, unpacked whenever they run
     parts: Slices                   # of images, for decoding
     fits: bool
     words: tuple[str, ...]
@@ -38,13 +38,13 @@ class LoadPlan:
 
 
 def transformer_bytes(config: PixArtConfig) -> int:
-    """Of the weights in 16 bits."""
+    """Size of the weights in 16 bits."""
     from .checkpoint.layouts import expected_shapes
     return 2 * sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
 def pass_bytes(config: PixArtConfig, height: int, width: int, rows: int) -> int:
-    """What a pass takes beside the weights; rows: images, twice as many with guidance."""
+    """Memory of a pass beyond the weights; rows: images, twice as many with guidance."""
     tokens = math.prod(token_grid(height, width, config.patch))
     return PER_TOKEN * tokens * rows * config.hidden // 1152
 
@@ -55,7 +55,7 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     """The best that `free` bytes of a device allow for images of height x width pixels (by default the trained size).
 
     t5: shapes of its weights. rows: images in a pass, doubled by guidance. packed_bytes: size of a packed file of
-    the transformer, None for a plain one. precisions: those that can be had there, best first.
+    the transformer, None for a plain one. precisions: those available there, best first.
     """
     room, side = int(PLANNED_SHARE * free), config.resolution
     height, width = height or side, width or side
@@ -72,7 +72,7 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     beside = None if found.device != device or found.size is None else int(found.size)
     keep = beside is not None and beside + drawing <= room and decoded(beside).tile is None
     parts = decoded(beside if keep and beside else 0)
-    stays = ("It stays beside the transformer." if keep else "It leaves before the transformer comes."
+    stays = ("It stays beside the transformer." if keep else "It is freed before the transformer is loaded."
              if found.device == device else "")
     words = tuple(word for word in (found.words, stays, drawing_words(drawing, room, keep_packed),
                                     f"Images are decoded {spoken(parts)}.") if word)

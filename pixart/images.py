@@ -1,4 +1,4 @@
-"""Image files: opened the right way up, whatever their kind, with a reason where that cannot be done; and saved."""
+"""Image files: opened upright whatever their format, with a reason if that fails; and saved."""
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _ORIENTATION = 0x0112
-# Value of the orientation entry -> what sets the image upright, by its name in Pillow.
+# Value of the EXIF orientation entry -> Pillow's name of the transposition that sets the image upright.
 _UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
             7: "TRANSVERSE", 8: "ROTATE_90"}
 
@@ -24,7 +24,7 @@ class BrokenImage(ValueError):
 def read_image(path: str | Path) -> Tensor:
     """RGB and opacity (1, 4, H, W) in 0..1 of an image file, upright.
 
-    Raises FileNotFoundError, and ValueError for what is no image, is cut off, or unpacks to more than Pillow trusts.
+    Raises FileNotFoundError, and ValueError for a file that is no image, is truncated, or exceeds Pillow's size limit.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -37,7 +37,7 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def pixels_of(image: "Image") -> Tensor:
-    """RGB and opacity (1, 4, H, W) in 0..1 of an opened image, upright. BrokenImage."""
+    """RGB and opacity (1, 4, H, W) in 0..1 of an opened image, upright. Raises BrokenImage."""
     whole = upright(image)
     if whole.mode.startswith(("I", "F")):
         whole = plain_colours(whole)
@@ -45,7 +45,7 @@ def pixels_of(image: "Image") -> Tensor:
 
 
 def save_image(path: str | Path, image: Tensor) -> Path:
-    """Write (3, H, W) in 0..1 in the format that the name ends in; a file that was there is replaced in one step."""
+    """Write (3, H, W) in 0..1 in the format of the file extension; an existing file is replaced atomically."""
     path, kind = Path(path), format_of(path)
     with replacing(path) as beside:
         to_image(image).save(beside, format=kind)
@@ -53,14 +53,14 @@ def save_image(path: str | Path, image: Tensor) -> Path:
 
 
 def to_image(image: Tensor) -> "Image":
-    """(3, H, W) in 0..1 as an image of Pillow, in 8 bits."""
+    """(3, H, W) in 0..1 as an 8-bit Pillow image."""
     from PIL import Image
 
     return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def format_of(path: str | Path) -> str:
-    """Pillow's name of the format that a file name ends in. ValueError where it can write none."""
+    """Pillow's name for the format of a file extension. ValueError if Pillow cannot write it."""
     from PIL import Image
 
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
@@ -71,7 +71,7 @@ def format_of(path: str | Path) -> str:
 
 
 def open_image(file: BinaryIO, formats: tuple[str, ...] | None = None) -> "Image":
-    """An image of which only the header is read yet, of any format, or of those that Pillow names so. BrokenImage."""
+    """An image of which only the header is read yet; formats: those accepted, by Pillow's names. Raises BrokenImage."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -85,11 +85,11 @@ def open_image(file: BinaryIO, formats: tuple[str, ...] | None = None) -> "Image
 
 
 def upright(image: "Image") -> "Image":
-    """The image, decoded to its end and turned as its metadata say."""
+    """The image, fully decoded and turned as its metadata say."""
     from PIL import Image
 
     try:
-        image.load()                  # turns a TIFF, and takes the entry away
+        image.load()                  # already turns a TIFF, and removes the entry
         turn = _UPRIGHT.get(orientation(image) or 1)
         return image.transpose(Image.Transpose[turn]) if turn else image
     except BrokenImage:
@@ -99,7 +99,7 @@ def upright(image: "Image") -> "Image":
 
 
 def orientation(image: "Image") -> int | None:
-    """From the metadata before the pixels: Pillow's own method decodes a whole PNG to look behind them too."""
+    """From the metadata before the pixels; Pillow's own method decodes a whole PNG to find some after them."""
     from PIL import Image
 
     try:
@@ -109,12 +109,12 @@ def orientation(image: "Image") -> int | None:
 
 
 def plain_colours(image: "Image") -> "Image":
-    """8-bit red, green and blue, from every mode: palettes, CMYK, 16-bit grey; transparency lies on white."""
+    """8-bit red, green and blue, from every mode: palettes, CMYK, 16-bit grey; transparency is blended with white."""
     from PIL import Image
 
     if image.mode == "F":
         raise BrokenImage("its pixels are floating-point numbers of unknown range")
-    if image.mode.startswith("I"):            # 16-bit grey, which some files hold as 32-bit whole numbers
+    if image.mode.startswith("I"):            # 16-bit grey, which some files store as 32-bit integers
         values = np.asarray(image).astype(np.float64)
         if values.size and not 0 <= values.min() <= values.max() <= 65535:
             raise BrokenImage("its pixels are beyond the range of 16 bits")

@@ -72,13 +72,13 @@ class Images:
 
 
 class Pipeline:
-    """A model with text encoder and VAE. Create it once with `Pipeline.open(...)`, then call it for images."""
+    """A model with its text encoder and VAE. Create it once with `Pipeline.open(...)`, then call it for images."""
 
     def __init__(self, files: PipelineFiles | None, t5: T5OnDemand | None, device: torch.device,
                  dtype: torch.dtype | None = None, keep_t5: bool | None = None) -> None:
         """Use `open` or `of` instead. Reads nothing."""
         self.files, self.t5, self.device, self.dtype, self.keep_t5 = files, t5, device, dtype, keep_t5
-        self._said: set[str] = set()          # what was logged once
+        self._said: set[str] = set()          # what has been logged already
 
     @classmethod
     def open(cls, model: AnyPath | None = None, vae: AnyPath | None = None, t5: AnyPath | None = None,
@@ -272,7 +272,7 @@ class Pipeline:
 
     def wanted(self, sampler: str, steps: int | None = None, guidance: float | None = None,
                rule: str | None = None) -> Preset:
-        """What a call with these arguments does: everything it leaves open filled in, "auto" looked up."""
+        """The preset that a call with these arguments samples by: None replaced by defaults, "auto" looked up."""
         if sampler == "auto":
             usual = self.preset
             self._say(logging.INFO, usual.line)
@@ -293,7 +293,7 @@ class Pipeline:
 
     def _sample(self, rows: Tensor, request: Request, caption: Encoded, null: Encoded, guide: Guide | None,
                 policies: Sequence[Policy], progress: Progress | None, noise: Tensor | None = None) -> Tensor:
-        """Latents of some of the request's images, which are numbered by `rows`."""
+        """Latents of the request's images numbered by `rows`."""
         first, numbers, total = int(rows[0]), rows.tolist(), len(request.prompts)
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
         if guide is not None:

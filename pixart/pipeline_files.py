@@ -1,4 +1,4 @@
-"""The files that a pipeline draws with: which must be there, and what is read from them when it is first needed."""
+"""The files of a pipeline: checked when it is opened, read when they are first needed."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class PipelineFiles:
     @classmethod
     def open(cls, model: AnyPath | None, vae: AnyPath | None, controlnet: AnyPath | None,
              loras: Sequence[tuple[AnyPath, float]], variant: str, compile: bool) -> "PipelineFiles":
-        """None for model: PixArt-mini, of which then come the others that are None. Raises as `open_checkpoint`."""
+        """model None: PixArt-mini, with its VAE and ControlNet where those are None. Raises as `open_checkpoint`."""
         require_vae(vae or SHIPPED.vae)
         for path, _ in loras:
             lora_header(path)
@@ -42,7 +42,7 @@ class PipelineFiles:
                    compile)
 
     def preset(self, guidance: float) -> Preset:
-        """How the checkpoint, with its LoRAs, wants to be sampled; guidance: where they do not say."""
+        """How the checkpoint with its LoRAs should be sampled; guidance: the scale if they do not say."""
         weights = self.checkpoint.weights
         loras = [lora_header(Path(path)) for path, strength in self.loras if strength]
         return found_in([(weights.path, weights.metadata), *loras], guidance)

@@ -1,4 +1,4 @@
-"""How functions that take long say how far they are."""
+"""How long-running functions report progress."""
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]      # (stage, done, total); total 0 where it is not known; may raise to stop

@@ -18,7 +18,7 @@ LONGEST_NUMBER = 40                 # characters
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One image to draw; None is for what the file leaves open. line: its number in the file, from 1."""
+    """One image to draw; None where the file does not say. line: its number in the file, from 1."""
 
     line: int
     prompt: str
@@ -32,7 +32,7 @@ def read_prompts(path: str | Path) -> list[PromptLine]:
     """All prompts of a file, in its order.
 
     .txt: one a line, empty lines are left out. .csv: a header that names `prompt`. .jsonl: a text or an object a line.
-    The last two may have negative, seed, width and height; other columns are left alone. Raises ValueError with the
+    The last two may have negative, seed, width and height; other columns are ignored. Raises ValueError with the
     number of the line, FileNotFoundError.
     """
     path = Path(path)
@@ -50,7 +50,7 @@ def read_prompts(path: str | Path) -> list[PromptLine]:
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file that are not empty, without blanks around them; what: what they are, for messages.
+    """The non-empty lines of a text file, stripped; what: what they are, for messages.
 
     Raises FileNotFoundError, and ValueError for a file without any, a large one, or one that is not UTF-8.
     """
@@ -61,7 +61,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def _written(path: Path, what: str) -> str:
-    """The text of a file. Raises as its callers say, who call it `what`."""
+    """The text of a file, called `what` in errors. Raises as its callers document."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no {what} at this place: {path}")
     if path.stat().st_size > MOST_BYTES:

@@ -66,7 +66,7 @@ def nearest_class(height: int, width: int) -> int:
 
 
 def size_notice(height: int, width: int, side: int) -> str | None:
-    """A sentence for people where an image is far from the sizes that a model of class `side` was trained on."""
+    """A notice for the user if an image is far from the sizes that a model of class `side` was trained on."""
     trained = nearest_class(side, side)
     nearest, share = nearest_class(height, width), height * width / trained ** 2
     if nearest == trained and 1 / 2 <= share <= 2:       # the smallest and the largest class have no other beyond them

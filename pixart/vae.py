@@ -94,7 +94,7 @@ def require_vae(path: str | Path) -> str:
 
 
 def check_vae_config(path: Path) -> None:
-    """Raises CheckpointError where config.json in a folder names sizes that no VAE has: they would be allocated."""
+    """Raises CheckpointError where config.json in a folder names sizes that no VAE has, before they are allocated."""
     file = path / "config.json"
     if path.is_dir() and file.is_file():
         present = {name: value for name, value in read_json(file).items() if value is not None}
@@ -102,7 +102,7 @@ def check_vae_config(path: Path) -> None:
 
 
 def check_values(path: Path) -> None:
-    """Raises CheckpointError where a tensor of the VAE itself holds no floating-point numbers, or one not finite."""
+    """Raises CheckpointError where a tensor of the VAE is not floating-point or has values that are not finite."""
     weights = open_weights(path, VAE_KIND)
     source = ShortLived(weights.remap)
     for name in weights.tensors:
@@ -112,7 +112,7 @@ def check_values(path: Path) -> None:
 
 
 def load_folder(path: Path) -> Any:
-    """A diffusers folder, also of a tiny autoencoder, and one with weights in half precision alone."""
+    """A diffusers folder, also one of a tiny autoencoder or with half-precision weights only."""
     from diffusers import AutoencoderKL, AutoencoderTiny
     config = path / "config.json"
     named = read_json(config).get("_class_name") if config.is_file() else None
@@ -127,7 +127,7 @@ def load_folder(path: Path) -> Any:
 
 
 def load_tiny(path: Path) -> Any:
-    """TAESD in the host's single-file layout. Its latents are multiplied with `vae_scale` on the way in."""
+    """TAESD in ComfyUI's single-file layout. `vae_scale` is not read: the networks work on scaled latents."""
     from diffusers import AutoencoderTiny
     model: Any = AutoencoderTiny()
     state = {}
@@ -153,7 +153,7 @@ class Autoencoder(Protocol):
 
 
 def is_tiny(vae: Autoencoder) -> bool:
-    """A tiny autoencoder (TAESD) works on scaled latents and knows no deviation."""
+    """A tiny autoencoder (TAESD) works on scaled latents and gives no standard deviation."""
     return type(vae).__name__ == "AutoencoderTiny"
 
 
@@ -162,8 +162,8 @@ def encode_images(vae: Autoencoder, images: Tensor, latent_scale: float,
                   batch: int = 4) -> tuple[Tensor, Tensor | None]:
     """Images (B, 3, H, W) in 0..1, sides multiples of 8 -> mean and standard deviation of their latents on the CPU.
 
-    Both (B, 4, H / 8, W / 8) and scaled as the transformer sees them; a draw is mean + deviation * noise. A tiny
-    autoencoder knows no deviation: None. In the precision of its weights, whatever autocast is on.
+    Both (B, 4, H / 8, W / 8) and scaled as the transformer sees them; a sample is mean + deviation * noise. The
+    deviation of a tiny autoencoder is None. Computed in the precision of its weights, regardless of autocast.
     """
     weight = next(vae.parameters())
     means, deviations = [], []
@@ -182,10 +182,10 @@ def encode_images(vae: Autoencoder, images: Tensor, latent_scale: float,
 def decode(vae: Autoencoder, latents: Tensor, latent_scale: float, batch: int = 4, memory: int | None = None) -> Tensor:
     """Latents (B, 4, h, w) as the transformer sees them -> images (B, 3, 8h, 8w) in 0..1, on the CPU.
 
-    A tiny autoencoder works on scaled latents, a full one on latents / latent_scale. In the precision of its weights,
-    whatever autocast is on: the VAE of SDXL gives NaN in fp16. At most `batch` images at once, fewer where memory is
-    short, and tiles where one is too much; memory: bytes to plan with, by default what is free. Where that was a
-    mistake it goes on with smaller parts and says so. Raises MemoryError where even the smallest do not fit.
+    A tiny autoencoder works on scaled latents, a full one on latents / latent_scale. Computed in the precision of its
+    weights, regardless of autocast: the VAE of SDXL gives NaN in fp16. Decodes at most `batch` images at once, fewer if
+    memory is short, and tiles if one image is too much. memory: bytes to plan with, by default what is free; if they
+    do not suffice, it goes on with smaller parts and logs that. Raises MemoryError if even the smallest do not fit.
     """
     weight = next(vae.parameters())
     free = free_bytes(weight.device) if memory is None else memory
@@ -233,7 +233,7 @@ def _decode(vae: Autoencoder, latents: Tensor, latent_scale: float, parts: Slice
 
 
 def own_precision(device: torch.device) -> AbstractContextManager:
-    """Autocast switched off where it exists."""
+    """A context with autocast switched off, on devices that have it."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""How much of a decoding is done at once: whole images by free memory, overlapping tiles where one is too much.
+"""How much is decoded at once: as many whole images as memory allows, overlapping tiles if one is too much.
 
 Shapes: B images, H x W latent pixels; an image has eight pixels a latent pixel in both directions.
 """
@@ -18,7 +18,7 @@ TILES = (96, 64, 48, 32)    # sides of tiles in latent pixels, the largest first
 
 @dataclass(frozen=True)
 class Slices:
-    """So many images at once; with `tile`, one image in tiles of that many latent pixels a side."""
+    """`count` images at once; with `tile`, one image in tiles of that many latent pixels a side."""
 
     count: int
     tile: int | None = None
@@ -37,7 +37,7 @@ class Slices:
 
 
 def fitting(height: int, width: int, bytes_per_pixel: int, free: int | None, most: int) -> Slices:
-    """The largest parts of images of height x width latent pixels that `free` bytes suffice for, at most `most`."""
+    """The largest parts for which `free` bytes suffice, at most `most` images of height x width latent pixels."""
     room = int(PLANNED_SHARE * (USUAL_FREE if free is None else free)) // (64 * bytes_per_pixel)      # latent pixels
     if room >= height * width:
         return Slices(min(most, room // (height * width)))
@@ -48,7 +48,7 @@ def tiled(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: int) -> Tens
     """decode (1, C, h, w) -> (1, 3, 8h, 8w) of a whole latent (1, C, H, W), tile by tile; the result is on the CPU.
 
     Tiles overlap by a quarter, over which one fades into the next. Each tile is normalised by its own statistics and
-    attends to itself only, so a large VAE gives colours that differ slightly from those of the whole.
+    attends to itself only, so a large VAE gives colours that differ slightly from decoding in one piece.
     """
     overlap, (height, width) = tile // 4, latent.shape[-2:]
     total, weights = torch.zeros(1, 3, 8 * height, 8 * width), torch.zeros(1, 1, 8 * height, 8 * width)

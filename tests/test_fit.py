@@ -86,7 +86,7 @@ def test_a_packed_file_stays_packed_only_where_it_must():
 
 def test_the_words_say_what_was_chosen():
     text = str(of(6))
-    for part in ("6.0 GiB are free on cuda", "in int8", "It leaves before the transformer comes", "decoded"):
+    for part in ("6.0 GiB are free on cuda", "in int8", "It is freed before the transformer is loaded", "decoded"):
         assert part in text
 
 

@@ -154,7 +154,7 @@ def test_where_there_are_no_locks_it_is_said_and_works(tmp_path, monkeypatch, ca
     def unknown(descriptor: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
     monkeypatch.setattr("pixart.claim._lock", unknown)
-    assert run(tmp_path, tasks(1)).drawn == 3 and "knows no locks (Function not implemented)" in caplog.text
+    assert run(tmp_path, tasks(1)).drawn == 3 and "does not support locks (Function not implemented)" in caplog.text
 
 
 def test_a_first_try_that_drew_nothing_binds_nobody(tmp_path):
