@@ -22,8 +22,8 @@ Attend = Callable[[Tensor, Tensor, Tensor, int, Tensor | None, Options], Tensor]
 def score_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Mask (B, M) bool, True = keep, -> what is added to the scores of attention for it, (B, 1, 1, M).
 
-    Made once a pass: given booleans, torch makes it anew in every call of attention. Finite, because some kernels of
-    hosts give NaN for -inf; after the softmax both are exactly 0.
+    Computed once per pass: from a bool mask torch would compute it in every attention call. Finite, because some
+    hosts' kernels give NaN for -inf; after the softmax both are exactly 0.
     """
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)                     # (B, M)
     return bias.masked_fill_(~mask, torch.finfo(dtype).min)[:, None, None, :]           # (B, 1, 1, M)
@@ -31,10 +31,10 @@ def score_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, options: Options) -> Tensor:
     """Attention with torch's own kernel; `options` is for hosts and has no effect here."""
-    # Not with einops, which would take longer than a GPU takes for a small image's attention.
+    # Not with einops: its overhead exceeds the time that a GPU takes for a small image's attention.
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))         # (B, heads, N or M, D / heads)
     if bias is not None:
-        bias = bias.to(q.dtype)         # another one under autocast only
+        bias = bias.to(q.dtype)         # differs under autocast only
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
@@ -135,7 +135,7 @@ class CrossAttention(nn.Module):
         return self.proj(self.attended(self.q_linear(x), text, mask, options))          # (B, N, D)
 
     def attended(self, q: Tensor, text: Tensor, mask: Tensor | None, options: Options) -> Tensor:
-        """Queries (B, N, D), text (B, L, D), mask as in `forward` -> what the heads say, before `proj`, (B, N, D)."""
+        """Queries (B, N, D), text (B, L, D), mask as in `forward` -> the heads' output, before `proj`, (B, N, D)."""
         if mask is not None and mask.dtype == torch.bool:
             mask = score_bias(mask, q.dtype)
         k, v = self.kv_linear(text).chunk(2, dim=-1)                                    # each (B, L, D)

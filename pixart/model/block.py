@@ -25,7 +25,7 @@ class ScaleShiftTable(nn.Module):
     """Learned offsets (rows, D) of the shared modulation.
 
     A module of its own, because a host patches and moves weights leaf module by leaf module; a bare parameter on
-    the block would be skipped without a word. Stays float32: it is small and precision is free.
+    the block would be skipped silently. Stays float32: it is small and precision is free.
     """
 
     def __init__(self, rows: int, width: int, device: torch.device | str | None = None) -> None:
@@ -65,15 +65,15 @@ class PixArtBlock(nn.Module):
                 mask: Tensor | None = None, options: Options = None, only: str | None = None) -> Tensor:
         """x (B, N, D), text (B, L, D), modulation (B, 6, D), mask as CrossAttention takes it -> (B, N, D).
 
-        With `only`, what that branch says to x, before its gate. It is the same call, so that what wraps a block to
-        compile or recompute it does the same for a branch alone.
+        With `only`, the output of that branch alone, before its gate. It is the same call, so that whatever compiles or
+        recomputes a block does the same for a single branch.
         """
         rows = self.scale_shift_table(modulation)                                       # six of (B, 1, D)
         if only is not None:
             return self.branch(only, x, rows, text, grid, mask, options)                # (B, N, D)
         for name in self.branches:
-            said = self.branch(name, x, rows, text, grid, mask, options)                # (B, N, D)
-            x = self.join(name, x, said, rows)                                          # (B, N, D)
+            update = self.branch(name, x, rows, text, grid, mask, options)              # (B, N, D)
+            x = self.join(name, x, update, rows)                                        # (B, N, D)
         return x
 
     def branch(self, name: str, x: Tensor, rows: Rows, text: Tensor, grid: tuple[int, int], mask: Tensor | None,
@@ -86,11 +86,11 @@ class PixArtBlock(nn.Module):
             return self.cross_attn(x, text, mask, options)
         return self.mlp(modulate(x, shift_m, scale_m))
 
-    def join(self, name: str, x: Tensor, said: Tensor, rows: Rows) -> Tensor:
-        """x + gate * said, (B, N, D); cross-attention has no gate."""
+    def join(self, name: str, x: Tensor, update: Tensor, rows: Rows) -> Tensor:
+        """x + gate * update, (B, N, D); cross-attention has no gate."""
         if name == "cross_attn":
-            return x + said
-        return torch.addcmul(x, rows[2 if name == "attn" else 5], said)
+            return x + update
+        return torch.addcmul(x, rows[2 if name == "attn" else 5], update)
 
 
 class FinalLayer(nn.Module):

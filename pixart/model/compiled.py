@@ -17,11 +17,11 @@ def blocks_of(networks: Iterable[nn.Module]) -> Iterator[PixArtBlock | ExchangeB
 
 
 def compile_blocks(networks: Iterable[nn.Module], device: torch.device, backend: str = "inductor") -> bool:
-    """Compile every block, in place, when it is first run; False, with a line in the log, where that is not possible.
+    """Compile every block, in place, when it is first run; False, with a warning in the log, if that is not possible.
 
-    Block by block, because all are alike: one of them is compiled, and what lies around them needs no compiler.
-    Policies are asked outside of blocks, so compiled ones serve them as they do without; one that looks into blocks
-    makes one graph for each of the three branches.
+    Block by block, because all have the same graph: it is compiled once, and the rest of the network needs no compiler.
+    Policies are asked outside of blocks, so they work unchanged with compiled ones; one that intercepts branches makes
+    one graph for each of the three.
     """
     reason = why_not(device, backend)
     if reason:
@@ -33,13 +33,13 @@ def compile_blocks(networks: Iterable[nn.Module], device: torch.device, backend:
 
 
 def forget_compiled(networks: Iterable[nn.Module]) -> None:
-    """Let every block run as it is written again."""
+    """Make every block run uncompiled again."""
     for block in blocks_of(networks):
         block._compiled_call_impl = None
 
 
 def why_not(device: torch.device, backend: str) -> str:
-    """Empty where torch.compile works on the device, else the first line of what it says."""
+    """Empty if torch.compile works on the device, else the first line of its error."""
     def double(x: Tensor) -> Tensor:
         return 2 * x + 1
     try:

@@ -1,7 +1,7 @@
 """The ControlNet-Transformer of PixArt-delta (section 4): trainable copies of the first blocks that steer the base.
 
-Copy 0 sees the output of base block 0, and what copy i says is added to the input of base block i + 1. So one pass
-through the copies, before the base runs, knows every residual; only block 0 and the embedders of the base are needed.
+Copy 0 sees the output of base block 0, and the output of copy i is added to the input of base block i + 1. So one pass
+through the copies, before the base runs, gives every residual; only block 0 and the embedders of the base are needed.
 
 Shapes: B batch, H x W latent pixels, N image tokens, L caption tokens, C caption width, D width.
 """
@@ -63,9 +63,9 @@ class PixArtControlNet(nn.Module):
     def forward(self, base: PixArtTransformer, hint: Tensor, latent: Tensor, timestep: Tensor, context: Tensor,
                 mask: Tensor | None = None, size: Tensor | None = None, aspect: Tensor | None = None,
                 options: Options = None) -> list[Tensor | None]:
-        """What `control` of the base's forward takes: None, then a residual (B, N, D) for each of its next blocks.
+        """The `control` argument of the base's forward: None, then a residual (B, N, D) for each of its next blocks.
 
-        hint (B, channels, H, W): the image to follow, from [-1, 1], as a VAE latent scaled like `latent`. All other
+        hint (B, channels, H, W): VAE latent, scaled like `latent`, of the image to follow, in [-1, 1]. All other
         arguments are those of the base's forward.
         """
         self.check(base, hint, latent)

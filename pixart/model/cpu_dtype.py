@@ -1,6 +1,6 @@
-"""Which data type computes faster on this CPU, told by what cannot change from one start to the next.
+"""Which data type computes faster on this CPU, decided by properties that do not change between runs.
 
-A trial would depend on what else the machine does, and with it the image: noise predictions in bfloat16 differ from
+A timing trial would depend on the load of the machine, and with it the image: noise predictions in bfloat16 differ from
 float32 ones by about 1 % (relative root mean square). So processor and width decide. Time in bfloat16 as a share of
 that in float32, on an Intel Xeon with AMX, one thread, 256 tokens, torch 2.11, best of 6 rounds, by width:
 
@@ -17,7 +17,7 @@ import torch
 
 NARROWEST = 128         # from this width on bfloat16 pays; below it saves less than a third, or nothing with few tokens
 CPUINFO = Path("/proc/cpuinfo")
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")     # how users keep oneDNN, which multiplies, from newer units
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")     # by which users keep oneDNN from newer instructions
 
 
 def faster_dtype(width: int) -> torch.dtype:
@@ -26,7 +26,7 @@ def faster_dtype(width: int) -> torch.dtype:
 
 
 def fitting_dtype(device: torch.device, width: int) -> torch.dtype:
-    """bfloat16 on a GPU; on a CPU what the processor is faster with for a model of this width."""
+    """bfloat16 on a GPU; on a CPU the faster one for a model of this width."""
     return faster_dtype(width) if device.type == "cpu" else torch.bfloat16
 
 
@@ -38,7 +38,7 @@ def has_matrix_units() -> bool:
 
 @lru_cache(maxsize=1)
 def processor_has_amx() -> bool:
-    """By torch where it tells (from 2.10 on), else by what Linux says of the processor; False where neither does."""
+    """As torch reports it (from 2.10 on), else as Linux lists it for the processor; False where neither does."""
     if hasattr(torch.cpu, "get_capabilities"):
         return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
     if not CPUINFO.is_file():

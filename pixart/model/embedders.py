@@ -1,4 +1,4 @@
-"""What enters the transformer beside the blocks: latent patches, timestep, image size, caption.
+"""The embedders of what enters the transformer: latent patches, timestep, image size, caption.
 
 Shapes: B batch, D token width, N image tokens, L caption tokens, C caption width.
 """
@@ -62,8 +62,8 @@ class Mlp(nn.Module):
 class CaptionEmbed(nn.Module):
     """Text encoder output (B, L, C) -> (B, L, D).
 
-    `y_embedding` (tokens, C) is the caption that stands for "no caption" in training. Files in diffusers layout
-    do not carry it; then it is zero.
+    `y_embedding` (tokens, C) is the null caption of training (caption dropout). Files in diffusers layout do not carry
+    it; then it is zero.
     """
 
     def __init__(self, width: int, hidden: int, tokens: int, ops: Ops, **factory: Any) -> None:

@@ -1,7 +1,7 @@
-"""Inner loop feedback: a learned block that sends what the middle blocks found back to them, within one pass.
+"""Inner loop feedback: a learned block that feeds the output of the middle blocks back to them, within one pass.
 
-Blocks `first` to `last` run; a block of its own, trained from nothing, reads what `last` gives; what it says, times a
-learned scale for each of these blocks, is added to their inputs, and they run once more from where they began. The rest
+Blocks `first` to `last` run; a separate block, trained from scratch, reads the output of `last`; its own output, times
+a learned scale for each of these blocks, is added to their inputs, and they run once more from the same start. The rest
 of the network runs once. The prediction then serves a longer step. Source: ILF (arXiv 2501.13107); its weights and
 settings were never published, so which blocks and which target are choices of this package.
 
@@ -24,7 +24,7 @@ from .transformer import PixArtTransformer
 class Feedback(nn.Module):
     """The feedback block, and scales (K, D) that start at zero, so that it changes nothing before it has learned.
 
-    steps: how many steps an image takes with it, as it was trained.
+    steps: the number of sampling steps it was trained for.
     """
 
     def __init__(self, config: PixArtConfig, first: int, last: int, steps: int = 10, ops: Ops = nn,
@@ -44,7 +44,7 @@ class Feedback(nn.Module):
         return range(self.first, self.last + 1)
 
     def forward(self, x: Tensor, p: Pass) -> Tensor:
-        """x (B, N, D), what block `last` gives in the pass p -> what is sent back, before the scales."""
+        """Output x (B, N, D) of block `last` in the pass p -> the feedback (B, N, D), before the scales."""
         return self.block(x, p.text, p.modulation, p.grid, p.mask, p.options)
 
     def check(self, config: PixArtConfig) -> None:
@@ -56,9 +56,9 @@ class Feedback(nn.Module):
 
 
 class InnerLoop(Policy):
-    """Feedback in chosen steps: of the schedule from share `start` on and before share `end`, every `every`-th.
+    """Feedback in every `every`-th step between the fractions `start` (included) and `end` (excluded) of the schedule.
 
-    Outside of a sampling (training) in every pass. Control of a block is added both times it runs.
+    Outside of a sampling (training) it is in every pass. The control of a block is added both times it runs.
     """
 
     def __init__(self, feedback: Feedback, start: float = 0.0, end: float = 1.0, every: int = 1) -> None:
@@ -105,7 +105,7 @@ class InnerLoop(Policy):
 
 
 class PlacedInnerLoop(InnerLoop):
-    """The same with feedback that is brought to whatever device and type the model computes in; for drawing."""
+    """The same, with the feedback copied to the device and data type that the model computes in; for inference."""
 
     def __init__(self, feedback: Feedback, start: float = 0.0, end: float = 1.0, every: int = 1) -> None:
         super().__init__(feedback, start, end, every)

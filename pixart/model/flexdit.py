@@ -2,8 +2,8 @@
 
 In a group, tokens are averaged to a coarser grid; a merge block attends from these sparse tokens to all tokens; the
 sparse blocks are PixArt's own; a recover block copies the sparse tokens back to the full grid, adds them to the tokens
-that entered the group, both through a layer, and attends from there to the sparse tokens. PixArt's cross-attention to
-text and its MLP stay where they were in every block; where the authors have them was never published.
+that entered the group, each through a linear layer, and attends from there to the sparse tokens. PixArt's
+cross-attention to text and its MLP stay where they were in every block; where the authors have them was never published.
 
 Shapes: B rows, N tokens on a grid, M sparse tokens on a coarser one, L text tokens, D width.
 """
@@ -39,7 +39,7 @@ def average_pool(x: Tensor, grid: Grid, sparse: Grid) -> Tensor:
 
 
 def copy_up(x: Tensor, sparse: Grid, grid: Grid) -> Tensor:
-    """(B, M, D) on `sparse` -> (B, N, D) on `grid`: every token is the nearest sparse one."""
+    """(B, M, D) on `sparse` -> (B, N, D) on `grid`, by nearest-neighbour upsampling."""
     image = rearrange(x, "b (h w) d -> b d h w", h=sparse[0])                         # (B, D, h', w')
     return rearrange(F.interpolate(image, grid), "b d h w -> b (h w) d").contiguous()      # (B, N, D)
 
@@ -54,7 +54,7 @@ class PooledAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid, options: Options) -> Tensor:
         """x (B, N, D) -> (B, 1, D), the same for all tokens."""
-        mean = x.mean(1, keepdim=True)      # before the values, which are linear: the same mean, for one token's work
+        mean = x.mean(1, keepdim=True)      # before the linear value projection: the same mean, for one token
         return self.proj(self.v(mean))                                                  # (B, 1, D)
 
 
@@ -81,7 +81,7 @@ class ExchangeAttention(nn.Module):
             self.k_norm = ops.LayerNorm(width, eps=1e-5, **factory)
 
     def forward(self, x: Tensor, source: Tensor, options: Options) -> Tensor:
-        """x (B, M, D) asks source (B, K, D) -> (B, M, D)."""
+        """Queries from x (B, M, D), keys and values from source (B, K, D) -> (B, M, D)."""
         q = self.q(x)                                                                   # (B, M, D)
         k, v = self.kv(source).chunk(2, dim=-1)                                         # each (B, K, D)
         if self.qk_norm:
@@ -105,14 +105,14 @@ class ExchangeBlock(nn.Module):
                  options: Options) -> Tensor:
         """x (B, M, D), source (B, K, D), text (B, L, D), modulation (B, 6, D), mask as CrossAttention takes it."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.scale_shift_table(modulation)     # (B, 1, D)
-        said = self.attn(modulate(x, shift_a, scale_a), modulate(source, shift_a, scale_a), options)
-        x = torch.addcmul(x, gate_a, said)                                              # (B, M, D)
+        update = self.attn(modulate(x, shift_a, scale_a), modulate(source, shift_a, scale_a), options)
+        x = torch.addcmul(x, gate_a, update)                                            # (B, M, D)
         x = x + self.cross_attn(x, text, mask, options)                                 # (B, M, D)
         return torch.addcmul(x, gate_m, self.mlp(modulate(x, shift_m, scale_m)))        # (B, M, D)
 
 
 class MergeBlock(ExchangeBlock):
-    """Sparse tokens ask all tokens."""
+    """Sparse tokens attend to all tokens."""
 
     def forward(self, x: Tensor, text: Tensor, modulation: Tensor, grid: Grid, sparse: Grid,
                 mask: Tensor | None = None, options: Options = None) -> Tensor:
@@ -121,7 +121,7 @@ class MergeBlock(ExchangeBlock):
 
 
 class RecoverBlock(ExchangeBlock):
-    """From sparse tokens back to all: both are mixed, then all tokens ask the sparse ones.
+    """From sparse tokens back to all: both are mixed, then all tokens attend to the sparse ones.
 
     from_sparse and from_dense are the paper's W1 and W2, which start as zero and identity.
     """
@@ -137,15 +137,15 @@ class RecoverBlock(ExchangeBlock):
         return self.exchange(self.mix(x, found, grid, sparse), found, text, modulation, mask, options)
 
     def mix(self, x: Tensor, found: Tensor, grid: Grid, sparse: Grid) -> Tensor:
-        """W1 U + W2 X (B, N, D), U the sparse tokens copied up; W1 first, for which they are still few."""
+        """W1 U + W2 X (B, N, D), U the sparse tokens copied up. W1 comes before copying, on fewer tokens."""
         return copy_up(self.from_sparse(found), sparse, grid) + self.from_dense(x)      # (B, N, D)
 
 
 class FlexDiT(PixArtTransformer):
     """PixArt in the segments of its configuration. All arguments as for PixArtTransformer.
 
-    Rows of a batch may have different timesteps, and then other numbers of sparse tokens; these run one after the
-    other. There is no control, and there are no policies: both count on all tokens in every block.
+    Rows of a batch may have different timesteps, and so different numbers of sparse tokens; rows with equal numbers run
+    together, one group after the other. Control and policies are refused: both need all tokens in every block.
     """
 
     config: FlexDiTConfig
@@ -172,7 +172,7 @@ class FlexDiT(PixArtTransformer):
         return done[order.to(done.device)]                                              # (B, N, D)
 
     def sparse_grids(self, p: Pass) -> list[Grid]:
-        """Of each row. In a sampling the step knows the timestep; else the device is asked."""
+        """The sparse grid of each row. In a sampling the step has the timestep; else it is read from the device."""
         if p.step is not None:
             return [self.config.density.grid(p.grid, p.step.timestep)] * len(p.x)
         if p.timestep is None:
@@ -195,12 +195,12 @@ class FlexDiT(PixArtTransformer):
         return p.x
 
     def exchanged(self, block: MergeBlock | RecoverBlock, *given: Any) -> Tensor:
-        """block(*given), computed once more in the backward pass where that is wanted."""
+        """block(*given), recomputed in the backward pass with `recompute`."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *given, use_reentrant=False)
         return block(*given)
 
 
 def transformer_class(config: PixArtConfig) -> type[PixArtTransformer]:
-    """The network that a configuration is of."""
+    """The class of network that a configuration describes."""
     return FlexDiT if isinstance(config, FlexDiTConfig) else PixArtTransformer

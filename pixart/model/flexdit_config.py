@@ -40,7 +40,7 @@ class Segments:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """As text for messages."""
         return (f"{self.pooling} pooling, {self.groups} x (merge, {self.sparse} sparse, recover, {self.dense} "
                 f"dense), {self.top} dense")
 
@@ -48,7 +48,7 @@ class Segments:
     def for_depth(cls, depth: int) -> "Segments":
         """As published for 28 blocks; else as many groups of its size as fit, between pooling and dense blocks.
 
-        Raises ValueError for fewer than 8 blocks, which have no such layout: say one.
+        Raises ValueError for fewer than 8 blocks, which have no such layout: give one explicitly.
         """
         if depth < 8:
             raise ValueError(f"{depth} blocks are too few for the usual segments, which take 8; give pooling, groups, "
@@ -77,19 +77,19 @@ class Density:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """As text for messages."""
         return f"{100 * (1 - self.r_max):.0f} to {100 * (1 - self.r_min):.0f} % of the tokens in sparse blocks"
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """First timesteps of the stretches of equal density; of a line only the constant one, and what follows."""
+        """First timestep of each range of constant density; with pieces 0, of the constant range and of the line."""
         if self.r_min == self.r_max:
             return (0,)
         quarter, pieces = TRAINED_TIMESTEPS / 4, max(self.pieces, 1)
         return (0, *(math.ceil(quarter + 3 * quarter * piece / pieces) for piece in range(pieces)))
 
     def rate(self, t: float) -> float:
-        """r(t): r_min for t < T / 4, then a line to r_max at T, or `pieces` steps at whose ends it meets the line."""
+        """r(t): r_min for t < T / 4, then a line to r_max at T, or `pieces` stairs that meet the line at their ends."""
         share = (4 * t - TRAINED_TIMESTEPS) / (3 * TRAINED_TIMESTEPS)
         if share < 0:
             return self.r_min
@@ -98,7 +98,7 @@ class Density:
         return self.r_min + share * (self.r_max - self.r_min)
 
     def grid(self, grid: Grid, t: float) -> Grid:
-        """Of the sparse tokens: both sides of `grid` times sqrt(1 - r(t)). ValueError where nothing is left."""
+        """The grid of sparse tokens: both sides of `grid` times sqrt(1 - r(t)). ValueError where nothing is left."""
         share = math.sqrt(1 - self.rate(t))
         sparse = round(grid[0] * share), round(grid[1] * share)
         if min(sparse) < 1:
@@ -109,7 +109,7 @@ class Density:
 
 @dataclass(frozen=True)
 class FlexDiTConfig(PixArtConfig):
-    """A PixArt in segments. Raises ValueError for another number of blocks, and for key/value compression."""
+    """A PixArt in segments. Raises ValueError if they do not sum to its depth, and for key/value compression."""
 
     segments: Segments = field(default_factory=Segments)
     density: Density = field(default_factory=Density)

@@ -16,7 +16,7 @@ class LaneMemory:
 
     A lane stands for one image with one prompt, so it does not matter whether its rows come alone, in a batch or in
     another order than they were put in. When a step of another run arrives, everything is forgotten. Kept tensors are
-    not copied: nobody may write into what was put in or comes out.
+    not copied: neither what was put in nor what comes out may be modified in place.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class LaneMemory:
 
 
 class LaneNotes(Generic[Note]):
-    """Small values kept for lanes within one sampling, by the same rule."""
+    """Small values kept for lanes within one sampling, and forgotten when another begins."""
 
     def __init__(self) -> None:
         self.run: object = None

@@ -1,8 +1,8 @@
 """Normalized attention guidance (NAG, arXiv 2505.21179): a negative prompt for models that work without guidance.
 
 Few-step models have guidance built in, so there is no second prediction that a negative prompt could steer. NAG steers
-inside cross-attention: what image tokens hear from the prompt is moved away from what they hear from the negative one,
-held to a length near the former's, and blended with it. It costs one more attention to few tokens, not a second pass.
+inside cross-attention: the output for the prompt is extrapolated away from that for the negative prompt, limited in its
+L1 norm, and blended with the original. It costs one more attention over few text tokens per block, not a second pass.
 
 Shapes: B rows, N image tokens, L text tokens, C caption width, D width.
 """
@@ -24,7 +24,7 @@ LEAST_LENGTH = 1e-6
 def away_from(positive: Tensor, negative: Tensor, scale: float, tau: float, alpha: float) -> Tensor:
     """positive and negative (B, N, D) -> (B, N, D), section 3 of the paper.
 
-    z = scale positive - (scale - 1) negative, cut to at most tau times the L1 length of `positive`, token by token;
+    z = scale positive - (scale - 1) negative, scaled to at most tau times the L1 norm of `positive`, token by token;
     then alpha z + (1 - alpha) positive. scale counts as in the published code: 1 is none (the paper's is one less).
     """
     moved = scale * positive - (scale - 1) * negative
@@ -38,9 +38,9 @@ def away_from(positive: Tensor, negative: Tensor, scale: float, tau: float, alph
 class NAG(Policy):
     """Steers away from a negative prompt, given as features of the text encoder (1, L, C), in every block.
 
-    scale: 1 for none. tau: how many times longer an answer may become, 1 or more. alpha: share of what is steered, 0 to
-    1. start and end: the share of the steps in which it is in force. Rows that are a negative prompt themselves (with
-    guidance) are left as they are. model: whose pass it is; its weights are used as they are when the pass runs.
+    scale: 1 for none. tau: limit of the norm relative to the original output, 1 or more. alpha: blending weight of the
+    steered output, 0 to 1. start and end: fractions of the steps between which it applies. Rows of a negative prompt
+    (with guidance) are left as they are. model: the one it steers; its weights are used as they are when a pass runs.
     """
 
     def __init__(self, model: PixArtTransformer, negative: Tensor, scale: float = NAG_SCALE, tau: float = NAG_TAU,
@@ -58,7 +58,7 @@ class NAG(Policy):
             raise ValueError(f"NAG from {start} to {end}; expected 0 <= start <= end <= 1")
         self.model, self.negative, self.start, self.end = model, negative, start, end
         self.scale, self.tau, self.alpha = scale, tau, alpha
-        self.local = threading.local()          # text of the pass at work in this thread, (1, L, D)
+        self.local = threading.local()          # text of the pass that this thread runs, (1, L, D)
 
     def used(self, p: Pass) -> bool:
         """Whether this pass is steered."""
@@ -81,15 +81,15 @@ class NAG(Policy):
                    for row in range(len(p.x))]
         if not any(avoided):
             return self.steered(index, p)
-        said = p.x.new_empty(p.x.shape)
+        result = p.x.new_empty(p.x.shape)
         for kind, answer in ((True, go), (False, lambda part: self.steered(index, part))):
             rows = [row for row, each in enumerate(avoided) if each is kind]
             if rows:
-                said[rows] = answer(p.part(rows))
-        return said
+                result[rows] = answer(p.part(rows))
+        return result
 
     def steered(self, index: int, p: Pass) -> Tensor:
-        """What block `index` hears from the prompts, (B, N, D), away from the negative one."""
+        """Output (B, N, D) of the cross-attention of block `index`, steered away from the negative prompt."""
         cross = cast(PixArtBlock, self.model.blocks[index]).cross_attn
         q = cross.q_linear(p.x)                                                         # (B, N, D)
         positive = cross.attended(q, p.text, p.mask, p.options)                         # (B, N, D)

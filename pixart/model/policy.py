@@ -1,4 +1,4 @@
-"""The one seam for everything that skips, replaces or reorders work inside the stack of blocks.
+"""The single interface for everything that skips, replaces or reorders work inside the stack of blocks.
 
 Step caches, token pooling, feedback and a host's block patches are policies. A policy is asked at three places of a
 pass: for the whole stack, for every block, and for every branch of a block (before its gate). At each it is given what
@@ -17,7 +17,7 @@ from .attention import Options
 
 
 class Lane(NamedTuple):
-    """A name for a row that tells the two prompts of one image apart from everything else."""
+    """Identifies a row of the batch: one prompt of one image."""
 
     image: Hashable       # the same in all rows of one image
     prompt: Hashable
@@ -51,11 +51,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Pass:
-    """What the blocks read. Never edited: `with_x` and `dataclasses.replace` give changed copies."""
+    """What the blocks read. Never modified: `with_x` and `dataclasses.replace` give changed copies."""
 
     x: Tensor                                   # (B, N, D)
     text: Tensor                                # (B, L, D)
-    mask: Tensor | None                         # (B, 1, 1, L), see `score_bias`; (B, L) bool is taken too
+    mask: Tensor | None                         # (B, 1, 1, L), see `score_bias`; or (B, L) bool
     modulation: Tensor                          # (B, 6, D)
     grid: tuple[int, int]                       # (h, w) in tokens, N = h * w
     control: Sequence[Tensor | None] | None     # entry i, (B, N, D) or None, is added to the input of block i
@@ -104,7 +104,7 @@ class Policy:
 
     The methods may be called from several threads, one for each device, so what belongs to one pass stays in local
     variables and what is kept from step to step in a LaneMemory. A policy may be an nn.Module with weights as well.
-    `go` may be called never, once or more often, and with another pass: other tokens on another `grid` (then
+    `go` may be called any number of times, also with another pass: other tokens on another `grid` (then
     `control` must be put on that grid too), other text.
     """
 
@@ -117,9 +117,9 @@ class Policy:
         return go(p)
 
     def branch(self, index: int, name: str, p: Pass, go: Run) -> Tensor:
-        """What branch `name` ("attn", "cross_attn", "mlp") of a block says, before its gate; p.x is what it reads.
+        """The output of branch `name` ("attn", "cross_attn", "mlp") of block `index` before its gate, for input p.x.
 
-        The answer is (B, N, D) or what broadcasts to it.
+        The answer is (B, N, D) or a shape that broadcasts to it.
         """
         return go(p)
 
@@ -143,5 +143,5 @@ def composed(policies: Sequence[Policy], place: str, where: tuple[Any, ...], com
 
 
 def asked_for_branches(policies: Sequence[Policy]) -> bool:
-    """Whether any of them looks into blocks; if not, blocks run in one piece."""
+    """Whether any of them intercepts branches; if not, blocks run in one piece."""
     return any(getattr(type(policy), "branch", None) is not Policy.branch for policy in policies)

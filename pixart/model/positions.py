@@ -40,9 +40,9 @@ def position_table(h: int, w: int, width: int, base_size: int, scale: float,
 
 
 class PositionTables:
-    """The tables of one model: those of the sizes it met last, on the device and in the data type it was used with.
+    """The tables of one model, for its most recent sizes, devices and data types.
 
-    They die with the model and are left out of its copies. torch.compile takes a table as an input of the graph, so
+    They are freed with the model and left out of its copies. torch.compile takes a table as an input of the graph, so
     that a graph neither holds it nor computes it anew in every pass.
     """
 
@@ -55,15 +55,15 @@ class PositionTables:
     def like(self, latent: Tensor, grid: tuple[int, int]) -> Tensor:
         """(h * w, width) on the latent's device, in its data type."""
         h, w = grid
-        if type(latent) not in (Tensor, nn.Parameter):      # a fake one: what is made of it must not outlive its mode
+        if type(latent) not in (Tensor, nn.Parameter):      # a fake tensor: none made from it may outlive its mode
             return self.compute((h, w, latent.device, latent.dtype))
-        # The lengths of ranges are numbers to torch.compile, where h and w may stand for any size.
+        # To torch.compile, h and w may be symbols, but the length of a range is a plain number.
         size = (len(range(h)), len(range(w)), latent.device, latent.dtype)
         self.prepare(size)
         return self.kept[size]
 
     def prepare(self, size: Size) -> None:
-        """Have a table ready; torch.compile runs this while it traces and keeps no trace of it."""
+        """Have a table ready; torch.compile runs this while it traces and leaves it out of the graph."""
         if size not in self.kept:
             while len(self.kept) >= self.AT_MOST:
                 del self.kept[next(iter(self.kept))]

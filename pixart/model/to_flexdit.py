@@ -13,8 +13,8 @@ from .transformer import PixArtTransformer
 def convert_state_dict(state_dict: Mapping[str, Tensor], config: FlexDiTConfig) -> dict[str, Tensor]:
     """A PixArt's tensors (reference names) as those of a FlexDiT in these segments; new where they differ.
 
-    Queries, keys and values are rows of one matrix there. W1 is zero and W2 the identity: before any training nothing
-    of the sparse tokens is copied back.
+    A PixArt has queries, keys and values in one matrix. W1 is zero and W2 the identity: before any training nothing of
+    the sparse tokens is copied back.
     """
     result: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
@@ -33,7 +33,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], config: FlexDiTConfig) 
 
 
 def mixing_layers(state_dict: Mapping[str, Tensor], config: FlexDiTConfig) -> dict[str, Tensor]:
-    """W1 = 0 and W2 = I of all recover blocks, like the other weights of their block."""
+    """W1 = 0 and W2 = I of all recover blocks, in the dtype and on the device of the block's other weights."""
     made: dict[str, Tensor] = {}
     for index, role in enumerate(config.segments.roles):
         if role == "recover":

@@ -23,7 +23,7 @@ from .positions import PositionTables
 
 
 class BlockInputs(NamedTuple):
-    """What latent, timestep and caption have become when the first block starts."""
+    """Latent, timestep and caption, embedded for the first block."""
 
     tokens: Tensor               # (B, N, D), positions added
     text: Tensor                 # (B, L, D)
@@ -58,7 +58,7 @@ class PixArtTransformer(nn.Module):
         self.final_layer = FinalLayer(config, ops, **factory)
 
     def make_block(self, index: int, ops: Ops, attend: Attend, **factory: Any) -> PixArtBlock:
-        """Block `index`; networks of another kind make a subclass."""
+        """Block `index`; subclasses with other blocks override it."""
         return PixArtBlock(self.config, index, ops, attend, **factory)
 
     def forward(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None = None,
@@ -71,9 +71,9 @@ class PixArtTransformer(nn.Module):
         repeating the border and cropped from the result. timestep (B,) 0..999, fractions allowed. context (B, L, C)
         from the text encoder, mask (B, L) bool with True = a real token, or None for all. size (B, 2) height and
         width in pixels and aspect (B,) height / width matter with micro-conditioning only; by default those of the
-        latent. control: entry i is added to the input of block i, (B, N, D) or None. policies may answer instead of
-        blocks, the first one is asked first; step tells them what the rows are, and is not used without them. options
-        goes to `attend`.
+        latent. control: entry i is added to the input of block i, (B, N, D) or None. policies may replace what
+        blocks compute, the first one is asked first; step tells them what the rows are, and is unused without them.
+        options goes to `attend`.
         Returns the noise (B, channels, H, W), or (B, 2 * channels, H, W) with the variance logits behind it.
         """
         self.check(latent, timestep, context, mask, control, step, size, aspect)
@@ -90,7 +90,7 @@ class PixArtTransformer(nn.Module):
     def check(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None,
               control: Sequence[Tensor | None] | None, step: Step | None = None, size: Tensor | None = None,
               aspect: Tensor | None = None) -> None:
-        """Refuse what cannot be meant, naming both sides of the mismatch."""
+        """Refuse shapes that do not fit together, naming both sides of the mismatch."""
         config, batch = self.config, latent.shape[0]
         if latent.ndim != 4 or latent.shape[1] != config.channels or min(latent.shape[-2:]) < 2:
             raise ValueError(f"latent has shape {tuple(latent.shape)}; this PixArt model takes "
@@ -135,7 +135,7 @@ class PixArtTransformer(nn.Module):
         if not self.config.micro_conditioning:
             return time
         batch, _, height, width = latent.shape
-        if size is None:        # filled on the device: a list of numbers would be copied there and waited for
+        if size is None:        # filled on the device: a tensor from a list would wait for its copy there
             sides = [torch.full((batch,), 8.0 * side, device=latent.device) for side in (height, width)]
             size = torch.stack(sides, dim=1)                                            # (B, 2)
         if aspect is None:
@@ -156,7 +156,7 @@ class PixArtTransformer(nn.Module):
 
     @torch._disable_dynamo      # torch.compiler.disable, without importing the compiler, which takes seconds
     def run_untraced(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
-        """Policies decide anew in every step: traced, a decision would hold for ever or make one graph a step."""
+        """Policies decide anew in every step: a traced decision would be frozen, or cost a graph per step."""
         return self.ask_stack(p, policies)
 
     def run_blocks(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
@@ -169,18 +169,18 @@ class PixArtTransformer(nn.Module):
         return p.x
 
     def run_block(self, index: int, block: PixArtBlock, p: Pass, policies: Sequence[Policy]) -> Tensor:
-        """One block: in one piece, or branch by branch where a policy wants to be asked for these."""
+        """One block: in one piece, or branch by branch if a policy intercepts branches."""
         p = p.controlled(index)
         if not asked_for_branches(policies):
             return self.compute(block, p)
         rows = block.scale_shift_table(p.modulation)                                    # six of (B, 1, D)
         for name in block.branches:
-            said = composed(policies, "branch", (index, name), partial(self.compute, block, only=name))(p)
-            p = p.with_x(block.join(name, p.x, said, rows))                             # (B, N, D)
+            update = composed(policies, "branch", (index, name), partial(self.compute, block, only=name))(p)
+            p = p.with_x(block.join(name, p.x, update, rows))                           # (B, N, D)
         return p.x
 
     def compute(self, block: PixArtBlock, p: Pass, only: str | None = None) -> Tensor:
-        """The call that recomputation and a compiled block wrap, so that policies are asked once and outside of it."""
+        """The call that recomputation and compilation wrap; policies are asked outside of it, once."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, p.x, p.text, p.modulation, p.grid, p.mask, p.options, only, use_reentrant=False)
         return block(p.x, p.text, p.modulation, p.grid, p.mask, p.options, only)

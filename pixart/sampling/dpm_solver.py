@@ -42,7 +42,7 @@ def nodes(steps: int, rule: str = "official") -> list[Node]:
     last = STEPS - 1
     if rule == "official":
         return [node_at(last * (1 - i / steps)) for i in range(steps + 1)]
-    # Multiplied in this order, as numpy's linspace does, which decides the halves: 499 and not 500 in 30 steps.
+    # Multiplied in the order of numpy's linspace, which decides how halves round: to 499, not 500, in 30 steps.
     times = [float(round(i * (last / steps))) for i in range(steps, 0, -1)]
     return [node_at(t) for t in times] + [Node(0.0, 1.0, 0.0)]
 
@@ -61,7 +61,7 @@ def dpm_step(x: Tensor, here: Node, there: Node, x0: Tensor, before: tuple[Node,
 
 def dpm_solver_pp(model: Model, noise: Tensor, steps: int = 20, rule: str = "official",
                   callback: Callback | None = None, second_order: bool = True) -> Tensor:
-    """Unit Gaussian noise (B, C, H, W) -> clean latent. Guidance belongs into `model`.
+    """Unit Gaussian noise (B, C, H, W) -> clean latent. Guidance belongs in `model`.
 
     With fewer than 10 official steps the last one is first order, for stability. Without `second_order` all are, which
     makes it DDIM.

@@ -1,4 +1,4 @@
-"""Rectified flow: straight ways from noise to image, followed in Euler steps.
+"""Rectified flow: straight paths from noise to image, integrated in Euler steps.
 
 A latent is x = (1 - s) x0 + s noise, with s the share of noise, 1 at the start; the model is told 1000 s and predicts
 the velocity x0 - noise. Source: Liu et al. 2022 (arXiv 2209.03003); the shift of s with the image's size as in Stable
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from .schedule import Callback, Model, batch_of
 
-FLOW_SCALE = 1000            # what a model is told is the share of noise times this
+FLOW_SCALE = 1000            # a model's timestep is the share of noise times this
 FLOW_STEPS, FLOW_GUIDANCE = 30, 4.0       # of the published PT-DiT
 Share = TypeVar("Share", float, Tensor)
 
 
 def flow_shift_of(height: int, width: int, side: int) -> float:
-    """How far the noise levels of an image of so many pixels are shifted, where one of side x side is not at all.
+    """Shift of the noise levels for an image of height x width pixels, relative to side x side, where it is 1 (none).
 
-    Larger images need more noise to lose their shapes: the ratio of the sides, as in the published sampler.
+    Larger images need more noise to lose their shapes. It is the ratio of the sides, as in the published sampler.
     """
     return math.sqrt(height * width) / side
 
@@ -38,9 +38,9 @@ def flow_shares(steps: int = FLOW_STEPS, shift: float = 1.0) -> list[float]:
 
 
 def euler_flow(model: Model, noise: Tensor, shares: Sequence[float], callback: Callback | None = None) -> Tensor:
-    """Unit Gaussian noise (B, C, H, W) -> clean latent. model(x, 1000 s (B,)) predicts the velocity; guidance is its.
+    """Unit Gaussian noise (B, C, H, W) -> clean latent. model(x, 1000 s (B,)) predicts the velocity, guided if wanted.
 
-    shares: where to stop on the way, as `flow_shares` gives them; callback(step, x, x0) as for the other samplers.
+    shares: noise levels to visit, as `flow_shares` gives them; callback(step, x, x0) as for the other samplers.
     """
     x = noise
     for step, (here, there) in enumerate(zip(shares, shares[1:])):

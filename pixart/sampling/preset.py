@@ -1,7 +1,7 @@
-"""How a checkpoint wants to be sampled: sampler, steps, timestep rule and guidance, as its own file says or its name.
+"""How a checkpoint should be sampled: sampler, steps, timestep rule and guidance, from its file or guessed by its name.
 
-Our trainers write it into the header of what they make (`pixart_sampling`). Published files say nothing, but their
-names often do.
+The trainers of this package write it into the header of their results (`pixart_sampling`). Published files say nothing,
+but their names often do.
 """
 import json
 import re
@@ -35,25 +35,25 @@ class Preset:
     steps: int
     rule: str = "official"        # of the sampler's timestep rules
     guidance: float = 1.0         # classifier-free scale
-    source: str = "as chosen"     # for people
+    source: str = "as chosen"     # for display
 
     @property
     def line(self) -> str:
-        """For people, such as "tdm: 4 steps at 899, 674, 449, 224, cfg 1 (as the file says)"."""
+        """For display, such as "tdm: 4 steps at 899, 674, 449, 224, cfg 1 (as the file says)"."""
         times = SAMPLERS[self.sampler].times(self.steps, self.rule)
         at = f" at {', '.join(f'{time:g}' for time in times)}" if len(times) <= 8 else ""
         return (f"{self.method}: {self.steps} step{'s' * (self.steps > 1)}{at}, sampler {self.sampler}, "
                 f"cfg {self.guidance:g} ({self.source})")
 
     def mismatch(self, sampler: str) -> str | None:
-        """A sentence for people where such a checkpoint is sampled with another sampler than it was trained for."""
+        """A warning for the user if the checkpoint is sampled with another sampler than it was trained for."""
         if sampler == self.sampler or self.source == NOT_SAID:
             return None
         return (f"made for the sampler {self.sampler} ({self.method}, {self.steps} step{'s' * (self.steps > 1)}), but "
                 f"sampled with {sampler}: {self.source}")
 
     def with_steps(self, steps: int | None) -> "Preset":
-        """The same in another number of steps; None: its own. ValueError where the sampler cannot."""
+        """The same with another number of steps; None keeps its own. ValueError if the sampler cannot take it."""
         changed = self if steps is None else replace(self, steps=steps)
         SAMPLERS[changed.sampler].times(changed.steps, changed.rule)
         return changed
@@ -80,7 +80,7 @@ PRESET_FIELDS: dict[str, Check] = {"method": one_of(*PRESET_METHODS), "sampler":
 
 
 def preset_from_header(metadata: Mapping[str, str], path: Path) -> Preset | None:
-    """What a file says of itself, None where it says nothing. CheckpointError that names the field and the file."""
+    """The preset in a file's header, or None. Raises CheckpointError that names the field and the file."""
     if PRESET_KEY not in metadata:
         return None
     where = f"{PRESET_KEY} of its header"
@@ -96,9 +96,9 @@ def preset_from_header(metadata: Mapping[str, str], path: Path) -> Preset | None
 
 
 def by_name(path: str | Path, guidance: float = 4.5) -> Preset | None:
-    """What the name of a file or folder tells; None where it tells nothing.
+    """The preset guessed from the name of a file or folder; None if the name says nothing.
 
-    Of a file that is named as all published ones are, the folder of its repository is looked at.
+    For a file with a generic name, such as diffusion_pytorch_model, the folder of its repository counts.
     """
     name = telling_name(Path(path))
     for pattern, method in _NAMES:
@@ -110,7 +110,7 @@ def by_name(path: str | Path, guidance: float = 4.5) -> Preset | None:
 
 
 def telling_name(path: Path) -> str:
-    """The file's name, or the nearest folder's where that is one of those that every repository has."""
+    """The file's name, or that of the nearest folder that is not generic, if the file's is."""
     folders = [path.name, *reversed(path.parts[:-1])]
     if _ANY_FILE.fullmatch(path.name.lower()):
         del folders[0]
@@ -118,7 +118,7 @@ def telling_name(path: Path) -> str:
 
 
 def found_in(files: Sequence[tuple[Path, Mapping[str, str]]], guidance: float = 4.5) -> Preset:
-    """Of a checkpoint and the LoRAs on it, each with its header: the last that says something, else a teacher."""
+    """The preset of a checkpoint and its LoRAs, each with its header: from the last that has one, else a teacher's."""
     for path, metadata in reversed(files):
         said = preset_from_header(metadata, path) or by_name(path, guidance)
         if said is not None:

@@ -13,17 +13,17 @@ from .tdm import TDM_RULES, tdm, tdm_timesteps
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way from noise to a clean latent, and what can be asked of it."""
+    """A way from noise to a clean latent, and its options."""
 
-    name: str                               # as it is chosen
-    title: str                              # for people
+    name: str                               # by which it is chosen
+    title: str                              # for display
     steps: int                              # by default
     guided: bool                            # takes classifier-free guidance and a negative prompt
     rules: tuple[str, ...]                  # published timestep rules to choose from; none: there is only one
     times: Callable[[int, str], list[float]]
     """times(steps, rule): the timesteps the model is called at, in order. ValueError for impossible ones."""
     run: Callable[[Model, Noise, int, str, Callback | None], Tensor]
-    """run(model, noise, steps, rule, callback) -> clean latent (B, C, H, W); noise() is first what it starts from."""
+    """run(model, noise, steps, rule, callback) -> clean latent (B, C, H, W); the first noise() is where it starts."""
     noises: Callable[[int], int] = lambda steps: 1
     """noises(steps): how often noise() is called."""
 

@@ -60,7 +60,7 @@ class Table:
             return self._copies[key]
         with torch.inference_mode(False):       # a kept tensor must stay usable in training
             copy = torch.tensor(self.values, dtype=like.dtype, device="cpu").to(like.device)
-        if type(copy) is Tensor:                # not one that only stands in for data, while something is traced
+        if type(copy) is Tensor:                # not a fake tensor, made while something is traced
             self._copies[key] = copy
         return copy
 

@@ -29,7 +29,7 @@ def grid(steps: int, total: int) -> list[int]:
 
 
 def tdm(model: Model, noise: Tensor, timesteps: Sequence[int], callback: Callback | None = None) -> Tensor:
-    """Unit Gaussian noise (B, C, H, W), taken as x at timesteps[0] as it is -> clean latent, that of the last step."""
+    """Unit Gaussian noise (B, C, H, W), taken unscaled as x at timesteps[0] -> clean latent, that of the last step."""
     x = noise
     for step, t in enumerate(timesteps):
         eps = model(x, batch_of(t, x))
