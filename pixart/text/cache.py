@@ -1,4 +1,4 @@
-"""A memory of encoded prompts, so that an unchanged prompt never runs the text encoder twice."""
+"""A cache of encoded prompts, so that an unchanged prompt never runs the text encoder twice."""
 from collections import OrderedDict
 
 from .encoded import Encoded, join_encoded
@@ -12,9 +12,9 @@ _Key = tuple[str, Bits, int, bool, bool, str]
 class EmbeddingCache:
     """Keeps the last `entries` encoded prompts on the CPU (a 300-token prompt of T5-XXL takes 4.9 MB).
 
-    A prompt is found again by encoder, bits, token limit, cleaning, emphasis and its text as written, which its report
-    speaks of. So an entry outlives the encoder object: after the encoder was closed, or loaded once more, the same
-    prompt costs nothing.
+    The key is the encoder's identity, bits, token limit, cleaning, emphasis and the prompt as written, which its report
+    quotes. So an entry outlives the encoder object: after the encoder was closed, or loaded again, the same prompt
+    costs nothing.
     """
 
     def __init__(self, entries: int = 32) -> None:

@@ -1,6 +1,6 @@
 """Emphasis in prompts as users of ComfyUI write it: (words:1.3), (words) for 1.1, and \\( for a bracket itself.
 
-Inside another bracket a bare one multiplies by 1.1; a number stands for itself. Brackets without a partner are text.
+Nested bare brackets multiply by 1.1; a number replaces the weight around it. Brackets without a partner are text.
 Features are weighted as ComfyUI's own T5 weights them: token by token away from those of an all-padding prompt.
 """
 import math
@@ -13,20 +13,20 @@ from torch import Tensor
 
 BARE = 1.1                  # the weight of brackets without a number
 DEEPEST_EMPHASIS = 32       # brackets within brackets; 1.1 to this power is 21 already
-_OPEN, _CLOSE = "\ud800", "\ud801"      # stand for escaped brackets; whole text has no such halves of characters
+_OPEN, _CLOSE = "\ud800", "\ud801"      # stand for escaped brackets; valid text has no lone surrogates
 _ESCAPED = ((r"\(", _OPEN, "("), (r"\)", _CLOSE, ")"))
 
 
 @dataclass(frozen=True)
 class WeightedText:
-    """Text without brackets, and how much it counts: 1 for as it is."""
+    """Text without brackets, and its weight; 1 leaves it as it is."""
 
     text: str
     weight: float = 1.0
 
 
 def whole_characters(text: str) -> str:
-    """Text that can be encoded: halves of characters are joined, and one without its other half becomes U+FFFD."""
+    """Text that can be encoded: surrogate pairs are joined, and a lone surrogate becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -43,7 +43,7 @@ def weighted_parts(prompt: str) -> tuple[WeightedText, ...]:
 
 
 def escape(text: str) -> str:
-    """A prompt that says this text as it is, brackets and all."""
+    """The prompt for this text taken literally, with its brackets escaped."""
     return re.sub(r"([()])", r"\\\1", text)
 
 

@@ -26,7 +26,7 @@ class Encoded:
     """Text features of B prompts, padded with zeros to the longest of them.
 
     `context` (B, L, C) float32 and `mask` (B, L) bool, True for real tokens, both on the CPU; one report per prompt;
-    `encoder`: which encoder made them, for people.
+    `encoder`: which encoder made them, for display.
     """
 
     context: Tensor
@@ -60,7 +60,7 @@ def join_encoded(parts: Sequence[Encoded]) -> Encoded:
 
 
 def save_embeddings(path: str | Path, encoded: Encoded) -> None:
-    """Write `encoded` with its prompts and reports as safetensors; a file that was there is replaced in one step."""
+    """Write `encoded` with its prompts and reports as safetensors; an existing file is replaced atomically."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
@@ -71,14 +71,16 @@ def save_embeddings(path: str | Path, encoded: Encoded) -> None:
 
 
 def load_embeddings(path: str | Path) -> Encoded:
-    """Read what `save_embeddings` wrote. CheckpointError, a ValueError, or its subclass CheckpointNotFound, a
-    FileNotFoundError, for anything else."""
+    """Read what `save_embeddings` wrote.
+
+    Raises CheckpointError (a ValueError) for anything else, CheckpointNotFound (a FileNotFoundError too) for no file.
+    """
     weights = open_weights(path, EMBEDDINGS_FILE)
-    path, told = weights.path, weights.metadata
-    if told.get("format") != EMBEDDINGS_FORMAT:
-        raise CheckpointError(path, f"a file that holds no saved prompt (format {shown(told.get('format'))})",
+    path, header = weights.path, weights.metadata
+    if header.get("format") != EMBEDDINGS_FORMAT:
+        raise CheckpointError(path, f"a file that holds no saved prompt (format {shown(header.get('format'))})",
                               f"{EMBEDDINGS_FILE.expected}, format {EMBEDDINGS_FORMAT}")
-    reports = _reports(told, path)
+    reports = _reports(header, path)
     lacking = [name for name in ("context", "mask") if name not in weights.tensors]
     if lacking:
         raise CheckpointError(path, f"encoded prompts without {lacking[0]}", EMBEDDINGS_FILE.expected,
@@ -92,12 +94,12 @@ def load_embeddings(path: str | Path) -> Encoded:
     if not len(mask) or not mask.any(1).all():
         raise CheckpointError(path, "an encoded prompt without a single token, or no prompt", EMBEDDINGS_FILE.expected,
                               EMBEDDINGS_DAMAGED)
-    return Encoded(context.float().clone(), mask.clone(), reports, told.get("encoder", ""))
+    return Encoded(context.float().clone(), mask.clone(), reports, header.get("encoder", ""))
 
 
-def _reports(told: Mapping[str, str], path: Path) -> list[PromptReport]:
-    """What the header says of each prompt, checked_entries."""
-    reports = parse_value(told.get("reports", "[]"), path, "reports in its header", "a list of reports")
+def _reports(header: Mapping[str, str], path: Path) -> list[PromptReport]:
+    """The report of each prompt in the header, checked."""
+    reports = parse_value(header.get("reports", "[]"), path, "reports in its header", "a list of reports")
     checked_entries({"reports": reports}, {"reports": list_of(table, MOST_ENCODED)}, path, "its header")
     found = []
     for report in reports:

@@ -30,7 +30,7 @@ _SCALES = (".scale_weight", ".weight_scale")        # names of the factor of a s
 
 
 class T5Files:
-    """Tensors under their Hugging Face encoder names (`shared.weight`, `encoder.block.0. ...`), whatever holds them.
+    """Tensors under their Hugging Face encoder names (`shared.weight`, `encoder.block.0. ...`), from any kind of file.
 
     Any prefix in front of those names is dropped and everything else in the files (a decoder, another model) ignored.
     Raises CheckpointError, a ValueError, for damaged files and other kinds of model; it is a FileNotFoundError too
@@ -62,7 +62,7 @@ class T5Files:
         Raises CheckpointError where a number is not finite.
         """
         tensor = self._tensor(name)
-        check_finite(self._places[name], tensor, self.path, T5_FILE, torch.bfloat16)      # which all is computed in
+        check_finite(self._places[name], tensor, self.path, T5_FILE, torch.bfloat16)      # it is computed in
         if tensor.dtype not in EIGHT_BITS:
             return tensor
         base = name.removesuffix(".weight")
@@ -95,7 +95,7 @@ class T5Files:
 def with_text_unpacked(weights: Weights) -> Weights:
     """The encoder's own tensors, packed layers (those with a mark beside them) as plain ones.
 
-    Other models in the same file may be packed in ways that are not looked at.
+    Other models in the same file are left out, however they are packed.
     """
     prefix = next((key[:-len(FIRST_QUERY)] for key in weights.tensors if key.endswith(FIRST_QUERY)), None)
     if prefix is None or not any(key.endswith(f".{QUANTIZATION_MARK}") for key in weights.tensors):
@@ -105,7 +105,7 @@ def with_text_unpacked(weights: Weights) -> Weights:
 
 
 def files_identity(files: Iterable[Path]) -> str:
-    """The same text as long as place, size and time of change of all files stay the same."""
+    """A fingerprint that changes with the path, size or modification time of any of the files."""
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()

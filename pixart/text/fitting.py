@@ -14,14 +14,14 @@ from .quantized import INT8, Bits, check_bits
 AUTO: Bits = "auto"
 GIB = 1 << 30
 ENCODING = 0.2 * GIB            # what a prompt of 300 tokens takes beside the weights of T5-XXL
-NF4_BYTES = 4.127 / 8           # a weight, scales included
-# Best first: exact, weights alone rounded, inputs too where they are not extreme, 4 bits.
+NF4_BYTES = 4.127 / 8           # per weight, scales included
+# Best first: unquantised, only weights rounded, inputs too except outliers, 4 bits.
 ORDER: tuple[Bits, ...] = (16, INT8, 8, 4)
 
 
 @dataclass(frozen=True)
 class FittedT5:
-    """How to load a T5. size: bytes with a prompt; None where it was chosen by a person. words: why, a sentence."""
+    """How to load a T5. size: bytes with a prompt; None where the user chose it. words: why, a sentence."""
 
     bits: Bits
     device: torch.device
@@ -33,8 +33,8 @@ def fit_t5(path: str | Path, bits: Bits, device: torch.device, free: int | None 
     """Precision and device of a T5 file: those given, or for bits "auto" the best that fits.
 
     That is the first of 16, int8, 8, 4 whose weights and one prompt fit into 90 % of `free` bytes of the device (by
-    default what is free now), else int8 on the CPU. Raises ValueError for bits that there are not, and as opening the
-    file does.
+    default what is free now), else int8 on the CPU. Raises ValueError for unknown bits, and as opening the file
+    does.
     """
     if bits != AUTO:
         check_bits(bits)
@@ -58,18 +58,18 @@ def best_t5(free: int, shapes: Mapping[str, tuple[int, ...]], device: torch.devi
 
 
 def precisions_on(device: torch.device) -> tuple[Bits, ...]:
-    """Those of ORDER that can be had: 8 and 4 need bitsandbytes, which has no kernels for Apple GPUs."""
+    """Those of ORDER that are available: 8 and 4 need bitsandbytes, which has no kernels for Apple GPUs."""
     without = device.type == "mps" or importlib.util.find_spec("bitsandbytes") is None
     return tuple(bits for bits in ORDER if bits in (16, INT8) or not without)
 
 
 def t5_bytes(shapes: Mapping[str, tuple[int, ...]], bits: Bits) -> int:
-    """Of the weights of a T5 encoder in memory; shapes by the names of transformers."""
+    """Bytes of the weights of a T5 encoder in memory; shapes by the names of transformers."""
     return int(sum(math.prod(shape) * bytes_of(name, shape, bits) for name, shape in shapes.items()))
 
 
 def bytes_of(name: str, shape: tuple[int, ...], bits: Bits) -> float:
-    """A weight: linear layers in the precision, bitsandbytes leaves `wo` in 16 bits, everything else has them too."""
+    """Bytes per number of a tensor: as `bits` for linear layers, but for bitsandbytes' `wo`; 16 bits for the rest."""
     linear = ".SelfAttention." in name or ".DenseReluDense." in name
     if bits == 16 or not linear or "relative_attention_bias" in name or (bits != INT8 and name.endswith(".wo.weight")):
         return 2.0

@@ -1,7 +1,7 @@
 """Layers that keep their weights in bfloat16 and compute in float32.
 
 For processors without matrix units for bfloat16, which multiply it several times slower than float32 (see
-docs/measurements.md). It takes the memory of the weights in bfloat16 and of one layer in float32.
+docs/measurements.md). Memory: the weights in bfloat16, and one layer at a time in float32.
 """
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Float32Linear(nn.Linear):
 
 
 class Float32Embedding(nn.Embedding):
-    """Numbers (...) -> (..., C) float32."""
+    """Ids (...) -> (..., C) float32."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight.shape[0], weight.shape[1], device="meta")

@@ -20,8 +20,8 @@ def encode_long(encode: Encode, prompts: Sequence[str], limit: int, mode: str = 
     """Features of prompts in one of `MODES`; no word is lost that the report does not name.
 
     limit: tokens of the training captions. truncate: cut there. whole: up to LONGEST_PROMPT tokens in one go. segments:
-    each sentence by itself, cut at `limit`, their features put behind each other. inner_ends: keep the end token of
-    every segment and not of the last alone. emphasis: brackets of weights are not split. Raises ValueError.
+    each sentence by itself, cut at `limit`, their features concatenated. inner_ends: keep the end token of every
+    segment, not only of the last. emphasis: do not split inside the brackets of weights. Raises ValueError.
     """
     check_mode(mode, inner_ends)
     if mode == "truncate":
@@ -50,7 +50,7 @@ def beyond(report: PromptReport, limit: int) -> PromptReport:
 
 
 def joined(segments: Sequence[Encoded], prompt: str, inner_ends: bool) -> Encoded:
-    """Segments of one prompt, one row each, behind each other: their end tokens left out but for the last."""
+    """The segments of one prompt, one row each, concatenated into one row, with the last one's end token only."""
     kept = []
     for number, part in enumerate(segments):
         whole = part.one(0)

@@ -8,7 +8,7 @@ logger = logging.getLogger(__name__)
 
 NOTE = ("ftfy is not installed: text that was decoded with the wrong character set (such as 'â€œ' for a quotation "
         "mark) is not repaired, as it was for the training captions. To repair it: pip install ftfy")
-_PERHAPS_WRONGLY_DECODED = re.compile("[\x80-\u25ff] ?[\x80-\u25ff]")    # takes two such characters at least
+_PERHAPS_WRONGLY_DECODED = re.compile("[\x80-\u25ff] ?[\x80-\u25ff]")    # at least two such characters
 
 
 def has_ftfy() -> bool:

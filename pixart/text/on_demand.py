@@ -18,10 +18,10 @@ REMEMBERED = 64         # prompts; one of 300 tokens of T5-XXL takes 4.9 MB
 
 
 class T5OnDemand:
-    """Encodes prompts as T5Encoder does, and remembers the last ones, for which nothing is read again."""
+    """Encodes prompts as T5Encoder does, and caches the last ones, which need no weights again."""
 
     def __init__(self, path: str | Path, bits: Bits, device: torch.device) -> None:
-        """bits "auto" is settled now, by what is free on the device; see `fit_t5`. Raises as T5Encoder for files."""
+        """bits "auto" is resolved now, by the device's free memory; see `fit_t5`. Raises as T5Encoder for files."""
         require_t5(path)
         found = fit_t5(path, bits, device)
         self.path, self.bits, self.device = Path(path), found.bits, found.device
@@ -33,7 +33,7 @@ class T5OnDemand:
 
     def encode(self, prompts: list[str], max_tokens: int, clean: bool,
                reading: Callable[[int, int], None] | None = None) -> Encoded:
-        """As T5Encoder.encode; reading(done, total) is told while the weights are read, and may raise to stop."""
+        """As T5Encoder.encode; reading(done, total) is called while the weights are read, and may raise to stop."""
         if self.encoder is None:
             self._identity = self._identity or encoder_identity(self.path)
             known = self._features.find(self._identity, self.bits, prompts, max_tokens, clean)
@@ -43,7 +43,7 @@ class T5OnDemand:
         return self._features.encode(self.encoder, prompts, max_tokens, clean)
 
     def make_room(self, keep: bool | None) -> None:
-        """Free the weights unless they are to be kept: always, never, or (None) where they leave their size free."""
+        """Free the weights unless `keep`; None keeps them while at least their size of memory is free."""
         if self.encoder is None or keep:
             return
         free = free_bytes(self.device)

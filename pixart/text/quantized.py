@@ -1,4 +1,4 @@
-"""Linear layers in 8 and 4 bits, by bitsandbytes, which this keeps quiet, or by this package."""
+"""Linear layers in 8 and 4 bits: by bitsandbytes, with its repeated message silenced, or by this package."""
 import logging
 import warnings
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def check_bits(bits: Bits) -> None:
 
 
 def usual_bits(device: torch.device) -> Bits:
-    """Of a large T5 where nobody chose: 8, and 16 on Apple GPUs, for which bitsandbytes has no kernels."""
+    """The default for a large T5: 8, and 16 on Apple GPUs, for which bitsandbytes has no kernels."""
     return 16 if device.type == "mps" else 8
 
 
@@ -47,7 +47,7 @@ def quantized_linear(weight: Tensor, bits: Bits, device: torch.device, computed:
     """A linear layer without bias, of `weight` (out, in) float on the CPU: LLM.int8 for 8 bits, NF4 for 4, else int8.
 
     int8 rounds weights alone, with one scale a row; the layer can be moved to any device, and computes in the dtype of
-    its input. computed: in which NF4 is unpacked and multiplied; LLM.int8 has its own way.
+    its input. computed: the dtype in which NF4 is dequantised and multiplied; LLM.int8 chooses its own.
     """
     if bits == INT8:
         return PackedLinear(TARGETS["int8_tensorwise"].pack(weight), None).to(device)

@@ -1,7 +1,7 @@
 """Long prompts in segments: the sentences of a text.
 
-LongAlign (Liu et al. 2024, section 3) encodes them one by one and puts their features behind each other, for CLIP,
-which reads 77 tokens. T5 reads longer prompts, yet PixArt saw at most 120 tokens in training (Sigma 300).
+LongAlign (Liu et al. 2024, section 3) encodes them one by one and concatenates their features, for CLIP, which
+reads 77 tokens. T5 reads longer prompts, yet PixArt saw at most 120 tokens in training (Sigma 300).
 """
 import re
 
@@ -11,9 +11,9 @@ _BRACKET = re.compile(r"(?<!\\)[()]")
 
 
 def split_segments(text: str, emphasis: bool = False) -> list[str]:
-    """The sentences of a text, each with its own mark at the end; never a word less. One empty segment of no text.
+    """The sentences of a text, each with its own mark at the end, no word lost; one empty segment for no text.
 
-    Cut is after . ? ! or ; and blanks, so numbers (1.5) and names of files stay whole. emphasis: not inside brackets,
+    It cuts after . ? ! or ; and blanks, so numbers (1.5) and names of files stay whole. emphasis: not inside brackets,
     which give weights to what they hold.
     """
     pieces = [piece for piece in _cut(text) if piece.strip()]

@@ -28,8 +28,8 @@ MULTILINGUAL_VOCABULARY = 250_000      # mT5 and UMT5 have 250,112 ids or more, 
 _BLOCK = "encoder.block.{}.layer.{}.{}.weight"
 PAD = 0
 TIED = "embed_tokens.weight"            # the same tensor as shared.weight
-_Tokens = tuple[list[int], list[float], PromptReport]       # ids, their weights, what became of the prompt
-# Makes the network that is called as that of transformers is: (files, its configuration, progress) -> network.
+_Tokens = tuple[list[int], list[float], PromptReport]       # ids, their weights, the report
+# Makes a network that is called like that of transformers: (files, its configuration, progress) -> network.
 Build = Callable[[T5Files, "T5Config", Callable[[int, int], None] | None], nn.Module]
 
 
@@ -37,8 +37,8 @@ class T5Encoder:
     """T5 v1.1 encoder, pinned to one device, in one of four precisions.
 
     bits 16: bfloat16. 8: LLM.int8 of bitsandbytes. 4: NF4 of bitsandbytes. In 8 and 4 bits the layers `wo` stay
-    bfloat16, as in the published 8-bit recipe: their inputs have extreme values. "int8": 8 bits of this package for
-    all of them, which round weights alone; for every device, and without bitsandbytes. Nothing is ever cast to float16
+    bfloat16, as in the published 8-bit recipe: their inputs have extreme values. "int8": this package's 8 bits for
+    all of them, which round only the weights, on every device and without bitsandbytes. Nothing is ever cast to float16
     as a whole. Products are computed in bfloat16, on a CPU without matrix units for it in float32 from the same
     weights. Weights are read one at a time and quantised at once, so loading needs little more memory than the result.
 
@@ -46,7 +46,7 @@ class T5Encoder:
     Face folder. `tokenizer`: folder or file for when there is no tokenizer beside the weights; without it a single file
     takes that of `lone_tokenizer`.
     `progress(done, total)`, counted in tensors, may raise to stop loading. `build`: makes the network in place of this
-    class, whose precision it then decides.
+    class, and then decides its precision.
     Raises FileNotFoundError and ValueError that name the file and what to do.
     """
 
@@ -72,7 +72,7 @@ class T5Encoder:
 
     @property
     def precision(self) -> str:
-        """For people: "16-bit", "8-bit", "4-bit" or "int8"."""
+        """For display: "16-bit", "8-bit", "4-bit" or "int8"."""
         return "int8" if self.bits == INT8 else f"{self.bits}-bit"
 
     def encode(self, prompts: list[str], max_tokens: int, clean: bool = False, batch: int = 1,
@@ -138,7 +138,7 @@ class T5Encoder:
 
     def _features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (B, L), mask (B, L) bool -> (B, L, C) float32 on the CPU."""
-        assert self.model is not None       # `encode` has looked
+        assert self.model is not None       # checked in `encode`
         with torch.no_grad(), quiet_casts():
             hidden = self.model(input_ids=ids.to(self.device),
                                 attention_mask=mask.to(self.device, torch.long)).last_hidden_state
@@ -207,7 +207,7 @@ def _config(files: T5Files) -> "T5Config":
 
 
 def _count_layers(files: T5Files) -> int:
-    """By the highest one; far more than there are tensors means damage, not a deep model."""
+    """By the highest index; more layers than tensors mean damage, not a deep model."""
     found = [int(match[1]) for name in files.shapes if (match := re.match(r"encoder\.block\.(\d{1,9})\.", name))]
     layers = 1 + max(found)
     if layers > len(files.shapes):

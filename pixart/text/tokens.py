@@ -49,7 +49,7 @@ class PromptReport:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What a person has to hear of: the summary where something was cut, and the notes."""
+        """What the user has to be told: the summary where something was cut, and the notes."""
         return ((self.summary,) if self.cut else ()) + self.notes
 
 
@@ -91,7 +91,7 @@ class PromptTokenizer:
                      notes: tuple[str, ...] = ()) -> tuple[list[int], list[float], PromptReport]:
         """As `encode`, and the weight of each token. Every part is tokenised by itself, as ComfyUI does.
 
-        between: what stands between the parts in the text of the report.
+        between: the separator of the parts in the text of the report.
         """
         text, ids, starts, weights = "", [], [], []
         for part in parts:
@@ -127,7 +127,7 @@ class PromptTokenizer:
 
 
 def _word_start(text: str, at: int) -> int:
-    """Start of the word that `at` lies in; `at` itself on a blank, and where words are not written apart."""
+    """Start of the word that `at` lies in; `at` itself on a blank, and in scripts without spaces."""
     start = at
     while 0 < start < len(text) and not text[start].isspace() and not text[start - 1].isspace():
         start -= 1
@@ -172,9 +172,9 @@ def load_tokenizer(model_folder: Path | None, fallback: str | Path | None = None
 
 
 def lone_tokenizer(file: Path) -> Path | None:
-    """The tokenizer for a single file of T5 weights, which brings none: beside it, else of the ComfyUI it lies in.
+    """The tokenizer for a single file of T5 weights, which has none: one beside it, else that of the ComfyUI it is in.
 
-    One of another model, which may lie beside it too, is left alone.
+    Tokenizers of other models beside it are skipped.
     """
     folder = file.absolute().parent
     places = [folder, *(parent / HOST_TOKENIZER for parent in folder.parents)]
