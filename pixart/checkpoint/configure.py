@@ -1,4 +1,4 @@
-"""From facts to a configuration: what weights tell, what config.json and the user say, and an honest guess."""
+"""From facts to a configuration: what weights tell, what config.json and the user say, and a guess that is logged."""
 import logging
 import re
 from collections.abc import Mapping
@@ -21,18 +21,18 @@ NO_HEADS = "Pass a PixArtConfig as variant, or write the file with pixart.save_c
 
 @dataclass(frozen=True)
 class ChosenConfig:
-    """A complete configuration; `guessed` when part of it rests on the file's name or on habit."""
+    """A complete configuration; `guessed` when part of it rests on the file's name or on defaults."""
 
     config: PixArtConfig
     guessed: bool
-    against: str = ""            # what the file says otherwise than the variant that was chosen
+    against: str = ""            # what in the file contradicts the chosen variant
 
 
 def configure(facts: Facts, variant: str | PixArtConfig, header: PixArtConfig | None, settings: Mapping[str, Any],
               path: Path) -> ChosenConfig:
     """Combine all sources. What the user says wins wherever the network itself allows it, and a notice is logged.
 
-    variant: "auto", a key of VARIANTS, or a PixArtConfig. header: what our own files carry. settings: config.json.
+    variant: "auto", a key of VARIANTS, or a PixArtConfig. header: that of this package's files. settings: config.json.
     Raises CheckpointError naming both sides where the tensors rule the choice out.
     """
     if isinstance(variant, PixArtConfig):
@@ -60,20 +60,20 @@ def _trained_as(config: PixArtConfig, variant: PixArtConfig) -> PixArtConfig:
 
 
 def _believable(facts: Facts, path: Path) -> Facts:
-    """The facts without a position table of another size and scale than any training has.
+    """The facts, without base size and scale if no published training has that pair.
 
     OneTrainer's converter writes one of 64 x 64 at scale 1 into files of every variant.
     """
     base, scale = facts.base_size, facts.position_scale
     if base is None or (base, scale) in PUBLISHED_SCALES or scale == base / 32:
         return facts
-    logger.warning("%s: its pos_embed, of %d px at scale %g, belongs to no training and is not believed", path.name,
+    logger.warning("%s: its pos_embed, of %d px at scale %g, is of no published training and is ignored", path.name,
                    base * facts.patch * 8, scale)
     return replace(facts, base_size=None, position_scale=None)
 
 
 def _notice(variant: str, facts: Facts, header: PixArtConfig | None, path: Path) -> str:
-    """What a file says otherwise than the chosen variant, which wins; logged too."""
+    """What in a file contradicts the chosen variant, which wins; logged too."""
     config, said = VARIANTS[variant], []
     tokens = facts.caption_tokens
     if tokens in TRAINED_TOKENS and tokens != config.caption_tokens:
@@ -91,7 +91,7 @@ def _notice(variant: str, facts: Facts, header: PixArtConfig | None, path: Path)
 
 
 def _agree(config: PixArtConfig, facts: Facts, source: str, path: Path) -> PixArtConfig:
-    """A configuration given from outside, unless the weights contradict it; the position table is computed anyway."""
+    """A configuration from outside, unless the weights contradict it; position tables are not compared."""
     for entry in fields(facts):
         weights, given = getattr(facts, entry.name), getattr(config, entry.name)
         if entry.name in ("base_size", "position_scale"):
@@ -108,7 +108,7 @@ def _leaves_no_trace(value: object) -> bool:
 
 
 def _refuse_mismatch(variant: str, facts: Facts, path: Path) -> None:
-    """The tensors of size conditioning are there or not: that no choice can change."""
+    """Refuse a variant that disagrees with the tensors about size conditioning, which no choice can change."""
     if facts.micro_conditioning == VARIANTS[variant].micro_conditioning:
         return
     has = "has" if facts.micro_conditioning else "has no"
@@ -118,7 +118,7 @@ def _refuse_mismatch(variant: str, facts: Facts, path: Path) -> None:
 
 
 def _complete(base: PixArtConfig, facts: Facts, settings: Mapping[str, Any], path: Path) -> PixArtConfig:
-    """A variant with everything the weights tell put in place."""
+    """A variant with everything that the weights determine filled in."""
     known = {entry.name: getattr(facts, entry.name) for entry in fields(facts)
              if getattr(facts, entry.name) is not None}
     try:
@@ -135,7 +135,7 @@ def heads_of(hidden: int, settings: Mapping[str, Any], path: Path) -> int:
     if heads:
         return int(heads)
     if hidden % HEAD_WIDTH:
-        raise CheckpointError(path, f"width {hidden} and no word about attention heads",
+        raise CheckpointError(path, f"width {hidden} and an unknown number of attention heads",
                               f"a width divisible by {HEAD_WIDTH}, or a configuration", NO_HEADS)
     if hidden != 1152:
         logger.warning("%s: took %d attention heads of %d for width %d; files cannot tell", path.name,

@@ -55,7 +55,7 @@ class ControlCheckpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the large matrices."""
+        """Data type of the large matrices."""
         return self.state_dict[CONTROL_SAMPLE].dtype
 
 
@@ -64,14 +64,14 @@ def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
     """Read a ControlNet in any layout; dtype and device as in `read_checkpoint`. Packed layers are unpacked.
 
     Raises CheckpointError for another model, missing parts and wrong shapes; it is a FileNotFoundError too where
-    nothing lies there.
+    there is no file.
     """
     return _read(path, lambda weights, plan: dtype or common_dtype(weights, plan), device)
 
 
 def _read(path: str | os.PathLike, dtype_for: Callable[[Weights, Plan], torch.dtype | None],
           device: torch.device | str) -> ControlCheckpoint:
-    """`read_control` in the data type that weights and plan call for; None: as they are."""
+    """`read_control` in the data type that `dtype_for` picks; None: as they are."""
     weights, layout, plan = open_control(path)
     shapes = reference_shapes(plan, weights.tensors, weights.path)
     blocks = count_control_blocks(shapes, weights.path)
@@ -88,7 +88,7 @@ def load_control(path: str | os.PathLike, dtype: torch.dtype | None = None, devi
                  ops: "Ops | None" = None, attend: "Attend | None" = None) -> "PixArtControlNet":
     """Open a ControlNet as a model, in evaluation mode, without memory beyond its weights.
 
-    What lies in 8 bits becomes bfloat16 unless dtype says else.
+    8-bit weights become bfloat16 unless dtype is given.
     """
     from ..model.attention import sdpa
     from ..model.controlnet import PixArtControlNet
@@ -114,7 +114,7 @@ def save_control(path: str | os.PathLike, control: "PixArtControlNet", dtype: to
 
 
 def open_control(path: str | os.PathLike) -> tuple[Weights, str, Plan]:
-    """The opened file with what `find_control` says of it; no tensor is read. Raises CheckpointError."""
+    """The opened file with what `find_control` finds in it; no tensor is read. Raises CheckpointError."""
     weights = with_unpacked(open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE), CONTROL_FILE)
     return weights, *find_control(weights)
 
@@ -149,7 +149,7 @@ def _plan_ours(names: list[str], path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _plan_theirs(names: list[str], path: Path) -> dict[str, tuple[str, ...]]:
-    """The blocks are those of a diffusers PixArt: its mapping holds inside."""
+    """The blocks are those of a diffusers PixArt, so its name mapping applies inside them."""
     plan: dict[str, tuple[str, ...]] = {}
     unknown = []
     for name in names:
@@ -176,7 +176,7 @@ def _refuse_unknown(names: list[str], path: Path) -> None:
 
 
 def count_control_blocks(shapes: Shapes, path: Path) -> int:
-    """Number of copies, by the highest one; CheckpointError where that is far beyond what the file can hold."""
+    """Number of copies, by the highest index; CheckpointError where the file has fewer tensors than that."""
     blocks = 1 + max(int(match[1]) for name in shapes if (match := OURS.fullmatch(name)))
     if blocks > len(shapes):
         raise CheckpointError(path, f"a tensor of control block {blocks - 1} in a file of {len(shapes)} tensors",
@@ -217,7 +217,7 @@ def control_shapes(config: PixArtConfig, blocks: int) -> Mapping[str, tuple[int,
 
 
 def describe_control(config: PixArtConfig, blocks: int, knows_base: bool, dtype: str, layout: str) -> str:
-    """One line such as "ControlNet of 13 blocks, width 1152, for PixArt-alpha 1024 with 28 blocks, fp32, bundle"."""
+    """One line: "ControlNet of 13 blocks, width 1152, for PixArt-alpha 1024 with 28 blocks, fp32, bundle layout"."""
     words = [f"ControlNet of {blocks} blocks", f"width {config.hidden}"]
     if knows_base:
         family = "PixArt-alpha" if config.latent_space == "sd" else "PixArt-Sigma"

@@ -1,4 +1,4 @@
-"""What a table of weights is: its layout and prefix, and every fact that names and shapes can tell."""
+"""Recognising a table of weights: its layout and prefix, and every fact that names and shapes can tell."""
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Plan = Mapping[str, tuple[str, ...]]        # reference name -> names in the fil
 
 MARKS = {"reference": "t_block.1.weight", "diffusers": "adaln_single.linear.weight"}
 WRAPPER_PREFIX = re.compile(r"((module|model|diffusion_model|net|base_model|transformer|_orig_mod)\.)*")
-# What may lie beside a model that has no prefix of its own.
+# Prefixes of other models in a file whose transformer has no prefix.
 COMPANIONS = ("controlnet.", "controlnet_blocks.", "vae.", "first_stage_model.", "text_encoders.", "text_encoder.",
               "cond_stage_model.", "conditioner.", "model_ema.", "model_sampling.")
 KNOWN_SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
@@ -94,7 +94,7 @@ def _plan_plain(names: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _prefix(tensors: Mapping[str, Tensor], mark: str, path: Path) -> str | None:
-    """What stands before the names of the transformer; None without a transformer."""
+    """The prefix of the transformer's names; None without a transformer."""
     found = {name[:-len(mark)] for name in tensors if name.endswith(mark)}
     found = {prefix for prefix in found if not prefix or prefix.endswith(".")}
     known = sorted((prefix for prefix in found if WRAPPER_PREFIX.fullmatch(prefix)), key=len)
@@ -168,7 +168,7 @@ def measure_shapes(shapes: Shapes, positions: Tensor | None, path: Path) -> Fact
 
 
 def count_blocks(shapes: Shapes, path: Path) -> int:
-    """Number of blocks, by the highest one. Raises CheckpointError where there are none, or far from all of them."""
+    """Number of blocks, by the highest index. Raises CheckpointError for none, or fewer tensors than that."""
     depth = 1 + max((int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,9})\.", name))), default=-1)
     if depth == 0:
         raise CheckpointError(path, "no transformer block in it")
@@ -210,8 +210,8 @@ def compression_of(factors: Mapping[int, int], path: Path) -> KVCompression | No
 def measure_positions(table: Tensor | None, hidden: int, path: Path) -> tuple[int | None, float | None]:
     """Base size and scale from a stored table (1, base^2, D), whose second token lies at column 1 / scale.
 
-    Its channel k of the first quarter is sin(10000^(-4k/D) / scale); a slow channel gives the scale without
-    ambiguity, where the first one gives sin(1 / scale), the same for two scales.
+    Its channel k of the first quarter is sin(10000^(-4k/D) / scale); a low-frequency channel gives the
+    scale without ambiguity, where the first one gives sin(1 / scale), the same for two scales.
     """
     if table is None:
         return None, None

@@ -1,4 +1,4 @@
-"""Names of files that are not a PixArt transformer, so that an error can say what was chosen by mistake."""
+"""Other kinds of weight files by their tensor names, so that an error can say what was chosen by mistake."""
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", "lora_magnitud
 
 @dataclass(frozen=True)
 class FileFamily:
-    """A kind of file. It is meant when all parts of one of `marks` occur in names and none of `without` does."""
+    """A kind of file. It matches when all parts of one of `marks` occur in names and none of `without` does."""
 
     name: str
     marks: tuple[tuple[str, ...], ...]

@@ -24,7 +24,7 @@ FEEDBACK_FIELDS: dict[str, Check] = {"version": whole(1, 1 << 30), "first": whol
 
 
 def save_feedback(path: str | os.PathLike, feedback: Feedback, dtype: torch.dtype | None = None) -> Path:
-    """Write it so that `load_feedback` needs nothing else; beside its place, and renamed."""
+    """Write a file that `load_feedback` reads without further settings; complete or not at all."""
     path = Path(path)
     tensors = {file_name(name): plain_tensor(name, tensor, dtype) for name, tensor in feedback.state_dict().items()}
     about = {"version": FEEDBACK_VERSION, "first": feedback.first, "last": feedback.last, "steps": feedback.steps}
@@ -35,7 +35,7 @@ def save_feedback(path: str | os.PathLike, feedback: Feedback, dtype: torch.dtyp
 
 def load_feedback(path: str | os.PathLike, dtype: torch.dtype | None = None,
                   device: torch.device | str = "cpu") -> Feedback:
-    """Read what `save_feedback` wrote, in evaluation mode; what lies in 8 bits becomes bfloat16 unless dtype says else.
+    """Read what `save_feedback` wrote, in evaluation mode; 8-bit weights become bfloat16 unless dtype is given.
 
     CheckpointError for anything else, damaged or newer.
     """
@@ -48,7 +48,7 @@ def load_feedback(path: str | os.PathLike, dtype: torch.dtype | None = None,
     except ValueError as error:
         raise CheckpointError(weights.path, str(error), FEEDBACK_FILE.expected) from error
     names = {file_name(name): name for name in feedback.state_dict()}
-    expected = {told: tuple(feedback.state_dict()[name].shape) for told, name in names.items()}
+    expected = {in_file: tuple(feedback.state_dict()[name].shape) for in_file, name in names.items()}
     refuse_differences({name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}, expected,
                        f"feedback for {config.depth} blocks of width {config.hidden}", weights.path)
     plan = {name: (name,) for name in names}

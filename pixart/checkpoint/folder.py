@@ -18,7 +18,7 @@ TRAINED_TOKENS = {120: "sd", 300: "sdxl"}       # longest caption of alpha and o
 
 
 def folder_settings(path: Path, classes: tuple[str, ...], expected: str) -> dict[str, Any]:
-    """What the files of a diffusers folder say. Names folders that hold something else than such a network."""
+    """What the files of a diffusers folder say. CheckpointError says what it is, if not such a network."""
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     if folder == path and (path / "unet").is_dir():
         raise CheckpointError(path, "a Stable Diffusion pipeline (it has a unet folder)", expected)
@@ -28,9 +28,9 @@ def folder_settings(path: Path, classes: tuple[str, ...], expected: str) -> dict
 
 
 def settings_beside(path: Path, files: tuple[Path, ...], classes: tuple[str, ...], expected: str) -> dict[str, Any]:
-    """What lies beside weights that were named as a file, an index, a shard or by a folder's config.json.
+    """Settings beside weights that were given as a file, an index, a shard or a folder's config.json.
 
-    Beside a weight file of a name that diffusers does not give, config.json need not speak of this file.
+    Beside a weight file without diffusers' usual name, config.json may be of another model, and is not read.
     """
     if path.suffix.lower() == ".json":
         return folder_settings(path.parent, classes, expected)

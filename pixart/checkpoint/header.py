@@ -1,6 +1,6 @@
-"""The configuration that our own files carry: as JSON in the safetensors header, or as a tensor of that text.
+"""The configuration that this package's files carry: as JSON in the safetensors header, or as a tensor of that text.
 
-A host that saves a model writes its tensors and nothing of our header, so there the text travels among the tensors.
+A host that saves a model writes its tensors without this header, so there the text is stored as one of the tensors.
 """
 import json
 from collections.abc import Mapping
@@ -40,10 +40,10 @@ def config_from_header(metadata: Mapping[str, str], path: Path) -> PixArtConfig 
 
 
 def to_tensors(config: PixArtConfig) -> dict[str, Tensor]:
-    """The tensors, in names without prefix, that tell `from_tensor` the configuration and other loaders the size.
+    """Tensors, in names without prefix, that give `from_tensor` the configuration and other loaders the size.
 
-    Other programs tell the training size by the stored position table (1, base_size^2, hidden), as official files
-    have it; they compute its numbers anew.
+    Other programs infer the training size from the stored position table (1, base_size^2, hidden), as official files
+    have it; they compute its values anew.
     """
     from ..model.positions import position_table
     from .layouts import POSITION_TABLE

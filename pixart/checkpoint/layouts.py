@@ -1,6 +1,6 @@
 """Names and shapes of PixArt's tensors: the reference layout, the diffusers layout, and the way between them.
 
-There is no transposing anywhere: diffusers keeps query, key and value apart where the reference stacks their rows.
+Nothing is transposed: diffusers keeps query, key and value in separate tensors where the reference stacks their rows.
 """
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ..config import PixArtConfig
 
 NULL_CAPTION = "y_embedder.y_embedding"
 DIFFUSERS_NULL_CAPTION = "caption_projection.y_embedding"       # only in community conversions
-POSITION_TABLE = "pos_embed"                                    # a computed table; never loaded, tells the base size
+POSITION_TABLE = "pos_embed"                                    # a computed table: not loaded, but gives the base size
 
 OUTER = {
     "x_embedder.proj": "pos_embed.proj",
@@ -75,7 +75,7 @@ def reference_name(diffusers_name: str) -> tuple[str, int, int] | None:
 
 
 def diffusers_names(name: str) -> tuple[str, ...] | None:
-    """The diffusers tensors whose rows make up a reference tensor, in order; None where there is no such thing."""
+    """The diffusers tensors whose rows make up a reference tensor, in order; None where diffusers has none."""
     if name == NULL_CAPTION:
         return (DIFFUSERS_NULL_CAPTION,)
     if name == "final_layer.scale_shift_table":
@@ -91,7 +91,7 @@ def diffusers_names(name: str) -> tuple[str, ...] | None:
 
 
 def plan_reference(names: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
-    """Reference name -> diffusers names that make it up. Names nobody knows stay, as themselves."""
+    """Reference name -> diffusers names that make it up. Unknown names map to themselves."""
     plan: dict[str, tuple[str, ...]] = {}
     for name in names:
         place = reference_name(name)
@@ -150,5 +150,5 @@ def expected_shapes(config: PixArtConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def file_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """Shapes of a model's tensors under the names that files have; not to be changed."""
+    """Shapes of a model's tensors under the names that files have; read-only."""
     return MappingProxyType({file_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()})

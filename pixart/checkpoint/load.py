@@ -48,7 +48,7 @@ class Checkpoint:
 
     config: PixArtConfig
     state_dict: dict[str, Tensor]
-    description: str             # one line for people
+    description: str             # one line for display
     guessed: bool                # part of the configuration rests on the file's name; say so to the user
     has_null_caption: bool
     path: Path
@@ -56,7 +56,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the large matrices; where these were left packed, of the others."""
+        """Data type of the large matrices; where these were left packed, of the others."""
         return self.state_dict.get(SAMPLE_TENSOR, self.state_dict["t_block.1.weight"]).dtype
 
 
@@ -76,12 +76,12 @@ class OpenCheckpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the large matrices in the file; of their biases where they are packed."""
+        """Data type of the large matrices in the file; of their biases where they are packed."""
         return self.weights.tensors[self.layout.plan[SAMPLE_TENSOR][0]].dtype
 
     @property
     def packed_formats(self) -> tuple[Format, ...]:
-        """Of the packed layers of this network; a text encoder in the same file may have others."""
+        """Formats of the packed layers of this network; a text encoder in the same file may have others."""
         layers = self.weights.layers if isinstance(self.weights, PackedWeights) else {}
         names = (part.removesuffix(".weight") for parts in self.layout.plan.values() for part in parts)
         return tuple(layers[name].format for name in names if name in layers)
@@ -140,7 +140,7 @@ class OpenCheckpoint:
 
     def load(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", ops: "Ops | None" = None,
              attend: "Attend | None" = None, packed: bool = False) -> "PixArtTransformer":
-        """The weights as a model; arguments and promises of the function `load`."""
+        """The weights as a model; arguments as for the function `load`."""
         from ..model.attention import sdpa
         from ..model.flexdit import transformer_class
         checkpoint = self.read(dtype or widened_dtype(self.weights, self.layout.plan), device, leave_packed=packed)
@@ -197,7 +197,7 @@ def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: t
 
 
 def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
-    """What a file that this package wrote, or a host from a model of this package, says of itself."""
+    """The configuration that this package, or a host saving a model of this package, stored in the file, if any."""
     header = config_from_header(weights.metadata, weights.path)
     if header is None and layout.config is not None:
         header = from_tensor(weights.tensors[layout.config], weights.path)
@@ -208,7 +208,7 @@ def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
 
 
 def _recognise(weights: Weights, layout: Layout, variant: str | PixArtConfig, own: PixArtConfig | None) -> ChosenConfig:
-    """Which model these tensors are, from their shapes and all that is said about them; wrong shapes are refused."""
+    """Which model these tensors are, from shapes, header, config.json and variant; wrong shapes are refused."""
     shapes = reference_shapes(layout.plan, weights.tensors, weights.path)
     positions = weights.tensors[layout.positions] if layout.positions and own is None else None
     facts = measure_shapes(shapes, positions, weights.path)
@@ -274,18 +274,18 @@ def sound(weights: Weights, source: ShortLived, name: str, expected: str, dtype:
 
 
 def widened_dtype(weights: Weights, plan: Plan) -> torch.dtype | None:
-    """bfloat16 where a tensor lies in 8 bits, which no layer computes with; None where all can stay as they are.
+    """bfloat16 where a tensor is stored in 8 bits, which no layer computes with; None where all can stay as they are.
 
-    Files often keep some blocks in 8 bits and others in 16, so all tensors are looked at.
+    Files often keep some blocks in 8 bits and others in 16, so all tensors are checked.
     """
     eight = any(weights.tensors[part].dtype in EIGHT_BITS for parts in plan.values() for part in parts)
     return torch.bfloat16 if eight else None
 
 
 def common_dtype(weights: Weights, plan: Plan) -> torch.dtype | None:
-    """What all tensors can be read as without loss, where a file mixes data types; None where it does not.
+    """The data type that holds all tensors without loss, where a file mixes types; None where it does not.
 
-    Tables and the null caption are often kept in float32, and 8-bit files keep small tensors larger: both stay.
+    Tables and the null caption are often kept in float32, and 8-bit files keep small tensors wider: neither counts.
     """
     found = {weights.tensors[part].dtype for name, parts in plan.items() for part in parts
              if not name.endswith("scale_shift_table") and name != NULL_CAPTION}

@@ -12,7 +12,7 @@ Owned = TypeVar("Owned", bound=nn.Module)
 
 
 def owned(model: Owned) -> Owned:
-    """In place: the weights of `load` may be views of the file they come from, which must not be written to."""
+    """Copies the weights in place: those of `load` may be views of the mapped file, which must not be written to."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
@@ -21,8 +21,8 @@ def owned(model: Owned) -> Owned:
 def with_loras(model: PixArtTransformer, loras: Sequence[tuple[str | Path, float]]) -> PixArtTransformer:
     """Merge LoRA files or folders, each at a strength, into a model that was just loaded; returns it.
 
-    At strength 0 not even its memory moves, which may decide the last bit of a product. Raises what reading a LoRA
-    raises, and ValueError for one that does not fit the model.
+    If all strengths are 0 not even its memory moves, since alignment may decide the last bit of a product. Raises what
+    reading a LoRA raises, and ValueError for one that does not fit the model.
     """
     read = [(read_lora(path), strength) for path, strength in loras]
     if any(strength for _, strength in read):

@@ -1,8 +1,8 @@
 """PixArt files trained under muP with a readout multiplier (GSAI-ML/DiT-muP), folded into a standard PixArt.
 
 There the last layer computes W (x / m) + b with m = width / 288; a standard one does the same with W / m. The
-multiplier leaves no trace: names, shapes and the position table are those of a 256 px PixArt-alpha. So the file's
-name tells, or the user by the variant. What this package trains under muP needs no folding.
+multiplier leaves no trace: names, shapes and the position table are those of a 256 px PixArt-alpha. So it is
+recognised by the file's name or chosen as a variant. What this package trains under muP needs no folding.
 """
 import logging
 import re
@@ -28,8 +28,8 @@ def readout_divisor(config: PixArtConfig, variant: str | PixArtConfig, layout: s
                     path: Path) -> tuple[float, bool]:
     """(what to divide the readout by, whether that is guessed from names); 1 for a standard model.
 
-    own: the file's header says that this package wrote it, standard that is. Raises CheckpointError where the user
-    asks to fold such a file.
+    own: by its header this package wrote the file, with a standard readout. Raises CheckpointError where the user asks
+    to fold such a file.
     """
     if variant == VARIANT:
         if own:

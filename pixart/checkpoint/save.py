@@ -20,7 +20,7 @@ def save_checkpoint(path: str | os.PathLike, weights: nn.Module | Mapping[str, T
     """Save a model or a state dict (reference or diffusers names) so that `load` needs no detection.
 
     config: that of the model by default. dtype: convert floating-point tensors. metadata: further header entries. The
-    file is written beside its place and renamed, so an interruption never leaves half a file. Raises ValueError
+    file is written under a temporary name and renamed, so an interruption never leaves half a file. Raises ValueError
     without a configuration, CheckpointError when the weights do not fit it.
     """
     path = Path(path)
@@ -45,7 +45,7 @@ def reference_state_dict(weights: nn.Module | Mapping[str, Tensor]) -> dict[str,
 
 
 def plain_tensor(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """On the CPU, in a storage of its own order; floating-point tensors in `dtype` where that is given.
+    """Contiguous on the CPU; floating-point tensors in `dtype` where that is given.
 
     Raises ValueError where `dtype` would make a number infinite.
     """

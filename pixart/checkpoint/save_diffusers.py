@@ -1,4 +1,4 @@
-"""Write a PixArt transformer as diffusers keeps one: a folder with config.json and the weights under its names."""
+"""Write a PixArt transformer as diffusers stores one: a folder with config.json and the weights under its names."""
 import json
 import os
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def save_diffusers(folder: str | os.PathLike, weights: nn.Module | Mapping[str, 
     """For `PixArtTransformer2DModel.from_pretrained(folder)`, and for `load`; returns the folder.
 
     config: that of the model by default. dtype: convert the tensors. metadata: further header entries. Each file is
-    replaced in one step. Raises ValueError for what diffusers' class cannot hold: key/value compression, qk norm and
+    replaced atomically. Raises ValueError for what diffusers' class cannot hold: key/value compression, qk norm and
     FlexDiT.
     """
     folder = Path(folder)
@@ -49,7 +49,7 @@ def refuse_for_diffusers(config: PixArtConfig, folder: Path) -> None:
 
 
 def settings(config: PixArtConfig) -> dict[str, object]:
-    """What diffusers' config.json says of such a model."""
+    """The entries of diffusers' config.json for such a model."""
     return {"_class_name": TRANSFORMER_CLASSES[0], "num_attention_heads": config.heads,
             "attention_head_dim": config.hidden // config.heads, "in_channels": config.channels,
             "out_channels": config.out_channels, "num_layers": config.depth, "cross_attention_dim": config.hidden,

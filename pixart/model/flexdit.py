@@ -3,7 +3,7 @@
 In a group, tokens are averaged to a coarser grid; a merge block attends from these sparse tokens to all tokens; the
 sparse blocks are PixArt's own; a recover block copies the sparse tokens back to the full grid, adds them to the tokens
 that entered the group, each through a linear layer, and attends from there to the sparse tokens. PixArt's
-cross-attention to text and its MLP stay where they were in every block; where the authors have them was never published.
+cross-attention to text and its MLP stay where they were in every block; where the authors put them was not published.
 
 Shapes: B rows, N tokens on a grid, M sparse tokens on a coarser one, L text tokens, D width.
 """

@@ -12,12 +12,12 @@ class CheckpointError(ValueError):
         self.path, self.found, self.expected, self.todo = Path(path), found, expected, todo
 
     def __reduce__(self) -> tuple[type["CheckpointError"], tuple[Path, str, str, str]]:
-        """By its parts: it crosses from a worker process whole."""
+        """Pickled by its parts, so that it arrives whole from a worker process."""
         return type(self), (self.path, self.found, self.expected, self.todo)
 
 
 class CheckpointNotFound(CheckpointError, FileNotFoundError):
-    """Nothing lies at this path, or a folder without weights."""
+    """There is nothing at this path, or a folder without weights."""
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -1,4 +1,4 @@
-"""Telling weights from others without reading them whole."""
+"""A fingerprint of weights without reading them whole."""
 import hashlib
 from pathlib import Path
 

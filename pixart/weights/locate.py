@@ -20,7 +20,7 @@ class Kind:
 
     expected: str                            # for error messages
     folder: str = ""                         # where it lies in a folder of a whole pipeline, such as "text_encoder"
-    stems: tuple[str, ...] = ()              # names without suffix that come before others in a folder
+    stems: tuple[str, ...] = ()              # preferred names in a folder, without suffix
 
 
 def find_files(path: Path, kind: Kind) -> tuple[Path, ...]:
@@ -42,7 +42,7 @@ def find_files(path: Path, kind: Kind) -> tuple[Path, ...]:
 
 
 def in_folder(folder: Path, kind: Kind) -> tuple[Path, ...]:
-    """Of a pipeline's folder or the network's own one: an index, a file of the usual name, shards, the only file."""
+    """In a pipeline's folder or the network's own: by an index, a file of the usual name, shards, the only file."""
     inner = folder / kind.folder if kind.folder and (folder / kind.folder).is_dir() else folder
     files = {file.name.lower(): file for file in sorted(inner.iterdir()) if file.is_file()}
     for suffix in (".safetensors", ".bin"):

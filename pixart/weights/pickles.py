@@ -171,7 +171,7 @@ class _Machine:
         self.stack.append(rebuilt(function, arguments))
 
     def build(self) -> None:
-        """State of an object: the metadata that torch hangs onto state dicts, which is not needed."""
+        """State of an object: the metadata that torch attaches to state dicts, which is not needed."""
         self.pop()
         if not isinstance(self.stack[-1], (dict, Inert)):
             raise NotWeights("state for something that is no table")
@@ -294,13 +294,13 @@ def _from_type(function: object, kind: object, arguments: object, *_: object) ->
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2 ** 60:
-        raise ValueError("a size that is no size")
+        raise ValueError("an invalid size")
     return value
 
 
 def _counts(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > MOST_DIMENSIONS:
-        raise ValueError("a shape that is no shape")
+        raise ValueError("an invalid shape")
     return tuple(_count(value) for value in values)
 
 

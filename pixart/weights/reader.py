@@ -31,7 +31,7 @@ class Weights:
     """Named tensors of one or several files.
 
     `tensors` are views of files mapped for as long as these live; `metadata` the texts of safetensors headers;
-    `settings` what was said beside the files, checked by whoever looked for it.
+    `settings` the checked entries of config.json and the like beside the files.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Weights:
 
 
 class ShortLived:
-    """Tensors to be copied at once: their mapping is dropped now and then, and with it the pages that were read."""
+    """Tensors for immediate copying: the mapping is renewed now and then, which frees the pages that were read."""
 
     def __init__(self, remap: Remap) -> None:
         self.remap, self.read = remap, 0
@@ -68,7 +68,7 @@ def open_weights(path: str | os.PathLike, kind: Kind, ema: bool = False) -> Weig
 
 
 def open_files(files: Iterable[Path], path: Path, expected: str, ema: bool = False) -> Weights:
-    """Map files that together hold one model; `path` is what a user calls them."""
+    """Map files that together hold one model; `path` names them in errors."""
     mapped = [_open_file(file, expected, ema) for file in files]
     if not any(tensors for tensors, _, _ in mapped):
         raise CheckpointError(path, "no tensor in it", expected)
@@ -104,7 +104,7 @@ def sniff(path: Path, expected: str) -> str:
         head = file.read(64)
     if not head:
         raise CheckpointError(path, "an empty file", expected, "Download it again.")
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 48:       # eight letters make a larger number
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 48:       # eight letters give a larger number
         return "safetensors"
     for start, (found, todo) in HEADS_OF_OTHER_FILES.items():
         if head.lstrip().startswith(start):

@@ -80,9 +80,9 @@ def map_safetensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
-    """Write a file that is whole or not there, in a folder that is; header: further texts.
+    """Write a file, complete or not at all, in an existing folder; header: its metadata.
 
-    OSError where that fails: the library's own error for a full disk is none, and does not name the file.
+    Raises OSError if that fails: the library's own error for a full disk is not one and does not name the file.
     """
     with replacing(path) as beside:
         try:

@@ -1,6 +1,6 @@
-"""Checked reading of what is written in words: config.json, indices, headers, settings of adapters.
+"""Checked reading of JSON: config.json, indices, headers, settings of adapters.
 
-Values are never believed: each has a type and a range, and what does not fit is refused by field and file.
+No value is trusted: each is checked for type and range, and an error names its field and file.
 """
 import json
 import math
@@ -89,7 +89,7 @@ def checked_entries(entries: Mapping[str, object], checks: Mapping[str, Check], 
                     where: str) -> dict[str, Any]:
     """The entries that `checks` names, as far as they are there. Raises CheckpointError that names field and file.
 
-    where: what holds them, for people, such as "config.json".
+    where: what holds them, for messages, such as "config.json".
     """
     for name, check in checks.items():
         wanted = check(entries[name]) if name in entries else ""
@@ -109,7 +109,7 @@ def shown(value: object) -> str:
 
 
 def parse_json(written: str | bytes, path: Path, where: str) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError for everything else: damaged, nested without end, of another kind."""
+    """A JSON object. Raises CheckpointError for everything else: damaged, nested too deeply, of another kind."""
     content = parse_value(written, path, where, "a JSON object")
     if not isinstance(content, dict):
         raise CheckpointError(path, f"{where} is a JSON {type(content).__name__}", "a JSON object")
@@ -117,7 +117,7 @@ def parse_json(written: str | bytes, path: Path, where: str) -> dict[str, Any]:
 
 
 def parse_value(written: str | bytes, path: Path, where: str, expected: str) -> Any:
-    """Any JSON. Raises CheckpointError where it is damaged or nested without end."""
+    """Any JSON. Raises CheckpointError where it is damaged or nested too deeply."""
     try:
         return json.loads(written)
     except RecursionError:

@@ -1,6 +1,6 @@
-"""Files of torch.save, zip archives and the older single stream: tensors as views of the mapped file, code never.
+"""Files of torch.save, zip archives and the older single stream: tensors as views of the mapped file, no code run.
 
-A storage that is shorter than its tensor, which would show other numbers of the file as weights, is refused.
+A storage that is shorter than its tensor is refused: other bytes of the file would be read as weights.
 """
 import math
 import mmap
@@ -23,7 +23,7 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")
 BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, KeyError, EOFError, OSError, struct.error)
 NESTS = ("state_dict", "model", "module", "state_dict_ema", "ema")
 EMA_NESTS = ("state_dict_ema", "ema", "model_ema")
-MOST_SHARED = 3                          # tensors may share storages, as embeddings do; not without end
+MOST_SHARED = 3                          # times the file's size: tensors may share storages, as embeddings do
 DEEPEST_NESTING = 8                      # tables inside of tables around the weights
 
 
@@ -36,7 +36,7 @@ class Extent:
 
 
 def read_torch(path: Path, expected: str, zipped: bool, ema: bool) -> dict[str, StoredTensor]:
-    """Names and descriptions of the weights in a file, taken out of what trainers put around them."""
+    """Names and descriptions of the weights in a file, without what trainers put around them."""
     try:
         content = read_pickle(BytesIO(_zip_pickle(path))) if zipped else _stream(path)[0]
     except NotWeights as error:
@@ -50,7 +50,7 @@ def read_torch(path: Path, expected: str, zipped: bool, ema: bool) -> dict[str, 
 
 
 def map_torch(path: Path, stored: Mapping[str, StoredTensor], zipped: bool, expected: str) -> dict[str, Tensor]:
-    """The tensors themselves, views of a private mapping that changes of theirs do not write back."""
+    """The tensors themselves, views of a copy-on-write mapping: changing them leaves the file as it is."""
     try:
         places = _zip_places(path) if zipped else _stream_places(path)
         with path.open("rb") as file:
@@ -86,7 +86,7 @@ def _view(mapped: mmap.mmap, tensor: StoredTensor, place: Extent | None, name: s
 
 
 def bytes_each(stored: StoredStorage) -> int:
-    """Of an element of a storage; one without a data type counts bytes."""
+    """Bytes of an element of a storage; 1 for an untyped one."""
     return 1 if stored.dtype is None else stored.dtype.itemsize
 
 
@@ -126,7 +126,7 @@ def _zip_places(path: Path) -> dict[str, Extent]:
 
 
 def _place(entry: zipfile.ZipInfo, file: BufferedReader) -> Extent:
-    """An entry's own header, which may be longer than what the archive's directory says of it, lies before it."""
+    """Where an entry's data lies: behind its local header, which may be longer than the archive's directory says."""
     file.seek(entry.header_offset)
     mark, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
     if mark != b"PK\x03\x04":

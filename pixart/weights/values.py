@@ -11,7 +11,7 @@ FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.f
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 NOT_FINITE_BITS = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}  # lowest bits, without sign, of NaN or infinity
 E8M0 = getattr(torch, "float8_e8m0fnu", None)     # 8 bits of exponent, the scales of MXFP8; 0xFF is NaN
-PART = 1 << 24              # numbers of 8 bits looked at together
+PART = 1 << 24              # 8-bit numbers checked at once
 
 # Parts of names that tell which program quantised a file; the first that occurs names it.
 QUANTIZED = (

@@ -196,7 +196,7 @@ def one_trainer(variant: str) -> dict:
 def test_fine_tunes_of_onetrainer_are_what_their_name_or_the_user_says(variant, caplog):
     by_choice = detect(one_trainer(variant), "fine-tune.safetensors", variant)
     assert by_choice.config == VARIANTS[variant] and not by_choice.guessed
-    assert "1024 px at scale 1" in caplog.text and "not believed" in caplog.text
+    assert "1024 px at scale 1" in caplog.text and "is ignored" in caplog.text
     by_name = detect(one_trainer(variant), f"my-PixArt-{variant}.safetensors")
     assert by_name.config == VARIANTS[variant] and by_name.guessed == (variant != "alpha-1024")
 

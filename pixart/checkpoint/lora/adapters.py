@@ -34,7 +34,7 @@ COMPLETE = ((DOWN, UP), LOHA[:4], LOHA[4:], GLORA, ("lokr_w1_a", "lokr_w1_b"), (
 
 @dataclass(frozen=True)
 class ModuleTensors:
-    """The tensors of one module by what they are to it, and what is known about their scale."""
+    """The tensors of one module by kind, and what is known about their scale."""
 
     place: WeightSlice
     tensors: Mapping[str, Tensor]
@@ -48,12 +48,12 @@ class ModuleTensors:
         return self.scale_of_rank(rank) if self.alpha is None else self.alpha / rank
 
     def names(self, *kinds: str) -> tuple[str, ...]:
-        """Keys in the file of these kinds, as far as they are there."""
+        """Keys in the file of these kinds, as far as they are present."""
         return tuple(self.keys[kind] for kind in kinds if kind in self.keys)
 
     @property
     def magnitude(self) -> Tensor | None:
-        """(rows,), or (1, columns, ...). peft keeps lengths of rows only, LyCORIS by the shape of either."""
+        """(rows,), or (1, columns, ...). peft stores norms of rows only, LyCORIS of either, as the shape shows."""
         if MAGNITUDE in self.tensors:
             return self.tensors[MAGNITUDE].flatten()
         given = self.tensors.get(DORA)
@@ -92,7 +92,7 @@ def hadamard(found: ModuleTensors) -> Change:
 
 
 def kronecker(found: ModuleTensors) -> Change:
-    """Where both factors are whole there is no rank, and alpha means nothing."""
+    """If both factors are whole there is no rank, and alpha has no effect."""
     values: dict[str, Any] = {kind.removeprefix("lokr_"): found.tensors[kind] for kind in LOKR if kind in found.tensors}
     ranked = values.get("w2_b", values.get("w1_b"))
     if "w2" in values and "w1" not in values:
@@ -109,7 +109,7 @@ def generalized(found: ModuleTensors) -> Change:
 
 
 def rotated(found: ModuleTensors) -> Change:
-    """Alpha of OFT bounds the rotation; three dimensions are one step, four are the steps of a butterfly."""
+    """Alpha bounds the rotation; blocks of three dimensions are OFT, of four the butterfly steps of BOFT."""
     blocks = found.tensors[OFT_BLOCKS]
     if blocks.ndim not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
         raise ValueError(f"blocks of shape {tuple(blocks.shape)}")

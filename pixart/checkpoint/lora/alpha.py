@@ -1,4 +1,4 @@
-"""The scale of a LoRA, alpha / rank: where alpha is written down, and what holds where it is not."""
+"""The scale of a LoRA, alpha / rank: where files store alpha, and its default where they do not."""
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,31 +18,31 @@ ADAPTER_CONFIG_FIELDS: dict[str, Check] = {"r": whole(1, 1 << 16), "lora_alpha":
                                            "alpha": number(-LARGEST_ALPHA, LARGEST_ALPHA),
                                            "use_rslora": optional(flag), "alpha_pattern": optional(table),
                                            "rank_pattern": optional(table)}
-# Parts of a regular expression that name modules and cannot run on for ever.
+# Regular expressions of module names that match in bounded time.
 PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.|\.\*|\\d\+?)+\$?")
 MOST_WILDCARDS = 3
 
 
 @dataclass(frozen=True)
 class ScaleSettings:
-    """What is said about the scale outside of the tensors, in peft's words."""
+    """The scale by settings outside of the tensors, in peft's terms."""
 
-    source: str                              # for people, such as "alpha 8 from adapter_config.json"
+    source: str                              # for display, such as "alpha 8 from adapter_config.json"
     alpha: float | None = None               # None: the rank
     rslora: bool = False
-    alphas: Mapping[str, float] = field(default_factory=dict)       # for modules whose name ends so
+    alphas: Mapping[str, float] = field(default_factory=dict)       # regular expression of a name's end -> alpha
 
     def scale(self, modules: Sequence[str], rank: int) -> float:
-        """Of a module by all its names, such as "transformer_blocks.0.attn1.to_q"."""
+        """The scale of a module, given all its names, such as "transformer_blocks.0.attn1.to_q"."""
         alpha = next((alpha for end, alpha in self.alphas.items()
                       if any(re.match(rf"(.*\.)?({end})$", module) for module in modules)), self.alpha)
         return 1.0 if alpha is None else alpha / (rank ** 0.5 if self.rslora else rank)
 
 
 def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: int) -> ScaleSettings:
-    """What is known of alpha where the tensors do not tell, from the most trustworthy source.
+    """The settings for modules without an alpha tensor, from the most trustworthy source.
 
-    by_peft: whether the keys are named as peft names them. metadata: the file's header. rank: of the file's tensors.
+    by_peft: whether the keys have peft's names. metadata: the file's header. rank: of the file's tensors.
     """
     header = in_header(file, metadata)
     if header is not None:
@@ -52,20 +52,20 @@ def find_settings(file: Path, by_peft: bool, metadata: Mapping[str, str], rank: 
     source = f"alpha {OFFICIAL_ALPHA:g} assumed, as the official trainers have it"
     beside = file.with_name(PEFT_SETTINGS)
     if beside.is_file():
-        said = checked_entries(read_json(beside), ADAPTER_CONFIG_FIELDS, beside, "its LoRA settings")
-        if rank in (said.get("r", rank), *(said.get("rank_pattern") or {}).values()):
-            return in_words_of_peft(said, PEFT_SETTINGS, beside)
-        source += f"; the {PEFT_SETTINGS} beside is of another LoRA, of rank {said.get('r')}"
+        entries = checked_entries(read_json(beside), ADAPTER_CONFIG_FIELDS, beside, "its LoRA settings")
+        if rank in (entries.get("r", rank), *(entries.get("rank_pattern") or {}).values()):
+            return from_peft_settings(entries, PEFT_SETTINGS, beside)
+        source += f"; the {PEFT_SETTINGS} beside is of another LoRA, of rank {entries.get('r')}"
     return ScaleSettings(source, OFFICIAL_ALPHA)
 
 
 def in_header(file: Path, metadata: Mapping[str, str]) -> ScaleSettings | None:
-    """What diffusers, our own trainer or kohya's left in the file's header."""
+    """The settings that diffusers, this package's trainer or kohya's stored in the file's header; None without any."""
     if ADAPTER_METADATA in metadata:
-        said = parse_json(metadata[ADAPTER_METADATA], file, "its LoRA settings")
-        own = {key.removeprefix("transformer."): value for key, value in said.items()}
+        entries = parse_json(metadata[ADAPTER_METADATA], file, "its LoRA settings")
+        own = {key.removeprefix("transformer."): value for key, value in entries.items()}
         if "lora_alpha" in own:
-            return in_words_of_peft(checked_entries(own, ADAPTER_CONFIG_FIELDS, file, "its LoRA settings"),
+            return from_peft_settings(checked_entries(own, ADAPTER_CONFIG_FIELDS, file, "its LoRA settings"),
                                     "the file's header", file)
     try:
         alpha = float(metadata.get("ss_network_alpha", ""))
@@ -76,16 +76,16 @@ def in_header(file: Path, metadata: Mapping[str, str]) -> ScaleSettings | None:
     return ScaleSettings(f"alpha {alpha:g} from the file's header", alpha)
 
 
-def in_words_of_peft(said: Mapping[str, Any], source: str, path: Path) -> ScaleSettings:
-    """peft's settings, with its own defaults where they leave something out; LoHa and LoKr say alpha."""
-    alpha = float(said.get("lora_alpha", said.get("alpha", OFFICIAL_ALPHA)))
-    rslora = bool(said.get("use_rslora"))
+def from_peft_settings(entries: Mapping[str, Any], source: str, path: Path) -> ScaleSettings:
+    """From peft's settings, with peft's defaults for what they leave out; LoHa and LoKr call it alpha."""
+    alpha = float(entries.get("lora_alpha", entries.get("alpha", OFFICIAL_ALPHA)))
+    rslora = bool(entries.get("use_rslora"))
     words = f"alpha {alpha:g}{' over the square root of the rank' if rslora else ''} from {source}"
-    return ScaleSettings(words, alpha, rslora, alphas_by_name(said.get("alpha_pattern") or {}, path))
+    return ScaleSettings(words, alpha, rslora, alphas_by_name(entries.get("alpha_pattern") or {}, path))
 
 
 def alphas_by_name(patterns: Mapping[str, Any], path: Path) -> dict[str, float]:
-    """peft's alpha_pattern, regular expressions of module names; only such as end in bounded time."""
+    """peft's alpha_pattern, regular expressions of module names; only such as match in bounded time."""
     for pattern, alpha in patterns.items():
         bounded = len(pattern) <= 256 and PATTERN.fullmatch(pattern) and pattern.count("*") + pattern.count(
             "+") <= MOST_WILDCARDS

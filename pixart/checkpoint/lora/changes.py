@@ -1,9 +1,9 @@
 """What one adapter of a LoRA file adds to a weight, in every form that ComfyUI and LyCORIS know.
 
 A change belongs to some rows of one weight or bias of the reference layout. `change(rows)` is what full strength adds
-to these rows (rows, ...), in their dtype; it is linear in nothing but the strength. Formulas: LoRA arXiv 2106.09685,
-DoRA 2402.09353, LoHa (FedPara) 2108.06098, LoKr and the Tucker forms 2309.14859, GLoRA 2306.07967, OFT 2306.07280,
-BOFT 2311.06243; in their details as LyCORIS (KohakuBlueleaf/LyCORIS) computes them.
+to these rows (rows, ...), in their dtype; other strengths scale it. Formulas: LoRA arXiv 2106.09685, DoRA 2402.09353,
+LoHa (FedPara) 2108.06098, LoKr and the Tucker forms 2309.14859, GLoRA 2306.07967, OFT 2306.07280, BOFT 2311.06243; in
+their details as LyCORIS (KohakuBlueleaf/LyCORIS) computes them.
 """
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar, cast
@@ -40,12 +40,12 @@ class Change:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Its numbers by field."""
+        """Its tensors by field name."""
         values = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def on(self: Each, device: torch.device | str, copy: bool = False) -> Each:
-        """The same change with its numbers on a device; copy: in memory of their own."""
+        """The same change with its tensors on a device; copy: copied even if they are there."""
         moved = {name: tensor.to(device, copy=copy) for name, tensor in self.tensors.items()}
         return cast(Each, replace(cast(Any, self), **moved))
 
@@ -62,16 +62,16 @@ class Change:
 
 
 class Scaled(Change):
-    """A change that is scale * delta, or with a magnitude the direction of weight + delta at lengths of its own (DoRA).
+    """A change scale * delta; with a magnitude, the direction of weight + delta with norms of its own (DoRA).
 
-    magnitude: (rows,), lengths of the changed rows, or (1, columns, ...), of the columns.
+    magnitude: (rows,), norms of the changed rows, or (1, columns, ...), of the columns.
     """
 
     scale: float
     magnitude: Tensor | None
 
     def product(self, rows: Tensor) -> Tensor:
-        """The change before it is scaled, as many numbers as the rows have."""
+        """The change before scaling, with as many elements as the rows."""
         raise NotImplementedError
 
     def change(self, rows: Tensor) -> Tensor:
@@ -80,9 +80,9 @@ class Scaled(Change):
 
 
 def decomposed(weight: Tensor, magnitude: Tensor) -> Tensor:
-    """The weight (rows, columns, ...) with its rows, or columns, at the lengths `magnitude` (DoRA, eq. 5).
+    """The weight (rows, columns, ...) with its rows, or columns, scaled to the norms `magnitude` (DoRA, eq. 5).
 
-    Their number tells which; for a square weight (n,) are those of rows and (1, n) those of columns, as LyCORIS has it.
+    Their number decides which; for a square weight, (n,) is for rows and (1, n) for columns, as in LyCORIS.
     """
     tiny, count = torch.finfo(weight.dtype).tiny, magnitude.numel()
     by_rows = count == weight.shape[0] and (magnitude.ndim == 1 or count != weight.shape[1])
@@ -140,7 +140,7 @@ class LoHa(_Product):
 
 @dataclass(frozen=True, kw_only=True)
 class LoKr(_Product):
-    """The Kronecker product of w1 and w2, each whole or as a product of two, the second also in Tucker form."""
+    """The Kronecker product of w1 and w2, each whole or as a product of two factors, w2 also in Tucker form."""
 
     method: ClassVar[str] = "LoKr"
     w1: Tensor | None = None
@@ -173,7 +173,7 @@ def whole_of(whole: Tensor | None, a: Tensor | None, b: Tensor | None, like: Ten
 
 @dataclass(frozen=True, kw_only=True)
 class GLoRA(_Product):
-    """W a1 a2 + b1 b2, or as older files keep it W a2 a1 + b2 b1."""
+    """W a1 a2 + b1 b2, or in older files W a2 a1 + b2 b1."""
 
     method: ClassVar[str] = "GLoRA"
     a1: Tensor
@@ -190,7 +190,7 @@ class GLoRA(_Product):
         return turned.reshape(rows.shape) + multiplied(turn[1], add[1], rows).reshape(rows.shape)
 
     def is_old(self, rows: int) -> bool:
-        """By the place of the rank in the shapes, and by the square weight where both orders would fit."""
+        """The older order, by the place of the rank in the shapes; if both fit, by the number of rows."""
         old = self.b2.shape[1] == self.b1.shape[0] == self.a1.shape[0] == self.a2.shape[1]
         new = self.b2.shape[0] == self.b1.shape[1] == self.a1.shape[1] == self.a2.shape[0]
         return old and (not new or self.a2.shape[0] == rows)
@@ -202,7 +202,7 @@ class GLoRA(_Product):
 
 @dataclass(frozen=True, kw_only=True)
 class OFT(_Placed):
-    """Blocks of n rows turned by rotations R = (I + Q) (I - Q)^-1, Q antisymmetric; blocks (count, n, n).
+    """Blocks of n rows rotated by R = (I + Q) (I - Q)^-1, Q antisymmetric; blocks (count, n, n).
 
     constraint: the largest norm of Q, 0 without one. rescale: factors of the turned rows.
     """
@@ -221,7 +221,7 @@ class OFT(_Placed):
 
 @dataclass(frozen=True, kw_only=True)
 class BOFT(OFT):
-    """OFT in several steps, each over rows shuffled like the wings of a butterfly; blocks (steps, count, n, n)."""
+    """OFT in several steps, each over rows permuted in butterfly order; blocks (steps, count, n, n)."""
 
     method: ClassVar[str] = "BOFT"
 
@@ -238,7 +238,7 @@ class BOFT(OFT):
 
 
 def rotations(blocks: Tensor, constraint: float) -> Tensor:
-    """(..., n, n) any numbers -> (..., n, n) rotations by Cayley's formula; constraint > 0 bounds the norm of Q."""
+    """(..., n, n) any numbers -> (..., n, n) rotations by the Cayley transform; constraint > 0 bounds the norm of Q."""
     turn = blocks - blocks.transpose(-1, -2)
     if constraint > 0:
         turn = turn * (constraint / (turn.norm() + 1e-8)).clamp(max=1)

@@ -1,4 +1,4 @@
-"""Names of tensors in LoRA files: which weight a key belongs to, and what it says about it."""
+"""Names of tensors in LoRA files: which weight a key belongs to, and what kind of tensor it is."""
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"
 GLORA = ("a1", "a2", "b1", "b2")
 WHOLE = (ALPHA, RESHAPE, RESCALE, OFT_BLOCKS, DIFF, DIFF_BIAS, NORM, NORM_BIAS, SET, *LOHA, *LOKR)
 
-# What stands behind a module's name: peft, kohya and OneTrainer, older diffusers, LyCORIS, ComfyUI.
+# What follows a module's name in a key: peft, kohya and OneTrainer, older diffusers, LyCORIS, ComfyUI.
 ENDINGS = (
     (r"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)(?:\.\w+)?\.weight|_lora\.down\.weight|\.lora_A", DOWN),
     (r"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)(?:\.\w+)?\.weight|_lora\.up\.weight|\.lora_B", UP),
@@ -72,7 +72,7 @@ class WeightSlice:
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """(name of the module as it is in the file, what the tensor is to it); None for any other tensor."""
+    """(name of the module as it is in the file, kind of tensor); None for any other tensor."""
     match = ENDING.fullmatch(key)
     if match is None:
         return None
@@ -113,12 +113,12 @@ def dotted(joined: str) -> str:
 
 
 def layout_of(module: str) -> str:
-    """What people call the way a module's name is written."""
+    """The usual name of a key layout, by the prefix of a module."""
     return next(name for prefix, name in LORA_PREFIXES if module.startswith(prefix))
 
 
 def stranger(keys: Iterable[str]) -> str | None:
-    """What a file is a LoRA of, or by which other method, if that can be told from its names."""
+    """For an error: which other model a LoRA is for, or which unsupported method it uses, if its names tell."""
     keys = list(keys)
     family = recognise(keys, OTHER_LORAS)
     if family is not None:

@@ -16,7 +16,7 @@ from ...weights.values import is_finite
 from ..flexdit import FLEXDIT_MARK
 from .changes import TABLE, Change, Scaled
 
-MICRO_CONDITIONING = ("csize_embedder.", "ar_embedder.")    # where a base may lack what a LoRA was trained on
+MICRO_CONDITIONING = ("csize_embedder.", "ar_embedder.")    # modules of a LoRA that its base may lack
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LoraPart(Scaled):
     down: Tensor                         # (r, in) or (r, in, p, p); kernels may lie flat, (r, in * p * p)
     up: Tensor                           # (rows, r)
     scale: float
-    magnitude: Tensor | None = None      # (rows,), the lengths of the changed rows: DoRA
+    magnitude: Tensor | None = None      # DoRA: (rows,) or (1, columns), see Scaled
     keys: tuple[str, ...] = ()           # the tensors in the file that it was read from
     mid: Tensor | None = None            # (r, r, p, p), a kernel between both, down (r, in) then
     bias: bool = False
@@ -71,7 +71,7 @@ class LoraPart(Scaled):
 
 @dataclass(frozen=True)
 class Lora:
-    """All changes of one file, and what a person should know about it."""
+    """All changes of one file, and what to tell the user about it."""
 
     parts: tuple[Change, ...]
     layout: str = "PixArt"               # "PEFT", "diffusers", "kohya" ...
@@ -89,7 +89,7 @@ class Lora:
 
     @property
     def method(self) -> str:
-        """"LoRA", or "LoKr and full difference", with DoRA in place of LoRA where lengths are given."""
+        """"LoRA", or "LoKr and full difference", with DoRA in place of LoRA where magnitudes are given."""
         methods = list(dict.fromkeys(part.method for part in self.parts))
         if self.dora:
             methods = ["DoRA" if method == "LoRA" else f"{method} with DoRA" if number == 0 else method
@@ -114,8 +114,8 @@ class Lora:
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> "Lora":
         """The LoRA for a model with these parameters: reference name with .weight or .bias -> shape.
 
-        What belongs to the size embedders goes to `ignored` where the model has none, and what belongs to modulation
-        tables where the model cannot change them. Raises ValueError for a model of another width or depth.
+        Parts of size embedders go to `ignored` if the model has none, and so do those of modulation tables that the
+        model cannot change. Raises ValueError for a model of another width or depth.
         """
         if any(name.endswith(FLEXDIT_MARK) for name in shapes):
             raise ValueError("a LoRA does not fit a FlexDiT, whose blocks have other weights; merge it into the PixArt "
@@ -154,7 +154,7 @@ def depths(parts: tuple[Change, ...], shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def refuse_packed_layers(model: nn.Module, lora: Lora) -> None:
-    """ValueError where the LoRA changes a layer that is kept packed, whose numbers no change can be added to."""
+    """ValueError where the LoRA changes a layer that is kept packed, to whose weights nothing can be added."""
     packed = {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
     changed = next((part.module for part in lora.parts if part.module in packed), None)
     if changed is not None:
@@ -168,8 +168,8 @@ def merge_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> Lora:
 
     Computed in float32, or in float64 for a float64 model, then rounded to the weight's dtype. Strength 0 touches
     nothing. Returns the LoRA as it was used, whose `description` tells the number of keys. Raises ValueError if it
-    does not fit, or a layer is packed; then nothing was changed. Raises it too where the sum is not finite; then throw
-    the model away.
+    does not fit, or a layer is packed; then nothing was changed. Raises it too where a sum is not finite; the
+    model is then changed in part and must be discarded.
     """
     refuse_packed_layers(model, lora)
     weights = dict(model.named_parameters())

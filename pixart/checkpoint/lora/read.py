@@ -28,7 +28,7 @@ def read_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
     the tensors, in the adapter_config.json beside, and in the file's header. Files of the official trainers
     that say nothing were trained with 8; others that say nothing, with the rank. alpha > 0: use this instead of all
     that. Text encoder keys and unknown ones are listed in `ignored`. Raises CheckpointError, a ValueError, for files of
-    other models and other methods, halves of pairs, numbers that are not finite and damaged files.
+    other models and other methods, incomplete pairs, numbers that are not finite and damaged files.
     """
     if alpha is not None and not 0 < alpha < float("inf"):
         raise ValueError(f"alpha is {alpha}; it must be above 0, or left out to take what the file says")
@@ -52,7 +52,7 @@ def read_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
 
 
 def lora_header(path: str | os.PathLike) -> tuple[Path, Mapping[str, str]]:
-    """The place that was named, and the texts in the header of the file there. Raises CheckpointError for no LoRA."""
+    """The path as given, and the header's metadata of the file there. Raises CheckpointError if it is no LoRA."""
     path = Path(path).expanduser()
     weights = open_weights(find_files(path, LORA_KIND)[0], LORA_KIND)
     check_kind(weights.tensors, group_keys(weights.tensors)[0], weights.path)
@@ -60,7 +60,7 @@ def lora_header(path: str | os.PathLike) -> tuple[Path, Mapping[str, str]]:
 
 
 def group_keys(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Module name in the file -> {what the tensor is to it: key}, for modules of PixArt; and all other keys."""
+    """Module name in the file -> {kind of tensor: key}, for modules of PixArt; and all other keys."""
     groups: dict[str, dict[str, str]] = {}
     ignored = []
     for key in tensors:
@@ -87,7 +87,7 @@ def check_kind(tensors: Mapping[str, Tensor], groups: Mapping[str, object], file
 
 @dataclass(frozen=True)
 class _Reader:
-    """One file; `forced`: settings win over the alpha in its tensors."""
+    """One file; `forced`: settings override the alpha in its tensors."""
 
     tensors: Mapping[str, Tensor]
     settings: ScaleSettings
@@ -97,7 +97,7 @@ class _Reader:
     def changes(self, module: str, keys: Mapping[str, str]) -> list[Change]:
         """What the tensors of one module change: its weight, its bias or both."""
         place = weight_slice(module)
-        assert place is not None            # as group_keys saw to it
+        assert place is not None            # group_keys keeps no others
         for kind, key in keys.items():
             if kind != ALPHA:
                 check_floating(key, self.tensors[key], self.file, LORA_FILE)
@@ -113,7 +113,7 @@ class _Reader:
                                   "It is damaged or of another kind.") from error
 
     def alpha(self, keys: Mapping[str, str]) -> float | None:
-        """In the tensors; None where it is not said there or does not count."""
+        """Alpha from the tensors; None where they have none or it is overridden."""
         if ALPHA not in keys or self.forced:
             return None
         tensor = self.tensors[keys[ALPHA]]
@@ -144,7 +144,7 @@ def check_once(parts: tuple[Change, ...], file: Path) -> None:
 
 
 def names_of(module: str, place: WeightSlice) -> tuple[str, ...]:
-    """What settings may call a module: as in the file, without a prefix, or as diffusers does where it has it whole."""
+    """Names that settings may use for a module: the file's without prefix, and diffusers' if it has the same module."""
     own, names = DOTTED.sub("", module, count=1), diffusers_names(f"{place.module}.weight") or ()
     return (own, names[place.part].removesuffix(".weight")) if len(names) == place.parts else (own,)
 

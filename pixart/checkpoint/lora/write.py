@@ -56,7 +56,7 @@ def write_lora(path: str | os.PathLike, lora: Lora | Sequence[Change], layout: s
 
 
 def low_rank_part(change: Change) -> LoraPart:
-    """The change itself; ValueError for what is written in no common layout, such as other methods."""
+    """The change itself if it is low-rank; ValueError for others, which have no common layout."""
     by_columns = isinstance(change, LoraPart) and change.magnitude is not None and change.magnitude.ndim > 1
     if not isinstance(change, LoraPart) or change.mid is not None or by_columns:
         raise ValueError(f"the change of {change.module} is by {change.method or 'another method'}; only low-rank "
@@ -85,7 +85,7 @@ def file_tensors(part: LoraPart, dtype: torch.dtype | None) -> dict[str, Tensor]
 
 
 def peft_settings(named: Sequence[tuple[str, LoraPart]]) -> dict[str, object]:
-    """What a reader must tell peft, in its own words; alpha equals the rank everywhere."""
+    """The entries of peft's adapter_config.json; alpha equals the rank everywhere."""
     rank = Counter(part.rank for _, part in named).most_common(1)[0][0]
     other = {name: part.rank for name, part in named if part.rank != rank}
     return {"r": rank, "lora_alpha": rank, "rank_pattern": other, "alpha_pattern": other,
