@@ -7,9 +7,9 @@ from .schedule import BRANCHES, BranchSchedule
 
 
 class ReuseBranches(Policy):
-    """Computes the branches that the schedule wants, else joins what they said last, under the gate of this step.
+    """Computes the branches that the schedule names; the others join their last output, under the gate of this step.
 
-    A branch that has said nothing yet is computed. Only answers that the next step reuses are kept.
+    A branch without a kept output is computed. Only outputs that the next step reuses are kept.
     """
 
     def __init__(self, schedule: BranchSchedule) -> None:
@@ -29,15 +29,15 @@ class ReuseBranches(Policy):
         if index >= self.schedule.depth:
             raise ValueError(f"the schedule {self.schedule.name!r} is for {self.schedule.depth} blocks, this model has "
                              "more; use one that was made for it")
-        said = None if self._computed[step.index][index][column] else self.memory.get(step, key)
-        return self.keep(step, key, go(p), self._kept[step.index][index][column]) if said is None else said
+        last = None if self._computed[step.index][index][column] else self.memory.get(step, key)
+        return self.keep(step, key, go(p), self._kept[step.index][index][column]) if last is None else last
 
-    def keep(self, step: Step, key: tuple[int, str], said: Tensor, needed: bool) -> Tensor:
+    def keep(self, step: Step, key: tuple[int, str], output: Tensor, needed: bool) -> Tensor:
         if needed:
-            self.memory.put(step, key, said)
+            self.memory.put(step, key, output)
         else:
             self.memory.drop(step, key)
-        return said
+        return output
 
     def kept(self, depth: int) -> int:
         return int(self.schedule.kept().sum((1, 2)).max())

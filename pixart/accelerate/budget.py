@@ -10,7 +10,7 @@ from .ecad import read_ecad
 from .methods import gated_plan, method, schedule_plan
 from .plan import CachePlan, SamplingJob, plain_plan
 
-EXACT, NEAR = math.log(1.02), math.log(1.05)    # off by less: the budget is met; need not be spoken of
+EXACT, NEAR = math.log(1.02), math.log(1.05)    # off by less: the budget is met; no notice is given
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def budget_of(text: str) -> float:
 def solve(name: str, budget: float, job: SamplingJob) -> Solved:
     """The first setting of method `name` that is within 2 % of the budget in counted work, else the nearest.
 
-    Settings are tried in the order of the method's list, in which the more often a step is computed whole, the earlier.
+    Settings are tried in the order of the method's list, which begins with those that compute whole steps most often.
     Raises ValueError for an unknown method, and where no ready-made schedule is for this depth and number of steps.
     """
     best: Solved | None = None
     chosen = method(name)
-    # Of ready-made schedules the nearest is meant, however far from the budget it is.
+    # Of ready-made schedules the nearest is taken, however far from the budget it is.
     first = [] if chosen.ready_made and budget > 1 else [plain_plan(job)]
     for plan in chain(first, chosen.plans(job)):
         tried = Solved(plan, budget, plan.ratio(job))

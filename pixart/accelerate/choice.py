@@ -11,9 +11,9 @@ from .schedule import steps_within
 
 @dataclass(frozen=True)
 class CacheChoice:
-    """budget: how many times less work, 1 for none less; with a `file` of ECAD its schedule decides instead.
+    """budget: how many times less work, 1 for all of it; with a `file` of ECAD its schedule decides instead.
 
-    start and end: the share of the steps in which anything may be reused. ValueError for what cannot be meant.
+    start and end: fractions of the steps between which anything may be reused. ValueError for values out of range.
     """
 
     method: str

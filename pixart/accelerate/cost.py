@@ -1,6 +1,6 @@
 """Work of a pass in multiply-accumulate operations (MACs), branch by branch.
 
-Counted are the matrix products of all layers, and with `attention` those of queries, keys and values too. Without them
+The matrix products of all layers are counted, and with `attention` those of queries, keys and values too. Without them
 the numbers are those of ECAD's files (arXiv 2506.15682), whose counter does not see into fused attention.
 """
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .schedule import BranchSchedule
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one row, an image with one prompt. tokens: of the image; text: tokens of the caption, padding included."""
+    """Costs of one row, an image with one prompt. tokens: of the image; text: of the caption, padding included."""
 
     config: PixArtConfig
     tokens: int
@@ -24,7 +24,7 @@ class Costs:
 
     @property
     def overhead(self) -> int:
-        """Everything but the blocks: embedders, modulation, final layer."""
+        """MACs outside of the blocks: embedders, modulation, final layer."""
         c, width = self.config, self.config.hidden
         pixels = c.patch ** 2 * width
         total = self.tokens * pixels * (c.channels + c.out_channels) + 6 * width ** 2 + scalar(width)
@@ -32,7 +32,7 @@ class Costs:
         return total + (3 * scalar(width // 3) if c.micro_conditioning else 0)
 
     def branches(self, block: int) -> tuple[int, int, int]:
-        """Self-attention, cross-attention and MLP of a block."""
+        """MACs of self-attention, cross-attention and MLP of a block."""
         square, width = self.config.hidden ** 2, self.config.hidden
         attn, cross = 4 * self.tokens * square, 2 * (self.tokens + self.text) * square
         if self.attention:
@@ -57,12 +57,12 @@ class Costs:
 
 
 def macs_text(*macs: float) -> str:
-    """Numbers of operations as people read them, in the unit of the largest: "44.4 of 85.1 MMACs"."""
+    """Numbers of operations as text, in the unit of the largest: "44.4 of 85.1 MMACs"."""
     size, unit = next((size, unit) for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1, ""))
                       if max(macs) >= size or size == 1)
     return " of ".join(f"{each / size:.3g}" for each in macs) + f" {unit}MACs"
 
 
 def scalar(width: int) -> int:
-    """Embedding of one number, a timestep or a side: two layers on its sinusoid."""
+    """MACs of the embedding of one number, a timestep or a side: two layers on its sinusoid."""
     return SINUSOID_WIDTH * width + width ** 2

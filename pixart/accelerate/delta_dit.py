@@ -1,4 +1,4 @@
-"""Delta-DiT: a group of blocks says again what it added to the stream (arXiv 2406.01125).
+"""Delta-DiT: a group of blocks is skipped and its last change of the stream added again (arXiv 2406.01125).
 
 No code was published; this follows the paper's text. Early steps reuse the rear blocks, late ones the front blocks.
 """
@@ -14,9 +14,9 @@ Spans = Sequence[range | None]      # for each step the blocks that are reused, 
 
 
 class DeltaCache(Policy):
-    """Leaves the blocks of a step's span out and adds what they added last. Control stays live.
+    """Skips the blocks of a step's span and adds what they added last. Control stays live.
 
-    At every computed step what the coming steps reuse is kept; a row that has nothing kept is computed.
+    Every computed step keeps what the coming steps reuse; a row for which nothing is kept is computed.
     """
 
     def __init__(self, spans: Spans) -> None:
@@ -56,7 +56,7 @@ class DeltaCache(Policy):
 
 
 def needed(spans: Spans, step: int) -> set[range]:
-    """What has to be kept at a step: the spans of the steps behind it, up to the next one that computes all."""
+    """What has to be kept at a step: the spans of the steps after it, up to the next one that computes all."""
     found: set[range] = set()
     for span in spans[step + 1:]:
         if span is None:
@@ -70,7 +70,7 @@ def delta_spans(steps: int, depth: int, every: int, blocks: int, boundary: int |
     """The published rule: every `every`-th step is computed whole; the others reuse `blocks` blocks.
 
     Before step `boundary` (by default 0.6 of the steps, as the paper's 12 of 20) these are the last ones, from there on
-    those behind the first `front`. ValueError where blocks do not fit.
+    those after the first `front`. ValueError where blocks do not fit.
     """
     if every < 1 or not 0 <= blocks <= depth - front:
         raise ValueError(f"{blocks} blocks in all but every {every}th step asked for; of {depth} blocks "

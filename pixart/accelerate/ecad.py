@@ -1,6 +1,6 @@
 """ECAD's schedule files (arXiv 2506.15682, github.com/AniAggarwal/ecad): JSON, read from the user's disk, and written.
 
-In them true means: compute this branch and keep what it says.
+In them true means: compute this branch and keep its output.
 """
 import json
 import re
@@ -63,9 +63,9 @@ def read_ecad(path: Path | str) -> PublishedSchedule:
 
 def published(content: Mapping[str, Any], path: Path) -> PublishedSchedule:
     """From the content of a file; path: for messages."""
-    told = (needed_entries(content, {"cache_schedule": table}, path, "the file")
-            | checked_entries(content, ECAD_FIELDS, path, "the file"))
-    part = needed_entries(told["cache_schedule"], ECAD_SCHEDULE, path, "cache_schedule")
+    entries = (needed_entries(content, {"cache_schedule": table}, path, "the file")
+               | checked_entries(content, ECAD_FIELDS, path, "the file"))
+    part = needed_entries(entries["cache_schedule"], ECAD_SCHEDULE, path, "cache_schedule")
     steps = {number: numbered(blocks, f"step {number}") for number, blocks in
              numbered(part["schedule"], "the schedule").items()}
     first: Mapping[str, Any] = next(iter(steps.get(0, {}).values()), {})
@@ -74,15 +74,15 @@ def published(content: Mapping[str, Any], path: Path) -> PublishedSchedule:
     if sorted(steps) != list(range(part["num_inference_steps"])):
         raise NotECAD(f"the schedule says {part['num_inference_steps']} steps and has {len(steps)}")
     bits = tuple(block_bits(steps[number], part["num_blocks"], number) for number in range(len(steps)))
-    named = checked_entries(told["cache_schedule"], {"name": optional(line(LONGEST_NAME))}, path,
+    named = checked_entries(entries["cache_schedule"], {"name": optional(line(LONGEST_NAME))}, path,
                             "cache_schedule").get("name")
-    schedule, metrics = BranchSchedule(named or "ECAD", bits), told.get("metrics") or {}
+    schedule, metrics = BranchSchedule(named or "ECAD", bits), entries.get("metrics") or {}
     work = checked_entries(metrics, {"total_macs": optional(whole(0, 1 << 62))}, path, "metrics").get("total_macs")
-    return PublishedSchedule(schedule, gate_of(steps, told.get("config") or {}, path), work)
+    return PublishedSchedule(schedule, gate_of(steps, entries.get("config") or {}, path), work)
 
 
 def needed_entries(entries: Mapping[str, Any], checks: Mapping[str, Check], path: Path, where: str) -> dict[str, Any]:
-    """`checked_entries` entries that must all be there."""
+    """As `checked_entries`, for entries that must all be there."""
     known = checked_entries(entries, checks, path, where)
     lacking = [name for name in checks if name not in known]
     if lacking:
@@ -114,7 +114,7 @@ def block_bits(blocks: Mapping[int, Mapping[str, Any]], depth: int, step: int) -
 
 
 def gate_of(steps: Mapping[int, Mapping[int, Mapping[str, Any]]], config: Mapping[str, Any], path: Path) -> int | None:
-    """T-GATE's step, from the pipeline and the extras of blocks; other extras change what is computed: refused."""
+    """T-GATE's step, from the pipeline and the extras of blocks; others, which change what is computed, are refused."""
     pipeline = checked_entries(config, {"pipeline": optional(table)}, path, "config").get("pipeline") or {}
     pipeline = checked_entries(pipeline, ECAD_CALL, path, "the pipeline")
     if pipeline.get("name", "tgate") not in PIPELINES:
@@ -130,7 +130,7 @@ def gate_of(steps: Mapping[int, Mapping[int, Mapping[str, Any]]], config: Mappin
 
 
 def gates_of(branches: Mapping[str, Any], path: Path) -> set[int | None]:
-    """What `custom_compute_...` of a block says."""
+    """The gates in the `custom_compute_...` entries of a block."""
     found: set[int | None] = set()
     for name, custom in branches.items():
         if name.startswith("custom_compute") and custom:
@@ -143,14 +143,14 @@ def gates_of(branches: Mapping[str, Any], path: Path) -> set[int | None]:
 
 
 def gate_in(called: Mapping[str, Any], path: Path, where: str) -> int | None:
-    """The first step that reuses, among the arguments of something that is called."""
+    """The gate, the first step that reuses, among the arguments of a call entry."""
     given = called.get("kwargs") or {}
     return checked_entries(given, {"gate_step": optional(whole(1, MOST_STEPS))}, path, where).get("gate_step")
 
 
 def write_ecad(path: Path, schedule: BranchSchedule, gate: int | None = None, macs: int | None = None,
                **attributes: Any) -> Path:
-    """In the shape of the published files, which ECAD's own code reads; attributes: numbers and texts about it."""
+    """In the form of the published files, which ECAD's own code reads; attributes: numbers and texts about it."""
     custom = {} if gate is None else {"custom_compute_attn": {"name": GATED, "kwargs": {"gate_step": gate}}}
     table = {f"{step:03}": {str(block): {**dict(zip(ECAD_BRANCHES, branches)), **custom}
                             for block, branches in enumerate(blocks)} for step, blocks in enumerate(schedule.bits)}

@@ -13,14 +13,14 @@ FRONT, INPUT = "front", "front input"
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a threshold may go. With `passes` each row is computed in exactly so many steps, evenly spread.
+    """How far a threshold may go. With `passes` each row is computed in exactly that many steps, evenly spread.
 
     The steps that leave a choice are then cut into as many windows as passes are left, and the threshold chooses one
     step of each: without windows it would spend all of them early, where images change most.
     """
 
     warm_up: int = 2                # first steps, which are always computed
-    in_a_row: int | None = None     # reused steps between two computed ones at the most
+    in_a_row: int | None = None     # most reused steps between two computed ones
     passes: int | None = None       # computed steps, of all steps
     allowed: range | None = None    # steps in which anything may be reused; None: all
 
@@ -33,7 +33,7 @@ class Limits:
         return step >= self.warm_up and (self.allowed is None or step in self.allowed)
 
     def paced(self, step: int, total: int, computed: int) -> bool | None:
-        """With `passes`: whether a row that was computed in so many steps is in this one; None: the threshold says."""
+        """With `passes`: whether a row with so many computed steps is computed in this one; None: by threshold."""
         assert self.passes is not None
         free = [index for index in range(total) if self.allows(index)]
         passes, place = self.passes - (total - len(free)), free.index(step)
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Of a row: steps computed so far, and those reused since the last of them; and what was chosen in which step."""
+    """Of a row: steps computed so far, steps reused since the last of them, and the last step with its decision."""
 
     computed: int = 0
     reused: int = 0
@@ -62,7 +62,7 @@ class RowCounts:
 
 
 class FirstBlock(ReuseMiddle):
-    """Reuses while what the first blocks add differs by less than `threshold` from when the middle was computed.
+    """Reuses the middle while the first blocks' residual differs by less than `threshold` from when it was computed.
 
     The difference is mean |now - then| / mean |then|, for each row on its own. It is read back from the device once a
     step, where the limits leave a choice: where a solver evaluates a step more than once, the first time decides.
@@ -104,14 +104,14 @@ class FirstBlock(ReuseMiddle):
         return chosen
 
     def forced(self, step: Step, count: RowCounts) -> bool | None:
-        """What the limits say of a row; None where it is the threshold's to say."""
+        """What the limits dictate for a row; None where the threshold decides."""
         limits = self.limits
         if count.computed == 0 or not limits.allows(step.index):
             return True
         if count.step == step.index:
             return count.chosen
-        if limits.passes is not None and (said := limits.paced(step.index, step.total, count.computed)) is not None:
-            return said
+        if limits.passes is not None and (paced := limits.paced(step.index, step.total, count.computed)) is not None:
+            return paced
         if limits.in_a_row is not None and count.reused >= limits.in_a_row:
             return True
         return None

@@ -1,4 +1,4 @@
-"""Work of a FlexDiT's pass, counted as that of a PixArt's is."""
+"""Work of a FlexDiT's pass, counted as for a PixArt."""
 import math
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from .cost import Costs
 
 @dataclass(frozen=True)
 class FlexDiTCosts(Costs):
-    """Of one row at a density. sparse: tokens of the sparse grid.
+    """Costs of one row at a density. sparse: tokens of the sparse grid.
 
-    Averages and copies between the grids are no multiplications.
+    Averaging and copying between the grids is not counted.
     """
 
     sparse: int = 0
@@ -27,15 +27,15 @@ class FlexDiTCosts(Costs):
         return self.config.segments.roles
 
     def branches(self, block: int) -> tuple[int, int, int]:
-        """Self-attention (with W1 and W2 of a recover block), cross-attention and MLP of a block."""
+        """MACs of self-attention (with W1 and W2 of a recover block), cross-attention and MLP of a block."""
         role, square = self.roles[block], self.config.hidden ** 2
-        asking = self.sparse if role in ("merge", "sparse") else self.tokens
-        asked = self.sparse if role in ("sparse", "recover") else self.tokens
-        attn = 2 * (asking + asked) * square + (2 * asking * asked * self.config.hidden if self.attention else 0)
+        queries = self.sparse if role in ("merge", "sparse") else self.tokens
+        keys = self.sparse if role in ("sparse", "recover") else self.tokens
+        attn = 2 * (queries + keys) * square + (2 * queries * keys * self.config.hidden if self.attention else 0)
         if role == "pooling":
             attn = 2 * square               # one token
         if role == "recover":
             attn += (self.tokens + self.sparse) * square
-        cross = 2 * (asking + self.text) * square
-        cross += 2 * asking * self.text * self.config.hidden if self.attention else 0
-        return attn, cross, 8 * asking * square
+        cross = 2 * (queries + self.text) * square
+        cross += 2 * queries * self.text * self.config.hidden if self.attention else 0
+        return attn, cross, 8 * queries * square

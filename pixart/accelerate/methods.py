@@ -24,10 +24,10 @@ TAYLOR = 1                  # its order
 class CacheMethod:
     """A method and its settings for a job, each at most as much work as doing everything."""
 
-    name: str               # as it is chosen
-    title: str              # for people
+    name: str               # by which it is chosen
+    title: str              # for display
     plans: Callable[[SamplingJob], Iterable[CachePlan]]
-    ready_made: bool = False    # schedules that somebody found; doing everything is none of them
+    ready_made: bool = False    # schedules found by search; none of them computes everything
 
 
 def schedule_plan(schedule: BranchSchedule, job: SamplingJob) -> CachePlan:
@@ -38,7 +38,7 @@ def schedule_plan(schedule: BranchSchedule, job: SamplingJob) -> CachePlan:
 
 def gated_plan(schedule: BranchSchedule, gate: int, job: SamplingJob,
                averaged: Sequence[str] = ("attn", "cross_attn")) -> CachePlan:
-    """Follow a schedule with T-GATE's step; guidance is dropped where the whole end of the sampling may be changed."""
+    """Follow a schedule with T-GATE's step; guidance is dropped only if reuse is allowed up to the last step."""
     chosen = schedule.within(job.window)
     drops = job.guided and job.window.stop >= job.steps and gate in job.window
     return CachePlan(schedule.name, chosen, lambda: [TGate(chosen, gate, drops, averaged)], gate if drops else None)
@@ -57,7 +57,7 @@ def t_gate_plans(job: SamplingJob) -> Iterator[CachePlan]:
 
 
 def delta_plans(job: SamplingJob) -> Iterator[CachePlan]:
-    """Every second step whole first, as published, with more and more blocks reused in the others."""
+    """From every second step computed whole, as published, with more and more blocks reused in the others."""
     depth = job.config.depth
     for every in range(2, job.steps + 1):
         for blocks in range(1, depth):
@@ -72,7 +72,7 @@ def delta_policies(spans: Sequence[range | None]) -> list:
 
 
 def without(spans: Sequence[range | None], depth: int, name: str) -> BranchSchedule:
-    """What is computed where these blocks are left out."""
+    """The schedule of a method that leaves these blocks out."""
     bits = torch.ones(len(spans), depth, len(BRANCHES), dtype=torch.bool)
     for step, span in enumerate(spans):
         if span is not None:
@@ -123,7 +123,7 @@ def ecad_plans(job: SamplingJob) -> Iterator[CachePlan]:
 
 
 def random_plans(job: SamplingJob) -> Iterator[CachePlan]:
-    """More and more branches left out; always the same ones, and all of an earlier setting in the next."""
+    """More and more branches left out, drawn with a fixed seed; each setting includes those of the one before."""
     drawn = torch.rand(job.steps, job.config.depth, len(BRANCHES), generator=torch.Generator().manual_seed(0))
     for percent in range(98, 0, -2):
         yield schedule_plan(BranchSchedule.of(f"random {percent} % of branches", drawn < percent / 100), job)

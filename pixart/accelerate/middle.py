@@ -15,7 +15,7 @@ MIDDLE: Hashable = "middle"
 class ReuseMiddle(Policy):
     """Computes the first `front` and the last `back` blocks in every step, and those between where `decide` says so.
 
-    Where not, the middle adds what it added when it was last computed, carried on by a Taylor series of `order`.
+    Where not, the middle adds what it added when it was last computed, extrapolated by a Taylor series of `order`.
     """
 
     def __init__(self, depth: int, front: int, back: int, order: int) -> None:
@@ -27,7 +27,7 @@ class ReuseMiddle(Policy):
         self.choices: LaneNotes[bool] = LaneNotes()
 
     def decide(self, p: Pass) -> list[bool]:
-        """For each row whether the middle is computed in this step. p is what enters it."""
+        """For each row whether the middle is computed in this step. p is its input."""
         raise NotImplementedError
 
     def block(self, index: int, p: Pass, go: Run) -> Tensor:

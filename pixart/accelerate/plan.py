@@ -36,7 +36,7 @@ class SamplingJob:
         return Costs(self.config, self.tokens, self.text, attention)
 
     def rows(self, gate: int | None = None) -> list[int]:
-        """Rows an image in each step; gate: the step from which guidance is dropped."""
+        """Rows per image in each step; gate: the step from which guidance is dropped."""
         return [2 if self.guided and (gate is None or step < gate) else 1 for step in range(self.steps)]
 
     @property
@@ -53,16 +53,16 @@ class SamplingJob:
 class CachePlan:
     """A setting of a method for a job.
 
-    computed: what is computed in each step; of a method that decides while it runs, as much as it will be, spread
-    evenly. gate: the step from which guidance is dropped. make: policies for one sampling, or several one after the
+    computed: what is computed in each step; for a method that decides while it runs, the same amount, spread evenly.
+    gate: the step from which guidance is dropped. make: policies for one sampling, or several one after the
     other.
     """
 
-    setting: str                                # for people: "FORA, every 3"
+    setting: str                                # for display: "FORA, every 3"
     computed: BranchSchedule
     make: Callable[[], list[Policy]] = field(compare=False)
     gate: int | None = None
-    by_branch: bool = True                      # whether policies look into blocks
+    by_branch: bool = True                      # whether policies intercept branches
 
     def work(self, job: SamplingJob) -> int:
         """MACs of one image."""

@@ -1,7 +1,7 @@
 """Self-attention of the first blocks as the mean of their values: the part of FlexDiT that needs no training.
 
-FlexDiT (arXiv 2412.06028) found that the first blocks attend to all tokens about alike. So their attention is taken as
-uniform: no queries, no keys, and the mean of the values for one token's work.
+FlexDiT (arXiv 2412.06028) found that the first blocks attend to all tokens almost uniformly. So their attention is
+taken as uniform: no queries, no keys, and the mean of the values at the cost of one token.
 """
 from typing import cast
 
@@ -15,7 +15,7 @@ from ..model.transformer import PixArtTransformer
 
 
 class PooledValues(Policy):
-    """On a plain PixArt model; its weights are used as they are when a pass runs. ValueError for too many blocks."""
+    """For a plain PixArt model; its weights are used as they are when a pass runs. ValueError for too many blocks."""
 
     def __init__(self, model: PixArtTransformer, blocks: int = 2) -> None:
         if isinstance(model, FlexDiT):
@@ -24,7 +24,7 @@ class PooledValues(Policy):
             raise ValueError(f"{blocks} blocks are to pool; this model has {model.config.depth}")
         compressing = [index for index in range(blocks) if attention_of(model, index).compression is not None]
         if compressing:
-            raise ValueError(f"block {compressing[0]} compresses keys and values, which pooling would pass by; pool "
+            raise ValueError(f"block {compressing[0]} compresses keys and values, which pooling would bypass; pool "
                              f"the first {compressing[0]} blocks at most")
         self.model, self.blocks = model, blocks
 

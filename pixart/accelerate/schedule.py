@@ -1,4 +1,4 @@
-"""Which branch of which block is computed at which step, and which says again what it said before."""
+"""Which branch of which block is computed at which step, and which reuses its last output."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +63,7 @@ class BranchSchedule:
         return bits
 
     def kept(self) -> Tensor:
-        """Where an answer is still needed after its step, (steps, depth, 3) bool: the next step reuses it."""
+        """Whose output is still needed after its step, (steps, depth, 3) bool: the next step reuses it."""
         reused = ~self.computed()
         return torch.cat([reused[1:], torch.zeros_like(reused[:1])])
 
@@ -88,7 +88,7 @@ def whole_steps(name: str, steps: int, depth: int, chosen: Sequence[int],
 
 
 def steps_within(steps: int, start: float, end: float) -> range:
-    """The steps in a share of the sampling, 0 <= start <= end <= 1: 0 and 1 are all. ValueError for other shares."""
+    """The steps between two fractions of the sampling, 0 <= start <= end <= 1: 0 and 1 are all; else ValueError."""
     if not 0 <= start <= end <= 1:
         raise ValueError(f"reuse from {start} to {end}; expected 0 <= start <= end <= 1")
     return range(round(start * steps), round(end * steps))

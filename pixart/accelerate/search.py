@@ -81,7 +81,7 @@ class Trials:
         return BranchSchedule.of(name, torch.tensor([bit == "1" for bit in bits]).view(self.shape))
 
     def front(self) -> list[Candidate]:
-        """Those that no other beats in both, fastest first."""
+        """The Pareto front: those that no other beats in both, fastest first."""
         best: list[Candidate] = []
         for bits, (loss, work) in sorted(self.found.items(), key=lambda item: (item[1][1], item[1][0])):
             if not best or loss < best[-1].loss:
@@ -92,7 +92,7 @@ class Trials:
 def search_schedules(trials: Trials, seeds: Sequence[BranchSchedule], loss: Loss, work: Work, population: int = 72,
                      generations: int = 50, seed: int = 0,
                      told: Callable[[int], None] | None = None) -> list[Candidate]:
-    """The front of all trials after so many generations; the same again for the same seed.
+    """The Pareto front of all trials after `generations`; reproducible with the same seed.
 
     seeds: at most `population` of them begin, the rest are random bits. told(generation) is called after each. Raises
     ImportError, saying what to install, without pymoo.
@@ -112,7 +112,7 @@ def require_search(population: int, generations: int) -> None:
 
 
 def beginning(trials: Trials, seeds: Sequence[BranchSchedule], population: int, seed: int) -> Tensor:
-    """(population, bits) bool."""
+    """The first population, (population, bits) bool: seeds, then random bits."""
     count = torch.Size(trials.shape).numel()
     drawn = torch.rand(population, count, generator=torch.Generator().manual_seed(seed)) < 0.5
     for row, schedule in enumerate(list(seeds)[:population]):

@@ -8,13 +8,13 @@ from ..model.policy import Pass
 
 
 class SpanInput:
-    """Remembers what entered a span of blocks, so that at its end one can tell what the blocks added."""
+    """Keeps the input of a span of blocks, to find at its end what the blocks added."""
 
     def __init__(self, memory: LaneMemory, key: Hashable) -> None:
         self.memory, self.key = memory, (key, "input")
 
     def enter(self, index: int, span: range, p: Pass) -> None:
-        """Told before block `index` of the span. Control of blocks within counts as input: it is added live."""
+        """Called before block `index` of the span. Control of blocks within counts as input: it is added live."""
         step, controlled = p.known_step(), p.controlled(index)
         if index == span.start:
             self.memory.put(step, self.key, controlled.x)

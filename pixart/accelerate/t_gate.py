@@ -1,4 +1,4 @@
-"""T-GATE: once text has said what it has to say, cross-attention is kept and guidance dropped (arXiv 2404.02747)."""
+"""T-GATE: from a gate step on, cross-attention is reused and guidance dropped (arXiv 2404.02747)."""
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -34,10 +34,10 @@ def t_gate_schedule(steps: int, depth: int, gate: int, every: int = 1, later: in
 
 
 class TGate(ReuseBranches):
-    """Follows a schedule whose steps from `gate` on reuse the mean of what both prompts said at step gate - 1.
+    """Follows a schedule whose steps from `gate` on reuse the mean of both prompts' outputs at step gate - 1.
 
     drop_guidance: from `gate` on the positive prompt runs alone. A row without a counterpart (no guidance, as in
-    few-step sampling) reuses its own. averaged: branches that this is done for.
+    few-step sampling) reuses its own. averaged: branches to which this applies.
     """
 
     def __init__(self, schedule: BranchSchedule, gate: int, drop_guidance: bool = True,
@@ -55,17 +55,17 @@ class TGate(ReuseBranches):
         step, key = p.known_step(), (index, name)
         if name in self.averaged and step.index >= self.gate:
             self.average(step, key)
-        said = super().branch(index, name, p, go)
+        output = super().branch(index, name, p, go)
         if name in self.averaged and step.index == self.gate - 1 and self.reused_later(index, name):
-            self.memory.put(step, (*key, "apart"), said)
-        return said
+            self.memory.put(step, (*key, "apart"), output)
+        return output
 
     def reused_later(self, index: int, name: str) -> bool:
         column = BRANCHES.index(name)
         return not all(step[index][column] for step in self._computed[self.gate:])
 
     def average(self, step: Step, key: tuple[int, str]) -> None:
-        """Put the mean with the counterpart in the place of what each lane said, once."""
+        """Replace the kept output of each lane by the mean with its counterpart's, once."""
         apart, done = (*key, "apart"), self._done[key]
         known = self.memory.lanes(apart)
         waiting = tuple(lane for lane, found in zip(step.lanes, done.get(step)) if lane in known and not found)
@@ -74,7 +74,7 @@ class TGate(ReuseBranches):
         means = []
         for lane in waiting:
             both = (self.memory.get(replace(step, lanes=(each,)), apart) for each in (lane, *counterpart(lane, known)))
-            means.append(torch.stack([said for said in both if said is not None]).mean(0))
+            means.append(torch.stack([output for output in both if output is not None]).mean(0))
         self.memory.put(replace(step, lanes=waiting), key, torch.cat(means))
         done.put(replace(step, lanes=waiting), [True] * len(waiting))
 

@@ -1,4 +1,4 @@
-"""Kept values carried on by their changes: Taylor series of finite differences (TaylorSeer, arXiv 2503.06923)."""
+"""Extrapolation of kept values: Taylor series of finite differences (TaylorSeer, arXiv 2503.06923)."""
 import math
 from collections.abc import Hashable
 
@@ -12,7 +12,7 @@ MOST_ORDERS = 2  # orders beyond this amplify noise
 
 
 class Taylor:
-    """What rows said at computed steps, and a guess of what they would say at another.
+    """Values of rows at computed steps, and their extrapolation to others.
 
     order 0 repeats the last value; 1 and 2 add its change and the change of that. Steps are counted as in Step.index.
     """
@@ -46,7 +46,7 @@ class Taylor:
         self.notes.put(step, [(step.index, max(known, len(values) - 1))] * len(value))
 
     def guess(self, step: Step) -> Tensor:
-        """(B, N, D); all rows must be known."""
+        """The extrapolated value at this step, (B, N, D); all rows must be known."""
         parts = [(rows, self._guess(step.part(rows), note)) for note, rows in rows_by_note(self.notes.get(step))]
         if len(parts) == 1:
             return parts[0][1]
@@ -66,7 +66,7 @@ class Taylor:
 
 
 def rows_by_note(notes: list) -> list[tuple[tuple[int, int] | None, list[int]]]:
-    """Rows by note, so that each row is carried on as it would be alone."""
+    """Rows by note, so that each row is extrapolated as it would be alone."""
     groups: dict[tuple[int, int] | None, list[int]] = {}
     for row, note in enumerate(notes):
         groups.setdefault(note, []).append(row)
