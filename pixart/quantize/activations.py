@@ -1,4 +1,4 @@
-"""Activations in few bits, rounded as they come: what a layer with fewer bits for its inputs too would lose.
+"""Activations in few bits, rounded on the fly, to see what quantising the inputs of layers too would cost.
 
 Every token is scaled by its own largest magnitude, queries, keys and values by that of token and head. Numbers stay in
 the dtype of the model, so this shows the loss and saves nothing. Source: FP4DiT (arXiv 2503.15465) and its published

@@ -1,4 +1,4 @@
-"""A transformer in FP4 with adaptive rounding, block after block, going on where it was stopped."""
+"""A transformer in FP4 with adaptive rounding, block after block, resumed where it was stopped."""
 import hashlib
 import json
 import logging
@@ -14,11 +14,12 @@ from ..atomic import replacing
 from ..checkpoint.load import OpenCheckpoint
 from ..model.block import PixArtBlock
 from ..model.transformer import PixArtTransformer
+from ..progress import Progress
 from ..weights.locate import Kind
 from ..weights.reader import open_weights
 from ..weights.safetensors_file import write_tensors
 from .adaptive import Adaptation, adapt_block
-from .calibrate import Inputs, Told, load_inputs, save_inputs
+from .calibrate import Inputs, load_inputs, save_inputs
 from .convert import MATRICES, LayerOptions, convert_by
 from .format import FormatOptions, Packed
 from .formats import TARGETS
@@ -39,13 +40,13 @@ def parts_folder(out: str | os.PathLike) -> Path:
 def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: Callable[[PixArtTransformer], Inputs],
                     about: Mapping[str, object], adaptation: Adaptation | None = None,
                     settings: LayerOptions | None = None, device: torch.device | str = "cpu",
-                    told: Told | None = None) -> list[LayerError]:
+                    told: Progress | None = None) -> list[LayerError]:
     """Write a checkpoint in fp4 with learned rounding; returns what each layer lost.
 
     record(model) gives the calibration data, about: what else these depend on. The input of a block comes from the
-    blocks before it as they are rounded, what it is to make of it from the network in full precision. What is done
-    is kept in `parts_folder(out)` until the file is written, and a further call with the same arguments goes on from
-    there; ValueError where other ones left something behind. told(stage, done, total) may raise to stop.
+    rounded blocks before it, its target output from the network in full precision. Finished blocks are kept in
+    `parts_folder(out)` until the file is written, and a further call with the same arguments goes on from there;
+    ValueError where a call with others was stopped. told(stage, done, total) may raise to stop.
     """
     adaptation, told, parts = adaptation or Adaptation(), told or (lambda stage, done, total: None), parts_folder(out)
     open_parts(parts, {**about, **asdict(adaptation), "weights": weights_digest(checkpoint),
@@ -77,19 +78,19 @@ def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: 
 def open_parts(parts: Path, about: Mapping[str, object]) -> None:
     """A folder for the parts of this run, or the one that a run with the same settings left."""
     parts.mkdir(parents=True, exist_ok=True)
-    path, told = parts / ABOUT, json.dumps(about, sort_keys=True, default=str)
+    path, written = parts / ABOUT, json.dumps(about, sort_keys=True, default=str)
     if not path.exists() and any(parts.iterdir()):
         raise ValueError(f"this folder holds something else, and is needed for what is done so far; choose another "
                          f"--out, or move it: {parts}")
-    if path.exists() and path.read_text(encoding="utf-8") != told:
+    if path.exists() and path.read_text(encoding="utf-8") != written:
         raise ValueError("a run with other settings was stopped here; repeat these to go on with it, or delete its "
                          f"folder, or choose another --out. Folder: {parts}")
     with replacing(path) as beside:
-        beside.write_text(told, encoding="utf-8")
+        beside.write_text(written, encoding="utf-8")
 
 
 def weights_digest(checkpoint: OpenCheckpoint) -> str:
-    """Of the numbers in a few of its tensors, so that other weights under the same name are told apart."""
+    """A digest of a few of its tensors, to tell other weights under the same name apart."""
     tensors, plan = checkpoint.weights.tensors, checkpoint.layout.plan
     taken = [tensors[parts[0]] for name, parts in sorted(plan.items()) if name.endswith(("proj.weight", "fc1.bias"))]
     summary = hashlib.sha256()

@@ -1,6 +1,6 @@
 """Scale-aware adaptive rounding: whether each weight goes up or down is learned, one block at a time.
 
-All linears of a block are rounded together so that the block does what it should on calibration data. As in AdaRound
+All linears of a block are rounded together so that the block keeps its output on calibration data. As in AdaRound
 (Nagel et al. 2020), with the variable divided by the distance of the two levels, which differs from weight to weight
 in a floating-point type. Source: FP4DiT (arXiv 2503.15465), section 4, and its published code.
 """
@@ -17,7 +17,7 @@ from .calibrate import AT_ONCE, Inputs
 from .format import FormatOptions, Packed
 from .fp4 import FP4, grouped, rest_of
 
-LOW, HIGH = -0.1, 1.1           # what the sigmoid is stretched to before it is cut to 0..1
+LOW, HIGH = -0.1, 1.1           # what the sigmoid is stretched to before it is clamped to 0..1
 WARM_UP_SHARE = 0.2             # share of the iterations without the regulariser
 FIRST_POWER, LAST_POWER = 20.0, 2.0
 
@@ -29,7 +29,7 @@ class Adaptation:
     iterations: int = 2500
     learning_rate: float = 1e-4
     batch: int = AT_ONCE
-    regulariser: float = 0.01       # weight of what pushes each weight to one of its levels
+    regulariser: float = 0.01       # weight of the term that pushes each weight to one of its levels
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Adaptation:
                              "must be above 0")
 
     def power(self, iteration: int) -> float:
-        """Of the regulariser; it falls, so that first only what is nearly decided is pushed. 0 in the warm-up."""
+        """Exponent of the regulariser; it falls, so that at first only nearly decided weights move. 0 in warm-up."""
         start = WARM_UP_SHARE * self.iterations
         if iteration < start:
             return 0.0
@@ -72,7 +72,7 @@ class SoftWeight(nn.Module):
         self.variable = nn.Parameter(self.step * torch.logit((share - LOW) / (HIGH - LOW)))
 
     def share(self) -> Tensor:
-        """Of the way up, 0..1."""
+        """How far each weight is on the way to the level above, 0..1."""
         return (torch.sigmoid(self.variable / self.step) * (HIGH - LOW) + LOW).clamp(0, 1)
 
     def forward(self) -> Tensor:
@@ -80,11 +80,11 @@ class SoftWeight(nn.Module):
         return self.joined(self.floor + self.share() * self.step)
 
     def joined(self, magnitudes: Tensor) -> Tensor:
-        """magnitudes of groups -> (N, K), none above its group's largest, the branch of low rank added."""
+        """magnitudes of groups -> (N, K), none above its group's largest, the low-rank branch added."""
         return (self.sign * torch.minimum(magnitudes, self.groups.scale.float()[..., None])).flatten(1) + self.branch
 
     def hard(self) -> Packed:
-        """With every weight where it leans to, up where it stands in the middle."""
+        """Every weight at the nearer of its two levels; in the middle, at the upper one."""
         up = (self.variable.detach() >= 0).long()
         codes = (self.codes + up).clamp(max=self.groups.kind.levels - 1)
         return Packed(FP4(), {**self.groups.packed(codes), **self.tensors}, self.options)
@@ -92,7 +92,7 @@ class SoftWeight(nn.Module):
 
 def adapt_block(block: PixArtBlock, options: Mapping[str, FormatOptions], inputs: Inputs, target: Tensor,
                 adaptation: Adaptation, told: Callable[[int, int], None] | None = None) -> dict[str, Packed]:
-    """The linears of a float32 block that `options` names, packed so that it makes `target` (R, N, D) of `inputs`.
+    """The linears of a float32 block that `options` names, packed so that `inputs` still give `target` (R, N, D).
 
     The block is left as it was. told(done, total), in iterations, may raise to stop.
     """
@@ -116,7 +116,7 @@ def adapt_block(block: PixArtBlock, options: Mapping[str, FormatOptions], inputs
 
 def loss_of(block: PixArtBlock, soft: Mapping[str, SoftWeight], inputs: Inputs, target: Tensor,
             adaptation: Adaptation, iteration: int) -> Tensor:
-    """Squared error summed over tokens, averaged over rows and channels; and what keeps shares away from the middle."""
+    """Squared error summed over tokens, averaged over rows and channels, plus the regulariser of undecided weights."""
     weights = {f"{layer}.weight": each() for layer, each in soft.items()}
     made = inputs.into(lambda *given: functional_call(block, weights, given), target.device)
     loss = (made - target).square().sum(1).mean()

@@ -16,7 +16,7 @@ from .rotation import SETTING, group_problem, largest_group, rotate, rotation_gr
 
 ASYM_GROUP = 16         # columns that share a scale
 CODEBOOK_SIZE = 16
-CODEBOOK_SAMPLE, CODEBOOK_ROUNDS = 1 << 16, 25  # values that the table is fitted to, and how often it is
+CODEBOOK_SAMPLE, CODEBOOK_ROUNDS = 1 << 16, 25  # values that the table is fitted to; iterations
 REFITS = 2                          # of the scales to the codes
 
 

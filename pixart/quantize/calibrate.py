@@ -1,4 +1,4 @@
-"""What the first block of a transformer is given while it draws: the data that rounding is fitted to."""
+"""Calibration data, to which rounding is fitted: the inputs of a transformer's first block during sampling."""
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from ..model.block import PixArtBlock
 from ..model.policy import Lane, Pass, Policy, Run
 from ..model.transformer import PixArtTransformer
 from ..pipeline import Pipeline
+from ..progress import Progress
 from ..sampling.samplers import SAMPLERS
 from ..text.encoded import Encoded, join_encoded
 from ..weights.errors import CheckpointError
@@ -22,7 +23,6 @@ from ..weights.values import check_finite, check_floating
 
 AT_ONCE = 16                # rows that go through a block together, and images that are drawn together
 CALIBRATION_FILE = Kind("calibration data of this program")
-Told = Callable[[str, int, int], None]          # (stage, done, total); may raise to stop
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Inputs:
         return Inputs(self.tokens[chosen], self.text[chosen], self.mask[chosen], self.modulation[chosen], self.grid)
 
     def through(self, block: PixArtBlock) -> Tensor:
-        """What a block makes of all rows, (R, N, D), on the CPU."""
+        """The output of a block for all rows, (R, N, D), on the CPU."""
         device = block.attn.proj.weight.device
         with torch.no_grad():
             return torch.cat([self.rows(slice(at, at + AT_ONCE)).into(block, device).cpu()
@@ -77,14 +77,14 @@ class Recorder(Policy):
 
 
 def real_tokens(p: Pass) -> Tensor:
-    """(B, L) bool on the CPU, True for tokens that are no padding, whichever form the pass has it in."""
+    """(B, L) bool on the CPU, True for tokens that are not padding, from either form of the pass's mask."""
     if p.mask is None:
         return torch.ones(p.text.shape[:2], dtype=torch.bool)
     return (p.mask if p.mask.dtype == torch.bool else p.mask.flatten(1) == 0).cpu()
 
 
 def record(model: PixArtTransformer, request: Request, captions: Encoded, null: Encoded, count: int,
-           told: Told | None = None) -> Inputs:
+           told: Progress | None = None) -> Inputs:
     """`count` rows out of the passes of a real sampling, chosen at random by the request's seed: any image, step,
     and, with guidance, prompt or negative prompt. ValueError for more rows than there are."""
     images, kinds = len(request.prompts), (True, False) if request.guided else (False,)

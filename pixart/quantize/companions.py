@@ -1,4 +1,4 @@
-"""What stands beside a transformer, packed: the copies of a ControlNet, and the layers of a T5 encoder.
+"""Packing what goes with a transformer: the copies of a ControlNet, and the layers of a T5 encoder.
 
 Both are unpacked as they are opened: files become smaller, memory does not. (T5 loaded as int8 packs them again.)
 """
@@ -69,10 +69,10 @@ def holds_t5(path: str | os.PathLike) -> bool:
 
 def convert_control(source: str | os.PathLike, target: str, out: str | os.PathLike, weights_only: bool = False,
                     progress: CountProgress | None = None) -> list[LayerError]:
-    """Write the ControlNet of `source` alone, its copies of blocks in the format `target`; what each layer lost.
+    """Write the ControlNet of `source` alone, copies of blocks in the format `target`; returns what each layer lost.
 
     The projections around the copies stay in 16 bits. target: a key of TARGETS. weights_only: as `convert`. The file
-    is written beside its place and renamed. Raises CheckpointError for other files, ValueError for a width that the
+    is complete or absent. Raises CheckpointError for other files, ValueError for a width that the
     format does not allow and for a file that is packed already.
     """
     refuse_packed(open_network(source, expected=CONTROL_FILE).tensors, source)
@@ -88,7 +88,7 @@ def convert_control(source: str | os.PathLike, target: str, out: str | os.PathLi
 
 def convert_t5(source: str | os.PathLike, target: str, out: str | os.PathLike, weights_only: bool = False,
                progress: CountProgress | None = None) -> list[LayerError]:
-    """Write a T5 encoder as one file with all matrices of its blocks in the format `target`; what each layer lost.
+    """Write a T5 encoder as one file with the matrices of its blocks in format `target`; returns what each layer lost.
 
     Read matrix by matrix, so that it takes the size of the result. The rest stays in 16 bits: as in the source, else
     bfloat16. Arguments and errors as `convert_control`. The tokenizer of a folder is not in the file.
@@ -119,7 +119,7 @@ def convert_t5(source: str | os.PathLike, target: str, out: str | os.PathLike, w
 
 def packer_for(target: str, weights_only: bool) -> Callable[[str, Tensor], Packed]:
     """(layer, weight) -> Packed. ValueError for fp4, whose settings are those of a transformer's layers, and where
-    `weights_only` means nothing."""
+    `weights_only` has no effect."""
     if target == "fp4" or target not in TARGETS:
         known = ", ".join(name for name in TARGETS if name != "fp4")
         raise ValueError(f"{target} is for transformers; pack a ControlNet or T5 as one of {known}")

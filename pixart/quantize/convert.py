@@ -35,10 +35,10 @@ def convert(source: str | os.PathLike, target: str, out: str | os.PathLike, vari
             settings: LayerOptions | None = None) -> list[LayerError]:
     """Write `source`, a PixArt transformer in any layout, in the format `target`; returns what each layer lost.
 
-    target: a key of TARGETS, or fp16, bf16, fp32, which unpack a packed file and lose nothing but what rounding
-    loses. weights_only: tell the host to unpack weights before it multiplies, so that its kernels do not round their
+    target: a key of TARGETS, or fp16, bf16, fp32, which unpack a packed file and only round to that type.
+    weights_only: tell the host to unpack weights before it multiplies, so that its kernels do not round their
     inputs too; for float8, nvfp4 and mxfp8. progress(done, total), counted in layers, may raise to stop. settings: in
-    place of the target's own; for fp4. The file is written beside its place and renamed.
+    place of the target's own; for fp4. The file is complete or absent.
     Raises CheckpointError for a file that is no PixArt, ValueError for an unknown target, for one that the width of
     the model does not allow, and for a file that is packed already.
     """
@@ -58,7 +58,7 @@ def convert(source: str | os.PathLike, target: str, out: str | os.PathLike, vari
 
 
 def host_options(target: str, weights_only: bool) -> FormatOptions:
-    """What marks tell the host beside the format. ValueError where `weights_only` means nothing for the target."""
+    """What marks tell the host beside the format. ValueError where `weights_only` has no effect with the target."""
     if not weights_only:
         return {}
     if (reason := no_effect(target)):
@@ -67,7 +67,7 @@ def host_options(target: str, weights_only: bool) -> FormatOptions:
 
 
 def no_effect(target: str) -> str:
-    """Why `weights_only` means nothing for a target; "" where it does."""
+    """Why `weights_only` has no effect with a target; "" where it has."""
     if target in UNPACKED:
         return "nothing is packed"
     if not TARGETS[target].format.runs_in_host:
@@ -94,7 +94,7 @@ def convert_by(packed: Callable[[str, Tensor], Packed], checkpoint: OpenCheckpoi
 
 
 def tensors_of(checkpoint: OpenCheckpoint, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Everything that belongs into a file of these weights."""
+    """Everything that belongs in a file of these weights."""
     found = checkpoint.read(dtype)
     return {name: tensor for name, tensor in found.state_dict.items()
             if name != NULL_CAPTION or found.has_null_caption}
@@ -137,12 +137,12 @@ def packed_layer(layer: str, weight: Tensor, packer: Callable[[str, Tensor], Pac
 
 
 def kept_dtype(checkpoint: OpenCheckpoint) -> torch.dtype:
-    """Of what is not packed: as in the file where that has 16 bits, else float16, which keeps more digits."""
+    """Data type of what is not packed: as in the file where that has 16 bits, else float16, which keeps more digits."""
     return checkpoint.dtype if checkpoint.dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
 def write_packed(path: Path, tensors: dict[str, Tensor], config: PixArtConfig, told: dict[str, str]) -> None:
-    """With the configuration in the header, and the position table, by which other loaders know the trained size."""
+    """Write a file with its configuration, and the position table, by which other loaders know the trained size."""
     tensors = {**tensors, POSITION_TABLE: to_tensors(config)[POSITION_TABLE]}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, {"format": "pt", **told, **to_header(config)})

@@ -1,4 +1,4 @@
-"""Rotated whole numbers of 4 bits with one scale a row. The host rounds the layer's inputs to 4 bits as well."""
+"""Rotated 4-bit integers with one scale a row. The host rounds the layer's inputs to 4 bits as well."""
 from typing import ClassVar
 
 import torch

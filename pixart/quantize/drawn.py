@@ -1,4 +1,4 @@
-"""The drawing that calibration data are taken from: prompts, their text features, and how the checkpoint samples."""
+"""The sampling that calibration data are taken from: prompts, their text features, and the checkpoint's sampler."""
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,18 +8,18 @@ import torch
 from ..checkpoint.load import OpenCheckpoint
 from ..drawing import Request
 from ..mini import SHIPPED, is_mini
+from ..progress import Progress
 from ..sampling.preset import Preset, found_in
 from ..text.encoded import Encoded
 from ..text.on_demand import T5OnDemand
 from ..text.quantized import Bits
-from .calibrate import Told
 
-PASSES_A_IMAGE = 4            # on average; more images are drawn where there are prompts for them
+PASSES_PER_IMAGE = 4          # that are recorded, on average, if there are prompts enough
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is drawn, as the checkpoint was made to be sampled, at the size it was trained on."""
+    """What is drawn for calibration, with the sampler the checkpoint is for, at the size it was trained on."""
 
     checkpoint: OpenCheckpoint
     sampling: Preset
@@ -38,7 +38,7 @@ class Calibration:
             raise ValueError("prompts need a T5 encoder, the one this model was trained with; give --t5")
         weights = checkpoint.weights
         sampling = found_in([(weights.path, weights.metadata)], 2.5 if mini else 4.5)
-        taken = prompts[:max(1, passes // PASSES_A_IMAGE)]
+        taken = prompts[:max(1, passes // PASSES_PER_IMAGE)]
         return cls(checkpoint, sampling, tuple(taken), t5 or SHIPPED.t5, bits or (16 if t5 is None else 8), passes,
                    seed)
 
@@ -48,7 +48,7 @@ class Calibration:
         return {"prompts": self.prompts, "t5": self.t5, "bits": self.bits, "passes": self.passes, "seed": self.seed,
                 "sampler": self.sampling.sampler, "steps": self.sampling.steps, "guidance": self.sampling.guidance}
 
-    def encoded(self, device: torch.device, told: Told | None = None) -> tuple[Request, Encoded, Encoded]:
+    def encoded(self, device: torch.device, told: Progress | None = None) -> tuple[Request, Encoded, Encoded]:
         """The request, the features of its prompts, and those of the empty one; T5 is freed again."""
         config, wanted = self.checkpoint.config, self.sampling
         request = Request(self.prompts, height=config.resolution, width=config.resolution, sampler=wanted.sampler,

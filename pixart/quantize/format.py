@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 QUANTIZATION_MARK = "comfy_quant"  # the tensor beside a packed weight that tells its format, as JSON
-SMOOTHING = "pre_quant_scale"   # (K,): what the layer's input is multiplied with first
+SMOOTHING = "pre_quant_scale"   # (K,): what the layer's input is multiplied by first
 FULL_PRECISION = "full_precision_matrix_mult"       # in the mark: the host unpacks weights before it multiplies
 
 FormatOptions = Mapping[str, object]
@@ -44,8 +44,8 @@ class Packed:
 
     def entries(self) -> dict[str, Tensor]:
         """All tensors of the layer in a file, the mark included."""
-        told = json.dumps({"format": self.format.name, **self.options}).encode()
-        return {**self.tensors, QUANTIZATION_MARK: torch.frombuffer(bytearray(told), dtype=torch.uint8)}
+        mark = json.dumps({"format": self.format.name, **self.options}).encode()
+        return {**self.tensors, QUANTIZATION_MARK: torch.frombuffer(bytearray(mark), dtype=torch.uint8)}
 
 
 class Format(ABC):
@@ -56,7 +56,7 @@ class Format(ABC):
     scales: ClassVar[dict[str, tuple[torch.dtype, ...]]]        # further tensors that must be there, and their types
     extras: ClassVar[dict[str, tuple[torch.dtype, ...]]] = {}   # those that may be
     multiple: ClassVar[tuple[int, int]] = (1, 1)    # what N and K must be multiples of
-    rounds_inputs: ClassVar[bool] = False           # the host does, whatever the file says; else only by its kernels
+    rounds_inputs: ClassVar[bool] = False           # the host always rounds inputs; False: only with its kernels
     columns_per_value: ClassVar[int] = 1            # how many columns one value of the stored weight holds
     runs_in_host: ClassVar[bool] = True             # ComfyUI may have layers that compute with it
 
@@ -124,7 +124,7 @@ def kind(tensor: Tensor) -> str:
 
 
 def positive_option(options: FormatOptions, name: str, default: int) -> int:
-    """A number among the settings of a mark; some writers keep them one level lower, in "params". 0 if it is none."""
+    """A positive integer in the settings of a mark, which some writers nest in "params"; 0 for anything else."""
     below = options.get("params")
     value = options.get(name, below.get(name, default) if isinstance(below, Mapping) else default)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

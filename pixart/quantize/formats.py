@@ -19,7 +19,7 @@ FORMATS: dict[str, Format] = {each.name: each for each in (
 
 
 def same_for_all_layers(layer: str, config: PixArtConfig) -> FormatOptions:
-    """No layer is treated otherwise than the rest."""
+    """No layer has settings of its own."""
     return {}
 
 
@@ -37,7 +37,7 @@ class ConversionTarget:
     format: Format
     about: str
     settings: Callable[[str, PixArtConfig],
-                       FormatOptions] = same_for_all_layers  # (layer, model) -> what is particular to it
+                       FormatOptions] = same_for_all_layers  # (layer, model) -> settings of its own
 
     def options(self, shape: tuple[int, int], further: FormatOptions | None = None) -> FormatOptions:
         """All settings for a weight (N, K). ValueError where they, or its sizes, do not fit."""

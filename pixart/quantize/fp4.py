@@ -16,7 +16,7 @@ from .minifloat import MiniFloat
 from .nibbles import join_nibbles, split_nibbles
 
 FP4_VERSION = 1
-FP4_GROUP = 128             # columns that share a scale, where they can be divided so
+FP4_GROUP = 128             # most columns that share a scale
 LEAST_SCALE = 1e-4
 FLOAT, VERSIONED, GROUPED, RANK = "float", "version", "group_size", "rank"
 MINI_FLOATS = {each.name: each for each in (MiniFloat(3, 0), MiniFloat(2, 1), MiniFloat(1, 2))}
@@ -34,7 +34,7 @@ class Grouped:
 
     @property
     def unit(self) -> Tensor:
-        """What a magnitude is multiplied with, (N, K / g, 1) float32."""
+        """What a magnitude is multiplied by, (N, K / g, 1) float32."""
         return self.scale.float()[..., None] / self.kind.largest
 
     def packed(self, codes: Tensor) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ class FP4(Format):
         return {**groups.packed(groups.kind.nearest(groups.magnitudes)), **branch}
 
     def branch(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
-        """The tensors of the branch of low rank; none without a rank."""
+        """The tensors of the low-rank branch; none without a rank."""
         if RANK not in options:
             return {}
 
@@ -123,7 +123,7 @@ class FP4(Format):
 
 
 def rest_of(weight: Tensor, branch: Tensors) -> Tensor:
-    """What the branch of low rank leaves of a weight (N, K)."""
+    """What the low-rank branch leaves of a weight (N, K)."""
     return weight - branch[LOW_RANK_UP].float() @ branch[LOW_RANK_DOWN].float() if branch else weight
 
 

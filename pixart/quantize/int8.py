@@ -1,4 +1,4 @@
-"""Whole numbers of 8 bits, rotated or not. Files have one scale a row or one for all; here it is one a row."""
+"""8-bit integers, rotated or not. Files have one scale a row or one for all; here it is one a row."""
 from typing import ClassVar
 
 import torch

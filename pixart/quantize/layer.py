@@ -10,7 +10,7 @@ from .format import Packed
 
 
 class PackedLinear(nn.Module):
-    """As nn.Linear with the unpacked weight, in the dtype of its input, at the memory of the packed one."""
+    """As nn.Linear with the unpacked weight, in the dtype of its input, with the memory of the packed one."""
 
     bias: Tensor | None
 
@@ -24,7 +24,7 @@ class PackedLinear(nn.Module):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Packed numbers follow the model to a device and never to a data type, in which they would mean others."""
+        """Packed tensors follow the model to a device but are never cast, which would change their meaning."""
         kept = {name: getattr(self, name) for name in self.names}
         super()._apply(fn, recurse)
         for name, tensor in kept.items():
@@ -42,7 +42,7 @@ class PackedLinear(nn.Module):
 
 
 def keep_packed(model: nn.Module, layers: Mapping[str, Packed], device: torch.device | str = "cpu") -> None:
-    """In place: put packed layers where the model has linear ones of these names, with the biases these have."""
+    """In place: replace the model's linear layers of these names by packed ones, with the same biases."""
     for name, packed in layers.items():
         parent, _, leaf = name.rpartition(".")
         bias = getattr(model.get_submodule(name), "bias", None)

@@ -1,4 +1,4 @@
-"""A branch of low rank in 16 bits beside a rounded weight, which takes up what rounding would lose most of.
+"""A low-rank branch in 16 bits beside a rounded weight, which absorbs what rounding would lose most of.
 
 As in SVDQuant (arXiv 2411.05007), without its smoothing: weight = up @ down + rounded rest.
 """
@@ -13,8 +13,8 @@ LOW_RANK_ROUNDS = 4  # of fitting the branch to what the rounded rest leaves
 def low_rank_branch(weight: Tensor, rank: int, rounded: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """weight (N, K) float32 -> up (N, rank), down (rank, K), float16.
 
-    rounded(rest (N, K)) is what becomes of the rest. The best of some rounds: branch of the weight, then of the weight
-    less the rounded rest. Reproducible: its random numbers are its own.
+    rounded(rest (N, K)) gives the rest after rounding. The best of some rounds: branch of the weight, then of the
+    weight less the rounded rest. Reproducible: it draws from a fixed seed of its own.
     """
     best, least, aim = None, torch.inf, weight
     for _ in range(LOW_RANK_ROUNDS):

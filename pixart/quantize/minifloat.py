@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MiniFloat:
-    """E2M1 has 2 bits of exponent, 1 of fraction. Levels are multiples of a power of two; the scale is another's."""
+    """E2M1 has 2 bits of exponent, 1 of fraction. Levels are multiples of a power of two; callers scale them."""
 
     exponent: int
     fraction: int

@@ -43,5 +43,5 @@ class MXFP8(Format):
 
 
 def exp2(exponent: Tensor) -> Tensor:
-    """2 ** exponent for whole numbers, exactly, also where it is less than float32 has without leading zeros."""
+    """2 ** exponent for whole numbers, exactly, subnormal results included."""
     return torch.ldexp(torch.ones_like(exponent), exponent)

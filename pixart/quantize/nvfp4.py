@@ -19,7 +19,7 @@ FP4_MAX = E2M1.largest / 2
 
 
 def to_codes(values: Tensor) -> Tensor:
-    """float32 of any shape -> codes 0..15 of the nearest values, of two the even code, uint8; -6 and 6 beyond."""
+    """float32 of any shape -> codes 0..15 of the nearest values, ties to even codes, clamped to -6..6; uint8."""
     codes = E2M1.nearest((2 * values.abs()).clamp(max=E2M1.largest))
     return codes.to(torch.uint8) | (values.signbit().to(torch.uint8) << 3)
 

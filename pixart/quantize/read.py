@@ -1,7 +1,7 @@
 """Packed layers in a file: found by their marks, checked, and unpacked one at a time, whenever a tensor is read.
 
 A mark is the tensor `comfy_quant` beside a weight, or an entry of `_quantization_metadata` in the safetensors header;
-files of the time before have one tensor `scaled_fp8` and scales by other names. Source: ComfyUI, comfy/utils.py.
+older files have one tensor `scaled_fp8` and scales by other names. Source: ComfyUI, comfy/utils.py.
 """
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ class Unpacked(Mapping[str, Tensor]):
 def with_unpacked(weights: Weights, expected: str = PIXART_FILE, beside: tuple[str, ...] = ()) -> Weights:
     """The same weights with packed layers as plain ones; as they are where nothing is packed.
 
-    beside: how names of other models in the file start, whose layers stay as they are, in whatever format.
+    beside: prefixes of other models in the file, whose layers stay as they are, in whatever format.
     Raises CheckpointError for an unknown format, a missing or wrong scale, or wrong settings, by layer and file.
     """
     layers = {name: placed(name, told, weights, expected) for name, told in marks(weights, expected).items()
@@ -95,12 +95,12 @@ def with_unpacked(weights: Weights, expected: str = PIXART_FILE, beside: tuple[s
 
 
 def marks(weights: Weights, expected: str) -> dict[str, dict[str, Any]]:
-    """What the file says of its packed layers, by their names.
+    """The marks of a file's packed layers, by their names.
 
     One file may hold several models, each with marks of its own kind, such as a T5 encoder beside the transformer.
     """
     found: dict[str, dict[str, Any]] = {}
-    for old in sorted((name for name in weights.tensors if is_old_mark(name)), key=len):    # the closest one last
+    for old in sorted((name for name in weights.tensors if is_old_mark(name)), key=len):    # the longest prefix wins
         found |= old_marks(old, weights.tensors)
     found |= {name.removesuffix(f".{QUANTIZATION_MARK}"): read_mark(name, tensor, weights)
               for name, tensor in weights.tensors.items() if name.endswith(f".{QUANTIZATION_MARK}")}
@@ -108,7 +108,7 @@ def marks(weights: Weights, expected: str) -> dict[str, dict[str, Any]]:
 
 
 def header_marks(weights: Weights, expected: str) -> dict[str, dict[str, Any]]:
-    """Those in the safetensors header."""
+    """The marks in the safetensors header."""
     if QUANTIZATION_HEADER not in weights.metadata:
         return {}
     written = parse_json(weights.metadata[QUANTIZATION_HEADER], weights.path,
@@ -130,7 +130,7 @@ def is_old_mark(name: str) -> bool:
 
 
 def old_marks(mark: str, tensors: Tensors) -> dict[str, dict[str, Any]]:
-    """Of files that keep their type in one tensor `scaled_fp8`; float32 there stands for E4M3."""
+    """The marks of files that keep their type in one tensor `scaled_fp8`; float32 there stands for E4M3."""
     prefix, kind = mark.removesuffix(OLD_MARK), tensors[mark].dtype
     known: dict[str, Any] = {"format": "float8_e5m2" if kind == torch.float8_e5m2 else "float8_e4m3fn"}
     if tensors[mark].numel() == 2:
@@ -160,6 +160,6 @@ def placed(layer: str, told: dict[str, Any], weights: Weights, expected: str) ->
 
 
 def dtype_of_layer(layer: str, tensors: Tensors) -> torch.dtype:
-    """What the weight counts as: the type of the layer's bias, bfloat16 without one."""
+    """The data type to report for the weight: the type of the layer's bias, bfloat16 without one."""
     bias = tensors.get(f"{layer}.bias")
     return bias.dtype if bias is not None and bias.dtype in FLOATS else torch.bfloat16

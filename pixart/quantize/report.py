@@ -13,14 +13,13 @@ from .format import Packed
 
 @dataclass(frozen=True)
 class LayerError:
-    """One layer. `relative`: length of the difference over length of the weight; `worst`: its largest number over the
-    largest one of the weight."""
+    """One layer. `relative`: norm of the error over norm of the weight; `worst`: largest error over largest weight."""
 
     layer: str
     shape: tuple[int, int]
     relative: float
     worst: float
-    bits: float                 # a weight, scales included
+    bits: float                 # per weight, scales included
 
     @property
     def kind(self) -> str:
@@ -29,12 +28,12 @@ class LayerError:
 
     @property
     def decibels(self) -> float:
-        """Signal to noise."""
+        """Signal-to-noise ratio."""
         return -20 * math.log10(self.relative) if self.relative > 0 else math.inf
 
 
 def error_of(layer: str, weight: Tensor, packed: Packed) -> LayerError:
-    """weight (N, K) float, as it was."""
+    """The error of a packed layer. weight (N, K) float: the original."""
     weight = weight.float()
     difference = packed.unpacked() - weight
     length, largest = float(weight.norm()), float(weight.abs().amax())
@@ -66,7 +65,7 @@ def rms(errors: Sequence[LayerError]) -> float:
 
 
 def average_bits(errors: Sequence[LayerError]) -> float:
-    """A weight, over all layers."""
+    """Bits per weight, over all layers."""
     weights = [one.shape[0] * one.shape[1] for one in errors]
     return sum(one.bits * count for one, count in zip(errors, weights, strict=True)) / sum(weights)
 

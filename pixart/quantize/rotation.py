@@ -1,6 +1,6 @@
 """Rotations that spread large values over their neighbours before weights are rounded (ConvRot).
 
-Groups of g columns are multiplied by a Hadamard matrix of order g = 4^n whose rows all have one sum: the n-fold
+Groups of g columns are multiplied by a Hadamard matrix of order g = 4^n whose rows have equal sums: the n-fold
 Kronecker product of the 4 x 4 one, divided by sqrt(g). It is symmetric and its own inverse, so that a layer whose
 inputs are rotated too computes what it did before. Source: comfy_kitchen, tensor/int8_utils.py.
 """
@@ -23,12 +23,12 @@ def _hadamard(size: int) -> Tensor:
 
 
 def _hadamard_on(device: torch.device, size: int) -> Tensor:
-    """The matrix on a device, copied there once: layers need it every time they run. Nobody may write into it."""
+    """The matrix on a device, copied there once: layers need it every time they run. It must not be modified."""
     if (device, size) in _COPIES:
         return _COPIES[device, size]
     with torch.inference_mode(False):       # a kept tensor must stay usable in training
         copy = _hadamard(size).to(device)
-    if type(copy) is Tensor:                # not one that only stands in for data, while something is traced
+    if type(copy) is Tensor:                # not a fake tensor, made while something is traced
         _COPIES[device, size] = copy
     return copy
 

@@ -1,7 +1,7 @@
 """The order in which NVIDIA's matrix units read scales of blocks.
 
-Scales (R, C) are cut in tiles of 128 x 4, padded with zeros; a tile lies as 32 x 16, row r of it in line r % 32 at
-place 4 * (r // 32). Source: cuBLAS documentation, "1D Block Scaling Factors Layout".
+Scales (R, C) are cut in tiles of 128 x 4, padded with zeros; a tile is stored as 32 x 16, its row r in line r % 32
+from column 4 * (r // 32) on. Source: cuBLAS documentation, "1D Block Scaling Factors Layout".
 """
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ ROWS, COLUMNS = 128, 4
 
 
 def tiled_shape(rows: int, columns: int) -> tuple[int, int]:
-    """Of what scales (rows, columns) become."""
+    """The shape of scales (rows, columns) in tiles."""
     return rows + -rows % ROWS, columns + -columns % COLUMNS
 
 
