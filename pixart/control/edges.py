@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool2d, pad
 
 from .images import BLACK, GREY, WHITE, grey, one_by_one, opaque, with_room
 
-# What is transparent lies on the colour that means "nothing here" for the method.
+# Background of transparent pixels: the colour that means "no edge here" to the method.
 EDGE_METHODS = {"canny": GREY, "soft": GREY, "none": BLACK, "invert": WHITE}
 
 
@@ -67,16 +67,17 @@ def soft_edges(images: Tensor, blur: float = 1.0, strength: float = 2.0) -> Tens
 
 
 def drawing(images: Tensor, dark_on_light: bool = False) -> Tensor:
-    """A drawn edge map, unchanged but for its colours, which become grey; a dark drawing on light is turned over."""
+    """A drawn edge map, unchanged but for its colours, which become grey; a dark drawing on light is inverted."""
     lines = grey(opaque(images, WHITE if dark_on_light else BLACK))
     return 1 - lines if dark_on_light else lines
 
 
 def _ridges(across: Tensor, down: Tensor) -> Tensor:
-    """Slopes that are largest along their own direction, rounded to 45 degrees; 0 elsewhere. (1, 1, H, W) each.
+    """Non-maximum suppression: slopes that are largest along their own direction, rounded to 45 degrees; 0 elsewhere.
 
-    Of two equal ones side by side, as on both sides of a sharp step, the left or upper one stays. kornia has the same
-    rule, but before 0.9 it dropped both: sharp outlines had gaps, and without blur hardly anything was left.
+    All are (1, 1, H, W). Of two equal ones side by side, as on both sides of a sharp step, the left or upper one stays.
+    kornia has the same rule, but before 0.9 it dropped both: sharp outlines had gaps, and without blur hardly anything
+    was left.
     """
     slope = (across.square() + down.square()).sqrt()
     direction = torch.atan2(down, across).mul(4 / math.pi).round().remainder(4)
@@ -91,7 +92,7 @@ def _ridges(across: Tensor, down: Tensor) -> Tensor:
 
 
 def _joined(weak: Tensor, strong: Tensor) -> Tensor:
-    """What is strong, and what is weak and joined to it through neighbours in eight directions."""
+    """Hysteresis: strong pixels, and weak ones that are connected to them in eight directions."""
     weak, strong = weak.float(), strong.float()
     while True:
         grown = max_pool2d(strong, 3, 1, 1) * weak
@@ -128,6 +129,6 @@ def _kornia() -> ModuleType:
     try:
         from kornia import filters
     except ImportError as error:
-        raise ImportError("edge maps without weights are made with the package kornia, which ComfyUI brings along; "
+        raise ImportError("edge maps without weights are made with the package kornia, which comes with ComfyUI; "
                           "elsewhere: pip install \"kornia>=0.7.1\"") from error
     return filters

@@ -26,7 +26,7 @@ OTHER_PORT = ("moduleVgg", "netVgg", "moduleScore", "netScore", "moduleCombine",
 
 
 class HedBlock(nn.Module):
-    """Convolutions at one scale, and their view of the edges."""
+    """Convolutions at one scale, and the projection to their side output."""
 
     def __init__(self, into: int, out: int, count: int) -> None:
         super().__init__()
@@ -105,8 +105,8 @@ def hed_edges(network: HED, images: Tensor, progress: CountProgress | None = Non
     """(B, 1, 3 or 4, H, W) in 0..1, any size -> edge maps (B, 1, H, W) float32 in 0..1, at the images' own size.
 
     Computed one image at a time on the network's device, so 16 images of 1024 pixels take the memory of one
-    (HED_BYTES_PER_PIXEL: 0.8 GB); the maps lie where the images lie. Sides below 16 pixels are continued by their
-    last pixel for the network. `progress(done, total)` is told after each image.
+    (HED_BYTES_PER_PIXEL: 0.8 GB); the maps are on the images' device. Sides below 16 pixels are padded with their
+    last pixel for the network. `progress(done, total)` is called after each image.
     """
     device = network.norm.device
 

@@ -14,7 +14,7 @@ BLACK, GREY, WHITE = 0.0, 0.5, 1.0
 
 
 def opaque(images: Tensor, ground: float = GREY) -> Tensor:
-    """(B, 1, 3 or 4, H, W) -> (B, 1 or 3, H, W) float32 in 0..1, what is transparent laid on a ground of one grey.
+    """(B, 1, 3 or 4, H, W) -> (B, 1 or 3, H, W) float32 in 0..1, composited onto a uniform grey ground.
 
     Mid-grey by default, so that neither a black nor a white shape on a transparent ground vanishes. Values beyond
     0..1 count as 0 or 1. Raises ValueError for another shape.
@@ -69,7 +69,7 @@ def covering(own: tuple[int, int], wanted: tuple[int, int]) -> tuple[tuple[int, 
 
 
 def with_room(images: Tensor, least: int) -> Tensor:
-    """Continue sides shorter than `least` pixels to the right and below by their last pixel."""
+    """Pad sides shorter than `least` pixels, to the right and below, by repeating their last pixel."""
     missing = [max(0, least - side) for side in images.shape[-2:]]
     return pad(images, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else images
 
@@ -77,7 +77,7 @@ def with_room(images: Tensor, least: int) -> Tensor:
 def one_by_one(images: Tensor, find: Callable[[Tensor], Tensor], progress: CountProgress | None = None) -> Tensor:
     """Maps of the images, found one by one: a map never depends on its batch, and memory is that of one image.
 
-    `progress` is told after each image, and may raise to stop.
+    `progress` is called after each image, and may raise to stop.
     """
     maps = []
     for image in images.split(1):

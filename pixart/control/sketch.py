@@ -18,8 +18,8 @@ SKETCH_REMEDY = "Draw on the canvas of PixArt Sketch, or leave it empty for a bl
 def read_sketch(text: str, width: int, height: int) -> Tensor:
     """The drawing (1, 1, height, width) in 0..1, white on black, from a data URL of a PNG; all black from "".
 
-    It is scaled to cover that size, never stretched; what is transparent counts as black. Only the text is looked at:
-    it never names a file or an address. Raises ValueError for anything but a PNG of at most 2048 x 2048 pixels.
+    It is scaled to cover that size, never stretched; what is transparent counts as black. Only the text is read: it
+    never names a file or an address. Raises ValueError for anything but a PNG of at most 2048 x 2048 pixels.
     """
     if not text:
         return torch.zeros(1, 1, height, width)
