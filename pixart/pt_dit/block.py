@@ -1,4 +1,4 @@
-"""One PT-DiT block: proxy tokens carry what is far away, windows what is near, then text and MLP as in PixArt.
+"""One PT-DiT block: global attention by proxy tokens, local in windows, then text and MLP as in PixArt.
 
 Shapes: B batch, N image tokens window by window, W windows of n tokens, P proxy tokens, L text tokens, D width.
 Source: PT-DiT (arXiv 2409.04005), section 3, and the order of the published inference code.
@@ -18,7 +18,7 @@ from .windows import TokenGrid, proxy_tokens, shift_windows
 
 
 class Windows(NamedTuple):
-    """How the tokens of an image lie: their grid, and the bias of attention in shifted windows, (W, 1, n, n)."""
+    """The arrangement of an image's tokens: their grid, and the bias of attention in shifted windows, (W, 1, n, n)."""
 
     grid: TokenGrid
     bias: Tensor | None
@@ -76,7 +76,7 @@ class PTDiTBlock(nn.Module):
         return torch.addcmul(x, gate_m, self.mlp(modulate(x, shift_m, scale_m)))        # (B, N, D)
 
     def far(self, x: Tensor, windows: Windows, options: Options) -> Tensor:
-        """(B, N, D) -> (B, N, D): what the proxy tokens, having seen one another, say to every token."""
+        """(B, N, D) -> (B, N, D): every token attends to the proxy tokens, which attended to one another."""
         proxy = proxy_tokens(x, windows.grid, self.side, self.cell)                          # (B, P, D)
         proxy = proxy + self.proxy_attn(normalised(proxy), None, options)               # (B, P, D)
         return self.visual_attn(normalised(x), normalised(proxy), None, options)        # (B, N, D)
@@ -91,5 +91,5 @@ class PTDiTBlock(nn.Module):
         shift_s, scale_s, gate_s = self.shifted_scale_shift_table(modulation[:, :3])    # each (B, 1, D)
         moved = modulate(shift_windows(x, windows.grid, self.side), shift_s, scale_s)           # (B, N, D)
         bias = None if windows.bias is None else windows.bias.repeat(len(x), 1, 1, 1)   # (B * W, 1, n, n)
-        said = self.near(self.shifted_attn, moved, bias, options)                       # (B, N, D)
-        return gate_s * shift_windows(said, windows.grid, self.side, back=True)                 # (B, N, D)
+        update = self.near(self.shifted_attn, moved, bias, options)                     # (B, N, D)
+        return gate_s * shift_windows(update, windows.grid, self.side, back=True)               # (B, N, D)

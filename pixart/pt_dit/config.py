@@ -5,7 +5,7 @@ from ..config import PixArtConfig
 from ..sampling.flow import flow_shift_of
 
 AUTOENCODERS = {"sd": "the VAE of Stable Diffusion (sd-vae-ft-ema)",
-                "open-sora-plan-1.2": "the causal VAE of Open-Sora-Plan 1.2"}     # whose latents it draws; for people
+                "open-sora-plan-1.2": "the causal VAE of Open-Sora-Plan 1.2"}     # whose latents it draws; for display
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,5 @@ class PTDiTConfig(PixArtConfig):
             raise ValueError(f"flow_side is {self.flow_side} pixels; it must be at least 1")
 
     def flow_shift(self, height: int, width: int) -> float:
-        """How far the noise levels of an image of so many pixels are shifted towards noise, 1 for not at all."""
+        """Shift of the noise levels towards noise for an image of height x width pixels; 1 is none."""
         return flow_shift_of(height, width, self.flow_side)

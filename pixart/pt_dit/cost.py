@@ -7,7 +7,7 @@ from .config import PTDiTConfig
 
 @dataclass(frozen=True)
 class PTDiTCosts:
-    """Of one row, an image with one prompt. height and width in pixels; text: tokens of the caption, padding included.
+    """Costs of one row, an image with one prompt. height and width in pixels; text: caption tokens, padding included.
 
     attention: count the products of queries, keys and values too.
     """
@@ -20,14 +20,14 @@ class PTDiTCosts:
 
     @property
     def tokens(self) -> int:
-        """Of the image, its sides rounded up to whole windows."""
+        """Tokens of the image, its sides rounded up to whole windows."""
         side = 8 * self.config.patch * self.config.window
         rows, columns = (-(-length // side) for length in (self.height, self.width))
         return rows * columns * self.config.window ** 2
 
     @property
     def block(self) -> dict[str, int]:
-        """Of one block, by the names of its branches."""
+        """MACs of one block, by the names of its branches."""
         c, tokens, proxies = self.config, self.tokens, self.tokens // self.config.proxy ** 2
         square, product = c.hidden ** 2, 2 * c.hidden * self.attention
         near, text = 4 * tokens * square + product * tokens * c.window ** 2, self.text
@@ -38,5 +38,5 @@ class PTDiTCosts:
         return parts
 
     def row(self) -> int:
-        """Of one row through the whole network."""
+        """MACs of one row through the whole network."""
         return Costs(self.config, self.tokens, self.text).overhead + self.config.depth * sum(self.block.values())

@@ -17,7 +17,7 @@ PUBLISHED_TABLES = {"scale_shift_table": "scale_shift_table", "shifted_scale_shi
 
 
 def attention_names(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
-    """Of self-attention, whose query, key and value the published file keeps apart."""
+    """Names of self-attention, whose query, key and value are separate in the published file."""
     return {f"{ours}.qkv": tuple(f"{theirs}.to_{part}" for part in "qkv"), f"{ours}.proj": (f"{theirs}.to_out.0",)}
 
 

@@ -1,4 +1,4 @@
-"""Files of PT-DiT: the published text-to-image layout, and our own, whose header says what the weights cannot."""
+"""Files of PT-DiT: the published text-to-image layout, and its own, whose header says what the weights cannot."""
 import json
 import logging
 import os
@@ -43,7 +43,7 @@ PT_DIT_FIELDS: dict[str, Check] = {
 
 @dataclass(frozen=True)
 class OpenPTDiT:
-    """A PT-DiT in a file that is mapped and recognise_pt_dit, but not read. plan: our name -> the names in the file."""
+    """A PT-DiT in a file that is mapped and recognised, but not read. plan: our name -> the names in the file."""
 
     weights: Weights
     config: PTDiTConfig
@@ -52,12 +52,12 @@ class OpenPTDiT:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the large matrices in the file."""
+        """Data type of the large matrices in the file."""
         return self.weights.tensors[self.plan["blocks.0.attn.proj.weight"][0]].dtype
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One line for display."""
         c = self.config
         words = [f"PT-DiT {c.resolution}", f"{c.depth} blocks", f"width {c.hidden}",
                  f"windows of {c.window} x {c.window} tokens{', shifted too' if c.shifted else ''}",
@@ -74,7 +74,7 @@ class OpenPTDiT:
 
     def load(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", ops: "Ops | None" = None,
              attend: "Attend | None" = None) -> "PTDiT":
-        """The weights as a model in evaluation mode; what lies in 8 bits becomes bfloat16 unless dtype says else."""
+        """The weights as a model in evaluation mode; 8-bit weights become bfloat16 unless dtype is given."""
         from ..model.attention import sdpa
         from .transformer import PTDiT
         state = self.read(dtype or widened_dtype(self.weights, self.plan), device)
@@ -95,10 +95,10 @@ def is_pt_dit(names: Iterable[str]) -> bool:
 
 
 def open_pt_dit(path: str | os.PathLike, config: PTDiTConfig | None = None) -> OpenPTDiT:
-    """Map a file and recognise the PT-DiT in it, checked_entries against all shapes, without reading the weights.
+    """Map a file and recognise the PT-DiT in it, checked against all shapes, without reading the weights.
 
     config: what neither weights nor header say, for a file of the published layout that was trained otherwise.
-    Raises CheckpointError, also for files of other models; FileNotFoundError where nothing lies there.
+    Raises CheckpointError, also for files of other models; FileNotFoundError where there is no file.
     """
     return recognise_pt_dit(open_weights(path, PT_DIT_FILE), config)
 
@@ -138,7 +138,7 @@ def load_pt_dit(path: str | os.PathLike, dtype: torch.dtype | None = None, devic
 # -- what files say of themselves --------------------------------------------------------------------------------------
 
 def published_pt_dit_config(shapes: Shapes, path: Path) -> PTDiTConfig:
-    """From the shapes of a published file. Windows and proxies leave no trace in weights: those of the one release."""
+    """From the shapes of a published file. Windows and proxies, which weights cannot show, are those of the release."""
     depth = 1 + max(int(match[1]) for name in shapes
                     if (match := re.match(r"transformer_blocks\.(\d{1,9})\.", name)))
     if depth > len(shapes):
@@ -208,12 +208,12 @@ def pt_dit_config_text(config: PTDiTConfig) -> str:
 
 
 def pt_dit_config_tensor(config: PTDiTConfig) -> Tensor:
-    """The same as a tensor, for hosts that write tensors and nothing of our header."""
+    """The same as a tensor, for hosts that write tensors without this header."""
     return torch.frombuffer(bytearray(pt_dit_config_text(config).encode()), dtype=torch.uint8)
 
 
 def save_pt_dit(path: str | os.PathLike, model: "PTDiT", dtype: torch.dtype | None = None) -> Path:
-    """Write it so that `load_pt_dit` needs nothing else: safetensors, beside its place, and renamed.
+    """Write a safetensors file that `load_pt_dit` reads without further settings, complete or not at all.
 
     dtype: convert the weights; ValueError where it cannot hold them.
     """

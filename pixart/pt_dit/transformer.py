@@ -34,7 +34,7 @@ def counted_positions(h: int, w: int, width: int, scale: float) -> Tensor:
 
 
 class CountedPositions(PositionTables):
-    """The tables of the sizes that a model met last."""
+    """Counted positions for a model's most recent sizes."""
 
     def compute(self, size: Size) -> Tensor:
         h, w, device, dtype = size
@@ -65,7 +65,7 @@ class PTDiT(nn.Module):
 
     def forward(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None = None,
                 options: Options = None) -> Tensor:
-        """Predict the way from noise to image.
+        """Predict the velocity from noise to image.
 
         latent (B, channels, H, W), scaled by `config.latent_scale`, any H, W >= 2; sides that windows do not divide are
         padded by repeating the border, which attention then sees, and cropped from the result. timestep (B,) 0..1000,
@@ -87,7 +87,7 @@ class PTDiT(nn.Module):
         return self.unpatchify(patches, windows.grid)[:, :self.config.channels, :height, :width]
 
     def check(self, latent: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None) -> None:
-        """Refuse what cannot be meant, naming both sides of the mismatch."""
+        """Refuse shapes that do not fit together, naming both sides of the mismatch."""
         config, batch = self.config, latent.shape[0]
         if latent.ndim != 4 or latent.shape[1] != config.channels or min(latent.shape[-2:]) < 2:
             raise ValueError(f"latent has shape {tuple(latent.shape)}; this PT-DiT takes (batch, {config.channels}, "
@@ -102,7 +102,7 @@ class PTDiT(nn.Module):
             raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(context.shape[:2])} bool")
 
     def embed_latent(self, latent: Tensor) -> tuple[Tensor, Windows]:
-        """(B, channels, H, W) -> tokens with positions, window by window, (B, N, D), and how they lie."""
+        """(B, channels, H, W) -> tokens with positions, window by window, (B, N, D), and how they are arranged."""
         side = self.config.window
         bottom, right = (-length % (side * self.config.patch) for length in latent.shape[-2:])
         padded = pad_border(latent, bottom, right)

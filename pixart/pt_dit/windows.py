@@ -24,7 +24,7 @@ def from_windows(x: Tensor, grid: TokenGrid, side: int) -> Tensor:
 def shift_windows(x: Tensor, grid: TokenGrid, side: int, back: bool = False) -> Tensor:
     """(B, N, D) in windows -> the same in windows that start half a side further down and to the right.
 
-    What leaves the grid comes in again on the other side; `region_bias` keeps it apart. back: the inverse.
+    What leaves the grid wraps around to the other side; `region_bias` keeps it apart. back: the inverse.
     """
     half = side // 2 if back else -(side // 2)
     rows = from_windows(x, grid, side).unflatten(1, grid)                               # (B, h, w, D)
@@ -32,7 +32,7 @@ def shift_windows(x: Tensor, grid: TokenGrid, side: int, back: bool = False) -> 
 
 
 def axis_regions(count: int, side: int, device: torch.device | str = "cpu") -> Tensor:
-    """(count,) int64: to which uninterrupted stretch of an axis each token of a shifted grid belongs."""
+    """(count,) int64: to which contiguous region of an axis each token of a shifted grid belongs."""
     places = torch.arange(count, device=device)
     return (places >= count - side).long() + (places >= count - side // 2).long()
 
@@ -46,11 +46,11 @@ def region_mask(grid: TokenGrid, side: int, device: torch.device | str = "cpu") 
 
 
 def region_bias(grid: TokenGrid, side: int, like: Tensor) -> Tensor:
-    """`region_mask` as what is added to the scores, (W, 1, n, n), on the device and in the data type of `like`.
+    """`region_mask` as an additive bias of the scores, (W, 1, n, n), on the device and in the data type of `like`.
 
     Finite, because some kernels of hosts give NaN for -inf; after the softmax both are exactly 0.
     """
-    mask = region_mask(grid, side, like.device)         # made there: a copy would be waited for in every pass
+    mask = region_mask(grid, side, like.device)         # made there: every pass would wait for a copy
     bias = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
     return bias.masked_fill_(~mask, torch.finfo(like.dtype).min)[:, None]
 
@@ -59,7 +59,7 @@ def proxy_tokens(x: Tensor, grid: TokenGrid, side: int, cell: int) -> Tensor:
     """(B, N, D) in windows -> (B, P, D): the mean of every cell x cell square of tokens.
 
     The published code takes every k-th token of a window together where a cell is smaller than it (k cells on a side);
-    here a cell is one square, as the paper has it. In its published model a cell is a whole window: the same.
+    here a cell is one square, as the paper has it. In its published model a cell is a whole window, where both agree.
     """
     windows = (grid[0] // side) * (grid[1] // side)
     cells = rearrange(x, "b (p i y j z) d -> b (p i j) (y z) d", p=windows, i=side // cell, y=cell, z=cell)
