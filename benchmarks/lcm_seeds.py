@@ -15,13 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.training_options import joined  # noqa: E402
 from pixart.commands.numbers import positive_number  # noqa: E402
 from pixart.mini import SHIPPED, Files  # noqa: E402
 from pixart.mini.evaluate import evaluate  # noqa: E402
 from pixart.mini.measure.bootstrap import paired_difference, resamples  # noqa: E402
 from pixart.mini.measure.methods import Sampled  # noqa: E402
-from pixart.mini.measure.results import Row, read_measured  # noqa: E402
+from pixart.mini.measure.results import Row, chained, read_measured  # noqa: E402
 from pixart.mini.measure.tables import markdown, signed  # noqa: E402
 from pixart.mini.recipe import MiniRecipe, build_mini  # noqa: E402
 
@@ -52,7 +51,7 @@ def table(rows: dict[float, list[Row]]) -> str:
     first, lines = next(iter(rows.values())), []
     for rate, given in rows.items():
         shares = [100 * row.accuracy["images"] for row in given]
-        mine, plain = (joined([row.sums()["images"] for row in each]) for each in (given, first))
+        mine, plain = (chained([row.sums()["images"] for row in each]) for each in (given, first))
         mean = f"{sum(shares) / len(shares):.1f}"
         if given is not first:
             mean += f"; {signed(paired_difference(mine, plain, resamples(len(mine[0]))), 100, 1)}"

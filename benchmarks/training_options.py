@@ -32,7 +32,7 @@ from pixart.mini.evaluate import Instrument  # noqa: E402
 from pixart.mini.measure.bench import Bench  # noqa: E402
 from pixart.mini.measure.bootstrap import paired_difference, resamples  # noqa: E402
 from pixart.mini.measure.methods import Sampled  # noqa: E402
-from pixart.mini.measure.results import About, Measured, Row, Sums, read_measured  # noqa: E402
+from pixart.mini.measure.results import About, Measured, Row, chained, read_measured  # noqa: E402
 from pixart.mini.measure.tables import markdown, signed  # noqa: E402
 from pixart.model.attention import matmul_attention, sdpa  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
@@ -140,7 +140,7 @@ def minus(rows: dict[int, Row], base: dict[int, Row], name: str) -> str:
     seeds = sorted(rows.keys() & base.keys())
     if not seeds:
         return ""
-    mine, plain = (joined([found[seed].sums()[name] for seed in seeds]) for found in (rows, base))
+    mine, plain = (chained([found[seed].sums()[name] for seed in seeds]) for found in (rows, base))
     return f"; {signed(paired_difference(mine, plain, resamples(len(mine[0]))), 100, 1)}"
 
 
@@ -180,10 +180,6 @@ def noise_rows(mean: Tensor, spread: Tensor) -> list[list[str]]:
             lines.append([case, f"{middle:.4f}", f"{apart:.4f}", f"{together:.4f}",
                           f"{100 * (1 - together / apart):.0f} %"])
     return lines
-
-
-def joined(parts: list[Sums]) -> Sums:
-    return torch.cat([values for values, _ in parts]), torch.cat([weights for _, weights in parts])
 
 
 def main() -> None:

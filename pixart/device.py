@@ -21,10 +21,13 @@ def best_device() -> str:
     return next(kind for kind in ("cuda", "xpu", "mps", "cpu") if _count(kind))
 
 
-def checked_device(name: str | torch.device) -> torch.device:
-    """The device of this name, such as "cpu" or "cuda:1". ValueError where there is no such device here."""
+def checked_device(name: str | torch.device | None) -> torch.device:
+    """The device of this name, such as "cpu" or "cuda:1", or the best one if there is no name.
+
+    ValueError where there is no such device here.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device(best_device() if name is None else name)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{str(name)!r} is not a device; use {', '.join(DEVICE_KINDS)}, or for example "
                          "cuda:1") from error

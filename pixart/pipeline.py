@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .checkpoint import load_control
 from .config import PixArtConfig
 from .control.images import fit
-from .device import best_device, checked_device, memory_advice
+from .device import checked_device, memory_advice
 from .drawing import Control, Guide, Request, check_captions, check_negative, check_noise, sample
 from .images import save_image, to_image
 from .mini import SHIPPED, is_mini
@@ -104,7 +104,7 @@ class Pipeline:
         if any(isinstance(given, (str, Path)) for given in loras):
             raise ValueError("loras are files with their strengths; write [(file, 1.0)] for one as it was trained")
         require_files(model, vae, t5, [("controlnet", controlnet), *(("loras", path) for path, _ in loras)])
-        place = checked_device(best_device() if device is None else device)
+        place = checked_device(device)
         files = PipelineFiles.open(model, vae, controlnet, loras, variant, compile)
         usual = 16 if t5 is None else usual_bits(place)
         return cls(files, T5OnDemand(t5 or SHIPPED.t5, bits or usual, place), place, dtype, keep_t5)

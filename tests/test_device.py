@@ -1,8 +1,14 @@
-"""What counts as memory that ran out: the words of every library below torch, and nothing else."""
+"""The device that a name means, and what counts as memory that ran out: the words of every library below torch."""
 import pytest
 import torch
 
-from pixart.device import is_out_of_memory, memory_advice
+from pixart.device import best_device, checked_device, is_out_of_memory, memory_advice
+
+
+def test_no_name_means_the_best_device_and_an_empty_one_none():
+    assert checked_device(None) == torch.device(best_device())
+    with pytest.raises(ValueError, match="'' is not a device; use cpu"):
+        checked_device("")
 
 
 @pytest.mark.parametrize("error", [

@@ -90,12 +90,12 @@ def multiple(of: int) -> Callable[[str], int]:
 
 def run(args: argparse.Namespace) -> int:
     """All topics in this process, one after the other; the number of failed checks decides the exit code."""
-    from pixart.device import best_device, checked_device
+    from pixart.device import checked_device
 
     from ..instruments.machine import machine
     from ..instruments.report import Report
     from ..instruments.setting import Setting
-    device = checked_device("cpu" if args.tiny else args.device or best_device()).type
+    device = checked_device("cpu" if args.tiny else args.device).type
     facts = machine(device) | ({"rehearsal": "tiny networks; no figure here means anything"} if args.tiny else {})
     report = Report(args.out, facts, "Speed and memory, random weights")
     with tempfile.TemporaryDirectory(prefix="pixart-speed-") as folder:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     """Encode, save, and print what became of the prompt."""
     from functools import partial
 
-    from ..device import best_device, checked_device
+    from ..device import checked_device
     from ..text.encoded import save_embeddings
     from ..text.long import check_mode, encode_long
     from ..text.on_demand import T5OnDemand
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     require_file_place(args.out)
     require_other_place(args.out, args.t5)
     check_mode(args.long, args.inner_ends)
-    device = checked_device(args.device or best_device())
+    device = checked_device(args.device)
     family = FAMILIES[args.family]
     limit, clean = args.max_tokens or family.tokens, family.clean if args.clean is None else args.clean
     encoder = T5OnDemand(args.t5, args.bits or usual_bits(device), device)

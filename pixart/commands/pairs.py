@@ -29,13 +29,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw what is missing, and say how much that was."""
     from ..checkpoint import load
-    from ..device import best_device, checked_device
+    from ..device import checked_device
     from ..prepare.pairs import make_pairs
     from .places import require_folder_place
     from .progress import Bars
 
     require_folder_place(args.out)
-    device = checked_device(args.device or best_device())
+    device = checked_device(args.device)
     teacher = load(args.model, args.variant, dtype=dtype_named(args.dtype), device=device)
     with Bars() as bars:
         drawn = make_pairs(args.data, args.out, teacher, args.steps, args.guidance, args.seed, args.batch,

@@ -34,7 +34,7 @@ def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
 
 def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     """Draw and save, a batch at a time; print what became of the prompt and where the images lie."""
-    from ..device import best_device, checked_device
+    from ..device import checked_device
     from ..model.cpu_dtype import fitting_dtype
     from ..pipeline import Images, require_finite
     from ..pt_dit.draw import draw_latents
@@ -42,7 +42,7 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     from ..vae import decode, load_vae, require_vae
     check_pt_dit_options(args)
     require_vae(args.vae)
-    device = checked_device(best_device() if args.device is None else args.device)
+    device = checked_device(args.device)
     config = opened.config
     caption, null = encode_prompts(args, config, device)
     print(caption.reports[0].summary, *caption.reports[0].notes, sep="\n")

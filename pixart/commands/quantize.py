@@ -120,14 +120,14 @@ def fp4_settings(args: argparse.Namespace) -> "LayerOptions | None":
 
 def adapt(args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
     """Learn the rounding, on what the transformer is given while it draws --prompts."""
-    from ..device import best_device, checked_device
+    from ..device import checked_device
     from ..prompts import read_lines
     from ..quantize.adapted import convert_adapted
     from ..quantize.adaptive import Adaptation
     from ..quantize.calibrate import record
     from ..quantize.convert import open_plain
     from ..quantize.drawn import Calibration
-    device, usual = checked_device(args.device or best_device()), Adaptation()
+    device, usual = checked_device(args.device), Adaptation()
     checkpoint = open_plain(args.model, args.variant)
     prompts = read_lines(args.prompts, "prompts")
     drawn = Calibration.of(checkpoint, prompts, args.t5, args.bits, args.passes or 256, args.seed or 0)

@@ -217,8 +217,8 @@ def where(args: argparse.Namespace) -> tuple[str, int]:
 
 def device_of(args: argparse.Namespace) -> str:
     """That of --device, or the best one. ValueError for one that is not here."""
-    from ..device import best_device, checked_device
-    return str(checked_device(args.device or best_device()))
+    from ..device import checked_device
+    return str(checked_device(args.device))
 
 
 def batch_for(device: str) -> int:

@@ -40,7 +40,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(args: argparse.Namespace) -> None:
     """Prepare as `args` of `add_parser` say, and print what came out."""
     from ..commands.progress import Bars
-    from ..device import best_device, checked_device
+    from ..device import checked_device
     from ..mini import SHIPPED
     from .prompts import are_prompts
     from .run import PreparationJob, prepare
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     job = PreparationJob(tuple(args.source), args.out, family, args.resolution or 128,
                          args.vae or (SHIPPED.vae if mini else None),
                          args.t5 or (SHIPPED.t5 if mini else None), args.edges, args.hed, args.null, args.bits,
-                         args.batch, args.shard, args.workers, str(checked_device(args.device or best_device())))
+                         args.batch, args.shard, args.workers, str(checked_device(args.device)))
     with Bars() as bars:
         report = prepare(job, bars)
     kind = "captions" if are_prompts(args.source) else "images"

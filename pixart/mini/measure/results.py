@@ -114,6 +114,11 @@ def _row(**fields: Any) -> Row:
     return Row(**listed | {"cost": fields["cost"] and Cost(**fields["cost"])})
 
 
+def chained(parts: Sequence[Sums]) -> Sums:
+    """One measure of several trainings, as if each had drawn prompts of its own."""
+    return torch.cat([values for values, _ in parts]), torch.cat([weights for _, weights in parts])
+
+
 def merged(parts: Sequence[tuple[str, Measured]]) -> Measured:
     """All rows of (name of the file, results) together.
 
