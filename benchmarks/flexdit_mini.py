@@ -45,7 +45,7 @@ class Pooled(Sampled):
     """The same with pooled values in the first block."""
 
     def policies(self, bench: Bench, model: PixArtTransformer) -> list[Policy]:
-        return [PooledValues(model, 1)]
+        return [PooledValues(model.config, 1)]
 
 
 def teacher() -> PixArtTransformer:

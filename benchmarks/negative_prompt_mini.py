@@ -139,7 +139,7 @@ class Drawer:
     def latent(self, request: Request, caption: Encoded, negative: Encoded, way: Way) -> Tensor:
         if way.cfg != 1:
             return guided_latent(self.pipe, request, caption, negative, way.cfg)
-        policies = [NAG(self.model, negative.context, way.nag)] if way.nag != 1 else []
+        policies = [NAG(self.pipe.config, negative.context, way.nag)] if way.nag != 1 else []
         return self.pipe.sample(request, caption, caption, policies=policies)
 
 

@@ -228,7 +228,8 @@ class Pipeline:
         caption = self._features(prompts, progress)
         null = self._features(negative, progress) if request.guided or nag != 1 else caption
         if nag != 1:
-            policies = [*policies, self._steering(null, nag)]
+            check_negative(null, self.config)
+            policies = [*policies, NAG(self.config, null.context[:, null.mask[0]], nag)]
         pixels = self.decode(self.sample(request, caption, null, guide, policies, batch, progress, noise), progress)
         return Images(pixels[:, :, :request.height, :request.width], caption.reports,
                       [seed + i for i in range(len(pixels))])
@@ -253,13 +254,6 @@ class Pipeline:
         with memory_advice(self.device, "drawing", "draw fewer images at once (batch), smaller ones, or in 16 bits"):
             return torch.cat([self._sample(rows, request, caption, null, guide, policies, progress, noise)
                               for rows in torch.arange(len(request.prompts)).split(max(1, batch))])
-
-    def _steering(self, negative: Encoded, scale: float) -> NAG:
-        """The policy that steers away from a negative prompt, one row."""
-        check_negative(negative, self.config)
-        if self.t5 is not None:
-            self.t5.make_room(self.keep_t5)
-        return NAG(self.transformer, negative.context[:, negative.mask[0]], scale)
 
     def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, 8 h, 8 w) in 0..1; FloatingPointError where not finite."""

@@ -89,7 +89,7 @@ def pt_dit_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Se
 
 
 def flexdit_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
-    flex, pooled = to_flexdit(plain), PooledValues(plain, min(2, plain.config.depth))
+    flex, pooled = to_flexdit(plain), PooledValues(plain.config, min(2, plain.config.depth))
     runs: Runs = {f"FlexDiT, timestep {t:g}": partial(flex, **{**inputs, "timestep": torch.full_like(
         inputs["timestep"], t)}) for t in TIMESTEPS}
 
@@ -101,7 +101,8 @@ def flexdit_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: S
 
 def nag_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
     negative = inputs["context"][:1, :AVOIDED_TOKENS]
-    return {f"with NAG, {negative.shape[1]} tokens avoided": partial(plain, **inputs, policies=[NAG(plain, negative)])}
+    nag = NAG(plain.config, negative)
+    return {f"with NAG, {negative.shape[1]} tokens avoided": partial(plain, **inputs, policies=[nag])}
 
 
 def counted(wish: Wish, setting: Setting, notes: Notes) -> None:

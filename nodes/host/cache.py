@@ -39,7 +39,7 @@ class Cache:
         tokens = math.prod(math.ceil(side / sampling.config.patch) for side in sampling.sides)
         self.job = SamplingJob(sampling.config, sampling.steps, tokens, sampling.text, sampling.guided)
         self.plan, self.line = self.choice.plan(self.job)
-        pooling = [PooledValues(sampling.network, self.pooled_blocks)] if self.pooled_blocks else []
+        pooling = [PooledValues(sampling.config, self.pooled_blocks)] if self.pooled_blocks else []
         self.tally = TallyBranches() if self.plan.by_branch or pooling else Tally()
         self.say(self.line)
         return [*self.plan.make(), *pooling, self.tally]
@@ -71,7 +71,7 @@ def with_cache(model: Any, choice: CacheChoice, vae: Any = None, pooled_blocks: 
     from comfy.patcher_extension import WrappersMP
     network = network_in(model.model)
     if network is not None and pooled_blocks:
-        PooledValues(network, pooled_blocks)        # what is wrong is said before any work
+        PooledValues(network.config, pooled_blocks)     # what is wrong is said before any work
     cache = Cache(choice, vae, pooled_blocks)
     patched = with_policies(model, cache.policies)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CACHE_KEY, sampling_with_cache(cache))

@@ -17,8 +17,8 @@ def with_nag(model: Any, negative: list, scale: float, tau: float, alpha: float,
     """
     network, context = network_in(model.model), avoided_text(negative)
     if network is not None:
-        NAG(network, context, scale, tau, alpha, start, end)        # what is wrong is said before any work
-    return with_policies(model, lambda sampling: [NAG(sampling.network, context, scale, tau, alpha, start, end)])
+        NAG(network.config, context, scale, tau, alpha, start, end)     # what is wrong is said before any work
+    return with_policies(model, lambda sampling: [NAG(sampling.config, context, scale, tau, alpha, start, end)])
 
 
 def avoided_text(negative: list) -> Tensor:

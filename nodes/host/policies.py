@@ -16,16 +16,12 @@ from .transformer import HostFlexDiT, HostTransformer, network_in
 class Sampling:
     """What is about to be sampled, as policies may want to know it."""
 
-    network: HostTransformer        # the one that will run: hooks and torch.compile may put another in place
+    config: PixArtConfig
     steps: int
     images: int
     sides: tuple[int, int]          # of the latent, height and width
     text: int                       # tokens of the longest prompt
     guided: bool                    # with a negative prompt
-
-    @property
-    def config(self) -> PixArtConfig:
-        return self.network.config
 
 
 MakePolicies = Callable[[Sampling], Sequence[Policy]]
@@ -81,7 +77,7 @@ def describe_sampling(guider: Any, noise: Any, sigmas: Any) -> Sampling:
     prompts = [cond for conds in guider.conds.values() for cond in conds]
     text = max((cond["cross_attn"].shape[1] for cond in prompts if cond.get("cross_attn") is not None), default=1)
     guided = bool(guider.conds.get("negative")) and not math.isclose(getattr(guider, "cfg", 1.0), 1.0)
-    return Sampling(network, len(sigmas) - 1, noise.shape[0], tuple(noise.shape[-2:]), text, guided)
+    return Sampling(network.config, len(sigmas) - 1, noise.shape[0], tuple(noise.shape[-2:]), text, guided)
 
 
 def leave_guidance_out(executor: Any, model: Any, conds: list, x: Any, sigmas: Any, options: Mapping) -> list:

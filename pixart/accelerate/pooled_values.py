@@ -7,36 +7,34 @@ from typing import cast
 
 from torch import Tensor
 
-from ..model.attention import SelfAttention
+from ..config import PixArtConfig
 from ..model.block import PixArtBlock, modulate
-from ..model.flexdit import FlexDiT
+from ..model.flexdit_config import FlexDiTConfig
 from ..model.policy import Pass, Policy, Run
-from ..model.transformer import PixArtTransformer
 
 
 class PooledValues(Policy):
-    """For a plain PixArt model; its weights are used as they are when a pass runs. ValueError for too many blocks."""
+    """In the first `blocks` of plain PixArt models with this config.
 
-    def __init__(self, model: PixArtTransformer, blocks: int = 2) -> None:
-        if isinstance(model, FlexDiT):
+    ValueError for a FlexDiT, for too many blocks, and for blocks that compress keys and values.
+    """
+
+    def __init__(self, config: PixArtConfig, blocks: int = 2) -> None:
+        if isinstance(config, FlexDiTConfig):
             raise ValueError("this model is a FlexDiT, which pools in its first blocks already")
-        if not 0 <= blocks <= model.config.depth:
-            raise ValueError(f"{blocks} blocks are to pool; this model has {model.config.depth}")
-        compressing = [index for index in range(blocks) if attention_of(model, index).compression is not None]
-        if compressing:
-            raise ValueError(f"block {compressing[0]} compresses keys and values, which pooling would bypass; pool "
-                             f"the first {compressing[0]} blocks at most")
-        self.model, self.blocks = model, blocks
+        if not 0 <= blocks <= config.depth:
+            raise ValueError(f"{blocks} blocks are to pool; this model has {config.depth}")
+        compressing = min(config.kv_compression.layers, default=blocks) if config.kv_compression else blocks
+        if compressing < blocks:
+            raise ValueError(f"block {compressing} compresses keys and values, which pooling would bypass; pool "
+                             f"the first {compressing} blocks at most")
+        self.blocks = blocks
 
     def branch(self, index: int, name: str, p: Pass, go: Run) -> Tensor:
         if name != "attn" or index >= self.blocks:
             return go(p)
-        attn, table = attention_of(self.model, index), cast(PixArtBlock, self.model.blocks[index]).scale_shift_table
-        shift, scale, *_ = table(p.modulation)                                          # (B, 1, D)
+        block = cast(PixArtBlock, p.network.blocks[index])
+        shift, scale, *_ = block.scale_shift_table(p.modulation)                        # (B, 1, D)
         mean = modulate(p.x, shift, scale).mean(1, keepdim=True)                        # (B, 1, D)
-        _, _, value = attn.qkv(mean).chunk(3, dim=-1)                                   # (B, 1, D)
-        return attn.proj(value)                                                         # (B, 1, D)
-
-
-def attention_of(model: PixArtTransformer, block: int) -> SelfAttention:
-    return cast(PixArtBlock, model.blocks[block]).attn
+        _, _, value = block.attn.qkv(mean).chunk(3, dim=-1)                             # (B, 1, D)
+        return block.attn.proj(value)                                                   # (B, 1, D)

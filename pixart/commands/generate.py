@@ -150,9 +150,7 @@ def pooling_policies(args: argparse.Namespace, pipe: "Pipeline") -> "list[Policy
         return []
     from ..accelerate.pooled_values import PooledValues
 
-    if pipe.t5 is not None:
-        pipe.t5.make_room(False)
-    return [PooledValues(pipe.transformer, args.pooled_blocks)]
+    return [PooledValues(pipe.config, args.pooled_blocks)]
 
 
 def round_activations(args: argparse.Namespace, pipe: "Pipeline") -> None:

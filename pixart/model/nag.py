@@ -12,10 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..config import PixArtConfig
 from .block import PixArtBlock
-from .flexdit import NO_POLICIES, FlexDiT
+from .flexdit import NO_POLICIES
+from .flexdit_config import FlexDiTConfig
 from .policy import Lane, Pass, Policy, Run
-from .transformer import PixArtTransformer
 
 NAG_SCALE, NAG_TAU, NAG_ALPHA = 5.0, 2.5, 0.5
 LEAST_LENGTH = 1e-6
@@ -40,23 +41,24 @@ class NAG(Policy):
 
     scale: 1 for none. tau: limit of the norm relative to the original output, 1 or more. alpha: blending weight of the
     steered output, 0 to 1. start and end: fractions of the steps between which it applies. Rows of a negative prompt
-    (with guidance) are left as they are. model: the one it steers; its weights are used as they are when a pass runs.
+    (with guidance) are left as they are. config: that of the models it steers. ValueError for a FlexDiT, for features
+    of another text encoder and for values out of range.
     """
 
-    def __init__(self, model: PixArtTransformer, negative: Tensor, scale: float = NAG_SCALE, tau: float = NAG_TAU,
+    def __init__(self, config: PixArtConfig, negative: Tensor, scale: float = NAG_SCALE, tau: float = NAG_TAU,
                  alpha: float = NAG_ALPHA, start: float = 0.0, end: float = 1.0) -> None:
-        if isinstance(model, FlexDiT):
+        if isinstance(config, FlexDiTConfig):
             raise ValueError(NO_POLICIES)
-        if negative.ndim != 3 or len(negative) != 1 or negative.shape[2] != model.config.caption_width:
+        if negative.ndim != 3 or len(negative) != 1 or negative.shape[2] != config.caption_width:
             raise ValueError(f"the features of the negative prompt have shape {tuple(negative.shape)}; NAG takes those "
-                             f"of one prompt, (1, tokens, {model.config.caption_width}). Use the text encoder that "
+                             f"of one prompt, (1, tokens, {config.caption_width}). Use the text encoder that "
                              "belongs to this model.")
         if not (1 <= scale < float("inf") and 1 <= tau < float("inf") and 0 <= alpha <= 1):
             raise ValueError(f"NAG with scale {scale:g}, tau {tau:g}, alpha {alpha:g}; expected scale and tau of 1 or "
                              "more, alpha of 0 to 1")
         if not 0 <= start <= end <= 1:
             raise ValueError(f"NAG from {start} to {end}; expected 0 <= start <= end <= 1")
-        self.model, self.negative, self.start, self.end = model, negative, start, end
+        self.negative, self.start, self.end = negative, start, end
         self.scale, self.tau, self.alpha = scale, tau, alpha
         self.local = threading.local()          # text of the pass that this thread runs, (1, L, D)
 
@@ -71,7 +73,7 @@ class NAG(Policy):
 
     def stack(self, p: Pass, go: Run) -> Tensor:
         if self.used(p):
-            self.local.text = self.model.y_embedder(self.negative.to(p.x))              # (1, L, D)
+            self.local.text = p.network.y_embedder(self.negative.to(p.x))               # (1, L, D)
         return go(p)
 
     def branch(self, index: int, name: str, p: Pass, go: Run) -> Tensor:
@@ -90,7 +92,7 @@ class NAG(Policy):
 
     def steered(self, index: int, p: Pass) -> Tensor:
         """Output (B, N, D) of the cross-attention of block `index`, steered away from the negative prompt."""
-        cross = cast(PixArtBlock, self.model.blocks[index]).cross_attn
+        cross = cast(PixArtBlock, p.network.blocks[index]).cross_attn
         q = cross.q_linear(p.x)                                                         # (B, N, D)
         positive = cross.attended(q, p.text, p.mask, p.options)                         # (B, N, D)
         negative = cross.attended(q, self.local.text.expand(len(q), -1, -1), None, p.options)

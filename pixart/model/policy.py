@@ -9,11 +9,14 @@ Shapes: B rows (images times prompts), N image tokens, L text tokens, D width.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from .attention import Options
+
+if TYPE_CHECKING:
+    from .transformer import PixArtTransformer
 
 
 class Lane(NamedTuple):
@@ -53,6 +56,7 @@ class Step:
 class Pass:
     """What the blocks read. Never modified: `with_x` and `dataclasses.replace` give changed copies."""
 
+    network: "PixArtTransformer"                # whose pass it is: one of several where devices share a sampling
     x: Tensor                                   # (B, N, D)
     text: Tensor                                # (B, L, D)
     mask: Tensor | None                         # (B, 1, 1, L), see `score_bias`; or (B, L) bool
@@ -66,8 +70,8 @@ class Pass:
     def with_x(self, x: Tensor) -> "Pass":
         """The same pass with another residual stream."""
         # Spelled out: this runs once a block, and `replace` takes three times as long.
-        return Pass(x, self.text, self.mask, self.modulation, self.grid, self.control, self.options, self.step,
-                    self.timestep)
+        return Pass(self.network, x, self.text, self.mask, self.modulation, self.grid, self.control, self.options,
+                    self.step, self.timestep)
 
     def controlled(self, index: int) -> "Pass":
         """The same pass with the control of block `index` added to x and taken out of `control`.
@@ -102,10 +106,10 @@ Run = Callable[[Pass], Tensor]      # a pass -> (B, N, D)
 class Policy:
     """Computes everything: bit-identical to no policy at all. Override what should differ.
 
-    The methods may be called from several threads, one for each device, so what belongs to one pass stays in local
-    variables and what is kept from step to step in a LaneMemory. A policy may be an nn.Module with weights as well.
-    `go` may be called any number of times, also with another pass: other tokens on another `grid` (then
-    `control` must be put on that grid too), other text.
+    The methods may be called from several threads, one for each device with a network of its own. So weights are those
+    of `p.network`, what belongs to one pass stays in local variables, and what is kept from step to step in a
+    LaneMemory. A policy may be an nn.Module with weights as well. `go` may be called any number of times, also with
+    another pass: other tokens on another `grid` (then `control` must be put on that grid too), other text.
     """
 
     def stack(self, p: Pass, go: Run) -> Tensor:

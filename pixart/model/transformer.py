@@ -80,7 +80,7 @@ class PixArtTransformer(nn.Module):
         height, width = latent.shape[-2:]
         inputs = self.embed(latent, timestep, context, size, aspect)
         bias = None if mask is None else score_bias(mask, latent.dtype)                 # (B, 1, 1, L)
-        p = Pass(inputs.tokens, inputs.text, bias, inputs.modulation, inputs.grid, control, options, step,
+        p = Pass(self, inputs.tokens, inputs.text, bias, inputs.modulation, inputs.grid, control, options, step,
                  timestep)
         tokens = self.run_stack(p, policies)                                            # (B, N, D)
         patches = self.final_layer(tokens, inputs.time)                                 # (B, N, patch^2 * out)

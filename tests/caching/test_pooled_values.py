@@ -37,7 +37,7 @@ def test_it_is_attention_with_queries_of_zero(qk_norm):
         last = block.attn.q_norm if qk_norm else None
         for parameter in (last.weight, last.bias) if last else (block.attn.qkv.weight[:48], block.attn.qkv.bias[:48]):
             parameter.zero_()
-    got = network(*given(), policies=[PooledValues(network)])
+    got = network(*given(), policies=[PooledValues(CONFIG)])
     torch.testing.assert_close(got, silent(*given()), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(got, network(*given()))
 
@@ -45,32 +45,41 @@ def test_it_is_attention_with_queries_of_zero(qk_norm):
 def test_it_is_the_pooling_blocks_of_a_converted_model():
     network = model()
     flex = to_flexdit(network, Segments(2, 0, 0, 0, 2))
-    got = network(*given(), policies=[PooledValues(network)])
+    got = network(*given(), policies=[PooledValues(CONFIG)])
     torch.testing.assert_close(got, flex(*given()), rtol=1e-5, atol=1e-5)
+
+
+def test_its_weights_are_those_of_the_network_that_runs():
+    """One policy serves several networks: copies on other devices, or one that hooks put in place of another."""
+    shared = PooledValues(CONFIG)
+    for network in (model(), model(seed=3)):
+        flex = to_flexdit(network, Segments(2, 0, 0, 0, 2))
+        torch.testing.assert_close(network(*given(), policies=[shared]), flex(*given()), rtol=1e-5, atol=1e-5)
 
 
 def test_no_blocks_change_nothing_to_the_bit():
     network = model()
-    assert torch.equal(network(*given(), policies=[PooledValues(network, 0)]), network(*given()))
+    assert torch.equal(network(*given(), policies=[PooledValues(CONFIG, 0)]), network(*given()))
 
 
 def test_rows_do_not_see_each_other():
     network = model()
-    both = network(*given(), policies=[PooledValues(network)])
-    alone = torch.cat([network(*(each[i:i + 1] for each in given()), policies=[PooledValues(network)])
+    both = network(*given(), policies=[PooledValues(CONFIG)])
+    alone = torch.cat([network(*(each[i:i + 1] for each in given()), policies=[PooledValues(CONFIG)])
                        for i in range(2)])
     torch.testing.assert_close(both, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_less_work_in_the_count():
     network, tally = model(), TallyBranches()
-    network(*given(), policies=[PooledValues(network, 3), tally], step=Step(0, 1, 900.0, (0, 1), "run"))
+    network(*given(), policies=[PooledValues(CONFIG, 3), tally], step=Step(0, 1, 900.0, (0, 1), "run"))
     assert tally.branches(4) == 2 * (3 * 4 - 3)
 
 
 def test_what_cannot_pool_is_refused():
     with pytest.raises(ValueError, match="5 blocks are to pool; this model has 4"):
-        PooledValues(model(), 5)
+        PooledValues(CONFIG, 5)
+    compressing = replace(CONFIG, kv_compression=KVCompression("ave", 2, (3, 1)))
     with pytest.raises(ValueError, match="block 1 compresses keys and values"):
-        PooledValues(model(kv_compression=KVCompression("ave", 2, (1, 3))))
-    PooledValues(model(kv_compression=KVCompression("ave", 2, (1, 3))), 1)
+        PooledValues(compressing)
+    PooledValues(compressing, 1)

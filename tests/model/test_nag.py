@@ -1,4 +1,5 @@
 """Normalized attention guidance: the published rule inside cross-attention, off exactly where it is to be off."""
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,6 @@ from torch.nn import functional as F
 from pixart.accelerate.branches import ReuseBranches
 from pixart.accelerate.schedule import BranchSchedule
 from pixart.config import PixArtConfig
-from pixart.model.flexdit import FlexDiT
 from pixart.model.flexdit_config import FlexDiTConfig, Segments
 from pixart.model.nag import NAG, away_from
 from pixart.model.policy import Lane, Step
@@ -19,9 +19,9 @@ CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=16, caption_tok
 NEGATIVE = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(5))
 
 
-def model() -> PixArtTransformer:
+def model(seed: int = 0) -> PixArtTransformer:
     network = PixArtTransformer(CONFIG).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for tensor in network.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) / max(1, tensor[0].numel()) ** 0.5)
     return network
@@ -83,7 +83,7 @@ def test_it_acts_before_the_last_layer_of_cross_attention():
             if (index, name) == (0, "cross_attn"):
                 seen.append((p, said))
             return said
-    network(*given(), policies=[Watch(network, NEGATIVE)])
+    network(*given(), policies=[Watch(CONFIG, NEGATIVE)])
     (p, said), = seen
     torch.testing.assert_close(said, statement(network, p), rtol=1e-4, atol=1e-5)
 
@@ -91,28 +91,38 @@ def test_it_acts_before_the_last_layer_of_cross_attention():
 @pytest.mark.parametrize("off", [{"scale": 1.0}, {"alpha": 0.0}, {"start": 0.5, "end": 0.5}, {"start": 0.5}])
 def test_it_is_off_to_the_bit(off):
     network = model()
-    assert torch.equal(network(*given(), policies=[NAG(network, NEGATIVE, **off)], step=step()), network(*given()))
+    assert torch.equal(network(*given(), policies=[NAG(CONFIG, NEGATIVE, **off)], step=step()), network(*given()))
 
 
 def test_a_negative_prompt_that_says_the_same_changes_nothing_but_rounding():
     network = model()
     x, t, text, _ = given(1)
-    got = network(x, t, text, policies=[NAG(network, text)])
+    got = network(x, t, text, policies=[NAG(CONFIG, text)])
     torch.testing.assert_close(got, network(x, t, text), rtol=1e-4, atol=1e-4)
 
 
 def test_rows_do_not_see_each_other():
     network = model()
-    both = network(*given(), policies=[NAG(network, NEGATIVE)])
-    alone = torch.cat([network(*(each[i:i + 1] for each in given()), policies=[NAG(network, NEGATIVE)])
+    both = network(*given(), policies=[NAG(CONFIG, NEGATIVE)])
+    alone = torch.cat([network(*(each[i:i + 1] for each in given()), policies=[NAG(CONFIG, NEGATIVE)])
                        for i in range(2)])
     torch.testing.assert_close(both, alone, rtol=1e-5, atol=1e-5)
 
 
+def test_networks_of_several_devices_share_it():
+    """As ComfyUI splits guidance over GPUs: a thread and a copy of the network for each, other hooks on each."""
+    networks, shared = [model(seed) for seed in (0, 1)], NAG(CONFIG, NEGATIVE)
+    with ThreadPoolExecutor(2) as threads:
+        got = list(threads.map(lambda network: network(*given(), policies=[shared]), networks))
+    for network, drawn in zip(networks, got):
+        assert torch.equal(drawn, network(*given(), policies=[NAG(CONFIG, NEGATIVE)]))
+    assert not torch.allclose(got[0], got[1], atol=1e-3)
+
+
 def test_rows_of_the_negative_prompt_of_guidance_are_left_alone():
     network = model()
-    plain, steered = network(*given()), network(*given(), policies=[NAG(network, NEGATIVE)])
-    mixed = network(*given(), policies=[NAG(network, NEGATIVE)], step=step(negative=(True, False)))
+    plain, steered = network(*given()), network(*given(), policies=[NAG(CONFIG, NEGATIVE)])
+    mixed = network(*given(), policies=[NAG(CONFIG, NEGATIVE)], step=step(negative=(True, False)))
     torch.testing.assert_close(mixed, torch.cat([plain[:1], steered[1:]]), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(plain[1], steered[1], atol=1e-3)
 
@@ -121,7 +131,7 @@ def test_a_cache_in_front_of_it_keeps_what_it_said():
     network = model()
     bits = torch.ones(4, 2, 3, dtype=torch.bool)
     bits[1:, :, 1] = False          # cross-attention once
-    policies = [ReuseBranches(BranchSchedule.of("once", bits)), NAG(network, NEGATIVE)]
+    policies = [ReuseBranches(BranchSchedule.of("once", bits)), NAG(CONFIG, NEGATIVE)]
     first, second = (network(*given(), policies=policies, step=step(index)) for index in (0, 1))
     assert torch.equal(first, second)
 
@@ -132,10 +142,10 @@ def test_a_cache_in_front_of_it_keeps_what_it_said():
     ({"negative": torch.zeros(2, 3, 16)}, "one prompt"), ({"negative": torch.zeros(1, 3, 20)}, "text encoder")])
 def test_what_cannot_be_meant_is_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
-        NAG(model(), **{"negative": NEGATIVE, **wrong})
+        NAG(CONFIG, **{"negative": NEGATIVE, **wrong})
 
 
 def test_a_flexdit_is_refused():
     config = FlexDiTConfig.of(replace(CONFIG, depth=4), Segments(2, 0, 0, 0, 2))
     with pytest.raises(ValueError, match="no cache, feedback or block patch"):
-        NAG(FlexDiT(config), NEGATIVE)
+        NAG(config, NEGATIVE)

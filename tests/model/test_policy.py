@@ -191,7 +191,7 @@ def test_control_is_there_before_a_block_is_replaced(model, control):
 def test_control_is_added_once(model):
     p = captured(model)
     residual = torch.ones_like(p.x)
-    given = Pass(p.x, p.text, p.mask, p.modulation, p.grid, [None, residual], None, None)
+    given = Pass(model, p.x, p.text, p.mask, p.modulation, p.grid, [None, residual], None, None)
     once = given.controlled(1)
     assert torch.equal(once.x, p.x + 1) and once.controlled(1) is once
     assert given.controlled(0) is given and given.controlled(7) is given and given.control[1] is residual

@@ -37,7 +37,7 @@ def test_a_pass_of_the_host_is_one_of_the_library():
     drawn(patched)
     x, t, context, out = seen[0]
     transformer = pack("pixart.model.transformer").PixArtTransformer
-    policy = pack("pixart.model.nag").NAG(network(model), AVOIDED[0][0])
+    policy = pack("pixart.model.nag").NAG(network(model).config, AVOIDED[0][0])
     assert off(out, transformer.forward(network(model), x, t, context, policies=[policy])) < 1e-5
 
 
