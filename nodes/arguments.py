@@ -1,6 +1,6 @@
-"""What reaches a node is checked before it runs, and what it raises gets a short name.
+"""Inputs of a node are checked before it runs, and its errors get short class names.
 
-The host checks what is written on a node, but neither what comes through a link nor a number that is none.
+The host checks the values of widgets, but neither linked inputs nor numbers that are not finite.
 """
 import functools
 import inspect
@@ -13,7 +13,7 @@ import torch
 
 PACK = __package__.rpartition(".")[0]
 Declared = Mapping[str, tuple]
-FILE_INPUTS = ("file", "schedule")      # their names may be spelled in another way than in the list
+FILE_INPUTS = ("file", "schedule")      # their names may be spelled differently than in the list
 
 
 def checked(method: Callable) -> Callable:
@@ -71,7 +71,7 @@ def wrong_number(kind: str, options: Mapping[str, Any], value: Any) -> str:
 
 
 def described(value: Any) -> str:
-    """A value as a person reads it, in a few words."""
+    """A value in a few words, for messages."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, str):
@@ -95,7 +95,7 @@ def is_image(value: Any) -> bool:
 
 def is_latent(value: Any) -> bool:
     samples = value.get("samples") if isinstance(value, dict) else None
-    return torch.is_tensor(samples) or hasattr(samples, "is_nested")        # several tensors in one: refused elsewhere
+    return torch.is_tensor(samples) or hasattr(samples, "is_nested")        # a nested tensor: refused elsewhere
 
 
 def is_conditioning(value: Any) -> bool:
@@ -106,8 +106,8 @@ def is_conditioning(value: Any) -> bool:
 
 
 NUMBER_TYPES: dict[str, type] = {"INT": Integral, "FLOAT": Real}
-# Type of a wire -> whether a value is one, and what to say where it is not. By what the nodes do with it, not by class:
-# other packs have classes of their own.
+# Type of a wire -> whether a value is one, and what was expected where it is not. By the attributes that nodes use, not
+# by class: other packs have classes of their own.
 WIRES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "STRING": (lambda value: isinstance(value, str), "a text"),
     "BOOLEAN": (lambda value: isinstance(value, (bool, Integral)), "true or false"),

@@ -1,4 +1,4 @@
-"""Nodes that stand in for those of ComfyUI_ExtraModels, which is no longer kept up, in workflows saved with it."""
+"""Nodes that stand in for those of ComfyUI_ExtraModels, which is no longer maintained, in workflows saved with it."""
 from ..pixart.resolution import ASPECT_RATIOS, RATIOS
 from .arguments import checked
 

@@ -18,7 +18,7 @@ class PixArtTextEncode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        from ..pixart.text.long import MODES  # not when the pack is imported: it brings all of the text encoder
+        from ..pixart.text.long import MODES  # not when the pack is imported: it imports all of the text encoder
         side = {"default": 0, "min": 0, "max": 16384, "step": 8}
         return {"required": {
             "clip": ("CLIP", {"tooltip": "The T5 text encoder."}),

@@ -84,7 +84,7 @@ class PixArtTrain:
 
     @classmethod
     def VALIDATE_INPUTS(cls, method: str | None = None) -> bool | str:
-        if method is None:                          # linked: the training itself looks
+        if method is None:                          # linked: checked when the training starts
             return True
         if method not in NODE_METHODS:
             return f"method is {method}; use {', '.join(NODE_METHODS)}"

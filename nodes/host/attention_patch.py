@@ -1,4 +1,4 @@
-"""What nodes of the host hang onto self-attention: perturbed and self-attention guidance."""
+"""What nodes of the host attach to self-attention: perturbed and self-attention guidance."""
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -12,10 +12,10 @@ UNET_MIDDLE = ("middle", 0)
 
 
 class AttentionPatch(Policy):
-    """Runs what `patches_replace["attn1"]` of the host says of the middle of a U-Net, in the middle block.
+    """Runs what `patches_replace["attn1"]` of the host has for the middle of a U-Net, in the middle block.
 
     That is block 14 of 28, the one that diffusers takes as its example for perturbed attention in PixArt-Sigma. The
-    replacement is given queries, keys and values (B, N, D) and answers in place of attention between them.
+    replacement is given queries, keys and values (B, N, D) and its result takes the place of attention between them.
     """
 
     def __init__(self, model: PixArtTransformer, options: Mapping) -> None:
@@ -39,7 +39,7 @@ class AttentionPatch(Policy):
         return block.attn.proj(self.replacement(q, k, v, self.told(block)))             # (B, N, D)
 
     def told(self, block: PixArtBlock) -> dict[str, Any]:
-        """What a U-Net of the host tells a replacement."""
+        """The options that a U-Net of the host passes to a replacement."""
         heads = self.model.config.heads
         return {**self.options, "block": UNET_MIDDLE, "block_index": 0, "n_heads": heads,
                 "dim_head": self.model.config.hidden // heads, "attn_precision": None}

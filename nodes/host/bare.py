@@ -34,7 +34,7 @@ def bare_transformer(model: Any, dtype: torch.dtype, side: int) -> PixArtTransfo
     return bare
 
 
-@torch.inference_mode()     # newer hosts put what they have not patched yet into parameters, which else refuse them
+@torch.inference_mode()     # newer hosts wrap unpatched tensors in parameters, which fails otherwise
 def weights(model: Any) -> dict[str, Tensor]:
     """As the host would save them, on the CPU, under the names of PixArtTransformer; some are the host's own."""
     from comfy import model_management

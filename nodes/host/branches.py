@@ -1,7 +1,7 @@
 """LoRAs beside packed weights: what they add is computed from the layer's input, the packed weight stays as it is.
 
 Patches would be added to the unpacked weight and rounded again when it is packed, which loses most of a small change.
-These hang on the layers only while the host has the model loaded (its injections), so clones without them are not
+These are attached to layers only while the host has the model loaded (its injections), so clones without them are not
 touched. The host's own bypass of LoRAs has one adapter a layer and one LoRA a model.
 """
 import uuid
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...pixart.checkpoint.lora import Change, LoraPart
 
-BRANCHES_KEY = "pixart_branches"        # of injections of a MODEL, and of what hangs on a layer
+BRANCHES_KEY = "pixart_branches"        # of injections of a MODEL, and of the branches on a layer
 WITHOUT = "without_branches"            # of a forward with branches: the one it was before
 
 
@@ -40,7 +40,7 @@ class Branch:
         out.narrow(-1, start, count).add_(added)
 
     def matrices(self, layer: nn.Module, start: int, count: int) -> tuple[Tensor, ...]:
-        """What the input is multiplied with, one after the other; strength and scale included."""
+        """What the input is multiplied by, one after the other; strength and scale included."""
         part = self.part
         if isinstance(part, LoraPart) and part.magnitude is None and part.mid is None:
             return part.down.flatten(1).float(), self.strength * part.scale * part.up.float()
@@ -78,7 +78,7 @@ def hang_on_layer(layer: nn.Module, branches: tuple[Branch, ...]) -> None:
 
 
 def take_off_layer(layer: nn.Module) -> None:
-    """From then on the layer says what it says by itself.
+    """From then on the layer gives its own output alone.
 
     Where another pack has put its own forward around ours (the host's bypass of LoRAs), the host takes ours off first
     and the other one then puts ours back, so ours stays and adds nothing.
@@ -92,7 +92,7 @@ def take_off_layer(layer: nn.Module) -> None:
 
 
 def with_branches(layer: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A forward of a layer, and what the branches that hang on it add."""
+    """A forward of a layer, plus what the branches attached to it add."""
     def both(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
         out = forward(x, *arguments, **named)
         for branch in getattr(layer, BRANCHES_KEY, ()):
@@ -103,7 +103,7 @@ def with_branches(layer: nn.Module, forward: Callable[..., Tensor]) -> Callable[
 
 
 def has_branches(network: nn.Module) -> bool:
-    """Whether any hang on its layers now."""
+    """Whether any are attached to its layers now."""
     return any(BRANCHES_KEY in vars(layer) for layer in network.modules())
 
 

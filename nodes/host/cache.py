@@ -1,4 +1,4 @@
-"""Reuse of work from step to step on a MODEL of the host: set when a sampling begins, told when it ends."""
+"""Reuse of work from step to step on a MODEL of the host: set when a sampling begins, reported when it ends."""
 import logging
 import math
 import time
@@ -25,7 +25,7 @@ CALLBACK = 4                    # place of the callback among the arguments of t
 
 
 class Cache:
-    """One node's wish, and what became of it in the sampling at work."""
+    """The settings of one node, and what they did in the current sampling."""
 
     def __init__(self, choice: CacheChoice, vae: Any = None, pooled_blocks: int = 0) -> None:
         self.choice, self.vae, self.node = choice, vae, node_at_work()
@@ -71,7 +71,7 @@ def with_cache(model: Any, choice: CacheChoice, vae: Any = None, pooled_blocks: 
     from comfy.patcher_extension import WrappersMP
     network = network_in(model.model)
     if network is not None and pooled_blocks:
-        PooledValues(network.config, pooled_blocks)     # what is wrong is said before any work
+        PooledValues(network.config, pooled_blocks)     # so that errors come before any work
     cache = Cache(choice, vae, pooled_blocks)
     patched = with_policies(model, cache.policies)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CACHE_KEY, sampling_with_cache(cache))
@@ -127,7 +127,7 @@ def copied_conds(conds: dict[str, list]) -> dict[str, list]:
 
 
 def psnr_of_latents(vae: Any, one: Tensor, other: Tensor) -> float:
-    """Of two LATENTs' images, in dB; infinite where they are equal."""
+    """PSNR of two LATENTs' images, in dB; infinite where they are equal."""
     images = [vae.decode(latents).float().clamp(0, 1).cpu() for latents in (one, other)]
     error = (images[0] - images[1]).square().mean().item()
     return math.inf if error == 0 else -10 * math.log10(error)

@@ -1,4 +1,4 @@
-"""Images of a comparison, drawn one by one in the host; each is kept in the output folder as soon as it is there."""
+"""Images of a comparison, drawn one by one in the host; each is saved in the output folder as soon as it is drawn."""
 import hashlib
 import json
 import logging
@@ -57,8 +57,8 @@ def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name:
             node: str | None) -> tuple[Tensor, Tensor, str]:
     """The sheet IMAGE (1, H, W, 3), the images IMAGE (cells, H, W, 3) row by row, and a report.
 
-    Images that lie in the folder already, drawn with the same settings by the same nodes before, are taken from
-    there. ValueError, before any work, for what some cell cannot be drawn with.
+    Images that an earlier run with the same settings and nodes left in the folder are taken from there. ValueError,
+    before any work, for what some cell cannot be drawn with.
     """
     cells = cell_grid(cell, columns, rows)
     check_cells(networks, cells, columns, rows)
@@ -95,7 +95,7 @@ def check_cells(networks: CellNetworks, cells: Sequence[Sequence[Cell]], columns
 
 
 def draw_missing(networks: CellNetworks, missing: Mapping[Path, Cell], total: int) -> None:
-    """Each whole in its file or not there, so that a run goes on where it was stopped."""
+    """Each file is complete or absent, so that a run goes on where it was stopped."""
     started, kept = time.monotonic(), total - len(missing)
     for number, (path, cell) in enumerate(missing.items()):
         text = f"image {kept + number + 1} of {total}"
@@ -113,9 +113,9 @@ def cell_key(cell: Cell, source: str) -> str:
 
 
 def origin_of(graph: PromptGraph | None, node: str | None, inputs: Sequence[str]) -> str:
-    """Of everything that stands before these inputs of a node in a prompt: nodes, values, and changes of their files.
+    """A digest of everything upstream of these inputs of a node in a prompt: nodes, values, and changes of their files.
 
-    Without a prompt, and where a node says that it changes every time, a new one each time.
+    Without a prompt, and where a node reports that it changes every time, a new one each time.
     """
     if graph is None or node is None or node not in graph:
         return uuid.uuid4().hex
@@ -144,7 +144,7 @@ def is_prompt_link(value: Any) -> bool:
 
 
 def file_changes(entry: Mapping[str, Any]) -> Any:
-    """What IS_CHANGED of a node of a prompt says; not a number means "always"."""
+    """The result of IS_CHANGED of a node of a prompt; NaN means "always"."""
     said = entry["is_changed"] if "is_changed" in entry else asked(entry)
     every = said if isinstance(said, list) else [said]
     always = any(isinstance(each, float) and math.isnan(each) for each in every)
@@ -152,8 +152,8 @@ def file_changes(entry: Mapping[str, Any]) -> Any:
 
 
 def asked(entry: Mapping[str, Any]) -> Any:
-    """IS_CHANGED, asked here: the host keeps the answer in the prompt, but has none where it keeps no results of nodes
-    (--cache-none). It too gives it constants alone, and takes an error for "always"."""
+    """IS_CHANGED, called here: the host keeps its result in the prompt, but has none where it keeps no results of nodes
+    (--cache-none). As the host does, it passes constants only, and takes an error for "always"."""
     kind: Any = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(entry["class_type"])
     if hasattr(kind, "define_schema"):
         from comfy_api.internal import first_real_override
@@ -186,14 +186,14 @@ def cell_title(cell: Cell, columns: Axis, rows: Axis) -> str:
 
 
 def sheet_image(sheet: Any) -> Tensor:
-    """IMAGE of one of Pillow's."""
+    """A Pillow image as IMAGE."""
     import numpy as np
     import torch
     return torch.from_numpy(np.asarray(sheet).copy())[None] / 255
 
 
 def images_batch(paths: Sequence[Path]) -> Tensor:
-    """IMAGE of image files of one size; no more than that is held in memory."""
+    """IMAGE of image files of one size; nothing but the batch is held in memory."""
     first = read_image(paths[0])[0, :3].movedim(0, -1)
     batch = first.new_empty(len(paths), *first.shape)
     for number, path in enumerate(paths):

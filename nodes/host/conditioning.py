@@ -40,7 +40,7 @@ def pack_text(context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, boo
 
 
 def pad_tokens(context: Tensor, tokens: int) -> Tensor:
-    """(..., L, C) -> (..., tokens, C), zeros behind."""
+    """(..., L, C) -> (..., tokens, C), padded with zeros at the end."""
     return F.pad(context, (0, 0, 0, tokens - context.shape[-2]))
 
 
@@ -65,8 +65,8 @@ class _TextMask(Mixin):
     """Mask (B, L) int32 of the context, which hosts do not round; a row for every row, so that any pack may repeat,
     cut and stack it.
 
-    Merged where no row is padded it is (B, 0): attention without a mask is faster, and to find that out from the
-    numbers would mean waiting for the device in every pass.
+    Merged where no row is padded it is (B, 0): attention without a mask is faster, and to find that out from its
+    values would mean waiting for the device in every pass.
     """
 
     def __init__(self, cond: Tensor, padded: bool = True) -> None:

@@ -171,7 +171,7 @@ def network_of(model: Any) -> HostTransformer:
 
 def check_fits(control: PixArtControlNet, base: HostTransformer, latent_space: str | None) -> None:
     """Refuse a base of another shape or family before the first step."""
-    nothing = torch.empty(0)                # hint and latent are looked at in every pass
+    nothing = torch.empty(0)                # hint and latent are checked in every pass
     control.check(base, nothing, nothing)
     if latent_space not in (None, base.config.latent_space):
         names = {"sd": "PixArt-alpha or delta (SD latents)", "sdxl": "PixArt-Sigma (SDXL latents)"}
@@ -222,7 +222,7 @@ def apply_control(positive: list, negative: list | None, control_net: Any, image
                   start_percent: float, end_percent: float, fade: float, blocks: int) -> tuple[list, Any]:
     """What the host's own Apply ControlNet does, with a weight for each block. Returns new conditionings.
 
-    Without a negative, its output stops whatever uses it with a message.
+    Without a negative, that output blocks whatever uses it, with a message.
     """
     from comfy_execution.graph_utils import ExecutionBlocker
 

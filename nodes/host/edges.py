@@ -33,6 +33,6 @@ def hed_image(image: Tensor, path: Path, width: int, height: int) -> Tensor:
 
 
 def as_image(maps: Tensor) -> Tensor:
-    """(B, 1, H, W) -> IMAGE, where the host keeps its results."""
+    """(B, 1, H, W) -> IMAGE, on the device where the host keeps its results."""
     from comfy.model_management import intermediate_device
     return maps.to(intermediate_device()).movedim(1, -1).repeat(1, 1, 1, 3)

@@ -38,7 +38,7 @@ class ClipEncoder:
 
 
 class VaeEncoder:
-    """Images through a VAE: the mean of its posterior, scaled as the MODEL wants it. There is no spread."""
+    """Images through a VAE: the mean of its posterior, scaled as the MODEL wants it, without a standard deviation."""
 
     tiny = True
 

@@ -8,14 +8,14 @@ MINI = "pixart-mini/"
 
 
 def first_model() -> str:
-    """A checkpoint that says PixArt in its name; the user's before the bundled ones, which come last in the list."""
+    """A checkpoint with PixArt in its name; the user's before the bundled ones, which come last in the list."""
     names = folders.model_files()
     named = [name for name in names if "pixart" in name.lower() and "control" not in name.lower()]
     return (named or names)[0]
 
 
 def begins_with_mini() -> bool:
-    """Whether that is a bundled one, as on a fresh install and beside models of other families."""
+    """Whether the first model is a bundled one, as on a fresh install and beside models of other families."""
     return first_model().startswith(MINI)
 
 

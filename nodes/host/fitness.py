@@ -14,7 +14,7 @@ from .text import HostTextEncoder, MovableTextEncoder, is_ours
 FAMILY = {"sd": "alpha and delta", "sdxl": "Sigma"}
 VAE_FILES = {"sd": "vae-ft-ema-560000-ema-pruned.safetensors", "sdxl": "sdxl_vae.safetensors"}
 ENCODING_STAGE = "encoding the prompt"
-FACTOR = 8              # pixels a side of the latent's
+FACTOR = 8              # pixels per latent pixel, in both directions
 
 
 @dataclass
@@ -140,7 +140,7 @@ def of_control(found: FitReport, control: Any, model: Any) -> None:
 
 
 def of_memory(found: FitReport, model: Any, clip: Any) -> None:
-    """The stages need memory one after the other: the host takes off what a stage does not use."""
+    """The stages need memory one after the other: the host unloads what a stage does not use."""
     from comfy import model_management
     device = model.load_device if model is not None else model_management.get_torch_device()
     apart = clip is not None and clip.patcher.load_device != device

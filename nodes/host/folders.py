@@ -51,7 +51,7 @@ def register_bundled(root: Path = BUNDLED) -> None:
 
 
 def hosted() -> bool:
-    """Whether this runs inside ComfyUI; the nodes can be imported and looked at without."""
+    """Whether this runs inside ComfyUI; the nodes can be imported and inspected without."""
     return "folder_paths" in sys.modules or importlib.util.find_spec("folder_paths") is not None
 
 
@@ -199,10 +199,10 @@ def tokenizer_folder() -> Path | None:
 
 
 def changed(name: str | None, path_of: Callable[[str], Path]) -> str:
-    """What IS_CHANGED says of a file: something else whenever the file is another one.
+    """The IS_CHANGED value of a file: a new one whenever the file changes.
 
-    A linked name arrives as None, because it is not known yet; then what makes the name decides alone. An error here
-    would run the node, and everything behind it, every time.
+    A linked name arrives as None, because it is not known yet; then only the node that makes the name decides. An error
+    here would run the node, and everything after it, every time.
     """
     if name is None:
         return ""
@@ -213,8 +213,8 @@ def changed(name: str | None, path_of: Callable[[str], Path]) -> str:
 
 
 def deleted(name: str | None, place_of: Callable[[str], Path]) -> float | str:
-    """What IS_CHANGED says of a node whose result is a file: nan, which equals nothing, where the file is gone. The
-    host would take the result of the last run for it."""
+    """The IS_CHANGED value of a node whose result is a file: nan, which equals nothing, where the file is gone. The
+    host would reuse the result of the last run."""
     try:
         return "" if name is None or place_of(name.strip()).exists() else math.nan
     except ValueError:
@@ -222,7 +222,7 @@ def deleted(name: str | None, place_of: Callable[[str], Path]) -> float | str:
 
 
 def is_there(name: str | None, path_of: Callable[[str], Path]) -> bool | str:
-    """What VALIDATE_INPUTS says of a file: True, or what is wrong. In place of the host's comparison with its list.
+    """The VALIDATE_INPUTS result for a file: True, or what is wrong. In place of the host's comparison with its list.
 
     So a workflow of Windows, whose names have backslashes, opens elsewhere too, and the message says where files go.
     """
@@ -287,7 +287,7 @@ def _hugging_face_folders(category: str, files: list[str]) -> list[str]:
 
 
 def _resolve(name: str, categories: Sequence[str]) -> Path:
-    """The first that is there; a name may have the separators of Windows."""
+    """The first path that exists; a name may have the separators of Windows."""
     roots = _roots(categories)
     for spelled in map(Path, dict.fromkeys((name, name.replace("\\", "/")))):
         inside = name != NONE_FOUND and spelled.parts and not spelled.is_absolute() and ".." not in spelled.parts

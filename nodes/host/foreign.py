@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from .attention_patch import UNET_MIDDLE
 
 UNDERSTOOD = {"patches": ("double_block",), "patches_replace": ("dit", "attn1")}
-# What the host's nodes hang where, for the message.
+# Which nodes of the host attach a patch, for the message.
 MADE_BY = {"attn1_patch": "HyperTile or ToMe",
            "attn1_output_patch": "NAG, HyperTile or ToMe", "attn2_patch": "a hypernetwork",
            "output_block_patch": "FreeU", "input_block_patch": "PatchModelAddDownscale",

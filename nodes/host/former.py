@@ -54,7 +54,7 @@ def register_former() -> None:
     Their manager would change prompts too, but ends in an error where two of these nodes are linked (0.33).
     """
     server = getattr(sys.modules.get("server"), "PromptServer", None)
-    instance = getattr(server, "instance", None)            # None while the host is only looked at
+    instance = getattr(server, "instance", None)            # None while the host is only inspected
     if hasattr(instance, "add_on_prompt_handler"):
         instance.add_on_prompt_handler(with_new_nodes)      # type: ignore[union-attr]
     manager = getattr(instance, "node_replace_manager", None)

@@ -1,4 +1,4 @@
-"""Being a guest in the host's process: ids that others have, long work that stops when the user says so."""
+"""Sharing the host's process: ids that other packs have, long work that stops when the user says so."""
 import gc
 import logging
 import os
@@ -27,7 +27,7 @@ def taken(node_id: str) -> bool:
 
 
 def refused_as_second_copy() -> bool:
-    """Whether the host imported another folder with this pack before: that one keeps the nodes, and this is said once.
+    """Whether the host imported another folder with this pack before: that one keeps the nodes; this is logged once.
 
     Two copies with the same ids would replace each other's nodes in the order of the file system.
     """
@@ -54,7 +54,7 @@ def advance_bar(bar: Any, done: int, total: int, preview: tuple | None = None) -
     from comfy import model_management
     try:
         bar.update_absolute(done, total, preview)
-    except model_management.InterruptProcessingException:       # older hosts look for it here, and take the mark away
+    except model_management.InterruptProcessingException:       # older hosts check for it here, and clear the flag
         return True
     return model_management.processing_interrupted()
 
@@ -79,7 +79,7 @@ def stop_if_asked() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """KeyboardInterrupt becomes the host's own exception, and its mark is taken back."""
+    """KeyboardInterrupt becomes the host's own exception, and its flag is cleared."""
     from comfy import model_management
     try:
         yield

@@ -1,7 +1,7 @@
-"""T5 in 8 bits on the host's layers: weights alone are rounded, and the host moves them to the GPU and back one by one.
+"""T5 in 8 bits on the host's layers: only weights are rounded, and the host moves them to the GPU and back one by one.
 
-The network is the host's own T5, so that every part of it can wait outside of the GPU. bitsandbytes keeps its layers on
-one device, where they are whole or not at all.
+The network is the host's own T5, so that any part of it can stay outside of the GPU. bitsandbytes keeps all of its
+layers on one device.
 """
 import functools
 from collections.abc import Callable
@@ -47,12 +47,12 @@ class _Int8Linear(Mixin):
         return F.linear(x, weight)
 
     def convert_weight(self, weight: Tensor, inplace: bool = False, **_: object) -> Tensor:
-        """What the host adds patches to."""
+        """The unpacked weight, to which the host adds patches."""
         return weight.float() * self.weight_scale.to(weight.device)
 
     def set_weight(self, weight: Tensor, inplace_update: bool = False, seed: int | None = None,
                    return_weight: bool = False, **_: object) -> Tensor | None:
-        """Keep a patched weight, at the scale that is there."""
+        """Keep a patched weight, rounded with the existing scales."""
         rounded = (weight.float() / self.weight_scale.to(weight.device)).round().clamp(-INT8_MAX, INT8_MAX)
         if return_weight:
             return rounded.to(torch.int8)
@@ -76,7 +76,7 @@ def operations() -> type:
 
 
 class HostT5(nn.Module):
-    """The host's T5, called as that of transformers is. Computes in float32, as the host's own text encoders do."""
+    """The host's T5, called like that of transformers. Computes in float32, as the host's own text encoders do."""
 
     def __init__(self, config: Any) -> None:
         """config: the T5Config of transformers."""
@@ -106,7 +106,7 @@ def build_int8(files: T5Files, config: Any, progress: Callable[[int, int], None]
 
 
 def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of every weight, by its name. Of embeddings by their sizes: some hosts make them without memory."""
+    """Shapes of all weights by name; of embeddings from their sizes, as some hosts make them without memory."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Embedding):

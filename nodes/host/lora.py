@@ -63,8 +63,8 @@ def adapter(part: Change) -> Any:
 def change_class() -> type:
     """The host's adapter with the formula of the library, where the host has another or none.
 
-    For DoRA the host divides by the lengths of the unchanged rows, where the paper takes those of the changed ones
-    (arXiv 2402.09353, eq. 5); its OFT and BOFT square the strength; its BOFT fails without an alpha. The numbers lie
+    For DoRA the host divides by the norms of the unchanged rows, where the paper takes those of the changed ones
+    (arXiv 2402.09353, eq. 5); its OFT and BOFT square the strength; its BOFT fails without an alpha. The tensors are
     in `weights`, one by one, where the host finds what it moves between devices.
     """
     from comfy.weight_adapter.base import WeightAdapterBase

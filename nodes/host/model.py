@@ -40,7 +40,7 @@ class _PixArt(Mixin):
         return super().memory_required(*args, **kwargs) + self.bytes_to_keep
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """What the host's nodes save. ValueError where a part of what the MODEL does would not be in the file."""
+        """What the host's nodes save. ValueError where the file would not hold all that the MODEL does."""
         if has_branches(self.diffusion_model):
             raise ValueError("a file cannot hold the LoRA of this MODEL: its packed weights stay as they are beneath "
                              "it. Load the model with weight_dtype bf16 to save it with its LoRAs, or save it without.")
@@ -186,7 +186,7 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
 
 
 def reloadable(patcher: Any, path: str, variant: str, weight_dtype: str) -> Any:
-    """The same; newer hosts load a model anew for another device."""
+    """The same patcher, which newer hosts can load anew for another device."""
     if hasattr(patcher, "cached_patcher_init"):
         patcher.cached_patcher_init = (load_model, (path, variant, weight_dtype))
     return patcher

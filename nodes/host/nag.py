@@ -17,7 +17,7 @@ def with_nag(model: Any, negative: list, scale: float, tau: float, alpha: float,
     """
     network, context = network_in(model.model), avoided_text(negative)
     if network is not None:
-        NAG(network.config, context, scale, tau, alpha, start, end)     # what is wrong is said before any work
+        NAG(network.config, context, scale, tau, alpha, start, end)     # so that errors come before any work
     return with_policies(model, lambda sampling: [NAG(sampling.config, context, scale, tau, alpha, start, end)])
 
 

@@ -24,7 +24,7 @@ def running_server() -> Any:
 
 
 class RunningText:
-    """Shows texts that follow each other fast: one every so many seconds, and those that must be seen."""
+    """Shows texts that change fast: at most one every `seconds`, and those that must be seen."""
 
     def __init__(self, seconds: float = 0.5) -> None:
         self.seconds, self._last = seconds, float("-inf")

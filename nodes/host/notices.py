@@ -1,4 +1,4 @@
-"""What a person should hear although it is no error: an image size far from the trained ones, the VAE to use."""
+"""Notices that are no errors: an image size far from the trained ones, the VAE to use."""
 import logging
 from typing import Any
 
@@ -20,7 +20,7 @@ def notice_size(config: Any, height: int, width: int) -> None:
 
 
 def vae_for(config: Any) -> str:
-    """Which VAE belongs to a model of this configuration, for people."""
+    """Which VAE belongs to a model of this configuration, for messages."""
     if isinstance(config, PTDiTConfig) and not is_mini(config):
         return AUTOENCODERS[config.autoencoder]
     return "pixart-mini/vae" if is_mini(config) else VAE_OF[config.latent_space]

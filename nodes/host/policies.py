@@ -31,8 +31,8 @@ def with_policies(model: Any, make_policies: MakePolicies) -> Any:
     """A clone of a MODEL (ModelPatcher) whose transformer asks these policies.
 
     make_policies is called once at the start of every sampling and told about it, so policies may keep what they like:
-    it is let go at the end, after an interruption or an error too. Called again on the result, the earlier policies are
-    asked first. Raises ValueError for a MODEL that is not one of Load PixArt.
+    it is released at the end, after an interruption or an error too. Called again on the result, the earlier policies
+    are asked first. Raises ValueError for a MODEL that is not one of Load PixArt.
     """
     from comfy.patcher_extension import WrappersMP
     network = network_in(model.model)
@@ -83,7 +83,7 @@ def describe_sampling(guider: Any, noise: Any, sigmas: Any) -> Sampling:
 def leave_guidance_out(executor: Any, model: Any, conds: list, x: Any, sigmas: Any, options: Mapping) -> list:
     """A wrapper around all prompts of a step: from where policies want it, only the positive ones are computed.
 
-    Their answer stands for that to the negative ones too, so that guidance of any scale is none.
+    Their predictions stand for those of the negative ones too, so that guidance has no effect at any scale.
     """
     run = options.get("transformer_options", {}).get(RUN)
     asked = run is not None and len(conds) == 2 and conds[0] is not None and conds[1] is not None
@@ -127,7 +127,7 @@ def lane_bytes(network: HostTransformer, policies: Sequence[Policy], sides: Sequ
 def ask_policies(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """A wrapper around every pass that tells the transformer to look for policies.
 
-    By an argument of its own: hosts take whatever lies in transformer_options out of what a compiled graph depends
-    on, so a model compiled without policies would go on without them.
+    By an argument of its own: hosts leave transformer_options out of the guards of a compiled graph, so a model
+    compiled without policies would go on without them.
     """
     return executor(*args, **{**kwargs, "policies": True})

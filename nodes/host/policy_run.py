@@ -16,8 +16,8 @@ class PolicyRun:
     """The policies of one sampling. Lives in the transformer_options of that sampling and nowhere else.
 
     images: how many the sampling makes. model_sampling: the host's, which knows the timestep of a sigma.
-    compiling: what the host's compile node was told, for a model that is compiled; policies run outside of the graph of
-    the whole model, so blocks are compiled one by one for them.
+    compiling: the arguments of the host's compile node, for a model that is compiled; policies run outside of the graph
+    of the whole model, so blocks are compiled one by one for them.
     """
 
     def __init__(self, policies: Sequence[Policy], images: int, model_sampling: Any, guider: object,
@@ -57,7 +57,7 @@ class PolicyRun:
         return Step(index, len(schedule) - 1, float(self.model_sampling.timestep(sigma)), lanes, self.token)
 
     def read_schedule(self, sample_sigmas: Tensor) -> list[float]:
-        """The numbers of a schedule, asked of the device once a sampling and not in every pass."""
+        """The values of a schedule, read from the device once per sampling, not in every pass."""
         if sample_sigmas is not self.schedule_tensor:
             self.schedule, self.schedule_tensor = sample_sigmas.tolist(), sample_sigmas
         return self.schedule
@@ -68,7 +68,7 @@ class PolicyRun:
         The same row may come several times at one sigma: for a guidance that asks once more with blocks left out, as
         one tile of an image after the other, or in both halves of a second-order step. So the number of the visit
         is part of the name. Rows that are not images (batched tiles) lie in an order only their pack knows; then
-        the names hold for this company of prompts alone.
+        the names hold for this combination of prompts only.
         """
         prompts, kinds = options.get("uuids") or (), options.get("cond_or_uncond") or ()
         if not prompts or len(prompts) != len(kinds) or rows % len(prompts):
@@ -96,7 +96,7 @@ class PolicyRun:
         return self.visits[name]
 
     def end(self) -> None:
-        """Let go of the policies and all they keep, even where something holds on to this object."""
+        """Release the policies and all they keep, even where something still refers to this object."""
         self.policies.clear()
         self.compiled.clear()
         self.schedule_tensor = self.guider = self.model_sampling = None
@@ -105,7 +105,7 @@ class PolicyRun:
 def index_of(sigma: float, schedule: Sequence[float]) -> int:
     """The step that a sigma belongs to: of a falling (or rising) schedule, the last one that has been reached."""
     falling = schedule[0] >= schedule[-1]
-    near = 1e-4 * abs(sigma)            # samplers come back to a sigma through logarithms
+    near = 1e-4 * abs(sigma)            # samplers recompute sigmas through logarithms
     reached = [i for i, each in enumerate(schedule[:-1])
                if (each >= sigma - near if falling else each <= sigma + near)]
     return reached[-1] if reached else 0

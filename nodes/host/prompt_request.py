@@ -63,7 +63,7 @@ class TextTokenizer:
 
 
 def requests_of(tokens: Mapping[str, list]) -> list[PromptRequest]:
-    """Of the tokens that a `TextTokenizer` made. ValueError for others."""
+    """The requests in the tokens that a `TextTokenizer` made. ValueError for others."""
     requests = [entry[0] for section in tokens.get(T5_KEY, ()) for entry in section]
     if not requests or not all(isinstance(request, PromptRequest) for request in requests):
         raise ValueError(f"these tokens are of another text encoder ({', '.join(tokens)}); tokenize with this CLIP")

@@ -42,7 +42,7 @@ class HostPTDiT(PTDiT):
                 **_: object) -> Tensor:
         """x (B, 4, H, W) scaled, timesteps (B,) 0..1000, context (B, L, C) -> noise minus image (B, 4, H, W).
 
-        text_mask as for HostTransformer. Whatever else wrappers of other packs pass has no use here.
+        text_mask as for HostTransformer. Whatever else wrappers of other packs pass is ignored.
         """
         from comfy import patcher_extension as host
         options = {} if transformer_options is None else transformer_options
@@ -53,12 +53,12 @@ class HostPTDiT(PTDiT):
 
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Mapping | None,
                 transformer_options: Mapping, text_mask: Tensor | None = None, **_: object) -> Tensor:
-        """What `forward` does when all wrappers are through."""
+        """What `forward` does inside of all wrappers."""
         return -super().forward(x, timesteps, context, mask_of(text_mask), transformer_options)
 
 
 def refuse_patches(control: Mapping | None, options: Mapping) -> None:
-    """Raises ValueError for what other nodes want of a PixArt's blocks: here it would silently do nothing."""
+    """Raises ValueError for what other nodes attach to a PixArt's blocks: here it would silently do nothing."""
     if control is not None:
         raise ValueError("a PT-DiT has no place for a ControlNet; take it out of the workflow, or load a PixArt model")
     for place in ("patches", "patches_replace"):
@@ -99,7 +99,7 @@ def pt_dit_model_class() -> Any:
 
 
 def pt_dit_builder(config: PTDiTConfig) -> Callable[..., HostPTDiT]:
-    """What the host calls to make the network, with its own keyword arguments."""
+    """The function that the host calls to make the network, with its own keyword arguments."""
     def build(dtype: torch.dtype | None = None, device: Any = None, operations: Any = None,
               **_: object) -> HostPTDiT:
         return HostPTDiT(config, operations, dtype, device)

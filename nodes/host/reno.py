@@ -1,6 +1,6 @@
 """ReNO inside the host: its own samplers' noise, changed along the gradient of rewards.
 
-The host runs nodes in inference mode, whose tensors know no gradients, so everything happens outside of it, on copies.
+The host runs nodes in inference mode, whose tensors have no gradients, so everything happens outside of it, on copies.
 """
 import logging
 import time
@@ -110,7 +110,7 @@ def run_reno(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish)
 
 
 def check_unpatched(model: Any) -> None:
-    """ValueError for a MODEL with policies or patches: the noise would be optimised for another one than samples."""
+    """ValueError for a MODEL with policies or patches: the noise would be optimised for a model without them."""
     from comfy.patcher_extension import WrappersMP
     options = model.model_options.get("transformer_options", {})
     if model.get_wrappers(WrappersMP.OUTER_SAMPLE, RUN) or options.get("patches") or options.get("patches_replace"):
@@ -129,7 +129,7 @@ def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish
         check_told_size(positive[0][1], request.height, request.width)
     say("reading the rewards", always=True)
     reward = rewards_of(wish, device)
-    reward.rewards[0](torch.zeros(1, 3, 64, 64), [wish.prompt])         # what it cannot read is said before any work
+    reward.rewards[0](torch.zeros(1, 3, 64, 64), [wish.prompt])         # so that its errors come before any work
     say("reading the model", always=True)
     network = bare_transformer(model, working_dtype(device), 8 * max(height, width)).requires_grad_(False)
     decode, decoder_copy = differentiable_vae(vae, model, device)
@@ -143,7 +143,7 @@ def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """Of the transformer: what has the range for gradients without scaling them."""
+    """Data type of the transformer: one with the range for gradients without loss scaling."""
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
@@ -161,7 +161,7 @@ def rewards_of(wish: RenoWish, device: torch.device) -> WeightedSum:
 
 
 def caption_features(positive: list, count: int, prompt: str) -> Encoded:
-    """A copy of the prompt's features for each image. ValueError for what gradients do not go through here."""
+    """A copy of the prompt's features for each image. ValueError for conditioning that is not supported here."""
     if len(positive) != 1:
         raise ValueError(f"this conditioning has {len(positive)} parts; PixArt ReNO takes one prompt without regions")
     context, extra = positive[0]
@@ -177,7 +177,7 @@ def caption_features(positive: list, count: int, prompt: str) -> Encoded:
 
 
 def check_told_size(extra: Mapping[str, Any], height: int, width: int) -> None:
-    """ValueError where the prompt tells the model another size than the latent's, which is what it is told here."""
+    """ValueError where the size conditioning of the prompt is not the latent's size, which is used here."""
     told = extra.get("width") or width, extra.get("height") or height
     if told != (width, height):
         raise ValueError(f"the prompt tells the model {told[0]} x {told[1]}, the latent is {width} x {height}; set "
@@ -197,7 +197,7 @@ def sampler_noise(latent: dict, wish: RenoWish, device: torch.device) -> Callabl
 
 
 def differentiable_vae(vae: Any, model: Any, device: torch.device) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
-    """Latents as the transformer sees them -> images (B, 3, H, W) in 0..1, and the copy of the VAE behind it."""
+    """Latents as the transformer sees them -> images (B, 3, H, W) in 0..1, and the copy of the VAE that it uses."""
     from comfy import model_management
     model_management.load_models_gpu([vae.patcher])
     network: Any = plain_copy(vae.first_stage_model).to(device)
@@ -238,7 +238,7 @@ class RenoWatch:
 
 
 def say_stopped(found: OptimisedNoise, wish: RenoWish) -> None:
-    """Keep the best so far, as an interrupted node has no outputs, and tell where."""
+    """Keep the best so far, as an interrupted node has no outputs, and show where."""
     import folder_paths
     folder = Path(folder_paths.get_output_directory()) / "pixart-reno"
     folder.mkdir(parents=True, exist_ok=True)

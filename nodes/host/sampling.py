@@ -18,7 +18,7 @@ from ...pixart.sampling.noise import ImageNoise
 from .mixin import Mixin
 
 SEED_STEP = 0x9E3779B97F4A7C15      # odd, so that seed and image number never fall together
-SCALED_BY = "downscale_ratio_spacial"       # pixels a cell of an empty latent, as newer hosts say and ask it
+SCALED_BY = "downscale_ratio_spacial"       # pixels per cell of an empty latent, as newer hosts note and read it
 Latent = dict[str, Any]
 
 
@@ -75,7 +75,7 @@ def sample_lcm(model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_ar
     extra_args = extra_args or {}
     seeds = renoise_seeds(extra_args.get("seed") or 0, range(x.shape[0]) if images is None else images)
     noise = ImageNoise(seeds, tuple(x.shape[1:]), x.device, x.dtype, ahead=len(sigmas) - 2)
-    following = sigmas.tolist()[1:]         # asked for once, not at every step
+    following = sigmas.tolist()[1:]         # read from the device once, not at every step
     for i, after in enumerate(following):
         denoised = model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
         if callback is not None:
@@ -146,7 +146,7 @@ def run(model: Any, positive: list, negative: list, latent: Latent, seed: int, s
 
 
 def in_format_of(model: Any, latent: Latent) -> Latent:
-    """An empty LATENT of another family in this model's channels and, where it says how it was scaled, its size."""
+    """An empty LATENT of another family with this model's channels and, where it notes its scale, its size."""
     from comfy import sample
     fix = sample.fix_empty_latent_channels
     told = [latent[SCALED_BY]] if SCALED_BY in latent and SCALED_BY in inspect.signature(fix).parameters else []
@@ -155,7 +155,7 @@ def in_format_of(model: Any, latent: Latent) -> Latent:
 
 
 def images_of(latent: Latent) -> list[int]:
-    """Numbers of the images of a batch, which survive taking some of them out (Latent From Batch)."""
+    """Numbers of the images in their batch, which stay the same when some are taken out (Latent From Batch)."""
     return list(latent.get("batch_index") or range(latent["samples"].shape[0]))
 
 

@@ -15,8 +15,8 @@ SAVED_EXTRAS = {"pooled_output", "attention_mask"}
 
 
 def save_conditioning(conditioning: list, name: str, text: str) -> Path:
-    """Write it as models/pixart_prompts/<name>.safetensors; `text` is for people. The file that is there already is
-    left as it is when it holds the same numbers, and else ValueError; the same for what such a file cannot keep."""
+    """Write it as models/pixart_prompts/<name>.safetensors; `text` is for display. An existing file
+    with the same numbers is left as it is. ValueError where it holds others, or where such a file would lose a part."""
     context = text_of(conditioning)
     tokens = context.shape[1]
     path = place_of(name)

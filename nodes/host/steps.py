@@ -1,4 +1,4 @@
-"""How a MODEL wants to be sampled, as the parts that the host's own sampling nodes take."""
+"""How a MODEL should be sampled, as the parts that the host's own sampling nodes take."""
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +31,7 @@ class SamplerParts(NamedTuple):
 
 
 def attach(model: Any, path: Path, metadata: Mapping[str, str]) -> Any:
-    """Let a MODEL know what a file, its checkpoint or a LoRA on it, says about sampling; the same MODEL."""
+    """Attach to a MODEL what a file, its checkpoint or a LoRA on it, says about sampling; returns the same MODEL."""
     said = preset_from_header(metadata, path) or by_name(path, usual_guidance(model))
     if said is not None:
         model.set_attachments(ATTACHMENT, said)
@@ -50,13 +50,13 @@ def preset_of(model: Any) -> Preset | None:
 
 
 def usual_sampling(model: Any) -> str:
-    """How a MODEL wants to be sampled, for people; "" where its files and their names say nothing."""
+    """How a MODEL should be sampled, for display; "" where its files and their names say nothing."""
     said = preset_of(model)
     return "" if said is None else f"{said.method}: {said.steps} step{'s' * (said.steps > 1)}, cfg {said.guidance:g}"
 
 
 def notice_method(model: Any, sampler: str) -> None:
-    """Tell people when a MODEL is sampled with another sampler than it was made for."""
+    """Tell the user when a MODEL is sampled with another sampler than it was made for."""
     said = preset_of(model)
     notice = said.mismatch(sampler) if said is not None else None
     if notice is not None:
@@ -78,7 +78,7 @@ def chosen_preset(model: Any, method: str, steps: int, cfg: float) -> Preset:
 
 
 def make_parts(model: Any, method: str, steps: int, cfg: float, denoise: float) -> SamplerParts:
-    """Everything to sample a MODEL by. Raises ValueError for what the method cannot do."""
+    """Everything to sample a MODEL with. Raises ValueError for what the method cannot do."""
     require_pixart(model)
     wanted = chosen_preset(model, method, steps, cfg)
     if denoise != 1 and wanted.sampler == "dmd":

@@ -13,7 +13,7 @@ HOST_KEY = "t5xxl"             # of its tokens in the token dictionary
 def host_tokens(clip: Any, text: str, rules: Rules, emphasis: bool = False) -> tuple[dict[str, list], PromptReport]:
     """Tokens of the host's own T5 (CLIPLoader, type pixart), cut to the trained length, end token kept.
 
-    Without the padding that the T5 of its other types puts behind them: that is neither text nor counted.
+    Without the padding that the T5 of its other types appends: that is neither text nor counted.
     """
     parts = weighted_parts(text) if emphasis else (WeightedText(whole_characters(text)),)
     if rules.clean:

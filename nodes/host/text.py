@@ -60,11 +60,11 @@ class HostTextEncoder(torch.nn.Module):
 
     @property
     def bytes(self) -> int:
-        """Of its weights, about, which the host cannot see."""
+        """Approximate size of its weights, which the host cannot see."""
         return int(self.encoder.parameters * BYTES_PER_WEIGHT[self.bits])
 
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, None, dict]:
-        """Of everything that nodes have put behind each other, as the host's own encoders do it."""
+        """Features of all that nodes have concatenated, as the host's own encoders give them."""
         from comfy.model_management import intermediate_device
         contexts = [self.encode(each).context for each in requests_of(tokens)]
         return torch.cat(contexts, 1).to(intermediate_device()), None, {}
@@ -92,7 +92,7 @@ class HostTextEncoder(torch.nn.Module):
 
 
 class MovableTextEncoder(HostTextEncoder):
-    """With the weights in sight of the host, which moves, keeps out and patches them layer by layer."""
+    """Its weights are visible to the host, which moves, offloads and patches them layer by layer."""
 
     def __init__(self, load: Callable[[], T5Encoder], encoder: T5Encoder) -> None:
         super().__init__(load, encoder)
@@ -100,19 +100,19 @@ class MovableTextEncoder(HostTextEncoder):
         self.patches: object = None
 
     def encode(self, request: PromptRequest) -> Encoded:
-        """What is kept was encoded by other weights where the host has patched them since."""
-        patches = getattr(self, "current_weight_patches_uuid", None)        # the host's name for what is on them
+        """Forgets cached prompts if the host has patched the weights since they were encoded."""
+        patches = getattr(self, "current_weight_patches_uuid", None)        # identifies the patches on the weights
         if patches != self.patches:
             self.cache.clear()
             self.patches = patches
         return super().encode(request)
 
     def keeps(self, tokens: Mapping[str, list]) -> bool:
-        """Not known before it is loaded: only then the host has put on the patches of the CLIP."""
+        """Not known before it is loaded: only then has the host applied the patches of the CLIP."""
         return False
 
     def release(self, *_: object) -> None:
-        """The host moves what it sees."""
+        """Nothing to do: the host moves these weights itself."""
 
 
 def cache_arguments(request: PromptRequest) -> tuple[list[str], int, bool, bool]:
@@ -164,9 +164,9 @@ def load_clip(path: Path, bits: Bits, device: str) -> Any:
 
 
 def fitting_bits(path: Path, bits: Bits, place: torch.device) -> Bits:
-    """For "auto" the best that the device's memory holds once other models have left; the node says which.
+    """For "auto" the best that the device's memory holds once other models are unloaded; the node shows which.
 
-    Where nothing fits that is int8, of whose layers the host keeps a part outside.
+    Where nothing fits that is int8, some of whose layers the host keeps outside.
     """
     from comfy import model_management
     if bits != AUTO:
@@ -202,8 +202,8 @@ def pinned_clip(network: HostTextEncoder, place: torch.device) -> Any:
 
 
 def load_encoder(path: Path, bits: Bits, device: torch.device, make_room: bool = False) -> T5Encoder:
-    """With progress on the node. make_room: on a GPU, for the first time; later the host does it by itself, as it knows
-    the size then, and asked once more it could take this very encoder for one that may leave."""
+    """With progress on the node. make_room: free GPU memory first, for the first load only; later the host does that by
+    itself, as it knows the size then, and a second request could unload this very encoder."""
     from comfy import model_management, utils
 
     from .int8_text import build_int8
@@ -223,7 +223,7 @@ def path_bytes(path: Path) -> int:
 
 def encode_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, object],
                   emphasis: bool = False) -> tuple[Conditioning, PromptReport]:
-    """CONDITIONING with `extra` in it, and what became of the prompt, from our CLIP or the host's.
+    """CONDITIONING with `extra` in it, and the report of the prompt, from our CLIP or the host's.
 
     emphasis: whether (word:1.2) and escapes are read, or brackets are text.
     """
@@ -256,7 +256,7 @@ def encode_long_prompt(clip: Any, text: str, rules: Rules, extra: dict[str, obje
 
 def joined_conditioning(parts: Sequence[Conditioning], reports: Sequence[PromptReport], inner_ends: bool
                         ) -> Conditioning:
-    """Segments behind each other, entry by entry (a CLIP with hooks gives several); end tokens as in `joined`."""
+    """Segments concatenated, entry by entry (a CLIP with hooks gives several); end tokens as in `joined`."""
     if len(parts) == 1:
         return parts[0]
     ends = [report.tokens - (0 if inner_ends or number == len(reports) - 1 else 1)
@@ -281,7 +281,7 @@ def rules_of(model: Any) -> Rules:
 
 
 def null_conditioning(model: Any, tokens: int, extra: dict[str, object]) -> Conditioning:
-    """The first `tokens` rows of the caption that stood for "no caption" in training."""
+    """The first `tokens` rows of the model's null caption, which stood for "no caption" in training."""
     from comfy.model_management import intermediate_device
     if model is None or not is_ours(model):
         raise ValueError("the learned empty caption comes from the model; connect the MODEL of Load PixArt")

@@ -37,9 +37,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, opt
 
 
 class BlockPatches(Policy):
-    """Runs what `patches_replace["dit"]` and `patches["double_block"]` of the host hang onto blocks.
+    """Runs what `patches_replace["dit"]` and `patches["double_block"]` of the host attach to blocks.
 
-    The last of all policies, because it knows blocks by number only: what other policies leave out, it is not asked.
+    The last of all policies, because it knows blocks by number only: it is not called where other policies skip them.
     """
 
     def __init__(self, options: Mapping) -> None:
@@ -51,7 +51,7 @@ class BlockPatches(Policy):
         return bool(self.after) or any(name[0] == DOUBLE_BLOCK for name in self.replace)
 
     def block(self, index: int, p: Pass, go: Run) -> Tensor:
-        """The control of the block is there before anything of another pack, which may leave the block out."""
+        """The control of the block is added before anything of another pack, which may leave the block out."""
         p = p.controlled(index)
         replacement = self.replace.get((DOUBLE_BLOCK, index))
         x = go(p) if replacement is None else self.replaced(replacement, p, go)
@@ -137,7 +137,7 @@ class HostTransformer(PixArtTransformer):
 
         c_size (B, 2) height and width in pixels; c_ar (B, 1) height / width, float32 bits in int32 so that the host
         does not round it; text_mask (B, L) int32, 1 = a real token, or (B, 0) where no row is padded; policies: ask
-        those of the run. Whatever else wrappers of other packs pass has no use here. transformer_options stays the
+        those of the run. Whatever else wrappers of other packs pass is ignored. transformer_options stays the
         last positional argument: that is where the host's caches look for it.
         """
         from comfy import patcher_extension as host
@@ -151,7 +151,7 @@ class HostTransformer(PixArtTransformer):
     def predict(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Mapping | None,
                 transformer_options: Mapping, c_size: Tensor | None = None, c_ar: Tensor | None = None,
                 text_mask: Tensor | None = None, policies: bool = False) -> Tensor:
-        """What `forward` does when all wrappers are through."""
+        """What `forward` does inside of all wrappers."""
         aspect = None if c_ar is None else c_ar.view(torch.float32).flatten()               # (B,)
         size = None if c_size is None else c_size.float()                                   # (B, 2)
         asked = [ASK_RUN] if policies else self.patches(transformer_options)
@@ -159,7 +159,7 @@ class HostTransformer(PixArtTransformer):
                                transformer_options)
 
     def patches(self, options: Mapping) -> list[Policy]:
-        """Those of the host and of other packs that hang onto this pass."""
+        """The patches that the host and other packs attach to this pass."""
         return [patch for patch in (BlockPatches(options), AttentionPatch(self, options)) if patch]
 
     def ask_stack(self, p: Pass, policies: Sequence[Policy]) -> Tensor:
@@ -202,7 +202,7 @@ def residuals(control: Mapping | None) -> list[Tensor | None] | None:
 
 
 def builder(config: PixArtConfig) -> Callable[..., HostTransformer]:
-    """What the host calls to make the network, with its own keyword arguments."""
+    """The function that the host calls to make the network, with its own keyword arguments."""
     def build(dtype: torch.dtype | None = None, device: Any = None, operations: Any = None,
               **_: object) -> HostTransformer:
         kind = HostFlexDiT if isinstance(config, FlexDiTConfig) else HostTransformer

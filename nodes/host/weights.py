@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...pixart.checkpoint.layouts import NULL_CAPTION
 from ...pixart.checkpoint.lora.changes import TABLE
 
-# Attributes that newer hosts hang onto layers, and onto the network that a ModelPatcher holds.
+# Attributes that newer hosts attach to layers, and to the network that a ModelPatcher holds.
 HANDLES = ("_v", "_v_block", "_pin_state", "_pins", "dynamic_pins", "dynamic_vbars", "dynamic_patchers")
 
 
@@ -47,7 +47,7 @@ def fill(network: nn.Module, state_dict: Mapping[str, Tensor], dynamic: bool = F
     if dynamic:
         state_dict = {name: value.float() if in_float32(name) else value for name, value in state_dict.items()}
     network.load_state_dict(state_dict, strict=True, assign=dynamic)
-    unfilled = [name for name, tensor in network.state_dict().items() if tensor.is_meta]    # the host lets them pass
+    unfilled = [name for name, tensor in network.state_dict().items() if tensor.is_meta]    # the host ignores these
     if unfilled:
         raise RuntimeError(f"{len(unfilled)} tensors are missing, the first is {unfilled[0]}")
     if not dynamic:

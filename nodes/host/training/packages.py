@@ -1,4 +1,4 @@
-"""The Python packages that training needs and ComfyUI does not bring along."""
+"""The Python packages that training needs and ComfyUI does not include."""
 import importlib.util
 import sys
 
@@ -15,5 +15,5 @@ def check_packages(method: str) -> None:
     missing = missing_packages(method)
     if missing:
         raise ImportError(f"training needs {' and '.join(missing)}: pip install {' '.join(missing)}\n"
-                          "ComfyUI does not bring them along. With its own Python:\n"
+                          "ComfyUI does not include them. With its own Python:\n"
                           f'    "{sys.executable}" -m pip install {" ".join(missing)}')

@@ -1,6 +1,6 @@
 """A training inside the host: data from the graph or a folder, `pixart.train` on it, progress and previews on the node.
 
-The host runs nodes in inference mode, whose tensors know no gradients, so everything here happens outside of it, on
+The host runs nodes in inference mode, whose tensors have no gradients, so everything here happens outside of it, on
 copies. One step is never cut short: an interruption is noticed after it, saved, and passed on to the host.
 """
 from dataclasses import dataclass

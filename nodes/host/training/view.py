@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingWatch:
-    """Progress of the training on the node; keeps the weights on disk, and ends it when the user does."""
+    """Progress of the training on the node; keeps the weights on disk, and stops when the user asks for it."""
 
     def __init__(self, job: TrainingJob, wish: TrainingWish, save_every: int, say: RunningText) -> None:
         self.job, self.wish, self.save_every, self.bar, self.say = job, wish, save_every, bar(wish.steps), say

@@ -1,4 +1,4 @@
-"""What a user asks of a training in the host, and which files that means."""
+"""A training as a user requests it in the host, and its files."""
 from dataclasses import dataclass
 from pathlib import Path
 
