@@ -53,7 +53,7 @@ def teacher() -> PixArtTransformer:
 
 
 def networks(density: Density) -> dict[str, Callable[[], PixArtTransformer]]:
-    """What is trained, made anew."""
+    """The networks to train, by name, made anew."""
     return {"plain": teacher, "flexdit": lambda: to_flexdit(teacher(), density=density)}
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/fp4_mini.py --work DIR [--count 300]     goes on; prints tables, draws DIR/results.png
 
-Rounded to the nearest, with learned rounding, and with a branch of low rank; inputs of layers and attention in full
+Rounded to the nearest, with learned rounding, and with a low-rank branch; inputs of layers and attention in full
 precision, in 8 and in 6 bits; and the host's int8 and 4-bit formats beside. Rounding is learned on training prompts.
 """
 import argparse
@@ -100,7 +100,7 @@ def sizes(work: Path) -> dict[str, float]:
 
 
 def plot(found: Measured, megabytes: dict[str, float], path: Path) -> None:
-    """PNG: wholly right images, with their paired difference's interval, over the size of the file."""
+    """PNG: whole images minus those of the unpacked weights, with the paired interval, over the size of the file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(9, 4.5), layout="constrained")
@@ -114,7 +114,7 @@ def plot(found: Measured, megabytes: dict[str, float], path: Path) -> None:
         axes.errorbar(megabytes[name] * (1 + 0.012 * (number % 5 - 2)), 100 * less.value, yerr=reach, capsize=3,
                       fmt="D" if "learned" in name else "o", label=f"{name}, {megabytes[name]:.1f} MB")
     axes.axhline(0, color="grey", linestyle=":")
-    axes.set(xlabel="file, MB (points of equal size drawn apart)", ylabel="wholly right images minus unpacked, %")
+    axes.set(xlabel="file, MB (points of equal size drawn apart)", ylabel="whole images minus unpacked, %")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     axes.grid(alpha=0.3)
     with replacing(path) as beside:
@@ -122,7 +122,7 @@ def plot(found: Measured, megabytes: dict[str, float], path: Path) -> None:
 
 
 def plain(name: str) -> str:
-    """As the name of a file."""
+    """The name as part of a file name."""
     return name.replace(",", "").replace(" ", "-")
 
 

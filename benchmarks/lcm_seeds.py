@@ -1,9 +1,9 @@
-"""How much of a student is its seed? PixArt-mini's LCM student, trained anew with several seeds, by judge B.
+"""How much does a student depend on its seed? PixArt-mini's LCM student trained with several seeds, by judge B.
 
     python benchmarks/lcm_seeds.py --work DIR [--seeds 0 1 2] [--rates 1e-3 3e-4] [--steps 500] [--count 500]
 
-Goes on where it was stopped; prints a table. A seed is that of the training, of its start and of the images that it
-is trained on, which are drawn without end. Some 10 minutes a training and 2 a measurement on one core.
+Goes on where it was stopped; prints a table. A seed determines the training, its initialisation and its endless stream
+of images. Some 10 minutes a training and 2 a measurement on one core.
 """
 import argparse
 import logging
@@ -37,7 +37,7 @@ def trained(folder: Path, seed: int, rate: float, steps: int) -> Path:
 
 
 def measured(folder: Path, seed: int, rate: float, steps: int, count: int) -> Row:
-    """What judge B says of it in four steps."""
+    """Its results in four steps, by judge B."""
     place = folder / f"results-{count}.json"
     if not place.exists():
         student = trained(folder, seed, rate, steps)

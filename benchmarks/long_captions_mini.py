@@ -47,7 +47,7 @@ class Bench:
                            inner_ends)
 
     def answers(self, caption: Encoded, batch: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
-        """For every prompt and attribute: right, and asked, bool (n, attributes)."""
+        """For every prompt and attribute: whether it is right, and whether it was asked for, bool (n, attributes)."""
         wanted = torch.tensor([labels(scene) for scene in self.prompts.scenes])
         read = torch.empty_like(wanted)
         for group in self.prompts.groups(batch):
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--ordinary", action="store_true", help="short prompts instead of paragraphs, whole alone")
     args = parser.parse_args()
     bench = Bench(args.weights, args.lora, args.sampler, args.steps, not args.ordinary, args.count)
-    print("| text | tokens | words lost | facts right, % | of the things', % | wholly right, % |\n|---|---|---|---|---|"
+    print("| text | tokens | words lost | facts right, % | of the things', % | whole images, % |\n|---|---|---|---|---|"
           "---|", flush=True)
     for name, mode, limit, inner_ends in WAYS[1:2] if args.ordinary else WAYS:
         caption = bench.encode(mode, limit, inner_ends)

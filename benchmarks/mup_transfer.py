@@ -31,7 +31,7 @@ from pixart.train.mup import at_width, initialize_mup, mup_parameter_groups  # n
 from pixart.train.objectives import Diffusion  # noqa: E402
 
 PARAMETRISATIONS = ("standard", "muP")
-JUDGING_SEED = 1_000_003        # of the draws a finished run is judged with; no training step has it
+JUDGING_SEED = 1_000_003        # of the random numbers of the final loss; no training step has it
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def schedule(step: int, setting: Setting) -> float:
 
 
 def train(run: Run, setting: Setting, data: PreparedFolder, device: str) -> dict:
-    """Train and judge one model; losses are None where the training broke down."""
+    """Train one model and measure its loss; losses are None where the training diverged."""
     started = time.perf_counter()
     model, optimizer = network(run, setting, data)
     model.to(device).train()
@@ -118,7 +118,7 @@ def train(run: Run, setting: Setting, data: PreparedFolder, device: str) -> dict
 
 
 def read_runs(path: Path, setting: Setting) -> dict[Run, float]:
-    """Losses of finished runs with this setting, infinite where training broke down. A torn last line is no run."""
+    """Losses of finished runs with this setting, infinite where training diverged; skips an incomplete last line."""
     found: dict[Run, float] = {}
     wanted = json.loads(json.dumps(asdict(setting)))
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -132,7 +132,7 @@ def read_runs(path: Path, setting: Setting) -> dict[Run, float]:
 
 
 def append(path: Path, entry: dict) -> None:
-    """Add a line and see it to the disk; a line torn by a kill before is closed first."""
+    """Add a line and flush it to disk; an incomplete line left by a kill is ended first."""
     torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" * bool(torn) + json.dumps(entry) + "\n")
@@ -167,7 +167,7 @@ def best(values: list[float | None], rates: list[float]) -> tuple[float, float] 
 
 
 def ceiling(table: dict) -> float:
-    """Where the plot ends: above all losses of the lowest finished rates, far below those of broken trainings."""
+    """Where the plot ends: above all losses of the lowest finished rates, far below those of diverged trainings."""
     firsts = [next((loss for loss in values if loss is not None), 1.0) for lines in table.values()
               for values in lines.values()]
     return 1.1 * max((loss for loss in firsts if math.isfinite(loss)), default=1.0)

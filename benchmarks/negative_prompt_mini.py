@@ -2,8 +2,8 @@
 
     python benchmarks/negative_prompt_mini.py --work DIR [--count 500]     goes on where it was stopped; prints tables
 
-Held-out prompts about one thing leave one attribute open, and the negative prompt names what their images show
-then: the image that somebody wants otherwise. Sentence, seed and negative prompt are the same for NAG and for
+Held-out prompts about one thing leave one attribute open, and the negative prompt names the value that their images
+then show, as a user who wants another one would. Sentence, seed and negative prompt are the same for NAG and for
 guidance in two passes. Judge B reads whether the named value is still there, and whether the rest is right.
 """
 import argparse
@@ -48,7 +48,7 @@ STEPS, KEPT = 4, 50
 
 @dataclass(frozen=True)
 class Case:
-    """A sentence that leaves `open` open, what it states (and is asked of the image), and how it is drawn."""
+    """A sentence that leaves the attribute `open` open, what it states (and the image must show), and its drawing."""
 
     text: str
     open: str
@@ -60,10 +60,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Way:
-    """How the negative prompt is applied: by NAG, by guidance in two passes, or with both at 1 not at all.
+    """How the negative prompt is applied: by NAG, by guidance in two passes, or, with both at 1, not at all.
 
     whole: it is the sentence with the words for the value in it, not these words alone. other: it names the next value
-    instead, which the image did not show; an image that changes all the same was not steered but disturbed.
+    instead, which the image did not show: a control for images that change whatever the negative prompt names.
     """
 
     name: str
@@ -115,7 +115,7 @@ def negative_prompt(case: Case, shown: str, way: Way) -> str:
 
 
 class Drawer:
-    """The networks, and what judge B reads of one image at a time."""
+    """The networks, and what judge B reads in one image at a time."""
 
     def __init__(self) -> None:
         self.model = load(SHIPPED.student, dtype=torch.float32).eval().requires_grad_(False)
@@ -145,14 +145,14 @@ class Drawer:
 
 @torch.inference_mode()
 def guided_latent(pipe: Pipeline, request: Request, caption: Encoded, negative: Encoded, scale: float) -> Tensor:
-    """(1, 4, h, w): guidance by a sampler that the library draws without, as PixArt LCM Sampler does at cfg above 1."""
+    """(1, 4, h, w): guidance with an unguided sampler of the library, as PixArt LCM Sampler does at cfg above 1."""
     chosen, shape = SAMPLERS[request.sampler], (pipe.config.channels, *request.latent_shape)
     network = Conditioned(pipe.transformer, request, *stack_captions(negative, caption), None)
     return chosen.run(guided(network, scale), ImageNoise([request.seed], shape), request.steps, request.rule, None)
 
 
 def answers(work: Path, way: Way, cases: Sequence[Case], drawer: Drawer) -> list[dict]:
-    """Of every case, in a file of the way that is written every `KEPT` cases; what it holds is not drawn again."""
+    """Readings of all cases, kept in a file of the way that is written every `KEPT` cases and not drawn again."""
     path, first = work / f"{way.name}.json", work / f"{PLAIN.name}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     shown = [None] * len(cases) if way == PLAIN else [
@@ -169,8 +169,8 @@ Share = tuple[Tensor, Tensor]       # values and weights of every sentence, (n,)
 
 
 def shares(cases: Sequence[Case], plain: Sequence[dict], rows: Sequence[dict]) -> dict[str, Share]:
-    """Whether the value that `plain` showed is there, what is right of what is stated, and whether an image is both
-    rid of the value and right in everything."""
+    """Whether the value that `plain` showed is still there, the share of stated facts that are right, and whether an
+    image no longer shows the value and has every stated fact right."""
     there = torch.tensor([row["read"][case.open] == first["read"][case.open]
                           for case, first, row in zip(cases, plain, rows)]).double()
     right = torch.tensor([sum(row["read"][name] == value for name, value in case.known.items())
@@ -192,7 +192,7 @@ def main_table(found: dict[Way, dict[str, Share]], seconds: dict[Way, float], dr
 
 
 def differences_table(found: dict[Way, dict[str, Share]], base: Way, drawn: Tensor) -> str:
-    """In brackets the paired 95 % interval, bold where it leaves out zero."""
+    """In brackets the paired 95 % interval, bold where it excludes zero."""
     rows = [[way.name, *(signed(paired_difference(measured[name], other, drawn), 100, 1)
                          for name, other in found[base].items())] for way, measured in found.items() if way != base]
     return markdown([f"minus {base.name}", *found[base]], rows)

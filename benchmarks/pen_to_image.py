@@ -54,7 +54,7 @@ TIMES = "() => window.pixartImages.map(each => (each - window.pixartUp) / 1000)"
 
 
 def processor_seconds(address: str) -> float:
-    """What the server has computed so far, all threads together; other programs do not stretch it."""
+    """Processor time of the server so far, all threads together, which other programs do not affect."""
     port = address.rpartition(":")[2]
     (server,) = [each for each in psutil.process_iter(["cmdline"])
                  if port in (each.info["cmdline"] or []) and "--listen" in each.info["cmdline"]]

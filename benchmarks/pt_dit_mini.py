@@ -1,4 +1,4 @@
-"""A small PT-DiT beside a PixArt of equal work, both trained from nothing on PixArt-mini's images by rectified flow.
+"""A small PT-DiT beside a PixArt of equal work, both trained from scratch on PixArt-mini's images by rectified flow.
 
     python -m benchmarks.pt_dit_mini --work DIR [--steps 9000] [--count 500]     goes on where it was stopped
 
@@ -53,7 +53,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class FlowDrawn:
-    """A network of velocities as a way of drawing."""
+    """A network that predicts velocities, as a way of drawing."""
 
     name: str
     network: nn.Module
@@ -89,7 +89,7 @@ def trained(work: Path, name: str, builder: Builder, config: LoopConfig) -> nn.M
 
 
 def compared(work: Path, steps: int) -> str:
-    """Mean losses of the last fifth, and their difference with its standard error over what lies side by side."""
+    """Mean losses of the last fifth, and their difference, paired by step, with its standard error."""
     lines = {name: dict(map(json.loads, (work / f"{name}-losses.jsonl").read_text().splitlines())) for name in NETWORKS}
     plain, other = (torch.tensor([loss for step, loss in sorted(each.items()) if step > 0.8 * steps])
                     for each in lines.values())

@@ -1,9 +1,9 @@
-"""What optimising noise takes in memory at full size, computed: every allocation of an iteration, none of them made.
+"""Memory of noise optimisation at full size, computed: every allocation of an iteration is traced, none made.
 
     python benchmarks/reno_memory.py                prints the table
 
 As in benchmarks/training_memory.py: tensors without data go through sampler, decoder, rewards and backward pass, and
-the highest sum of what their storages would hold counts. CUDA and its libraries take 1 to 2 GiB beside it, usually.
+the highest sum of what their storages would hold counts. CUDA and its libraries usually take another 1 to 2 GiB.
 T5 is not in memory then. Rewards are networks of the size of CLIP ViT-H/14.
 """
 import sys
@@ -28,12 +28,12 @@ from pixart.text.encoded import Encoded  # noqa: E402
 from pixart.text.tokens import PromptReport  # noqa: E402
 from pixart.vae import _KL, decoder  # noqa: E402
 
-EVERY_TOKEN = torch.ones(1, 120, dtype=torch.bool)      # with data: whether all are there is asked of it
+EVERY_TOKEN = torch.ones(1, 120, dtype=torch.bool)      # with data: its values are read
 
 
 @dataclass(frozen=True)
 class Case:
-    """An iteration to look at."""
+    """An iteration whose memory is computed."""
 
     side: int = 1024                # pixels
     sampler: str = "lcm"
@@ -70,7 +70,7 @@ def networks(case: Case) -> tuple[PixArtTransformer, Any, list[nn.Module]]:
 
 
 def iterate(case: Case, model: PixArtTransformer, vae: Any, eyes: list[nn.Module]) -> None:
-    """Draw, score, and the gradient of the noise."""
+    """Draw, score, and compute the gradient of the noise."""
     request = Request(("x",), "", case.side, case.side, case.sampler, case.steps)
     caption = Encoded(torch.zeros(1, 120, 4096), EVERY_TOKEN,
                       [PromptReport("x", "x", 120, 120, 120)])
@@ -89,7 +89,7 @@ def score(network: Any, images: Tensor) -> Tensor:
 
 
 def computed(case: Case) -> tuple[int, int]:
-    """Highest bytes, and those of the weights."""
+    """Peak bytes, and bytes of the weights."""
     with FakeTensorMode(allow_non_fake_inputs=True), Held() as held:
         model, vae, eyes = networks(case)
         weights = sum(p.numel() * p.element_size() for network in (model, vae, *eyes) for p in network.parameters())

@@ -3,8 +3,8 @@
     python benchmarks/reno_mini.py --work DIR [--count 100]     goes on where it was stopped; prints the table so far
     python benchmarks/reno_mini.py --plot PNG "DMD, 1 step=DIR" "LCM, 4 steps=DIR"      curves of what was measured
 
-Beside the optimisation stand what costs as much without gradients (a backward pass counts as two forward ones): the
-best of that many noises, and a random search around the best; and the noise of the seed as it is.
+The baselines cost as much without gradients (a backward pass counts as two forward ones): the best of that many
+noises, and a random search around the best. The reference is the noise of the seed as it is.
 """
 import argparse
 import json
@@ -39,7 +39,7 @@ WAYS = ("as it is", "optimised", "best of n", "search")
 
 
 class Bench:
-    """The networks, and what both judges say of images."""
+    """The networks, and the scores of images by both judges."""
 
     def __init__(self, weights: Path, lora: Path | None, sampler: str, steps: int, recipe: NoiseRecipe) -> None:
         dtype = fitting_dtype(torch.device("cpu"), read_config(weights).hidden)
@@ -70,13 +70,13 @@ class Bench:
                                        propose(torch.Generator().manual_seed(group.seed + 1)))
         with torch.no_grad():
             shown = {"as it is": draw(draw.start), **{name: each.images for name, each in found.items()}}
-            said = {name: self.says(images, texts, wanted) for name, images in shown.items()}
+            said = {name: self.scores(images, texts, wanted) for name, images in shown.items()}
         return {"members": list(group.members), "ways": said, "curve b": curve,
                 "curve a": [each.total for each in found["optimised"].history],
                 "best a": [each.best for each in found["optimised"].history],
                 "norm": [each.norm for each in found["optimised"].history]}
 
-    def says(self, images: Tensor, texts: tuple[str, ...], wanted: Tensor) -> dict[str, list[float]]:
+    def scores(self, images: Tensor, texts: tuple[str, ...], wanted: Tensor) -> dict[str, list[float]]:
         read = torch.stack([logits.argmax(1) for logits in self.judge_b((images * 255).round() / 255)], 1)
         right = (read == wanted) & (wanted >= 0)
         return {"right": right.sum(1).tolist(), "asked": (wanted >= 0).sum(1).tolist(),
@@ -89,7 +89,7 @@ def table(parts: list[dict]) -> str:
                   for what in ("right", "asked", "a", "b")} for way in WAYS}
     count = len(rows[WAYS[0]]["a"])
     drawn, one = resamples(count), torch.ones(count).double()
-    lines = [f"{count} held-out prompts", "| noise | facts right, % | images wholly right, % | difference | "
+    lines = [f"{count} held-out prompts", "| noise | facts right, % | whole images, % | difference | "
              "log-likelihood by judge B | by judge A |", "|---|---|---|---|---|---|"]
     whole = {way: (row["right"] == row["asked"]).double() for way, row in rows.items()}
     for way, row in rows.items():
@@ -123,7 +123,7 @@ def plot(panels: dict[str, list[dict]], path: Path) -> None:
 
 
 def read_parts(folder: Path) -> list[dict]:
-    """What was measured in a work folder, a group of prompts each."""
+    """The results in a work folder, one per group of prompts."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
 
 

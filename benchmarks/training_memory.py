@@ -5,7 +5,7 @@
 
 Tensors without data (torch's FakeTensorMode) go through the trainer's own objective, backward pass and optimizer; what
 their storages would hold is added when one is made and taken off when it is dropped, and the highest sum counts. Not
-in it: what CUDA itself, its libraries and a fragmented allocator take, usually 1 to 2 GiB, and scratch space inside
+included: what CUDA itself, its libraries and a fragmented allocator take, usually 1 to 2 GiB, and scratch space inside
 kernels. Attention is the fused kind, as on a GPU.
 """
 import argparse
@@ -42,7 +42,7 @@ DTYPES = {"fp32": torch.float32, "16 bits": torch.bfloat16}     # bf16 where the
 
 @dataclass(frozen=True)
 class Case:
-    """A training to look at."""
+    """A training whose memory is computed."""
 
     method: str = "lcm"                 # or "lcm-lora", "controlnet"
     batch: int = 12
@@ -55,7 +55,7 @@ class Case:
 
 
 class Captions:
-    """Stands for the prepared data: only the empty caption is asked of it."""
+    """Stands for the prepared data, of which only the empty caption is needed."""
 
     def without_caption(self, batch: Batch, rows: Any = None) -> Batch:
         return replace(batch, context=batch.context.clone())
@@ -75,7 +75,7 @@ def networks(case: Case) -> tuple[nn.Module, Any]:
 
 
 def without_data(make: Callable[[], nn.Module]) -> nn.Module:
-    """A network that is made for real and then robbed of its data: peft's layers cannot be made without."""
+    """A network made with data that is then dropped: peft's layers cannot be made without."""
     with _disable_current_modes():
         model = make()
     for module in model.modules():
@@ -118,7 +118,7 @@ def run(case: Case, steps: int = 2) -> tuple[nn.Module, list]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training, by what they are; the rest of the peak are activations."""
+    """Bytes of a training by purpose; the rest of the peak is activations."""
 
     peak: int
     trained: int                # parameters

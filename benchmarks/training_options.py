@@ -1,4 +1,4 @@
-"""Which timesteps, weights and averages make more of a training? Equal budgets, on PixArt-mini.
+"""Which timesteps, weights and averages improve a training? Equal budgets, on PixArt-mini.
 
     python -m pixart mini data --work W                    (or any folder of images of PixArt-mini)
     python benchmarks/training_options.py run --data W/data --work R
@@ -11,7 +11,7 @@ another one for the same text encoder and autoencoder, such as an earlier state 
 
     python benchmarks/training_options.py noise --data W/data
 
-says how much of the noise in the loss of one step comes from the draw of the timesteps, which stratification removes.
+tells how much of the noise in the loss of one step comes from the draw of the timesteps, which stratification removes.
 """
 import argparse
 import logging
@@ -95,7 +95,7 @@ def run(case: str, seed: int, teacher: Path, data: PreparedFolder, work: Path, s
         base = load(teacher, dtype=torch.float32, attend=attend)
         model, objective = trained(base, CASES[case], data, seed)
         averages = train_averages(model, objective, data, config_for(steps, seed), folder, cpu=device == "cpu")
-        for decay, average in reversed(averages.items()):          # the one that is looked for comes last
+        for decay, average in reversed(averages.items()):          # the one that marks a finished case comes last
             network = average.network if isinstance(average, Aligned) else average
             save_checkpoint(folder / f"{decay}.safetensors", network, base.config, torch.float32)
     if not answer.exists():
@@ -117,7 +117,7 @@ def trained(base: PixArtTransformer, options: dict, data: PreparedFolder, seed: 
 
 
 def rows_of(work: Path, case: str) -> dict[int, Row]:
-    """What was measured of a case, by seed."""
+    """The results of a case, by seed."""
     found = {seed: place(work, case, seed) / "results.json" for seed in range(100)}
     return {seed: read_measured(path).rows[0] for seed, path in found.items() if path.is_file()}
 
@@ -146,7 +146,7 @@ def minus(rows: dict[int, Row], base: dict[int, Row], name: str) -> str:
 
 @torch.no_grad()
 def noise(data: PreparedFolder, batches: int, device: str, batch: int = 100, bins: int = 50) -> str:
-    """Markdown: of the loss of a step of 64 images, mean and standard deviation, without and with stratification.
+    """Markdown: mean and standard deviation of a step's loss over 64 images, without and with stratification.
 
     From the loss of the shipped teacher at `batches * batch` evenly spread timesteps; its mean and its spread over
     images are taken as constant within each of `bins` ranges of timesteps.

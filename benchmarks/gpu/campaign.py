@@ -38,7 +38,7 @@ class Campaign:
         self.running: set[subprocess.Popen] = set()
 
     def run(self) -> int:
-        """Failures. However it ends, no stage runs on."""
+        """The number of failures. However it ends, no stage is left running."""
         try:
             return self.run_rounds()
         finally:
@@ -57,7 +57,7 @@ class Campaign:
         return self.report.failures()
 
     def rehearsal(self) -> list[list[Stage]]:
-        """Two processes that share what takes longest there, importing: the first round, and all others."""
+        """Two processes, the first round and all others, to share imports, which take longest there."""
         groups = [[stage for stage in self.stages if (stage.round == 1) is first] for first in (True, False)]
         return [group for group in groups if group]
 
@@ -81,7 +81,7 @@ class Campaign:
             thread.join()
 
     def seconds_for(self, number: int) -> float:
-        """Its share of what is left: what earlier rounds did not use goes to the later ones."""
+        """A round's share of the time left: what earlier rounds did not use goes to the later ones."""
         shares = {stage.round: max(other.share for other in self.stages if other.round == stage.round)
                   for stage in self.stages if stage.round >= number}
         return max(1.0, (self.until - time.monotonic()) * shares[number] / sum(shares.values()))
@@ -136,7 +136,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def roomy_folder(rehearse: bool) -> str | None:
-    """Memory where it holds the weights that the stages write, the usual temporary folder where not."""
+    """A folder in memory if it has room for the weights that the stages write, else the usual temporary folder."""
     memory = Path("/dev/shm")
     if not rehearse and memory.is_dir() and shutil.disk_usage(memory).free > DISK:
         return str(memory)

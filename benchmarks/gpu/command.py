@@ -3,7 +3,7 @@
     python -m benchmarks gpu --minutes 8 --out DIR       on a machine with a CUDA GPU
     python -m benchmarks gpu --rehearse --out DIR        every stage on the CPU with tiny models, under three minutes
 
-DIR/report.md and DIR/report.json are rewritten after every result, so that what was measured is kept whatever happens
+DIR/report.md and DIR/report.json are rewritten after every result, so that results are kept whatever happens
 later. What is missing on the machine (bitsandbytes, diffusers, ComfyUI at $COMFYUI_PATH) is a line in the report.
 """
 import argparse
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         print("no CUDA GPU is at hand here; --rehearse runs every stage on the CPU with tiny models", file=sys.stderr)
         return 2
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))        # asked to end: the stages must end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))        # on termination the stages must end too
     campaign = Campaign(args.out, 60 * args.minutes, args.rehearse, args.only, args.work)
     failures = campaign.run()
     print(campaign.report.summary(), file=sys.stderr)

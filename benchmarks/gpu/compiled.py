@@ -1,4 +1,4 @@
-"""Stage: what torch.compile gains, and what a recorded graph of the device gains on top, where launching takes long."""
+"""Stage: what torch.compile gains, and what a CUDA graph gains on top where launching kernels takes long."""
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +35,7 @@ def whole(model: PixArtTransformer, inputs: dict[str, torch.Tensor], setting: Se
 
 
 def recorded(model: PixArtTransformer, inputs: dict[str, torch.Tensor], setting: Setting) -> Run:
-    """All launches of a pass recorded once and replayed: no time of the processor between them."""
+    """A CUDA graph: all launches of a pass recorded once and replayed, without CPU time between them."""
     if not setting.cuda:
         raise Absent("device graphs are CUDA's")
     aside = torch.cuda.Stream()
@@ -105,7 +105,7 @@ def profile_compiled(setting: Setting, notes: Notes) -> None:
 
 @torch.inference_mode()
 def decoding(setting: Setting, notes: Notes) -> None:
-    """The autoencoder's decoder as it is, with convolutions that are tried out first, and compiled."""
+    """The autoencoder's decoder as it is, with cuDNN's benchmark of convolutions, and compiled."""
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         vae = autoencoder(setting.tiny, dtype, setting.device)
         latents = torch.randn(1, 4, *[MAIN.latent(setting)] * 2, device=setting.device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Stage: what the trainings of the stage `memory` should hold at most, computed without making an allocation."""
+"""Stage: the expected peak memory of the trainings of the stage `memory`, computed without any allocation."""
 from dataclasses import replace
 from functools import partial
 

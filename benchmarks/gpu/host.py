@@ -19,7 +19,7 @@ from .server import PACK, ROOT, Server
 
 TABLE = "The host (ComfyUI) over its queue, 1024 px, full-size random weights"
 WORKFLOW = ROOT / "workflows" / "api" / "delta-1024-lcm-8bit-t5.json"
-LEFT_OVER = 1.0                 # GiB that may stay in use when memory was asked back
+LEFT_OVER = 1.0                 # GiB that may stay in use after unloading everything
 WORKED = "host-worked"          # a file that says that the workflow ran
 PATIENCE = 60.0                 # seconds for one prompt
 
@@ -97,7 +97,7 @@ def session(options: tuple[str, ...], setting: Setting, notes: Notes) -> None:
 
 
 def instead(setting: Setting, notes: Notes) -> None:
-    """All over without the manager that gives layers their memory one by one, where that is what fails."""
+    """The whole session again without the manager that gives layers their memory one by one, if that is what failed."""
     if not setting.cuda or (setting.work / WORKED).exists():
         raise Absent("it works with it")
     session(("--disable-dynamic-vram",), setting, notes)
@@ -130,7 +130,7 @@ def started(options: tuple[str, ...], setting: Setting, notes: Notes) -> Server:
 
 
 def ask(server: Server, what: str, prompt: dict, setting: Setting, notes: Notes) -> bool:
-    """Queue a prompt, wait, and note how it went; whether it ended well. Raises RuntimeError where it did not end."""
+    """Queue a prompt, wait, and note the result; returns whether it succeeded. RuntimeError where it did not end."""
     end, taken, wrong = server.follow(server.queue(prompt), min(PATIENCE, max(5.0, setting.left())))
     notes.row(TABLE, what=what, seconds=taken, **server.used())
     notes.holds("host", what, end == "execution_success", wrong[:200])

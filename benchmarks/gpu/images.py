@@ -26,7 +26,7 @@ from ..instruments.setting import DTYPES, Setting, need
 SEED = 7
 CHECK = "images of PixArt-mini"
 T5_LIMITS = {16: 2e-2, 8: 0.1, 4: 0.35}                    # relative, against 16 bits on the CPU
-LATENT_LIMITS = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.4}   # relative: a sampler carries every rounding on
+LATENT_LIMITS = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.4}   # relative: a sampler accumulates rounding
 PIXEL_LIMITS = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.06}  # mean difference, pixels in 0..1
 
 
@@ -58,7 +58,7 @@ def prompts(setting: Setting) -> tuple[str, ...]:
 
 @cache
 def features(setting: Setting) -> tuple[Encoded, Encoded]:
-    """Of the prompts and of the empty one, by the 16-bit encoder on the CPU."""
+    """Features of the prompts and of the empty one, by the 16-bit encoder on the CPU."""
     encoder = T5Encoder(SHIPPED.t5, bits=16)
     return encoder.encode(list(prompts(setting)), 64), encoder.encode([""], 64)
 
@@ -89,7 +89,7 @@ def decoded(found: Tensor, device: str) -> Tensor:
 
 @torch.inference_mode()
 def one_step(setting: Setting, notes: Notes) -> None:
-    """The one-step sampler on the student, which was not made for it: only that both devices agree is asked."""
+    """The one-step sampler on the student, which was not made for it: it only checks that both devices agree."""
     results = []
     for device in ("cpu", setting.device):
         model = load(SHIPPED.student, dtype=torch.float32, device=device)

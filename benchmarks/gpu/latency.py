@@ -136,7 +136,7 @@ def peers(name: str, setting: Setting, notes: Notes) -> None:
     for size in (MAIN, FOUR):
         trained = setting.config("alpha-512") if setting.tiny else size.config(setting)
         config = replace(trained, micro_conditioning=False)
-        side = 2 * config.base_size     # the size of its training: at others the host's own has other positions
+        side = 2 * config.base_size     # the trained size: at others the host's own has other positions
         runs = implementations(config, side, size.batch, TOKENS, dtype, setting, notes)
         compare(runs, size, name, setting, notes)
 

@@ -1,4 +1,4 @@
-"""Stage: the most memory that images and trainings hold, full-size random weights."""
+"""Stage: the peak memory of images and trainings, with full-size random weights."""
 import time
 from functools import partial
 

@@ -46,13 +46,13 @@ class Trained:
         return replace(self, model=deepcopy(self.model), fake=deepcopy(self.fake))
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """All that is to move, of both players."""
+        """All parameters to be trained, of both players."""
         both = {"": self.model, "fake ": self.fake}
         return {start + name: p for start, network in both.items() if network is not None
                 for name, p in network.named_parameters() if p.requires_grad}
 
     def loss_on(self, device: str, size: int) -> float:
-        """Of step 0 with `size` images, by the objective alone; of two players the sum."""
+        """Loss of step 0 with `size` images, by the objective alone; for two players the sum."""
         trained = self.copy()
         place_networks(trained.objective, torch.device(device))
         networks = [network.to(device).train() for network in (trained.model, trained.fake) if network is not None]
@@ -63,7 +63,7 @@ class Trained:
 
 
 def loss_of(objective: Any, networks: list[nn.Module], batch: Batch, generator: torch.Generator) -> Tensor:
-    """networks: the one that is trained; or student and fake."""
+    """The objective's loss. networks: the one that is trained, or student and fake."""
     if len(networks) == 1:
         return objective(networks[0], averaged_copy(networks[0]), batch, generator)
     turn = objective.turn(networks[0], batch, generator)
@@ -144,7 +144,7 @@ def two_players(config: PixArtConfig, game: Callable[..., Any], data: PreparedFo
 
 
 def rewarded(config: PixArtConfig, data: PreparedFolder) -> Trained:
-    """PixArt-mini's student and judge A: what a reward reads has to be an image of something."""
+    """PixArt-mini's student and judge A, as a reward needs images of something."""
     for package in ("peft", "diffusers"):
         need(package)
     from pixart.checkpoint import load

@@ -1,4 +1,4 @@
-"""Stage: do the networks compute on the device what they compute on the CPU, and are exact features exact?"""
+"""Stage: do the networks compute on the device what they compute on the CPU, and do exact equalities hold there?"""
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +93,7 @@ def batches(setting: Setting, notes: Notes) -> None:
 
 @torch.inference_mode()
 def padding(setting: Setting, notes: Notes) -> None:
-    """What stands in padded text must not matter, not even in the last bit."""
+    """Values at padded tokens must not matter, not even in the last bit."""
     config = alpha(setting)
     for name, dtype in dtypes(setting).items():
         model = on_device(transformer(config, torch.float32, "cpu"), dtype, setting)
@@ -151,7 +151,7 @@ def graphs(model: Callable[..., torch.Tensor], inputs: dict, found: list[torch.T
 
 @torch.inference_mode()
 def compiled_blocks(setting: Setting, notes: Notes) -> None:
-    """Twelve equal blocks are one graph, without a break; more than the eight that dynamo would put up with."""
+    """Twelve equal blocks are one graph, without a break; more than the eight recompilations that dynamo allows."""
     config = replace(alpha(setting), depth=12)
     for name, dtype in (HALF if setting.cuda else {"fp32": torch.float32}).items():
         torch._dynamo.reset()
@@ -187,7 +187,7 @@ def compiled_whole(setting: Setting, notes: Notes) -> None:
 # -- adapters ----------------------------------------------------------------------------------------------------------
 
 def lora(setting: Setting, notes: Notes) -> None:
-    """Fresh adapters change nothing; trained ones, merged, compute what they compute beside the weights."""
+    """Fresh adapters change nothing; trained ones compute the same merged as beside the weights."""
     config = alpha(setting)
     need("peft")
     from pixart.train.lora import add_lora, save_lora

@@ -95,7 +95,7 @@ class Server:
         return self.post("/prompt", {"prompt": prompt})["prompt_id"]
 
     def messages(self, prompt_id: str) -> list[tuple[str, dict]]:
-        """Of a prompt that has ended; empty before."""
+        """Messages of a prompt that has ended; empty before."""
         found = self.get(f"/history/{prompt_id}").get(prompt_id)
         return [tuple(message) for message in found["status"]["messages"]] if found else []
 
@@ -125,6 +125,6 @@ def python_of(host: Path) -> str:
 
 
 def environment(host: Path) -> dict[str, str]:
-    """Offline; the folder of this checkout is no place to import from there."""
+    """Offline, and without imports from the folder of this checkout."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != ROOT]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,4 +1,4 @@
-"""The stages of the campaign in order of worth, and how one of them is carried out in a process of its own.
+"""The stages of the campaign in order of importance, and how one of them is run in a process of its own.
 
 A stage is a module of this package with `cases(setting)`: name -> function(setting, notes). Cases run in order, a
 failing one never stops the next, and none starts when the stage's time is over.
@@ -20,7 +20,7 @@ from ..instruments.setting import Setting
 
 @dataclass(frozen=True)
 class Stage:
-    """Stages of one round run side by side where the card has room for it: they time nothing that is quoted."""
+    """Stages of one round run in parallel where the card has room for it: they time nothing that is quoted."""
 
     name: str
     title: str
@@ -54,7 +54,7 @@ def perform(names: Sequence[str], rehearse: bool, work: Path | None, seconds: fl
 def begin(name: str, setting: Setting, notes: Notes) -> None:
     try:
         found = importlib.import_module(f".{name}", __package__).cases(setting)
-    except Exception as error:      # a stage that cannot even begin is a result
+    except Exception as error:      # that a stage cannot begin is a result
         traceback.print_exc()
         notes.failed(f"stage {name}", error)
         return

@@ -17,7 +17,7 @@ from ..instruments.timing import peak
 
 PROMPT = "a small red house on a green hill beside a large blue lake under a grey sky, in the style of an old master"
 ENCODERS, JOBS = "Text encoder (T5-XXL, random weights)", "The whole job, two stages: text, then image"
-LIMITS = {8: 0.25, 4: 1.0}              # relative, against 16 bits; random weights carry errors on undamped
+LIMITS = {8: 0.25, 4: 1.0}              # relative, against 16 bits; random weights do not dampen errors
 BUDGET, AIM = 8.0, 6.0                  # GB of the whole job with an 8-bit T5
 
 
@@ -56,7 +56,7 @@ def encoders(setting: Setting, notes: Notes) -> None:
 
 
 def job(bits: int, setting: Setting, notes: Notes) -> None:
-    """Memory by stage is what was at most held since the stage before it ended."""
+    """Memory by stage is the peak since the stage before it ended."""
     if bits < 16:
         need("bitsandbytes")
     config = setting.config()

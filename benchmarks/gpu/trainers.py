@@ -23,7 +23,7 @@ from .methods import METHODS, Trained
 from .models import ALPHA
 
 BATCH, SIDE = 4, 16
-PATIENCE = 24                   # steps in which fp16's scale of the loss must have come down far enough
+PATIENCE = 24                   # steps in which fp16's loss scale must have fallen far enough
 
 
 def prepared(folder: Path, config: PixArtConfig, side: int, count: int = 8) -> PreparedFolder:
@@ -75,7 +75,7 @@ def method(name: str, setting: Setting, notes: Notes) -> None:
             notes.absent(f"{check}, fp16", "the scaler is CUDA's")
             continue
         losses, still = until_moved(trained.copy(), settings(precision, recompute=precision != "no"))
-        if trained.fake is None:            # of two players the loop tells the student's loss alone
+        if trained.fake is None:            # of two players the loop reports only the student's loss
             error = abs(losses[0] - wanted) / abs(wanted)
             notes.check(check, f"first loss, precision {precision}, against fp32", error, limit)
         moved(check, f"precision {precision}", losses, still, notes)
@@ -97,7 +97,7 @@ def until_moved(trained: Trained, how: LoopConfig) -> tuple[list[float], list[st
         now = trained.trainable()
         still[:] = [name for name in still if torch.equal(now[name].detach().cpu(), before[name])]
         if not still:
-            raise KeyboardInterrupt         # the loop's way to be told that it is enough
+            raise KeyboardInterrupt         # which tells the loop to stop
 
     with TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
         train_averages(trained.model, trained.objective, trained.data, how, folder, report=look, make=trained.kind)
@@ -118,7 +118,7 @@ def resumed(setting: Setting, notes: Notes) -> None:
 
 
 def compiled(setting: Setting, notes: Notes) -> None:
-    """Blocks compiled and random numbers made on the device, as a GPU is trained best."""
+    """Blocks compiled and random numbers made on the device, the fastest way to train on a GPU."""
     known = {field.name for field in fields(LoopConfig)} & {"compile", "random_on_device"}
     if not setting.cuda or not known:
         raise Absent("compiling pays on CUDA only")

@@ -1,4 +1,4 @@
-"""What a program would hold in memory, counted from its allocations: under FakeTensorMode none of them is made."""
+"""What a program would hold in memory, counted from its allocations, none of which is made under FakeTensorMode."""
 import weakref
 from typing import Any
 

@@ -22,7 +22,7 @@ HOST_LEAST = 32         # latent pixels
 
 def implementations(config: PixArtConfig, side: int, batch: int, tokens: int, dtype: torch.dtype, setting: Setting,
                     notes: Notes) -> dict[str, Run]:
-    """One pass of ours, and of the others those that are here: equal weights and inputs, no masks, no size conditions.
+    """One pass of ours and of each installed other: equal weights and inputs, no masks, no size conditions.
 
     side: latent pixels.
     """
@@ -36,20 +36,20 @@ def implementations(config: PixArtConfig, side: int, batch: int, tokens: int, dt
             runs[title] = make()
         except (ImportError, Absent) as error:
             notes.absent(f"beside {title}", str(error).splitlines()[0])
-        except Exception as error:          # another implementation that breaks leaves the others to compare
+        except Exception as error:          # if one implementation breaks, the others are still compared
             traceback.print_exc()
             notes.failed(f"beside {title}", error)
     return runs
 
 
 def published(model: PixArtTransformer) -> dict[str, torch.Tensor]:
-    """Its weights by the names of published files."""
+    """The model's weights by the names of published files."""
     return {key.replace("_table.weight", "_table"): value for key, value in model.state_dict().items()}
 
 
 def shared_inputs(config: PixArtConfig, side: int, batch: int, tokens: int, dtype: torch.dtype,
                   setting: Setting) -> dict[str, torch.Tensor]:
-    """Those that all implementations take. side: latent pixels."""
+    """Inputs that all implementations take. side: latent pixels."""
     inputs = given(config, [side] * 2, [tokens] * batch, setting.device, dtype)
     return {key: inputs[key] for key in ("latent", "timestep", "context")}
 

@@ -1,4 +1,4 @@
-"""What the time of something is spent on, kernel by kernel."""
+"""Where the time of a run goes, kernel by kernel."""
 from collections.abc import Callable
 
 import torch
@@ -19,7 +19,7 @@ KINDS = {"memcpy": "copies", "memset": "copies", "flash": "attention", "fmha": "
 
 
 def profiled(title: str, run: Callable[[], object], setting: Setting, notes: Notes) -> float:
-    """Writes the table of kernels and of their kinds; the share of the time in %, in which the device worked."""
+    """Writes the table of kernels and of their kinds; returns how much of the time the device was busy, in %."""
     elapsed = median(run, setting)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.cuda else [])]
     with profile(activities=activities) as recorded:

@@ -1,4 +1,4 @@
-"""The report of a command, written anew after every result: report.json for programs, report.md for people."""
+"""The report of a command, written anew after every result: report.json for programs, report.md for readers."""
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ class Report:
         self.write()
 
     def stage(self, name: str, **facts: object) -> None:
-        """What became of a stage."""
+        """Add how a stage ended."""
         self.stages[name] = facts
         self.write()
 
@@ -69,7 +69,7 @@ class Report:
         return "\n".join(["aims:", *aims, "failed:", *failed])
 
     def titles(self) -> list[str]:
-        """Of all tables in the order of their first rows, the long one of the checks last."""
+        """Titles of all tables in the order of their first rows, the long one of the checks last."""
         found = dict.fromkeys(note["table"] for note in self.notes if note["kind"] == "row")
         return [*(title for title in found if title != CHECKS), *([CHECKS] if CHECKS in found else [])]
 

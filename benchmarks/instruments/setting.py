@@ -23,7 +23,7 @@ class Absent(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """Of one stage. `work` is shared by all stages: weights written by one are found there by the next."""
+    """The setting of one stage. `work` is shared by all stages: weights written by one are found there by the next."""
 
     device: str                 # "cuda", or "cpu" for a rehearsal
     tiny: bool
@@ -42,7 +42,7 @@ class Setting:
         return self.until - time.monotonic()
 
     def pixels(self, side: int) -> int:
-        """What an image of `side` pixels is here."""
+        """The side of an image that stands for one of `side` pixels, smaller in a rehearsal."""
         return side // SHRINK if self.tiny else side
 
     def config(self, variant: str = "alpha-1024", **changes: Any) -> PixArtConfig:
@@ -52,7 +52,7 @@ class Setting:
         return replace(VARIANTS[variant], **{**sizes, **changes})
 
     def tidy(self) -> None:
-        """Give back what the last case left."""
+        """Free the memory that the last case left."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()

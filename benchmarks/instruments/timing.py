@@ -15,7 +15,7 @@ Run = Callable[[], object]
 
 
 def milliseconds(run: Run, setting: Setting) -> float:
-    """Of one call, by events of the device. Of a single thread of a CPU the processor's own, which others share."""
+    """Time of one call, by events of the device; on a single CPU thread processor time, as others share the CPU."""
     if not setting.cuda:
         clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         started = clock()
@@ -31,7 +31,7 @@ def milliseconds(run: Run, setting: Setting) -> float:
 
 def turns(runs: Mapping[str, Run], setting: Setting, rounds: int = 9, seconds: float = 4.0,
           warmed: bool = False) -> dict[str, list[float]]:
-    """Milliseconds of every round by name. Runs take turns; one or two rounds before warm up, unless `warmed` already.
+    """Milliseconds of every round by name. Runs take turns, after one or two warm-up rounds unless already `warmed`.
 
     At least three rounds, for about `seconds`; where the setting names a number, that many.
     """
@@ -63,7 +63,7 @@ def median(run: Run, setting: Setting, rounds: int = 9, seconds: float = 4.0) ->
 
 
 def peak(setting: Setting) -> dict[str, float | None]:
-    """GiB since the last `tidy`: of tensors, and of what the allocator holds. On a CPU what the process ever held."""
+    """GiB since the last `tidy`: of tensors, and of what the allocator holds. On a CPU the process's peak so far."""
     if not setting.cuda:
         held = peak_memory(torch.device("cpu"))
         return {"allocated GiB": held and held / 2 ** 30, "reserved GiB": None}

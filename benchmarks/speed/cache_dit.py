@@ -56,7 +56,7 @@ def measure(wish: Wish, setting: Setting, notes: Notes) -> None:
 
 
 def calls(module: torch.nn.Module, run: Callable[[], None]) -> int:
-    """How often the module runs in it."""
+    """How often `run` calls the module."""
     ran: list[int] = []
     hook = module.register_forward_hook(lambda *_: ran.append(1))
     run()

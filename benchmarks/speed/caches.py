@@ -33,7 +33,7 @@ def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
 
 
 def measure(wish: Wish, setting: Setting, notes: Notes) -> None:
-    """Of one image with guidance, both prompts in one pass."""
+    """Samplings of one image with guidance, both prompts in one pass."""
     (side, name), steps = wish.main, wish.cached_steps
     config, here = config_for(side, setting), pixels(side, setting)
     model = transformer(config, DTYPES[name], setting.device)
@@ -76,7 +76,7 @@ def scheduled(wish: Wish, job: SamplingJob) -> dict[str, CachePlan]:
 
 
 def stretched(schedule: BranchSchedule, depth: int) -> BranchSchedule:
-    """The same for `depth` blocks: of more than these, some, spread evenly; of fewer, each several times."""
+    """The schedule for `depth` blocks: evenly spread ones of a deeper one, or each several times of a shallower."""
     if depth == schedule.depth:
         return schedule
     chosen = [(2 * i + 1) * schedule.depth // (2 * depth) for i in range(depth)]

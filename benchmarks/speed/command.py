@@ -8,7 +8,7 @@
 
 Rounds run A B C A B C, so that a machine whose speed drifts treats all alike: quote the ratios, which are medians of
 those within a round. On one thread of a CPU (OMP_NUM_THREADS=1) processor time is taken, which other programs do not
-stretch. DIR/report.md and DIR/report.json are rewritten after every result, DIR/passes.png comes last. What is missing
+affect. DIR/report.md and DIR/report.json are rewritten after every result, DIR/passes.png comes last. What is missing
 (diffusers, ComfyUI at $COMFYUI_PATH) is a line in the report.
 """
 import argparse

@@ -2,7 +2,7 @@
 
 A ControlNet of 13 of 28 blocks (as many of fewer), inner loop feedback on the middle half, PT-DiT, FlexDiT at timesteps
 of each density, its pooled blocks on untrained weights, and a negative prompt by normalized attention guidance (NAG).
-Work that is counted is that of all 28 blocks, also where fewer are timed.
+Counted work is that of all 28 blocks, even where fewer are timed.
 """
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Part of the topic `family`: the most memory of one pass of each network, computed: every allocation traced."""
+"""Part of the topic `family`: the peak memory of one pass of each network, computed: every allocation traced."""
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ DTYPE = torch.bfloat16
 
 
 def measure(side: int, wish: Wish, setting: Setting, notes: Notes) -> None:
-    """FlexDiT where there is the least noise, and most tokens."""
+    """FlexDiT is measured at the least noise, where it has most tokens."""
     config = replace(config_for(side, setting), depth=WHOLE)
     for name, make in makers(config).items():
         weights, beside = traced(partial(with_inputs, make, config, pixels(side, setting), wish.tokens))
@@ -50,7 +50,7 @@ def makers(config: PixArtConfig) -> dict[str, Callable[[], Made]]:
 
 
 def pt_dit(config: PixArtConfig, shifted: bool) -> PTDiTConfig:
-    """Of the same width and depth."""
+    """A PT-DiT of the same width and depth."""
     shared = {name: getattr(config, name) for name in ("depth", "hidden", "heads", "caption_width", "caption_tokens",
                                                        "base_size", "position_scale")}
     return PTDiTConfig(shifted=shifted, micro_conditioning=False, **shared)

@@ -1,7 +1,7 @@
-"""Topic: the most memory of the whole job, prompt to image, computed: every allocation traced, none made.
+"""Topic: the peak memory of the whole job, prompt to image, computed: every allocation traced, none made.
 
 Tensors without data go through the library's own networks. T5 has the layers of transformers, whose weights count in
-the precision that they would have; what unpacking one int8 layer takes is counted beside it. Not in it: what CUDA
+the precision that they would have; what unpacking one int8 layer takes is counted beside it. Not included: what CUDA
 itself and its libraries take, usually 1 to 2 GiB, and scratch space inside kernels.
 """
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
 
 
 def measure(side: int, batch: int, wish: Wish, setting: Setting, notes: Notes) -> None:
-    """Each part alone, and the most of them: T5, transformer and autoencoder leave before the next comes."""
+    """Each part alone, and their maximum: T5, transformer and autoencoder are freed before the next is loaded."""
     need("diffusers")
     need("transformers")
     config, here = config_for(side, setting), pixels(side, setting)
@@ -61,7 +61,7 @@ def measure(side: int, batch: int, wish: Wish, setting: Setting, notes: Notes) -
 
 
 def traced(make: Callable[[], tuple[torch.nn.Module, Callable[[], object]]]) -> tuple[int, int]:
-    """(bytes of the weights, the most that running holds beside them)."""
+    """(bytes of the weights, peak bytes of a run beyond them)."""
     with FakeTensorMode(allow_non_fake_inputs=True), Held() as held, torch.no_grad():
         model, run = make()
         weights = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))

@@ -55,7 +55,7 @@ def measure(side: int, batch: int, name: str, wish: Wish, ceiling: dict[str, flo
 
 
 def held_by(run: Run, setting: Setting) -> dict[str, float | None]:
-    """The most that a pass holds, the weights of all implementations included."""
+    """Peak memory of a pass, the weights of all implementations included."""
     setting.tidy()
     run()
     return peak(setting)

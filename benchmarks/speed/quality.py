@@ -1,4 +1,4 @@
-"""What reusing work costs in images: every cache on PixArt-mini's teacher, beside taking fewer steps.
+"""What reusing work costs in image quality: every cache on PixArt-mini's teacher, beside taking fewer steps.
 
 Rows are kept in the folder as they are measured, with the images of the uncached run, so a stopped run goes on.
 Times are processor times of a few prompts, all ways of drawing in turns.
@@ -33,12 +33,12 @@ TABLE = "Caches on PixArt-mini's teacher, by judge B, beside fewer steps, every 
 STEPS = TEACHER_METHOD.steps
 FULL = replace(TEACHER_METHOD, name=f"{STEPS} steps")
 HALF = STEPS // 2
-FIRST_ORDER = "ddim"        # few steps of it may be better than as few of the usual sampler
+FIRST_ORDER = "ddim"        # in few steps it may be better than the usual sampler
 
 
 @dataclass(frozen=True)
 class Cached:
-    """A cache as a way of drawing, and what is known of it before."""
+    """A cache as a way of drawing, and what is known about it beforehand."""
 
     method: Sampled
     budget: float           # of the baselines it stands beside
@@ -46,7 +46,7 @@ class Cached:
 
     @property
     def equal_work(self) -> int:
-        """Steps that are as much work."""
+        """Steps without a cache that are as much work."""
         return max(2, round(STEPS / self.less_work))
 
 
@@ -67,7 +67,7 @@ def scheduled(path: Path, budgets: Sequence[float]) -> Cached:
 
 
 def chosen(choice: CacheChoice, budget: float) -> Cached:
-    """As much less work as it is for a square image of PixArt-mini."""
+    """The cache with its reduction of work, for a square image of PixArt-mini."""
     config = read_config(SHIPPED.teacher)
     job = SamplingJob.of(config, STEPS, config.resolution, config.resolution, 32, guided=True)
     return Cached(replace(TEACHER_METHOD, name=choice.title, cache=choice), budget, choice.plan(job)[0].ratio(job))
@@ -117,7 +117,7 @@ class Quality:
         return self.measured.rows[-1]
 
     def uncached(self) -> BenchImages:
-        """Images of all steps, drawn once a folder."""
+        """Images of the run without a cache, drawn once per folder."""
         path = self.folder / "uncached.safetensors"
         if not path.is_file():
             parts = FULL.draw(self.bench).parts
@@ -129,9 +129,9 @@ class Quality:
 
 def measure(quality: Quality, names: Sequence[str], budgets: Sequence[float], files: Sequence[Path],
             full_size: Mapping[str, float], notes: Notes) -> list[Path]:
-    """All rows of the table, and the files with all measures.
+    """Measure all rows of the table; returns the files with all measures.
 
-    files: of schedules for PixArt-mini. full_size: times as fast there, by the cache's title.
+    files: of schedules for PixArt-mini. full_size: speed-up at full size by the cache's title.
     """
     caches = [cached(name, budget) for budget in budgets for name in with_baselines(names)]
     caches += [scheduled(path, budgets) for path in files]

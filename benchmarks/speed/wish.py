@@ -1,4 +1,4 @@
-"""What is to be measured: sizes, batches, data types, steps, budgets; and the network that all of it is measured on."""
+"""What to measure: sizes, batches, data types, steps, budgets; and the network to measure them on."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -9,7 +9,7 @@ from pixart.config import PixArtConfig
 
 from ..instruments.setting import Setting
 
-LEAST_TINY, LEAST_SCALE = 32, 0.5      # pixels of a rehearsal; of positions, as in the smallest published model
+LEAST_TINY, LEAST_SCALE = 32, 0.5      # pixels of a rehearsal; position scale, as in the smallest published model
 USUAL_METHODS = (*(name for name in CACHE_METHODS if name != "ecad"), RANDOM.name)
 
 
