@@ -16,5 +16,5 @@ def numbered_rows(lines: Iterable[str], separator: str = ",", strict: bool = Tru
                 line = reader.line_num
                 yield line, values
     except csv.Error as error:
-        raise ValueError(f"from line {line + 1} on this is no table ({error}); a quotation mark at the start of a "
-                         "value needs its partner at the end") from error
+        raise ValueError(f"from line {line + 1} on this is not a valid table ({error}); a quotation mark at the "
+                         "start of a value needs one at its end") from error

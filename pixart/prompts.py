@@ -103,7 +103,7 @@ def json_rows(text: str) -> list[tuple[int, dict[str, Any]]]:
         except RecursionError:
             raise ValueError(f"line {number} is JSON nested too deeply") from None
         except ValueError as error:
-            raise ValueError(f"line {number} is no JSON ({short(error)})") from error
+            raise ValueError(f"line {number} is not JSON ({short(error)})") from error
         rows.append((number, {"prompt": row} if isinstance(row, str) else row))
     return rows
 
@@ -114,7 +114,7 @@ def prompt_line(number: int, row: Any) -> PromptLine:
         raise ValueError(f"line {number} has no prompt; expected a text, or an object with \"prompt\"")
     negative = row.get("negative") or ""
     if not isinstance(negative, str) or max(len(negative), len(row["prompt"])) > MOST_CHARACTERS:
-        raise ValueError(f"line {number} has a prompt that is no text of at most {MOST_CHARACTERS} characters")
+        raise ValueError(f"line {number} has a prompt that is not a text of at most {MOST_CHARACTERS} characters")
     seed = whole_number(row, "seed", number, 0, LAST_SEED)
     width, height = (whole_number(row, name, number, LEAST_SIDE, MOST_SIDE) for name in ("width", "height"))
     if (width is None) != (height is None):

@@ -36,9 +36,9 @@ class AttentionPatch(Policy):
                              "take its attention apart; leave that node out")
         shift, scale, *_ = block.scale_shift_table(p.modulation)                        # (B, 1, D)
         q, k, v = block.attn.split(modulate(p.x, shift, scale))                         # each (B, N, D)
-        return block.attn.proj(self.replacement(q, k, v, self.told(block)))             # (B, N, D)
+        return block.attn.proj(self.replacement(q, k, v, self.extra_options(block)))             # (B, N, D)
 
-    def told(self, block: PixArtBlock) -> dict[str, Any]:
+    def extra_options(self, block: PixArtBlock) -> dict[str, Any]:
         """The options that a U-Net of the host passes to a replacement."""
         heads = self.model.config.heads
         return {**self.options, "block": UNET_MIDDLE, "block_index": 0, "n_heads": heads,

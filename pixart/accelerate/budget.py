@@ -39,7 +39,7 @@ def budget_of(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[x×]?\s*", text, re.IGNORECASE)
     value = float(found[1]) if found else math.nan
     if not value >= 1:
-        raise ValueError(f"the budget {text!r} is no speed-up; write 2x for half of the work, 1x for all of it")
+        raise ValueError(f"the budget {text!r} is not a speed-up; write 2x for half of the work, 1x for all of it")
     return value
 
 

@@ -59,7 +59,7 @@ class Trials:
                                 where)
         bits = known.get("bits", "")
         if len(known) < 3 or len(bits) != math.prod(self.shape) or set(bits) - {"0", "1"}:
-            raise CheckpointError(self.path, f"{where} is no trial of {' x '.join(map(str, self.shape))} bits",
+            raise CheckpointError(self.path, f"{where} is not a trial of {' x '.join(map(str, self.shape))} bits",
                                   "bits, loss and work", "Delete this line to try the schedule again.")
         return bits, (known["loss"], known["work"])
 

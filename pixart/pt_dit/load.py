@@ -171,7 +171,7 @@ def own_pt_dit_config(weights: Weights, prefix: str) -> PTDiTConfig | None:
     if tensor is None:
         return None
     if tensor.dtype != torch.uint8 or tensor.ndim != 1 or len(tensor) > LONGEST_CONFIG:
-        raise CheckpointError(weights.path, f"{PT_DIT_KEY} among its tensors is no text", "the bytes of a text")
+        raise CheckpointError(weights.path, f"{PT_DIT_KEY} among its tensors is not a text", "the bytes of a text")
     return parse_pt_dit_config(bytes(tensor.tolist()), weights.path, f"{PT_DIT_KEY} among its tensors")
 
 

@@ -92,7 +92,7 @@ def preset_from_header(metadata: Mapping[str, str], path: Path) -> Preset | None
     try:
         return found.with_steps(None)
     except ValueError as error:
-        raise CheckpointError(path, f"{where} cannot be meant: {error}", "a way to sample") from error
+        raise CheckpointError(path, f"{where} is not usable: {error}", "a way to sample") from error
 
 
 def by_name(path: str | Path, guidance: float = 4.5) -> Preset | None:

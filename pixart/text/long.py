@@ -38,7 +38,7 @@ def encode_long(encode: Encode, prompts: Sequence[str], limit: int, mode: str = 
 
 def check_mode(mode: str, inner_ends: bool = False) -> None:
     if mode not in MODES:
-        raise ValueError(f"{mode!r} is no way to encode long prompts; use {', '.join(MODES)}")
+        raise ValueError(f"{mode!r} is not a way to encode long prompts; use {', '.join(MODES)}")
     if inner_ends and mode != "segments":
         raise ValueError(f"inner end tokens are those of segments; with {mode!r} there are none to keep")
 

@@ -167,14 +167,14 @@ class _Machine:
         """REDUCE: the few calls that mean a tensor or a container."""
         arguments, function = self.pop(), self.pop()
         if not isinstance(arguments, tuple):
-            raise ValueError("arguments that are no tuple")
+            raise ValueError("arguments that are not a tuple")
         self.stack.append(rebuilt(function, arguments))
 
     def build(self) -> None:
         """State of an object: the metadata that torch attaches to state dicts, which is not needed."""
         self.pop()
         if not isinstance(self.stack[-1], (dict, Inert)):
-            raise NotWeights("state for something that is no table")
+            raise NotWeights("state for something that is not a table")
 
     def make(self, keywords: bool) -> None:
         """NEWOBJ: an object of a class, which may only be a table or inert."""
@@ -197,7 +197,7 @@ class _Machine:
     def stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not a text")
         self.stack.append(resolve_global(module, name))
 
 
@@ -245,7 +245,7 @@ def resolve_global(module: str, name: str) -> object:
 def storage(description: object) -> StoredStorage:
     """A persistent id of torch.save: ("storage", class, key, device, number of elements), older files with a sixth."""
     if not isinstance(description, tuple) or len(description) not in (5, 6) or description[0] != "storage":
-        raise NotWeights("a reference that is no storage")
+        raise NotWeights("a reference that is not a storage")
     kind, key, elements = description[1], description[2], description[4]
     if not isinstance(kind, Name) or kind.name not in STORAGES or not isinstance(key, str):
         raise NotWeights("a storage of an unknown kind")

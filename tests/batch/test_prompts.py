@@ -31,15 +31,16 @@ def test_the_formats_say_the_same(tmp_path):
 @pytest.mark.parametrize("name, text, finding", [
     ("p.txt", "\n \n", "holds no prompt"), ("p.md", "x", "ends in .txt"),
     ("p.csv", "text\nx", "names no column prompt"), ("p.csv", "", "names no column prompt"),
-    ("p.jsonl", '"a"\n{', "line 2 is no JSON"), ("p.csv", 'prompt\na\n"b" c\n', "from line 3 on this is no table"),
-    ("p.csv", '"prompt" a\nb\n', "from line 1 on this is no table"),
+    ("p.jsonl", '"a"\n{', "line 2 is not JSON"),
+    ("p.csv", 'prompt\na\n"b" c\n', "from line 3 on this is not a valid table"),
+    ("p.csv", '"prompt" a\nb\n', "from line 1 on this is not a valid table"),
     ("p.csv", 'prompt\n\n\na,b\n', "line 4 has more values"), ("p.csv", "prompt,seed\n\na,x\n", "line 3 has seed 'x'"),
     ("p.jsonl", "[1]", "line 1 has no prompt"), ("p.jsonl", '{"prompt": 3}', "line 1 has no prompt"),
     ("p.jsonl", '{"prompt": "a", "seed": -1}', "seed -1; expected a whole number"),
     ("p.jsonl", '{"prompt": "a", "seed": true}', "seed True"), ("p.jsonl", '{"prompt": "a", "seed": 1.5}', "seed 1.5"),
     ("p.csv", "prompt,seed\na,x", "seed 'x'"), ("p.csv", "prompt,width\na,64", "only one of width and height"),
     ("p.jsonl", '{"prompt": "a", "width": 8, "height": 99999}', "width 8"),
-    ("p.jsonl", '{"prompt": "a", "negative": 3}', "no text"),
+    ("p.jsonl", '{"prompt": "a", "negative": 3}', "not a text"),
 ])
 def test_bad_lists_are_refused_with_the_line(tmp_path, name, text, finding):
     path = written(tmp_path, name, text)

@@ -130,7 +130,7 @@ def test_a_schedule_file_for_another_model_or_step_count_is_refused(tmp_path):
 def test_budgets_are_read_and_refused():
     assert [budget_of(text) for text in ("2x", " 1.5 X ", "3", "1")] == [2, 1.5, 3, 1]
     for text in ("0.5x", "fast", "", "-2x", "nanx"):
-        with pytest.raises(ValueError, match="no speed-up; write 2x"):
+        with pytest.raises(ValueError, match="not a speed-up; write 2x"):
             budget_of(text)
 
 
@@ -181,7 +181,7 @@ def test_a_choice_that_cannot_be_meant_is_refused():
 
 @pytest.mark.parametrize("words, message", [
     (["--budget", "2x"], "--budget needs --cache"), (["--ecad", "a.json", "--cache", "fora"], "leave out --cache"),
-    (["--cache", "fora", "--budget", "half"], "no speed-up"),
+    (["--cache", "fora", "--budget", "half"], "not a speed-up"),
 ])
 def test_options_of_the_command_that_have_no_effect_are_refused(words, message):
     command = argparse.ArgumentParser()

@@ -90,7 +90,7 @@ def test_a_table_loses_no_word_and_no_line(tmp_path):
     items = read(tmp_path / "list.csv")
     assert "more values than the first line" in items["list.csv, line 3"].fault and items["b.png"].caption == "three"
     (tmp_path / "list.csv").write_text('path,caption\na.png,one\nb.png,"two\nc.png,three\n')
-    with pytest.raises(ValueError, match=r"from line 3 on this is no table .*needs its partner"):
+    with pytest.raises(ValueError, match=r"from line 3 on this is not a valid table .*needs one at its end"):
         read(tmp_path / "list.csv")
 
 

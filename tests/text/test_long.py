@@ -91,7 +91,7 @@ def test_prompts_of_different_numbers_of_segments_go_together(encoder):
 
 
 def test_impossible_wishes_are_refused(encoder):
-    with pytest.raises(ValueError, match="is no way to encode long prompts"):
+    with pytest.raises(ValueError, match="is not a way to encode long prompts"):
         encode(encoder, "a cat", mode="split")
     with pytest.raises(ValueError, match="inner end tokens are those of segments"):
         encode(encoder, "a cat", mode="whole", inner_ends=True)

@@ -64,8 +64,8 @@ def test_a_schedule_of_three_gigabytes_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("line, says", [
-    ("hello}", "line 2 is not readable as JSON"), ("[1, {}]\n{}", "line 3 is no trial"),
-    ('{"loss": 1, "work": 1, "bits": "101"}', "line 2 is no trial of 2 x 2 x 3 bits"),
+    ("hello}", "line 2 is not readable as JSON"), ("[1, {}]\n{}", "line 3 is not a trial"),
+    ('{"loss": 1, "work": 1, "bits": "101"}', "line 2 is not a trial of 2 x 2 x 3 bits"),
     ('{"loss": NaN, "work": 1, "bits": "101010101010"}', "loss is nan in line 2"),
     ('{"loss": "a", "work": 1, "bits": "101010101010"}', "loss is 'a' in line 2")])
 def test_trials_of_a_search(tmp_path, line, says):
@@ -78,10 +78,11 @@ def test_trials_of_a_search(tmp_path, line, says):
 @pytest.mark.parametrize("name, written, says", [
     ("a.csv", b"prompt\na red cat, a dog\n", "line 2 has more values than the first line has columns"),
     ("a.csv", b"prompt,seed,prompt\na,1,b\n", "names a column twice, prompt"),
-    ("a.csv", b'prompt\n"a\nb', "is no table"), ("a.csv", b"prompt\n" + b"a" * 200_000, "is no table"),
+    ("a.csv", b'prompt\n"a\nb', "is not a valid table"),
+    ("a.csv", b"prompt\n" + b"a" * 200_000, "is not a valid table"),
     ("a.csv", b"prompt,seed\na," + b"9" * 5000, "line 2 has seed '999"),
     ("a.jsonl", DEEP.encode(), "line 1 is JSON nested too deeply"),
-    ("a.jsonl", b'"b"\n{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "line 2 is no JSON"),
+    ("a.jsonl", b'"b"\n{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "line 2 is not JSON"),
     ("a.jsonl", b'{"prompt": "a", "seed": NaN}', "line 1 has seed nan"),
     ("a.txt", "a cat".encode("utf-16"), "is not UTF-8 (byte 0)")])
 def test_a_list_of_prompts(tmp_path, name, written, says):

@@ -90,7 +90,7 @@ def alphas_by_name(patterns: Mapping[str, Any], path: Path) -> dict[str, float]:
         bounded = len(pattern) <= 256 and PATTERN.fullmatch(pattern) and pattern.count("*") + pattern.count(
             "+") <= MOST_WILDCARDS
         if not bounded:
-            raise CheckpointError(path, f"{pattern[:60]!r} in alpha_pattern is no name of modules",
+            raise CheckpointError(path, f"{pattern[:60]!r} in alpha_pattern does not name modules",
                                   "names such as attn1.to_q, with .* at most three times")
         wanted = number(-LARGEST_ALPHA, LARGEST_ALPHA)(alpha)
         if wanted:
