@@ -7,9 +7,9 @@ DEFAULTS = {"scale": 5.0, "tau": 2.5, "alpha": 0.5}        # as pixart.model.nag
 
 
 class PixArtNAG:
-    DESCRIPTION = ("A negative prompt for models in 1 to 8 steps (LCM, TDM, DMD), which work at cfg 1 and ignore it "
-                   "otherwise: normalized attention guidance (NAG). Takes about 1.1 times as long, where cfg above "
-                   "1 takes twice as long. Goes with cfg too.")
+    DESCRIPTION = ("Normalized attention guidance (NAG): makes a negative prompt work with models in 1 to 8 steps "
+                   "(LCM, TDM, DMD), which run at cfg 1 and would ignore it. Takes about 1.1 times as long; a cfg "
+                   "above 1 takes twice as long. Can be combined with cfg.")
     CATEGORY = "PixArt/model"
     FUNCTION = "apply"
     RETURN_TYPES = ("MODEL",)
@@ -22,19 +22,20 @@ class PixArtNAG:
         share = {"min": 0.0, "max": 1.0, "step": 0.01}
         return {"required": {
             "model": ("MODEL", {"tooltip": "A PixArt model from Load PixArt, with its LoRAs."}),
-            "negative": ("CONDITIONING", {"tooltip": "What to avoid, one prompt, of the text encoder of this model."}),
+            "negative": ("CONDITIONING", {"tooltip": "What to avoid: one prompt, encoded with the text encoder of "
+                                                     "this model."}),
             "scale": ("FLOAT", {"default": DEFAULTS["scale"], "min": 1.0, "max": 50.0, "step": 0.1, "round": 0.01,
-                                "tooltip": "How strongly it is avoided: 1 not at all, 3 to 9 are usual."}),
+                                "tooltip": "How strongly it is avoided. 1: not at all; 3 to 9 are usual."}),
             "tau": ("FLOAT", {"default": DEFAULTS["tau"], "min": 1.0, "max": 10.0, "step": 0.1, "round": 0.01,
-                              "tooltip": "How far an image may be moved: the limit of what scale can do. Lower it "
-                                         "where colours burn."}),
+                              "tooltip": "Limits how far the negative prompt may push the image, whatever the scale. "
+                                         "Lower it if colours burn."}),
             "alpha": ("FLOAT", {"default": DEFAULTS["alpha"], **share, "tooltip":
-                                "Share of the moved image in the result: 0 nothing, 1 all. Lower it where shapes "
-                                "break."}),
+                                "How much of that push is used. 0: none; 1: all. Lower it if shapes break."}),
             "start": ("FLOAT", {"default": 0.0, **share, "tooltip":
-                                "First step that avoids the prompt, as a share of all steps. 0: from the first."}),
+                                "Where it starts, as a fraction of the steps. 0: at the first step."}),
             "end": ("FLOAT", {"default": 1.0, **share, "tooltip":
-                              "Steps from this share on do not. 1: all do; equal to start: none."}),
+                              "Where it ends, as a fraction of the steps. 1: after the last step; equal to start: "
+                              "no effect."}),
         }}
 
     @checked
