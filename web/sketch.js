@@ -247,8 +247,8 @@ function build(node, drawing) {
     const pen = slider("Width of the pen in pixels", 6, (width) => { settings().pen = width; });
     const eraser = toggle("Eraser", "Draw in black instead of white", false, () => {});
     const live = toggle("Live", "Run the workflow while you draw", false, (on) => { settings().live = on; });
-    const undo = button("Undo", "Take the last stroke back", () => drawing.undo());
-    const clear = button("Clear", "Begin with an empty canvas; Undo brings the drawing back", () => drawing.clear());
+    const undo = button("Undo", "Remove the last stroke", () => drawing.undo());
+    const clear = button("Clear", "Start over with an empty canvas; Undo restores the drawing", () => drawing.clear());
     const bar = document.createElement("div");
     bar.style.cssText = "display:flex;gap:4px;align-items:center;font-size:12px";
     bar.append(pen.element, eraser.element, undo, clear, live.element);
