@@ -40,7 +40,7 @@ class DrawSettings:
 
     @property
     def files(self) -> dict[str, Path]:
-        """What is read, by what it is."""
+        """Paths of the files that are read, by their kind."""
         named = {"model": self.model or SHIPPED.student, "vae": self.vae or SHIPPED.vae, "t5": self.t5 or SHIPPED.t5}
         return {name: Path(path) for name, path in named.items()} | {
             f"lora {number}": Path(path) for number, (path, _) in enumerate(self.loras, 1)}
@@ -57,7 +57,7 @@ class DrawnTask:
 
 
 def draw_group(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
-    """All images at once; one by one where that fails, so that a bad prompt costs itself alone.
+    """All images at once; one by one where that fails, so that a bad prompt fails alone.
 
     Raises what concerns all tasks: OSError, ImportError, MemoryError, and CheckpointError for a file that is wrong.
     """
@@ -74,7 +74,7 @@ def draw_group(settings: DrawSettings, device: str | None, group: Sequence[Task]
 
 @lru_cache(maxsize=1)
 def opened(settings: DrawSettings, device: str | None) -> "Pipeline":
-    """Once a process."""
+    """The pipeline of these settings, opened once a process."""
     from ..pipeline import Pipeline
 
     dtype = dtype_or_auto(settings.dtype)

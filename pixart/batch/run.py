@@ -96,17 +96,17 @@ def tell_once(drawn: DrawnTask, said: set[str]) -> None:
 
 
 def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch: int, shard: int | None) -> None:
-    """Refuse a folder of other prompts, settings or weights; a list of files may have grown at its end. Then write it
-    down. A first try that drew nothing binds nobody."""
+    """Refuse a folder of other prompts, settings or weights, then record these; a list for single files may have grown
+    at its end. What a first run recorded that drew nothing is replaced."""
     path = out / RECORD
     record = {"settings": asdict(settings), "weights": fingerprints(settings), "batch": batch, "shard": shard}
     begun = any(next(out.glob(pattern), None) for pattern in ("*.png", "*.tar", "unpacked/*.png"))
     if begun and not path.is_file():
-        raise ValueError(f"there are images of something else; choose an empty folder: {out}")
+        raise ValueError(f"this folder holds images of something else; choose an empty one: {out}")
     if begun:
         before = checked_record(path)
-        before["settings"] = asdict(DrawSettings()) | before["settings"]       # of a version that had fewer
-        before["weights"] = record["weights"] | before.get("weights", {})         # of a version that did not look
+        before["settings"] = asdict(DrawSettings()) | before["settings"]       # written by a version with fewer
+        before["weights"] = record["weights"] | before.get("weights", {})         # by one that did not record them
         changed = [name for name, value in plain_record(record).items() if before.get(name) != value]
         if changed:
             difference = first_difference(before, plain_record(record))
@@ -146,7 +146,7 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def fingerprints(settings: DrawSettings) -> dict[str, str | None]:
-    """What tells the files that are drawn with from others of the same name."""
+    """Fingerprints of the files that are read, which tell them from others of the same name."""
     return {f"{name} file": weights_fingerprint(path) for name, path in settings.files.items()}
 
 

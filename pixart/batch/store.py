@@ -1,4 +1,4 @@
-"""Where results lie: as PNG files, or packed in tar files for WebDataset. What lies there is whole, and done."""
+"""Where results lie: as PNG files, or packed in tar files for WebDataset. What is stored there is complete."""
 import io
 import json
 import re
@@ -20,7 +20,7 @@ class Store(Protocol):
     def has(self, task: Task) -> bool: ...
 
     def put(self, task: Task, png: bytes) -> None:
-        """Whole or not at all, also when the process is killed."""
+        """Store all of it or nothing, even if the process is killed."""
 
     def file(self, task: Task) -> str:
         """Where a result lies, below the folder."""

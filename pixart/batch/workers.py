@@ -78,7 +78,7 @@ def _executor() -> ProcessPoolExecutor:
 
 
 def start_worker() -> None:
-    """Ctrl-C is the parent's to answer. One whose parent was killed would wait for ever, with its models in memory."""
+    """Leave Ctrl-C to the parent, and end with it: else a worker would wait for ever, with its models in memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -15,7 +15,7 @@ from .server import Server
 
 LOOK_SECONDS = 1.0              # the history is asked this often, whatever the websocket says
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
-FORGOTTEN = ("the server no longer has the prompt: it was deleted from the queue, or the server was started anew. It "
+FORGOTTEN = ("the server no longer has the prompt: it was deleted from the queue, or the server was restarted. It "
              "was not queued again")
 
 

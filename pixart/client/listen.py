@@ -28,7 +28,7 @@ class Listener:
         self._ready = threading.Event()
 
     def next(self, seconds: float) -> Message | None:
-        """The next message; None when there was none for so long."""
+        """The next message; None if none came within `seconds`."""
         try:
             return self._messages.get(timeout=seconds)
         except queue.Empty:

@@ -16,7 +16,7 @@ TAG = "pixart_job"              # in extra_data: finds a prompt on hosts that ch
 
 
 class NoLostBody(urllib.request.HTTPRedirectHandler):
-    """urllib repeats a POST that is sent on as a GET without its body, which the server answers with something else."""
+    """urllib follows the redirect of a POST with a GET without its body, to which the server gives another answer."""
 
     def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any,
                          newurl: str) -> urllib.request.Request | None:
@@ -30,7 +30,7 @@ class Server:
     """address: `host:port` or a URL. patience: seconds for which a server that gives no answer is asked again, inf for
     ever.
 
-    Raises ClientError for what is neither.
+    Raises ClientError for anything else.
     """
 
     def __init__(self, address: str = "127.0.0.1:8188", patience: float = 60.0) -> None:

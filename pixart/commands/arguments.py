@@ -22,7 +22,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def bits(text: str) -> Bits:
-    """A number of bits, or the name of a way to have them."""
+    """A number of bits, or the name of a choice, such as int8 or auto."""
     return int(text) if text.isdecimal() else text
 
 
@@ -40,7 +40,7 @@ def require_prompt(args: argparse.Namespace) -> None:
 def embeddings_of(args: argparse.Namespace) -> "Encoded":
     """The prompt that --embeddings names.
 
-    Raises as `load_embeddings`, and ValueError for several prompts and beside another one.
+    Raises as `load_embeddings`, and ValueError for several prompts, or for one other than the given prompt.
     """
     from ..text.encoded import load_embeddings
 
@@ -67,8 +67,8 @@ def add_device(command: argparse._ActionsContainer) -> None:
 
 def add_bits(command: argparse._ActionsContainer, default: str) -> None:
     command.add_argument("--bits", type=bits, choices=(AUTO, *T5_PRECISIONS),
-                         help="precision of T5; fewer need less memory; int8 is for machines without bitsandbytes, "
-                              f"auto takes the best that the free memory holds (default: {default})")
+                         help="precision of T5; fewer bits need less memory; int8 is for machines without "
+                              f"bitsandbytes, auto takes the best that the free memory holds (default: {default})")
 
 
 def add_long(command: argparse._ActionsContainer) -> None:

@@ -33,7 +33,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     drawing = command.add_argument_group("drawing")
     drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="lcm", help="(default: lcm)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
-                         help="(default: what the sampler is usually given)")
+                         help="(default: the sampler's usual number)")
     drawing.add_argument("--guidance", type=finite_number, metavar="W", help="scale of guided samplers (default: 4.5)")
     drawing.add_argument("--nag", type=finite_number, default=1.0, metavar="S", help="scale of normalized attention "
                          "guidance, so that negative prompts work with any sampler; 5 is usual (default: 1, off)")
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> None:
                             bars)
     print(summary.line)
     if summary.failed:
-        raise ValueError(f"{len(summary.failed)} of {summary.total} images failed; why is in {args.out}, the same "
-                         "command tries them again")
+        raise ValueError(f"{len(summary.failed)} of {summary.total} images failed; the reasons are in {args.out}, the "
+                         "same command tries them again")
 
 
 def draw_settings(args: argparse.Namespace) -> "DrawSettings":

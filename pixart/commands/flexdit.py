@@ -48,4 +48,4 @@ def run(args: argparse.Namespace) -> None:
     model = to_flexdit(opened.load(dtype_or_auto(args.dtype)), config.segments, config.density)
     path = save_checkpoint(args.out, model)
     print(describe_checkpoint(config, False, dtype_name(model.x_embedder.proj.weight), "reference"))
-    print(f"{path}: to be fine-tuned, with python -m pixart train flexdit; as it is, its images are poor")
+    print(f"{path}: fine-tune it with python -m pixart train flexdit; as it is, its images are poor")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Options that say something of --control, and what they are when they are not given.
+# Options that have an effect only with --control, and their defaults.
 OF_CONTROL: dict[str, object] = {"controlnet": None, "hed": None, "edges": "canny", "strength": 1.0}
 EDGE_CHOICES = ("canny", "soft", "hed", "none", "invert")
 MINI_DEFAULT = "that of PixArt-mini"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Bars:
-    """One bar a stage, told (stage, done, total); nothing is shown where nobody watches, nor without the package tqdm.
+    """One bar a stage, called with (stage, done, total). Shows nothing outside of a terminal or without tqdm.
 
     Used as a context.
     """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..pt_dit.load import OpenPTDiT
     from ..text.encoded import Encoded
 
-# Options of `generate` that have no effect here, and what they are when they are not given.
+# Options of `generate` that have no effect here, and their defaults.
 WITHOUT_EFFECT: dict[str, object] = {
     "control": None, "controlnet": None, "cache": None, "budget": None, "ecad": None, "feedback": None, "lora": [],
     "rule": None, "noise": None, "input_bits": None, "pooled_blocks": None, "compile": False, "variant": "auto",

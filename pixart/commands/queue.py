@@ -10,9 +10,9 @@ from .numbers import number_from_zero
 if TYPE_CHECKING:
     from ..client import Graph, Server, WorkflowOutcome
 
-EXIT_CODES = ("exit codes: 0 all there; 1 a file or an option cannot be used; 2 unknown option; 3 the server refused "
-              "the workflow; 4 no answer, or the server forgot the prompt; 5 a node failed; 6 interrupted on the "
-              "server; 130 stopped here (what was queued is taken back)")
+EXIT_CODES = ("exit codes: 0 all files fetched; 1 a file or an option cannot be used; 2 unknown option; 3 the server "
+              "refused the workflow; 4 no answer, or the server forgot the prompt; 5 a node failed; 6 interrupted on "
+              "the server; 130 stopped by Ctrl-C (its prompts are cancelled)")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def recipe_of(args: argparse.Namespace) -> "NoiseRecipe":
-    """ValueError for what only gradients know, without them."""
+    """ValueError for settings of the gradient method with another --by."""
     from ..reward.optimise import NoiseRecipe
 
     names = ("rate", "clip", "regularisation")
@@ -127,9 +127,9 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     from ..reward.table import RewardChoice, open_rewards
 
     if not args.reward and args.model:
-        raise ValueError("which reward? --model needs --reward, such as --reward hpsv2; judge reads PixArt-mini only")
+        raise ValueError("--model needs --reward, such as --reward hpsv2; judge reads PixArt-mini only")
     if (args.relevance != 1) != (args.common is not None):
-        raise ValueError("--relevance and --common go together: what all prompts share is found out from --common")
+        raise ValueError("--relevance and --common go together: what all prompts share is estimated from --common")
     choices = [RewardChoice.parse(text) for text in args.reward or ["judge"]]
     reward = open_rewards(choices, args.rewards, args.reward_tokenizer, pipe.device, dtype_named(args.reward_dtype))
     if args.common is not None:
@@ -163,7 +163,7 @@ def write_result(args: argparse.Namespace, recipe: "NoiseRecipe", prompt: str, f
     print(save_log(args.out.with_suffix(".json"), found, about))
     try:
         print(plot(named_beside(args.out, "-rewards", ".png"), found.history, reward.weights))
-    except ImportError as error:        # all else is there already
+    except ImportError as error:        # everything else is written already
         logger.warning("%s", error)
 
 

@@ -1,4 +1,4 @@
-"""The sheet of a comparison: images in rows and columns, with what they were drawn with beside them."""
+"""The sheet of a comparison: images in rows and columns, labelled with their settings."""
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ def label_font(size: int) -> "FreeTypeFont":
     from PIL import ImageFont, features
 
     if not features.check("freetype2"):
-        raise ImportError("labels need a Pillow with FreeType; install it anew: pip install --force-reinstall pillow")
+        raise ImportError("labels need a Pillow with FreeType; reinstall it: pip install --force-reinstall pillow")
     font: FreeTypeFont = ImageFont.load_default(size)       # type: ignore[assignment]
     return font
 
@@ -89,6 +89,6 @@ def label_lines(text: str, room: int, font: "FreeTypeFont", most: int = LABEL_LI
 
 
 def draw_lines(pen: "Pen", lines: Sequence[str], place: tuple[int, int], font: "FreeTypeFont") -> None:
-    """Below each other from `place` (x, y) on."""
+    """Draw lines of text below each other, from `place` (x, y) on."""
     for number, text in enumerate(lines):
         pen.text((place[0], place[1] + number * round(1.3 * font.size)), text, fill="black", font=font)

@@ -1,6 +1,6 @@
-"""One file over HTTP: goes on where it was cut off, compared with its hash, in its place only when it is whole.
+"""One file over HTTP: resumed where it was cut off, checked against its hash, moved into place only when complete.
 
-The hub's own client starts anew after every interruption, which for files of gigabytes is the usual end of a download.
+The hub's own client starts again after every interruption, and downloads of gigabytes are usually interrupted.
 """
 import hashlib
 import os
@@ -32,7 +32,7 @@ class Remote:
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The hub names size and hash in the answer that sends on to its store."""
+    """Redirects are not followed: the hub gives size and hash in the headers of the redirect to its store."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
