@@ -23,5 +23,5 @@ what each was made of, by which a change is noticed. All files of a folder agree
 `keys` and `marks`.
 `null.safetensors`: `features` (l, width) and `mask` (l,) that stand for "no caption".
 
-Captions without images (`prompts`) are kept alike, with latents of no channels.
+Captions without images (`prompts`) are stored in the same way, with latents of no channels.
 """

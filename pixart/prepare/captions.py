@@ -79,7 +79,7 @@ def encode_captions(captions: Captions, texts: Iterable[str], open_encoder: Call
                     tokens: int, batch: int, progress: Callable[[int, int], None]) -> int:
     """Add the features of `texts`, as they are to be tokenised, and free the encoder; returns how many were cut.
 
-    Stopped by KeyboardInterrupt it keeps what is done. ValueError, FileNotFoundError of the encoder as they are.
+    A KeyboardInterrupt keeps what is done. ValueError and FileNotFoundError of the encoder are passed on.
     """
     wanted = [text for text in dict.fromkeys(texts) if text not in captions]
     if not wanted:

@@ -93,5 +93,5 @@ class Item:
 
 
 def digest_of(words: str) -> str:
-    """A short one, of a text that may hold halves of characters."""
+    """A short digest of a text, which may hold lone surrogates."""
     return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -45,9 +45,9 @@ def prompts_of_sources(sources: Sequence[Path], family: Family) -> Iterator[Prom
 
 
 def waiting(job: "PreparationJob") -> list[Prompt]:
-    """Those that are not in the folder yet: known by their words, as often as these were prepared, wherever they stand.
+    """Captions that are not in the folder yet, compared by their text and how often it occurs, not by their line.
 
-    Older files name the lines alone. ValueError where the sources hold no caption at all.
+    Older files only name the lines. ValueError where the sources hold no caption at all.
     """
     shards = [Shard(path) for path in shard_paths(job.out)]
     lines = {key for shard in shards if not shard.marks for key in shard.keys}

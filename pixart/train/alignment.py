@@ -1,9 +1,9 @@
 """Alignment of a network's inner features with those of a frozen one that sees the image (REPA, arXiv 2410.06940).
 
-A block in the first half of the transformer is to know of the noisy image what a vision network knows of the clean
-one. As in iREPA (arXiv 2512.10794) a convolution takes the tokens to the other network's channels, and what all places
-of an image share is taken out of the target, since its spatial structure is what helps. It helps early: it can end
-before the training does (HASTE, arXiv 2505.16792).
+A block in the first half of the transformer learns to predict, from the noisy image, what a vision network gives for
+the clean one. As in iREPA (arXiv 2512.10794) a convolution takes the tokens to the other network's channels, and what
+all places of an image share is taken out of the target, since its spatial structure is what helps. It helps early: it
+can end before the training does (HASTE, arXiv 2505.16792).
 
 Shapes: B images, N = h * w image tokens, D width, C channels of the frozen network.
 """
@@ -59,7 +59,7 @@ class Alignment:
 
 
 class Tap(Policy):
-    """Changes nothing, and keeps what one block gives, in one pass."""
+    """Changes nothing, and keeps the output of one block of a pass."""
 
     def __init__(self, index: int) -> None:
         self.index = index

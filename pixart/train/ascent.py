@@ -22,7 +22,7 @@ from .objectives import draw_noise
 class RewardAscent:
     """Minus the mean reward of images drawn with the network, without guidance.
 
-    relevance is told for the fingerprint of a training; `reward` is reweighted by whoever makes it.
+    relevance only enters the fingerprint of a training; the caller reweights `reward`.
     """
 
     data: CaptionList

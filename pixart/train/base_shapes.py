@@ -49,7 +49,7 @@ def write_base_shapes(path: str | os.PathLike, config: PixArtConfig, base_width:
 def read_base_width(path: str | os.PathLike, config: PixArtConfig) -> int:
     """The base width that a base-shape file states for a model like `config`, of any width.
 
-    Raises ValueError when the file is none, or is of a model of other depth or conditioning.
+    Raises ValueError when it is no base-shape file, or that of a model of other depth or conditioning.
     """
     import yaml
 

@@ -20,7 +20,7 @@ MEMORY_ADVICE = ("lower train.batch and raise train.accumulation in turn; train.
                  "train.optimizer=adamw8bit and model.dtype=bf16 save memory too. What was saved stays: the next run "
                  "goes on from there")
 METHOD_HELP = {
-    "diffusion": "all weights, from a checkpoint or from nothing",
+    "diffusion": "all weights, from a checkpoint or from scratch",
     "lcm": "a few-step student of a checkpoint, all weights",
     "lcm-lora": "a few-step student of a checkpoint, as a LoRA",
     "controlnet": "a ControlNet on prepared edge maps",
@@ -28,7 +28,7 @@ METHOD_HELP = {
     "dmd": "a one-step student by distribution matching, from pairs of noise and the teacher's image",
     "ilf": "feedback between the middle blocks of a frozen checkpoint, for half the steps",
     "flexdit": "a checkpoint whose middle blocks work on fewer tokens, all weights",
-    "pt-dit": "a PT-DiT (proxy tokens, windows, rectified flow), all weights, from a checkpoint or from nothing",
+    "pt-dit": "a PT-DiT (proxy tokens, windows, rectified flow), all weights, from a checkpoint or from scratch",
     "reward-lora": "a LoRA that raises rewards, by gradients through few-step sampling, from captions alone",
     "tdm": "a four-step student by trajectory distribution matching, from captions alone",
 }
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 @contextmanager
 def launched() -> "Iterator[PartialState]":
-    """The processes that were started together, of which this is one; let go of at the end."""
+    """The processes that were launched together, this one included; released at the end."""
     try:
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env

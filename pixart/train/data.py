@@ -34,7 +34,7 @@ class Batch:
     noise: Tensor | None = None
 
     def conditions(self) -> dict[str, Tensor]:
-        """What the transformer wants to know beside latent and timestep, under its argument names."""
+        """Inputs of the transformer besides latent and timestep, under its argument names."""
         return {"context": self.context, "mask": self.mask, "size": self.size, "aspect": self.aspect}
 
     def to(self, device: torch.device) -> "Batch":

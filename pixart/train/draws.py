@@ -20,7 +20,7 @@ def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | 
                   device: torch.device | str = "cpu") -> StepGenerator:
     """What a step draws follows from (seed, step) alone, so a resumed run repeats the uninterrupted one.
 
-    device: that the numbers are made on. Each kind of device makes others of the same seed.
+    device: where the numbers are drawn. Each kind of device draws others from the same seed.
     """
     generator = StepGenerator(device)
     generator.manual_seed(seed * 1_000_003 + step)
@@ -29,7 +29,7 @@ def generator_for(seed: int, step: int, rows: slice = slice(None), total: int | 
 
 
 def rows_of(generator: torch.Generator, count: int) -> tuple[slice, int]:
-    """Which of how many images of the step the `count` at hand are: all of them, but for a StepGenerator told so."""
+    """Rows of the `count` images at hand, and how many the step has: all of them, unless a StepGenerator knows more."""
     if isinstance(generator, StepGenerator) and generator.total is not None:
         return generator.rows, generator.total
     return slice(None), count

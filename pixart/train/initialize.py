@@ -1,4 +1,4 @@
-"""Starting weights of a PixArt transformer that is trained from nothing."""
+"""Starting weights of a PixArt transformer that is trained from scratch."""
 from collections.abc import Iterable
 from typing import cast
 
@@ -13,7 +13,7 @@ from ..pt_dit.transformer import PTDiT
 
 @torch.no_grad()
 def initialize_block(block: PixArtBlock, seed: int) -> PixArtBlock:
-    """Xavier for a block by itself, its table as in a whole model; every branch speaks from the start. In place."""
+    """Xavier for a block by itself, its table as in a whole model; every branch acts from the start. In place."""
     generator = torch.Generator().manual_seed(seed)
     for module in block.modules():
         if isinstance(module, nn.Linear):
@@ -51,7 +51,7 @@ def narrow(parts: Iterable[nn.Module], generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
-    """Xavier for the blocks, N(0, 0.02) for the conditioning MLPs, zero for what should start silent. In place."""
+    """Xavier for the blocks, N(0, 0.02) for the conditioning MLPs, zero for what is not to act at first. In place."""
     generator = torch.Generator().manual_seed(seed)
     xavier(model, generator)
     conditioning = [model.t_embedder, model.t_block, model.y_embedder.y_proj]
@@ -69,7 +69,7 @@ def initialize(model: PixArtTransformer, seed: int) -> PixArtTransformer:
 
 @torch.no_grad()
 def initialize_pt_dit(model: PTDiT, seed: int) -> PTDiT:
-    """As a PixArt's; what proxies and shifted windows say is silent at first too. In place."""
+    """As a PixArt's; proxies and shifted windows do not act at the start either. In place."""
     generator = torch.Generator().manual_seed(seed)
     xavier(model, generator)
     narrow((model.t_embedder, model.t_block, model.y_proj), generator)

@@ -1,4 +1,4 @@
-"""Distilling feedback (ILF): one step of a network with feedback is to go as far as several of its own without.
+"""Distilling feedback (ILF): one step of a network with feedback is to go as far as several without it.
 
 Both work in s = sigma / alpha, in which DDIM is a straight line: x / alpha changes by eps (s' - s). So several steps of
 the teacher are one step along the mean of their noise predictions, each weighted by the length of its step, and that

@@ -54,7 +54,7 @@ from .trajectory import Trajectory
 def assemble(settings: Settings) -> TrainingJob:
     """Load what the settings name. Raises ValueError where data and model do not belong together."""
     job = job_of_method(settings)
-    base = weights_fingerprint(settings.model.base)     # another one would be trained on, or not at all, unsaid
+    base = weights_fingerprint(settings.model.base)     # else a training would silently go on with another base
     return job if base is None else replace(job, facts={**job.facts, "base": base})
 
 
@@ -74,12 +74,12 @@ def job_of_method(settings: Settings) -> TrainingJob:
 
 
 def needs_images(method: object) -> bool:
-    """Whether captions alone will not do."""
+    """Whether captions alone are not enough."""
     return not (isinstance(method, TdmMethod) or (isinstance(method, DmdMethod) and not method.regression))
 
 
 def diffusion_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
-    """All weights, from a checkpoint or from nothing."""
+    """All weights, from a checkpoint or from scratch."""
     if settings.model.new:
         model = new_model(settings.model, data, settings.train.mup_base_width)
     else:
@@ -134,7 +134,7 @@ def flexdit_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
 
 def full_job(model: PixArtTransformer, objective: Any, data: PreparedFolder, settings: Settings,
          sampling: Preset) -> TrainingJob:
-    """All weights of one network. sampling: how the result wants to be sampled, which its file will say."""
+    """All weights of one network. sampling: how the result is to be sampled, for the header of its file."""
     base_width, flexdit = settings.train.mup_base_width, isinstance(model, FlexDiT)
     if flexdit and settings.output.file.suffix != ".safetensors":
         raise ValueError(f"output.file is {settings.output.file}; the name of a FlexDiT must end in .safetensors")
@@ -157,7 +157,7 @@ def adapter_facts(method: Adapter | Rivalry) -> dict[str, object]:
 
 
 def lora_writer(output: OutputSettings, sampling: Mapping[str, str]) -> Write:
-    """sampling: how a model with this LoRA wants to be sampled, which its file will say."""
+    """sampling: how a model with this LoRA is to be sampled, for the header of its file."""
     from .lora import save_lora
     return lambda average, file: save_lora(file, average, dtype_named(output.dtype), sampling)
 
@@ -209,7 +209,7 @@ def controlnet_job(base: PixArtTransformer, method: ControlMethod, data: Prepare
 
 def ilf_job(base: PixArtTransformer, method: IlfMethod, data: PreparedFolder, output: OutputSettings,
            seed: int) -> TrainingJob:
-    """A feedback block and scales beside the base; the block starts from nothing, the scales at zero."""
+    """A feedback block and scales beside the base; the block starts untrained, the scales at zero."""
     from ..checkpoint.feedback import save_feedback
     from ..model.feedback import Feedback, WithFeedback
     from .inner_loop import InnerLoopDistillation
@@ -252,7 +252,7 @@ def matched_lora(base: PixArtTransformer, method: Any, data: Any, output: Output
 
 
 def few_step_preset(method: TdmMethod | DmdMethod) -> Preset:
-    """How such a student wants to be sampled."""
+    """How such a student is to be sampled."""
     if isinstance(method, DmdMethod):
         return preset("dmd")
     return replace(preset("tdm"), steps=method.steps, rule=method.rule)

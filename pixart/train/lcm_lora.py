@@ -15,7 +15,7 @@ from .objectives import Consistency
 
 @dataclass(frozen=True)
 class ConsistencyLora:
-    """The loss of `Consistency` for a network with adapters (see `add_lora`); its moving average is not looked at.
+    """The loss of `Consistency` for a network with adapters (see `add_lora`); its moving average is not used.
 
     guidance, huber_c and guidance_max as there. Follows the official LCM-LoRA trainer, whose one difference from full
     distillation, beside the adapters, is the missing moving average.

@@ -69,7 +69,7 @@ class Training:
 
     @property
     def waits(self) -> bool:
-        """Whether the numbers of a step are there when it is made, so that looking at them costs nothing."""
+        """Whether the numbers of a step are there as soon as it is done, so that reading them costs nothing."""
         return self.device.type == "cpu"
 
     @property
@@ -189,7 +189,7 @@ class Training:
         return state["step"]
 
     def finish(self) -> None:
-        """Leave the model as it came, with its new weights."""
+        """Take off what the training wrapped around the model; its new weights stay."""
         self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
         set_recompute(self.model, False)
         forget_compiled(self.networks)
@@ -205,7 +205,7 @@ def train(model: nn.Module, objective: Objective, data: TrainingData, config: Lo
     the step, save, then raise KeyboardInterrupt; other exceptions leave the last state. settings: further facts that
     must not change when the training goes on. cpu: leave GPUs alone. Raises OSError when `folder` cannot be written
     to, BlockingIOError (one of these) when another training is at work in it, ValueError for a state that is damaged or
-    of another training, FloatingPointError when the loss is no number any more.
+    of another training, FloatingPointError when the loss is no longer finite.
     """
     return train_averages(model, objective, data, config, folder, report, watch, settings, cpu)[config.ema]
 

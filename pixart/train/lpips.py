@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): how unlike two images look, in the maps of a VGG-16.
+"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): how different two images look, in the maps of a VGG-16.
 
 The weights are two published files that users put into one folder: torchvision's network, and what the package lpips
 learned on top of it. Nothing is downloaded.
@@ -20,7 +20,7 @@ EXPECTED = {NETWORK: f"{NETWORK}, VGG-16 of torchvision (download.pytorch.org/mo
 VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))     # channels; halved in between
 MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)                       # of images in -1..1
 EPSILON = 1e-10
-LEAST = 16                  # pixels of a side, so that the last map has any
+LEAST = 16                  # pixels of a side, so that the last map is not empty
 
 
 class Lpips(nn.Module):

@@ -44,7 +44,7 @@ class NoisePrediction:
 
 @dataclass(frozen=True)
 class DiffusionMethod(NoisePrediction):
-    """Fine-tuning, or training from nothing."""
+    """Fine-tuning, or training from scratch."""
 
     align: Alignment = Alignment()
 

@@ -27,7 +27,7 @@ def draw_noise(batch: Batch, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Noised:
-    """Images of a step with noise: what a network is shown, and what it is to tell.
+    """Images of a step with noise: what a network is given, and what it is to predict.
 
     batch: some captions dropped; t (B,) int64; noise like the latents.
     """
@@ -106,7 +106,7 @@ class Consistency:
     teacher: Callable[..., Tensor]        # a frozen network
     guidance: float = 4.5
     huber_c: float = 0.001
-    guidance_max: float | None = None     # drawn for each image from `guidance` up to this, untold to the student
+    guidance_max: float | None = None     # drawn for each image from `guidance` up to this, unknown to the student
 
     def __call__(self, model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         index = send(draw_rows(partial(torch.randint, GRID_SIZE), (len(batch.latents),), generator),

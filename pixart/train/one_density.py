@@ -15,7 +15,7 @@ from .timesteps import Timesteps, systematic
 class OneStretch(Timesteps):
     """The same distribution, with all images of a step in one stretch of the timesteps, drawn by its share of them.
 
-    So a step learns about one stretch, and all steps together about what the distribution says.
+    A step learns about one stretch; all steps together follow the distribution.
     """
 
     starts: tuple[int, ...] = (0,)      # first timesteps of the stretches

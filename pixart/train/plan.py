@@ -93,7 +93,7 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes this process ever held: allocated on a GPU, resident on a CPU; None where nobody counts."""
+    """Most bytes this process ever held: allocated on a GPU, resident on a CPU; None where it cannot be measured."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident() if device.type == "cpu" else None

@@ -1,4 +1,4 @@
-"""What the steps of a training came to: kept on the device, and read from it all at once when someone asks."""
+"""Losses and gradient norms of training steps: kept on the device, and read from it all at once on request."""
 import math
 from typing import NamedTuple
 
@@ -16,14 +16,14 @@ class StepOutcome(NamedTuple):
 
 
 class Readings:
-    """Losses and gradient norms that nobody has looked at yet.
+    """Losses and gradient norms that have not been read yet.
 
     Reading a number makes the program wait for a GPU to finish all it was told before, so it is done every now and
     then for all steps since the last time.
     """
 
     def __init__(self, infinite_norms: bool = False) -> None:
-        """infinite_norms: take them for granted, as with fp16, whose scaler leaves such a step out."""
+        """infinite_norms: accept them, as with fp16, whose scaler leaves such a step out."""
         self.infinite_norms = infinite_norms
         self._steps: list[int] = []
         self._values: list[Tensor] = []

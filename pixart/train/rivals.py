@@ -95,7 +95,7 @@ class TwoPlayers(Training):
         return [stepper for player in self.players.values() for stepper in player.steppers]
 
     def step(self, number: int) -> None:
-        """One update of each player; a number that is none is found before it reaches weights on a CPU."""
+        """One update of each player; on a CPU a NaN is found before it reaches the weights."""
         game: Any = self.objective
         turns: list[Turn] = []
         for batch, generator in self.parts(number):         # read without autocast, which cannot join float16 on a CPU

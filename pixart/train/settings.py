@@ -33,7 +33,7 @@ class ModelSettings:
         require(self.dtype, COMPUTE_DTYPES, "dtype")
         require(self.attention, ("sdpa", "matmul"), "attention")
         if (self.base is None) == (self.new is None):
-            raise ValueError("give either base, the transformer to start from, or a table new, to train from nothing")
+            raise ValueError("give either base, the transformer to start from, or a table new, to train from scratch")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Settings:
         if self.model.dtype != "fp32" and self.train.precision == "no":
             raise ValueError(f"model.dtype is {self.model.dtype}, which needs train.precision bf16 or fp16")
         if self.model.new is not None and type(self.method) not in (DiffusionMethod, PTDiTMethod):
-            raise ValueError("model.new trains from nothing, which only diffusion can; give model.base")
+            raise ValueError("model.new trains from scratch, which only diffusion can; give model.base")
         if isinstance(self.method, PTDiTMethod):
             check_pt_dit_settings(self)
         if isinstance(self.method, ControlMethod) and self.output.file.suffix != ".safetensors":

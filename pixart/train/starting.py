@@ -48,7 +48,7 @@ def load_base(settings: ModelSettings, dtype: str, flexdit: bool = False) -> Pix
 def new_model(settings: ModelSettings, data: PreparedFolder, mup_base_width: int = 0) -> PixArtTransformer:
     """Starting weights, with the data's null caption stored as the model's own. mup_base_width 0: not muP's."""
     if settings.new is None:
-        raise ValueError("model.new is missing, the kind of model to train from nothing")
+        raise ValueError("model.new is missing, the kind of model to train from scratch")
     model = PixArtTransformer(settings.new, attend=attention(settings))
     if mup_base_width:
         initialize_mup(model, settings.seed, mup_base_width)
