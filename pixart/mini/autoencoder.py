@@ -169,7 +169,7 @@ def train_decoder(source: Path, path: Path, scenery: Scenery, steps: int = 1500,
                   state: Path | None = None, rate: float = 1.5e-3, autocast: bool = False) -> MiniAutoencoder:
     """Trains the decoder of the file `source` further and writes `path`; its encoder, and so all latents, stay.
 
-    So everything that was trained on these latents goes on to fit. The steps are those of `train_autoencoder`, with
+    So everything that was trained on these latents still fits. The steps are those of `train_autoencoder`, with
     noise of up to a tenth in the latents, because what is drawn is less exact than what is encoded.
     """
     device = scenery.ordinary.codes.device

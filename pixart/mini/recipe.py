@@ -1,4 +1,4 @@
-"""The recipe of PixArt-mini: one command that rebuilds every weight from nothing, stage by stage, resumable.
+"""The recipe of PixArt-mini: one command that rebuilds every weight from scratch, stage by stage, resumable.
 
 The transformer stages use the trainers of `pixart.train` as any user would; only images, judges, autoencoder and
 text encoder are particular to this small world. Every image is drawn afresh while it is trained on.
@@ -51,7 +51,7 @@ MINI_CONFIG = PixArtConfig(depth=8, hidden=192, heads=4, caption_width=WIDTH, ca
 STAGES = ("autoencoder", "text", "judge", "judge_a", "teacher", "student", "control", "tdm", "dmd")
 PROBED = 256         # width of the matrices that decide whether small convolutions gain by 16 bits
 SNAPSHOT = 60.0      # seconds between two files of the weights so far
-TEACHER_HEADER = preset("teacher", 2.5).to_header()         # how it wants to be sampled
+TEACHER_HEADER = preset("teacher", 2.5).to_header()         # how it is to be sampled
 
 
 MATCHED = LoopConfig(steps=1000, batch=16, learning_rate=2e-4, warmup=20, betas=(0.0, 0.95), weight_decay=0.01,
@@ -199,7 +199,7 @@ class Builder:
         return data
 
     def train_teacher(self) -> None:
-        """Diffusion training from nothing."""
+        """Diffusion training from scratch."""
         recipe, data = self.recipe, self.data()
         model = initialize(PixArtTransformer(MINI_CONFIG, attend=self.attend), recipe.seed)
         model.y_embedder.y_embedding.copy_(data.null_context[:1].expand(MINI_TOKENS, -1))  # type: ignore[operator]

@@ -30,7 +30,7 @@ class ResumableTraining:
             self._load(state)
 
     def __iter__(self) -> Iterator[int]:
-        """The numbers of the steps that are left. Each starts torch's noise anew, so that going on changes nothing."""
+        """The numbers of the steps that are left. Each reseeds torch, so that a resumed training repeats itself."""
         while self.step < self.steps:
             torch.manual_seed(self.seed * 1_000_003 + self.step)
             yield self.step

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WIDTH = CAPTION_WIDTH          # channels of the features
-MINI_TOKENS = 256              # longest caption; a sentence of the grammar needs 23, a paragraph 254
+MINI_TOKENS = 256              # longest caption; a sentence of the grammar has up to 21, a paragraph 254
 LAYERS = 3
 _MASK, _MASK_NUMBER = "<extra_id_0>", 3
 

@@ -1,4 +1,4 @@
-"""From noise to image with gradients: a few-step sampler and the VAE, both recomputed piece by piece going back."""
+"""From noise to image with gradients: a few-step sampler and the VAE, recomputed in pieces in the backward pass."""
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +15,7 @@ from ..sampling.schedule import Noise
 from ..text.encoded import Encoded
 
 MOST_REWARD_STEPS = 8
-# Parts of decoders that keep much for the way back, by the names of diffusers and of ComfyUI.
+# Parts of decoders that keep many activations, by the names of diffusers and of ComfyUI.
 COSTLY = {"ResnetBlock2D", "ResnetBlock", "Attention", "AttnBlock", "AutoencoderTinyBlock", "Block", "Upsample2D",
           "Upsample"}
 
@@ -62,7 +62,7 @@ def check_differentiable(request: Request) -> None:
 
 
 class Recomputed(nn.Module):
-    """A module that is run again on the way back instead of keeping what it computed."""
+    """A module that is run again in the backward pass instead of keeping its activations."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Recomputed(nn.Module):
 
 @contextmanager
 def recomputed(model: PixArtTransformer, vae: nn.Module) -> Iterator[None]:
-    """Inside, blocks of the transformer and costly parts of the decoder are recomputed going back."""
+    """Inside, blocks of the transformer and costly parts of the decoder are recomputed in the backward pass."""
     wrapped = [(parent, name, child) for parent in list(vae.modules()) for name, child in parent.named_children()
                if type(child).__name__ in COSTLY]
     before, model.recompute = model.recompute, True

@@ -72,10 +72,11 @@ def optimise_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], nois
                    stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> OptimisedNoise:
     """Raise the reward of the images that `draw` makes of noise; the best of all iterations is returned.
 
-    noise: float32, not changed. An image whose reward or gradient is not finite drops its iteration: it goes half
-    the way back and loses its momentum. stops: exceptions, wherever they come from, that end the work; the best so far
-    is returned, and where there is none they are raised again. Call it outside of inference mode, whose tensors know
-    no gradients. Raises ValueError, and FloatingPointError where no iteration of an image gave a finite reward.
+    noise: float32, not changed. An image whose reward or gradient is not finite drops its iteration: its
+    noise goes back by half of its last step and loses its momentum. stops: exceptions, wherever they come from, that
+    end the work; the best so far is returned, and where there is none they are raised again. Call it outside of
+    inference mode, whose tensors have no gradients. Raises ValueError, and FloatingPointError where no iteration of an
+    image gave a finite reward.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("noise cannot be optimised in inference mode; call this within torch.inference_mode(False)")

@@ -1,4 +1,4 @@
-"""An image with the curve of its reward below, drawn in no time: for looking on while noise is optimised."""
+"""An image with the curve of its reward below, fast to draw: for watching while noise is optimised."""
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
