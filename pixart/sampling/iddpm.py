@@ -70,7 +70,8 @@ def iddpm(model: Callable[[Tensor, Tensor], Tensor], latent: Tensor, noise: Nois
     chain, x = Chain.respaced(steps), latent
     for step, index in enumerate(reversed(range(steps))):
         i = torch.full((x.shape[0],), index, device=x.device)
-        x, x0 = iddpm_step(chain, model(x, batch_of(chain.times[index], x)), x, i, noise())
+        after, x0 = iddpm_step(chain, model(x, batch_of(chain.times[index], x)), x, i, noise())
         if callback is not None:
             callback(step, x, x0)
+        x = after
     return x

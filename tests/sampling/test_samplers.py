@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from pixart.sampling.dpm_solver import dpm_solver_pp, dpm_step, nodes
-from pixart.sampling.iddpm import Chain
+from pixart.sampling.dpm_solver import dpm_solver_pp, dpm_step, node_at, nodes
+from pixart.sampling.iddpm import Chain, iddpm, iddpm_step
 from pixart.sampling.lcm import LCM_RULES, lcm, lcm_timesteps
 from pixart.sampling.noise import ImageNoise
 from pixart.sampling.samplers import SAMPLERS, sampler
@@ -129,6 +129,59 @@ def test_callback_can_stop_the_sampling():
     with pytest.raises(InterruptedError):
         lcm(smooth_model, noise(), lcm_timesteps(4), noise, stop)
     assert steps == [0, 1]
+
+
+def known_image(rows=1):
+    return torch.randn(rows, 4, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def noise_in(x, t):
+    """What a model that knows the image predicts."""
+    node = node_at(t[0].item())
+    return (x - node.alpha * known_image(len(x))) / node.sigma
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_callback_is_told_the_step_what_the_model_reads_and_the_image_it_sees(name):
+    chosen, read, told = SAMPLERS[name], [], []
+    noise = ImageNoise([1], (4, 6, 6), dtype=torch.float64)
+    found = chosen.run(lambda x, t: read.append(x) or noise_in(x, t), noise, chosen.steps, "official",
+                       lambda *now: told.append(now))
+    assert [step for step, _, _ in told] == list(range(chosen.steps))
+    assert all(x is given for (_, x, _), given in zip(told, read, strict=True))
+    for _, _, x0 in told:
+        torch.testing.assert_close(x0, known_image(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, known_image(), rtol=0, atol=0.05)     # DPM-Solver ends at t = 0, with some noise
+
+
+def test_ancestral_sampling_goes_down_its_chain_step_by_step_to_the_image():
+    chain, read, drawn, told = Chain.respaced(5), [], [], []
+    noise = ImageNoise([1, 2], (4, 6, 6), dtype=torch.float64)
+
+    def model(x, t):
+        read.append((x, t, torch.cat([noise_in(x, t), torch.tanh(x)], dim=1)))
+        return read[-1][2]
+    found = iddpm(model, noise(), lambda: drawn.append(noise()) or drawn[-1], 5, lambda *now: told.append(now))
+    assert [t.tolist() for _, t, _ in read] == [[float(time)] * 2 for time in (999, 749, 500, 250, 0)]
+    for step, (x, _, output) in enumerate(read):
+        after, x0 = iddpm_step(chain, output, x, torch.tensor([4 - step] * 2), drawn[step])
+        assert torch.equal(after, read[step + 1][0] if step < 4 else found)
+        assert told[step][:2] == (step, x) and torch.equal(told[step][2], x0)       # x before the step
+    torch.testing.assert_close(found, known_image(2), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 1001])
+def test_impossible_chains_are_refused(steps):
+    with pytest.raises(ValueError, match="between 2 and 1000"):
+        Chain.respaced(steps)
+
+
+def test_seeds_are_those_of_64_bits():
+    for seed in (-2 ** 63, 2 ** 64 - 1):
+        assert ImageNoise([seed], (2,), dtype=torch.float16)().dtype == torch.float16
+    for seed in (-2 ** 63 - 1, 2 ** 64):
+        with pytest.raises(ValueError, match=f"seed is {seed}; it must fit into 64 bits"):
+            ImageNoise([0, seed], (2,))
 
 
 def by_hand(start, steps, first_order):
