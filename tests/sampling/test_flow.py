@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from pixart.sampling.flow import euler_flow, flow_latent, flow_shares, shift_share
+from pixart.sampling.flow import euler_flow, flow_latent, flow_shares, flow_shift_of, shift_share
 
 
 def curved(x, t):
@@ -28,14 +28,16 @@ def test_it_equals_diffusers_step_by_step(shift):
 
 def test_a_straight_way_needs_one_step():
     x0 = torch.rand(2, 4, 6, 6, dtype=torch.float64)
-    seen = []
+    read, seen = [], []
 
     def exact(x, t):
+        read.append(x)
         return x0 - noise()
     for steps in (1, 7):
-        found = euler_flow(exact, noise(), flow_shares(steps, 2.0), lambda step, x, clean: seen.append(clean))
+        found = euler_flow(exact, noise(), flow_shares(steps, 2.0), lambda *now: seen.append(now))
         torch.testing.assert_close(found, x0)
-    assert len(seen) == 8 and all(torch.allclose(clean, x0) for clean in seen)
+    assert [step for step, _, _ in seen] == [0, *range(7)] and all(torch.allclose(clean, x0) for _, _, clean in seen)
+    assert all(x is given for (_, x, _), given in zip(seen, read, strict=True))
 
 
 def test_what_the_model_is_told_is_what_the_latent_holds():
@@ -53,6 +55,10 @@ def test_shares_of_noise_shift_and_keep_their_ends():
     assert flow_shares(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert shift_share(0.5, 2.0) == pytest.approx(2 / 3) and shift_share(0.0, 3.0) == 0 and shift_share(1.0, 3.0) == 1
     assert torch.equal(shift_share(torch.tensor([0.5]), 1.0), torch.tensor([0.5]))
+
+
+def test_the_shift_is_the_ratio_of_the_sides_of_equal_squares():
+    assert flow_shift_of(512, 512, 512) == flow_shift_of(256, 1024, 512) == 1 and flow_shift_of(1024, 1024, 512) == 2
 
 
 @pytest.mark.parametrize("steps, shift", [(0, 1.0), (3, 0.0)])

@@ -79,11 +79,25 @@ def test_only_another_sampler_than_the_files_is_a_mismatch():
 @pytest.mark.parametrize("written, message", [
     ('{"method": "turbo"}', "method is 'turbo' in pixart_sampling of its header"),
     ('{"method": "tdm", "steps": 0}', "steps is 0"), ('{"method": "tdm", "steps": 1e99}', "steps is"),
+    ('{"method": "teacher", "guidance": 101}', "guidance is 101"),
+    ('{"method": "teacher", "guidance": NaN}', "guidance is nan"),
     ('{"method": "dmd", "steps": 4}', "exactly 1 step"), ("[1]", "is a JSON list"), ("{", "not readable as JSON"),
     ('{"method": "tdm", "rule": "diffusers"}', "unknown TDM timestep rule")])
 def test_wrong_headers_are_refused(written, message):
     with pytest.raises(CheckpointError, match=f"{message}.*File: model.safetensors"):
         preset_from_header({"pixart_sampling": written}, FILE)
+
+
+def test_guidance_is_that_of_the_family_where_only_the_name_says_teacher():
+    """PixArt-mini's teacher takes less than the published ones."""
+    named = [(Path("teacher.safetensors"), {})]
+    assert [found_in(named, guidance=2.5).guidance, found_in(named).guidance] == [2.5, 4.5]
+    assert found_in([(Path("tdm.safetensors"), {})], guidance=2.5).guidance == 1.0
+
+
+def test_a_header_that_says_steps_alone_is_a_teachers():
+    said = preset_from_header({"pixart_sampling": '{"steps": 7}'}, FILE)
+    assert replace(said, source="") == replace(preset("teacher"), steps=7, source="")
 
 
 def test_lines_for_people():
