@@ -148,6 +148,15 @@ def test_strength_0_and_no_hint_are_the_base_to_the_bit():
 
 
 @torch.no_grad()
+def test_strength_scales_every_residual():
+    base, control = network(3)
+    given = inputs(8, 16)
+    plain = {k: v for k, v in given.items() if k != "hint"}
+    half = [r if r is None else 0.5 * r for r in control(base, given["hint"], **plain)]
+    assert torch.equal(Controlled(base, control)(**given, strength=0.5), base(**plain, control=half))
+
+
+@torch.no_grad()
 def test_residuals_of_a_batch_equal_single_runs():
     base, control = network(3)
     given = inputs(8, 16)
@@ -179,9 +188,12 @@ def test_only_the_control_learns():
     assert all(p.grad is None for p in base.parameters())
     kept = [p.grad.clone() for p in control.parameters()]
     control.zero_grad()
-    control.recompute = base.recompute = True
+    control.recompute, runs = True, []
+    for copy in control.controlnet:
+        copy.copied_block.register_forward_pre_hook(lambda *_: runs.append(1))
     Controlled(base, control)(**inputs(8, 8)).square().mean().backward()
     assert all((a - p.grad).abs().max() <= 1e-6 * a.abs().max() for a, p in zip(kept, control.parameters()))
+    assert len(runs) == 2 * len(control.controlnet)                 # forward, and once more on the way back
 
 
 @pytest.mark.parametrize("blocks", [0, 28])
@@ -197,6 +209,9 @@ def test_another_base_and_another_hint_are_refused():
     with pytest.raises(ValueError, match="48 wide with 4 heads, the model 96"):
         wide = PixArtConfig(depth=4, hidden=96, heads=4, caption_width=24, base_size=6)
         control(PixArtTransformer(wide), hint, **given)
+    with pytest.raises(ValueError, match="48 wide with 4 heads, the model 48 with 6"):
+        other = PixArtConfig(depth=4, hidden=48, heads=6, caption_width=24, base_size=6)
+        control(PixArtTransformer(other), hint, **given)
     with pytest.raises(ValueError, match="same VAE"):
         control(base, hint[:, :, :4], **given)
     with pytest.raises(ValueError, match="latents of 3 channels, PixArt's have 4"):

@@ -1,5 +1,6 @@
 """Inner loop feedback: nothing changes where it must not, every block runs as often as it should, files are checked."""
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,8 +137,18 @@ def test_gradients_reach_feedback_and_scales_alone():
 def test_feedback_of_another_model_is_refused():
     with pytest.raises(ValueError, match="for 4 blocks of width 32, the model has 28 of 1152"):
         feedback().check(PixArtConfig())
-    with pytest.raises(ValueError, match="blocks 2 to 4 are to run twice; this model has blocks 0 to 3"):
-        Feedback(CONFIG, 2, 4)
+    with pytest.raises(ValueError, match="for 4 blocks of width 32, the model has 4 of 32"):
+        feedback().check(replace(CONFIG, heads=8))
+    for first, last in ((2, 4), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match=f"blocks {first} to {last} are to run twice; .* has blocks 0 to 3"):
+            Feedback(CONFIG, first, last)
+
+
+@pytest.mark.parametrize("start, end, every", [(0.6, 0.5, 1), (-0.1, 1, 1), (0, 1.1, 1), (0, 1, 0), (math.nan, 1, 1)])
+def test_impossible_steps_are_refused(start, end, every):
+    for policy in (InnerLoop, PlacedInnerLoop):
+        with pytest.raises(ValueError, match=f"feedback from {start} to {end}, every {every} steps"):
+            policy(feedback(), start, end, every)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -58,8 +58,9 @@ def test_freshly_converted_nothing_of_the_sparse_tokens_is_mixed_in_to_the_bit()
     assert torch.equal(recover.mix(tokens(), tokens(6), GRID, (2, 3)), tokens())
 
 
-def test_with_all_tokens_the_merge_block_is_the_block_it_was_made_of():
-    network = model()
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_with_all_tokens_the_merge_block_is_the_block_it_was_made_of(qk_norm):
+    network = model(qk_norm=qk_norm)
     merge, (text, modulation) = to_flexdit(network).blocks[1], block_inputs()
     assert isinstance(merge, MergeBlock)
     want = network.blocks[1](tokens(), text, modulation, GRID)
@@ -111,6 +112,10 @@ def test_conversion_takes_every_tensor_but_queries_and_keys_of_pooling_blocks(qk
 def test_without_groups_and_pooling_it_is_the_model_itself_to_the_bit():
     network = model()
     assert torch.equal(to_flexdit(network, Segments(0, 0, 0, 0, 8))(*given(400.0)), network(*given(400.0)))
+
+
+def test_a_converted_model_trains_or_draws_as_the_one_it_was_made_of():
+    assert to_flexdit(model().train()).blocks[1].training and not to_flexdit(model()).blocks[1].training
 
 
 def test_the_published_layout():
@@ -183,11 +188,14 @@ def test_any_size(height, width):
 
 
 def test_recomputation_gives_the_same_gradients():
-    network, found = flexdit().requires_grad_(True), []
+    network, found, runs = flexdit().requires_grad_(True), [], []
+    for block in network.blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(network.recompute))
     for network.recompute in (False, True):
         network.zero_grad()
         network(*given(900.0, 100.0)).square().mean().backward()
         found.append([p.grad.clone() for p in network.parameters()])
+    assert runs.count(True) == 2 * runs.count(False) > 0            # forward, and once more on the way back
     assert all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(*found))
 
 

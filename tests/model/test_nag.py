@@ -59,6 +59,17 @@ def test_a_silent_answer_gives_no_nan():
     assert torch.equal(away_from(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4), 5, 2.5, 0.5), torch.zeros(1, 2, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_16_bits_lengths_are_summed_exactly(dtype):
+    """1,152 numbers of 100 add up to more than float16 holds; then nothing would be held to its length."""
+    positive, negative = (100 + torch.randn(1, 2, 1152, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    positive, negative = positive.to(dtype), negative.to(dtype)
+    got = away_from(positive, -negative, 11, 2.5, 1.0)
+    want = away_from(positive.float(), -negative.float(), 11, 2.5, 1.0)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), want, rtol=0.02, atol=0)
+
+
 def statement(network: PixArtTransformer, p) -> Tensor:
     """Cross-attention of block 0 with NAG, by torch's own attention and nothing of the package."""
     cross, text = network.blocks[0].cross_attn, network.y_embedder(NEGATIVE).expand(2, -1, -1)

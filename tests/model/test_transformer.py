@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixart.config import KVCompression, PixArtConfig
-from pixart.model.attention import matmul_attention, score_bias, sdpa
+from pixart.model.attention import matmul_attention, score_bias, sdpa, thin_out
+from pixart.model.block import ScaleShiftTable
 from pixart.model.policy import Policy
 from pixart.model.positions import position_table
 from pixart.model.transformer import PixArtTransformer
@@ -143,13 +144,19 @@ def test_both_attentions_agree():
 def test_gradient_recomputation_changes_nothing():
     torch.manual_seed(0)
     model = PixArtTransformer(TINY)
-    grads = []
+    grads, runs = [], []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(model.recompute))
     for recompute in (False, True):
         model.recompute = recompute
         model.zero_grad()
         model(**inputs(), learned_variance=True).square().mean().backward()
         grads.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads))
+    assert (runs.count(False), runs.count(True)) == (3, 6)          # forward, and once more on the way back
+    with torch.no_grad():
+        model(**inputs())
+    assert runs.count(True) == 9
 
 
 def test_reference_table_names_load_strictly(model):
@@ -162,11 +169,15 @@ def test_reference_table_names_load_strictly(model):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"context": torch.zeros(2, 5, 11)}, "width|10"),
-    ({"latent": torch.zeros(2, 8, 8, 8)}, "4"),
-    ({"latent": torch.zeros(2, 4, 1, 8)}, "height >= 2"),
-    ({"timestep": torch.zeros(3)}, "batch sizes differ"),
-    ({"mask": torch.ones(2, 5)}, "bool"),
+    ({"context": torch.zeros(2, 5, 11)}, r"\(2, 5, 11\); this PixArt model takes \(batch, tokens, 10\)"),
+    ({"context": torch.zeros(2, 10)}, r"\(2, 10\); this PixArt model takes \(batch, tokens, 10\)"),
+    ({"context": torch.zeros(1, 5, 10)}, r"latent 2, timestep \(2,\), text 1"),
+    ({"latent": torch.zeros(2, 8, 8, 8)}, r"\(2, 8, 8, 8\); this PixArt model takes \(batch, 4, height"),
+    ({"latent": torch.zeros(4, 8, 8)}, r"latent has shape \(4, 8, 8\)"),
+    ({"latent": torch.zeros(2, 4, 1, 8)}, "height >= 2"), ({"latent": torch.zeros(2, 4, 8, 1)}, "width >= 2"),
+    ({"timestep": torch.zeros(3)}, r"latent 2, timestep \(3,\), text 2"),
+    ({"mask": torch.ones(2, 5)}, r"\(2, 5\) torch.float32; expected \(2, 5\) bool"),
+    ({"mask": torch.ones(2, 4, dtype=torch.bool)}, r"\(2, 4\) torch.bool; expected \(2, 5\) bool"),
     ({"size": torch.ones(1, 2)}, r"size is \(1, 2\); expected \(2, 2\)"),
     ({"aspect": torch.ones(1)}, r"aspect is \(1,\); expected \(2,\)"),
     ({"control": [None] * 4}, "4 residuals"),
@@ -183,7 +194,32 @@ def test_unknown_argument_fails(model):
 
 @pytest.mark.parametrize("fields, words", [
     ({"hidden": 50, "heads": 4}, "50.*4 heads"), ({"latent_space": "flux"}, "flux"), ({"depth": 0}, "positive"),
+    ({"hidden": 54, "heads": 9}, "54 is not a multiple of 4"), ({"channels": 0}, "positive"),
+    ({"hidden": 64, "heads": 4}, "64 is not a multiple of 3"), ({"base_size": 0}, "base size 0 and"),
+    ({"position_scale": 0.0}, "position scale 0.0 must be positive"),
 ])
 def test_impossible_configurations_are_refused(fields, words):
+    assert PixArtConfig(hidden=64, heads=4, micro_conditioning=False).hidden == 64
     with pytest.raises(ValueError, match=words):
         PixArtConfig(**fields)
+
+
+@pytest.mark.parametrize("mode, factor, words", [("max", 2, "'max'; use conv, ave"), ("ave", 1, "factor is 1")])
+def test_impossible_compressions_are_refused(mode, factor, words):
+    with pytest.raises(ValueError, match=words):
+        KVCompression(mode, factor, (0,))
+
+
+@pytest.mark.parametrize("mode, h, w, words", [
+    ("uniform", 4, 5, "rows and columns divisible by 2; this image has 4 x 5. Choose a size divisible by 32 pixels"),
+    ("uniform", 3, 4, "this image has 3 x 4"), ("uniform_every", 3, 5, "this image has 3 x 5 = 15. Choose another")])
+def test_a_grid_that_even_compression_does_not_divide_is_refused(mode, h, w, words):
+    with pytest.raises(ValueError, match=words):
+        thin_out(torch.zeros(1, h * w, 8), (h, w), mode, 2)
+
+
+def test_modulation_is_added_in_float32_whatever_the_model_computes_in():
+    table = ScaleShiftTable(2, 64)
+    modulation = torch.randn(3, 2, 64).bfloat16()
+    rows = torch.cat(table(modulation), dim=1)
+    assert rows.dtype == torch.bfloat16 and torch.equal(rows, (table.weight + modulation.float()).bfloat16())
