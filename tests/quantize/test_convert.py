@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pixart.__main__ import parser, run_of
-from pixart.checkpoint import CheckpointError, load, open_checkpoint, save_checkpoint
+from pixart.checkpoint import CheckpointError, load, open_checkpoint, save_checkpoint, to_diffusers
 from pixart.checkpoint.lora import Lora, LoraPart, merge_lora
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
@@ -90,6 +90,17 @@ def test_kept_packed_it_computes_the_same_in_less_memory(target, packed):
                for layer in layers)
 
 
+def marks(path: Path) -> list[dict]:
+    tensors = load_file(path)
+    return [json.loads(bytes(tensors[name].tolist())) for name in tensors if name.endswith(".comfy_quant")]
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_weights_only_is_told_to_the_host_in_every_mark(weights_only, packed):
+    told = marks(packed("float8_e4m3fn", weights_only=weights_only))
+    assert told == [{"format": "float8_e4m3fn"} | ({"full_precision_matrix_mult": True} if weights_only else {})] * 14
+
+
 def test_what_is_not_a_matrix_of_a_block_stays_in_16_bits(plain, packed):
     tensors, originals = load_file(packed("nvfp4")), load_file(plain)
     rest = {name for name in originals if not MATRICES.fullmatch(name)}
@@ -122,6 +133,9 @@ def test_the_report_has_every_layer_and_their_errors_are_true(plain, tmp_path):
     for error in errors:
         name = f"{error.layer}.weight"
         assert error.relative == pytest.approx(off(got[name], want[name]), rel=1e-4)
+        worst = (got[name] - want[name]).abs().max() / want[name].abs().max()
+        assert error.worst == pytest.approx(float(worst), rel=1e-4) and error.layer.endswith(f".{error.kind}")
+        assert 10 ** (-error.decibels / 20) == pytest.approx(error.relative)
     assert "2 x attn.qkv" in error_table(errors) and f"{rms(errors):.4f}" in error_table(errors)
     write_errors(errors, tmp_path / "report.json")
     assert [row["layer"] for row in json.loads((tmp_path / "report.json").read_text())] == [e.layer for e in errors]
@@ -200,6 +214,9 @@ DAMAGES = {
                     "convrot_groupsize is 48"),
     "group of letters": (set_mark({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": "x"}),
                          "no number"),
+    "no power of four": (set_mark({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 32}),
+                         "convrot_groupsize is 32, not a power of 4"),
+    "mark of numbers": (lambda t, m: t.update({f"{LAYER}.comfy_quant": torch.zeros(3)}), "the bytes of a text"),
     "header without layers": (lambda t, m: m.update(_quantization_metadata='{"layers": 3}'), "names no layers"),
 }
 
@@ -222,6 +239,29 @@ def test_marks_in_the_header_are_read_like_those_in_tensors(packed):
     assert torch.equal(computed(changed(path, move)), computed(path))
 
 
+def test_settings_that_a_writer_keeps_one_level_lower_are_read(packed):
+    def lower(tensors: dict, metadata: dict) -> None:
+        for name in [name for name in tensors if name.endswith(".comfy_quant")]:
+            told = json.loads(bytes(tensors[name].tolist()))
+            told = {"format": told.pop("format"), "params": told}
+            tensors[name] = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
+
+    path = packed("int8_convrot")
+    assert torch.equal(computed(changed(path, lower)), computed(path))
+
+
+def test_a_packed_part_of_a_fused_layer_is_unpacked_and_cannot_be_kept(plain, tmp_path):
+    """In the layout of diffusers queries are a layer of their own."""
+    tensors = {name: tensor.contiguous() for name, tensor in to_diffusers(load_file(plain)).items()}
+    layer = "transformer_blocks.0.attn1.to_q"
+    want = TARGETS["float8_e4m3fn"].pack(tensors.pop(f"{layer}.weight"))
+    save_file(tensors | {f"{layer}.{own}": each for own, each in want.entries().items()}, tmp_path / "part.safetensors")
+    opened = open_checkpoint(tmp_path / "part.safetensors", CONFIG)
+    assert torch.equal(opened.load(torch.float32).blocks[0].attn.qkv.weight[:192], want.unpacked())
+    with pytest.raises(CheckpointError, match=r"to_q is packed, and only a part of blocks\.0\.attn\.qkv.*--to fp16"):
+        opened.load(packed=True)
+
+
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_scaled_fp8_files_of_the_time_before_are_read(kind, packed):
     def rename(tensors: dict, metadata: dict) -> None:
@@ -233,7 +273,10 @@ def test_scaled_fp8_files_of_the_time_before_are_read(kind, packed):
         tensors["scaled_fp8"] = torch.zeros(2, dtype=kind)
 
     path = packed(f"float8_{'e4m3fn' if kind == torch.float8_e4m3fn else 'e5m2'}")
-    assert torch.equal(computed(changed(path, rename)), computed(path))
+    old = changed(path, rename)
+    assert torch.equal(computed(old), computed(path))
+    told = {"full_precision_matrix_mult": True}         # what two numbers in the mark mean
+    assert [each.options for each in open_checkpoint(old).packed().values()] == [told] * 14
 
 
 @pytest.mark.parametrize("target", ["float8_e4m3fn", "nvfp4", "mxfp8", "asym_w4a8_int8"])

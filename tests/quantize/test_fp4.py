@@ -12,10 +12,11 @@ from pixart.__main__ import parser, run_of
 from pixart.checkpoint import CheckpointError, load, open_checkpoint, save_checkpoint
 from pixart.config import PixArtConfig
 from pixart.drawing import Request
+from pixart.model.attention import sdpa
 from pixart.model.transformer import PixArtTransformer
-from pixart.quantize import TARGETS
+from pixart.quantize import TARGETS, calibrate
 from pixart.quantize.activations import INPUTS, round_inputs, rounded
-from pixart.quantize.adapted import convert_adapted, parts_folder
+from pixart.quantize.adapted import convert_adapted, open_parts, parts_folder, weights_digest
 from pixart.quantize.adaptive import Adaptation, SoftWeight, adapt_block
 from pixart.quantize.calibrate import Inputs, record
 from pixart.quantize.convert import convert, open_plain
@@ -140,6 +141,31 @@ def test_a_weight_that_learns_nothing_is_rounded_to_the_nearest():
     assert torch.equal(codes, FP4_TARGET.pack(weight).tensors["weight"])
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_no_weight_is_learned_beyond_the_largest_of_its_group(name):
+    """A code above the last would be the sign."""
+    weight = noise(16, 128)
+    options = FP4_TARGET.options((16, 128), {"float": name})
+    soft, largest = SoftWeight(weight, options), grouped(weight, options).scale.float()
+    soft.variable.data.fill_(1e3)               # all go up
+    for made in (soft().detach(), soft.hard().unpacked()):
+        assert (made.abs() <= largest).all() and torch.equal(made.signbit(), weight.signbit())
+
+
+@pytest.mark.parametrize("wrong", [{"iterations": 0}, {"batch": 0}, {"learning_rate": 0.0},
+                                   {"learning_rate": float("nan")}])
+def test_an_adaptation_of_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="all three must be above 0"):
+        Adaptation(**wrong)
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    block, given = random_model().blocks[0], inputs(2)
+    options = {"mlp.fc1": FP4_TARGET.options((256, 64))}
+    with pytest.raises(FloatingPointError, match="use a smaller learning rate"):
+        adapt_block(block, options, given, torch.full_like(given.tokens, torch.inf), Adaptation(iterations=1, batch=2))
+
+
 def inputs(rows: int = 24) -> Inputs:
     return Inputs(noise(rows, 6, 64), noise(rows, 5, 64, seed=1), torch.ones(rows, 5, dtype=torch.bool),
                   0.1 * noise(rows, 6, 64, seed=2), (2, 3))
@@ -184,6 +210,31 @@ def test_recorded_rows_are_what_the_first_block_reads_while_drawing():
     torch.testing.assert_close(found.modulation, torch.cat([given[2] for given in seen]))
     with pytest.raises(ValueError, match="13 passes asked for.*give 12"):
         record(model, request, texts(2), texts(1, 2), 13)
+
+
+def test_what_is_recorded_does_not_depend_on_how_many_images_are_drawn_together(monkeypatch):
+    request, found = Request(("a",) * 3, height=32, width=32, sampler="dpm", steps=2, seed=5), []
+    for at_once in (16, 2):
+        monkeypatch.setattr(calibrate, "AT_ONCE", at_once)
+        rows = record(random_model(), request, texts(3), texts(1, 2), 7)
+        found.append(rows.rows(rows.tokens.flatten(1).sum(1).argsort()))
+    assert len(found[0]) == len(found[1]) == 7
+    for name in ("tokens", "text", "mask", "modulation"):
+        torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), rtol=1e-4, atol=1e-4)
+
+
+def test_parts_of_another_run_and_other_files_are_not_gone_on_with(plain, tmp_path):
+    open_parts(tmp_path / "run.parts", {"seed": 1})
+    open_parts(tmp_path / "run.parts", {"seed": 1})
+    with pytest.raises(ValueError, match="other settings.*run.parts"):
+        open_parts(tmp_path / "run.parts", {"seed": 2})
+    (tmp_path / "photos.parts").mkdir()
+    (tmp_path / "photos.parts" / "cat.png").touch()
+    with pytest.raises(ValueError, match="holds something else.*photos.parts"):
+        open_parts(tmp_path / "photos.parts", {"seed": 1})
+    other = save_checkpoint(tmp_path / "plain.safetensors", random_model(seed=1))
+    assert weights_digest(open_plain(plain, "auto")) == weights_digest(open_plain(plain, "auto"))
+    assert weights_digest(open_plain(plain, "auto")) != weights_digest(open_plain(other, "auto"))
 
 
 def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(plain, tmp_path):
@@ -240,6 +291,24 @@ def test_a_token_is_rounded_by_itself(bits):
     others = [i for i in range(7) if i != 3]
     assert torch.equal(rounded(x, INPUTS[bits])[:, others], once[:, others])
     assert 0 < (once - x)[:, others].norm() / once.norm() < 2 ** -INPUTS[bits].fraction
+    assert torch.equal(rounded(torch.zeros(1, 2, 32), INPUTS[bits]), torch.zeros(1, 2, 32))
+
+
+def test_attention_reads_each_head_rounded_by_itself():
+    """What was rounded already stays as it is, and nothing else does."""
+    seen = []
+
+    def attend(q, k, v, heads, mask, options):
+        seen.extend(t.unflatten(-1, (heads, -1)) for t in (q, k, v))
+        return sdpa(q, k, v, heads, mask, options)
+    model = PixArtTransformer(CONFIG, attend=attend).eval().requires_grad_(False)
+    model.load_state_dict(random_model().state_dict())
+    model.blocks[0].attn.qkv.weight[:16] *= 1000            # queries of the first head
+    round_inputs(model, 6)(noise(1, 4, 8, 8), torch.tensor([500.0]), noise(1, 5, 16))
+    assert len(seen) == 2 * 2 * 3                           # queries, keys, values; of both attentions; in two blocks
+    for given in seen:
+        torch.testing.assert_close(rounded(given, INPUTS[6]), given, rtol=1e-6, atol=0)
+        assert given[..., 1, :].unique().numel() > 8        # beside large numbers of another head
 
 
 def test_rounded_inputs_change_the_model_a_little_and_8_bits_less_than_6():
