@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from pixart.text.long import MODES, encode_long
+from pixart.text.long import LONGEST_PROMPT, MODES, encode_long
 from pixart.text.segments import split_segments
 from pixart.text.t5 import T5Encoder
 
@@ -35,6 +35,7 @@ def test_brackets_of_weights_stay_whole():
     text = r"a (red cat. a dog:1.3) here. b \(open. end"
     assert split_segments(text, emphasis=True) == ["a (red cat. a dog:1.3) here.", r"b \(open.", "end"]
     assert len(split_segments(text)) == 4
+    assert split_segments("one) two. (three. four:1.2) five", emphasis=True) == ["one) two.", "(three. four:1.2) five"]
 
 
 def test_a_single_segment_is_encoded_as_always(encoder):
@@ -82,6 +83,19 @@ def test_whole_prompts_are_read_to_their_end(encoder):
     assert whole.context.shape[1] == encoder.tokenizer.count(LONG) and not whole.reports[0].cut
     assert whole.reports[0].notes[-1] == "longer than the 6 tokens of PixArt's training captions"
     assert torch.equal(whole.context, encoder.encode([LONG], 1000).context)
+
+
+def test_whole_prompts_have_an_end_too(encoder):
+    """T5 has no limit, memory has."""
+    report = encode(encoder, "word " * (LONGEST_PROMPT + 5), mode="whole", limit=LIMIT).reports[0]
+    assert report.tokens == report.limit == 4096 and report.needed == 4102 and len(report.cut_words) == 6
+    fitting = encode(encoder, "a cat", mode="whole", limit=LIMIT).reports[0]
+    assert fitting.limit == LIMIT and fitting.notes == ()
+
+
+def test_notes_on_segments_are_kept_once_each(encoder):
+    notes = encode(encoder, "a fox. one fox. two cat").reports[0].notes
+    assert notes[3:] == ("the text encoder has no tokens for: fox.",)
 
 
 def test_prompts_of_different_numbers_of_segments_go_together(encoder):

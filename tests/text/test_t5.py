@@ -1,5 +1,6 @@
 """The T5 encoder computes what transformers computes, in 16 bits exactly and in 8 and 4 bits nearly."""
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -183,7 +184,12 @@ def test_identity_is_known_before_loading_and_changes_with_the_file(t5_folder: P
 
     assert T5Encoder(t5_folder, 16).identity == T5Encoder(t5_folder, 16).identity == encoder_identity(t5_folder)
     shutil.copytree(t5_folder, tmp_path / "copy")
-    assert encoder_identity(tmp_path / "copy") != encoder_identity(t5_folder)
+    first = encoder_identity(tmp_path / "copy")
+    assert first != encoder_identity(t5_folder)
+    for name in ("model.safetensors", "tokenizer.json"):
+        os.utime(tmp_path / "copy" / name, ns=(1, 1))           # written anew, as large as before
+        first, before = encoder_identity(tmp_path / "copy"), first
+        assert first != before
 
 
 def test_a_closed_encoder_says_so(t5_folder: Path) -> None:
@@ -192,6 +198,8 @@ def test_a_closed_encoder_says_so(t5_folder: Path) -> None:
     assert encoder.model is None
     with pytest.raises(ValueError, match="was closed"):
         encoder.encode(["a"], 120)
+    with pytest.raises(ValueError, match="was closed; load it again to save it"):
+        encoder.state_dict()
 
 
 @pytest.mark.parametrize("prompts", [None, "a cat", [], [None], ["a", 7]])

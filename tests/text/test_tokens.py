@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pixart.text.t5 import T5Encoder, require_t5
-from pixart.text.tokens import load_tokenizer, lone_tokenizer
+from pixart.text.tokens import LONGEST_WORD, PromptReport, _word_start, load_tokenizer, lone_tokenizer
 
 from .conftest import WORDS, write_tokenizer
 
@@ -44,14 +44,14 @@ def test_what_the_vocabulary_cannot_spell_is_named(t5_folder: Path) -> None:
     assert report.tokens == 5 and "🐱 猫" in report.notes[0]
 
 
-def spiece_model(folder: Path) -> Path:
+def spiece_model(folder: Path, **more: object) -> Path:
     """A real SentencePiece model, with T5's order of special pieces."""
     sentencepiece = pytest.importorskip("sentencepiece")
     text = folder / "corpus.txt"
     text.write_text("\n".join(" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))) + "\n½ ﬁne Ａ café")
     sentencepiece.SentencePieceTrainer.train(
         input=str(text), model_prefix=str(folder / "spiece"), vocab_size=60, hard_vocab_limit=False,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, **more)
     return folder / "spiece.model"
 
 
@@ -71,6 +71,36 @@ def test_a_long_word_cut_in_the_middle_is_named_whole(tmp_path: Path) -> None:
     limit = tokenizer.count("a cat") + 2
     assert tokenizer.encode("a cat paintingpaintingpainting dog", limit)[1].cut_words == \
         ["paintingpaintingpainting", "dog"]
+
+
+@pytest.mark.parametrize(("text", "at", "start"), [
+    ("a cat", 3, 2), ("a cat", 2, 2), ("a cat", 1, 1), ("cat", 2, 0), ("cat", 0, 0), ("cat", 3, 3),
+    ("a " + "x" * LONGEST_WORD, 1 + LONGEST_WORD, 2), ("\u732b" * 100, 60, 60)])
+def test_a_cut_goes_back_to_the_start_of_its_word_where_words_are_written_apart(text: str, at: int, start: int) -> None:
+    assert _word_start(text, at) == start
+
+
+def test_the_summary_shows_eight_words_of_those_cut_and_counts_all() -> None:
+    def summary(cut: str) -> str:
+        return PromptReport("p", "p", 4, 9, 4, cut).summary
+    assert summary("fox") == "4 of 4 tokens, the prompt needs 9; 1 word cut: fox"
+    assert summary("1 2 3 4 5 6 7 8").endswith("8 words cut: 1 2 3 4 5 6 7 8")
+    assert summary("1 2 3 4 5 6 7 8 9").endswith("9 words cut: 1 2 3 4 5 6 7 8 ...")
+    report = PromptReport("p", "p", 4, 9, 4, "fox", ("a note",))
+    assert report.notices == (report.summary, "a note") and PromptReport("p", "p", 3, 3, 4).notices == ()
+
+
+def test_a_sentencepiece_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    spiece_model(tmp_path, model_type="bpe")
+    with pytest.raises(ValueError, match=r"spiece\.model holds no unigram SentencePiece model"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "spiece.model").open("wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(ValueError, match="spiece.model is not a SentencePiece model file.*more than"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_truncated_sentencepiece_file_is_an_error_with_its_name(tmp_path: Path) -> None:

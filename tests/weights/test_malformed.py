@@ -104,6 +104,7 @@ def added(name: str, tensor: Tensor) -> Callable[[Tensors], object]:
     (added(f"{QKV}.alpha", torch.tensor(1e38)), "alpha is 1e+38"),
     (added(f"{QKV}.alpha", torch.tensor(1j)), "holds 1 complex numbers"),
     (added(f"{QKV}.alpha", torch.ones(3)), "holds 3 numbers"),
+    (added(f"{QKV}.oft_blocks", torch.ones(18, 4, 4)), "two methods for one layer"),
     (added(f"{QKV}.lora_mid.weight", torch.ones(2, 2)), "and its partners do not fit"),
     (put(f"{QKV}.lora_A.weight", lambda t: t[:1]), "and its partners do not fit"),
     (put(f"{QKV}.lora_A.weight", lambda t: t[..., None, None, None]), "and its partners do not fit"),
@@ -164,6 +165,8 @@ REPORT = {"prompt": "a", "text": "a", "tokens": 4, "needed": 4, "limit": 120, "c
     (filled("context", HUGE, torch.float64), {}, "too large for float32"),
     (filled("context", 1, torch.int8), {}, "context holds int8 numbers"),
     (put("mask", torch.zeros_like), {}, "without a single token"),
+    (put("mask", lambda mask: mask.float()), {}, "mask (1, 4) torch.float32, 1 prompts"),
+    (put("context", lambda context: context[0]), {}, "context (4, 8)"), (same, {"reports": "[]"}, "bool, 0 prompts"),
     (lambda t: t.pop("context"), {}, "without context"),
     (same, {"reports": DEEP}, "nested too deeply"), (same, {"reports": "7"}, "reports is 7"),
     (same, {"reports": json.dumps([{**REPORT, "prompt": 5}])}, "prompt is 5"),
@@ -184,15 +187,18 @@ def test_a_header_longer_than_the_file_is_not_read(tmp_path):
         refused(opener, tmp_path / "e.safetensors", "a safetensors header of 3221225472 bytes")
 
 
-@pytest.mark.parametrize("change", [
-    put("grid", lambda grid: grid[0]), put("grid", lambda grid: grid + 0.5), put("tokens", lambda rows: rows[:, :-1]),
-    put("text", lambda rows: rows[:1]), put("mask", lambda mask: mask.float()), filled("tokens", NAN)])
-def test_calibration(tmp_path, change):
+@pytest.mark.parametrize("change, says", [
+    (put("grid", lambda grid: grid[0]), "do not fit each other"), (filled("tokens", NAN), "not finite"),
+    (put("grid", lambda grid: grid + 0.5), "do not fit each other"), (lambda t: t.pop("text"), "without text"),
+    (put("tokens", lambda rows: rows[:, :-1]), "do not fit each other"),
+    (put("text", lambda rows: rows[:1]), "do not fit each other"),
+    (put("mask", lambda mask: mask.float()), "do not fit each other"), (filled("text", 1, torch.int8), "int8 numbers")])
+def test_calibration(tmp_path, change, says):
     path = tmp_path / "c.safetensors"
     save_inputs(path, Inputs(torch.randn(2, 4, 8), torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool),
                              torch.randn(2, 6, 8), (2, 2)))
     assert load_inputs(path).grid == (2, 2)
-    refused(load_inputs, edited(path, change), "")
+    refused(load_inputs, edited(path, change), says)
 
 
 # --- prepared folders -------------------------------------------------------------------------------------------------
@@ -257,6 +263,8 @@ def scaled(scale: Tensor) -> Callable[[Tensors], object]:
     (put("shared.weight", lambda t: t[:0]), "shared.weight of shape (0, 32)"),
     (filled("shared.weight", HUGE, torch.float64), "too large for bfloat16"),
     (filled("shared.weight", 3.4e38), "too large for bfloat16"),
+    (added("encoder.block.400.layer.0.layer_norm.weight", torch.ones(32)), "a tensor of layer 400 among 2"),
+    (scaled(torch.ones(32)), f"{QUERY}.scale_weight has shape (32,)"),
     (scaled(torch.tensor(3e38)), "scaled, holds numbers"), (scaled(torch.tensor(1j)), "complex64 numbers"),
 ])
 def test_a_t5_folder(tmp_path, change, says):
