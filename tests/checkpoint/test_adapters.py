@@ -116,6 +116,42 @@ def test_general_numbers_follow_their_formulas(tmp_path):
         assert off(network.blocks[0].attn.proj.weight - w, want) < 1e-4, name
 
 
+def cayley(q: Tensor) -> Tensor:
+    turn, one = q - q.transpose(-1, -2), torch.eye(q.shape[-1])
+    return (one + turn) @ torch.linalg.inv(one - turn)
+
+
+@pytest.mark.parametrize("alpha, share", [(0.5, 0.5), (1.5, 1.0), (0.0, 1.0)])
+def test_alpha_bounds_the_rotation_of_oft(alpha, share, tmp_path):
+    """Q of norm 1 is made shorter by a smaller bound, never longer by a larger one; 0 is none."""
+    q = torch.randn(12, 4, 4, generator=torch.Generator().manual_seed(3))
+    q /= (q - q.transpose(1, 2)).norm()
+    save_file({"diffusion_model.blocks.0.attn.proj.oft_blocks": q,
+               "diffusion_model.blocks.0.attn.proj.alpha": torch.tensor(alpha)}, tmp_path / "a.safetensors")
+    network = model()
+    want = torch.block_diag(*cayley(share * q)).T @ network.blocks[0].attn.proj.weight
+    merge_lora(network, read_lora(tmp_path / "a.safetensors"))
+    assert off(network.blocks[0].attn.proj.weight, want) < 1e-5
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_boft_turns_in_several_steps_each_over_rows_further_apart(size, tmp_path):
+    """As a product of matrices: in step s, rows k = 2^s size / 2 apart meet in a block."""
+    q = torch.randn(3, 48 // size, size, size, generator=torch.Generator().manual_seed(3))
+    stem = "diffusion_model.blocks.0.attn.proj"
+    save_file({f"{stem}.oft_blocks": q}, tmp_path / "a.safetensors")
+    network, whole = model(), torch.eye(48)
+    for step in range(3):
+        apart = 2 ** step * size // 2
+        order = [2 * apart * group + wing * apart + row for group in range(24 // apart) for row in range(apart)
+                 for wing in (0, 1)]
+        shuffle = torch.eye(48)[order]
+        whole = shuffle.T @ torch.block_diag(*cayley(q[step])) @ shuffle @ whole
+    want = whole @ network.blocks[0].attn.proj.weight
+    merge_lora(network, read_lora(tmp_path / "a.safetensors"))
+    assert off(network.blocks[0].attn.proj.weight, want) < 1e-5
+
+
 def test_kernels_in_tucker_form(tmp_path):
     generator = torch.Generator().manual_seed(3)
 

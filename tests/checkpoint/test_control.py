@@ -1,5 +1,6 @@
 """ControlNet files: every layout gives the same network, everything else is refused by name."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from pixart.checkpoint import CheckpointError, load, load_control, read_control, save_control
 from pixart.checkpoint.control import control_shapes
 from pixart.checkpoint.layouts import diffusers_names
-from pixart.config import VARIANTS
+from pixart.config import VARIANTS, KVCompression
 
 
 def control_weights(blocks: int = 1, seed: int = 3) -> dict[str, torch.Tensor]:
@@ -68,6 +69,15 @@ def test_saved_alone_it_comes_back_with_its_base_configuration(tmp_path):
     half = read_control(save_control(tmp_path / "c.safetensors", control, torch.float16))
     assert half.dtype == torch.float16 and half.description.endswith("fp16, control-only layout")
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "c.safetensors", "new"}
+
+
+def test_norm_and_compression_of_a_controlnet_alone_are_seen(tmp_path):
+    config = replace(TINY, depth=28, qk_norm=True, kv_compression=KVCompression("conv", 2, (1, 2)))
+    weights = {name: torch.randn(shape) for name, shape in control_shapes(config, 3).items()}
+    save_file(weights, tmp_path / "a.safetensors")
+    found = load_control(tmp_path / "a.safetensors")
+    assert found.config.qk_norm and found.config.kv_compression == config.kv_compression
+    assert [hasattr(each.copied_block.attn, "sr") for each in found.controlnet] == [False, True, True]
 
 
 @pytest.mark.parametrize("starts", ["", "controlnet.1."])

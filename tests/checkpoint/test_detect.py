@@ -84,6 +84,46 @@ def test_scaling_factor_of_the_vae_beside_it_decides_the_latent_space(factor, va
     assert choice.config == VARIANTS[variant] and not choice.guessed
 
 
+@pytest.mark.parametrize("tokens, variant", [(120, "alpha-512"), (300, "sigma-512")])
+def test_the_length_of_captions_of_the_tokenizer_beside_it_decides_too(tokens, variant):
+    choice = detect(full(variant, diffusers=True), settings={"sample_size": 64, "tokens": tokens})
+    assert choice.config == VARIANTS[variant] and not choice.guessed
+
+
+def test_alpha_trained_on_longer_captions_is_alpha_with_these():
+    settings = {"sample_size": 64, "pipeline_class": "PixArtAlphaPipeline", "tokens": 300}
+    assert detect(full("alpha-512", diffusers=True), settings=settings).config == replace(VARIANTS["alpha-512"],
+                                                                                         caption_tokens=300)
+
+
+def test_alpha_of_another_size_than_its_own_stays_alpha():
+    """Sizes beyond 512 px are of Sigma only where nothing says alpha."""
+    settings = {"sample_size": 128, "pipeline_class": "PixArtAlphaPipeline"}
+    config = detect(full("alpha-512", diffusers=True), settings=settings).config
+    assert (config.latent_space, config.caption_tokens, config.base_size) == ("sd", 120, 64)
+
+
+def test_what_makes_no_pixart_is_named():
+    tensors = full("alpha-512")
+    with pytest.raises(CheckpointError, match="4 channels go in and 12 come out"):
+        detect(tensors | {"final_layer.linear.weight": torch.empty(48, 1152, device="meta")})
+    with pytest.raises(CheckpointError, match="2 models in one file, under a., b."):
+        detect({f"{prefix}{name}": tensor for name, tensor in tensors.items() for prefix in ("a.", "b.")})
+    conv = full("sigma-1024", kv_compression=KVCompression("conv", 2, (3,)))
+    with pytest.raises(CheckpointError, match="key/value compression by 1"):
+        detect(conv | {"blocks.3.attn.sr.weight": torch.empty(1152, 1, 1, 1, device="meta")})
+
+
+@pytest.mark.parametrize("table, words", [
+    (torch.zeros(1, 15, 72), r"\(1, 15, 72\).*a square number, 72"), (torch.zeros(1, 16, 48), "a square number, 72"),
+    (torch.zeros(1, 1, 72), "a square number"), (torch.zeros(16, 72), "a square number"),
+    (torch.zeros(1, 16, 72, dtype=torch.int8), "a square number"), (torch.zeros(1, 16, 72), "sines and cosines"),
+    (torch.full((1, 16, 72), math.nan), "sines and cosines"), (torch.full((1, 16, 72), -0.5), "sines and cosines")])
+def test_a_position_table_that_is_none_is_refused(table, words):
+    with pytest.raises(CheckpointError, match=words):
+        measure_positions(table, 72, Path("file"))
+
+
 def test_transformer_folder_without_pipeline_is_guessed():
     choice = detect(full("sigma-512", diffusers=True), "PixArt-Sigma/transformer", settings={"sample_size": 64})
     assert choice.config == VARIANTS["sigma-512"] and choice.guessed

@@ -68,6 +68,15 @@ def test_a_host_that_saves_tensors_alone_keeps_it_a_flexdit(tmp_path):
     assert load(tmp_path / "host.safetensors").config == model.config
 
 
+def test_a_configuration_among_tensors_that_is_no_text_is_refused(tmp_path):
+    model = flexdit()
+    state = {name.replace("table.weight", "table"): tensor for name, tensor in model.state_dict().items()}
+    for wrong in (torch.zeros(8), torch.zeros(2, 8, dtype=torch.uint8), torch.zeros(1 << 17, dtype=torch.uint8)):
+        save_file(state | {CONFIG_KEY: wrong}, tmp_path / "host.safetensors")
+        with pytest.raises(CheckpointError, match=f"{CONFIG_KEY} among its tensors is .*the bytes of a text"):
+            load(tmp_path / "host.safetensors")
+
+
 def test_it_is_said_what_it_is(tmp_path, caplog):
     caplog.set_level("INFO")
     load(save_checkpoint(tmp_path / "flex.safetensors", flexdit()))

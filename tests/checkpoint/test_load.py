@@ -152,6 +152,16 @@ def test_a_description_names_its_folder(diffusers_model, tmp_path):
         assert not found.guessed
 
 
+@pytest.mark.parametrize("tokens, space", [(120, "sd"), (300, "sdxl"), (512, None)])
+def test_the_tokenizer_of_a_pipeline_tells_its_family(diffusers_model, tokens, space, tmp_path):
+    diffusers_model.save_pretrained(tmp_path / "pipeline" / "transformer")
+    (tmp_path / "pipeline" / "tokenizer").mkdir()
+    (tmp_path / "pipeline" / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"model_max_length": tokens}))
+    found = read_checkpoint(tmp_path / "pipeline")
+    assert found.guessed == (space is None)
+    assert space is None or (found.config.latent_space, found.config.caption_tokens) == (space, tokens)
+
+
 def test_index_of_shards_is_a_path_too(diffusers_model, tmp_path):
     diffusers_model.save_pretrained(tmp_path, max_shard_size="100KB")
     index = next(tmp_path.glob("*.index.json"))
@@ -180,6 +190,9 @@ def test_a_chosen_variant_wins_over_the_header_unless_tensors_are_missing(tmp_pa
     save_checkpoint(tmp_path / "sigma.safetensors", reference(SIGMA), SIGMA)
     config = read_checkpoint(tmp_path / "sigma.safetensors", "sigma-2k").config
     assert config == replace(SIGMA, base_size=128, position_scale=4.0) and "its header is of a 1024 px" in caplog.text
+    config = read_checkpoint(tmp_path / "sigma.safetensors", "alpha-512").config
+    assert config == replace(SIGMA, base_size=32, position_scale=1.0, latent_space="sd")
+    assert "its header says sdxl latents" in caplog.text
 
 
 def test_header_against_the_weights_is_refused(tmp_path):

@@ -24,6 +24,7 @@ from pixart.checkpoint import (
 from pixart.checkpoint.header import CONFIG_KEY
 from pixart.control.hed import HED, load_hed
 from pixart.weights import Kind, find_files, open_weights
+from pixart.weights.fingerprint import weights_fingerprint
 from pixart.weights.values import is_finite
 
 KIND = Kind("weights", "text_encoder", ("model",))
@@ -80,11 +81,11 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path):
 
 # --- finding files ---------------------------------------------------------------------------------------------------
 
-CHOSEN = ["model-00002-of-00002.safetensors", "model.safetensors.index.json", "config.json", "."]
+CHOSEN = ["model-00002-of-00002.safetensors", "config.json", "."]
 
 
-@pytest.mark.parametrize("chosen", CHOSEN)
-@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("chosen, index", [("model.safetensors.index.json", True),
+                                           *((chosen, index) for chosen in CHOSEN for index in (True, False))])
 def test_one_part_of_a_set_stands_for_all(chosen, index, tmp_path):
     names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     (tmp_path / "config.json").write_text("{}")
@@ -93,12 +94,20 @@ def test_one_part_of_a_set_stands_for_all(chosen, index, tmp_path):
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(places))
     for name in names:
         save_file({name[8]: torch.zeros(2)}, tmp_path / name)
-    if chosen.endswith("index.json") and not index:
-        return
     assert [file.name for file in find_files(tmp_path / chosen, KIND)] == names
     (tmp_path / names[0]).unlink()
     with pytest.raises(CheckpointNotFound, match="1 of 2 shards are missing, the first is model-00001"):
         find_files(tmp_path / chosen, KIND)
+
+
+def test_of_several_files_in_a_folder_the_usual_one_in_full_precision_is_taken(tmp_path):
+    """As Hugging Face's folders often hold the same weights two or three times."""
+    for name in ("pytorch_model.bin", "model.fp16.safetensors", "model.safetensors", "other.safetensors"):
+        (tmp_path / name).touch()
+    kind = Kind("weights", "", ("model", "pytorch_model"))
+    for wanted in ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "other.safetensors"):
+        assert [file.name for file in find_files(tmp_path, kind)] == [wanted]
+        (tmp_path / wanted).unlink()
 
 
 def test_a_shard_of_a_transformer_opens_the_whole(tmp_path):
@@ -136,6 +145,17 @@ def test_a_name_that_promises_a_million_shards_is_refused(tmp_path):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.pth")
     assert "neither a file nor a folder" in refusal(read_checkpoint, tmp_path / "a.pth")
+
+
+def test_a_fingerprint_tells_weights_by_size_and_ends_wherever_they_lie(tmp_path):
+    content, found = bytes(range(256)) * 1024, []
+    for number, changed in enumerate((content, content, content[:-1], b"x" + content[1:], content[:-1] + b"x")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "m.safetensors").write_bytes(changed)
+        (tmp_path / str(number) / "notes.txt").write_text(str(number))
+        found.append(weights_fingerprint(tmp_path / str(number) / "m.safetensors"))
+        assert weights_fingerprint(tmp_path / str(number)) == found[-1].replace("m.safetensors", str(number))
+    assert found[0] == found[1] and len(set(found)) == 4 and weights_fingerprint(None) is None
 
 
 # --- what is said in words -------------------------------------------------------------------------------------------
