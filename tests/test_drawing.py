@@ -89,12 +89,29 @@ def test_control_is_in_force_from_start_to_end_both_included(start, end, timeste
 
 @pytest.mark.parametrize("changes, words", [
     ({"height": 1_000_000, "width": 1_000_000}, "1000000x1000000.*16 pixels to 8192"),
+    ({"height": 15}, "1024x15;"), ({"width": 8193}, "8193x1024;"), ({"seed": 2 ** 64}, "fit into 64 bits"),
     ({"guidance": math.nan}, "guidance is nan"), ({"guidance": math.inf}, "guidance is inf"),
     ({"sampler": "dpm", "steps": 1000}, "1000 steps"), ({"rule": "karras"}, "karras"),
 ])
 def test_impossible_requests_are_refused_before_anything_is_loaded(changes, words):
+    assert Request(("a",), height=16, width=8192).latent_shape == (2, 1024)
     with pytest.raises(ValueError, match=words):
         Request(("a",), **changes)
+
+
+def test_the_seeds_of_all_images_of_a_request_must_be_seeds():
+    with pytest.raises(ValueError, match="fit into 64 bits, and so must those that follow"):
+        Request(("a", "b"), seed=2 ** 64 - 1)
+
+
+def test_noise_to_begin_with_takes_the_place_of_the_first_draw_alone():
+    """What is added later is that of the seeds in any case."""
+    model, caption = transformer(), features(2, 5)
+    request, noise = Request(("a", "b"), height=32, width=32, steps=3, seed=7), ImageNoise([7, 8], (4, 4, 4))
+    first, second = noise(), noise()
+    want = sample(model, request, caption, caption)
+    assert torch.equal(sample(model, request, caption, caption, start=first), want)
+    assert not torch.allclose(sample(model, request, caption, caption, start=second), want)
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf])

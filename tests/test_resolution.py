@@ -38,6 +38,20 @@ def test_the_nearest_class_of_a_known_size_is_its_own():
         assert all(resolution.nearest_class(*size) == side for size in sizes.values())
 
 
+def test_between_two_classes_the_ratio_of_areas_decides():
+    """Twice the area of one and half of the other lie as far from both: at 724 pixels."""
+    assert (resolution.nearest_class(720, 720), resolution.nearest_class(730, 730)) == (512, 1024)
+    for size in ((0, 512), (512, -1)):
+        with pytest.raises(ValueError, match="no area; both sides must be positive"):
+            resolution.nearest_class(*size)
+
+
+def test_sides_off_the_grid_are_rounded_up():
+    assert resolution.latent_sides(64, 65) == (8, 9) and resolution.latent_sides(1, 8) == (1, 1)
+    assert resolution.token_grid(64, 65, 2) == (4, 5) and resolution.token_grid(48, 56, 2) == (3, 4)
+    assert resolution.token_grid(64, 72, 4) == (2, 3)
+
+
 @pytest.mark.parametrize("height, width", [(0, 512), (-512, 512)])
 def test_impossible_sizes_are_refused(height, width):
     with pytest.raises(ValueError, match="positive"):
@@ -54,6 +68,15 @@ def test_labels_name_width_before_height_and_every_ratio_once():
     assert resolution.LABELS["1:1"] == 1.0
     assert resolution.LABELS["7:4 (16:9)"] == 0.57
     assert resolution.LABELS["4:7 (9:16)"] == 1.75
+
+
+def test_a_ratio_is_known_as_the_one_it_is_nearest_to():
+    named = {label.split("(")[1].rstrip(")"): ratio for label, ratio in resolution.LABELS.items() if "(" in label}
+    assert set(named) == {"21:9", "16:9", "3:2", "4:3", "3:4", "2:3", "9:16"}
+    for name, ratio in named.items():
+        width, height = map(int, name.split(":"))
+        nearest = min(abs(each - height / width) for each in resolution.RATIOS)     # 4:3 lies between two
+        assert abs(ratio - height / width) == pytest.approx(nearest), name
 
 
 def test_an_image_far_from_the_trained_sizes_is_noticed_with_the_nearest_one():

@@ -1,4 +1,5 @@
 """Decoding in parts: the same images in less memory, in the precision of the weights, and after memory ran out."""
+import copy
 import logging
 from typing import Any
 
@@ -7,11 +8,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import pixart.vae
 from benchmarks.instruments.held import Held
 from pixart.mini import SHIPPED
 from pixart.mini.prepare import image_of
-from pixart.vae import _KL, decode, encode_images, load_vae
-from pixart.vae_parts import FULL, TILES, Slices, fitting, ramp, starts, tiled
+from pixart.vae import _KL, decode, decoder, encode_images, load_vae
+from pixart.vae_parts import FULL, TILES, TINY, Slices, fitting, ramp, starts, tiled
 
 GIB = 1 << 30
 
@@ -34,6 +36,39 @@ def scenes() -> torch.Tensor:
     """An image (1, 3, 256, 384) in 0..1: six scenes of PixArt-mini side by side."""
     rows = [torch.cat([image_of(i, 3, "held-out", (128, 128)) for i in range(at, at + 3)], dim=2) for at in (0, 3)]
     return torch.cat(rows, dim=1)[None].float() / 255
+
+
+def test_latents_are_those_of_the_vae_scaled_as_the_transformer_sees_them(mini, full):
+    """A tiny autoencoder works on scaled latents already."""
+    images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        drawn, scaled = full.encode(2 * images - 1).latent_dist, mini.encode(2 * images - 1).latents
+    mean, deviation = encode_images(full, images, 0.13025, batch=2)
+    torch.testing.assert_close(mean, 0.13025 * drawn.mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(deviation, 0.13025 * drawn.std, rtol=1e-4, atol=1e-6)
+    latents, none = encode_images(mini, images, 0.13025)
+    torch.testing.assert_close(latents, scaled, rtol=1e-4, atol=1e-6)
+    assert none is None
+
+
+def test_for_training_it_decodes_the_same_with_gradients(full):
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    images = decoder(full, 0.18215)(latents)
+    torch.testing.assert_close(images, decode(full, latents.detach(), 0.18215), rtol=0, atol=1e-5)
+    images.sum().backward()
+    assert latents.grad.abs().max() > 0
+
+
+def test_memory_is_planned_by_the_kind_of_vae_and_its_precision(mini, full, monkeypatch):
+    asked: list[int] = []
+
+    def plan(height: int, width: int, bytes_per_pixel: int, free: int | None, most: int) -> Slices:
+        asked.append(bytes_per_pixel)
+        return fitting(height, width, bytes_per_pixel, free, most)
+    monkeypatch.setattr(pixart.vae, "fitting", plan)
+    for vae in (mini, full, copy.deepcopy(full).bfloat16()):
+        decode(vae, torch.zeros(1, 4, 8, 8), 1.0)
+    assert asked == [TINY, FULL, FULL // 2]
 
 
 def test_slices_equal_the_whole_to_the_last_bit_of_an_image(mini, full):

@@ -46,6 +46,11 @@ def test_canny_outlines_a_square_with_one_thin_closed_line(blur):
     assert 4 * 20 <= lines.sum() <= 4 * 26      # one pixel wide
 
 
+def test_all_at_once_gives_what_one_by_one_gives():
+    images = noise(3, 3, 30, 41)
+    assert torch.equal(canny(images, together=True), canny(images))
+
+
 def test_canny_thresholds_mean_what_is_documented():
     step = torch.zeros(1, 1, 32, 32)
     step[..., 16:] = 1
@@ -175,7 +180,7 @@ def test_the_given_images_stay_as_they_were(method):
     ({"method": "canny", "low": 0.9, "high": 0.2}, "low <= high"),
     ({"method": "canny", "low": 0.0}, "0 < low"),
     ({"method": "soft", "blur": -1.0}, "blur -1"),
-    ({"method": "soft", "blur": float("nan")}, "blur nan"),
+    ({"method": "soft", "blur": float("nan")}, "blur nan"), ({"method": "canny", "blur": 100.5}, "0 to 100 pixels"),
     ({"method": "soft", "strength": -2.0}, "strength -2"),
     ({"method": "sobel"}, "canny, soft, none, invert"),
 ))
