@@ -1,12 +1,15 @@
 """Sampling with a transformer in memory: which conditions it is given, and when control is in force."""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pixart.config import PixArtConfig
-from pixart.drawing import Guide, Request, sample
+from pixart.drawing import Control, Guide, Request, sample
 from pixart.model.attention import sdpa
+from pixart.model.controlnet import PixArtControlNet
+from pixart.model.policy import Policy
 from pixart.model.transformer import PixArtTransformer
 from pixart.sampling.lcm import lcm, lcm_timesteps
 from pixart.sampling.noise import ImageNoise
@@ -75,6 +78,21 @@ def test_the_unconditional_half_comes_first():
         return sample(model, request, text, null)
     torch.testing.assert_close(draw(0.0, caption), draw(1.0, null), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(draw(0.0, caption), draw(1.0, caption))
+
+
+def test_control_goes_on_with_its_images_where_guidance_ends():
+    class Unguided(Policy):
+        def guides(self, index: int, total: int) -> bool:
+            return False
+
+    torch.manual_seed(1)
+    network, hint = PixArtControlNet(CONFIG, 1).eval(), torch.randn(2, 4, 4, 4)
+    request = Request(("a", "b"), height=32, width=32, sampler="dpm", steps=3)
+    model, caption, control = transformer(), features(2, 5), Control(network, Guide(EDGES), hint)
+    got = sample(model, request, caption, features(1, 3, seed=1), control=control, policies=[Unguided()])
+    want = sample(model, replace(request, guidance=1.0), caption, caption, control=control)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(got, sample(model, replace(request, guidance=1.0), caption, caption), atol=1e-3)
 
 
 @pytest.mark.parametrize("start, end, timestep, in_force", [

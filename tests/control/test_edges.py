@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import max_pool2d
 
 from pixart.control import EDGE_METHODS, canny, drawing, edge_maps, soft_edges
+from pixart.control.edges import _ridges
 
 FINDERS = {"canny": canny, "soft": soft_edges}
 
@@ -74,6 +75,20 @@ def test_a_sharp_step_is_one_line():
     want[..., 11] = 1
     assert torch.equal(canny(step, blur=0), want)
     assert torch.equal(canny(step.mT, blur=0), want.mT)
+
+
+@pytest.mark.parametrize("across, down, second, kept", [
+    (1, 0, (2, 3), (2, 2)), (-1, 0, (2, 3), (2, 2)), (0, 1, (3, 2), (2, 2)), (1, 1, (3, 3), None),
+    (1, -1, (1, 3), None)])
+def test_of_two_equal_slopes_the_left_or_upper_stays_and_along_a_diagonal_neither(across, down, second, kept):
+    """The rule of OpenCV. Alone, each stays."""
+    slopes = torch.zeros(2, 1, 1, 6, 6)
+    for place in ((2, 2), second):
+        slopes[0][0, 0][place], slopes[1][0, 0][place] = across, down
+        alone = torch.zeros(2, 1, 1, 6, 6)
+        alone[0][0, 0][place], alone[1][0, 0][place] = across, down
+        assert _ridges(*alone)[0, 0].nonzero().tolist() == [list(place)]
+    assert _ridges(*slopes)[0, 0].nonzero().tolist() == ([] if kept is None else [list(kept)])
 
 
 def test_a_faint_line_needs_a_strong_part():
