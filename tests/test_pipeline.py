@@ -20,7 +20,7 @@ from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Images, Pipeline
 from pixart.sampling.preset import preset
-from pixart.text.encoded import load_embeddings, save_embeddings
+from pixart.text.encoded import Encoded, load_embeddings, save_embeddings
 from pixart.text.quantized import usual_bits
 from pixart.train.preview import encode_request
 from pixart.vae import decode, encode_images, load_vae
@@ -149,8 +149,12 @@ def test_attention_guidance_makes_a_negative_prompt_work_with_every_sampler(pipe
     prompts = ("a red circle", "on", "the blue square")
     whole, parts = (pipe(prompts, height=64, width=64, steps=2, batch=batch, nag=5.0, **left) for batch in (3, 2))
     torch.testing.assert_close(whole.pixels, parts.pixels, rtol=1e-4, atol=1e-4)
-    assert torch.equal(whole.pixels, pipe(prompts, pipe.encode(left["negative"]), height=64, width=64, steps=2,
-                                          batch=3, nag=5.0).pixels)
+    known = pipe.encode(left["negative"])
+    padded = Encoded(torch.nn.functional.pad(known.context, (0, 0, 0, 3), value=9.0),
+                     torch.nn.functional.pad(known.mask, (0, 3)), known.reports)
+    for negative in (known, padded):
+        again = pipe(prompts, negative, height=64, width=64, steps=2, batch=3, nag=5.0)
+        assert torch.equal(whole.pixels, again.pixels)
 
 
 def test_a_prompt_alone_is_a_prompt_in_a_list(pipe):
@@ -277,6 +281,14 @@ def test_loras_are_merged_once_at_their_strength(parts, lora, pipe):
     plain, none, full = (draw(Pipeline.open(*files, bits=16, loras=loras))
                          for loras in ((), ((lora, 0.0),), ((lora, 1.0),)))
     assert torch.equal(plain, none) and torch.equal(plain, draw(pipe)) and not torch.allclose(plain, full)
+
+
+def test_a_lora_at_strength_0_does_not_say_how_to_sample(parts, lora, tmp_path):
+    from pixart.checkpoint.lora import read_lora, write_lora
+    path = write_lora(tmp_path / "style.safetensors", read_lora(lora), metadata=preset("tdm").to_header())
+    methods = [Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", bits=16,
+                             loras=((path, strength),)).preset.method for strength in (0.0, 0.5)]
+    assert methods == ["teacher", "tdm"]
 
 
 def test_policies_reach_the_model_with_their_steps(pipe):
