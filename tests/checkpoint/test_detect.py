@@ -129,6 +129,15 @@ def test_transformer_folder_without_pipeline_is_guessed():
     assert choice.config == VARIANTS["sigma-512"] and choice.guessed
 
 
+@pytest.mark.parametrize("name, settings, variant", [
+    ("my 512.safetensors", {}, "alpha-512"), ("my 1024.safetensors", {}, "sigma-1024"),
+    ("mine.safetensors", {"sample_size": 32}, "alpha-256"),
+    ("mine.safetensors", {"sample_size": 32, "interpolation_scale": 0.5}, "sigma-256")])
+def test_where_nothing_says_the_family_the_size_is_what_is_guessed_by(name, settings, variant):
+    choice = detect(full(variant, diffusers=True), name, settings=settings)
+    assert choice.config == VARIANTS[variant] and choice.guessed
+
+
 def test_lcm_in_diffusers_layout_is_alpha_1024_without_guessing():
     choice = detect(full("alpha-1024", diffusers=True), "PixArt-LCM-XL-2-1024-MS.safetensors")
     assert choice.config == VARIANTS["alpha-1024"] and not choice.guessed
@@ -137,6 +146,8 @@ def test_lcm_in_diffusers_layout_is_alpha_1024_without_guessing():
 def test_900m_has_42_blocks_and_is_taken_for_sigma_1024():
     choice = detect(full("sigma-1024", diffusers=True, depth=42), "model.safetensors")
     assert choice.config == replace(VARIANTS["sigma-1024"], depth=42)
+    named = detect(full("sigma-512", diffusers=True, depth=42), "my 512.safetensors")
+    assert named.config == replace(VARIANTS["sigma-512"], depth=42)
 
 
 def test_alpha_512_is_not_taken_for_sigma():

@@ -89,17 +89,21 @@ def test_lower_strength_starts_further_down(rule):
         assert times[0] == 499 and len(times) == steps and times == sorted(set(times), reverse=True)
 
 
-@pytest.mark.parametrize("steps, strength, rule", [(0, 1, "official"), (-1, 1, "official"), (51, 1, "diffusers"),
-                                                   (4, 0, "official"), (4, 1.5, "official"), (4, 0.05, "official"),
-                                                   (4, 1, "euler")])
-def test_impossible_lcm_requests_are_refused(steps, strength, rule):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize("steps, strength, rule, words", [
+    (0, 1, "official", "0 LCM steps asked for; between 1 and 50 are possible$"), (-1, 1, "official", "-1 LCM steps"),
+    (51, 1, "diffusers", "51 LCM steps"), (4, 0, "official", "strength is 0;"),
+    (4, 1.5, "official", "strength is 1.5;"), (4, 1, "euler", "rule 'euler'; use official"),
+    (4, 0.05, "official", "between 1 and 2 are possible at strength 0.05$")])
+def test_impossible_lcm_requests_are_refused(steps, strength, rule, words):
+    with pytest.raises(ValueError, match=words):
         lcm_timesteps(steps, rule, strength)
 
 
-@pytest.mark.parametrize("steps, rule", [(0, "official"), (1000, "diffusers"), (20, "karras")])
-def test_impossible_dpm_requests_are_refused(steps, rule):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize("steps, rule, words", [
+    (0, "official", "0 steps asked for; between 1 and 999"), (1000, "diffusers", "1000 steps asked for; between"),
+    (20, "karras", "rule 'karras'; use official or diffusers")])
+def test_impossible_dpm_requests_are_refused(steps, rule, words):
+    with pytest.raises(ValueError, match=words):
         nodes(steps, rule)
 
 

@@ -156,6 +156,10 @@ def test_a_fingerprint_tells_weights_by_size_and_ends_wherever_they_lie(tmp_path
         found.append(weights_fingerprint(tmp_path / str(number) / "m.safetensors"))
         assert weights_fingerprint(tmp_path / str(number)) == found[-1].replace("m.safetensors", str(number))
     assert found[0] == found[1] and len(set(found)) == 4 and weights_fingerprint(None) is None
+    for length in (200_000, 200_001):           # the same ends
+        (tmp_path / "m.bin").write_bytes(bytes(length))
+        found.append(weights_fingerprint(tmp_path / "m.bin"))
+    assert found[-1] != found[-2]
 
 
 # --- what is said in words -------------------------------------------------------------------------------------------
