@@ -61,6 +61,7 @@ class Server:
             except urllib.error.HTTPError as error:
                 if error.code not in AWAY:
                     raise Refused(refusal(graph, error)) from error
+                self._pause(until, error)
             except ClientError:
                 raise
             except (OSError, ValueError) as error:

@@ -101,6 +101,54 @@ def test_a_server_that_sends_a_workflow_on_is_one_message(answers, monkeypatch):
         Server(answers).queue({}, "1", "2")
 
 
+class Gateway(BaseHTTPRequestHandler):
+    """A proxy before an idle server: it says 503 to so many requests of a kind, `away`."""
+
+    def do_GET(self) -> None:
+        self.answer({"queue_running": [], "queue_pending": []} if self.path == "/queue" else {})
+
+    def do_POST(self) -> None:
+        self.answer({"prompt_id": "its own"})
+
+    def answer(self, body: dict) -> None:
+        self.server.asked.append(self.command)
+        data = json.dumps(body).encode()
+        self.send_response(503 if self.server.asked.count(self.command) <= self.server.away[self.command] else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def gateway():
+    http = HTTPServer(("127.0.0.1", 0), Gateway)
+    http.asked, http.away, http.address = [], {"GET": 0, "POST": 0}, f"127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    yield http
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def test_a_proxy_whose_server_restarts_is_asked_again(gateway):
+    gateway.away = {"GET": 1, "POST": 1}
+    assert Server(gateway.address).get("/queue") == {"queue_running": [], "queue_pending": []}
+    assert Server(gateway.address).queue({}, "mine", "2") == "its own" and gateway.asked.count("POST") == 2
+
+
+def test_a_proxy_that_takes_no_workflow_is_asked_with_pauses_and_not_for_ever(gateway):
+    """Where it answered other questions it was asked without a pause, and without end."""
+    gateway.away = {"GET": 0, "POST": 1_000_000}
+    threading.Timer(5, lambda: gateway.away.update(POST=0)).start()
+    with pytest.raises(Unreachable, match="Service Unavailable"):
+        Server(gateway.address, patience=0.6).queue({}, "mine", "2")
+    assert gateway.asked.count("POST") <= 3
+
+
 def test_a_lost_websocket_changes_nothing(server, tmp_path):
     server.cut_at, server.pause, heard = 2, 0.05, []
     outcomes = list(draw_workflows(Server(server.address), [read_workflow(MINI)] * 2, tmp_path,
