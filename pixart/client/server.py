@@ -80,10 +80,9 @@ class Server:
         entries = [*listed["queue_running"], *listed["queue_pending"]]
         return next((entry[1] for entry in entries if len(entry) > 3 and entry[3].get(TAG) == prompt_id), None)
 
-    def queued(self, prompt_ids: Sequence[str], kind: str = "") -> list[str]:
-        """Those of the ids that wait or run; kind: only those that are "running" or "pending"."""
-        listed = self.get("/queue")
-        there = {entry[1] for group, entries in listed.items() if group.endswith(kind) for entry in entries}
+    def queued(self, prompt_ids: Sequence[str]) -> list[str]:
+        """Those of the ids that wait or run."""
+        there = {entry[1] for entries in self.get("/queue").values() for entry in entries}
         return [prompt_id for prompt_id in prompt_ids if prompt_id in there]
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
