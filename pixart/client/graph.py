@@ -15,6 +15,7 @@ SEEDS = ("seed", "noise_seed")
 PROMPTS = {"prompt": ("positive", "conditioning"), "negative": ("negative",)}
 PASSED_ON = ("positive", "negative", "conditioning", "conditioning_1", "conditioning_to")
 MOST_SEEDS = 100_000
+SEED_DIGITS = 20                        # of a number below 2^64; Python refuses to read thousands
 FRACTION = re.compile(r"[+-]?\d*\.\d+")
 
 
@@ -194,8 +195,8 @@ def seeds_of(text: str) -> list[int]:
     seeds: dict[int, None] = {}
     for part in text.split(","):
         first, dots, last = part.strip().partition("..")
-        if not first.isdecimal() or (dots and not last.isdecimal()):
-            raise ClientError(f"{text!r} are no seeds; write 7, 1..8, or 1,5,9")
+        if not first.isdecimal() or (dots and not last.isdecimal()) or max(len(first), len(last)) > SEED_DIGITS:
+            raise ClientError(f"{text[:60]!r} are no seeds; write 7, 1..8, or 1,5,9, numbers below 2^64")
         numbers = range(int(first), int(last if dots else first) + 1)
         if not numbers or numbers[-1] >= 2 ** 64 or len(numbers) + len(seeds) > MOST_SEEDS:
             raise ClientError(f"{text!r} are no seeds; expected rising numbers below 2^64, at most {MOST_SEEDS}")

@@ -355,7 +355,8 @@ def test_other_files_are_refused_with_advice(tmp_path):
 
 def test_seeds():
     assert seeds_of("1..3,9, 2") == [1, 2, 3, 9]
-    for text in ("", "3..1", "a", "1..", "-1", "1.5", "18446744073709551616", "0..200000"):
+    for text in ("", "3..1", "a", "1..", "-1", "1.5", "18446744073709551616", "0..200000", "9" * 5000,
+                 "1.." + "9" * 5000):
         with pytest.raises(ClientError, match="are no seeds"):
             seeds_of(text)
 
