@@ -1,5 +1,6 @@
 """A batch gives each image once and the same files, however often it is killed."""
 import errno
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -12,6 +13,7 @@ import tarfile
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from batch import cheap
 from safetensors.torch import save_file
 
 from pixart.__main__ import main
-from pixart.batch.draw import DrawSettings
+from pixart.batch.draw import DrawnTask, DrawSettings, draw_group
 from pixart.batch.run import run_batch
 from pixart.batch.tasks import Task, groups_of, tasks_of
 from pixart.batch.workers import here, on_ray, processes
@@ -50,6 +52,59 @@ def test_lines_without_seeds_follow_each_other_and_are_drawn_together():
                                                                       ("000004-9", 9, 64), ("000005-8", 8, 8)]
     assert [len(group) for group in groups_of(found, 4)] == [2, 1, 1]
     assert [len(group) for group in groups_of(tasks(2), 2)] == [2, 1, 2, 1]
+
+
+def test_no_image_is_listed_twice_and_none_is_drawn_with_the_negative_prompt_of_another():
+    assert [task.seed for task in tasks(1, (1, 2, 1))] == [1, 2]
+    lines = [PromptLine(1, "a"), PromptLine(2, "b"), PromptLine(3, "c", "dog"), PromptLine(4, "d", "dog")]
+    assert [len(group) for group in groups_of(tasks_of(lines, None, 0, 64, 32), 4)] == [2, 2]
+
+
+class Drawer:
+    """A pipeline in place of the real one: a prompt `bad` cannot be encoded, `file` finds a wrong file."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def encode(self, prompts: list[str], *_: object) -> SimpleNamespace:
+        self.asked.append(prompts)
+        if "bad" in prompts:
+            raise ValueError("no sentence")
+        if "file" in prompts:
+            raise CheckpointError("t5", "a LoRA", "a T5", "Choose another.")
+        return SimpleNamespace(prompts=prompts)
+
+    def __call__(self, given: SimpleNamespace, *_: object, **named: object) -> SimpleNamespace:
+        count = len(given.prompts)
+        return SimpleNamespace(pixels=torch.zeros(count, 3, 8, 8), reports=[SimpleNamespace(notices=["cut"])] * count)
+
+
+def test_a_prompt_that_cannot_be_drawn_leaves_those_beside_it_and_a_wrong_file_leaves_none(monkeypatch):
+    pipe = Drawer()
+    monkeypatch.setattr("pixart.batch.draw.opened", lambda settings, device: pipe)
+    drawn = draw_group(SETTINGS, None, tasks_of([PromptLine(line, text) for line, text in enumerate(
+        ("a", "bad", "c"), 1)], None, 0, 8, 8))
+    assert pipe.asked == [["a", "bad", "c"], ["a"], ["bad"], ["c"]]
+    assert [(one.png is None, one.problem, one.notice) for one in drawn] == [
+        (False, "", "cut"), (True, "no sentence", ""), (False, "", "cut")]
+    with pytest.raises(CheckpointError):
+        draw_group(SETTINGS, None, tasks_of([PromptLine(1, "file"), PromptLine(2, "b")], None, 0, 8, 8))
+    assert pipe.asked[4:] == [["file", "b"]]
+
+
+def test_what_is_missing_of_a_group_is_drawn_beside_the_same_others(tmp_path):
+    """The last bits of an image may depend on how many are drawn at once."""
+    todo, asked = tasks(1, (1, 2, 3, 4)), []
+
+    def noted(settings: DrawSettings, device: str | None, group: list[Task]) -> list[DrawnTask]:
+        asked.append([task.seed for task in group])
+        return cheap.draw(settings, device, group)
+    run(tmp_path, todo)
+    (tmp_path / "000001-3.png").unlink()
+    assert run(tmp_path, todo, draw=noted).drawn == 1 and asked == [[3, 4]]
+    for line in (tmp_path / "results.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["sha256"] == hashlib.sha256((tmp_path / row["file"]).read_bytes()).hexdigest()
 
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir"}
