@@ -1,9 +1,11 @@
 """Downloads from a server on this machine that behaves like the hub: resumed, verified, never over another file."""
+import errno
 import hashlib
 import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,6 +112,35 @@ def test_another_file_of_the_name_stays(hub, tmp_path):
     with pytest.raises(FileExistsError, match="another file"):
         fetch(FILE, tmp_path / "a.pth", hub.url)
     assert (tmp_path / "a.pth").read_bytes() == b"mine"
+    (tmp_path / "a.pth").write_bytes(DATA[:-1] + b"!")          # of the same size
+    with pytest.raises(FileExistsError, match="another file"):
+        fetch(FILE, tmp_path / "a.pth", hub.url)
+
+
+def test_many_cuts_are_no_failure_as_long_as_each_brings_something(hub, tmp_path):
+    hub.cuts = [500_000] * (module.DOWNLOAD_TRIES + 2)
+    assert fetch(FILE, tmp_path / "a.pth", hub.url) and (tmp_path / "a.pth").read_bytes() == DATA
+
+
+def test_what_was_begun_of_a_longer_file_is_dropped(hub, tmp_path):
+    (tmp_path / ".a.pth.part").write_bytes(DATA + b"more")
+    assert fetch(FILE, tmp_path / "a.pth", hub.url) and hub.asked == [None]
+
+
+def test_a_full_disk_is_said_before_and_while_it_happens(hub, tmp_path, monkeypatch):
+    (tmp_path / ".a.pth.part").write_bytes(DATA[:1_000_000])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "append", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            fetch(FILE, tmp_path / "a.pth", hub.url)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4_000_000))
+    with pytest.raises(OSError, match="4 MB are needed and 4 MB are free; make room"):
+        fetch(FILE, tmp_path / "a.pth", hub.url)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=len(DATA) - 1_000_000))
+    assert fetch(FILE, tmp_path / "a.pth", hub.url) and hub.asked == ["bytes=1000000-"]
 
 
 def test_no_hub_is_one_message(tmp_path):
@@ -144,6 +175,7 @@ def test_the_table_is_complete():
     assert len(BY_NAME) == len(FILES) == len({(file.folder, file.saved_as) for file in FILES})
     assert all(file.folder in ("diffusion_models", "controlnet", "loras", "text_encoders", "vae") for file in FILES)
     assert len(file_table().splitlines()) == len(FILES) + 1
+    assert FILE.url("https://mirror/") == "https://mirror/lllyasviel/Annotators/resolve/main/ControlNetHED.pth"
 
 
 def test_small_files_have_their_hash_in_the_table():
