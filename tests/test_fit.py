@@ -50,6 +50,8 @@ def test_the_best_precision_that_fits_is_taken(gib, bits, device):
 
 def test_sides_off_the_grid_count_as_they_are_drawn():
     """They are rounded up inside; here they were rounded down."""
+    one = pass_bytes(CONFIG, 1024, 1024, 1)
+    assert one / GIB == pytest.approx(0.12, abs=0.005) and pass_bytes(CONFIG, 1024, 1024, 6) == 6 * one
     assert pass_bytes(CONFIG, 1001, 1001, 2) == pass_bytes(CONFIG, 1008, 1008, 2) > pass_bytes(CONFIG, 992, 992, 2)
 
 

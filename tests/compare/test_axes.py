@@ -37,6 +37,7 @@ def test_rows_and_columns_of_a_grid():
 def test_no_rows_are_one_row():
     cells = cell_grid(CELL, read_axis("cfg", "1, 2"), read_axis("none", "x"))
     assert [[cell.cfg for cell in row] for row in cells] == [[1, 2]]
+    assert cell_grid(CELL, read_axis("none", ""), read_axis("none", "")) == [[CELL]]
 
 
 def test_one_setting_twice_and_too_many_images_are_refused():

@@ -41,6 +41,8 @@ def test_a_large_sheet_is_made_smaller():
     drawn = [[torch.zeros(3, 1024, 1024).expand(3, 1024, 1024)] * 16] * 2
     sheet = labelled_sheet(drawn, ["x"] * 16, ["a", "b"])
     assert WIDEST_SHEET * 0.9 < sheet.width <= WIDEST_SHEET * 1.02
+    high = labelled_sheet(list(zip(*drawn)), ["a", "b"], [""] * 16)
+    assert WIDEST_SHEET * 0.9 < high.height <= WIDEST_SHEET * 1.02
 
 
 def test_lines_keep_to_their_room():
