@@ -120,6 +120,8 @@ def test_long_prompts_are_cut_with_a_notice_or_read_in_segments(folder, caplog):
         cut = reward(seen, ["abcdefghijklmnop. qrstuvwxyz"])
     assert "reads 20 tokens, a prompt has" in caplog.text
     assert torch.equal(cut, reward(seen, ["abcdefghijklmnop. qrother"]))
+    ids = reward._ids("abcdefghijklmnop. qrstuvwxyz")          # it is read at its end, which must not be cut off
+    assert len(ids) == 20 and ids[-1] == reward.tokenizer.eos_token_id
     split = ClipReward.open("clip", folder, segments=True)
     want = (split.texts(["abcdefghijklmnop."]) + split.texts(["qrstuvwxyz"])) / 2
     assert torch.allclose(split.texts(["abcdefghijklmnop. qrstuvwxyz"]), want, atol=1e-6)

@@ -119,6 +119,24 @@ def test_reads_what_is_published_and_a_batch_is_its_rows(tmp_path):
     assert seen.grad.abs().sum() > 0
 
 
+@torch.no_grad()
+def test_scores_are_counted_in_deviations_from_the_published_mean(tmp_path):
+    network, _ = write(tmp_path)
+    for parameter in network.mlp[-1].parameters():
+        parameter.zero_()
+    found = network(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long))
+    assert found.item() == pytest.approx(-0.16717362830052426 / 1.0333394966054072)
+
+
+def test_a_long_prompt_keeps_its_beginning_and_its_end_token(tmp_path, caplog):
+    write(tmp_path)
+    reward = ImageReward.open(tmp_path)
+    short, long = (reward.tokenizer.encode(text).ids for text in ("a", " ".join("a" * 60)))
+    ids, mask = reward._tokens(["a", " ".join("a" * 60)])
+    assert ids[1].tolist() == [*long[:34], short[-1]] and mask.sum(1).tolist() == [len(short), 35]
+    assert ids[0].tolist() == short + [0] * (35 - len(short)) and "reads 35 tokens, a prompt has 62" in caplog.text
+
+
 def test_what_is_missing_or_of_another_kind_is_named(tmp_path):
     write(tmp_path)
     (tmp_path / "vocab.txt").rename(tmp_path / "other.txt")

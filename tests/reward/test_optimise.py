@@ -8,6 +8,7 @@ from torch import nn
 
 from pixart.reward.optimise import NoiseRecipe, clipped, optimise_noise, radial
 from pixart.reward.protocol import WeightedSum
+from pixart.reward.record import history_summary
 from pixart.reward.search import forwards_of, fresh_noise, near, search_noise
 
 SHAPE = (4, 4, 4)
@@ -108,16 +109,25 @@ def test_a_batch_is_its_rows():
 
 
 class Moody(Nearness):
-    """Not a number at the given calls, for the first image."""
+    """Not a number (or another value) at the given calls, for the first image."""
 
-    def __init__(self, calls):
+    def __init__(self, calls, value=math.nan):
         super().__init__()
-        self.calls, self.count = calls, 0
+        self.calls, self.value, self.count = calls, value, 0
 
     def forward(self, images, prompts):
         self.count += 1
         good = super().forward(images, prompts)
-        return torch.cat([good[:1] * float("nan"), good[1:]]) if self.count in self.calls else good
+        return torch.cat([good[:1] * 0 + self.value, good[1:]]) if self.count in self.calls else good
+
+
+class Steep(Moody):
+    """The usual reward, whose gradient is not a number at the given calls."""
+
+    def forward(self, images, prompts):
+        self.count += 1
+        good = Nearness.forward(self, images, prompts)
+        return good + (images - images.detach()).abs().sum((1, 2, 3)).sqrt() if self.count in self.calls else good
 
 
 def test_an_iteration_that_is_not_finite_is_dropped_and_said(caplog):
@@ -133,6 +143,31 @@ def test_an_iteration_that_is_not_finite_is_dropped_and_said(caplog):
         run(noise(), NoiseRecipe(iterations=3), Moody({1, 2, 3}))
     with pytest.raises(FloatingPointError, match="never had a reward"):
         run(noise(2), NoiseRecipe(iterations=2), Moody({1, 2}))
+
+
+@pytest.mark.parametrize("reward", [Moody({3}, math.inf), Steep({3})], ids=["reward", "gradient"])
+def test_neither_an_endless_reward_nor_a_broken_gradient_is_followed(reward):
+    found = run(noise(), NoiseRecipe(iterations=6, rate=1.0), reward)
+    assert [each.dropped for each in found.history] == [[number == 3] for number in range(1, 7)]
+    assert all(math.isfinite(each.norm[0]) for each in found.history) and torch.isfinite(found.total).all()
+
+
+def test_where_nothing_was_learnt_it_goes_half_the_way_back_and_loses_its_momentum():
+    def shown(recipe, start, reward):
+        seen = []
+        run(start, recipe, reward, image=lambda given: (seen.append(given.detach().clone()), draw(given))[1])
+        return seen
+    _, second, third, fourth, fifth, sixth = shown(NoiseRecipe(iterations=6, rate=1.0), noise(), Moody({3, 4}))
+    assert torch.equal(fourth, (third + second) / 2) and torch.equal(fifth, (fourth + second) / 2)
+    assert torch.equal(sixth, shown(NoiseRecipe(iterations=2, rate=1.0), fifth, Nearness())[1])
+
+
+def test_the_summary_names_the_best_iteration_and_passes_over_what_is_no_number():
+    history = run(noise(2), NoiseRecipe(iterations=5, rate=1.0), Moody({1})).history
+    totals = [each.total[0] for each in history]
+    best = max(totals[1:])
+    assert history_summary(history) == (f"reward nan -> {best:.4g} at iteration {totals.index(best) + 1} of 5; "
+                                        "1 dropped, not finite")
 
 
 def test_stopped_it_returns_the_best_so_far():

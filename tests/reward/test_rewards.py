@@ -124,3 +124,4 @@ def test_the_published_sum_is_the_default_weight():
     weights = {name: kind.weight for name, kind in REWARDS.items()}
     assert weights == {"judge": 1.0, "clip": 0.01, "pickscore": 0.05, "hpsv2": 5.0, "imagereward": 1.0}
     assert open_rewards([RewardChoice("judge")]).weights == {"judge": 1.0}
+    assert open_rewards([RewardChoice("judge", 2.5)]).weights == {"judge": 2.5}
