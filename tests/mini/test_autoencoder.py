@@ -1,4 +1,5 @@
 """The autoencoder's file computes the same function in every reader of TAESD files."""
+import math
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ from pixart.mini.autoencoder import (
     save_autoencoder,
     train_autoencoder,
     train_decoder,
+    training_images,
 )
 from pixart.mini.catalogue import SceneWish, build_catalogue
+from pixart.mini.images import BUCKETS
 from pixart.mini.judge import fresh_batch, load_judge
 from pixart.mini.measure.accuracy import Answers, most_likely
-from pixart.mini.scenery import Scenery
+from pixart.mini.resume import ResumableTraining
+from pixart.mini.scenery import DrawnBatch, Scenery
 from pixart.mini.text_encoder import build_tokenizer
 
 SMALL = AutoencoderConfig((4, 6, 8, 8), (0, 1, 2, 3), (1, 1, 2, 3))
@@ -79,6 +83,79 @@ def test_a_foreign_taesd_file_is_refused(tmp_path: Path) -> None:
         load_autoencoder(tmp_path / "other.safetensors")
 
 
+class Given(torch.nn.Module):
+    """Latents and decoded images that are known beforehand."""
+
+    def __init__(self, latents: torch.Tensor, decoded: torch.Tensor) -> None:
+        super().__init__()
+        self.latents, self.decoded = latents, decoded
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return self.latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(latents, self.latents)           # without noise
+        return self.decoded
+
+
+def test_the_loss_is_the_error_and_what_keeps_latents_of_unit_variance() -> None:
+    draws = torch.Generator().manual_seed(0)
+    images, decoded = torch.rand(2, 2, 3, 12, 10, generator=draws, dtype=torch.float64)
+    latents = 2 * torch.randn(2, 4, 3, 5, generator=draws, dtype=torch.float64) - 0.5
+    error = decoded - images
+    steps = (error[:, :, 1:] - error[:, :, :-1]).abs().mean() + (error[..., 1:] - error[..., :-1]).abs().mean()
+    wanted = error.abs().mean() + 2 * (error ** 2).mean() + 0.5 * steps
+    channels = [latents[:, channel].flatten() for channel in range(4)]
+    wanted += 0.02 * sum(each.mean() ** 2 + (each.std() - 1) ** 2 for each in channels) / 4
+    beyond = (latents.abs() - 3).clamp(min=0)
+    assert (beyond[latents < 0] > 0).any()
+    found = autoencoder_loss(Given(latents, decoded), images, noise=0.0)      # type: ignore[arg-type]
+    torch.testing.assert_close(found, wanted + 0.1 * (beyond ** 2).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_sees_crops_and_from_three_fifths_on_whole_images() -> None:
+    scenery = Scenery(build_catalogue(SceneWish(0), 50, build_tokenizer().get_vocab()))
+    assert training_images(scenery, 0, 6, 10, 8).shape == (8, 3, 64, 64)
+    whole = training_images(scenery, 0, 7, 10, 8)
+    assert len(whole) == 2 and tuple(whole.shape[-2:]) in BUCKETS
+    assert torch.equal(training_images(scenery, 0, 7, 10, 8), whole)
+    assert whole.shape != (again := training_images(scenery, 1, 7, 10, 8)).shape or not torch.equal(whole, again)
+
+
+def test_the_rate_rises_and_falls_to_a_hundredth() -> None:
+    weight = torch.nn.Linear(1, 1)
+    progress, rates = ResumableTraining("x", weight, 0.5, 30, None), []
+    for _ in progress:
+        progress.advance(weight(torch.ones(1, 1)).sum())
+        rates.append(progress.optimiser.param_groups[0]["lr"] / 0.5)
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0]) and rates[17] == pytest.approx(0.505)
+    assert rates[29] == pytest.approx(0.01 + 0.99 * (1 - math.cos(math.pi / 26)) / 2)
+
+
+class Stop(Exception):
+    """Raised where a training is to be stopped."""
+
+
+class BreaksAt10(Scenery):
+    """Ends a training after nine steps."""
+
+    drawn = 0
+
+    def draw(self, generator: torch.Generator, count: int) -> DrawnBatch:
+        self.drawn += 1
+        if self.drawn == 10:
+            raise Stop
+        return super().draw(generator, count)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States are written every four steps."""
+    monkeypatch.setattr(ResumableTraining, "every", 4)
+    monkeypatch.setattr(ResumableTraining, "saving", 0.0)
+
+
+@pytest.mark.usefixtures("often")
 def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -> None:
     def loss(model: MiniAutoencoder) -> float:
         torch.manual_seed(0)
@@ -90,6 +167,9 @@ def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -
     before = loss(MiniAutoencoder(SMALL))
     straight = train_autoencoder(tmp_path / "a.safetensors", **settings)
     assert loss(straight) < before
+    with pytest.raises(Stop):
+        train_autoencoder(tmp_path / "b.safetensors", state=tmp_path / "state.pt",
+                          **{**settings, "scenery": BreaksAt10(scenery.ordinary)})
     stop_and_go = train_autoencoder(tmp_path / "b.safetensors", state=tmp_path / "state.pt", **settings)
     finished = train_autoencoder(tmp_path / "c.safetensors", state=tmp_path / "state.pt", **settings)
     for name, value in straight.state_dict().items():
@@ -97,6 +177,7 @@ def test_training_lowers_the_loss_and_going_on_changes_nothing(tmp_path: Path) -
         assert torch.equal(finished.state_dict()[name], value), name
 
 
+@pytest.mark.usefixtures("often")
 def test_a_decoder_trains_further_on_the_same_latents(model: MiniAutoencoder, tmp_path: Path) -> None:
     save_autoencoder(model, tmp_path / "source.safetensors")
     before = load_autoencoder(tmp_path / "source.safetensors")
@@ -109,6 +190,9 @@ def test_a_decoder_trains_further_on_the_same_latents(model: MiniAutoencoder, tm
         assert torch.equal(latents, before.encode(images))
         errors = [(each.decode(latents) - images).square().mean() for each in (after, before)]
     assert errors[0] < errors[1]
+    with pytest.raises(Stop):
+        train_decoder(tmp_path / "source.safetensors", tmp_path / "b.safetensors", state=tmp_path / "state.pt",
+                      **{**settings, "scenery": BreaksAt10(scenery.ordinary)})
     stop_and_go = train_decoder(tmp_path / "source.safetensors", tmp_path / "b.safetensors",
                                 state=tmp_path / "state.pt", **settings)
     again = train_decoder(tmp_path / "source.safetensors", tmp_path / "c.safetensors", state=tmp_path / "state.pt",

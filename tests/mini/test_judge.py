@@ -10,6 +10,7 @@ from pixart.mini.catalogue import SceneWish, build_catalogue
 from pixart.mini.judge import (
     DESIGNS,
     Judge,
+    _loss,
     fresh_batch,
     load_judge,
     measure_judge,
@@ -19,7 +20,7 @@ from pixart.mini.judge import (
     worsen,
 )
 from pixart.mini.scenery import Scenery
-from pixart.mini.scenes import ATTRIBUTES
+from pixart.mini.scenes import ATTRIBUTES, split_of
 from pixart.mini.text_encoder import build_tokenizer
 
 
@@ -58,6 +59,26 @@ def test_worse_images_stay_in_range_and_shape() -> None:
         changed = worsen(images, random.Random(seed))
         assert changed.shape == images.shape
         assert changed.min() >= 0 and changed.max() <= 1 and not torch.equal(changed, images)
+
+
+def test_a_quarter_is_held_out_and_every_third_batch_crowded() -> None:
+    batches = [fresh_batch(step, 8, "mix")[0] for step in range(3)]
+    assert [[split_of(scene) for scene in scenes] for scenes in batches] == [["held-out", *["train"] * 3] * 2] * 3
+    assert [{scene.crowded for scene in scenes} for scenes in batches] == [{False}, {False}, {True}]
+
+
+def test_the_loss_is_the_mean_over_what_is_stated_however_much_an_image_states() -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits = tuple(torch.randn(3, len(answers), generator=draws, dtype=torch.float64) for answers in
+                   ATTRIBUTES.values())
+    wanted = torch.full((3, len(ATTRIBUTES)), -100)
+    stated = [(0, 0, 1), (0, 2, 3), (1, 0, 0), (2, 5, 1), (2, 6, 0)]         # image, attribute, answer
+    losses = []
+    for image, attribute, answer in stated:
+        wanted[image, attribute] = answer
+        likely = logits[attribute][image].log_softmax(0)
+        losses.append(-(0.99 * likely[answer] + 0.01 * likely.mean()))
+    assert _loss(logits, wanted).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 def test_maps_shrink_to_a_sixteenth(judge: Judge) -> None:

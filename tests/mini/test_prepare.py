@@ -50,6 +50,7 @@ def test_shapes_types_and_sizes_are_those_the_trainer_reads(prepared: Path, size
     assert data["latents"].shape == (count, 4, height // 8, width // 8) and data["latents"].dtype == torch.float16
     assert data["features"].shape == (count, CAPTION_TOKENS, WIDTH) and data["features"].dtype == torch.float16
     assert data["mask"].shape == (count, CAPTION_TOKENS) and data["mask"].dtype == torch.uint8
+    assert not data["features"][data["mask"] == 0].any() and (data["mask"] == 0).any()
     assert torch.equal(data["size"], torch.tensor([[height, width]] * count, dtype=torch.float32))
     assert torch.allclose(data["aspect"], torch.tensor(height / width))
 

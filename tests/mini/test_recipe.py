@@ -133,7 +133,10 @@ def test_the_speed_is_that_of_the_threads_it_will_train_with() -> None:
     class NoData:
         def batch(self, generator: torch.Generator, size: int) -> Batch:
             return Batch(*(torch.zeros(size, 1) for _ in range(5)))
-    assert seconds_a_step(torch.nn.Linear(1, 1), objective, NoData(), replace(SHORT, threads=3)) > 0
+    model = torch.nn.Linear(1, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert seconds_a_step(model, objective, NoData(), replace(SHORT, threads=3)) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())     # a copy was moved
     assert set(seen) == {3} and torch.get_num_threads() != 3
 
 
