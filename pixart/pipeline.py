@@ -26,7 +26,7 @@ from .model.cpu_dtype import fitting_dtype
 from .model.nag import NAG
 from .model.policy import Policy
 from .model.transformer import PixArtTransformer
-from .pipeline_files import AnyPath, PipelineFiles, require_files
+from .pipeline_files import AnyPath, PipelineFiles, parts_in, require_files
 from .progress import Progress
 from .resolution import size_notice
 from .sampling.preset import Preset, found_in
@@ -88,7 +88,8 @@ class Pipeline:
         """Check all files. Their weights are read on first use.
 
         model: transformer, a file or folder; without it the included PixArt-mini with all its parts.
-        vae, t5: files or folders; they must be those the model was trained with.
+        vae, t5: files or folders; they must be those the model was trained with. By default those in the folder, if
+            model is that of a diffusers pipeline.
         device: by default the best available.
         dtype: of the transformer; by default bfloat16 on a GPU, on a CPU whichever is faster.
         variant: a key of VARIANTS, if the weights do not determine it.
@@ -103,6 +104,7 @@ class Pipeline:
         """
         if any(isinstance(given, (str, Path)) for given in loras):
             raise ValueError("loras are files with their strengths; write [(file, 1.0)] for one as it was trained")
+        vae, t5 = parts_in(model, vae, t5)
         require_files(model, vae, t5, [("controlnet", controlnet), *(("loras", path) for path, _ in loras)])
         place = checked_device(device)
         files = PipelineFiles.open(model, vae, controlnet, loras, variant, compile)

@@ -52,12 +52,22 @@ class PipelineFiles:
         return with_loras(self.checkpoint.load(dtype, device), self.loras)
 
 
+def parts_in(model: AnyPath | None, vae: AnyPath | None, t5: AnyPath | None) -> tuple[AnyPath | None, AnyPath | None]:
+    """VAE and T5: those that are named, else those of the diffusers pipeline in whose folder the model lies."""
+    if model is None or not Path(model, "transformer").expanduser().is_dir():
+        return vae, t5
+    beside = [Path(model).expanduser() / name for name in ("vae", "text_encoder")]
+    found = [place if given is None and place.is_dir() else given for given, place in zip((vae, t5), beside)]
+    return found[0], found[1]
+
+
 def require_files(model: AnyPath | None, vae: AnyPath | None, t5: AnyPath | None,
                   others: Sequence[tuple[str, AnyPath | None]]) -> None:
     """Refuse parts that are missing, before anything is opened."""
     for name, given in (("vae", vae), ("t5", t5)):
         if model is not None and given is None:
-            raise ValueError(f"model needs {name} too: that of PixArt-mini only fits PixArt-mini")
+            raise ValueError(f"model needs {name} too: that of PixArt-mini only fits PixArt-mini. Only the folder of a "
+                             "whole diffusers pipeline brings its own")
     for name, given in (("model", model), ("vae", vae), ("t5", t5), *others):
         if given is not None and not Path(given).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder for {name} at this place: {given}")

@@ -39,12 +39,13 @@ _KL = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "lat
 
 
 def load_vae(path: str | Path, device: torch.device | str = "cpu") -> Any:
-    """A diffusers folder, a single file of a Stable Diffusion or SDXL VAE, or a TAESD file (taesd_encoder.*, ...).
+    """A diffusers folder, that of a whole pipeline too, a single file of a Stable Diffusion or SDXL VAE, or of TAESD
+    (taesd_encoder.*, ...).
 
     Raises FileNotFoundError, CheckpointError (a ValueError) for a file that holds no VAE or numbers that are not
     finite, ImportError where diffusers is missing.
     """
-    path = Path(path).expanduser()
+    path = vae_place(path)
     kind = require_vae(path)
     check_vae_config(path)
     check_values(path)
@@ -76,7 +77,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def require_vae(path: str | Path) -> str:
     """Which kind of VAE lies at a path: "folder", "full" or "tiny". Reads names only; raises as `load_vae` does."""
-    path = Path(path).expanduser()
+    path = vae_place(path)
     if not path.exists():
         raise FileNotFoundError(f"no VAE at {path}")
     if find_spec("diffusers") is None:
@@ -91,6 +92,12 @@ def require_vae(path: str | Path) -> str:
         raise CheckpointError(path, f"it holds no VAE that this program knows ({len(keys)} tensors, such as "
                               f"{min(keys)[:60]})", VAE_EXPECTED)
     return "full"
+
+
+def vae_place(path: str | Path) -> Path:
+    """Where the VAE itself is: the folder `vae` where that of a whole diffusers pipeline is named."""
+    path = Path(path).expanduser()
+    return path / "vae" if (path / "vae").is_dir() else path
 
 
 def check_vae_config(path: Path) -> None:

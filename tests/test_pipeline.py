@@ -1,5 +1,6 @@
 """The standalone pipeline and its command line, end to end on tiny random weights of every part."""
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from pixart import __main__ as command_line
 from pixart.checkpoint import load, read_config, save_checkpoint
+from pixart.checkpoint.save_diffusers import save_diffusers
 from pixart.commands.generate import read_guide
 from pixart.config import VARIANTS, PixArtConfig
 from pixart.drawing import Guide, Request, sample
@@ -23,7 +25,7 @@ from pixart.sampling.preset import preset
 from pixart.text.encoded import Encoded, load_embeddings, save_embeddings
 from pixart.text.quantized import usual_bits
 from pixart.train.preview import encode_request
-from pixart.vae import decode, encode_images, load_vae
+from pixart.vae import decode, encode_images, load_tiny, load_vae
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
 WORDS = ("a", "red", "blue", "circle", "square", "on", "the", "left")
@@ -434,6 +436,29 @@ def test_command_line_draws_files(parts, tmp_path, monkeypatch, capsys):
                "--bits", 16, "--dtype", "fp32", "--out", tmp_path / "x.png")
     assert code == 0 and "4 of 20 tokens" in capsys.readouterr().out
     assert Image.open(tmp_path / "x.png").size == Image.open(tmp_path / "x-1.png").size == (64, 48)
+
+
+def test_the_folder_of_a_diffusers_pipeline_brings_vae_and_t5(parts, tmp_path, monkeypatch, capsys):
+    """As it is downloaded: the tokenizer in a folder beside the text encoder."""
+    pipeline = tmp_path / "PixArt-XL-2"
+    save_diffusers(pipeline / "transformer", load(parts / "model.safetensors"))
+    shutil.copytree(parts / "t5", pipeline / "text_encoder")
+    (pipeline / "tokenizer").mkdir()
+    (pipeline / "text_encoder" / "tokenizer.json").rename(pipeline / "tokenizer" / "tokenizer.json")
+    load_tiny(parts / "vae.safetensors").save_pretrained(pipeline / "vae")
+    rest = ("--size", "32x32", "--steps", 1, "--bits", 16, "--dtype", "fp32")
+    named = ("--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors", "--t5", parts / "t5")
+    everywhere = ("--model", pipeline, "--vae", pipeline, "--t5", pipeline)
+    images = []
+    for number, models in enumerate((named, ("--model", pipeline), everywhere)):
+        place = tmp_path / f"{number}.png"
+        assert run(monkeypatch, "generate", "a red circle", *models, *rest, "--out", place) == 0, capsys.readouterr()
+        images.append(place.read_bytes())
+    assert images[0] == images[1] == images[2]
+    shutil.rmtree(pipeline / "vae")
+    assert run(monkeypatch, "generate", "a red circle", "--model", pipeline, *rest, "--out", tmp_path / "x.png") == 1
+    assert "--model needs --vae" in capsys.readouterr().err
+    assert Pipeline.open(pipeline, parts / "vae.safetensors", bits=16).t5.path == pipeline / "text_encoder"
 
 
 def test_loras_change_the_image_by_their_strength_and_never_the_file(parts, lora, tmp_path, monkeypatch):

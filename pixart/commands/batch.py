@@ -82,11 +82,13 @@ def run(args: argparse.Namespace) -> None:
 
 def draw_settings(args: argparse.Namespace) -> "DrawSettings":
     from ..batch.draw import DrawSettings
+    from ..pipeline_files import parts_in
 
     check_mode(args.long, args.inner_ends)
     require_lora(args)
-    places = {name: str(path.expanduser().absolute()) if path else None
-              for name, path in (("model", args.model), ("vae", args.vae), ("t5", args.t5))}
+    vae, t5 = parts_in(args.model, args.vae, args.t5)
+    places = {name: str(Path(path).expanduser().absolute()) if path else None
+              for name, path in (("model", args.model), ("vae", vae), ("t5", t5))}
     loras = tuple((str(path.expanduser().absolute()), args.lora_strength) for path in args.lora)
     return DrawSettings(**places, variant=args.variant, loras=loras, dtype=args.dtype, bits=args.bits,
                         sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule,

@@ -55,7 +55,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def add_files(command: argparse.ArgumentParser, embeddings: bool = True) -> None:
     """embeddings: whether a prompt that was encoded before can be drawn."""
     files = command.add_argument_group("files")
-    files.add_argument("--model", type=Path, help="transformer, a file or folder (default: PixArt-mini)")
+    files.add_argument("--model", type=Path, help="transformer, a file or folder; that of a diffusers "
+                                                     "pipeline brings VAE and T5 (default: PixArt-mini)")
     files.add_argument("--vae", type=Path,
                        help=f"VAE, a .safetensors file or diffusers folder (default: {MINI_DEFAULT})")
     text = files.add_mutually_exclusive_group()
@@ -243,10 +244,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def require_parts(args: argparse.Namespace) -> None:
-    """ValueError where a model was named without what belongs to it."""
+    """Take from a diffusers pipeline's folder what is not named. ValueError for a model without what belongs to it."""
+    from ..pipeline_files import parts_in
+
+    args.vae, t5 = parts_in(args.model, args.vae, args.t5)
+    args.t5 = t5 if args.embeddings is None else None
     for name, given in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
         if args.model and not given:
-            raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
+            raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini. Only the folder of a "
+                             "whole diffusers pipeline brings its own")
 
 
 def require_lora(args: argparse.Namespace) -> None:
