@@ -438,6 +438,27 @@ def test_command_line_draws_files(parts, tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "x.png").size == Image.open(tmp_path / "x-1.png").size == (64, 48)
 
 
+def test_the_command_samples_a_base_model_as_one_and_a_student_as_it_was_trained(parts, tmp_path, monkeypatch, capsys):
+    """Sigma and alpha were drawn in 4 LCM steps without guidance, which is a blur, and nothing was said."""
+    rest = ("--vae", parts / "vae.safetensors", "--t5", parts / "t5", "--bits", 16, "--size", "32x32",
+            "--dtype", "fp32")
+    images = {}
+    for name, given in (("PixArt-Sigma-XL-2-1024-MS", ()), ("PixArt-LCM-XL-2-1024-MS", ()),
+                        ("PixArt-Alpha-DMD-XL-2-512x512", ()), ("dpm", ("dpm", 4.5)), ("lcm", ("lcm", None))):
+        model = shutil.copy(parts / "model.safetensors", tmp_path / f"{name}.safetensors")
+        chosen = () if not given else ("--sampler", given[0]) + (() if given[1] is None else ("--guidance", given[1]))
+        place = tmp_path / f"{name}.png"
+        assert run(monkeypatch, "generate", "a red circle", "--model", model, *rest, *chosen, "--out", place) == 0
+        images[name] = place.read_bytes()
+    assert images["PixArt-Sigma-XL-2-1024-MS"] == images["dpm"] != images["lcm"] == images["PixArt-LCM-XL-2-1024-MS"]
+    assert images["PixArt-Alpha-DMD-XL-2-512x512"] not in (images["dpm"], images["lcm"])
+    capsys.readouterr()
+    (tmp_path / "list.csv").write_text("prompt,negative\na red circle,blue\n")
+    sigma = tmp_path / "PixArt-Sigma-XL-2-1024-MS.safetensors"
+    assert run(monkeypatch, "batch", tmp_path / "list.csv", "--model", sigma, *rest, "--out", tmp_path / "batch") == 0
+    assert "1 images in" in capsys.readouterr().out
+
+
 def test_the_folder_of_a_diffusers_pipeline_brings_vae_and_t5(parts, tmp_path, monkeypatch, capsys):
     """As it is downloaded: the tokenizer in a folder beside the text encoder."""
     pipeline = tmp_path / "PixArt-XL-2"
@@ -476,7 +497,7 @@ def test_loras_change_the_image_by_their_strength_and_never_the_file(parts, lora
 def test_saved_embeddings_give_the_same_image(parts, tmp_path, monkeypatch):
     """A machine too small for T5 draws what another one encoded."""
     base = ("generate", "a red circle", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
-            "--size", "32x32", "--steps", 1, "--dtype", "fp32")
+            "--size", "32x32", "--sampler", "lcm", "--steps", 1, "--dtype", "fp32")
     assert run(monkeypatch, "encode", "a red circle", "--t5", parts / "t5", "--bits", 16, "--clean", "--max-tokens", 20,
                "--out", tmp_path / "p.safetensors") == 0
     assert run(monkeypatch, *base, "--embeddings", tmp_path / "p.safetensors", "--out", tmp_path / "a.png") == 0

@@ -3,6 +3,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..resolution import LEAST_SIDE, MOST_SIDE
+from ..sampling.samplers import SAMPLERS
 from ..text.fitting import AUTO
 from ..text.long import MODES
 from ..text.quantized import T5_PRECISIONS, Bits
@@ -53,6 +54,17 @@ def embeddings_of(args: argparse.Namespace) -> "Encoded":
         raise ValueError(f"--embeddings holds another prompt, {told[:60]!r}; leave the prompt out, or encode this one: "
                          f"{args.embeddings}")
     return saved
+
+
+def refuse_guidance(args: argparse.Namespace, sampler: str) -> None:
+    """ValueError for options of guidance beside a sampler that works without."""
+    if SAMPLERS[sampler].guided:
+        return
+    without = f"has no effect with --sampler {sampler}, which works without guidance"
+    if args.guidance not in (None, 1):
+        raise ValueError(f"--guidance {without}")
+    if args.negative and args.nag == 1:
+        raise ValueError(f"--negative {without}; with --nag 5 it has")
 
 
 def refuse_silent_negative(args: argparse.Namespace) -> None:

@@ -31,10 +31,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
                        help="seed of the first prompt; the others count up (default: 0)")
     add_files(command, embeddings=False)
     drawing = command.add_argument_group("drawing")
-    drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="lcm", help="(default: lcm)")
+    drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="auto",
+                         help="auto: what the checkpoint was made for, by its file or its name, dpm where neither "
+                              "says anything (default: auto)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
                          help="(default: the sampler's usual number)")
-    drawing.add_argument("--guidance", type=finite_number, metavar="W", help="scale of guided samplers (default: 4.5)")
+    drawing.add_argument("--guidance", type=finite_number, metavar="W",
+                         help="scale of guided samplers (default: that of the checkpoint, else 4.5)")
     drawing.add_argument("--nag", type=finite_number, default=1.0, metavar="S", help="scale of normalized attention "
                          "guidance, so that negative prompts work with any sampler; 5 is usual (default: 1, off)")
     drawing.add_argument("--rule", help="rule for the timesteps (default: official)")

@@ -16,6 +16,7 @@ from .arguments import (
     add_long,
     add_prompt,
     embeddings_of,
+    refuse_guidance,
     refuse_silent_negative,
     require_prompt,
     size,
@@ -83,14 +84,14 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     guided = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.guided)
     rules = dict.fromkeys(rule for sampler in SAMPLERS.values() for rule in sampler.rules)
     drawing = command.add_argument_group("drawing")
-    drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="lcm",
-                         help="auto: what the checkpoint was made for, by its file or its name; "
-                              f"{names} (default: lcm)")
+    drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="auto",
+                         help="auto: what the checkpoint was made for, by its file or its name, dpm where neither "
+                              f"says anything; {names} (default: auto)")
     drawing.add_argument("--steps", type=positive_whole, metavar="N",
                          help=f"sampling steps (default: {steps})")
     drawing.add_argument("--guidance", type=finite_number, metavar="W",
                          help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
-                              "(default: 4.5, of PixArt-mini with --sampler auto 2.5)")
+                              "(default: 4.5; with --sampler auto that of the checkpoint, 2.5 for PixArt-mini)")
     drawing.add_argument("--negative", default="", metavar="TEXT",
                          help=f"what to avoid, with --sampler {guided}; with others it needs --nag")
     drawing.add_argument("--nag", type=finite_number, default=1.0, metavar="S",
@@ -223,6 +224,7 @@ def run(args: argparse.Namespace) -> None:
     guide, noise = read_guide(args, pipe.config, width, height), noise_of_one(args)
     choice = cache_choice(args)
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
+    refuse_guidance(args, wanted.sampler)
     guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
     prompt = saved_prompt(args, guided) or pipe.encode(args.prompt, None, args.long, args.inner_ends)
     job = SamplingJob.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
@@ -280,12 +282,8 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     require_parts(args)
     if args.control and args.model and not args.controlnet:
         raise ValueError("--control with --model needs --controlnet: that of PixArt-mini only fits PixArt-mini")
-    if args.sampler != "auto" and not SAMPLERS[args.sampler].guided:
-        without = f"has no effect with --sampler {args.sampler}, which works without guidance"
-        if args.guidance not in (None, 1):
-            raise ValueError(f"--guidance {without}")
-        if args.negative and args.nag == 1:
-            raise ValueError(f"--negative {without}; with --nag 5 it has")
+    if args.sampler != "auto":
+        refuse_guidance(args, args.sampler)
     refuse_silent_negative(args)
     check_mode(args.long, args.inner_ends)
     if args.embeddings and args.long != "truncate":
@@ -301,9 +299,10 @@ def saved_prompt(args: argparse.Namespace, guided: bool) -> "Encoded | None":
     """The features that --embeddings names. guided: whether a negative prompt is needed beside them."""
     if args.embeddings is None:
         return None
+    found = embeddings_of(args)
     if guided:
         raise ValueError("--embeddings holds no negative prompt; use --sampler lcm, tdm or dmd, or --guidance 1")
-    return embeddings_of(args)
+    return found
 
 
 def noise_of_one(args: argparse.Namespace) -> "torch.Tensor | None":

@@ -19,7 +19,6 @@ WITHOUT_EFFECT: dict[str, object] = {
     "control": None, "controlnet": None, "cache": None, "budget": None, "ecad": None, "feedback": None, "lora": [],
     "rule": None, "noise": None, "input_bits": None, "pooled_blocks": None, "compile": False, "variant": "auto",
     "nag": 1.0}
-OPEN_SAMPLERS = ("lcm", "auto")     # what --sampler is when it is not given, and what leaves it open
 
 
 def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
@@ -69,7 +68,7 @@ def check_pt_dit_options(args: argparse.Namespace) -> None:
     given = [name for name, unset in WITHOUT_EFFECT.items() if getattr(args, name) != unset]
     if given:
         raise ValueError(f"--{given[0].replace('_', '-')} has no effect on a PT-DiT; leave it out")
-    if args.sampler not in OPEN_SAMPLERS:
+    if args.sampler != "auto":
         raise ValueError(f"--sampler {args.sampler} is for PixArt; a PT-DiT has a sampler of its own, leave it out")
     for name, there in (("--vae", args.vae), ("a T5: --t5 or --embeddings", args.t5 or args.embeddings)):
         if not there:
