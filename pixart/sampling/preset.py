@@ -18,9 +18,11 @@ PRESET_KEY = "pixart_sampling"    # of the header entry
 NOT_SAID = "neither its file nor its name says otherwise"
 PRESET_METHODS = ("teacher", "lcm", "lcm-lora", "tdm", "dmd")
 FLASH = "flash"               # what Flash Diffusion calls its LoRA for PixArt-alpha, sampled as an LCM by diffusers
+# The published base models under their own names, which no model that was changed since has.
+_BASE = r"(^|--)pixart-(sigma-)?xl-2-(sam-)?(256x256|512x512|512-ms|1024-ms|2k-ms)([-_.](fp16|bf16|fp8))?(\.\w+)?$"
 _NAMES = ((r"(?<![a-z])flash(?![a-z])", FLASH), (r"(?<![a-z])dmd(?![a-z])", "dmd"), (r"(?<![a-z])tdm(?![a-z])", "tdm"),
           (r"lcm[-_ ]?lora|lora[-_ ]?lcm", "lcm-lora"), (r"(?<![a-z])lcm(?![a-z])", "lcm"),
-          (r"pixart[-_ ]?delta", "lcm"), (r"(?<![a-z])teacher(?![a-z])", "teacher"))
+          (r"pixart[-_ ]?delta", "lcm"), (r"(?<![a-z])teacher(?![a-z])", "teacher"), (_BASE, "teacher"))
 # Names that say nothing: those that diffusers and peft give every file, and folders inside a published repository.
 _ANY_FILE = re.compile(r"(diffusion_pytorch_model|pytorch_model|model|adapter_model|pytorch_lora_weights)([.-].*)?")
 _ANY_FOLDER = re.compile(r"transformer(_\w+)?|unet|snapshots|[0-9a-f]{40}|checkpoint-\d+")

@@ -29,7 +29,10 @@ def test_files_that_say_nothing():
 @pytest.mark.parametrize("name, method", [
     ("PixArt-LCM-XL-2-1024-MS.safetensors", "lcm"), ("PixArt-Alpha-DMD-XL-2-512x512", "dmd"), ("pixart_tdm", "tdm"),
     ("pixart-delta-1024.pth", "lcm"), ("lcm-lora.safetensors", "lcm-lora"), ("pytorch_lora_lcm", "lcm-lora"),
-    ("teacher.safetensors", "teacher"), ("PixArt-Sigma-XL-2-1024-MS.pth", None), ("calcmap.pth", None)])
+    ("teacher.safetensors", "teacher"), ("calcmap.pth", None),
+    ("PixArt-Sigma-XL-2-1024-MS.pth", "teacher"), ("PixArt-Sigma-XL-2-2K-MS_fp16.safetensors", "teacher"),
+    ("PixArt-XL-2-512x512.pth", "teacher"), ("PixArt-XL-2-SAM-256x256.pth", "teacher"),
+    ("PixArt-Sigma-XL-2-1024-MS-turbo.safetensors", None), ("PixArt-XL-2-1024-ControlNet.pth", None)])
 def test_names(name, method):
     found = by_name(name)
     assert (found and found.method) == method
@@ -43,6 +46,8 @@ CACHE = "hub/models--PixArt-alpha--PixArt-LCM-XL-2-1024-MS/snapshots/" + "012345
     ("loras/PixArt-LCM-LoRA-XL-2-1024-MS/adapter_model.safetensors", "lcm-lora"),
     ("PixArt-Alpha-DMD-XL-2-512x512/transformer", "dmd"), ("PixArt-Alpha-DMD-XL-2-512x512", "dmd"),
     (f"{CACHE}/transformer/diffusion_pytorch_model.fp16.safetensors", "lcm"),
+    (f"{CACHE.replace('LCM-', '')}/transformer/diffusion_pytorch_model.safetensors", "teacher"),
+    ("PixArt-Sigma-XL-2-1024-MS/my-few-step-model.safetensors", None),
     ("tdm-run/checkpoint-500/pytorch_lora_weights.safetensors", "tdm"),
     ("ComfyUI-PixArt-Delta/loras/style.safetensors", None), ("lcm/style.safetensors", None),
     ("ComfyUI-PixArt-Delta/alpha/transformer/diffusion_pytorch_model.safetensors", None),
@@ -74,6 +79,10 @@ def test_only_another_sampler_than_the_files_is_a_mismatch():
     assert said.mismatch("tdm") is None
     assert said.mismatch("lcm").startswith("made for the sampler tdm (tdm, 4 steps), but sampled with lcm")
     assert found_in([(FILE, {})]).mismatch("lcm") is None
+    base = found_in([(Path("PixArt-Sigma-XL-2-1024-MS.pth"), {})])      # a blur in 4 steps without guidance
+    assert "made for the sampler dpm (teacher, 20 steps), but sampled with lcm" in base.mismatch("lcm")
+    with_lora = [(Path("PixArt-XL-2-1024-MS.pth"), {}), (Path("my-lcm-lora.safetensors"), {})]
+    assert found_in(with_lora).mismatch("lcm") is None
 
 
 @pytest.mark.parametrize("written, message", [
