@@ -13,6 +13,7 @@ from ...pixart.control.hed import HED_FILE
 BUNDLED = Path(__file__).resolve().parents[2] / "pixart" / "mini" / "weights"
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 TEXT_FOLDERS = ("text_encoders",)
+FORMER_TEXT_FOLDER = "t5"               # where ComfyUI_ExtraModels asked for T5
 HED_FOLDERS = ("controlnet", "annotators")
 LORA_FOLDERS = ("loras",)
 REWARD_FOLDERS = ("rewards",)
@@ -62,7 +63,7 @@ def model_files() -> list[str]:
 
 def text_encoders() -> list[str]:
     """Names of text encoder files, and of folders with a Hugging Face text encoder, which have a config.json."""
-    return _listed(TEXT_FOLDERS, with_folders=True)
+    return _listed(_text_folders(), with_folders=True)
 
 
 def control_files() -> list[str]:
@@ -101,7 +102,20 @@ def control_path(name: str) -> Path:
 
 def text_encoder_path(name: str) -> Path:
     """File or folder. Raises FileNotFoundError naming file and folders."""
-    return _resolve(name, TEXT_FOLDERS)
+    return _resolve(name, _text_folders())
+
+
+def _text_folders() -> tuple[str, ...]:
+    """The host's folder, and models/t5 where there is one or extra_model_paths.yaml names it: T5 has 10 GB, which
+    nobody should have to move because another extension wanted it there."""
+    if not hosted():
+        return TEXT_FOLDERS
+    import folder_paths
+    place = Path(folder_paths.models_dir) / FORMER_TEXT_FOLDER
+    if place.is_dir():
+        folder_paths.add_model_folder_path(FORMER_TEXT_FOLDER, str(place))
+    known = FORMER_TEXT_FOLDER in folder_paths.folder_names_and_paths
+    return (*TEXT_FOLDERS, FORMER_TEXT_FOLDER) if known else TEXT_FOLDERS
 
 
 def schedule_files() -> list[str]:

@@ -62,6 +62,23 @@ def test_bundled_models_are_listed_beside_the_others():
     assert len(folder_paths.get_folder_paths("vae")) == len(set(folder_paths.get_folder_paths("vae")))
 
 
+def test_t5_is_found_where_comfyui_extramodels_kept_it():
+    """Workflows saved with that extension name files of models/t5, and its users have their T5 there."""
+    loader, place = node("PixArtT5Loader"), MODELS / "t5"
+    assert "former-t5" not in loader.INPUT_TYPES()["required"]["file"][0]
+    assert "t5" not in folder_paths.folder_names_and_paths      # no folder of that kind on the page of other users
+    shutil.copytree(MODELS / "text_encoders" / "tiny-t5", place / "former-t5")
+    try:
+        assert {"former-t5", "former-t5/model.safetensors"} <= set(loader.INPUT_TYPES()["required"]["file"][0])
+        assert loader.VALIDATE_INPUTS("former-t5\\model.safetensors") is True
+        loader().load("former-t5/model.safetensors", "16", "cpu")
+        assert "text_encoders or t5" in loader.VALIDATE_INPUTS("gone.safetensors")
+    finally:
+        shutil.rmtree(place)
+        del folder_paths.folder_names_and_paths["t5"]
+        folder_paths.filename_list_cache.pop("t5", None)
+
+
 def test_a_replaced_file_is_loaded_anew():
     loader, path = node("PixArtLoader"), MODELS / "diffusion_models" / "replaced.safetensors"
     shutil.copy(MODELS / "diffusion_models" / "alpha-512.safetensors", path)
