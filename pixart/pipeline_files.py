@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint import OpenCheckpoint, open_checkpoint
-from .checkpoint.control import open_control
+from .checkpoint.control import require_fitting_control
 from .checkpoint.lora.read import lora_header
 from .checkpoint.merged import with_loras
 from .mini import SHIPPED
@@ -34,12 +34,12 @@ class PipelineFiles:
         require_vae(vae or SHIPPED.vae)
         for path, _ in loras:
             lora_header(path)
+        checkpoint = open_checkpoint(model or SHIPPED.student, variant)
         if controlnet is not None:
-            open_control(controlnet)
+            require_fitting_control(controlnet, checkpoint.config)
         if model is None and controlnet is None:
             controlnet = SHIPPED.control
-        return cls(open_checkpoint(model or SHIPPED.student, variant), vae or SHIPPED.vae, controlnet, tuple(loras),
-                   compile)
+        return cls(checkpoint, vae or SHIPPED.vae, controlnet, tuple(loras), compile)
 
     def preset(self, guidance: float) -> Preset:
         """How the checkpoint with its LoRAs should be sampled; guidance: the scale if they do not say."""

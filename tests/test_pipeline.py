@@ -26,6 +26,7 @@ from pixart.text.encoded import Encoded, load_embeddings, save_embeddings
 from pixart.text.quantized import usual_bits
 from pixart.train.preview import encode_request
 from pixart.vae import decode, encode_images, load_tiny, load_vae
+from pixart.weights import CheckpointError
 
 CONFIG = PixArtConfig(depth=2, hidden=48, heads=4, caption_width=64, caption_tokens=20, base_size=4, position_scale=1.0)
 WORDS = ("a", "red", "blue", "circle", "square", "on", "the", "left")
@@ -554,6 +555,18 @@ def test_opening_refuses_a_wrong_file_of_any_part(parts, part, tmp_path):
              part: [(wrong, 1.0)] if part == "loras" else wrong}
     with pytest.raises(ValueError, match=r"other\.safetensors"):
         Pipeline.open(**given)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"latent_space": "sdxl", "micro_conditioning": False}, "for PixArt-alpha or delta .*, beside a model of PixArt-S"),
+    ({"hidden": 96}, "48 wide with 4 heads, beside a model 96 wide with 4"),
+])
+def test_the_controlnet_of_another_model_is_refused_before_anything_is_read(parts, control, changes, words, tmp_path):
+    """That of alpha has the shapes of Sigma, with which it drew nonsense; other widths were found out after T5."""
+    config = replace(CONFIG, **changes)
+    model = save_checkpoint(tmp_path / "other.safetensors", random_(PixArtTransformer(config)), config)
+    with pytest.raises(CheckpointError, match=f"{words}.*control.safetensors"):
+        Pipeline.open(model, parts / "vae.safetensors", parts / "t5", "cpu", bits=16, controlnet=control)
 
 
 def test_loras_without_strengths_are_refused_with_what_to_write():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...pixart.checkpoint.control import read_control
+from ...pixart.checkpoint.control import CONTROL_FAMILIES, read_control
 from ...pixart.config import PixArtConfig
 from ...pixart.model.controlnet import PixArtControlNet
 from .conditioning import mask_of
@@ -174,9 +174,9 @@ def check_fits(control: PixArtControlNet, base: HostTransformer, latent_space: s
     nothing = torch.empty(0)                # hint and latent are checked in every pass
     control.check(base, nothing, nothing)
     if latent_space not in (None, base.config.latent_space):
-        names = {"sd": "PixArt-alpha or delta (SD latents)", "sdxl": "PixArt-Sigma (SDXL latents)"}
-        raise ValueError(f"this ControlNet was made for {names[latent_space]}, the MODEL is "
-                         f"{names[base.config.latent_space]}. Load the ControlNet that was made for this model.")
+        raise ValueError(f"this ControlNet was made for {CONTROL_FAMILIES[latent_space]}, the MODEL is "
+                         f"{CONTROL_FAMILIES[base.config.latent_space]}. Load the ControlNet that was made for this "
+                         "model.")
 
 
 def to_rgb(images: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ CONTROL_FORMAT = "pixart-controlnet"
 OURS = re.compile(r"controlnet\.(\d{1,9})\.(copied_block\.(.+)|after_proj\..+|before_proj\..+)")
 THEIRS = re.compile(r"controlnet_blocks\.(\d{1,9})\.(transformer_block\.(.+)|after_proj\..+|before_proj\..+)")
 CONTROL_MARK = re.compile(r"(.*?)(controlnet|controlnet_blocks)\.0\.before_proj\.weight")
+CONTROL_FAMILIES = {"sd": "PixArt-alpha or delta (SD latents)", "sdxl": "PixArt-Sigma (SDXL latents)"}
 CONTROL_SAMPLE = "controlnet.0.copied_block.attn.proj.weight"
 
 
@@ -82,6 +83,25 @@ def _read(path: str | os.PathLike, dtype_for: Callable[[Weights, Plan], torch.dt
     description = describe_control(config, blocks, knows_base, dtype_name(weights.tensors[plan[CONTROL_SAMPLE][0]]),
                                    layout)
     return ControlCheckpoint(config, blocks, state_dict, knows_base, description, weights.path)
+
+
+def require_fitting_control(path: str | os.PathLike, base: PixArtConfig) -> None:
+    """CheckpointError for a ControlNet of a model of another width or family than `base`, by names and shapes alone.
+
+    Also what `read_control` raises for a file that is none. Reads no weights.
+    """
+    weights, layout, plan = open_control(path)
+    shapes = reference_shapes(plan, weights.tensors, weights.path)
+    own, knows_base = _configure(weights, layout, shapes, count_control_blocks(shapes, weights.path))
+    if (own.hidden, own.heads) != (base.hidden, base.heads):
+        found = (f"a ControlNet {own.hidden} wide with {own.heads} heads, beside a model {base.hidden} wide with "
+                 f"{base.heads}")
+    elif knows_base and own.latent_space != base.latent_space:
+        found = (f"a ControlNet for {CONTROL_FAMILIES[own.latent_space]}, beside a model of "
+                 f"{CONTROL_FAMILIES[base.latent_space]}")
+    else:
+        return
+    raise CheckpointError(weights.path, found, "the ControlNet that was made for this model")
 
 
 def load_control(path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
