@@ -162,9 +162,20 @@ class Follower {
 
 const follower = new Follower();
 
+/** A step of the page's own undo, of which its "Run (On Change)" hears: by itself the page looks for changes when a
+ * mouse button is let go, and a click comes after that. */
+function step(act) {
+    app.canvas.emitBeforeChange();
+    try {
+        act();
+    } finally {
+        app.canvas.emitAfterChange();
+    }
+}
+
 function button(label, tooltip, act) {
     const made = document.createElement("button");
-    Object.assign(made, { textContent: label, title: tooltip, type: "button", onclick: act });
+    Object.assign(made, { textContent: label, title: tooltip, type: "button", onclick: () => step(act) });
     made.style.cssText = "padding:2px 8px;border:1px solid #666;border-radius:4px;background:#333;color:#ddd;cursor:pointer";
     return made;
 }

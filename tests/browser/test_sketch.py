@@ -37,6 +37,14 @@ LEFT = """() => {
 IDLE = "async () => { const now = await (await fetch('/queue')).json(); " \
        "return now.queue_running.length + now.queue_pending.length === 0; }"
 CANVAS = ".pixart-sketch canvas"
+COUNT_CHANGES = """() => {
+    window.pixartChanges = 0;
+    if (window.pixartChangesCounted) return;
+    window.pixartChangesCounted = true;
+    window.comfyAPI.api.api.addEventListener("graphChanged", () => { window.pixartChanges += 1; });
+}"""
+CHANGES = "() => window.pixartChanges"
+REDRAWN = f"async ink => (await ({PIXELS})())[2] === ink"
 
 
 def stroke(screen, points: list[tuple[float, float]]) -> None:
@@ -187,10 +195,26 @@ def test_a_drawing_of_any_length_is_shown_again(canvas):
 
 def test_run_on_change_hears_of_a_stroke(canvas):
     press(canvas, "Live")
-    canvas.page.evaluate("() => { window.changes = 0; "
-                         "window.comfyAPI.api.api.addEventListener('graphChanged', () => { window.changes += 1; }); }")
+    canvas.page.evaluate(COUNT_CHANGES)
     stroke(canvas, [(0.1, 0.1), (0.9, 0.1)])
-    until(canvas.page, "() => window.changes > 0", 10)
+    until(canvas.page, f"() => ({CHANGES})() > 0", 10)
+
+
+def test_clear_is_a_step_of_the_pages_undo_and_run_on_change_hears_of_it(canvas):
+    """Ctrl+Z after Clear took the stroke before it back as well, and Ctrl+Y could not bring the empty canvas again."""
+    press(canvas, "Live")
+    stroke(canvas, [(0.1, 0.1), (0.9, 0.1)])
+    ink = canvas.page.evaluate(PIXELS)[2]
+    canvas.page.evaluate(COUNT_CHANGES)
+    press(canvas, "Clear")
+    assert canvas.page.evaluate(CHANGES) == 1
+    press(canvas, "Undo")
+    assert canvas.page.evaluate(CHANGES) == 2
+    press(canvas, "Clear")
+    for keys, there in (("Control+z", ink), ("Control+y", 0)):
+        canvas.page.evaluate("() => document.activeElement?.blur()")
+        canvas.page.keyboard.press(keys)
+        until(canvas.page, REDRAWN, 10, there)
 
 
 def test_an_address_in_place_of_a_drawing_is_never_asked(canvas):
