@@ -14,6 +14,10 @@ from types import ModuleType, SimpleNamespace
 ROOT = Path(__file__).resolve().parents[1]
 LOCALES, DOCS = ROOT / "locales", ROOT / "web" / "docs"
 LANGUAGES = ("en", "zh")
+# What the host's module of model folders says when there is no file in any of them.
+NO_FILES = SimpleNamespace(
+    get_filename_list=lambda category: [], get_folder_paths=lambda category: [], models_dir="models",
+    folder_names_and_paths={}, get_input_directory=lambda: "input", add_model_folder_path=lambda category, path: None)
 
 
 def inputs(node: type) -> dict[str, tuple]:
@@ -48,9 +52,7 @@ def as_file(data: dict) -> str:
 
 def without_host() -> ModuleType:
     """This checkout imported as the host imports it; the lists of model files are empty."""
-    sys.modules["folder_paths"] = SimpleNamespace(      # type: ignore[assignment]
-        get_filename_list=lambda category: [], get_folder_paths=lambda category: [], models_dir="models",
-        get_input_directory=lambda: "input", add_model_folder_path=lambda category, path: None)
+    sys.modules["folder_paths"] = NO_FILES              # type: ignore[assignment]
     spec = importlib.util.spec_from_file_location("pixart_extension", ROOT / "__init__.py",
                                                   submodule_search_locations=[str(ROOT)])
     assert spec and spec.loader

@@ -1,10 +1,9 @@
 """Texts of every node in English and Chinese: complete, current, and such as ComfyUI's page can read."""
 import re
 import sys
-from types import SimpleNamespace
 
 import pytest
-from node_texts import DOCS, LANGUAGES, LOCALES, all_english, as_file, inputs, read
+from node_texts import DOCS, LANGUAGES, LOCALES, NO_FILES, all_english, as_file, inputs, read
 from node_wiring import drawings
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -16,10 +15,7 @@ WRITE = "run python tests/node_texts.py"
 @pytest.fixture
 def named(extension, monkeypatch):
     """The extension, with inputs readable without a host."""
-    empty = SimpleNamespace(get_filename_list=lambda category: [], get_folder_paths=lambda category: [],
-                            models_dir="models", get_input_directory=lambda: "input",
-                            add_model_folder_path=lambda category, path: None)
-    monkeypatch.setitem(sys.modules, "folder_paths", empty)
+    monkeypatch.setitem(sys.modules, "folder_paths", NO_FILES)
     return extension
 
 

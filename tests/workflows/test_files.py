@@ -3,9 +3,9 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from node_texts import NO_FILES
 from PIL import Image, ImageColor
 from workflows.cards import CARDS, COLOURS, SIDE
 from workflows.model_entries import OF_FILE, with_entries
@@ -58,10 +58,7 @@ def as_api(page: dict, order: dict[str, list[str]]) -> dict:
 @pytest.fixture
 def declared(extension, monkeypatch):
     """Node id -> class with its inputs readable; the lists of model files are empty without a host."""
-    empty = SimpleNamespace(get_filename_list=lambda category: [], get_folder_paths=lambda category: [],
-                            models_dir="models", get_input_directory=lambda: "input",
-                            add_model_folder_path=lambda category, path: None)
-    monkeypatch.setitem(sys.modules, "folder_paths", empty)
+    monkeypatch.setitem(sys.modules, "folder_paths", NO_FILES)
     return extension.NODE_CLASS_MAPPINGS
 
 
