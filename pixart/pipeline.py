@@ -196,7 +196,7 @@ class Pipeline:
 
     def __call__(self, prompts: str | Sequence[str] | Encoded, negative: str | Encoded = "", *,
                  steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
-                 sampler: str = "lcm", guidance: float | None = None, rule: str | None = None,
+                 sampler: str = "auto", guidance: float | None = None, rule: str | None = None,
                  guide: Guide | None = None, policies: Sequence[Policy] = (), batch: int = 4,
                  progress: Progress | None = None, noise: Tensor | None = None, nag: float = 1.0) -> Images:
         """Generate an image for each prompt. Image i uses the seed seed + i and does not depend on the others.
@@ -205,7 +205,7 @@ class Pipeline:
         negative: what to avoid, for guided samplers, for all others with nag.
         steps: by default the usual number of the sampler.
         width, height: in pixels; by default the training resolution.
-        sampler: a key of SAMPLERS, or "auto": as the checkpoint's file or name says (`preset`).
+        sampler: a key of SAMPLERS, or "auto": as the checkpoint's file or name says (`preset`), else dpm.
         guidance: scale of guided samplers, 1 for none; by default 4.5 or, with "auto", the preset's.
         rule: rule for the sampler's timesteps.
         guide: an edge map to follow.
