@@ -112,6 +112,11 @@ def test_what_is_not_a_matrix_of_a_block_stays_in_16_bits(plain, packed):
         name.replace(".weight", ".comfy_quant") for name in originals.keys() - rest}
 
 
+def test_a_packed_file_is_opened_in_the_type_of_what_is_not_packed(packed, caplog):
+    found = {parameter.dtype for name, parameter in load(packed("nvfp4")).named_parameters() if "table" not in name}
+    assert found == {torch.float16} and "mixes" not in caplog.text
+
+
 def test_files_in_16_bits_keep_their_type(plain, tmp_path):
     half = save_checkpoint(tmp_path / "half.safetensors", load(plain, dtype=torch.bfloat16))
     convert(half, "int8_tensorwise", tmp_path / "out.safetensors")
@@ -287,6 +292,7 @@ def test_packed_layers_keep_their_numbers_in_another_data_type(target, packed):
     want = layer.unpacked()
     for change in (torch.bfloat16, torch.float64, torch.float32):
         assert torch.equal(model.to(change).blocks[0].attn.qkv.unpacked(), want)
+        assert layer(torch.ones(2, 192, dtype=change)).dtype == change
     assert layer.bias.dtype == torch.float32
     assert layer.to("meta").weight.device.type == "meta"
 

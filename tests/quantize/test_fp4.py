@@ -21,6 +21,7 @@ from pixart.quantize.adaptive import Adaptation, SoftWeight, adapt_block
 from pixart.quantize.calibrate import Inputs, record
 from pixart.quantize.convert import convert, open_plain
 from pixart.quantize.fp4 import FP4, MINI_FLOATS, grouped
+from pixart.quantize.low_rank import factors, low_rank_branch
 from pixart.quantize.nibbles import split_nibbles
 from pixart.text.encoded import Encoded
 
@@ -123,6 +124,16 @@ def test_a_branch_of_low_rank_lessens_the_error_and_is_the_same_each_time():
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in packed.tensors.items())
 
 
+def test_of_the_rounds_of_a_branch_the_best_is_kept():
+    weight, seen = noise(16, 16), []
+
+    def rounded(rest: Tensor) -> Tensor:
+        seen.append(rest)
+        return rest + len(seen)             # worse each time
+    found = low_rank_branch(weight, 2, rounded)
+    assert len(seen) == 4 and all(torch.equal(ours, first) for ours, first in zip(found, factors(weight, 2)))
+
+
 # -- learned rounding --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -132,6 +143,11 @@ def test_soft_weights_start_as_the_weights(name):
     kept = weight.unflatten(1, (-1, 128)).abs() <= grouped(weight, options).scale.float()[..., None]
     kept = kept.flatten(1)
     torch.testing.assert_close(SoftWeight(weight, options)()[kept], weight[kept], rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_of_zeros_is_learned_as_zeros():
+    soft = SoftWeight(torch.zeros(2, 128), FP4_TARGET.options((2, 128)))
+    assert soft.variable.isfinite().all() and soft().abs().max() < 1e-9 and not soft.hard().unpacked().any()
 
 
 def test_a_weight_that_learns_nothing_is_rounded_to_the_nearest():

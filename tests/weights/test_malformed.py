@@ -192,6 +192,7 @@ def test_a_header_longer_than_the_file_is_not_read(tmp_path):
     (put("grid", lambda grid: grid + 0.5), "do not fit each other"), (lambda t: t.pop("text"), "without text"),
     (put("tokens", lambda rows: rows[:, :-1]), "do not fit each other"),
     (put("text", lambda rows: rows[:1]), "do not fit each other"),
+    (put("mask", lambda mask: mask[:, :2]), "do not fit each other"),
     (put("mask", lambda mask: mask.float()), "do not fit each other"), (filled("text", 1, torch.int8), "int8 numbers")])
 def test_calibration(tmp_path, change, says):
     path = tmp_path / "c.safetensors"
