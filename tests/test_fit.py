@@ -5,7 +5,7 @@ import torch
 from pixart.config import VARIANTS
 from pixart.fit import pass_bytes, plan_for, plan_loading, transformer_bytes
 from pixart.mini import SHIPPED
-from pixart.text.fitting import AUTO, GIB, ORDER, fit_t5, t5_bytes
+from pixart.text.fitting import AUTO, GIB, ORDER, bytes_of, fit_t5, t5_bytes
 
 CUDA = torch.device("cuda")
 CONFIG = VARIANTS["alpha-1024"]
@@ -33,6 +33,17 @@ def test_sizes_of_t5_are_those_measured():
     assert t5_bytes(XXL, 16) == pytest.approx(9.5e9, rel=0.01)
     assert t5_bytes(XXL, 8) / GIB == pytest.approx(5.5, abs=0.1)        # the text stage of the GPU run held 5.53 GiB
     assert [t5_bytes(XXL, bits) for bits in ORDER[:1]] > [t5_bytes(XXL, "int8")] > [t5_bytes(XXL, 4)]
+
+
+@pytest.mark.parametrize("name, bits, wanted", [
+    ("SelfAttention.q", 16, 16), ("SelfAttention.q", 8, 8 + 32 / 4096), ("SelfAttention.q", "int8", 8 + 32 / 4096),
+    ("SelfAttention.q", 4, 4 + 8 / 64 + 32 / (64 * 256)),           # NF4: a scale for 64, and one for 256 of these
+    ("DenseReluDense.wi_0", 4, 4 + 8 / 64 + 32 / (64 * 256)), ("DenseReluDense.wo", 4, 16),
+    ("DenseReluDense.wo", 8, 16), ("DenseReluDense.wo", "int8", 8 + 32 / 4096),
+    ("SelfAttention.relative_attention_bias", 4, 16)])
+def test_bits_of_a_weight_are_those_of_its_layer(name, bits, wanted):
+    found = 8 * bytes_of(f"encoder.block.0.layer.0.{name}.weight", (4096, 4096), bits)
+    assert found == pytest.approx(wanted, abs=1e-3) and 8 * bytes_of("shared.weight", (32128, 4096), bits) == 16
 
 
 def test_the_size_of_the_transformer_is_that_of_the_published_file():

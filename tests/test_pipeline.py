@@ -260,7 +260,7 @@ def test_every_file_is_opened_once_however_often_is_drawn(parts, control, monkey
 
 
 @pytest.mark.parametrize("keep, free, stays", [(True, 0, True), (False, 1 << 40, False), (None, 1 << 40, True),
-                                               (None, 0, False), (None, None, False)])
+                                               (None, 0, False), (None, 10_000, False), (None, None, False)])
 def test_t5_is_freed_before_the_transformer_is_read_where_memory_is_short(parts, monkeypatch, keep, free, stays):
     from pixart.checkpoint.load import OpenCheckpoint
     from pixart.text import on_demand

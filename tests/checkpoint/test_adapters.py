@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pixart.checkpoint import CheckpointError
+from pixart.checkpoint.layouts import file_name
 from pixart.checkpoint.lora import merge_lora, read_lora, write_lora
 from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
@@ -206,6 +207,15 @@ def test_modulation_tables_are_changed(stem, make, tmp_path):
               tmp_path / "a.safetensors")
     merge_lora(network, read_lora(tmp_path / "a.safetensors"))
     assert off(table, want) < 1e-5
+
+
+def test_tables_that_a_model_cannot_change_are_left_out(tmp_path):
+    """In ComfyUI's own model they are bare parameters of a block."""
+    network, key = model(), f"{TABLES[0]}.diff"
+    save_file({key: update(network.blocks[0].scale_shift_table.weight)}, tmp_path / "a.safetensors")
+    shapes = {file_name(name): tuple(weight.shape) for name, weight in network.named_parameters()}
+    used = read_lora(tmp_path / "a.safetensors").fitted(shapes)
+    assert used.parts == () and used.ignored == (key,)
 
 
 BROKEN = {

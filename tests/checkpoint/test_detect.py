@@ -267,6 +267,14 @@ def test_configuration_against_the_weights_is_refused():
         detect(full("alpha-512"), variant=replace(VARIANTS["alpha-512"], depth=27))
 
 
+def test_a_given_compression_may_be_one_that_leaves_no_trace_and_no_other():
+    averaged, by_weights = (replace(VARIANTS["sigma-1024"], kv_compression=KVCompression(mode, 2, (1,)))
+                            for mode in ("ave", "conv"))
+    assert detect(full("sigma-1024"), variant=averaged).config is averaged
+    with pytest.raises(CheckpointError, match="kv_compression is None by its weights, but KVCompression"):
+        detect(full("sigma-1024"), variant=by_weights)
+
+
 @pytest.mark.parametrize("name, hints", [
     ("PixArt-alpha--PixArt-Sigma-XL-2-1024-MS.pth", ("sigma", 1024)),
     ("dmd.safetensors", ("alpha", 512)),

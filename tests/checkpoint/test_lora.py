@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pixart.checkpoint import CheckpointError, CheckpointNotFound, save_checkpoint, to_diffusers, to_reference
@@ -373,6 +373,10 @@ def test_written_and_read_again_it_is_the_same_at_scale_one(layout, dora, tmp_pa
     path = write_lora(tmp_path / ("out.safetensors" if layout == "diffusers" else "out"), lora, layout)
     again = read_lora(path)
     assert {part.scale for part in again.parts} == {1.0} and "not said" not in again.description
+    lengths = {name: tuple(tensor.shape) for name, tensor in load_file(again.path).items() if "magnitude" in name}
+    assert len(lengths) == (len(MODULES) if dora else 0)
+    for name, shape in lengths.items():                 # of a kernel as peft keeps them
+        assert shape == (1, 48, 1, 1) if "pos_embed" in name else len(shape) == 1
     before, after = merged(lora), merged(again)
     assert all(torch.allclose(tensor, after[name], atol=1e-6) for name, tensor in before.items())
 

@@ -83,6 +83,14 @@ def test_the_variant_folds_whatever_the_name(layout: str, tmp_path: Path) -> Non
     assert not checkpoint.guessed
 
 
+def test_under_the_names_of_diffusers_a_name_is_not_enough(tmp_path: Path) -> None:
+    """Whoever converted it may have folded it."""
+    weights = reference(CONFIG, positions=False)
+    save_file({name: tensor.contiguous() for name, tensor in to_diffusers(weights, null_caption=True).items()},
+              tmp_path / "PixArt-alpha-muP.safetensors")
+    assert equal(read_checkpoint(tmp_path / "PixArt-alpha-muP.safetensors").state_dict, weights)
+
+
 def test_the_standard_variant_does_not_fold_whatever_the_name(tmp_path: Path) -> None:
     for variant in ("alpha-256", CONFIG):
         checkpoint = read_checkpoint(published(tmp_path), variant)

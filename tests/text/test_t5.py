@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pixart.quantize.layer import PackedLinear
 from pixart.text import T5Encoder, encoder_identity, t5
+from pixart.text.quantized import quantized_linear
 
 PROMPTS = ["a red cat on the house", "one two three", "", "a photo of the small blue circle under a large green square"]
 # Measured: 0.009 in 16, 0.021 in 8, 0.20 in 4 bits on random weights, which are harder to quantise than trained ones.
@@ -140,6 +141,13 @@ def test_every_linear_layer_but_wo_is_quantised(t5_folder: Path, bits: int, kind
     floats = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     large = {parameter.dtype for parameter in floats if parameter.ndim > 1}
     assert large == {torch.bfloat16}
+
+
+def test_layers_have_the_published_settings_of_bitsandbytes() -> None:
+    eight, four = (quantized_linear(torch.randn(64, 64), bits, torch.device("cpu")) for bits in (8, 4))
+    assert eight.state.threshold == 6.0
+    state = four.weight.quant_state
+    assert (state.quant_type, state.blocksize, state.nested) == ("nf4", 64, True)
 
 
 def test_it_works_in_inference_mode_as_the_host_runs_nodes(t5_folder: Path) -> None:
