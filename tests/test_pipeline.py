@@ -716,6 +716,14 @@ def test_bad_guides_are_refused():
         Guide(edge_image()[0])
 
 
+def test_a_teacher_takes_the_guidance_of_its_family(parts):
+    """PixArt-mini's less than the published ones."""
+    mini = Pipeline.open(SHIPPED.teacher, SHIPPED.vae, SHIPPED.t5, "cpu")
+    other = Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", bits=16)
+    assert [pipe.preset.method for pipe in (mini, other)] == ["teacher"] * 2
+    assert [pipe.preset.guidance for pipe in (mini, other)] == [2.5, 4.5]
+
+
 def test_auto_samples_as_the_file_says(tmp_path, caplog):
     """A student of TDM by its header, the shipped LCM by its name; another sampler is a notice, once."""
     pipe = Pipeline.open(device="cpu")

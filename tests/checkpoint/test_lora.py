@@ -210,6 +210,17 @@ def test_a_chosen_alpha_wins(tmp_path):
         read_lora(file(tmp_path, peft_keys("")), alpha=0)
 
 
+@pytest.mark.parametrize("alpha", ["1e7", "-1e7", "inf", "nan"])
+def test_an_alpha_of_nonsense_in_the_header_is_refused(alpha, tmp_path):
+    with pytest.raises(CheckpointError, match="ss_network_alpha is .*a number up to 1e\\+06.*lora.safetensors"):
+        read_lora(file(tmp_path, peft_keys("lora_unet_"), {"ss_network_alpha": alpha}))
+
+
+def test_a_header_that_says_none_says_nothing_of_alpha(tmp_path):
+    lora = read_lora(file(tmp_path, peft_keys("transformer."), {"ss_network_alpha": "None"}))
+    assert {part.scale for part in lora.parts} == {1.0} and "not said" in lora.description
+
+
 def test_unused_keys_are_counted_and_named(tmp_path):
     text = {f"lora_te_encoder_block_0_layer_0_SelfAttention_q.{kind}": torch.zeros(4, 4)
             for kind in ("lora_down.weight", "lora_up.weight")}
