@@ -1,4 +1,5 @@
 """The files of a pipeline: checked when it is opened, read when they are first needed."""
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from .mini import SHIPPED
 from .model.transformer import PixArtTransformer
 from .sampling.preset import Preset, found_in
 from .vae import require_vae
+from .weights.locate import WEIGHT_SUFFIXES
 
 AnyPath = str | Path            # a file or a folder
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,24 @@ class PipelineFiles:
 
 
 def parts_in(model: AnyPath | None, vae: AnyPath | None, t5: AnyPath | None) -> tuple[AnyPath | None, AnyPath | None]:
-    """VAE and T5: those that are named, else those of the diffusers pipeline in whose folder the model lies."""
+    """VAE and T5: those that are named, else those of the diffusers pipeline in whose folder the model lies.
+
+    FileNotFoundError where the model is named as a repository on Hugging Face.
+    """
+    refuse_hub_name(model)
     if model is None or not Path(model, "transformer").expanduser().is_dir():
         return vae, t5
     beside = [Path(model).expanduser() / name for name in ("vae", "text_encoder")]
     found = [place if given is None and place.is_dir() else given for given, place in zip((vae, t5), beside)]
     return found[0], found[1]
+
+
+def refuse_hub_name(model: AnyPath | None) -> None:
+    """FileNotFoundError for what diffusers would download, such as "PixArt-alpha/PixArt-XL-2-1024-MS"."""
+    name = "" if model is None else Path(model).as_posix()
+    if HUB_NAME.fullmatch(name) and not name.lower().endswith(WEIGHT_SUFFIXES) and not Path(name).exists():
+        raise FileNotFoundError(f"there is no file or folder {name} here, and names on Hugging Face are not looked up; "
+                                "give the folder of a download, or see python -m pixart download --list")
 
 
 def require_files(model: AnyPath | None, vae: AnyPath | None, t5: AnyPath | None,

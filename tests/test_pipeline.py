@@ -377,6 +377,8 @@ def test_what_is_drawn_can_be_saved_in_the_format_of_its_name(pipe, tmp_path):
 
 @pytest.mark.parametrize("given, error, words", [
     ({"model": "m"}, ValueError, "model needs vae"), ({"model": "m", "vae": "v"}, ValueError, "model needs t5"),
+    ({"model": "PixArt-alpha/PixArt-XL-2-1024-MS"}, FileNotFoundError, "MS here, and names on Hugging Face are not"),
+    ({"model": "some/model.pth"}, ValueError, "model needs vae"),
     ({"t5": "nowhere"}, FileNotFoundError, "for t5 .*nowhere"), ({"vae": "nowhere"}, FileNotFoundError, "nowhere"),
     ({"controlnet": "nowhere"}, FileNotFoundError, "for controlnet .*nowhere"),
     ({"loras": [("nowhere", 1.0)]}, FileNotFoundError, "for loras .*nowhere"), ({"bits": 5}, ValueError, "not 5"),
@@ -581,7 +583,8 @@ def test_an_apple_gpu_gets_no_precision_that_it_has_no_kernels_for():
 
 @pytest.mark.parametrize("arguments, words", [
     (("--model", "nowhere.safetensors", "--t5", "t5", "--vae", "vae"), "nowhere.safetensors"),
-    (("--model", "x.safetensors"), "--vae"), (("--negative", "dog"), "with --nag 5 it has"),
+    (("--model", "x.safetensors"), "--vae"), (("--model", "PixArt-alpha/PixArt-XL-2-1024-MS"), "download --list"),
+    (("--negative", "dog"), "with --nag 5 it has"),
     (("--nag", "5", "--embeddings", "x.safetensors"), "--nag needs a negative prompt"),
     (("--nag", "0.5"), "NAG with scale 0.5"),
     (("--negative", "dog", "--sampler", "dpm", "--guidance", 1), "no effect with --guidance 1"),

@@ -48,8 +48,13 @@ class Preset:
                 f"cfg {self.guidance:g} ({self.source})")
 
     def mismatch(self, sampler: str) -> str | None:
-        """A warning for the user if the checkpoint is sampled with another sampler than it was trained for."""
+        """A warning for the user if the checkpoint is sampled with another sampler than it was trained for.
+
+        A teacher works with every solver; only few-step samplers do not fit it.
+        """
         if sampler == self.sampler or self.source == NOT_SAID:
+            return None
+        if self.method == "teacher" and SAMPLERS[sampler].guided:
             return None
         return (f"made for the sampler {self.sampler} ({self.method}, {self.steps} step{'s' * (self.steps > 1)}), but "
                 f"sampled with {sampler}: {self.source}")

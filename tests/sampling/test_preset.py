@@ -81,6 +81,7 @@ def test_only_another_sampler_than_the_files_is_a_mismatch():
     assert found_in([(FILE, {})]).mismatch("lcm") is None
     base = found_in([(Path("PixArt-Sigma-XL-2-1024-MS.pth"), {})])      # a blur in 4 steps without guidance
     assert "made for the sampler dpm (teacher, 20 steps), but sampled with lcm" in base.mismatch("lcm")
+    assert base.mismatch("ddim") is base.mismatch("dpm") is None
     with_lora = [(Path("PixArt-XL-2-1024-MS.pth"), {}), (Path("my-lcm-lora.safetensors"), {})]
     assert found_in(with_lora).mismatch("lcm") is None
 
