@@ -15,7 +15,7 @@ from torch import Tensor
 from ..weights.safetensors_file import write_tensors
 from .networks import TextEncoder
 
-CAPTION_CHUNK = 128         # captions a file: what a kill can cost
+CAPTION_CHUNK = 128         # captions a file, the most that a kill can cost
 WHOLE_FILES, HALF_FILES = "[0-9]*.safetensors", ".[0-9]*.safetensors.*.part"      # the latter: what a kill left
 
 

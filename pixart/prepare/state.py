@@ -51,8 +51,8 @@ def read_skipped(folder: Path) -> dict[str, Skipped]:
 def settle(folder: Path, settings: dict[str, object], begun: bool) -> None:
     """Refuse to go on in a folder that was begun with other settings; None stands for not used in this run.
 
-    begun: whether anything in the folder was made by the settings that are written there. A first try that failed
-    binds nobody.
+    begun: whether anything in the folder was made by the settings that are written there; those of a first run that
+    failed are replaced.
     """
     path = folder / SETTINGS_FILE
     try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MEMORY_ADVICE = ("lower train.batch and raise train.accumulation in turn; train.recompute=true, "
+MEMORY_ADVICE = ("lower train.batch and raise train.accumulation in return; train.recompute=true, "
                  "train.optimizer=adamw8bit and model.dtype=bf16 save memory too. What was saved stays: the next run "
                  "goes on from there")
 METHOD_HELP = {

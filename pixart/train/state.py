@@ -69,7 +69,7 @@ def check_same(saved: Mapping[str, object], now: Mapping[str, object], path: Pat
 
 
 def check_steps(made: int, asked: int, path: Path) -> None:
-    """Refuse a training that has gone further than is asked for: its result would be another one's, unsaid."""
+    """Refuse a training that has gone further than is asked for: its result would silently be another one's."""
     if made > asked:
         raise ValueError(f"{made} steps were made already, more than the {asked} asked for. Ask for as many or more, "
                          f"or choose another folder (in ComfyUI another name) to start anew: {path}")
