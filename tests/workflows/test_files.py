@@ -89,6 +89,12 @@ def test_nodes_are_called_what_the_page_calls_them(name, extension):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_text_box_says_which_prompt_it_is(name):
+    titles = [node.get("title", "") for node in page_form(name)["nodes"] if node["type"] == "PixArtTextEncode"]
+    assert all("prompt" in title.lower() for title in titles) and len(set(titles)) == len(titles), titles
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_links_agree_at_both_ends(name):
     page = page_form(name)
     nodes = {node["id"]: node for node in page["nodes"]}
