@@ -5,11 +5,14 @@ from typing import Any
 
 
 def show_text(text: str, node: str | None = None) -> None:
-    """Put it on a node, by default the one at work, in place of what stood there; nothing without a server."""
+    """Put it on a node, by default the one at work, in place of what stood there; nothing without a server.
+
+    Lines end in two blanks: Nodes 2.0 read the text as Markdown, which joins lines without them.
+    """
     server = running_server()
     node = node_at_work() if node is None else node
     if server is not None and node is not None:
-        server.send_progress_text(text, node, server.client_id)
+        server.send_progress_text(text.replace("\n", "  \n"), node, server.client_id)
 
 
 def node_at_work() -> str | None:

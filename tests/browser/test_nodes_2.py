@@ -79,8 +79,12 @@ def test_a_workflow_runs_and_its_nodes_say_what_they_found(modern):
     opened(modern, "mini-lcm-4-steps")
     assert modern.page.evaluate(UNKNOWN) == [] and modern.page.evaluate(OVER) == []
     modern.page.evaluate(SET, ["PixArtTextEncode", "text", "a small green ring at the top"])      # not run before
+    modern.page.evaluate(SET, ["PixArtLoader", "weight_dtype", "fp32"])
     assert ended(modern, run(modern))["status"]["status_str"] == "success"
     modern.page.get_by_text("of 256 tokens").first.wait_for(timeout=10_000)
+    found = modern.page.get_by_text("reference layout").first
+    found.wait_for(timeout=10_000)
+    assert "reference layout\nlcm: 4 steps" in found.inner_text()        # not in one line
     modern.page.wait_for_timeout(500)
     modern.shoot("page-nodes-2")
     assert modern.page.evaluate(OVER) == []
