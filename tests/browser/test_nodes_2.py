@@ -91,6 +91,16 @@ def test_a_workflow_runs_and_its_nodes_say_what_they_found(modern):
     assert modern.errors == []
 
 
+@pytest.mark.parametrize("name", ["alpha-512-sketch", "delta-1024-control-hed-lcm"])
+def test_nodes_that_lack_their_files_lie_over_no_other(modern, name):
+    """Each has a bar then that says so; that of PixArt HED was hidden, and a node with many inputs is taller here."""
+    opened(modern, name)
+    modern.page.locator(NODE).get_by_text("Error", exact=True).first.wait_for(timeout=60_000)
+    modern.page.wait_for_timeout(500)
+    modern.shoot(f"page-nodes-2-{name}")
+    assert modern.page.evaluate(OVER) == []
+
+
 def test_file_names_in_a_note_are_readable(modern):
     """By the contrast of the W3C's guidelines: 1.5 on the brown that the page gives notes."""
     opened(modern, "mini-lcm-4-steps")

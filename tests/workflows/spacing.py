@@ -15,13 +15,15 @@ TEXT_NODES = {"PixArtLoader", "PixArtT5Loader", "PixArtControlNetLoader", "PixAr
               "PixArtReNO", "PixArtCompare"}
 PREVIEW = 235                               # the image in a sampler while it draws, if the host makes previews
 PREVIEW_NODES = {"KSampler", "SamplerCustom", "PixArtLCMSampler", "PixArtDMDSampler", "PixArtReNO", "PixArtCompare"}
+# With many inputs; with the bar that says that a file is missing.
+TALLER_OF = {"PixArtControlNetApply": 46, "PixArtHED": 62}
 LEAST_HIGH = {"PixArtTextEncode": 298}      # with its text; a text box gives room up to here and no further
 ENTRY = re.compile(r'^(\s*)(\{"id": .*\})(,?)$')
 
 
 def room(node: dict) -> int:
     """Pixels that must be free from the lower edge of a node, as it is in the file, to the `pos` of the one below."""
-    return growth(node) + TITLE + TALLER
+    return growth(node) + TITLE + TALLER_OF.get(node["type"], TALLER)
 
 
 def growth(node: dict) -> int:
