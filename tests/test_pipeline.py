@@ -150,7 +150,8 @@ def test_attention_guidance_makes_a_negative_prompt_work_with_every_sampler(pipe
         assert not torch.allclose(plain, away)
         assert not torch.allclose(away, draw(pipe, **{**base, "nag": 5.0, "negative": "a"}))
     prompts = ("a red circle", "on", "the blue square")
-    whole, parts = (pipe(prompts, height=64, width=64, steps=2, batch=batch, nag=5.0, sampler="lcm", **left) for batch in (3, 2))
+    whole, parts = (pipe(prompts, height=64, width=64, steps=2, batch=batch, nag=5.0, sampler="lcm", **left)
+                    for batch in (3, 2))
     torch.testing.assert_close(whole.pixels, parts.pixels, rtol=1e-4, atol=1e-4)
     known = pipe.encode(left["negative"])
     padded = Encoded(torch.nn.functional.pad(known.context, (0, 0, 0, 3), value=9.0),
