@@ -89,7 +89,7 @@ def table(parts: list[dict]) -> str:
                   for what in ("right", "asked", "a", "b")} for way in WAYS}
     count = len(rows[WAYS[0]]["a"])
     drawn, one = resamples(count), torch.ones(count).double()
-    lines = [f"{count} held-out prompts", "| noise | facts right, % | whole images, % | difference | "
+    lines = [f"{count} held-out prompts", "| noise | all attributes, % | whole images, % | difference | "
              "log-likelihood by judge B | by judge A |", "|---|---|---|---|---|---|"]
     whole = {way: (row["right"] == row["asked"]).double() for way, row in rows.items()}
     for way, row in rows.items():

@@ -1,5 +1,5 @@
-"""Quality over speed: every way of drawing as a point. A method at several settings has one colour and one line in the
-legend, and its settings stand beside the points."""
+"""Quality over speed: each method as a point. A method at several settings has one colour and one line in the legend,
+and its settings stand beside the points."""
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def can_plot() -> bool:
-    """Is matplotlib here? Tables and files of results need it not."""
+    """Whether matplotlib is installed; tables and files of results work without it."""
     return find_spec("matplotlib") is not None
 
 
@@ -40,7 +40,7 @@ def settings_of_methods(names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def quality_speed(measured: Measured, path: Path) -> None:
-    """PNG: share of wholly right images over multiplications and over time of an image, both logarithmic."""
+    """PNG: whole images (every attribute correct) over MACs and over time per image, both logarithmic."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
@@ -69,7 +69,7 @@ def quality_speed(measured: Measured, path: Path) -> None:
         for each in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
             each(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.7)))       # 20, not 2 x 10^1
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="wholly right images, %, with 95 % interval")
+    axes[0].set(ylabel="whole images, %, with 95 % interval")
     machines = sorted({cost.machine for cost in costs.values() if cost})
     axes[1].set_title("; ".join(machines), fontsize="small")
     lines = {text: handle for handle, text in zip(*axes[1].get_legend_handles_labels())}

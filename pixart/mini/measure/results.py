@@ -47,7 +47,7 @@ class Row:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Shares of right answers by attribute, of all answers as "all", of wholly right images as "images"."""
+        """Correct share of each attribute, of all attributes as "all", of whole images (all correct) as "images"."""
         return Answers.parse(self.answers).shares()
 
     def sums(self) -> dict[str, Sums]:
