@@ -1,4 +1,4 @@
-"""What of a prompt the judge reads back from its image, prompt by prompt."""
+"""Which attributes of a prompt the judge reads back from its image, prompt by prompt."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,8 @@ from .judges import ImageJudge
 
 @dataclass(frozen=True)
 class Answers:
-    """For every prompt and every attribute: what was asked, and what was read rightly. Both bool (n, attributes)."""
+    """For every prompt and every attribute: whether the caption states it, and whether it was read
+    correctly. Both bool (n, attributes)."""
 
     asked: Tensor
     right: Tensor
@@ -38,15 +39,15 @@ class Answers:
         return cls(asked, torch.tensor([[letter == "1" for letter in row] for row in rows]))
 
     def text(self) -> list[str]:
-        """One letter an attribute in the order of `ATTRIBUTES`: 1 right, 0 wrong, - not asked."""
+        """One letter per attribute in the order of `ATTRIBUTES`: 1 correct, 0 wrong, - not stated."""
         return ["".join("-01"[int(a) + int(r)] for a, r in zip(asked, right))
                 for asked, right in zip(self.asked.tolist(), self.right.tolist())]
 
     def counts(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """How much was read rightly of a prompt and how much was asked, each (n,) float64.
+        """Number of correct and of stated attributes of each prompt, each (n,) float64.
 
-        By attribute; "all" of all attributes; "images", 1 where everything is right. The attributes of the nine
-        places of crowded scenes are pooled by what is asked.
+        By attribute; "all" over all attributes; "images", 1 if everything is correct. In crowded scenes the
+        attributes of the nine places are pooled by kind.
         """
         found = {"all": (self.right.sum(1), self.asked.sum(1)),
                  "images": ((self.right == self.asked).all(1), torch.ones(len(self.asked)))}
@@ -57,7 +58,7 @@ class Answers:
         return {name: (right.double(), asked.double()) for name, (right, asked) in found.items()}
 
     def shares(self) -> dict[str, float]:
-        """Shares of right answers, by the names of `counts`."""
+        """Shares of correct answers, by the names of `counts`."""
         return {name: (right.sum() / asked.sum()).item() for name, (right, asked) in self.counts().items()}
 
 

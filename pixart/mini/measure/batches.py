@@ -1,4 +1,4 @@
-"""Images of many prompts in the few sizes of PixArt-mini, kept so that nothing is done image by image."""
+"""Images of many prompts in the few sizes of PixArt-mini, kept in batches of one size."""
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ SIZE_COUNT = len(BUCKETS)
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """0..1 -> 0..255, uint8: measured is what an image file would hold."""
+    """0..1 -> 0..255, uint8, as an image file would hold it."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 

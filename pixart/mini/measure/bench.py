@@ -1,4 +1,4 @@
-"""What every way of drawing is given: the prompts, their text features, the decoder, the noise to start from."""
+"""What every method is given: the prompts, their text features, the decoder, the initial noise."""
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from .prompts import PromptGroup, Prompts
 
 @dataclass(frozen=True)
 class Bench:
-    """Held-out prompts, encoded once, with the networks that all ways of drawing share."""
+    """Held-out prompts, encoded once, with the networks that all methods share."""
 
     prompts: Prompts
     files: Files
@@ -30,7 +30,7 @@ class Bench:
     @classmethod
     def open(cls, files: Files, count: int = 1000, seed: int = 7, crowded: bool = False,
              device: torch.device | str = "cpu", batch: int = 100) -> "Bench":
-        """Reads text encoder and autoencoder of `files`, and encodes `count` prompts. Raises what reading raises."""
+        """Reads text encoder and autoencoder of `files`, and encodes `count` prompts. Raises what reading them raises."""
         if batch < 1:
             raise ValueError(f"{batch} images at a time asked for; at least 1 is needed")
         prompts, device = Prompts.held_out(count, seed, crowded), torch.device(device)
@@ -42,15 +42,15 @@ class Bench:
         return cls(prompts, files, load_autoencoder(files.vae).to(device), captions, null, device, batch)
 
     def first(self, count: int) -> "Bench":
-        """The first `count` prompts, drawn as before."""
+        """The first `count` prompts, with the same noise."""
         return replace(self, prompts=self.prompts.first(count))
 
     def again(self, run: int) -> "Bench":
-        """The same prompts with other noise; run 0 is the noise that everything is measured with."""
+        """The same prompts with other noise; run 0 is the noise of all measurements."""
         return replace(self, prompts=replace(self.prompts, run=run))
 
     def request(self, group: PromptGroup, sampler: str, steps: int, guidance: float) -> Request:
-        """What a `Pipeline` is asked for a group."""
+        """The request to a `Pipeline` for a group."""
         texts = tuple(self.prompts.captions[i] for i in group.members)
         return Request(texts, height=group.height, width=group.width, seed=group.seed, sampler=sampler, steps=steps,
                        guidance=guidance)

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TIMES = 4000         # resamplings
+TIMES = 4000         # bootstrap resamples
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the ends of its interval, or a difference and those of its own."""
+    """A value, or a difference of two, and the ends of its interval."""
 
     value: float
     low: float
@@ -52,7 +52,7 @@ def _ratios(values: Tensor, weights: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _interval(value: float, samples: Tensor) -> Estimate:
-    """Percentiles of the resampled values; those that asked for nothing at all (a rare attribute) are left out."""
+    """Percentiles of the resampled values; resamples without a single count (a rare attribute) are left out."""
     kept = samples[samples.isfinite()]
     if not len(kept):
         return Estimate(value, float("nan"), float("nan"))
@@ -62,7 +62,7 @@ def _interval(value: float, samples: Tensor) -> Estimate:
 
 
 def mcnemar(a: Tensor, b: Tensor) -> float:
-    """Two-sided exact p-value that two methods are equally often right; a, b (n,) bool, of the same prompts.
+    """Two-sided exact p-value that two methods are equally often correct; a, b (n,) bool, of the same prompts.
 
     McNemar's test: of the prompts that only one method has right, each had them with probability one half.
     """

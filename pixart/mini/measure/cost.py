@@ -1,4 +1,4 @@
-"""What drawing an image costs: passes through the network, multiplications, time."""
+"""Cost of an image: passes through the network, multiply-accumulates, time."""
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ from .methods import DrawingMethod
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image, text encoding and loading left out."""
+    """Cost of one image, without text encoding and loading."""
 
-    passes: float            # through the transformer; guidance takes two a step
+    passes: float            # through the transformer; a guided step takes two
     macs: float              # multiply-accumulate operations of all matrix products, attention and convolutions
-    milliseconds: float      # wall-clock time over the number of images, decoding and noise included
-    machine: str             # where that was, and how many images at a time
+    milliseconds: float      # wall-clock time per image, decoding and noise included
+    machine: str             # device, threads and images at a time
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Passes:
 
 @contextmanager
 def counted_passes() -> Iterator[Passes]:
-    """Counts every image of every call of a PixArt transformer or a PT-DiT, however it comes about."""
+    """Counts the rows of every call of a PixArt transformer or a PT-DiT, wherever it is made."""
     passes = Passes()
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -54,7 +54,7 @@ def _attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = No
 
 
 def counted_flops() -> FlopCounterMode:
-    """torch's counter, also for the attention kernel of CPUs and for products of integers, which it leaves out."""
+    """torch's counter, extended by the CPU attention kernel and integer matrix products, which it leaves out."""
     ops = torch.ops.aten
     return FlopCounterMode(display=False, custom_mapping={
         ops._scaled_dot_product_flash_attention_for_cpu: _attention, ops._int_mm: mm_flop})
@@ -74,7 +74,7 @@ def count(method: DrawingMethod, bench: Bench, probe: int = 1) -> tuple[float, f
 
 
 def timed(method: DrawingMethod, bench: Bench) -> tuple[BenchImages, float]:
-    """The images, and milliseconds for each."""
+    """The images, and milliseconds per image."""
     wait(bench.device)
     started = time.perf_counter()
     images = method.draw(bench)
@@ -91,7 +91,7 @@ def machine(bench: Bench) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was asked for."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

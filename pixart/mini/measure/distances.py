@@ -1,4 +1,4 @@
-"""How far drawn images are from real ones as a set, in the judge's features: Frechet and kernel distance."""
+"""Distance of generated from real images as sets, in the judge's features: Frechet and kernel distance."""
 import torch
 from torch import Tensor
 

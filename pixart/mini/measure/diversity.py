@@ -1,4 +1,4 @@
-"""How different the images of one prompt are: few-step training and rewards can make them all alike."""
+"""How different the images of one prompt are: few-step training and rewards can reduce it."""
 from itertools import combinations
 
 import torch

@@ -1,4 +1,4 @@
-"""What the measures need of a judge network."""
+"""What the metrics need from a judge network."""
 from typing import Protocol
 
 from torch import Tensor
@@ -11,7 +11,7 @@ class ImageJudge(Protocol):
         """Logits (B, answers) of every attribute, in the order of `ATTRIBUTES`."""
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, F), what the answers are read from."""
+        """(B, F), the features that the answers are read from."""
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Convolution maps, each (B, C, h, w)."""

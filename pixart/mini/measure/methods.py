@@ -1,4 +1,4 @@
-"""Ways of drawing: anything with a name that draws the prompts of a bench, and those that a line of text can name."""
+"""Methods: anything with a name that draws the prompts of a bench, and those that the command line can name."""
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -30,18 +30,18 @@ from .prompts import PromptGroup
 
 logger = logging.getLogger(__name__)
 
-Follow = Callable[[PromptGroup], Guide]  # what the images of a group of prompts follow
+Follow = Callable[[PromptGroup], Guide]  # edge maps for a group of prompts
 
 
 class DrawingMethod(Protocol):
-    """What can be measured. Drawing the first prompts of a bench must give their images of the whole bench."""
+    """What can be evaluated. The images of the first prompts must not depend on how many follow."""
 
     @property
     def name(self) -> str:
         """A short name, the row's title in tables."""
 
     def draw(self, bench: Bench) -> BenchImages:
-        """The images of all prompts of `bench`, from the noise that it names."""
+        """The images of all prompts of `bench`, from its initial noise."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Sampled:
     feedback: Path | None = None     # inner loop feedback (ILF) in every step
 
     def model(self, files: Files, device: torch.device | str = "cpu") -> PixArtTransformer:
-        """In float32, the LoRA merged. Raises what reading the files raises."""
+        """In float32, with the LoRA merged. Raises what reading the files raises."""
         read = [file for file in (self.file(files), self.lora) if file is not None]
         changed = tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in read)
         return _model(tuple(read), changed, torch.device(device))
@@ -68,7 +68,7 @@ class Sampled:
         return self.weights if isinstance(self.weights, Path) else getattr(files, self.weights)
 
     def check(self, files: Files) -> None:
-        """Refuse files that are missing or no PixArt, before any work. Raises what reading raises."""
+        """Refuse files that are missing or not PixArt, before any work. Raises what reading raises."""
         config = read_config(self.file(files))
         if self.lora:
             read_lora(self.lora)
@@ -76,7 +76,7 @@ class Sampled:
             load_feedback(self.feedback).check(config)
 
     def policies(self, bench: Bench, model: PixArtTransformer) -> list[Policy]:
-        """Of the feedback, or the cache, set for a square image; the other sizes have about as many tokens."""
+        """Those of the feedback or the cache, planned for a square image; other sizes have about as many tokens."""
         if self.feedback:
             return [PlacedInnerLoop(load_feedback(self.feedback))]
         if self.cache is None:
@@ -89,13 +89,13 @@ class Sampled:
 
     def draw(self, bench: Bench, controlnet: PixArtControlNet | None = None,
              follow: Follow | None = None) -> BenchImages:
-        """follow: gives what a group follows, with its latent, through the ControlNet."""
+        """follow: gives the edge map of a group, with its latent, for the ControlNet."""
         model = self.model(bench.files, bench.device)
         return self.draw_with(model, self.policies(bench, model), bench, controlnet, follow)
 
     def draw_with(self, model: PixArtTransformer, policies: Sequence[Policy], bench: Bench,
                   controlnet: PixArtControlNet | None = None, follow: Follow | None = None) -> BenchImages:
-        """`draw` by a model that is at hand, with other policies than the method's own."""
+        """`draw` with a model that is loaded already, and other policies than the method's own."""
         pipe = Pipeline.of(model, controlnet=controlnet)
 
         def sampled(group: PromptGroup) -> Tensor:
@@ -106,7 +106,7 @@ class Sampled:
 
 @lru_cache(maxsize=1)
 def _model(read: tuple[Path, ...], changed: tuple[int, ...], device: torch.device) -> PixArtTransformer:
-    """Weights and perhaps a LoRA, with the times of their last change: a file written anew is read anew."""
+    """Weights and perhaps a LoRA, keyed by modification times, so that a rewritten file is read again."""
     weights, *loras = read
     model = with_loras(load(weights, dtype=torch.float32, device=device), [(lora, 1.0) for lora in loras])
     return model.eval().requires_grad_(False)
@@ -169,7 +169,7 @@ def _title(weights: str | Path, lora: Path | None, sampler: str, steps: int, gui
 
 
 def few_step(students: Sequence[Path], loras: Sequence[Path], steps: Sequence[int] = (4, 2, 1)) -> list[Sampled]:
-    """Other students than the shipped one, and LCM-LoRAs on the teacher, each with these numbers of steps."""
+    """Other students than the shipped one, and LCM-LoRAs on the teacher, each in these numbers of steps."""
     made: list[tuple[str | Path, Path | None]] = [*((path, None) for path in students),
                                                   *(("teacher", path) for path in loras)]
     return [Sampled(_title(weights, lora, "lcm", count, 1), weights, "lcm", count, lora=lora)

@@ -8,8 +8,8 @@ from ...atomic import replacing
 from .bootstrap import estimate, resamples
 from .results import Measured
 
-LEGEND_ROWS = 18            # that the height of the plot has room for
-MARKERS = "osD^v"           # with ten colours: fifty looks
+LEGEND_ROWS = 18            # that fit into the height of the plot
+MARKERS = "osD^v"           # with ten colours: fifty combinations
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 

@@ -1,4 +1,4 @@
-"""The held-out prompts that every way of drawing is measured on, and the order they are drawn in."""
+"""The held-out prompts that every method is evaluated on, and the order in which they are drawn."""
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -33,12 +33,12 @@ class Prompts:
     scenes: list[Scene]
     captions: list[str]
     seed: int
-    crowded: bool = False    # three to five things, and captions of more than 120 tokens
+    crowded: bool = False    # three to five objects, and captions of more than 120 tokens
     run: int = 0
 
     @classmethod
     def held_out(cls, count: int, seed: int, crowded: bool = False) -> "Prompts":
-        """The first `count` prompts of the endless row that `seed` and `crowded` name."""
+        """The first `count` prompts of the endless sequence that `seed` and `crowded` select."""
         if not 1 <= count <= _BUCKET:
             raise ValueError(f"{count} prompts asked for; between 1 and {_BUCKET} can be drawn")
         examples = held_out(count, seed, crowded)
@@ -53,7 +53,7 @@ class Prompts:
 
     @property
     def digest(self) -> str:
-        """Tells sets of prompts apart: results of different prompts cannot be compared one by one."""
+        """Identifies a set of prompts: results on different prompts cannot be paired."""
         return hashlib.sha256("\n".join(self.captions).encode()).hexdigest()[:16]
 
     def groups(self, batch: int) -> Iterator[PromptGroup]:

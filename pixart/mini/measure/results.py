@@ -1,4 +1,4 @@
-"""What was measured, prompt by prompt, in a JSON file: rows of different runs can be put into one table."""
+"""What was measured, prompt by prompt, in a JSON file: so that rows of different runs fit into one table."""
 import json
 import math
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from ...atomic import replacing
 from .accuracy import Answers
 from .cost import Cost
 
-REAL = "real images"                # name of the row that nothing was drawn for
+REAL = "real images"                # name of the row of the renderer's own images
 RESULTS_FORMAT = "pixart-mini-measured-1"
-Sums = tuple[Tensor, Tensor]          # values and weights of all prompts: a measure is sum(values) / sum(weights)
+Sums = tuple[Tensor, Tensor]          # values and weights of all prompts: a metric is sum(values) / sum(weights)
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class About:
     crowded: bool
     prompts: str                    # digest of the captions
     judge: str                        # a or b, and a digest of its file
-    judge_accuracy: float             # share of all attributes of real images that it reads rightly
+    judge_accuracy: float             # share of all attributes of real images that it reads correctly
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of drawing. Values of prompts are in the order of the prompts; None is what was not measured."""
+    """One method. Values per prompt are in the order of the prompts; None was not measured."""
 
     name: str
     answers: tuple[str, ...]                    # see `Answers.text`
@@ -51,7 +51,7 @@ class Row:
         return Answers.parse(self.answers).shares()
 
     def sums(self) -> dict[str, Sums]:
-        """All measures but FID, by name."""
+        """All metrics except FID, by name."""
         measured = Answers.parse(self.answers).counts()
         for name in ("kid", "psnr", "ssim", "lpips", "diversity"):
             values = getattr(self, name)
@@ -115,7 +115,7 @@ def _row(**fields: Any) -> Row:
 
 
 def chained(parts: Sequence[Sums]) -> Sums:
-    """One measure of several trainings, as if each had drawn prompts of its own."""
+    """One metric of several trainings, as if each had drawn prompts of its own."""
     return torch.cat([values for values, _ in parts]), torch.cat([weights for _, weights in parts])
 
 

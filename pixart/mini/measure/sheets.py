@@ -1,4 +1,4 @@
-"""Images side by side for people: a row a prompt, a column a way of drawing."""
+"""Contact sheets: a row per prompt, a column per method."""
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,7 @@ from .prompts import Prompts
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CROP, ZOOM = 40, 4                       # side of a part in pixels, and how much larger it is shown
+CROP, ZOOM = 40, 4                       # side of a crop in pixels, and its magnification
 _TITLE, _LINE, _LETTER = 24, 12, 6       # height of the titles, size of a letter of the prompts, pixels
 
 
@@ -44,7 +44,7 @@ def method_sheet(images: Mapping[str, Column], prompts: Prompts, rows: Sequence[
 
 
 def edge_sheet(images: Mapping[str, Column], prompts: Prompts, rows: Sequence[int]) -> "Image":
-    """As `method_sheet`, of the part of each image with the strongest edges, `ZOOM` times as large."""
+    """As `method_sheet`, for the crop of each image with the strongest edges, `ZOOM` times as large."""
     parts = {name: {number: magnified(drawn[number]) for number in rows} for name, drawn in images.items()}
     return method_sheet(parts, prompts, rows, CROP * ZOOM + 8)
 

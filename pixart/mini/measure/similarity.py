@@ -1,4 +1,4 @@
-"""How alike two images of the same prompt are, pixel by pixel and as the judge sees them."""
+"""Similarity of two images of the same prompt: by pixels, and by the judge's features."""
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from .batches import BenchImages, each_pair
 from .judges import ImageJudge
 
-ROUNDING = 1 / (12 * 255 ** 2)     # mean squared error that storing an image in 8 bits makes by itself
+ROUNDING = 1 / (12 * 255 ** 2)     # mean squared error of storing an image in 8 bits
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ DIFFERENCES = ("all", "images", "shape", "second shape", "second colour", "shape
 
 
 def results_table(measured: Measured) -> str:
-    """What the judge reads, then distances and cost: one row a way of drawing."""
+    """Accuracies by the judge, then distances and cost: one row per method."""
     drawn = resamples(measured.about.count)
     return f"{_accuracies(measured, drawn)}\n\n{_distances(measured, drawn)}"
 
 
 def _accuracies(measured: Measured, drawn: Tensor) -> str:
-    """Per cent; half the width of the interval behind the two summaries."""
+    """In per cent; the two summaries with half of their interval."""
     sums = [row.sums() for row in measured.rows]
     names = [name for name in sums[0] if name in measured.rows[0].accuracy]
     rows = []
@@ -55,7 +55,7 @@ def _distance_row(row: Row, sums: dict[str, Sums]) -> list[str]:
 
 
 def differences(measured: Measured, base: str) -> str:
-    """Every other way of drawing minus `base`, paired by prompt, with intervals; accuracies in points of per cent."""
+    """Every other method minus `base`, paired by prompt, with intervals; accuracies in percentage points."""
     drawn, start = resamples(measured.about.count), measured.row(base)
     rows, names = [], [name for name in DIFFERENCES if name in start.sums()]
     for row in measured.rows:
@@ -73,12 +73,12 @@ def differences(measured: Measured, base: str) -> str:
 
 
 def signed(value: Estimate, scale: float, digits: int) -> str:
-    """A difference and in brackets its interval, times `scale`, bold where it leaves out zero."""
+    """A difference and in brackets its interval, times `scale`, bold if it excludes zero."""
     low, middle, high = (f"{scale * x:+.{digits}f}" for x in (value.low, value.value, value.high))
     return f"**{middle}** ({low} to {high})" if value.clear else f"{middle} ({low} to {high})"
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are text already."""
+    """A Markdown table of cells given as text."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
