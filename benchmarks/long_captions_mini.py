@@ -85,8 +85,8 @@ def main() -> None:
     parser.add_argument("--ordinary", action="store_true", help="short prompts instead of paragraphs, whole alone")
     args = parser.parse_args()
     bench = Bench(args.weights, args.lora, args.sampler, args.steps, not args.ordinary, args.count)
-    print("| text | tokens | words lost | all attributes, % | of the objects', % | whole images, % |\n|---|---|---|---|---|"
-          "---|", flush=True)
+    print("| text | tokens | words lost | all attributes, % | of the objects', % | whole images, % |\n"
+          "|---|---|---|---|---|---|", flush=True)
     for name, mode, limit, inner_ends in WAYS[1:2] if args.ordinary else WAYS:
         caption = bench.encode(mode, limit, inner_ends)
         print(row(name, *bench.answers(caption), caption), flush=True)

@@ -29,7 +29,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Followed:
-    """One row of the table: a way of drawing, at one strength of control."""
+    """One row of the table: a method at one strength of control."""
 
     method: str
     control: str
@@ -40,7 +40,7 @@ class Followed:
 
 @dataclass(frozen=True)
 class Steered:
-    """A way of drawing whose images follow the edges of the real image of each prompt."""
+    """A method whose images follow the edges of the real image of each prompt."""
 
     base: Sampled
     network: PixArtControlNet

@@ -1,4 +1,4 @@
-"""python -m pixart mini: rebuild PixArt-mini, measure ways of drawing with it, find out where it fails."""
+"""python -m pixart mini: rebuild PixArt-mini, evaluate methods with it, find out where it fails."""
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
@@ -182,7 +182,7 @@ def run_compare(args: argparse.Namespace) -> None:
     measured = merged([(str(path), read_measured(path)) for path in args.results])
     drawn = [row.name for row in measured.rows if row.name != REAL]
     if not drawn:
-        raise ValueError(f"no way of drawing was measured, only real images: {args.results[0]}")
+        raise ValueError(f"no method was evaluated, only real images: {args.results[0]}")
     base = measured.row(args.base or drawn[0]).name
     print(results_table(measured), differences(measured, base), sep="\n\n")
     if args.out:

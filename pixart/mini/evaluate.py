@@ -1,4 +1,4 @@
-"""How good ways of drawing are, on held-out prompts of PixArt-mini: accuracy, distances, diversity, cost."""
+"""Evaluation of methods on held-out prompts of PixArt-mini: accuracy, distances, diversity, cost."""
 import hashlib
 import logging
 from collections.abc import Sequence

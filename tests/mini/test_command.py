@@ -39,7 +39,7 @@ def test_a_build_ends_with_the_table(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["evaluate", "--method", "teacher:euler:4"], "names no way of drawing"),
+    (["evaluate", "--method", "teacher:euler:4"], "is not a method"),
     (["evaluate", "--control", "--crowded"], "--crowded has no effect with --control"),
     (["evaluate", "--control", "--diversity", "0"], "--diversity has no effect with --control"),
     (["evaluate", "--out", "/nowhere/at/all"], "does not exist"),

@@ -30,7 +30,7 @@ class Bench:
     @classmethod
     def open(cls, files: Files, count: int = 1000, seed: int = 7, crowded: bool = False,
              device: torch.device | str = "cpu", batch: int = 100) -> "Bench":
-        """Reads text encoder and autoencoder of `files`, and encodes `count` prompts. Raises what reading them raises."""
+        """Reads text encoder and autoencoder of `files`, encodes `count` prompts. Raises what reading them raises."""
         if batch < 1:
             raise ValueError(f"{batch} images at a time asked for; at least 1 is needed")
         prompts, device = Prompts.held_out(count, seed, crowded), torch.device(device)

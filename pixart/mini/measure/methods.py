@@ -132,7 +132,7 @@ def method_of(text: str) -> Sampled:
     """
     found = _SPEC.fullmatch(text)
     if not found:
-        raise ValueError(f"{text!r} names no way of drawing; write [NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]]"
+        raise ValueError(f"{text!r} is not a method; write [NAME=]WEIGHTS[+LORA]:SAMPLER[:STEPS[:GUIDANCE]]"
                          f"[@POLICY], with teacher, student or a file, and one of {', '.join(SAMPLERS)}: "
                          "teacher:dpm:20:2.5")
     part = found.groupdict()
