@@ -128,14 +128,15 @@ def written_by_hand(path: Path, pickled: bytes, storage: bytes = bytes(400)) -> 
     return path
 
 
-def tensor_pickle(elements: int = 100, offset: int = 0, shape: tuple = (100,), stride: tuple = (1,)) -> bytes:
+def tensor_pickle(elements: int = 100, offset: int = 0, shape: tuple = (100,), stride: tuple = (1,),
+                  view: tuple = ()) -> bytes:
     """What torch.save writes for {"a": tensor}, with any claim."""
     class Storage:
         pass
 
     class Writer(pickle.Pickler):
         def persistent_id(self, value: object) -> object:
-            return ("storage", torch.FloatStorage, "0", "cpu", elements) if isinstance(value, Storage) else None
+            return ("storage", torch.FloatStorage, "0", "cpu", elements, *view) if isinstance(value, Storage) else None
 
     class Claim:
         def __reduce__(self) -> tuple:
@@ -155,10 +156,26 @@ def tensor_pickle(elements: int = 100, offset: int = 0, shape: tuple = (100,), s
     ({"shape": (2, 2)}, "is larger"), ({"shape": (-1,)}, "damaged torch file"), ({"offset": -5}, "damaged torch file"),
     ({"shape": "abc"}, "damaged torch file"), ({"elements": 1.5}, "damaged torch file"),
     ({"shape": (1,) * 70, "stride": (1,) * 70}, "damaged torch file"),
+    ({"view": (("0", 4, 96),)}, "a view of a storage, as torch before 0.4 wrote it"),
 ])
 def test_tensors_that_claim_more_than_is_stored_are_refused(claims, message, tmp_path):
-    assert same(read(written_by_hand(tmp_path / "right.pth", tensor_pickle()))["a"], torch.zeros(100))
+    for right in (tensor_pickle(), tensor_pickle(view=(None,))):
+        assert same(read(written_by_hand(tmp_path / "right.pth", right))["a"], torch.zeros(100))
     assert message in refusal(written_by_hand(tmp_path / "a.pth", tensor_pickle(**claims)))
+
+
+def test_an_archive_whose_directory_promises_more_than_the_file_has_is_refused(tmp_path):
+    path = written_by_hand(tmp_path / "a.pth", tensor_pickle(elements=300, shape=(300,)))
+    whole = bytearray(path.read_bytes())
+    struct.pack_into("<II", whole, whole.rindex(b"PK\x01\x02") + 20, 1200, 1200)
+    path.write_bytes(whole)
+    assert "of 1200 bytes in the file" in refusal(path)
+
+
+def test_a_stream_that_ends_within_its_last_numbers_is_refused(tmp_path):
+    torch.save({"a": torch.ones(1000)}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1])
+    assert "truncated or damaged torch file (it ends within its numbers)" in refusal(tmp_path / "a.pth")
 
 
 PICKLES = {
