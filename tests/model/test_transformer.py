@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pixart.config import VARIANTS, KVCompression, PixArtConfig
 from pixart.model.attention import matmul_attention, score_bias, sdpa, thin_out
 from pixart.model.block import ScaleShiftTable
+from pixart.model.embedders import sinusoid
 from pixart.model.policy import Policy
 from pixart.model.positions import position_table
 from pixart.model.transformer import PixArtTransformer
@@ -120,6 +121,7 @@ def test_bf16_sees_exact_timesteps():
     given = {name: value.bfloat16() if name != "timestep" else value for name, value in inputs(batch=1).items()}
     a, b = (model.embed_time(torch.tensor([t]), given["latent"], None, None) for t in (999.0, 1000.0))
     assert not torch.equal(a, b)
+    assert sinusoid(torch.tensor([999.0], dtype=torch.float64)).dtype == torch.float32      # some devices have no other
 
 
 @pytest.mark.parametrize("h, w, base, scale, row, want", [
@@ -133,6 +135,14 @@ def test_position_table_values(h, w, base, scale, row, want):
     table = position_table(h, w, 1152, base, scale)
     for channel, value in want.items():
         assert table[row, channel].item() == pytest.approx(value, abs=1e-6)
+
+
+def test_position_tables_are_computed_in_float64_and_rounded_once():
+    """From coordinates in float32, as the official code has them."""
+    coordinates = (torch.arange(48, dtype=torch.float32) / (48 / 64) / 2.0).double()
+    angles = coordinates[:, None] * 10000.0 ** (-torch.arange(288, dtype=torch.float64) / 288)
+    table = position_table(1, 48, 1152, 64, 2.0)
+    assert torch.equal(table[:, :576], torch.cat([angles.sin(), angles.cos()], dim=1).float())
 
 
 def test_both_attentions_agree():
