@@ -13,7 +13,8 @@ from pixart.train.average import averaged_copy, update_average
 from pixart.train.data import PreparedFolder
 from pixart.train.draws import draw_rows, generator_for
 from pixart.train.objectives import Consistency, ControlDiffusion, Diffusion
-from pixart.train.report import Record, TensorBoard
+from pixart.train.readings import StepOutcome
+from pixart.train.report import Pace, Record, TensorBoard
 from pixart.train.state import read_state
 
 
@@ -34,6 +35,31 @@ def test_interrupt_saves_the_last_step(data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         loop.train(fresh(), Diffusion(data), data, replace(SHORT, save_every=100), tmp_path / "run", report=stop)
     assert read_state(tmp_path / "run" / loop.STATE)["step"] == 4
+
+
+def test_a_stop_at_the_last_step_is_the_end_and_the_same_again_changes_nothing(data, tmp_path):
+    def stop(record: Record, average: nn.Module) -> None:
+        if record.step == SHORT.steps:
+            raise KeyboardInterrupt
+
+    first = loop.train(fresh(), Diffusion(data), data, SHORT, tmp_path / "run", watch=[stop])
+    again = loop.train(fresh(), Diffusion(data), data, SHORT, tmp_path / "run")
+    assert_close(first, again, rtol=0, atol=0)
+
+
+def test_the_rate_rises_stays_and_falls_to_zero_in_even_steps():
+    config = replace(SHORT, steps=10, learning_rate=1.0, warmup=2, cooldown=4)
+    assert [config.rate_at(step) for step in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+def test_the_time_left_is_that_of_this_run_and_a_line_tells_the_losses_since_the_last(monkeypatch):
+    clock = iter([100.0, 103.0, 106.0])
+    monkeypatch.setattr("pixart.train.report.time.perf_counter", lambda: next(clock))
+    pace = Pace(SHORT, start=4)             # steps 5 and 6 of 8, three seconds each
+    first = pace.record(5, [StepOutcome(5, 2.0, 1.0)])
+    assert (first.seconds, first.left, pace.line(first)) == (3.0, 9.0, 2.0)
+    second = pace.record(6, [StepOutcome(6, 4.0, 1.0)])
+    assert (second.seconds, second.left, pace.line(second)) == (3.0, 6.0, 4.0)
 
 
 def distillation(data: PreparedFolder) -> Consistency:
@@ -59,10 +85,20 @@ def test_draws_of_all_processes_make_up_those_of_one():
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_neither_steps_nor_seeds_share_their_draws():
+    drawn = {tuple(draw_rows(torch.randn, (2,), generator_for(seed, step)).tolist())
+             for seed in (-1, 0, 1, 2) for step in range(50)}
+    assert len(drawn) == 200
+
+
 def test_recomputing_activations_changes_no_gradient(data):
     plain, thrifty = fresh(), fresh()
     loop.Training(plain, Diffusion(data), data, SHORT).gradients(0)
-    loop.Training(thrifty, Diffusion(data), data, replace(SHORT, recompute=True)).gradients(0)
+    training = loop.Training(thrifty, Diffusion(data), data, replace(SHORT, recompute=True))
+    training.gradients(0)
+    assert thrifty.recompute
+    training.finish()
+    assert not thrifty.recompute            # left as it came
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), thrifty.parameters()))
 
 
@@ -137,13 +173,11 @@ def test_diffusion_loss_falls(data, tmp_path):
 
 def test_student_of_an_unguided_identical_teacher_has_a_small_loss(data):
     """At guidance 0 and equal networks only the DDIM step separates prediction and target."""
-    model = fresh()
-    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.02)
-    generator = torch.Generator().manual_seed(3)
-    batch = data.batch(generator, 4)
-    near, far = (Consistency(data, model, guidance=w)(model, model, batch, torch.Generator().manual_seed(5)).item()
-                 for w in (0.0, 4.5))
-    assert 0 <= near <= far
+    model, batch = fresh(), data.batch(torch.Generator().manual_seed(3), 4)
+    near, usual, far = (Consistency(data, model, guidance=w)(model, model, batch,
+                                                             torch.Generator().manual_seed(5)).item()
+                        for w in (0.0, 4.5, 100.0))
+    assert 0 < near < usual < 0.3 * far
 
 
 def test_dropped_captions_become_the_null_caption(data):
@@ -173,7 +207,7 @@ def test_without_averaging_the_average_is_the_model():
             p.mul_(1.7)
     update_average(average, model, 0.0)
     assert_close(model, average, rtol=0, atol=0)
-    assert not any(p.requires_grad for p in average.parameters())
+    assert not any(p.requires_grad for p in average.parameters()) and not average.training
 
 
 def test_folder_without_data_is_named(tmp_path):

@@ -28,7 +28,7 @@ class Straight(PTDiT):
 
     def forward(self, latent, timestep, context, mask=None, options=None):
         share = timestep.view(-1, 1, 1, 1) / 1000
-        self.told, noise = timestep, (latent - (1 - share) * self.images) / share
+        self.told, self.read, noise = timestep, (context, mask), (latent - (1 - share) * self.images) / share
         torch.testing.assert_close(flow_latent(self.images, noise, timestep / 1000), latent)
         return self.images - noise
 
@@ -40,6 +40,20 @@ def test_who_knows_the_image_has_no_loss(tmp_path):
     model.images = batch.latents
     assert RectifiedFlow(data)(model, model, batch, generator) < 1e-6
     assert len(set(model.told.tolist())) == 6           # every image has a noise level of its own
+
+
+def test_a_share_of_the_captions_is_dropped(tmp_path):
+    data, generator, drawn = PreparedFolder(write_data(tmp_path)), generator_for(0, 0), torch.Generator()
+    model, objective = Straight(TINY), RectifiedFlow(data, caption_dropout=0.25)
+    batch = data.batch(generator, 12)
+    model.images = batch.latents
+    drawn.set_state(generator.get_state())
+    objective.shares(12, drawn)
+    dropped = torch.rand(12, generator=drawn) < 0.25
+    objective(model, model, batch, generator)
+    expected = data.without_caption(batch, dropped)
+    assert 0 < dropped.sum() < 6 and torch.equal(model.read[0], expected.context)
+    assert torch.equal(model.read[1], expected.mask)
 
 
 def test_noise_levels_are_logit_normal_and_shifted_with_the_size(tmp_path):
@@ -54,11 +68,15 @@ def test_noise_levels_are_logit_normal_and_shifted_with_the_size(tmp_path):
         model, generator = Straight(replace(TINY, flow_side=flow_side)), generator_for(0, 3)
         batch = data.batch(generator, 6)
         model.images = batch.latents
-        RectifiedFlow(data, flow_side=flow_side)(model, model, batch, generator)
+        objective, drawn = RectifiedFlow(data, flow_side=flow_side), torch.Generator()
+        drawn.set_state(generator.get_state())
+        plain = objective.shares(6, drawn)
+        objective(model, model, batch, generator)
         side = math.sqrt(64 * math.prod(batch.latents.shape[-2:]))
         told.append((model.told / 1000, side / flow_side))
     (one, first), (two, second) = [(share / (shift + (1 - shift) * share), shift) for share, shift in told]
-    torch.testing.assert_close(one, two)                # the same levels before their shifts
+    torch.testing.assert_close(one, plain)              # the same levels before their shifts
+    torch.testing.assert_close(two, plain)
     assert second == pytest.approx(2 * first)
 
 

@@ -48,6 +48,13 @@ def test_a_share_comes_from_the_range_and_the_rest_from_everywhere():
     assert (alone.min(), alone.max()) == (250, 800)
 
 
+def test_a_quantile_at_a_border_is_of_the_timestep_that_begins_there(monkeypatch):
+    """The lowest of all, 0, is none of a timestep that is never to be drawn."""
+    monkeypatch.setattr("pixart.train.timesteps.systematic", lambda count, generator: torch.tensor([0.0, 0.5]))
+    assert drawn(Timesteps(stratified=True), 2).tolist() == [0, 500]
+    assert drawn(Timesteps("range", low=250, high=251, share=1.0, stratified=True), 2).tolist() == [250, 251]
+
+
 @pytest.mark.parametrize(("kind", "spread"), [("laplace", 2 ** 0.5), ("logit-normal", 1.0)])
 def test_the_log_signal_to_noise_ratio_has_the_centre_and_the_spread_asked_for(kind, spread):
     """Laplace's standard deviation is sqrt(2) times its scale."""
@@ -116,10 +123,11 @@ def test_a_weight_multiplies_the_whole_loss_of_its_image(tmp_path):
 
 def test_the_default_objective_is_the_plain_loss_to_the_bit(tmp_path):
     data, model = PreparedFolder(write_data(tmp_path)), fresh()
-    batch = data.batch(torch.Generator().manual_seed(0), 4)
+    batch = data.batch(torch.Generator().manual_seed(0), 16)
     generator = torch.Generator().manual_seed(3)
-    t = draw_rows(partial(torch.randint, 1000), (4,), generator)
-    dropped = draw_rows(torch.rand, (4,), generator) < 0.1
+    t = draw_rows(partial(torch.randint, 1000), (16,), generator)
+    dropped = draw_rows(torch.rand, (16,), generator) < 0.1
+    assert 0 < dropped.sum() < 8
     noise = draw_noise(batch, generator)
     output = model(add_noise(batch.latents, noise, t), t.float(), **data.without_caption(batch, dropped).conditions(),
                    learned_variance=True)

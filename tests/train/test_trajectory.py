@@ -168,10 +168,29 @@ def test_the_teacher_is_guided_by_the_ordinary_scale(data):
     x, t = normal(3, 4, *batch.latents.shape[-2:]).float(), torch.tensor([100, 500, 880])
     silent = data.without_caption(batch)
     cond, uncond = (teacher(x, t.float(), **given.conditions()) for given in (batch, silent))
+    assert not torch.allclose(cond, uncond, rtol=0.1)
+    asked: list[int] = []
+    teacher.register_forward_hook(lambda module, given, output: asked.append(len(output)))
     for scale in (1.0, 2.5):
         want = predicted_x0(x, uncond + scale * (cond - uncond), t)
         got = Trajectory(data, teacher, guidance=scale).real(x, t, batch)
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    assert asked == [3, 6]              # no guidance is half the work
+
+
+@pytest.mark.parametrize("weighed", [True, False])
+def test_the_fake_score_is_taught_where_the_step_of_the_student_led(data, weighed):
+    """Its images are noised from the end of their part on, and weighed by the noise that they have there."""
+    student, rival, game = players(data, importance=weighed)
+    batch = data.batch(generator_for(0, 0), 4)
+    turn = game.turn(student, batch, generator_for(0, 0))
+    (_, start, end, noised, noise), made = turn.parts["fake"], turn.rollout
+    x0 = predicted_x0(made.x, made.eps, start)
+    total = mixed_noise(made.eps, noise, end, noised)
+    weight = (0.5 * ((noise ** 2).mean((1, 2, 3)) - (total ** 2).mean((1, 2, 3)))).exp() if weighed else torch.ones(4)
+    want = fake_loss(lambda x, t: rival.model(x, t, **batch.conditions()), x0, add_noise(x0, total, noised), noised,
+                     weight)
+    torch.testing.assert_close(turn.loss("fake", student, rival.model), want)
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -234,6 +253,23 @@ def test_another_rate_of_the_fake_score_is_another_training(data, tmp_path):
     train_rivals(student, rival, game, data, replace(SHORT, steps=1), tmp_path)
     with pytest.raises(ValueError, match="fake_learning_rate was 0.0003 and is now 0.001"):
         train_rivals(student, replace(rival, learning_rate=1e-3), game, data, replace(SHORT, steps=2), tmp_path)
+
+
+def test_the_fake_score_learns_at_its_own_constant_rate_and_its_gradient_is_cut_alone(data):
+    student, rival, game = players(data)
+    rival = replace(rival, clip=1e-3)
+    config = replace(SHORT, schedule="cosine", warmup=5, clip=math.inf)
+    assert [rival.config(config).rate_at(step) for step in range(config.steps)] == [3e-4] * config.steps
+    norms = {}
+
+    class Watched(TwoPlayers):
+        def advance(self, steppers, config, number, norm):
+            parts = [p.grad.norm() for stepper in steppers for group in stepper.param_groups for p in group["params"]]
+            norms[config.learning_rate] = norm.item(), torch.stack(parts).norm().item()
+            super().advance(steppers, config, number, norm)
+    Watched(student, game, data, config, rival=rival).step(0)
+    (before, after), (free, same) = norms[rival.learning_rate], norms[config.learning_rate]
+    assert before > 1e-3 and after == pytest.approx(1e-3, rel=1e-2) and same == pytest.approx(free, rel=1e-4)
 
 
 def test_accumulation_has_the_gradients_of_the_whole_batch(data):

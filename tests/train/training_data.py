@@ -38,9 +38,11 @@ def write_data(folder: Path) -> Path:
 
 
 def fresh() -> PixArtTransformer:
-    """Random weights, the last layer too, so that every parameter has a gradient from the first step."""
-    model = initialize(PixArtTransformer(TINY), seed=1)
-    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.02, generator=torch.Generator().manual_seed(2))
+    """Random weights, in what starts silent too: every parameter has a gradient from the first step, captions count."""
+    model, generator = initialize(PixArtTransformer(TINY), seed=1), torch.Generator().manual_seed(2)
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.02, generator=generator)
+    for block in model.blocks:
+        torch.nn.init.normal_(block.cross_attn.proj.weight, std=0.5, generator=generator)
     return model
 
 
