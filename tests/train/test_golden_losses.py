@@ -1,11 +1,13 @@
 """The training losses reproduce the official ones, gradients included."""
+import math
+
 import golden_cases
 import pytest
 import torch
 
 from pixart.sampling.schedule import add_noise
 from pixart.train.consistency import consistency_loss, interval, teacher_step
-from pixart.train.diffusion import diffusion_loss
+from pixart.train.diffusion import diffusion_loss, discretised_bits
 
 
 def test_diffusion_loss_and_gradient():
@@ -18,6 +20,12 @@ def test_diffusion_loss_and_gradient():
     golden_cases.assert_matches(loss.detach(), want["loss"], tolerance)
     golden_cases.assert_matches(output.grad, want["grad"], tolerance)
     golden_cases.assert_matches(add_noise(given["latents"], given["noise"], given["t"]), want["x_t"], tolerance)
+
+
+def test_what_is_next_to_impossible_costs_as_many_bits_as_officially():
+    """Of a probability of 10^-12, below which the official loss does not go: infinity has no gradient."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    assert discretised_bits(zero, zero + 50, zero).item() == pytest.approx(12 * math.log2(10))
 
 
 @pytest.mark.parametrize("case", ["i0", "i7", "i49", "mixed", "near"])

@@ -89,8 +89,9 @@ def test_without_guidance_the_first_interval_leaves_only_the_ddim_gap(data):
 def test_loss_and_gradient_are_those_of_three_separate_networks(data, dora):
     model, apart = adapted(dora, 0.1), adapted(dora, 0.1)
     target = copy.deepcopy(apart).requires_grad_(False)
-    got = ConsistencyLora(data)(model, base(), batch_of(data), seeded())
-    want = Consistency(data, base().requires_grad_(False))(apart, target, batch_of(data), seeded())
+    wishes = {"guidance": 3.0, "huber_c": 0.01, "guidance_max": 9.0}
+    got = ConsistencyLora(data, **wishes)(model, base(), batch_of(data), seeded())
+    want = Consistency(data, base().requires_grad_(False), **wishes)(apart, target, batch_of(data), seeded())
     assert torch.equal(got, want)
     got.backward()
     want.backward()
