@@ -1,5 +1,6 @@
 """Distilling feedback: its target is where the teacher's own steps lead, and the command trains, stops and resumes."""
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from pixart.model.feedback import Feedback, WithFeedback
 from pixart.sampling.dpm_solver import dpm_solver_pp, nodes
 from pixart.train import command, settings
 from pixart.train.data import PreparedFolder
-from pixart.train.draws import generator_for
+from pixart.train.draws import draw_rows, generator_for
 from pixart.train.initialize import initialize_block
 from pixart.train.inner_loop import InnerLoopDistillation, mean_prediction
 from pixart.train.method_settings import IlfMethod
+from pixart.train.objectives import draw_noise
 
 
 def network(x: Tensor, t: Tensor) -> Tensor:
@@ -71,6 +73,30 @@ def test_the_loss_falls_and_only_feedback_learns(tmp_path):
         losses.append(loss.item())
     assert math.fsum(losses[-4:]) < 0.6 * math.fsum(losses[:4])
     assert all(p.grad is None for p in base.parameters())
+
+
+def test_the_teacher_is_the_base_without_feedback_on_the_way_of_one_step(tmp_path):
+    """Also once the feedback has learned something: it would teach itself."""
+    data, base, feedback = PreparedFolder(write_data(tmp_path)), fresh().requires_grad_(False), Feedback(TINY, 0, 1)
+    initialize_block(feedback.block, 0)
+    torch.nn.init.normal_(feedback.scales, generator=torch.Generator().manual_seed(0))
+    model, objective = WithFeedback(base, feedback), InnerLoopDistillation(data, steps=3, substeps=2, guidance=2.0)
+    batch, step, every = data.batch(generator_for(0, 0), 2), torch.tensor([0, 2]), nodes(6)
+    assert objective.path(step) == [[every[0], every[4]], [every[1], every[5]], [every[2], every[6]]]
+    generator = generator_for(0, 0)
+    path = objective.path(draw_rows(partial(torch.randint, 3), (2,), generator))
+    noise, silent = draw_noise(batch, generator), data.without_caption(batch)
+    both = {name: torch.cat([one, silent.conditions()[name]]) for name, one in batch.conditions().items()}
+    alpha, sigma = (torch.tensor([getattr(node, part) for node in path[0]]).view(-1, 1, 1, 1)
+                    for part in ("alpha", "sigma"))
+    x = alpha * batch.latents + sigma * noise
+
+    def teacher(x: Tensor, t: Tensor) -> Tensor:
+        return base(torch.cat([x, x]), torch.cat([t, t]), **both)
+    with torch.no_grad():
+        made = model(torch.cat([x, x]), torch.tensor([node.time for node in path[0]] * 2), **both)
+        want = (made - mean_prediction(teacher, x, path, 2.0)).square().mean()
+        torch.testing.assert_close(objective(model, model, batch, generator_for(0, 0)), want)
 
 
 def test_the_blocks_are_the_middle_half_by_default():
