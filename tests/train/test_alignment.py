@@ -103,6 +103,16 @@ def test_beside_it_stands_the_usual_loss_of_the_same_noise(data, batch):
     assert torch.equal(objective(aligned, aligned, batch, generator_for(0, 6)),
                        Diffusion(data)(aligned.network, aligned, batch, generator_for(0, 6)))
     assert objective.features.asked == asked                    # nothing is drawn for what is over
+    aligned.zero_grad()
+    objective(aligned, aligned, batch, generator_for(0, 6)).backward()      # processes wait for every weight's gradient
+    assert all(p.grad is not None for p in aligned.parameters()) and not aligned.head.weight.grad.any()
+
+
+def test_the_head_begins_as_its_seed_says_and_takes_no_noise_from_others():
+    network, before = fresh(), torch.get_rng_state()
+    first, again, other = (Aligned(network, 4, block=0, seed=seed).head.weight for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_training_aligns_and_then_stops_to(data, tmp_path):
