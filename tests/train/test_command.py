@@ -370,7 +370,7 @@ def test_previews_show_prompts_with_captions_and_the_same_images_each_time(tmp_p
 
 
 def test_durations_read_well():
-    assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
+    assert [duration(s) for s in (45, 100, 720, 12_000)] == ["45 s", "2 min", "12 min", "3 h 20 min"]
 
 
 def test_every_method_has_its_job():

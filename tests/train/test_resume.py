@@ -215,9 +215,35 @@ def test_two_trainings_never_share_a_folder(data, tmp_path):
 
 
 def test_a_state_of_another_model_is_refused(data, tmp_path):
-    write_state(tmp_path / "run" / loop.STATE, {"step": 2, "model": {}, "average": {}, "optimizers": []})
+    path = tmp_path / "run" / loop.STATE
+    write_state(path, {"step": 2, "model": {}, "average": {}, "optimizers": []})
     with pytest.raises(ValueError, match="does not fit this model: .* the first is x_embedder"):
         trained(data, tmp_path / "run")
+    other = {name: value[:1] for name, value in fresh().named_parameters()}        # copied, one row would fill all
+    write_state(path, {"step": 2, "model": other, "average": other, "optimizers": []})
+    with pytest.raises(ValueError, match="does not fit this model: .* the first is x_embedder"):
+        trained(data, tmp_path / "run")
+
+
+class Harm:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, None])
+def test_what_says_no_step_or_would_run_is_no_state(tmp_path, step):
+    write_state(tmp_path / loop.STATE, {"step": step, "settings": {"targets": ("attn.qkv",)}})
+    with pytest.raises(ValueError, match="it does not say its step"):
+        read_state(tmp_path / loop.STATE)
+    torch.save({"step": 1, "model": Harm(tmp_path / "mark")}, tmp_path / loop.STATE)
+    with pytest.raises(ValueError, match="is damaged or no training state"):
+        read_state(tmp_path / loop.STATE)
+    assert not (tmp_path / "mark").exists()
 
 
 def test_nan_stops_and_keeps_the_last_state(data, tmp_path):

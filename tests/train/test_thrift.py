@@ -121,6 +121,22 @@ def test_where_reading_makes_wait_a_nan_is_found_at_the_next_line_and_the_last_s
     assert len(calls) == 6 and read_state(tmp_path / "run" / loop.STATE)["step"] == 3
 
 
+def test_a_nan_that_nobody_read_yet_is_not_saved_by_who_stops(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Training, "waits", False)
+
+    def objective(model: nn.Module, average: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        return Diffusion(data)(model, average, batch, generator) * (float("nan") if generator.step == 1 else 1.0)
+
+    def stop(record: Record, average: nn.Module) -> None:
+        if record.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(FloatingPointError, match="loss became nan at step 1"):
+        loop.train(fresh(), objective, data, replace(SHORT, save_every=100, log_every=100), tmp_path / "run",
+                   watch=[stop])
+    assert not (tmp_path / "run" / loop.STATE).exists()
+
+
 def test_late_readings_lose_no_loss(data, tmp_path, monkeypatch):
     """The lines of the log and what watchers get are the same, only later."""
     def told(folder: str) -> tuple[list[tuple[int, float]], list[StepOutcome]]:
