@@ -16,6 +16,7 @@ from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.train import loop
 from pixart.train.data import PreparedFolder
+from pixart.train.draws import generator_for
 from pixart.train.initialize import initialize
 from pixart.train.objectives import Diffusion
 
@@ -100,6 +101,15 @@ def test_a_method_trains_in_half_precision_with_noise_of_the_device_and_goes_on(
         made = trained(name, place, tmp_path, *words, "--train.steps", "4")
     forget_processes()
     assert all(torch.isfinite(tensor).all() for tensor in made.values())
+
+
+def test_parts_of_a_step_take_their_own_images_where_the_device_draws(gpu: Cuda, place):
+    """Images are picked on the CPU all the same: each part of a step saw those of the first."""
+    data = PreparedFolder(place / "data")
+    whole = data.batch(generator_for(0, 3, slice(0, 4), 4, "cuda"), 4)
+    parts = [data.batch(generator_for(0, 3, slice(first, first + 2), 4, "cuda"), 2) for first in (0, 2)]
+    assert torch.equal(torch.cat([part.latents for part in parts]), whole.latents)
+    assert not torch.equal(parts[0].latents, parts[1].latents)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
