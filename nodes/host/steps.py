@@ -56,8 +56,13 @@ def usual_sampling(model: Any) -> str:
 
 
 def notice_method(model: Any, sampler: str) -> None:
-    """Tell the user when a MODEL is sampled with another sampler than it was made for."""
+    """Tell the user when a MODEL is sampled with another sampler than it was made for.
+
+    Not for a base model under a LoRA, which may have made a student of it: stock loaders do not pass on its name.
+    """
     said = preset_of(model)
+    if said is not None and said.method == "teacher" and model.patches:
+        return
     notice = said.mismatch(sampler) if said is not None else None
     if notice is not None:
         logger.warning(notice)

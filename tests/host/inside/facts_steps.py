@@ -1,4 +1,6 @@
 """PixArt Steps: what a model's file says about sampling reaches the host's own sampling nodes."""
+import shutil
+
 import comfy.sample
 import folder_paths
 import torch
@@ -93,7 +95,8 @@ def test_a_lora_that_says_something_goes_before_its_model():
     assert make(model)[5].startswith("teacher") and make(apply(model, path, 0.0)[0])[5].startswith("teacher")
 
 
-def test_a_tdm_file_with_the_lcm_rule_gives_a_notice():
+def heard_as_lcm(model) -> list[str]:
+    """What is logged while the LCM sampler draws with a MODEL."""
     import logging
     records: list[str] = []
 
@@ -104,11 +107,27 @@ def test_a_tdm_file_with_the_lcm_rule_gives_a_notice():
     handler, root = Keep(), logging.getLogger()
     root.addHandler(handler)
     try:
-        model = resaved("said", "tdm")
         node("PixArtLCMSampler")().sample(model, condition(text(3)), latent(64, 64), 1, 1, "official", 1.0)
     finally:
         root.removeHandler(handler)
-    assert any("made for the sampler tdm" in line and "sampled with lcm" in line for line in records), records
+    return [line for line in records if "made for the sampler" in line]
+
+
+def test_a_tdm_file_with_the_lcm_rule_gives_a_notice():
+    (line,) = heard_as_lcm(resaved("said", "tdm"))
+    assert "made for the sampler tdm" in line and "sampled with lcm" in line
+
+
+def test_a_published_base_model_drawn_as_an_lcm_gives_a_notice_unless_a_lora_may_have_made_it_one():
+    name = "PixArt-XL-2-1024-MS"
+    shutil.copy(MODELS / "diffusion_models" / "alpha-1024.safetensors",
+                MODELS / "diffusion_models" / f"{name}.safetensors")
+    model = load(name)
+    (line,) = heard_as_lcm(model)
+    assert "made for the sampler dpm (teacher, 20 steps)" in line and name in line
+    patched = model.clone()                 # by the stock LoRA loader, which says nothing of the file
+    assert patched.add_patches({"diffusion_model.final_layer.linear.bias": (torch.ones(32),)})
+    assert heard_as_lcm(patched) == []
 
 
 def test_image_to_image_keeps_the_last_steps():
