@@ -6,6 +6,7 @@ As in benchmarks/training_memory.py: tensors without data go through sampler, de
 the highest sum of what their storages would hold counts. CUDA and its libraries usually take another 1 to 2 GiB.
 T5 is not in memory then. Rewards are networks of the size of CLIP ViT-H/14.
 """
+import argparse
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ TABLE = (
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| one image, 16 bits | peak | weights | activations |\n|---|---|---|---|")
     for title, case in TABLE:
         peak, weights = computed(case)

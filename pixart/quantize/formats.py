@@ -57,7 +57,7 @@ class ConversionTarget:
 TARGETS: dict[str, ConversionTarget] = {
     "float8_e4m3fn": ConversionTarget(FORMATS["float8_e4m3fn"],
                                       "8 bits, one scale a layer; fast from NVIDIA's 40 series on"),
-    "float8_e5m2": ConversionTarget(FORMATS["float8_e5m2"], "8 bits, coarser, for cards whose kernels want it"),
+    "float8_e5m2": ConversionTarget(FORMATS["float8_e5m2"], "8 bits, coarser, for cards whose kernels need it"),
     "int8_tensorwise": ConversionTarget(FORMATS["int8_tensorwise"],
                                         "8 bits, one scale a row; fast from NVIDIA's 20 series on"),
     "int8_convrot": ConversionTarget(RotatedInt8(), "the same, rotated: int8_tensorwise in files"),

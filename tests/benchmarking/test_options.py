@@ -15,3 +15,9 @@ def test_numbers_are_finite(script):
     words = ["benchmarks", script] if script in ("gpu", "speed") else [f"benchmarks.{script}"]
     done = subprocess.run([sys.executable, "-m", *words, f"{option}=nan"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and f"argument {option}: 'nan' must be a finite number" in done.stderr, done.stderr
+
+
+def test_a_script_without_options_computes_nothing_for_its_help():
+    done = subprocess.run([sys.executable, "benchmarks/reno_memory.py", "--help"], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and "Memory of noise optimisation" in done.stdout and "GiB |" not in done.stdout
