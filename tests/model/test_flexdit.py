@@ -125,6 +125,7 @@ def test_the_published_layout():
     assert [i for i, role in enumerate(roles) if role == "recover"] == [6, 12, 18, 24]
     assert roles[:2] == ("pooling",) * 2 and roles[-2:] == ("dense",) * 2
     assert Segments.for_depth(42).depth == 42 and Segments.for_depth(8).depth == 8
+    assert (Segments.for_depth(15).pooling, Segments.for_depth(16).pooling) == (1, 2)
 
 
 # -- what is computed --------------------------------------------------------------------------------------------------
@@ -225,6 +226,11 @@ def test_pieces_meet_the_line_at_their_ends():
     (0.61, 32, 20), (0.86, 32, 12), (0.90, 32, 10), (0.96, 32, 6), (0.61, 16, 10), (0.86, 16, 6), (0.44, 16, 12)])
 def test_the_published_rates_give_the_published_grids(rate, side, sparse):
     assert Density(rate, rate).grid((side, side), 500) == (sparse, sparse)
+
+
+def test_stretches_of_equal_density_start_where_the_rate_changes():
+    assert Density().starts == (0, 250, 500, 750) and Density(pieces=0).starts == (0, 250)
+    assert Density(0.5, 0.5).starts == (0,)
 
 
 def test_density_grows_as_noise_goes():

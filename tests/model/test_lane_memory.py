@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from pixart.model.lane_memory import LaneMemory
+from pixart.model.lane_memory import LaneMemory, LaneNotes
 from pixart.model.policy import Step
 
 RUN = object()
@@ -69,3 +69,10 @@ def test_bytes_are_those_of_the_tensors_kept_alive(memory, rows):
 def test_rows_and_lanes_must_be_as_many(rows):
     with pytest.raises(ValueError, match="4 rows are to be kept for 2 lanes"):
         LaneMemory().put(step(*"ab"), "key", rows)
+
+
+def test_notes_follow_their_lanes_until_another_run():
+    notes: LaneNotes[int] = LaneNotes()
+    notes.put(step(*"ab"), [1, 2])
+    assert notes.get(step(*"bca")) == [2, None, 1]
+    assert notes.get(step(*"ab", run=object())) == [None, None] and notes.get(step(*"ab")) == [None, None]

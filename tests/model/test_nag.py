@@ -105,6 +105,13 @@ def test_it_is_off_to_the_bit(off):
     assert torch.equal(network(*given(), policies=[NAG(CONFIG, NEGATIVE, **off)], step=step()), network(*given()))
 
 
+def test_it_is_in_force_from_start_on_and_before_end():
+    network = model()
+    policy, plain = NAG(network, NEGATIVE, start=0.25, end=0.75), network(*given())
+    changed = [not torch.equal(network(*given(), policies=[policy], step=step(index)), plain) for index in range(4)]
+    assert changed == [False, True, True, False]
+
+
 def test_a_negative_prompt_that_says_the_same_changes_nothing_but_rounding():
     network = model()
     x, t, text, _ = given(1)
