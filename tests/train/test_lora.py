@@ -129,6 +129,17 @@ def test_impossible_numbers_are_refused(rank, alpha):
         add_lora(base(), rank, alpha)
 
 
+@pytest.mark.parametrize(("alpha", "scale"), [(6.0, 3.0), (1.0, 0.5), (None, 1.0)])
+def test_the_change_is_scaled_by_alpha_over_the_rank(alpha, scale):
+    model = add_lora(base().double(), rank=2, alpha=alpha, targets=["attn.proj"])
+    layer, = (module for name, module in adapters(model) if name == "blocks.0.attn.proj")
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.ones_(up)
+    x = torch.randn(3, down.shape[1], dtype=torch.float64)
+    torch.testing.assert_close(layer(x) - layer.base_layer(x), (scale * (x.float() @ down.T @ up.T)).double())
+    assert {part.scale for part in lora_parts(model)} == {scale}
+
+
 def test_a_second_adapter_is_refused():
     with pytest.raises(ValueError, match="already"):
         add_lora(add_lora(base(), 2, None), 2, None)
