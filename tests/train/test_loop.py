@@ -146,6 +146,13 @@ def test_half_precision_weights_are_not_trained(data, tmp_path):
         loop.train(fresh().bfloat16(), Diffusion(data), data, SHORT, tmp_path / "run")
 
 
+def test_frozen_weights_of_16_bits_are_refused_where_nothing_mixes_them(data, tmp_path):
+    base = fresh().requires_grad_(False)
+    model = Controlled(base.bfloat16(), PixArtControlNet.copy_of(base, 1).float())
+    with pytest.raises(ValueError, match='precision is "no" but the frozen weights are 16-bit'):
+        loop.train(model, ControlDiffusion(data), data, SHORT, tmp_path / "run")
+
+
 def test_a_frozen_model_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="no parameter is trainable"):
         loop.train(fresh().requires_grad_(False), Diffusion(data), data, SHORT, tmp_path / "run")
