@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from pixart import __main__ as command_line
 from pixart.mini import SHIPPED
-from pixart.train.ascent import some_passes, taught_passes
+from pixart.train.ascent import plain_generator, some_passes, taught_passes
 from pixart.train.caption_list import CaptionList, read_captions
 from pixart.train.draws import generator_for
 from pixart.train.jobs import assemble
@@ -28,6 +28,11 @@ def wanted(folder, **changed):
              "method.gradient_steps": "1", "output.folder": str(folder / "run"),
              "output.file": str(folder / "reward.safetensors"), **changed}
     return read_settings("reward-lora", None, given)
+
+
+def test_what_a_step_has_in_common_is_not_told_by_its_noise():
+    of_images, common = generator_for(0, 3), plain_generator(generator_for(0, 3))
+    assert not torch.isin(torch.rand(50, generator=of_images), torch.rand(50, generator=common)).any()
 
 
 def test_the_passes_that_learn_are_evenly_spaced_from_a_random_first_one():
