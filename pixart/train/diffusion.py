@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..sampling.iddpm import Chain
+from ..sampling.chain import Chain
 from ..sampling.schedule import add_noise
 
 

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
+from pixart.sampling.chain import Chain
 from pixart.sampling.dpm_solver import dpm_solver_pp, dpm_step, node_at, nodes
-from pixart.sampling.iddpm import Chain, iddpm, iddpm_step
 from pixart.sampling.lcm import LCM_RULES, lcm, lcm_timesteps
 from pixart.sampling.noise import ImageNoise
 from pixart.sampling.samplers import SAMPLERS, sampler
@@ -156,22 +156,6 @@ def test_a_callback_is_told_the_step_what_the_model_reads_and_the_image_it_sees(
     for _, _, x0 in told:
         torch.testing.assert_close(x0, known_image(), rtol=0, atol=1e-5)
     torch.testing.assert_close(found, known_image(), rtol=0, atol=0.05)     # DPM-Solver ends at t = 0, with some noise
-
-
-def test_ancestral_sampling_goes_down_its_chain_step_by_step_to_the_image():
-    chain, read, drawn, told = Chain.respaced(5), [], [], []
-    noise = ImageNoise([1, 2], (4, 6, 6), dtype=torch.float64)
-
-    def model(x, t):
-        read.append((x, t, torch.cat([noise_in(x, t), torch.tanh(x)], dim=1)))
-        return read[-1][2]
-    found = iddpm(model, noise(), lambda: drawn.append(noise()) or drawn[-1], 5, lambda *now: told.append(now))
-    assert [t.tolist() for _, t, _ in read] == [[float(time)] * 2 for time in (999, 749, 500, 250, 0)]
-    for step, (x, _, output) in enumerate(read):
-        after, x0 = iddpm_step(chain, output, x, torch.tensor([4 - step] * 2), drawn[step])
-        assert torch.equal(after, read[step + 1][0] if step < 4 else found)
-        assert told[step][:2] == (step, x) and torch.equal(told[step][2], x0)       # x before the step
-    torch.testing.assert_close(found, known_image(2), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 1001])

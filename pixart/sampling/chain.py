@@ -1,14 +1,12 @@
-"""Ancestral sampling with the learned variance (Improved DDPM), on a respaced chain."""
+"""The respaced chain of Improved DDPM (arXiv 2102.09672): posterior means and learned variances, for training."""
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, repeat
 
-import torch
 from torch import Tensor
 
-from .schedule import ALPHAS_CUMPROD, STEPS, Callback, Noise, Table, batch_of
+from .schedule import ALPHAS_CUMPROD, STEPS, Table
 
 
 @dataclass(frozen=True)
@@ -53,25 +51,3 @@ def _chain(times: tuple[int, ...]) -> Chain:
                  Table([math.log(beta) for beta in betas]), Table([math.log(v) for v in (variance[1], *variance[1:])]),
                  Table([beta * math.sqrt(b) / (1 - a) for beta, a, b in zip(betas, kept, before)]),
                  Table([(1 - b) * math.sqrt(1 - beta) / (1 - a) for beta, a, b in zip(betas, kept, before)]))
-
-
-def iddpm_step(chain: Chain, output: Tensor, x: Tensor, i: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """One step: output (B, 2C, H, W) of the model for x at chain index i (B,) -> (next x, predicted x0)."""
-    eps, logits = output.chunk(2, dim=1)
-    x0 = chain.predicted_x0(x, eps, i)
-    deviation = (0.5 * chain.log_variance(logits, i)).exp()
-    keep = (i > 0).to(x.dtype).view(-1, 1, 1, 1)        # the last step adds no noise
-    return chain.posterior_mean(x0, x, i) + keep * deviation * noise, x0
-
-
-def iddpm(model: Callable[[Tensor, Tensor], Tensor], latent: Tensor, noise: Noise,
-          steps: int = 100, callback: Callback | None = None) -> Tensor:
-    """Unit Gaussian noise (B, C, H, W) -> clean latent; model(x, t) returns noise and variance logits (B, 2C, H, W)."""
-    chain, x = Chain.respaced(steps), latent
-    for step, index in enumerate(reversed(range(steps))):
-        i = torch.full((x.shape[0],), index, device=x.device)
-        after, x0 = iddpm_step(chain, model(x, batch_of(chain.times[index], x)), x, i, noise())
-        if callback is not None:
-            callback(step, x, x0)
-        x = after
-    return x
