@@ -80,6 +80,9 @@ def test_captions_are_drawn_with_their_words(tmp_path):
     assert batch.to(torch.device("cpu")).texts == batch.texts
     silent = data.without_caption(batch)
     assert silent.mask.sum() == 4 * len(data.null_mask)
+    wide = CaptionList(tmp_path, data.captions, data.captions[0], 4, 64, 128).batch(generator_for(0, 1), 2)
+    assert wide.latents.shape == (2, 4, 8, 16) and wide.size.tolist() == [[64, 128]] * 2
+    assert wide.aspect.tolist() == [0.5, 0.5]           # height over width
 
 
 @pytest.mark.parametrize(("trains_on", "encodes_on"), [("cuda:1", "cuda:1"), ("mps", "cpu"), ("cpu", "cpu")])
