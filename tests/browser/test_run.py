@@ -76,6 +76,20 @@ def test_mini_workflow_dropped_and_run_shows_its_images(screen, name):
     assert screen.errors == []
 
 
+def test_the_lists_of_compare_are_shown_whole_when_it_has_run(screen):
+    """A node's text and preview take their room from its text boxes: the last of three prompts was cut."""
+    opened(screen, "mini-compare")
+    screen.page.evaluate(SET, ["PixArtCompare", "seed", 4711])        # not run before
+    assert ended(screen, run(screen))["status"]["status_str"] == "success"
+    screen.page.wait_for_timeout(1500)
+    inner, shown = screen.page.evaluate("""() => {
+        const node = window.app.graph._nodes.find(each => each.type === "PixArtCompare");
+        const box = node.widgets.find(each => each.name === "row_values").element;
+        return [box.scrollHeight, box.clientHeight];
+    }""")
+    assert 0 < inner <= shown
+
+
 def test_the_preview_comes_while_it_draws_and_in_the_colours_of_the_image(screen):
     opened(screen, "mini-lcm-4-steps")
     screen.page.evaluate(LISTEN)
