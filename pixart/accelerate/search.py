@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..atomic import replacing
 from ..weights import CheckpointError, checked_entries, parse_json
 from ..weights.settings import number, text
 from .schedule import BRANCHES, BranchSchedule
@@ -41,7 +42,8 @@ class Trials:
         if path.is_file():
             self._read()
         else:
-            path.write_text(json.dumps({"about": about, "shape": self.shape}) + "\n", encoding="utf-8")
+            with replacing(path) as beside:         # a kill leaves no file, or one with its first line
+                beside.write_text(json.dumps({"about": about, "shape": self.shape}) + "\n", encoding="utf-8")
 
     def _read(self) -> None:
         first, *lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() or ["{}"]

@@ -175,7 +175,6 @@ def train_decoder(source: Path, path: Path, scenery: Scenery, steps: int = 1500,
     device = scenery.ordinary.codes.device
     model = load_autoencoder(source).train()
     model.to(device, memory_format=torch.channels_last)      # type: ignore[call-overload]
-    model.taesd_encoder.requires_grad_(False)
     progress = ResumableTraining("decoder", model.taesd_decoder, rate, steps, state, seed)
     for step in progress:
         examples = training_images(scenery, seed, step, steps, batch)

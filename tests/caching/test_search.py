@@ -96,3 +96,14 @@ def test_hand_made_schedules_reuse_something_and_differ():
     made = hand_made(20, 8)
     assert len({schedule.bits for schedule in made}) == len(made) > 30
     assert all(not schedule.computed().all() for schedule in made) and hand_made(3, 1)
+
+
+def test_a_file_of_trials_is_there_with_its_first_line_or_not_at_all(tmp_path, monkeypatch):
+    """Half of it would be refused as that of another search."""
+    def killed(self, *args, **kwargs):
+        self.touch()
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(type(tmp_path), "write_text", killed)
+        Trials(tmp_path / "t.jsonl", STEPS, DEPTH, "toy")
+    assert Trials(tmp_path / "t.jsonl", STEPS, DEPTH, "toy").found == {}
