@@ -107,7 +107,7 @@ def test_it_is_off_to_the_bit(off):
 
 def test_it_is_in_force_from_start_on_and_before_end():
     network = model()
-    policy, plain = NAG(network, NEGATIVE, start=0.25, end=0.75), network(*given())
+    policy, plain = NAG(CONFIG, NEGATIVE, start=0.25, end=0.75), network(*given())
     changed = [not torch.equal(network(*given(), policies=[policy], step=step(index)), plain) for index in range(4)]
     assert changed == [False, True, True, False]
 

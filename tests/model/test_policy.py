@@ -192,12 +192,14 @@ def test_a_part_of_a_pass_is_that_of_its_rows(model, control):
     """Of everything that has a row each; what is there once is for all rows."""
     p = captured(model)
     residual, shared = torch.randn_like(p.x), torch.randn(1, *p.x.shape[1:])
-    whole = Pass(p.x, p.text, p.mask, p.modulation, p.grid, [None, residual, shared], None, step(0), torch.arange(4.0))
+    whole = Pass(model, p.x, p.text, p.mask, p.modulation, p.grid, [None, residual, shared], None, step(0),
+                 torch.arange(4.0))
     part = whole.part([2, 0])
     for name in ("x", "text", "mask", "modulation", "timestep"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[[2, 0]]), name
     assert part.control[0] is None and torch.equal(part.control[1], residual[[2, 0]]) and part.control[2] is shared
     assert part.step.lanes == (LANES[2], LANES[0]) and part.step.run is whole.step.run and part.grid == whole.grid
+    assert part.network is whole.network is model
 
 
 def test_control_is_added_once(model):
