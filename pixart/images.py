@@ -1,6 +1,7 @@
 """Image files: opened upright whatever their format, with a reason if that fails; and saved."""
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -11,7 +12,11 @@ from .atomic import replacing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_ORIENTATION = 0x0112
+logger = logging.getLogger(__name__)
+
+PARAMETERS_KEY = "parameters"       # of a PNG's text; not ComfyUI's `prompt` or `workflow`, which hold graphs
+MOST_JPEG_EXIF = 65533              # bytes
+_ORIENTATION, _EXIF_FOLDER, _USER_COMMENT = 0x0112, 0x8769, 0x9286      # entries of EXIF
 # Value of the EXIF orientation entry -> Pillow's name of the transposition that sets the image upright.
 _UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
             7: "TRANSVERSE", 8: "ROTATE_90"}
@@ -44,12 +49,43 @@ def pixels_of(image: "Image") -> Tensor:
     return torch.from_numpy(np.array(whole.convert("RGBA"))).permute(2, 0, 1)[None] / 255
 
 
-def save_image(path: str | Path, image: Tensor) -> Path:
-    """Write (3, H, W) in 0..1 in the format of the file extension; an existing file is replaced atomically."""
+def save_image(path: str | Path, image: Tensor, parameters: str | None = None) -> Path:
+    """Write (3, H, W) in 0..1 in the format of the file extension; an existing file is replaced atomically.
+
+    parameters: how it was made, see `ImageFacts`; PNG, JPEG and WebP carry it.
+    """
     path, kind = Path(path), format_of(path)
     with replacing(path) as beside:
-        to_image(image).save(beside, format=kind)
+        write_image(beside, image, kind, parameters)
     return path
+
+
+def write_image(file: Path | BinaryIO, image: Tensor, kind: str, parameters: str | None = None) -> None:
+    """Write (3, H, W) in 0..1 in a format by Pillow's name; the same arguments give the same bytes."""
+    to_image(image).save(file, format=kind, **({} if parameters is None else metadata_options(kind, parameters)))
+
+
+def metadata_options(kind: str, parameters: str) -> dict[str, Any]:
+    """Options of Pillow's `save` that put a text into a file: PNG's entry `parameters`, or EXIF's UserComment."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    parameters = parameters.encode("utf-8", "replace").decode("utf-8")     # half a surrogate pair cannot be written
+    if kind == "PNG":
+        entries = PngInfo()
+        if parameters.isascii():
+            entries.add_text(PARAMETERS_KEY, parameters)
+        else:                       # UTF-8: readers differ in how they read the Latin-1 of the other kind of entry
+            entries.add_itxt(PARAMETERS_KEY, parameters)
+        return {"pnginfo": entries}
+    if kind not in ("JPEG", "WEBP"):
+        return {}
+    exif = Image.Exif()
+    exif[_EXIF_FOLDER] = {_USER_COMMENT: b"UNICODE\0" + parameters.encode("utf-16-be")}
+    if kind == "JPEG" and len(exif.tobytes()) > MOST_JPEG_EXIF:
+        logger.warning("the prompt is too long for the metadata of a JPEG, which is saved without; use .png")
+        return {}
+    return {"exif": exif}
 
 
 def to_image(image: Tensor) -> "Image":

@@ -18,6 +18,7 @@ from .config import PixArtConfig
 from .control.images import fit
 from .device import checked_device, memory_advice
 from .drawing import Control, Guide, Request, check_captions, check_negative, check_noise, sample
+from .image_facts import ImageFacts, image_facts_of
 from .images import save_image, to_image
 from .mini import SHIPPED, is_mini
 from .model.compiled import compile_blocks
@@ -51,11 +52,15 @@ NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would
 
 @dataclass(frozen=True)
 class Images:
-    """The result of a call: pixels (B, 3, height, width) in 0..1 on the CPU; a report and a seed per image."""
+    """The result of a call: pixels (B, 3, height, width) in 0..1 on the CPU; a report and a seed per image.
+
+    facts: how each was made, none if unknown.
+    """
 
     pixels: Tensor
     reports: list[PromptReport]
     seeds: list[int]
+    facts: Sequence[ImageFacts] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -64,11 +69,16 @@ class Images:
         """As Pillow images."""
         return [to_image(image) for image in self.pixels]
 
-    def save(self, path: AnyPath, first: int = 0) -> list[Path]:
-        """Write to `path`; further images get -1, -2, ... before the extension, counting from `first`."""
+    def save(self, path: AnyPath, first: int = 0, metadata: bool = True) -> list[Path]:
+        """Write to `path`; further images get -1, -2, ... before the extension, counting from `first`.
+
+        metadata: put the facts into the files, see `save_image`.
+        """
         path = Path(path)
-        return [save_image(path.with_stem(f"{path.stem}-{number}") if number else path, image)
-                for number, image in enumerate(self.pixels, first)]
+        known = metadata and len(self.facts) > 0
+        told: Sequence[str | None] = [facts.parameters for facts in self.facts] if known else [None] * len(self)
+        return [save_image(path.with_stem(f"{path.stem}-{number}") if number else path, image, parameters)
+                for number, (image, parameters) in enumerate(zip(self.pixels, told, strict=True), first)]
 
 
 class Pipeline:
@@ -229,12 +239,14 @@ class Pipeline:
         check_noise(noise, request, self.config)
         caption = self._features(prompts, progress)
         null = self._features(negative, progress) if request.guided or nag != 1 else caption
+        facts = image_facts_of(request, self.files, nag=nag, guide=guide, policies=policies,
+                               own_noise=noise is not None)
         if nag != 1:
             check_negative(null, self.config)
             policies = [*policies, NAG(self.config, null.context[:, null.mask[0]], nag)]
         pixels = self.decode(self.sample(request, caption, null, guide, policies, batch, progress, noise), progress)
         return Images(pixels[:, :, :request.height, :request.width], caption.reports,
-                      [seed + i for i in range(len(pixels))])
+                      [seed + i for i in range(len(pixels))], facts)
 
     def sample(self, request: Request, caption: Encoded, null: Encoded, guide: Guide | None = None,
                policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None,

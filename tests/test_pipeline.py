@@ -445,7 +445,7 @@ def test_command_line_draws_files(parts, tmp_path, monkeypatch, capsys):
 def test_the_command_samples_a_base_model_as_one_and_a_student_as_it_was_trained(parts, tmp_path, monkeypatch, capsys):
     """Sigma and alpha were drawn in 4 LCM steps without guidance, which is a blur, and nothing was said."""
     rest = ("--vae", parts / "vae.safetensors", "--t5", parts / "t5", "--bits", 16, "--size", "32x32",
-            "--dtype", "fp32")
+            "--dtype", "fp32", "--no-metadata")
     images = {}
     for name, given in (("PixArt-Sigma-XL-2-1024-MS", ()), ("PixArt-LCM-XL-2-1024-MS", ()),
                         ("PixArt-Alpha-DMD-XL-2-512x512", ()), ("dpm", ("dpm", 4.5)), ("lcm", ("lcm", None))):
@@ -471,7 +471,7 @@ def test_the_folder_of_a_diffusers_pipeline_brings_vae_and_t5(parts, tmp_path, m
     (pipeline / "tokenizer").mkdir()
     (pipeline / "text_encoder" / "tokenizer.json").rename(pipeline / "tokenizer" / "tokenizer.json")
     load_tiny(parts / "vae.safetensors").save_pretrained(pipeline / "vae")
-    rest = ("--size", "32x32", "--steps", 1, "--bits", 16, "--dtype", "fp32")
+    rest = ("--size", "32x32", "--steps", 1, "--bits", 16, "--dtype", "fp32", "--no-metadata")
     named = ("--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors", "--t5", parts / "t5")
     everywhere = ("--model", pipeline, "--vae", pipeline, "--t5", pipeline)
     images = []

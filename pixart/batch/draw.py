@@ -37,6 +37,7 @@ class DrawSettings:
     long: str = "truncate"          # see `encode_long`
     inner_ends: bool = False
     compile: bool = False
+    metadata: bool = True           # whether files carry how they were made
 
     @property
     def files(self) -> dict[str, Path]:
@@ -84,7 +85,7 @@ def opened(settings: DrawSettings, device: str | None) -> "Pipeline":
 
 def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task]) -> list[DrawnTask]:
     """Tasks of one size and negative prompt, whose seeds follow each other."""
-    from ..images import to_image
+    from ..images import write_image
 
     first = group[0]
     prompts = pipe.encode([task.prompt for task in group], None, settings.long, settings.inner_ends)
@@ -92,8 +93,8 @@ def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task
                  sampler=settings.sampler, guidance=settings.guidance, rule=settings.rule, batch=len(group),
                  nag=settings.nag)
     results = []
-    for task, pixels, report in zip(group, drawn.pixels, drawn.reports):
+    for task, pixels, report, facts in zip(group, drawn.pixels, drawn.reports, drawn.facts):
         file = io.BytesIO()
-        to_image(pixels).save(file, "PNG")
+        write_image(file, pixels, "PNG", facts.parameters if settings.metadata else None)
         results.append(DrawnTask(task, file.getvalue(), notice="; ".join(report.notices)))
     return results

@@ -73,6 +73,11 @@ def refuse_silent_negative(args: argparse.Namespace) -> None:
         raise ValueError("--negative has no effect with --guidance 1; leave one of them out, or give --nag 5")
 
 
+def add_no_metadata(command: argparse._ActionsContainer) -> None:
+    command.add_argument("--no-metadata", dest="metadata", action="store_false",
+                         help="leave out of the image files how they were made (prompt, seed, steps, model, ...)")
+
+
 def add_device(command: argparse._ActionsContainer) -> None:
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps or xpu (default: the best available)")
 

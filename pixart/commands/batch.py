@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..sampling.samplers import SAMPLERS
 from ..text.long import check_mode
-from .arguments import size
+from .arguments import add_no_metadata, size
 from .generate import add_files, require_lora
 from .numbers import finite_number, positive_whole
 from .places import require_folder_place
@@ -29,6 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seeds", metavar="N..M", help="seeds for each prompt: 1..4 or 1,5,9")
     seeds.add_argument("--seed", type=int, default=0, metavar="N",
                        help="seed of the first prompt; the others count up (default: 0)")
+    add_no_metadata(command)
     add_files(command, embeddings=False)
     drawing = command.add_argument_group("drawing")
     drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="auto",
@@ -95,7 +96,8 @@ def draw_settings(args: argparse.Namespace) -> "DrawSettings":
     loras = tuple((str(path.expanduser().absolute()), args.lora_strength) for path in args.lora)
     return DrawSettings(**places, variant=args.variant, loras=loras, dtype=args.dtype, bits=args.bits,
                         sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule,
-                        nag=args.nag, long=args.long, inner_ends=args.inner_ends, compile=args.compile)
+                        nag=args.nag, long=args.long, inner_ends=args.inner_ends, compile=args.compile,
+                        metadata=args.metadata)
 
 
 def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["PromptLine"]) -> None:

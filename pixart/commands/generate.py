@@ -14,6 +14,7 @@ from .arguments import (
     add_bits,
     add_device,
     add_long,
+    add_no_metadata,
     add_prompt,
     embeddings_of,
     refuse_guidance,
@@ -47,6 +48,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_prompt(command)
     command.add_argument("--out", type=Path, default=Path("pixart.png"), metavar="FILE",
                          help="output file; further images get -1, -2, ... before the extension (default: pixart.png)")
+    add_no_metadata(command)
     add_files(command)
     _add_sampling(command)
     _add_cache(command)
@@ -241,7 +243,7 @@ def run(args: argparse.Namespace) -> None:
         if not told:
             print(drawn.reports[0].summary, *drawn.reports[0].notes, sep="\n")
             told = True
-        for path in drawn.save(args.out, first):
+        for path in drawn.save(args.out, first, args.metadata):
             print(path, flush=True)
 
 

@@ -34,6 +34,7 @@ def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
 def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     """Draw and save, a batch at a time; print what became of the prompt and where the images lie."""
     from ..device import checked_device
+    from ..image_facts import ImageFacts, sampling_facts
     from ..model.cpu_dtype import fitting_dtype
     from ..pipeline import Images, require_finite
     from ..pt_dit.draw import draw_latents
@@ -48,14 +49,18 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     model = opened.load(dtype_or_auto(args.dtype) or fitting_dtype(device, config.hidden), device)
     vae = load_vae(args.vae, device)
     width, height = args.size or (config.resolution, config.resolution)
+    steps, negative = args.steps or FLOW_STEPS, args.negative if guidance_of(args) != 1 else ""
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)
-        latents = draw_latents(model, join_encoded([caption] * count), null, height, width, args.steps or FLOW_STEPS,
+        latents = draw_latents(model, join_encoded([caption] * count), null, height, width, steps,
                                guidance_of(args), args.seed + first)
         require_finite(latents, "the transformer")
         pixels = decode(vae, latents, config.latent_scale)[:, :, :height, :width]
         require_finite(pixels, "the VAE")
-        for path in Images(pixels, [], []).save(args.out, first):
+        facts = [ImageFacts(caption.reports[0].prompt, negative, sampling_facts(
+                     steps, "flow", guidance_of(args), args.seed + first + number, width, height, args.model))
+                 for number in range(count)]
+        for path in Images(pixels, [], [], facts).save(args.out, first, args.metadata):
             print(path, flush=True)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..dtypes import dtype_named
 from ..reward.search import WAYS
 from ..sampling.samplers import FEW_STEP_RULES, FEW_STEP_SAMPLERS, SAMPLERS
-from .arguments import add_prompt, require_prompt, size
+from .arguments import add_no_metadata, add_prompt, require_prompt, size
 from .generate import add_files, open_pipeline, saved_prompt
 from .numbers import finite_number, positive_whole
 from .places import require_file_place
@@ -31,6 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
                                                                                             "-rewards.png and .json "
                                                                                             "are written next to it "
                                                                                             "(default: reno.png)")
+    add_no_metadata(command)
     add_files(command)
     _add_rewards(command)
     _add_drawing(command)
@@ -87,9 +88,10 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Optimise, save, and say what came of it. Ctrl-C ends it with the best so far."""
+    from ..image_facts import image_facts_of
     from ..images import format_of
     from ..reward.record import load_noise
-    from ..reward.reno import reno
+    from ..reward.reno import reno, request_of
     from .progress import Bars
 
     require_prompt(args)
@@ -103,10 +105,13 @@ def run(args: argparse.Namespace) -> None:
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
     with Bars() as bars:
         prompt = saved_prompt(args, False) or pipe.encode(args.prompt, bars, args.long, args.inner_ends)
+        request = request_of(prompt, args.steps, args.seed, width, height, args.sampler, args.rule)
+        first, best = (image_facts_of(request, pipe.files, own_noise=own)[0].parameters if args.metadata else None
+                       for own in (begin is not None, True))
         found = reno(pipe, prompt, reward, recipe, steps=args.steps, seed=args.seed,
                      width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
-                     watch=progress_watch(bars, recipe, args.out), by=args.by)
-    write_result(args, recipe, prompt.reports[0].prompt, found, reward)
+                     watch=progress_watch(bars, recipe, args.out, first), by=args.by)
+    write_result(args, recipe, prompt.reports[0].prompt, found, reward, best)
 
 
 def recipe_of(args: argparse.Namespace) -> "NoiseRecipe":
@@ -137,19 +142,20 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     return reward
 
 
-def progress_watch(bars: "Bars", recipe: "NoiseRecipe", out: Path) -> "WatchIteration":
-    """A bar, and the image that it began with, saved at once."""
+def progress_watch(bars: "Bars", recipe: "NoiseRecipe", out: Path, parameters: str | None) -> "WatchIteration":
+    """A bar, and the image that it began with, saved at once; parameters: how that was made."""
     from ..images import save_image
 
     def watch(done: "Iteration", images: "Tensor") -> None:
         bars(f"optimising, reward {done.best[0]:.3g}", done.number, recipe.iterations)
         if done.number == 1:
-            save_image(named_beside(out, "-start", out.suffix), images[0].float().cpu())
+            save_image(named_beside(out, "-start", out.suffix), images[0].float().cpu(), parameters)
     return watch
 
 
 def write_result(args: argparse.Namespace, recipe: "NoiseRecipe", prompt: str, found: "OptimisedNoise",
-                 reward: "WeightedSum") -> None:
+                 reward: "WeightedSum", parameters: str | None) -> None:
+    """All files of the result, each printed; parameters: how its image was made."""
     from ..images import save_image
     from ..reward.record import history_summary, plot, save_log, save_noise
 
@@ -158,7 +164,7 @@ def write_result(args: argparse.Namespace, recipe: "NoiseRecipe", prompt: str, f
     if args.by == "gradient":
         about |= {"rate": recipe.rate, "clip": recipe.clip, "regularisation": recipe.regularisation}
     print(("stopped; " if found.stopped else "") + history_summary(found.history))
-    print(save_image(args.out, found.images[0]))
+    print(save_image(args.out, found.images[0], parameters))
     print(save_noise(named_beside(args.out, "-noise", ".safetensors"), found.noise, about))
     print(save_log(args.out.with_suffix(".json"), found, about))
     try:

@@ -33,10 +33,9 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
     differentiated, FloatingPointError where no reward is finite, MemoryError with advice.
     """
     given = prompts if isinstance(prompts, Encoded) else pipe.encode(prompts)
-    texts = tuple(report.prompt for report in given.reports)
     side = pipe.config.resolution
-    request = Request(texts, "", height or side, width or side, sampler, steps or sampler_of(sampler).steps, 1.0, rule,
-                      seed)
+    request = request_of(given, steps, seed, width or side, height or side, sampler, rule)
+    texts = request.prompts
     if by not in WAYS:
         raise ValueError(f"by is {by!r}; use {', '.join(WAYS)}")
     check_differentiable(request)
@@ -53,3 +52,10 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
             propose = SEARCHES[by](torch.Generator().manual_seed(seed))
             propose(begin)          # what the seed gives first may be what the search begins with
             return search_noise(draw, reward, texts, begin, recipe.iterations, propose, watch)
+
+
+def request_of(given: Encoded, steps: int | None, seed: int, width: int, height: int, sampler: str,
+               rule: str) -> Request:
+    """What the images of `reno` are drawn by: as those of the pipeline, without guidance."""
+    return Request(tuple(report.prompt for report in given.reports), "", height, width, sampler,
+                   steps or sampler_of(sampler).steps, 1.0, rule, seed)

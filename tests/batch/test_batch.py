@@ -345,7 +345,7 @@ def test_a_prompt_that_is_too_long_is_said_and_the_last_seed_there_is_is_drawn(t
 
 
 def test_a_long_prompt_is_read_whole_where_that_is_asked_for_as_by_generate(tmp_path, monkeypatch, capsys, caplog):
-    text = "a large red circle on the left of a small blue star " * 40
+    text = ("a large red circle on the left of a small blue star " * 40).strip()
     (tmp_path / "prompts.txt").write_text(text)
     drawing = ["--steps", "1", "--size", "32x32", "--device", "cpu", "--long", "whole"]
     monkeypatch.setattr(sys, "argv", ["pixart", "batch", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from pt_dit.tiny_pt_dit import TINY, model
 from torch import Tensor
 
@@ -63,6 +64,10 @@ def test_generate_draws_with_it(words, tmp_path, monkeypatch, capsys):
     assert "of 200 tokens" in told[0] and told[1:] == [str(tmp_path / "x.png"), str(tmp_path / "x-1.png")]
     images = [read_image(tmp_path / name) for name in ("x.png", "x-1.png")]
     assert all(image.shape[-2:] == (72, 64) for image in images) and not torch.equal(*images)
+    with Image.open(tmp_path / "x-1.png") as image:
+        told, settings = image.info["parameters"].rsplit("\n", 1)
+    assert told == "a red circle\nNegative prompt: a blue square"
+    assert "Sampler: flow, CFG scale: " in settings and "Seed: 1, Size: 64x72, Model: " in settings
 
 
 @pytest.mark.parametrize("more, told", [
