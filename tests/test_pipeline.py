@@ -512,6 +512,29 @@ def test_saved_embeddings_give_the_same_image(parts, tmp_path, monkeypatch):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
 
 
+@pytest.mark.parametrize("model, more, unread", [
+    (SHIPPED.teacher, ("--guidance", 2.5, "--steps", 2), ("--guidance", 1)),
+    (SHIPPED.student, ("--nag", 5, "--steps", 1), ())])
+def test_a_saved_negative_prompt_guides_as_its_text_does(model, more, unread, tmp_path, monkeypatch, capsys):
+    """A machine too small for T5 could not draw with guidance: "--embeddings holds no negative prompt"."""
+    prompt, negative, out = tmp_path / "p.safetensors", tmp_path / "n.safetensors", tmp_path / "x.png"
+    for place, words in ((prompt, "a large red circle"), (negative, "a blue square")):
+        assert run(monkeypatch, "encode", words, "--t5", SHIPPED.t5, "--bits", 16, "--family", "mini",
+                   "--out", place) == 0
+    base = ("generate", "--model", model, "--vae", SHIPPED.vae, "--size", "32x32", "--device", "cpu", "--dtype", "fp32")
+    text = ("--t5", SHIPPED.t5, "--bits", 16, "--negative", "a blue square", "--out", tmp_path / "text.png")
+    assert run(monkeypatch, "generate", "a large red circle", *base[1:], *more, *text) == 0
+    saved = (*base, "--embeddings", prompt, "--out", out)
+    assert run(monkeypatch, *saved, *more, "--negative-embeddings", negative) == 0
+    assert out.read_bytes() == (tmp_path / "text.png").read_bytes()
+    out.unlink()
+    capsys.readouterr()
+    assert run(monkeypatch, *saved, *more, "--negative", "a blue square") == 1
+    assert "--embeddings holds none; give --negative-embeddings FILE, one" in capsys.readouterr().err
+    assert run(monkeypatch, *saved, *unread, "--negative-embeddings", negative) == 1
+    assert "--negative-embeddings has no effect with" in capsys.readouterr().err and not out.exists()
+
+
 def test_a_prompt_is_encoded_as_its_family_was_trained(parts, tmp_path, monkeypatch, capsys):
     texts = {}
     for family, limit in ((None, 120), ("alpha", 120), ("sigma", 300), ("mini", 256)):

@@ -1,5 +1,6 @@
 """Values of options, checked as they are read; what several commands share."""
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..resolution import LEAST_SIDE, MOST_SIDE
@@ -41,19 +42,54 @@ def require_prompt(args: argparse.Namespace) -> None:
 def embeddings_of(args: argparse.Namespace) -> "Encoded":
     """The prompt that --embeddings names.
 
-    Raises as `load_embeddings`, and ValueError for several prompts, or for one other than the given prompt.
+    Raises as `saved_in`, and ValueError for one other than the given prompt.
     """
-    from ..text.encoded import load_embeddings
-
-    saved = load_embeddings(args.embeddings)
-    if len(saved) != 1:
-        raise ValueError(f"--embeddings holds {len(saved)} prompts, and one is drawn; save each in a file of its own: "
-                         f"{args.embeddings}")
+    saved = saved_in(args.embeddings, "--embeddings")
     told = saved.reports[0].prompt
     if args.prompt is not None and args.prompt != told:
         raise ValueError(f"--embeddings holds another prompt, {told[:60]!r}; leave the prompt out, or encode this one: "
                          f"{args.embeddings}")
     return saved
+
+
+def saved_prompt(args: argparse.Namespace, guided: bool) -> "Encoded | None":
+    """The features that --embeddings names. guided: whether a negative prompt is needed beside them."""
+    if args.embeddings is None:
+        return None
+    found = embeddings_of(args)
+    if guided:
+        refuse_missing_negative(args, "guidance (not --guidance 1, and not --sampler lcm, tdm or dmd)")
+    return found
+
+
+def saved_in(path: Path, option: str) -> "Encoded":
+    """The one prompt in the file that an option names. Raises as `load_embeddings`, and ValueError for several."""
+    from ..text.encoded import load_embeddings
+
+    saved = load_embeddings(path)
+    if len(saved) != 1:
+        raise ValueError(f"{option} holds {len(saved)} prompts, and one is drawn; save each in a file of its own: "
+                         f"{path}")
+    return saved
+
+
+def negative_of(args: argparse.Namespace) -> "str | Encoded":
+    """What --negative or --negative-embeddings says. Raises as `saved_in`."""
+    if args.negative_embeddings is None:
+        return args.negative
+    return saved_in(args.negative_embeddings, "--negative-embeddings")
+
+
+def refuse_missing_negative(args: argparse.Namespace, why: str) -> None:
+    """ValueError for --embeddings without a negative prompt that was encoded too; why: what reads one."""
+    if args.embeddings is not None and args.negative_embeddings is None:
+        raise ValueError(f"{why} needs a negative prompt, and --embeddings holds none; give --negative-embeddings "
+                         "FILE, one that `encode` wrote, of the empty prompt \"\" too")
+
+
+def negative_option(args: argparse.Namespace) -> str | None:
+    """The option that names a negative prompt, if one does."""
+    return "--negative" if args.negative else "--negative-embeddings" if args.negative_embeddings else None
 
 
 def refuse_guidance(args: argparse.Namespace, sampler: str) -> None:
@@ -63,14 +99,14 @@ def refuse_guidance(args: argparse.Namespace, sampler: str) -> None:
     without = f"has no effect with --sampler {sampler}, which works without guidance"
     if args.guidance not in (None, 1):
         raise ValueError(f"--guidance {without}")
-    if args.negative and args.nag == 1:
-        raise ValueError(f"--negative {without}; with --nag 5 it has")
+    if (negative := negative_option(args)) and args.nag == 1:
+        raise ValueError(f"{negative} {without}; with --nag 5 it has")
 
 
 def refuse_silent_negative(args: argparse.Namespace) -> None:
     """ValueError for a negative prompt beside --guidance 1, at which nothing reads it."""
-    if args.negative and args.guidance == 1 and args.nag == 1:
-        raise ValueError("--negative has no effect with --guidance 1; leave one of them out, or give --nag 5")
+    if (negative := negative_option(args)) and args.guidance == 1 and args.nag == 1:
+        raise ValueError(f"{negative} has no effect with --guidance 1; leave one of them out, or give --nag 5")
 
 
 def add_no_metadata(command: argparse._ActionsContainer) -> None:

@@ -16,10 +16,12 @@ from .arguments import (
     add_long,
     add_no_metadata,
     add_prompt,
-    embeddings_of,
+    negative_of,
     refuse_guidance,
+    refuse_missing_negative,
     refuse_silent_negative,
     require_prompt,
+    saved_prompt,
     size,
 )
 from .numbers import finite_number, positive_whole
@@ -94,8 +96,11 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     drawing.add_argument("--guidance", type=finite_number, metavar="W",
                          help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
                               "(default: 4.5; with --sampler auto that of the checkpoint, 2.5 for PixArt-mini)")
-    drawing.add_argument("--negative", default="", metavar="TEXT",
-                         help=f"what to avoid, with --sampler {guided}; with others it needs --nag")
+    negative = drawing.add_mutually_exclusive_group()
+    negative.add_argument("--negative", default="", metavar="TEXT",
+                          help=f"what to avoid, with --sampler {guided}; with others it needs --nag")
+    negative.add_argument("--negative-embeddings", type=Path, metavar="FILE",
+                          help="the same, saved by `encode`; guidance with --embeddings needs it")
     drawing.add_argument("--nag", type=finite_number, default=1.0, metavar="S",
                          help="scale of normalized attention guidance (NAG), so that --negative works with any "
                               "sampler, few-step ones too; 5 is usual (default: 1, off)")
@@ -228,6 +233,7 @@ def run(args: argparse.Namespace) -> None:
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
     refuse_guidance(args, wanted.sampler)
     guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
+    negative = negative_of(args)
     prompt = saved_prompt(args, guided) or pipe.encode(args.prompt, None, args.long, args.inner_ends)
     job = SamplingJob.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
     policies = cache_policies(choice, job) + feedback_policies(args, pipe, wanted.sampler)
@@ -237,7 +243,7 @@ def run(args: argparse.Namespace) -> None:
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)
         with Bars() as bars:
-            drawn = pipe(repeated(prompt, count), args.negative, steps=args.steps, seed=args.seed + first, width=width,
+            drawn = pipe(repeated(prompt, count), negative, steps=args.steps, seed=args.seed + first, width=width,
                          height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
                          batch=count, progress=bars, policies=policies, noise=noise, nag=args.nag)
         if not told:
@@ -271,8 +277,8 @@ def require_effects(args: argparse.Namespace) -> None:
     given = [name for name, unset in OF_CONTROL.items() if getattr(args, name) != unset]
     if given and args.control is None:
         raise ValueError(f"--{given[0]} has no effect without --control, the image whose edges are followed")
-    if args.nag != 1 and args.embeddings:
-        raise ValueError("--nag needs a negative prompt, and --embeddings holds none; give --t5 and the prompt itself")
+    if args.nag != 1:
+        refuse_missing_negative(args, "--nag")
     if args.hed and args.edges != "hed":
         raise ValueError(f"--hed has no effect with --edges {args.edges}; give --edges hed, or leave it out")
 
@@ -295,16 +301,6 @@ def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     return Pipeline.open(args.model, args.vae, args.t5 or (SHIPPED.t5 if args.model else None), args.device,
                          dtype, variant=args.variant, bits=args.bits, controlnet=args.controlnet,
                          loras=[(path, args.lora_strength) for path in args.lora], keep_t5=False, compile=args.compile)
-
-
-def saved_prompt(args: argparse.Namespace, guided: bool) -> "Encoded | None":
-    """The features that --embeddings names. guided: whether a negative prompt is needed beside them."""
-    if args.embeddings is None:
-        return None
-    found = embeddings_of(args)
-    if guided:
-        raise ValueError("--embeddings holds no negative prompt; use --sampler lcm, tdm or dmd, or --guidance 1")
-    return found
 
 
 def noise_of_one(args: argparse.Namespace) -> "torch.Tensor | None":

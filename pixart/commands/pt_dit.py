@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..dtypes import dtype_or_auto
 from ..sampling.flow import FLOW_GUIDANCE, FLOW_STEPS
 from ..text.long import check_mode
-from .arguments import refuse_silent_negative
+from .arguments import embeddings_of, negative_of, refuse_missing_negative, refuse_silent_negative
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     model = opened.load(dtype_or_auto(args.dtype) or fitting_dtype(device, config.hidden), device)
     vae = load_vae(args.vae, device)
     width, height = args.size or (config.resolution, config.resolution)
-    steps, negative = args.steps or FLOW_STEPS, args.negative if guidance_of(args) != 1 else ""
+    steps, negative = args.steps or FLOW_STEPS, null.reports[0].prompt if guidance_of(args) != 1 else ""
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)
         latents = draw_latents(model, join_encoded([caption] * count), null, height, width, steps,
@@ -80,9 +80,10 @@ def check_pt_dit_options(args: argparse.Namespace) -> None:
             raise ValueError(f"--model needs {name}: those of PixArt-mini only fit PixArt-mini")
     check_mode(args.long, args.inner_ends)
     refuse_silent_negative(args)
-    if args.embeddings and (guidance_of(args) != 1 or args.long != "truncate"):
-        raise ValueError("--embeddings is encoded already and holds no negative prompt; use --guidance 1 without "
-                         "--long, or --t5 in its place")
+    if guidance_of(args) != 1:
+        refuse_missing_negative(args, "guidance (not --guidance 1)")
+    if args.embeddings and args.long != "truncate":
+        raise ValueError(f"--long {args.long} has no effect with --embeddings; give it to `encode`, which makes these")
 
 
 def encode_prompts(args: argparse.Namespace, config: "PTDiTConfig",
@@ -91,15 +92,15 @@ def encode_prompts(args: argparse.Namespace, config: "PTDiTConfig",
     from ..text.long import encode_long
     from ..text.on_demand import T5OnDemand
     from ..text.quantized import usual_bits
-    from .arguments import embeddings_of
+    negative = negative_of(args)
     if args.embeddings:
         caption = embeddings_of(args)
-        return caption, caption
+        return caption, caption if isinstance(negative, str) else negative
     encoder = T5OnDemand(args.t5, args.bits or usual_bits(device), device)
 
     def encode(some: list[str], limit: int) -> "Encoded":
         return encoder.encode(some, limit, config.cleans_captions)
     caption = encode_long(encode, [args.prompt], config.caption_tokens, args.long, args.inner_ends)
-    null = encode([args.negative], config.caption_tokens)
+    null = encode([negative], config.caption_tokens) if isinstance(negative, str) else negative
     encoder.make_room(False)
     return caption, null

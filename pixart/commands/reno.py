@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from ..dtypes import dtype_named
 from ..reward.search import WAYS
 from ..sampling.samplers import FEW_STEP_RULES, FEW_STEP_SAMPLERS, SAMPLERS
-from .arguments import add_no_metadata, add_prompt, require_prompt, size
-from .generate import add_files, open_pipeline, saved_prompt
+from .arguments import add_no_metadata, add_prompt, require_prompt, saved_prompt, size
+from .generate import add_files, open_pipeline
 from .numbers import finite_number, positive_whole
 from .places import require_file_place
 
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     require_file_place(args.out)
     format_of(args.out)
     args.negative, args.guidance, args.nag, args.control, args.controlnet = "", 1.0, 1.0, None, None
+    args.negative_embeddings = None
     recipe = recipe_of(args)
     begin = None if args.noise is None else load_noise(args.noise)
     pipe = open_pipeline(args)

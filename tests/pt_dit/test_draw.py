@@ -14,7 +14,8 @@ from pixart.mini import SHIPPED
 from pixart.pt_dit.draw import draw_latents
 from pixart.pt_dit.load import save_pt_dit
 from pixart.sampling.flow import euler_flow, flow_shares
-from pixart.text.encoded import Encoded
+from pixart.text.encoded import Encoded, save_embeddings
+from pixart.text.t5 import T5Encoder
 from pixart.text.tokens import PromptReport
 
 
@@ -79,3 +80,19 @@ def test_options_of_pixart_are_refused(words, more, told, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*words, *more])
     assert main() == 1
     assert told in capsys.readouterr().err
+
+
+def test_prompts_that_were_encoded_before_draw_the_same_guided_image(words, tmp_path, monkeypatch, capsys):
+    encoder = T5Encoder(SHIPPED.t5, bits=16)
+    for name, text in (("p", "a red circle"), ("n", "a blue square")):
+        save_embeddings(tmp_path / f"{name}.safetensors", encoder.encode([text], 200, False))
+    monkeypatch.setattr(sys, "argv", [*words, "--negative", "a blue square"])
+    assert main() == 0
+    before, at = (tmp_path / "x.png").read_bytes(), words.index("--t5")
+    saved = [*words[:at], "--embeddings", str(tmp_path / "p.safetensors"), *words[at + 4:]]
+    monkeypatch.setattr(sys, "argv", saved)
+    assert main() == 1
+    assert "guidance (not --guidance 1) needs a negative prompt" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*saved, "--negative-embeddings", str(tmp_path / "n.safetensors")])
+    assert main() == 0
+    assert (tmp_path / "x.png").read_bytes() == before
