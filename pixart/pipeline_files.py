@@ -13,7 +13,7 @@ from .checkpoint.merged import with_loras
 from .mini import SHIPPED
 from .model.transformer import PixArtTransformer
 from .sampling.preset import Preset, found_in
-from .vae import require_vae
+from .vae import require_scale, require_vae
 from .weights.locate import WEIGHT_SUFFIXES
 
 AnyPath = str | Path            # a file or a folder
@@ -38,6 +38,8 @@ class PipelineFiles:
         for path, _ in loras:
             lora_header(path)
         checkpoint = open_checkpoint(model or SHIPPED.student, variant)
+        require_scale(vae or SHIPPED.vae, checkpoint.config.latent_scale, f"the model {checkpoint.weights.path.name}",
+                      ", or the variant of the model if it was taken for another")
         if controlnet is not None:
             require_fitting_control(controlnet, checkpoint.config)
         if model is None and controlnet is None:

@@ -108,6 +108,23 @@ def check_vae_config(path: Path) -> None:
         checked_entries(present, VAE_FIELDS, file, "config.json")
 
 
+def require_scale(path: str | Path, scale: float, whose: str, advice: str = "") -> None:
+    """Refuse a folder whose config.json says that its latents are multiplied by something else than `scale`.
+
+    Tiny autoencoders work on scaled latents, and single files say nothing. whose: what reads the latents; advice: what
+    else may be wrong. Raises CheckpointError (a ValueError), as `check_vae_config` does for what cannot be a VAE's.
+    """
+    path = vae_place(path)
+    check_vae_config(path)
+    file = path / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    stated = config.get("scaling_factor")
+    if stated is None or config.get("_class_name") == "AutoencoderTiny" or abs(stated - scale) <= 1e-4:
+        return
+    raise CheckpointError(path, f"this VAE scales its latents by {stated}, {whose} by {scale}; images would have wrong "
+                          "colours", VAE_EXPECTED, f"Name the VAE that belongs to it{advice}.")
+
+
 def check_values(path: Path) -> None:
     """Raises CheckpointError where a tensor of the VAE is not floating-point or has values that are not finite."""
     weights = open_weights(path, VAE_KIND)

@@ -39,11 +39,12 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     from ..pipeline import Images, require_finite
     from ..pt_dit.draw import draw_latents
     from ..text.encoded import join_encoded
-    from ..vae import decode, load_vae, require_vae
+    from ..vae import decode, load_vae, require_scale, require_vae
     check_pt_dit_options(args)
     require_vae(args.vae)
     device = checked_device(args.device)
     config = opened.config
+    require_scale(args.vae, config.latent_scale, f"the model {args.model.name}")
     caption, null = encode_prompts(args, config, device)
     print(caption.reports[0].summary, *caption.reports[0].notes, sep="\n")
     model = opened.load(dtype_or_auto(args.dtype) or fitting_dtype(device, config.hidden), device)

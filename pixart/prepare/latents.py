@@ -15,7 +15,6 @@ class LatentEncoder:
     """An autoencoder of diffusers: images (B, 3, H, W) in 0..1 to posterior mean and standard deviation, fp16.
 
     Both are scaled as the family's models want them. A tiny autoencoder (TAESD) gives scaled latents without spread.
-    ValueError for a VAE of another latent space, where its folder tells.
     """
 
     def __init__(self, path: Path, family: Family, device: str) -> None:
@@ -24,10 +23,6 @@ class LatentEncoder:
         self.path = path
         self.vae = load_vae(path, device)
         self.tiny = is_tiny(self.vae)
-        stated = getattr(self.vae.config, "scaling_factor", family.scale)
-        if path.is_dir() and not self.tiny and abs(stated - family.scale) > 1e-4:
-            raise ValueError(f"the VAE {path} scales its latents by {stated}, the {family.name} family by "
-                             f"{family.scale}; use sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma")
         self.scale = 1.0 if self.tiny else family.scale
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

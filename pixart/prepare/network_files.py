@@ -3,7 +3,7 @@ from functools import partial
 from pathlib import Path
 
 from ..text.t5 import require_t5
-from ..vae import require_vae
+from ..vae import require_scale, require_vae
 from ..weights.fingerprint import weights_fingerprint
 from .families import Family
 from .networks import ImageEncoder, Networks, TextEncoder
@@ -12,10 +12,12 @@ from .networks import ImageEncoder, Networks, TextEncoder
 def from_files(vae: Path | None, t5: Path | None, bits: int, family: Family, device: str) -> Networks:
     """Networks of a VAE file or folder and a T5 encoder file or folder.
 
-    FileNotFoundError for what is not there, ValueError for what is something else: before any of them is used.
+    FileNotFoundError for what is not there, ValueError for what is something else or of another latent space: before
+    any of them is used.
     """
     if vae is not None:
         require_vae(vae)
+        require_scale(vae, family.scale, f"the {family.name} family")
     if t5 is not None:
         require_t5(t5)
 

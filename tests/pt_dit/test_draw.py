@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from prepare.images_at_hand import tiny_vae
 from pt_dit.tiny_pt_dit import TINY, model
 from torch import Tensor
 
@@ -96,3 +97,11 @@ def test_prompts_that_were_encoded_before_draw_the_same_guided_image(words, tmp_
     monkeypatch.setattr(sys, "argv", [*saved, "--negative-embeddings", str(tmp_path / "n.safetensors")])
     assert main() == 0
     assert (tmp_path / "x.png").read_bytes() == before
+
+
+def test_a_vae_for_latents_of_another_scale_is_refused(words, tmp_path, monkeypatch, capsys):
+    scale = 0.13025 if TINY.latent_scale == 0.18215 else 0.18215
+    words[words.index("--vae") + 1] = str(tiny_vae(tmp_path / "vae", scale))
+    monkeypatch.setattr(sys, "argv", words)
+    assert main() == 1
+    assert f"scales its latents by {scale}, the model pt-dit.safetensors by" in capsys.readouterr().err

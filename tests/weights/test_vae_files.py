@@ -1,5 +1,6 @@
 """The VAE goes through the same checked reader as every other network."""
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ import torch
 from host.tiny import write_vae
 from safetensors.torch import load_file, save_file
 
+from pixart.mini import SHIPPED
+from pixart.pipeline import Pipeline
+from pixart.prepare.families import FAMILIES
+from pixart.prepare.network_files import from_files
 from pixart.vae import is_tiny, load_vae
 from pixart.weights import CheckpointError, CheckpointNotFound
 
@@ -106,3 +111,29 @@ def test_a_folder_with_a_wrong_tensor_is_refused_by_its_name(tmp_path, made, say
     with pytest.raises(ValueError) as caught:
         load_vae(tmp_path / "vae")
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said, refused", [
+    ({"scaling_factor": 0.13025}, True), ({"scaling_factor": 1}, True), ({"scaling_factor": 0.18215}, False),
+    ({"scaling_factor": None}, False), ({"scaling_factor": 0.13025, "_class_name": "AutoencoderTiny"}, False)])
+def test_a_folder_for_latents_of_another_scale_is_refused_when_a_pipeline_is_opened(tmp_path, said, refused):
+    """The VAE of Sigma drew images of alpha in wrong colours, and the other way round, without a word."""
+    config = small_vae(tmp_path / "pipeline" / "vae") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **said}))
+    with nullcontext() if not refused else pytest.raises(CheckpointError) as caught:
+        Pipeline.open(SHIPPED.student, tmp_path / "pipeline", SHIPPED.t5, device="cpu", bits=16)
+    if refused:
+        told = str(caught.value)
+        assert f"scales its latents by {said['scaling_factor']}, the model lcm.safetensors by 0.18215" in told
+        assert "Expected sd-vae-ft-ema for alpha and delta, the SDXL VAE for Sigma" in told
+        assert str(config.parent) in told
+
+
+def test_a_folder_that_says_nothing_of_its_scale_fits_every_family_and_one_that_does_its_own(tmp_path):
+    config = small_vae(tmp_path / "vae") / "config.json"
+    with pytest.raises(CheckpointError, match=r"by 0\.18215, the sigma family by 0\.13025"):
+        from_files(tmp_path / "vae", None, 16, FAMILIES["sigma"], "cpu")
+    values = json.loads(config.read_text())
+    del values["scaling_factor"]
+    config.write_text(json.dumps(values))
+    assert from_files(tmp_path / "vae", None, 16, FAMILIES["sigma"], "cpu").images().scale == 0.13025
