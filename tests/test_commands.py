@@ -164,3 +164,24 @@ def test_numbers_of_options_are_finite(chosen):
 def test_help_of_training_says_what_every_field_means(method):
     found = list(options(method_parser(method)))
     assert len(found) > 20 and not [action.dest for _, action in found if not action.help or len(action.help) < 8]
+
+
+def test_a_random_seed_is_told_and_drawn_again_and_minus_one_is_a_seed_like_others(tmp_path, monkeypatch, capsys):
+    """Elsewhere -1 asks for a random seed; here it is one of the negative seeds, and nothing gave a random one."""
+    def generate(name: str, seed: object) -> tuple[bytes, str]:
+        out = tmp_path / f"{name}.png"
+        monkeypatch.setattr(sys, "argv", ["pixart", "generate", "a red circle", "--seed", str(seed), "--steps", "1",
+                                          "--size", "32x32", "--device", "cpu", "--out", str(out)])
+        assert main() == 0
+        return out.read_bytes(), capsys.readouterr().out
+
+    (first, told), (other, _) = generate("a", "random"), generate("b", "random")
+    seed = re.match(r"seed (\d+)\n", told)[1]
+    assert f"Seed: {seed}, ".encode() in first and int(seed) < 2 ** 32
+    again, told = generate("again", seed)
+    assert again == first != other and not told.startswith("seed")
+    assert generate("minus", -1)[0] == generate("minus-again", -1)[0]
+    assert b"Seed: -1, " in (tmp_path / "minus.png").read_bytes()
+    with pytest.raises(SystemExit):
+        generate("x", "any")
+    assert "'any' must be a whole number, or random" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from .arguments import (
     saved_prompt,
     size,
 )
-from .numbers import finite_number, positive_whole
+from .numbers import drawn_seed, finite_number, positive_whole, seed_or_random
 from .places import require_file_place, require_other_place
 
 if TYPE_CHECKING:
@@ -108,8 +108,9 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
                          help="rule for the timesteps (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH",
                          help="width x height in pixels (default: the training resolution)")
-    drawing.add_argument("--seed", type=int, default=0, help="seed of the noise; the same seed gives the same image "
-                                                             "(default: 0)")
+    drawing.add_argument("--seed", type=seed_or_random, default=0, metavar="N",
+                         help="seed of the noise; the same seed gives the same image, also a negative one such as -1; "
+                              "random: a new one each time, which is printed (default: 0)")
     drawing.add_argument("--noise", type=Path, metavar="FILE",
                          help="initial noise saved by `reno`; use its --seed, --size, --sampler and --steps too")
     drawing.add_argument("--count", type=positive_whole, default=1, metavar="N",
@@ -223,6 +224,7 @@ def run(args: argparse.Namespace) -> None:
     format_of(args.out)
     require_parts(args)
     require_effects(args)
+    args.seed = drawn_seed(args.seed)
     if (opened := pt_dit.pt_dit_in(args)) is not None:
         pt_dit.draw_with_pt_dit(args, opened)
         return
