@@ -46,11 +46,18 @@ def part_name(name: str) -> str:
 
 def usual_mode(path: Path, beside: Path) -> int:
     """Mode of the file at `path`, or that of a new file in its folder, found by creating `beside` for a moment."""
-    if path.is_file():
-        return path.stat().st_mode
-    beside.touch()
-    mode = beside.stat().st_mode
-    beside.unlink()
+    return path.stat().st_mode if path.is_file() else mode_of_new(beside)
+
+
+def mode_of_new(path: Path) -> int:
+    """Mode of a file that is created for a moment. OSError, with what to do, where the folder takes none."""
+    try:
+        path.touch()
+    except OSError as error:
+        reason = f"this folder takes no new file ({error.strerror or error}); choose another"
+        raise OSError(error.errno, reason, str(path.parent)) from error
+    mode = path.stat().st_mode
+    path.unlink()
     return mode
 
 

@@ -88,6 +88,9 @@ def require_vae(path: str | Path) -> str:
         return "folder"
     if "taesd_decoder.1.weight" in keys:
         return "tiny"
+    if any(name.startswith("decoder.layers.") for name in keys):
+        raise CheckpointError(path, "a tiny autoencoder (TAESD) as diffusers stores it, of which a folder is read",
+                              VAE_EXPECTED, "Name its folder, with config.json in it, in place of the file.")
     if not any(name.endswith("decoder.conv_in.weight") for name in keys):
         raise CheckpointError(path, f"it holds no VAE that this program knows ({len(keys)} tensors, such as "
                               f"{min(keys)[:60]})", VAE_EXPECTED)

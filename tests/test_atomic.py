@@ -1,5 +1,6 @@
 """Files that are whole or not there: modes, threads, errors."""
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pixart import atomic
+from pixart.__main__ import main
 from pixart.atomic import replacing
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
@@ -91,3 +93,14 @@ def test_a_file_in_use_on_windows_is_named_with_what_to_do(tmp_path, monkeypatch
     monkeypatch.setattr(atomic.os, "name", "nt")
     with pytest.raises(PermissionError, match="in use by a program that has it open"):
         atomic.rename(tmp_path / "y", tmp_path / "x")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that refuses files, whoever asks")
+def test_a_folder_that_takes_no_file_is_named_with_what_to_do(monkeypatch, capsys):
+    """It was "[Errno 2] No such file or directory: '/proc/.prompt.safetensors.123-456.part'", after T5 was read."""
+    told = r"this folder takes no new file \(.+\); choose another: '/proc'"
+    with pytest.raises(OSError, match=told), replacing("/proc/x"):
+        pass
+    monkeypatch.setattr(sys, "argv", ["pixart", "encode", "a fox", "--t5", "nowhere", "--out", "/proc/p.safetensors"])
+    assert main() == 1
+    assert re.search(told, capsys.readouterr().err)

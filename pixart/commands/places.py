@@ -2,6 +2,8 @@
 import os
 from pathlib import Path
 
+from ..atomic import mode_of_new, part_name
+
 
 def require_parent(path: Path) -> None:
     """Refuse a place that cannot be written to before any work is done for it."""
@@ -10,6 +12,7 @@ def require_parent(path: Path) -> None:
         raise FileNotFoundError(f"the folder {folder} does not exist; create it first: {path}")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"the folder {folder} cannot be written to; choose another: {path}")
+    mode_of_new(folder / part_name(path.name))          # what may be written to can still refuse, as /proc does
 
 
 def require_folder_place(path: Path, option: str = "--out") -> None:

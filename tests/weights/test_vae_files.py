@@ -75,6 +75,8 @@ def test_a_folder_of_a_tiny_autoencoder_loads_as_its_single_file(tmp_path):
     single.save_pretrained(tmp_path / "tiny")
     again = load_vae(tmp_path / "tiny")
     assert is_tiny(again)
+    told = refusal(tmp_path / "tiny" / "diffusion_pytorch_model.safetensors")
+    assert "a tiny autoencoder (TAESD) as diffusers stores it" in told and "Name its folder" in told
     kept = single.state_dict()
     assert all(torch.equal(kept.pop(name), tensor) for name, tensor in again.state_dict().items()) and not kept
 
