@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .images import save_image as save_image
     from .model.controlnet import PixArtControlNet as PixArtControlNet
     from .model.transformer import PixArtTransformer as PixArtTransformer
-    from .pipeline import Images as Images
     from .pipeline import Pipeline as Pipeline
+    from .result import Images as Images
     from .sampling.dmd import dmd as dmd
     from .sampling.dpm_solver import dpm_solver_pp as dpm_solver_pp
     from .sampling.guidance import guided as guided
@@ -47,7 +47,7 @@ _LAZY = {
     "read_checkpoint": "checkpoint", "save_checkpoint": "checkpoint", "load_lora": "checkpoint.merged",
     "edge_maps": "control.edges", "Guide": "drawing", "Request": "drawing", "sample": "drawing",
     "PixArtControlNet": "model.controlnet", "PixArtTransformer": "model.transformer", "read_image": "images",
-    "save_image": "images", "Images": "pipeline", "Pipeline": "pipeline", "dmd": "sampling.dmd",
+    "save_image": "images", "Images": "result", "Pipeline": "pipeline", "dmd": "sampling.dmd",
     "dpm_solver_pp": "sampling.dpm_solver", "guided": "sampling.guidance", "lcm": "sampling.lcm",
     "lcm_timesteps": "sampling.lcm", "ImageNoise": "sampling.noise", "SAMPLERS": "sampling.samplers",
     "Encoded": "text.encoded", "load_embeddings": "text.encoded", "save_embeddings": "text.encoded",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .config import PixArtConfig
+from .image_to_image import Origin, check_begins_at_images
 from .model.controlnet import PixArtControlNet
 from .model.policy import Lane, Policy, Step
 from .model.transformer import PixArtTransformer
@@ -15,7 +16,7 @@ from .resolution import LEAST_SIDE, MOST_SIDE, latent_sides
 from .sampling.guidance import guided
 from .sampling.noise import ImageNoise, check_seeds
 from .sampling.samplers import SAMPLERS, sampler
-from .sampling.schedule import STEPS, Callback, Noise
+from .sampling.schedule import STEPS, Callback, Noise, check_denoise
 from .text.encoded import Encoded
 
 
@@ -32,6 +33,7 @@ class Request:
     guidance: float = 4.5         # classifier-free guidance scale; only guided samplers use it
     rule: str = "official"        # published timestep rule, one of the sampler's `rules`
     seed: int = 0                 # image i of the request uses seed + i
+    denoise: float = 1.0          # above 0 to 1, all; below 1 sampling begins at an image, see image_to_image.py
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -44,11 +46,17 @@ class Request:
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance is {self.guidance}; it must be a finite number, 1 for none")
         check_seeds([self.seed + i for i in range(len(self.prompts))])
-        sampler(self.sampler).times(self.steps, self.rule)
+        check_denoise(self.denoise)
+        sampler(self.sampler).times(self.steps, self.rule, self.denoise)
 
     @property
     def guided(self) -> bool:
         return SAMPLERS[self.sampler].guided and self.guidance != 1
+
+    @property
+    def times(self) -> list[float]:
+        """The timesteps the model is called at, in order."""
+        return SAMPLERS[self.sampler].times(self.steps, self.rule, self.denoise)
 
     @property
     def latent_shape(self) -> tuple[int, int]:
@@ -149,7 +157,7 @@ class Conditioned:
 
 def steps_of(request: Request, rows: int) -> list[Step]:
     """What policies are told at each call of the model. Rows: negative prompts, if any, then prompts, by image."""
-    times = SAMPLERS[request.sampler].times(request.steps, request.rule)
+    times = request.times
     images, run = range(len(request.prompts)), object()
     kinds = ("negative", "prompt") if rows > len(images) else ("prompt",)
     lanes = tuple(Lane(image, kind, kind == "negative") for kind in kinds for image in images)
@@ -159,13 +167,15 @@ def steps_of(request: Request, rows: int) -> list[Step]:
 @torch.inference_mode()
 def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: Encoded,
            callback: Callback | None = None, control: Control | None = None,
-           policies: Sequence[Policy] = (), start: Tensor | None = None) -> Tensor:
+           policies: Sequence[Policy] = (), start: Tensor | None = None, origin: Origin | None = None) -> Tensor:
     """Latents (B, 4, H / 8, W / 8), scaled as the transformer sees them, on the model's device.
 
     caption: the request's prompts, a row each; null: its negative prompt, one row, read by guided samplers only.
     policies: caches and the like, see PixArtTransformer.forward. start: initial noise (B, C, H / 8, W / 8) in place of
-    that of the seeds; noise that a sampler adds later comes from the seeds in any case.
+    that of the seeds; noise that a sampler adds later comes from the seeds in any case. origin: the image to begin
+    with, needed where the request's denoise is below 1.
     """
+    check_origin(origin, request, model.config)
     chosen, count = SAMPLERS[request.sampler], len(request.prompts)
     context, mask = stack_captions(null, caption) if request.guided else (caption.context, caption.mask)
     network = Conditioned(model, request, context, mask, control, policies)
@@ -177,7 +187,12 @@ def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: E
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return both(x, t) if request.guided and network.guides else network(x, t)
 
-    return chosen.run(predict, draws, request.steps, request.rule, callback)
+    if origin is None:
+        return chosen.run(predict, draws, request.steps, request.rule, callback)
+    origin = origin.to(noise.device)
+    network_of_rest, draws = origin.begin(predict, draws, request.times, request.denoise)
+    drawn = chosen.run(network_of_rest, draws, request.steps, request.rule, callback, request.denoise)
+    return origin.kept(drawn)
 
 
 def starting_with(start: Tensor, noise: Noise) -> Noise:
@@ -188,6 +203,22 @@ def starting_with(start: Tensor, noise: Noise) -> Noise:
         drawn = noise()
         return first.pop() if first else drawn
     return draw
+
+
+def check_origin(origin: Origin | None, request: Request, config: PixArtConfig) -> None:
+    """Refuse an image to begin with that does not fit the request, and a request that lacks one."""
+    if origin is None:
+        if request.denoise != 1:
+            raise ValueError(f"denoise {request.denoise:g} needs an image to begin with; give one, or leave it at 1")
+        return
+    check_begins_at_images(request.sampler)
+    shape, count = (config.channels, *request.latent_shape), len(request.prompts)
+    if tuple(origin.latent.shape[1:]) != shape or len(origin.latent) not in (1, count):
+        raise ValueError(f"the latent to begin with has shape {tuple(origin.latent.shape)}; these images need "
+                         f"{(count, *shape)}, or one for all")
+    if origin.mask is not None and tuple(origin.mask.shape) not in {(n, 1, *request.latent_shape) for n in (1, count)}:
+        raise ValueError(f"the mask of the latent has shape {tuple(origin.mask.shape)}; these images need "
+                         f"{(count, 1, *request.latent_shape)}, or one for all")
 
 
 def check_captions(caption: Encoded, request: Request, config: PixArtConfig) -> None:
@@ -208,6 +239,13 @@ def check_width(text: Encoded, config: PixArtConfig) -> None:
     if text.context.shape[2] != config.caption_width:
         raise ValueError(f"the text features have width {text.context.shape[2]}, this model reads "
                          f"{config.caption_width}; use the T5 encoder that belongs to it")
+
+
+def check_given(guide: Guide | None, noise: Tensor | None, request: Request, config: PixArtConfig) -> None:
+    """Refuse edge maps, and initial noise, that do not fit the request."""
+    if guide is not None and len(guide.edges) not in (1, len(request.prompts)):
+        raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} images; give one, or one each")
+    check_noise(noise, request, config)
 
 
 def check_noise(noise: Tensor | None, request: Request, config: PixArtConfig) -> None:

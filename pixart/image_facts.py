@@ -19,6 +19,7 @@ from .weights.locate import WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
     from .drawing import Guide, Request
+    from .image_to_image import StartImage
     from .model.policy import Policy
     from .pipeline_files import PipelineFiles
 
@@ -45,18 +46,20 @@ def quoted(value: str) -> str:
 
 
 def image_facts_of(request: "Request", files: "PipelineFiles | None" = None, *, nag: float = 1.0,
-             guide: "Guide | None" = None, policies: "Sequence[Policy]" = (), own_noise: bool = False
-             ) -> list[ImageFacts]:
+                   guide: "Guide | None" = None, policies: "Sequence[Policy]" = (), own_noise: bool = False,
+                   start: "StartImage | None" = None) -> list[ImageFacts]:
     """Facts of each image of a request. files: None for networks in memory, of which no name is known.
 
-    own_noise: whether the images start from given noise and not from that of their seeds. The others are arguments of
-    the pipeline that change its images.
+    own_noise: whether the images start from given noise and not from that of their seeds. start: the image to begin
+    with. The others are arguments of the pipeline that change its images.
     """
     negative = request.negative if request.guided or nag != 1 else ""
     guidance = request.guidance if request.guided else 1.0
     model = None if files is None else files.checkpoint.weights.path
     more = {"Rule": "" if request.rule == "official" else request.rule, "NAG": "" if nag == 1 else f"{nag:g}",
             "Noise": "custom" if own_noise else "",
+            "Denoising strength": "" if start is None else f"{start.denoise:g}",
+            "Mask": "custom" if start is not None and start.mask is not None else "",
             "Policies": " + ".join(type(policy).__name__ for policy in policies)}
     if files is not None:
         more["LoRA"] = " + ".join(f"{model_name(path)} {strength:g}" for path, strength in files.loras if strength)

@@ -5,10 +5,10 @@ transformer is read, so that the two are never in memory at the same time.
 """
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from .checkpoint import load_control
 from .config import PixArtConfig
 from .control.images import fit
 from .device import checked_device, memory_advice
-from .drawing import Control, Guide, Request, check_captions, check_negative, check_noise, sample
-from .image_facts import ImageFacts, image_facts_of
-from .images import save_image, to_image
+from .drawing import Control, Guide, Request, check_captions, check_given, check_negative, check_origin, sample
+from .image_facts import image_facts_of
+from .image_to_image import Origin, StartImage, size_to_draw, start_image
 from .mini import SHIPPED, is_mini
 from .model.compiled import compile_blocks
 from .model.controlnet import PixArtControlNet
@@ -30,17 +30,14 @@ from .model.transformer import PixArtTransformer
 from .pipeline_files import AnyPath, PipelineFiles, parts_in, require_files
 from .progress import Progress
 from .resolution import size_notice
+from .result import Images
 from .sampling.preset import Preset, found_in
 from .sampling.samplers import sampler as sampler_of
 from .text.encoded import Encoded, join_encoded
 from .text.long import encode_long
 from .text.on_demand import T5OnDemand
 from .text.quantized import Bits, usual_bits
-from .text.tokens import PromptReport
 from .vae import Autoencoder, decode, encode_images, load_vae
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -48,37 +45,6 @@ Decoder = Callable[[Tensor], Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 NOT_FINITE = ("{} gave values that are not finite (NaN or infinite), which would be a black image; use dtype float32 "
               "or bfloat16, and if that does not help, other weights")
-
-
-@dataclass(frozen=True)
-class Images:
-    """The result of a call: pixels (B, 3, height, width) in 0..1 on the CPU; a report and a seed per image.
-
-    facts: how each was made, none if unknown.
-    """
-
-    pixels: Tensor
-    reports: list[PromptReport]
-    seeds: list[int]
-    facts: Sequence[ImageFacts] = ()
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def images(self) -> "list[Image]":
-        """As Pillow images."""
-        return [to_image(image) for image in self.pixels]
-
-    def save(self, path: AnyPath, first: int = 0, metadata: bool = True) -> list[Path]:
-        """Write to `path`; further images get -1, -2, ... before the extension, counting from `first`.
-
-        metadata: put the facts into the files, see `save_image`.
-        """
-        path = Path(path)
-        known = metadata and len(self.facts) > 0
-        told: Sequence[str | None] = [facts.parameters for facts in self.facts] if known else [None] * len(self)
-        return [save_image(path.with_stem(f"{path.stem}-{number}") if number else path, image, parameters)
-                for number, (image, parameters) in enumerate(zip(self.pixels, told, strict=True), first)]
 
 
 class Pipeline:
@@ -208,13 +174,14 @@ class Pipeline:
                  steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
                  sampler: str = "auto", guidance: float | None = None, rule: str | None = None,
                  guide: Guide | None = None, policies: Sequence[Policy] = (), batch: int = 4,
-                 progress: Progress | None = None, noise: Tensor | None = None, nag: float = 1.0) -> Images:
+                 progress: Progress | None = None, noise: Tensor | None = None, nag: float = 1.0,
+                 image: Tensor | None = None, denoise: float | None = None, mask: Tensor | None = None) -> Images:
         """Generate an image for each prompt. Image i uses the seed seed + i and does not depend on the others.
 
         prompts: texts, or the result of `encode`.
         negative: what to avoid, for guided samplers, for all others with nag.
         steps: by default the usual number of the sampler.
-        width, height: in pixels; by default the training resolution.
+        width, height: in pixels; by default the training resolution, or the size of `image`.
         sampler: a key of SAMPLERS, or "auto": as the checkpoint's file or name says (`preset`), else dpm.
         guidance: scale of guided samplers, 1 for none; by default 4.5 or, with "auto", the preset's.
         rule: rule for the sampler's timesteps.
@@ -224,40 +191,44 @@ class Pipeline:
         progress: called with (stage, done, total); may raise to stop.
         noise: (B, C, height / 8, width / 8) initial noise, as saved by `pixart reno`.
         nag: scale of normalized attention guidance, 1 for none, see `NAG`.
+        image, denoise, mask: an image to begin with, (1 or B, 3, H, W) in 0..1; the share of it to draw anew, above 0
+            to 1, all; where to draw, (1 or B, 1, H, W): 1 anew, 0 keeps the pixels as they are. See `StartImage`.
         Raises ValueError for impossible requests, if possible before anything is read; MemoryError with advice;
         FloatingPointError for an image that is not finite.
         """
-        side, wanted = self.config.resolution, self.wanted(sampler, steps, guidance, rule)
+        start, wanted = start_image(image, denoise, mask), self.wanted(sampler, steps, guidance, rule)
         sampler, chosen = wanted.sampler, sampler_of(wanted.sampler)
-        request = Request(texts_of(prompts), texts_of(negative)[0], side if height is None else height,
-                          side if width is None else width, sampler, wanted.steps, wanted.guidance, wanted.rule, seed)
+        height, width = size_to_draw(start, height, width, self.config.resolution)
+        request = Request(texts_of(prompts), texts_of(negative)[0], height, width, sampler, wanted.steps,
+                          wanted.guidance, wanted.rule, seed, 1.0 if start is None else start.denoise)
+        start = None if start is None else start.fitted(request)
         if request.negative and not request.guided and nag == 1:
             because = "guidance 1" if chosen.guided else f"sampler {sampler}, which works without guidance"
             raise ValueError(f"a negative prompt has no effect with {because}; leave it out, or give nag=5")
-        if guide is not None:
-            check_guide(guide, request)
-        check_noise(noise, request, self.config)
+        check_given(guide, noise, request, self.config)
         caption = self._features(prompts, progress)
         null = self._features(negative, progress) if request.guided or nag != 1 else caption
         facts = image_facts_of(request, self.files, nag=nag, guide=guide, policies=policies,
-                               own_noise=noise is not None)
+                               own_noise=noise is not None, start=start)
         if nag != 1:
             check_negative(null, self.config)
             policies = [*policies, NAG(self.config, null.context[:, null.mask[0]], nag)]
-        pixels = self.decode(self.sample(request, caption, null, guide, policies, batch, progress, noise), progress)
-        return Images(pixels[:, :, :request.height, :request.width], caption.reports,
+        origin = None if start is None else self._origin(start)
+        latents = self.sample(request, caption, null, guide, policies, batch, progress, noise, origin)
+        pixels = self.decode(latents, progress)[:, :, :request.height, :request.width]
+        return Images(pixels if start is None else start.pasted(pixels), caption.reports,
                       [seed + i for i in range(len(pixels))], facts)
 
     def sample(self, request: Request, caption: Encoded, null: Encoded, guide: Guide | None = None,
                policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None,
-               noise: Tensor | None = None) -> Tensor:
+               noise: Tensor | None = None, origin: Origin | None = None) -> Tensor:
         """Latents (B, C, h, w) of a request, scaled as the transformer sees them, on its device.
 
-        caption: encoded prompts of the request; null: its encoded negative prompt, for guided samplers. The other
-        arguments are those of a call, which consists of this and `decode`.
+        caption: encoded prompts of the request; null: its encoded negative prompt, for guided samplers; origin: the
+        latent to begin with. The other arguments are those of a call, which consists of this and `decode`.
         """
-        if guide is not None:
-            check_guide(guide, request)
+        check_given(guide, noise, request, self.config)
+        check_origin(origin, request, self.config)
         check_captions(caption, request, self.config)
         if request.guided:
             check_negative(null, self.config)
@@ -266,7 +237,7 @@ class Pipeline:
         if self.t5 is not None:
             self.t5.make_room(self.keep_t5)
         with memory_advice(self.device, "drawing", "draw fewer images at once (batch), smaller ones, or in 16 bits"):
-            return torch.cat([self._sample(rows, request, caption, null, guide, policies, progress, noise)
+            return torch.cat([self._sample(rows, request, caption, null, guide, policies, progress, noise, origin)
                               for rows in torch.arange(len(request.prompts)).split(max(1, batch))])
 
     def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
@@ -300,19 +271,30 @@ class Pipeline:
         return given if isinstance(given, Encoded) else self.encode(given, progress)
 
     def _sample(self, rows: Tensor, request: Request, caption: Encoded, null: Encoded, guide: Guide | None,
-                policies: Sequence[Policy], progress: Progress | None, noise: Tensor | None = None) -> Tensor:
+                policies: Sequence[Policy], progress: Progress | None, noise: Tensor | None = None,
+                origin: Origin | None = None) -> Tensor:
         """Latents of the request's images numbered by `rows`."""
         first, numbers, total = int(rows[0]), rows.tolist(), len(request.prompts)
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
         if guide is not None:
             guide = guide.rows(rows)
-        done, every = first * request.steps, total * request.steps
+        passes = len(request.times)
+        done, every = first * passes, total * passes
         latents = sample(self.transformer, part, join_encoded([caption.one(i) for i in numbers]), null,
                          lambda step, x, x0: tell(progress, "sampling", done + (step + 1) * len(numbers), every),
                          None if guide is None else self._control(guide, part), policies,
-                         None if noise is None else noise[rows])
+                         None if noise is None else noise[rows], None if origin is None else origin.rows(rows))
         require_finite(latents, "the transformer")
         return latents
+
+    def _origin(self, start: StartImage) -> Origin:
+        """A fitted image to begin with, encoded; the text encoder makes room first, as for the transformer."""
+        if self.t5 is not None:
+            self.t5.make_room(self.keep_t5)
+        with memory_advice(self.device, "encoding the image", "draw a smaller image, or on the CPU"):
+            origin = start.origin(self.vae, self.config.latent_scale)
+        require_finite(origin.latent, "the VAE")
+        return origin
 
     def _control(self, guide: Guide, request: Request) -> Control:
         """The ControlNet with the edge map encoded at the size of the image."""
@@ -321,11 +303,6 @@ class Pipeline:
         height, width = (8 * side for side in request.latent_shape)
         edges = fit(guide.edges, width, height).expand(-1, 3, -1, -1)
         return Control(self.controlnet, guide, encode_images(self.vae, edges, self.config.latent_scale)[0])
-
-
-def check_guide(guide: Guide, request: Request) -> None:
-    if len(guide.edges) not in (1, len(request.prompts)):
-        raise ValueError(f"{len(guide.edges)} edge maps for {len(request.prompts)} images; give one, or one each")
 
 
 def texts_of(prompts: str | Sequence[str] | Encoded) -> tuple[str, ...]:

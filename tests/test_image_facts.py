@@ -13,8 +13,9 @@ from pixart.drawing import Guide, Request
 from pixart.image_facts import ImageFacts, image_facts_of, model_name
 from pixart.images import PARAMETERS_KEY, save_image
 from pixart.mini import SHIPPED
-from pixart.pipeline import Images, Pipeline
+from pixart.pipeline import Pipeline
 from pixart.pipeline_files import PipelineFiles
+from pixart.result import Images
 from pixart.text.encoded import load_embeddings, save_embeddings
 
 PROMPT = "a large red circle\non a white background, é 红色 😀"

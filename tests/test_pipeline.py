@@ -20,7 +20,8 @@ from pixart.config import VARIANTS, PixArtConfig
 from pixart.drawing import Guide, Request, sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Images, Pipeline
+from pixart.pipeline import Pipeline
+from pixart.result import Images
 from pixart.sampling.preset import preset
 from pixart.text.encoded import Encoded, load_embeddings, save_embeddings
 from pixart.text.quantized import usual_bits

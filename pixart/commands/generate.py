@@ -26,6 +26,7 @@ from .arguments import (
 )
 from .numbers import drawn_seed, finite_number, positive_whole, seed_or_random
 from .places import require_file_place, require_other_place
+from .start_image import add_image_options, arguments_of, read_start, require_image, size_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_files(command)
     _add_sampling(command)
     _add_cache(command)
+    add_image_options(command)
     _add_control(command)
 
 
@@ -107,7 +109,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     drawing.add_argument("--rule", choices=tuple(rules),
                          help="rule for the timesteps (default: official)")
     drawing.add_argument("--size", type=size, metavar="WxH",
-                         help="width x height in pixels (default: the training resolution)")
+                         help="width x height in pixels (default: that of --image, else the training resolution)")
     drawing.add_argument("--seed", type=seed_or_random, default=0, metavar="N",
                          help="seed of the noise; the same seed gives the same image, also a negative one such as -1; "
                               "random: a new one each time, which is printed (default: 0)")
@@ -220,7 +222,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_prompt(args)
     require_file_place(args.out)
-    require_other_place(args.out, args.control)
+    require_other_place(args.out, args.control, args.image, args.mask)
     format_of(args.out)
     require_parts(args)
     require_effects(args)
@@ -228,8 +230,8 @@ def run(args: argparse.Namespace) -> None:
     if (opened := pt_dit.pt_dit_in(args)) is not None:
         pt_dit.draw_with_pt_dit(args, opened)
         return
-    pipe = open_pipeline(args)
-    width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
+    start, pipe = read_start(args), open_pipeline(args)
+    width, height = size_of(args, start, pipe.config.resolution)
     guide, noise = read_guide(args, pipe.config, width, height), noise_of_one(args)
     choice = cache_choice(args)
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
@@ -237,7 +239,8 @@ def run(args: argparse.Namespace) -> None:
     guided = SAMPLERS[wanted.sampler].guided and wanted.guidance != 1
     negative = negative_of(args)
     prompt = saved_prompt(args, guided) or pipe.encode(args.prompt, None, args.long, args.inner_ends)
-    job = SamplingJob.of(pipe.config, wanted.steps, height, width, prompt.mask.shape[1], guided)
+    passes = SAMPLERS[wanted.sampler].times(wanted.steps, wanted.rule, 1.0 if start is None else start.denoise)
+    job = SamplingJob.of(pipe.config, len(passes), height, width, prompt.mask.shape[1], guided)
     policies = cache_policies(choice, job) + feedback_policies(args, pipe, wanted.sampler)
     policies += pooling_policies(args, pipe)
     round_activations(args, pipe)
@@ -247,7 +250,8 @@ def run(args: argparse.Namespace) -> None:
         with Bars() as bars:
             drawn = pipe(repeated(prompt, count), negative, steps=args.steps, seed=args.seed + first, width=width,
                          height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
-                         batch=count, progress=bars, policies=policies, noise=noise, nag=args.nag)
+                         batch=count, progress=bars, policies=policies, noise=noise, nag=args.nag,
+                         **arguments_of(start))
         if not told:
             print(drawn.reports[0].summary, *drawn.reports[0].notes, sep="\n")
             told = True
@@ -276,6 +280,7 @@ def require_lora(args: argparse.Namespace) -> None:
 def require_effects(args: argparse.Namespace) -> None:
     """ValueError for options that would change nothing beside the others."""
     require_lora(args)
+    require_image(args)
     given = [name for name, unset in OF_CONTROL.items() if getattr(args, name) != unset]
     if given and args.control is None:
         raise ValueError(f"--{given[0]} has no effect without --control, the image whose edges are followed")

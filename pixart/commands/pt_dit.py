@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WITHOUT_EFFECT: dict[str, object] = {
     "control": None, "controlnet": None, "cache": None, "budget": None, "ecad": None, "feedback": None, "lora": [],
     "rule": None, "noise": None, "input_bits": None, "pooled_blocks": None, "compile": False, "variant": "auto",
-    "nag": 1.0}
+    "nag": 1.0, "image": None, "denoise": None, "mask": None}
 
 
 def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
@@ -36,8 +36,9 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     from ..device import checked_device
     from ..image_facts import ImageFacts, sampling_facts
     from ..model.cpu_dtype import fitting_dtype
-    from ..pipeline import Images, require_finite
+    from ..pipeline import require_finite
     from ..pt_dit.draw import draw_latents
+    from ..result import Images
     from ..text.encoded import join_encoded
     from ..vae import decode, load_vae, require_scale, require_vae
     check_pt_dit_options(args)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .schedule import ALPHAS_CUMPROD, STEPS, Callback, Model, batch_of
+from .schedule import ALPHAS_CUMPROD, STEPS, Callback, Model, batch_of, check_denoise
 
 DPM_RULES = ("official", "diffusers")
 
@@ -47,6 +47,20 @@ def nodes(steps: int, rule: str = "official") -> list[Node]:
     return [node_at(t) for t in times] + [Node(0.0, 1.0, 0.0)]
 
 
+def last_nodes(steps: int, rule: str = "official", denoise: float = 1.0) -> list[Node]:
+    """The steps + 1 last nodes of int(steps / denoise) steps, for image to image: always `steps` are computed.
+
+    That is how ComfyUI's KSampler reads denoise. ValueError for impossible numbers.
+    """
+    check_denoise(denoise)
+    if denoise == 1:
+        return nodes(steps, rule)
+    if (whole := int(steps / denoise)) >= STEPS:
+        raise ValueError(f"{steps} steps at denoise {denoise:g} are the last of {whole}, and at most {STEPS - 1} are "
+                         "possible; use fewer steps or a higher denoise")
+    return nodes(whole, rule)[-(steps + 1):]
+
+
 def dpm_step(x: Tensor, here: Node, there: Node, x0: Tensor, before: tuple[Node, Tensor] | None) -> Tensor:
     """From node `here` to `there`; second order where the previous node and its x0 are given."""
     if there.sigma == 0:
@@ -60,13 +74,14 @@ def dpm_step(x: Tensor, here: Node, there: Node, x0: Tensor, before: tuple[Node,
 
 
 def dpm_solver_pp(model: Model, noise: Tensor, steps: int = 20, rule: str = "official",
-                  callback: Callback | None = None, second_order: bool = True) -> Tensor:
+                  callback: Callback | None = None, second_order: bool = True, denoise: float = 1.0) -> Tensor:
     """Unit Gaussian noise (B, C, H, W) -> clean latent. Guidance belongs in `model`.
 
+    With denoise below 1 `noise` is a latent noised to the first of `last_nodes`.
     With fewer than 10 official steps the last one is first order, for stability. Without `second_order` all are, which
     makes it DDIM.
     """
-    path, x, before = nodes(steps, rule), noise, None
+    path, x, before = last_nodes(steps, rule, denoise), noise, None
     for step, (here, there) in enumerate(zip(path, path[1:])):
         x0 = (x - here.sigma * model(x, batch_of(here.time, x))) / here.alpha
         if callback is not None:

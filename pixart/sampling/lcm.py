@@ -22,8 +22,11 @@ def lcm_timesteps(steps: int, rule: str = "official", strength: float = 1.0) -> 
     if not 0 < strength <= 1:
         raise ValueError(f"strength is {strength}; it must lie above 0 and at most at 1")
     usable = int(GRID_SIZE * strength)
+    if not usable:
+        raise ValueError(f"strength (denoise) {strength} begins below the first of LCM's {GRID_SIZE} timesteps; use at "
+                         f"least {1 / GRID_SIZE}")
     if not 1 <= steps <= usable:
-        at = f" at strength {strength}" if strength < 1 else ""
+        at = f" at strength (denoise) {strength}" if strength < 1 else ""
         raise ValueError(f"{steps} LCM steps asked for; between 1 and {usable} are possible{at}")
     grid = [STEPS // GRID_SIZE * (i + 1) - 1 for i in range(usable)][::-1]
     if rule == "official":

@@ -1,14 +1,37 @@
 """The table of samplers: what the pipeline, the command line, the nodes and the trainers offer."""
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from .dmd import TIMESTEP, dmd
-from .dpm_solver import DPM_RULES, dpm_solver_pp, nodes
+from .dpm_solver import DPM_RULES, dpm_solver_pp, last_nodes
 from .lcm import LCM_RULES, lcm, lcm_timesteps
 from .schedule import Callback, Model, Noise
 from .tdm import TDM_RULES, tdm, tdm_timesteps
+
+FROM_NOISE_ALONE = ("one-step DMD starts from pure noise and cannot work on an image; use another sampler, such as lcm "
+                    "with a model made for it, for image to image")
+
+
+class TimesOf(Protocol):
+    """(steps, rule, denoise) -> the timesteps the model is called at, in order. ValueError for impossible numbers.
+
+    denoise above 0, at most 1: below 1 they begin at a lower noise, for image to image.
+    """
+
+    def __call__(self, steps: int, rule: str, denoise: float = 1.0) -> list[float]: ...
+
+
+class RunSampler(Protocol):
+    """(model, noise, steps, rule, callback, denoise) -> clean latent (B, C, H, W).
+
+    The first noise() is where it starts: unit noise, or with denoise below 1 a latent noised to the first of the times.
+    """
+
+    def __call__(self, model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None,
+                 denoise: float = 1.0) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -20,50 +43,56 @@ class Sampler:
     steps: int                              # by default
     guided: bool                            # takes classifier-free guidance and a negative prompt
     rules: tuple[str, ...]                  # published timestep rules to choose from; none: there is only one
-    times: Callable[[int, str], list[float]]
-    """times(steps, rule): the timesteps the model is called at, in order. ValueError for impossible ones."""
-    run: Callable[[Model, Noise, int, str, Callback | None], Tensor]
-    """run(model, noise, steps, rule, callback) -> clean latent (B, C, H, W); the first noise() is where it starts."""
+    times: TimesOf
+    run: RunSampler
     noises: Callable[[int], int] = lambda steps: 1
     """noises(steps): how often noise() is called."""
 
 
-def _lcm_times(steps: int, rule: str) -> list[float]:
-    return [float(t) for t in lcm_timesteps(steps, rule)]
+def _lcm_times(steps: int, rule: str, denoise: float = 1.0) -> list[float]:
+    return [float(t) for t in lcm_timesteps(steps, rule, denoise)]
 
 
-def _run_lcm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
-    return lcm(model, noise(), lcm_timesteps(steps, rule), noise, callback)
+def _run_lcm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None,
+             denoise: float = 1.0) -> Tensor:
+    return lcm(model, noise(), lcm_timesteps(steps, rule, denoise), noise, callback)
 
 
-def _dpm_times(steps: int, rule: str) -> list[float]:
-    return [node.time for node in nodes(steps, rule)[:-1]]
+def _dpm_times(steps: int, rule: str, denoise: float = 1.0) -> list[float]:
+    return [node.time for node in last_nodes(steps, rule, denoise)[:-1]]
 
 
-def _run_dpm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
-    return dpm_solver_pp(model, noise(), steps, rule, callback)
+def _run_dpm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None,
+             denoise: float = 1.0) -> Tensor:
+    return dpm_solver_pp(model, noise(), steps, rule, callback, denoise=denoise)
 
 
-def _run_ddim(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
-    return dpm_solver_pp(model, noise(), steps, rule, callback, second_order=False)
+def _run_ddim(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None,
+              denoise: float = 1.0) -> Tensor:
+    return dpm_solver_pp(model, noise(), steps, rule, callback, second_order=False, denoise=denoise)
 
 
-def _dmd_times(steps: int, rule: str) -> list[float]:
+def _dmd_times(steps: int, rule: str, denoise: float = 1.0) -> list[float]:
     if steps != 1:
         raise ValueError(f"the dmd sampler makes exactly 1 step, not {steps}")
+    if denoise != 1:
+        raise ValueError(FROM_NOISE_ALONE)
     return [float(TIMESTEP)]
 
 
-def _run_dmd(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
+def _run_dmd(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None,
+             denoise: float = 1.0) -> Tensor:
+    _dmd_times(steps, rule, denoise)
     return dmd(model, noise(), callback)
 
 
-def _tdm_times(steps: int, rule: str) -> list[float]:
-    return [float(t) for t in tdm_timesteps(steps, rule)]
+def _tdm_times(steps: int, rule: str, denoise: float = 1.0) -> list[float]:
+    return [float(t) for t in tdm_timesteps(steps, rule, denoise)]
 
 
-def _run_tdm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None) -> Tensor:
-    return tdm(model, noise(), tdm_timesteps(steps, rule), callback)
+def _run_tdm(model: Model, noise: Noise, steps: int, rule: str, callback: Callback | None,
+             denoise: float = 1.0) -> Tensor:
+    return tdm(model, noise(), tdm_timesteps(steps, rule, denoise), callback)
 
 
 SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in (

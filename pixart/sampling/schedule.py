@@ -29,6 +29,12 @@ BETAS: tuple[float, ...] = tuple(BETA_FIRST + i * (BETA_LAST - BETA_FIRST) / (ST
 ALPHAS_CUMPROD: tuple[float, ...] = tuple(accumulate((1 - beta for beta in BETAS), mul))
 
 
+def check_denoise(denoise: float) -> None:
+    """Raises ValueError for a share of drawing anew (image to image) that is none."""
+    if not 0 < denoise <= 1:
+        raise ValueError(f"denoise is {denoise}; it must lie above 0 and at most at 1")
+
+
 class Table:
     """One number for every timestep, exact for one timestep, rounded to the dtype of a tensor for a batch of them.
 

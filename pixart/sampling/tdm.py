@@ -7,18 +7,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .schedule import STEPS, Callback, Model, add_noise, batch_of, predicted_x0
+from .schedule import STEPS, Callback, Model, add_noise, batch_of, check_denoise, predicted_x0
 
 # Timesteps that the trajectory covers: 900 by the published command, 800 by that program's own default.
 TOTALS = {"official": 900, "tdm-800": 800}
 TDM_RULES = tuple(TOTALS)
 
 
-def tdm_timesteps(steps: int = 4, rule: str = "official") -> list[int]:
-    """Timesteps to visit, descending: 4 -> 899, 674, 449, 224; by the rule "tdm-800" 799, 599, 399, 199."""
+def tdm_timesteps(steps: int = 4, rule: str = "official", denoise: float = 1.0) -> list[int]:
+    """Timesteps to visit, descending: 4 -> 899, 674, 449, 224; by the rule "tdm-800" 799, 599, 399, 199.
+
+    denoise below 1 (image to image) keeps that share of them, the last ones, one at least: a student knows no others.
+    """
     if rule not in TOTALS:
         raise ValueError(f"unknown TDM timestep rule {rule!r}; use {' or '.join(TDM_RULES)}")
-    return grid(steps, TOTALS[rule])
+    check_denoise(denoise)
+    return grid(steps, TOTALS[rule])[-max(1, round(denoise * steps)):]
 
 
 def grid(steps: int, total: int) -> list[int]:
@@ -29,7 +33,10 @@ def grid(steps: int, total: int) -> list[int]:
 
 
 def tdm(model: Model, noise: Tensor, timesteps: Sequence[int], callback: Callback | None = None) -> Tensor:
-    """Unit Gaussian noise (B, C, H, W), taken unscaled as x at timesteps[0] -> clean latent, that of the last step."""
+    """Unit Gaussian noise (B, C, H, W), taken unscaled as x at timesteps[0] -> clean latent, that of the last step.
+
+    With timesteps of a denoise below 1, `noise` is a latent noised to the first of them.
+    """
     x = noise
     for step, t in enumerate(timesteps):
         eps = model(x, batch_of(t, x))

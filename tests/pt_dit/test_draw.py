@@ -75,6 +75,7 @@ def test_generate_draws_with_it(words, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("more, told", [
     (["--sampler", "dpm"], "--sampler dpm is for PixArt"), (["--sampler", "lcm"], "--sampler lcm is for PixArt"),
     (["--cache", "fora"], "--cache has no effect on a PT-DiT"),
+    (["--image", "x.png", "--denoise", "0.5"], "--image has no effect on a PT-DiT"),
     (["--input-bits", "8"], "--input-bits has no effect"), (["--variant", "alpha-512"], "--variant has no effect"),
     (["--control", "x.png"], "--control has no effect")])
 def test_options_of_pixart_are_refused(words, more, told, monkeypatch, capsys):

@@ -93,7 +93,8 @@ def test_lower_strength_starts_further_down(rule):
     (0, 1, "official", "0 LCM steps asked for; between 1 and 50 are possible$"), (-1, 1, "official", "-1 LCM steps"),
     (51, 1, "diffusers", "51 LCM steps"), (4, 0, "official", "strength is 0;"),
     (4, 1.5, "official", "strength is 1.5;"), (4, 1, "euler", "rule 'euler'; use official"),
-    (4, 0.05, "official", "between 1 and 2 are possible at strength 0.05$")])
+    (4, 0.05, "official", r"between 1 and 2 are possible at strength \(denoise\) 0.05$"),
+    (1, 0.01, "official", r"strength \(denoise\) 0.01 begins below the first of .* 50 timesteps; use at least 0.02")])
 def test_impossible_lcm_requests_are_refused(steps, strength, rule, words):
     with pytest.raises(ValueError, match=words):
         lcm_timesteps(steps, rule, strength)
