@@ -46,7 +46,7 @@ class Origin:
         """For the images numbered by `rows`; a single latent or mask is shared by all images."""
         return Origin(shared(self.latent, rows), None if self.mask is None else shared(self.mask, rows))
 
-    def to(self, device: torch.device) -> "Origin":
+    def to(self, device: torch.device | str) -> "Origin":
         """In float32 on a device."""
         return Origin(self.latent.to(device, torch.float32),
                       None if self.mask is None else self.mask.to(device, torch.float32))

@@ -11,6 +11,7 @@ from pixart import __main__ as command_line
 from pixart.accelerate.pooled_values import PooledValues
 from pixart.drawing import Guide, Request
 from pixart.image_facts import ImageFacts, image_facts_of, model_name
+from pixart.image_to_image import StartImage
 from pixart.images import PARAMETERS_KEY, save_image
 from pixart.mini import SHIPPED
 from pixart.pipeline import Pipeline
@@ -82,6 +83,16 @@ def test_what_else_changes_an_image_is_written():
         ("Model", "pixart-mini/lcm"), ("Rule", "tdm-800"), ("NAG", "5"), ("Noise", "custom"),
         ("Policies", "PooledValues"), ("LoRA", "pixart-mini/tdm 0.5"), ("ControlNet", "pixart-mini/edges"),
         ("Control strength", "0.75"), ("Control range", "0 to 0.5")]
+
+
+def test_the_image_to_begin_with_is_told_of_but_not_named():
+    request = Request(("a fox",), "", 64, 96, "lcm", 4, denoise=0.5)
+    start = StartImage(torch.zeros(1, 3, 64, 96), 0.5, torch.zeros(1, 1, 64, 96))
+    settings = image_facts_of(request, start=start)[0].settings
+    assert settings["Denoising strength"] == "0.5" and settings["Mask"] == "custom"
+    bare = image_facts_of(request, start=StartImage(start.image, 0.5))[0].settings
+    assert bare["Denoising strength"] == "0.5" and "Mask" not in bare
+    assert "Denoising strength" not in image_facts_of(Request(("a fox",), "", 64, 96, "lcm", 4))[0].settings
 
 
 @pytest.mark.parametrize("path, name", [
