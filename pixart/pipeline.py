@@ -119,9 +119,9 @@ class Pipeline:
     @cached_property
     def transformer(self) -> PixArtTransformer:
         """With the LoRAs merged, in evaluation mode; read on first use."""
-        files = self._opened("transformer")
+        assert self.files is not None           # `of` sets the transformer itself
         dtype = self.dtype or fitting_dtype(self.device, self.config.hidden)
-        return self._compiled(files.read_transformer(dtype, self.device))
+        return self._compiled(self.files.read_transformer(dtype, self.device))
 
     @cached_property
     def controlnet(self) -> PixArtControlNet:
@@ -134,17 +134,15 @@ class Pipeline:
     @cached_property
     def vae(self) -> Autoencoder:
         """Read on first use."""
-        return load_vae(self._opened("autoencoder").vae, self.device)
+        if self.files is None:
+            raise ValueError("this pipeline was made of networks in memory and has no autoencoder: give Pipeline.of a "
+                             "decoder, a guide its latent, and an image to begin with to `sample`, as an Origin")
+        return load_vae(self.files.vae, self.device)
 
     @cached_property
     def decoder(self) -> Decoder:
         """Scaled latents -> images in 0..1, with the autoencoder in slices or tiles by free memory."""
         return partial(decode, self.vae, latent_scale=self.config.latent_scale)
-
-    def _opened(self, what: str) -> PipelineFiles:
-        if self.files is None:
-            raise ValueError(f"this pipeline was made of networks in memory and has no {what}; give it to Pipeline.of")
-        return self.files
 
     def _compiled(self, network: Network) -> Network:
         if self.files is not None and self.files.compile:

@@ -205,6 +205,8 @@ def test_what_networks_in_memory_lack_is_said(pipe):
     caption, request = pipe.encode("a red circle"), Request(("a red circle",), height=64, width=64)
     for call, lack in ((lambda: bare("a red circle"), "no text encoder"),
                        (lambda: bare.decode(torch.zeros(1, 4, 8, 8)), "no autoencoder"),
+                       (lambda: bare(caption, sampler="lcm", image=torch.zeros(1, 3, 64, 64), denoise=0.5),
+                        "to `sample`, as an Origin"),
                        (lambda: bare.sample(request, caption, caption, Guide(edge_image())), "a ControlNet")):
         with pytest.raises(ValueError, match=lack):
             call()
