@@ -26,6 +26,7 @@ from pixart.batch.run import run_batch
 from pixart.batch.tasks import Task, groups_of, tasks_of
 from pixart.batch.workers import here, on_ray, processes
 from pixart.claim import claimed
+from pixart.image_facts import ImageFacts
 from pixart.prompts import PromptLine
 from pixart.weights import CheckpointError, CheckpointNotFound
 
@@ -76,7 +77,8 @@ class Drawer:
 
     def __call__(self, given: SimpleNamespace, *_: object, **named: object) -> SimpleNamespace:
         count = len(given.prompts)
-        return SimpleNamespace(pixels=torch.zeros(count, 3, 8, 8), reports=[SimpleNamespace(notices=["cut"])] * count)
+        return SimpleNamespace(pixels=torch.zeros(count, 3, 8, 8), reports=[SimpleNamespace(notices=["cut"])] * count,
+                               facts=[ImageFacts("x")] * count)
 
 
 def test_a_prompt_that_cannot_be_drawn_leaves_those_beside_it_and_a_wrong_file_leaves_none(monkeypatch):
