@@ -21,7 +21,7 @@ from torch.nn.functional import avg_pool2d, pad
 from .control.images import WHITE, fit, opaque
 from .resolution import latent_sides
 from .sampling.dpm_solver import node_at
-from .sampling.samplers import FROM_NOISE_ALONE
+from .sampling.samplers import FROM_NOISE_ALONE, SAMPLERS
 from .sampling.schedule import Model, Noise, check_denoise
 from .vae import Autoencoder, encode_images
 
@@ -170,7 +170,8 @@ def size_to_draw(start: StartImage | None, height: int | None, width: int | None
 
 
 def check_begins_at_images(sampler: str) -> None:
-    if sampler == "dmd":
+    """ValueError for a sampler that starts from pure noise alone."""
+    if not SAMPLERS[sampler].begins_at_images:
         raise ValueError(FROM_NOISE_ALONE)
 
 
