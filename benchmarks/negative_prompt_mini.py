@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load  # noqa: E402
-from pixart.drawing import Conditioned, Request, stack_captions  # noqa: E402
+from pixart.generation import Conditioned  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.autoencoder import load_autoencoder  # noqa: E402
 from pixart.mini.grammar import PLACE_WORDS  # noqa: E402
@@ -35,10 +35,14 @@ from pixart.mini.measure.tables import markdown, signed  # noqa: E402
 from pixart.mini.scenes import ATTRIBUTES, stated_facts  # noqa: E402
 from pixart.model.nag import NAG  # noqa: E402
 from pixart.pipeline import Pipeline  # noqa: E402
+from pixart.request import Request  # noqa: E402
 from pixart.sampling.guidance import guided  # noqa: E402
 from pixart.sampling.noise import ImageNoise  # noqa: E402
 from pixart.sampling.samplers import SAMPLERS  # noqa: E402
-from pixart.text.encoded import Encoded  # noqa: E402
+from pixart.text.encoded import (
+    Encoded,  # noqa: E402
+    stack_captions,  # noqa: E402
+)
 from pixart.text.t5 import T5Encoder  # noqa: E402
 
 # What a sentence may leave open. Not texture: captions state all of these, but call a thing without words plain.

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from pixart.accelerate.cost import Costs
 from pixart.commands.numbers import positive_number
 from pixart.config import PixArtConfig
-from pixart.drawing import stack_captions
 from pixart.mini import SHIPPED
 from pixart.mini.evaluate import evaluate, write_results
 from pixart.mini.measure.batches import BenchImages
@@ -35,6 +34,7 @@ from pixart.pt_dit.transformer import PTDiT
 from pixart.sampling.flow import euler_flow, flow_shares
 from pixart.sampling.guidance import guided
 from pixart.sampling.noise import ImageNoise
+from pixart.text.encoded import stack_captions
 from pixart.train.initialize import initialize, initialize_pt_dit
 from pixart.train.loop import train
 from pixart.train.loop_config import LoopConfig

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load, read_config  # noqa: E402
 from pixart.checkpoint.merged import with_loras  # noqa: E402
-from pixart.drawing import Request  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.judge import load_judge  # noqa: E402
 from pixart.mini.measure.bootstrap import estimate, paired_difference, resamples  # noqa: E402
@@ -27,6 +26,7 @@ from pixart.mini.measure.prompts import PromptGroup, Prompts  # noqa: E402
 from pixart.mini.scenes import labels  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.model.cpu_dtype import fitting_dtype  # noqa: E402
+from pixart.request import Request  # noqa: E402
 from pixart.reward.generator import Generator  # noqa: E402
 from pixart.reward.judge import JudgeReward  # noqa: E402
 from pixart.reward.optimise import Iteration, NoiseRecipe, optimise_noise  # noqa: E402

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from .checkpoint import read_checkpoint as read_checkpoint
     from .checkpoint import save_checkpoint as save_checkpoint
     from .checkpoint.merged import load_lora as load_lora
+    from .control.control_image import ControlImage as ControlImage
     from .control.edges import edge_maps as edge_maps
-    from .drawing import Guide as Guide
-    from .drawing import Request as Request
-    from .drawing import sample as sample
+    from .generation import sample as sample
     from .images import read_image as read_image
     from .images import save_image as save_image
     from .model.controlnet import PixArtControlNet as PixArtControlNet
     from .model.transformer import PixArtTransformer as PixArtTransformer
     from .pipeline import Pipeline as Pipeline
+    from .request import Request as Request
     from .result import Images as Images
     from .sampling.dmd import dmd as dmd
     from .sampling.dpm_solver import dpm_solver_pp as dpm_solver_pp
@@ -45,7 +45,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load": "checkpoint", "load_control": "checkpoint",
     "read_checkpoint": "checkpoint", "save_checkpoint": "checkpoint", "load_lora": "checkpoint.merged",
-    "edge_maps": "control.edges", "Guide": "drawing", "Request": "drawing", "sample": "drawing",
+    "edge_maps": "control.edges", "ControlImage": "control.control_image", "Request": "request", "sample": "generation",
     "PixArtControlNet": "model.controlnet", "PixArtTransformer": "model.transformer", "read_image": "images",
     "save_image": "images", "Images": "result", "Pipeline": "pipeline", "dmd": "sampling.dmd",
     "dpm_solver_pp": "sampling.dpm_solver", "guided": "sampling.guidance", "lcm": "sampling.lcm",
@@ -55,7 +55,7 @@ _LAZY = {
 }
 
 __all__ = ["LATENT_SCALE", "VARIANTS", "KVCompression", "PixArtConfig", "__version__",
-           "Checkpoint", "CheckpointError", "Encoded", "Guide", "Images", "ImageNoise", "Pipeline",
+           "Checkpoint", "CheckpointError", "Encoded", "ControlImage", "Images", "ImageNoise", "Pipeline",
            "PixArtControlNet", "PixArtTransformer", "Request", "SAMPLERS", "T5Encoder", "decode", "dmd",
            "dpm_solver_pp", "edge_maps", "guided", "lcm", "lcm_timesteps", "load", "load_control", "load_embeddings",
            "load_lora", "load_vae", "read_checkpoint", "read_image", "sample", "save_checkpoint", "save_embeddings",

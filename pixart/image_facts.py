@@ -18,10 +18,11 @@ from .sampling.preset import telling_name
 from .weights.locate import WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
-    from .drawing import Guide, Request
+    from .control.control_image import ControlImage
     from .image_to_image import StartImage
     from .model.policy import Policy
     from .pipeline_files import PipelineFiles
+    from .request import Request
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def quoted(value: str) -> str:
 
 
 def image_facts_of(request: "Request", files: "PipelineFiles | None" = None, *, nag: float = 1.0,
-                   guide: "Guide | None" = None, policies: "Sequence[Policy]" = (), own_noise: bool = False,
+                   control: "ControlImage | None" = None, policies: "Sequence[Policy]" = (), own_noise: bool = False,
                    start: "StartImage | None" = None) -> list[ImageFacts]:
     """Facts of each image of a request. files: None for networks in memory, of which no name is known.
 
@@ -63,8 +64,8 @@ def image_facts_of(request: "Request", files: "PipelineFiles | None" = None, *, 
             "Policies": " + ".join(type(policy).__name__ for policy in policies)}
     if files is not None:
         more["LoRA"] = " + ".join(f"{model_name(path)} {strength:g}" for path, strength in files.loras if strength)
-    if guide is not None:
-        more |= control_facts(guide, None if files is None else files.controlnet)
+    if control is not None:
+        more |= control_facts(control, None if files is None else files.controlnet)
     more = {name: text for name, text in more.items() if text}
     return [ImageFacts(prompt, negative,
                        sampling_facts(request.steps, request.sampler, guidance, request.seed + number, request.width,
@@ -72,10 +73,10 @@ def image_facts_of(request: "Request", files: "PipelineFiles | None" = None, *, 
             for number, prompt in enumerate(request.prompts)]
 
 
-def control_facts(guide: "Guide", controlnet: str | Path | None) -> dict[str, str]:
+def control_facts(control: "ControlImage", controlnet: str | Path | None) -> dict[str, str]:
     return {"ControlNet": "" if controlnet is None else model_name(controlnet),
-            "Control strength": f"{guide.strength:g}",
-            "Control range": "" if (guide.start, guide.end) == (0, 1) else f"{guide.start:g} to {guide.end:g}"}
+            "Control strength": f"{control.strength:g}",
+            "Control range": "" if (control.start, control.end) == (0, 1) else f"{control.start:g} to {control.end:g}"}
 
 
 def sampling_facts(steps: int, sampler: str, guidance: float, seed: int, width: int, height: int,

@@ -26,7 +26,7 @@ from .sampling.schedule import Model, Noise, check_denoise
 from .vae import Autoencoder, encode_images
 
 if TYPE_CHECKING:
-    from .drawing import Request
+    from .request import Request
 
 CELL = 8        # pixels of the side of a cell of the latent
 FINE = 4096     # steps from 0 to 1 of a mask: ones stay exactly 1 when it is scaled, with weights that nearly sum to 1

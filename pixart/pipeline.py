@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .checkpoint import load_control
 from .config import PixArtConfig
+from .control.control_image import ControlImage
 from .control.images import fit
 from .device import checked_device, memory_advice
-from .drawing import Control, Guide, Request, check_captions, check_given, check_negative, check_origin, sample
+from .generation import AppliedControl, sample
 from .image_facts import image_facts_of
 from .image_to_image import Origin, StartImage, size_to_draw, start_image
 from .mini import SHIPPED, is_mini
@@ -29,6 +30,7 @@ from .model.policy import Policy
 from .model.transformer import PixArtTransformer
 from .pipeline_files import AnyPath, PipelineFiles, parts_in, require_files
 from .progress import Progress
+from .request import Request, check_captions, check_given, check_negative, check_origin
 from .resolution import size_notice
 from .result import Images
 from .sampling.preset import Preset, found_in
@@ -72,7 +74,7 @@ class Pipeline:
         bits: of T5: 16, 8, 4, "int8" (see T5Encoder), or "auto" for the best that fits into free memory; by default 8,
             or 16 for PixArt-mini's T5 and on Apple GPUs.
         loras: (file or folder, strength) pairs, merged into the weights; strength 1 is as trained.
-        controlnet: file or folder, for calls with a guide.
+        controlnet: file or folder, for calls with a control image.
         keep_t5: keep T5 in memory next to the transformer; by default if free memory exceeds its size.
         compile: run the blocks through torch.compile, with one graph for all blocks. The first image of a size takes
             longer, later ones less. Without a compiler this is logged and nothing is compiled.
@@ -93,7 +95,7 @@ class Pipeline:
         """A pipeline of networks in memory, which are not copied or moved.
 
         decoder: scaled latents (B, C, h, w) -> images (B, 3, 8 h, 8 w) in 0..1; without one only `sample` works.
-        The pipeline has no text encoder: pass encoded prompts, and for a guide also the latent of its edge map.
+        The pipeline has no text encoder: pass encoded prompts, and for a control image also its latent.
         """
         pipe = cls(None, None, transformer.x_embedder.proj.weight.device)
         pipe.transformer = transformer
@@ -127,7 +129,8 @@ class Pipeline:
     def controlnet(self) -> PixArtControlNet:
         """In the dtype of the transformer; read on first use. ValueError if the pipeline has none."""
         if self.files is None or self.files.controlnet is None:
-            raise ValueError("a guide needs a ControlNet; open the pipeline with controlnet, one made for this model")
+            raise ValueError("a control image needs a ControlNet; open the pipeline with controlnet, one made for this "
+                             "model")
         dtype = self.transformer.x_embedder.proj.weight.dtype
         return self._compiled(load_control(self.files.controlnet, dtype, self.device))
 
@@ -136,7 +139,8 @@ class Pipeline:
         """Read on first use."""
         if self.files is None:
             raise ValueError("this pipeline was made of networks in memory and has no autoencoder: give Pipeline.of a "
-                             "decoder, a guide its latent, and an image to begin with to `sample`, as an Origin")
+                             "decoder, a control image its latent, and give an image to begin with to `sample`, as an "
+                             "Origin")
         return load_vae(self.files.vae, self.device)
 
     @cached_property
@@ -171,7 +175,7 @@ class Pipeline:
     def __call__(self, prompts: str | Sequence[str] | Encoded, negative: str | Encoded = "", *,
                  steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
                  sampler: str = "auto", guidance: float | None = None, rule: str | None = None,
-                 guide: Guide | None = None, policies: Sequence[Policy] = (), batch: int = 4,
+                 control: ControlImage | None = None, policies: Sequence[Policy] = (), batch: int = 4,
                  progress: Progress | None = None, noise: Tensor | None = None, nag: float = 1.0,
                  image: Tensor | None = None, denoise: float | None = None, mask: Tensor | None = None) -> Images:
         """Generate an image for each prompt. Image i uses the seed seed + i and does not depend on the others.
@@ -183,7 +187,7 @@ class Pipeline:
         sampler: a key of SAMPLERS, or "auto": as the checkpoint's file or name says (`preset`), else dpm.
         guidance: scale of guided samplers, 1 for none; by default 4.5 or, with "auto", the preset's.
         rule: rule for the sampler's timesteps.
-        guide: an edge map to follow.
+        control: an edge map to follow.
         policies: caches or feedback, see PixArtTransformer.forward.
         batch: images at once.
         progress: called with (stage, done, total); may raise to stop.
@@ -203,21 +207,21 @@ class Pipeline:
         if request.negative and not request.guided and nag == 1:
             because = "guidance 1" if chosen.guided else f"sampler {sampler}, which works without guidance"
             raise ValueError(f"a negative prompt has no effect with {because}; leave it out, or give nag=5")
-        check_given(guide, noise, request, self.config)
+        check_given(control, noise, request, self.config)
         caption = self._features(prompts, progress)
         null = self._features(negative, progress) if request.guided or nag != 1 else caption
-        facts = image_facts_of(request, self.files, nag=nag, guide=guide, policies=policies,
+        facts = image_facts_of(request, self.files, nag=nag, control=control, policies=policies,
                                own_noise=noise is not None, start=start)
         if nag != 1:
             check_negative(null, self.config)
             policies = [*policies, NAG(self.config, null.context[:, null.mask[0]], nag)]
         origin = None if start is None else self._origin(start)
-        latents = self.sample(request, caption, null, guide, policies, batch, progress, noise, origin)
+        latents = self.sample(request, caption, null, control, policies, batch, progress, noise, origin)
         pixels = self.decode(latents, progress)[:, :, :request.height, :request.width]
         return Images(pixels if start is None else start.pasted(pixels), caption.reports,
                       [seed + i for i in range(len(pixels))], facts)
 
-    def sample(self, request: Request, caption: Encoded, null: Encoded, guide: Guide | None = None,
+    def sample(self, request: Request, caption: Encoded, null: Encoded, control: ControlImage | None = None,
                policies: Sequence[Policy] = (), batch: int = 4, progress: Progress | None = None,
                noise: Tensor | None = None, origin: Origin | None = None) -> Tensor:
         """Latents (B, C, h, w) of a request, scaled as the transformer sees them, on its device.
@@ -225,7 +229,7 @@ class Pipeline:
         caption: encoded prompts of the request; null: its encoded negative prompt, for guided samplers; origin: the
         latent to begin with. The other arguments are those of a call, which consists of this and `decode`.
         """
-        check_given(guide, noise, request, self.config)
+        check_given(control, noise, request, self.config)
         check_origin(origin, request, self.config)
         check_captions(caption, request, self.config)
         if request.guided:
@@ -235,7 +239,7 @@ class Pipeline:
         if self.t5 is not None:
             self.t5.make_room(self.keep_t5)
         with memory_advice(self.device, "drawing", "draw fewer images at once (batch), smaller ones, or in 16 bits"):
-            return torch.cat([self._sample(rows, request, caption, null, guide, policies, progress, noise, origin)
+            return torch.cat([self._sample(rows, request, caption, null, control, policies, progress, noise, origin)
                               for rows in torch.arange(len(request.prompts)).split(max(1, batch))])
 
     def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
@@ -268,19 +272,19 @@ class Pipeline:
     def _features(self, given: str | Sequence[str] | Encoded, progress: Progress | None) -> Encoded:
         return given if isinstance(given, Encoded) else self.encode(given, progress)
 
-    def _sample(self, rows: Tensor, request: Request, caption: Encoded, null: Encoded, guide: Guide | None,
+    def _sample(self, rows: Tensor, request: Request, caption: Encoded, null: Encoded, control: ControlImage | None,
                 policies: Sequence[Policy], progress: Progress | None, noise: Tensor | None = None,
                 origin: Origin | None = None) -> Tensor:
         """Latents of the request's images numbered by `rows`."""
         first, numbers, total = int(rows[0]), rows.tolist(), len(request.prompts)
         part = replace(request, prompts=tuple(request.prompts[i] for i in numbers), seed=request.seed + first)
-        if guide is not None:
-            guide = guide.rows(rows)
+        if control is not None:
+            control = control.rows(rows)
         passes = len(request.times)
         done, every = first * passes, total * passes
         latents = sample(self.transformer, part, join_encoded([caption.one(i) for i in numbers]), null,
                          lambda step, x, x0: tell(progress, "sampling", done + (step + 1) * len(numbers), every),
-                         None if guide is None else self._control(guide, part), policies,
+                         None if control is None else self._control(control, part), policies,
                          None if noise is None else noise[rows], None if origin is None else origin.rows(rows))
         require_finite(latents, "the transformer")
         return latents
@@ -294,13 +298,13 @@ class Pipeline:
         require_finite(origin.latent, "the VAE")
         return origin
 
-    def _control(self, guide: Guide, request: Request) -> Control:
+    def _control(self, control: ControlImage, request: Request) -> AppliedControl:
         """The ControlNet with the edge map encoded at the size of the image."""
-        if guide.latent is not None:
-            return Control(self.controlnet, guide, guide.latent)
+        if control.latent is not None:
+            return AppliedControl(self.controlnet, control, control.latent)
         height, width = (8 * side for side in request.latent_shape)
-        edges = fit(guide.edges, width, height).expand(-1, 3, -1, -1)
-        return Control(self.controlnet, guide, encode_images(self.vae, edges, self.config.latent_scale)[0])
+        edges = fit(control.edges, width, height).expand(-1, 3, -1, -1)
+        return AppliedControl(self.controlnet, control, encode_images(self.vae, edges, self.config.latent_scale)[0])
 
 
 def texts_of(prompts: str | Sequence[str] | Encoded) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ from PIL import Image
 
 from pixart import __main__ as command_line
 from pixart.accelerate.pooled_values import PooledValues
-from pixart.drawing import Guide, Request
+from pixart.control.control_image import ControlImage
 from pixart.image_facts import ImageFacts, image_facts_of, model_name
 from pixart.image_to_image import StartImage
 from pixart.images import PARAMETERS_KEY, save_image
 from pixart.mini import SHIPPED
 from pixart.pipeline import Pipeline
 from pixart.pipeline_files import PipelineFiles
+from pixart.request import Request
 from pixart.result import Images
 from pixart.text.encoded import load_embeddings, save_embeddings
 
@@ -75,10 +76,10 @@ def test_a_negative_prompt_that_nothing_read_is_not_written():
 
 def test_what_else_changes_an_image_is_written():
     files = PipelineFiles.open(None, None, None, [(SHIPPED.tdm, 0.5), (SHIPPED.dmd, 0.0)], "auto", False)
-    guide = Guide(torch.zeros(1, 1, 8, 8), 0.75, 0, 0.5)
+    control = ControlImage(torch.zeros(1, 1, 8, 8), 0.75, 0, 0.5)
     request = Request(("a fox",), "", 64, 64, "tdm", 4, 1.0, rule="tdm-800")
     policies = [PooledValues(files.checkpoint.config, 1)]
-    settings = image_facts_of(request, files, nag=5.0, guide=guide, policies=policies, own_noise=True)[0].settings
+    settings = image_facts_of(request, files, nag=5.0, control=control, policies=policies, own_noise=True)[0].settings
     assert list(settings.items())[5:] == [
         ("Model", "pixart-mini/lcm"), ("Rule", "tdm-800"), ("NAG", "5"), ("Noise", "custom"),
         ("Policies", "PooledValues"), ("LoRA", "pixart-mini/tdm 0.5"), ("ControlNet", "pixart-mini/edges"),

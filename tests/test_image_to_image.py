@@ -10,12 +10,14 @@ from torch import Tensor
 
 from pixart import __main__ as command_line
 from pixart.config import PixArtConfig
-from pixart.drawing import Guide, Request, sample
+from pixart.control.control_image import ControlImage
+from pixart.generation import sample
 from pixart.image_to_image import Origin, StartImage, start_image
 from pixart.images import read_image, save_image
 from pixart.model.policy import Policy
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Pipeline
+from pixart.request import Request
 from pixart.result import Images
 from pixart.sampling.consistency import c_out, c_skip
 from pixart.sampling.dpm_solver import Node, dpm_step, nodes
@@ -204,16 +206,16 @@ def test_less_denoise_stays_nearer_to_the_image(pipe, circle):
 @pytest.mark.parametrize("sampler, more", [("lcm", {}), ("tdm", {"negative": RED, "nag": 5.0}),
                                            ("dpm", {"negative": RED, "guidance": 2.5})])
 def test_an_image_of_a_batch_is_the_image_alone(pipe, circle, sampler, more):
-    """With images and masks of their own, guidance, attention guidance and a guide, on a size off the grid of 8."""
+    """With images and masks of their own, guidance, attention guidance and control, on a size off the grid of 8."""
     images = torch.cat([circle, circle.flip(1), circle.flip(3)])[..., :50, :91]
     masks = torch.cat([half(50, 91), 1 - half(50, 91), torch.ones(1, 1, 50, 91) / 2])
     base = {"sampler": sampler, "steps": 2, "denoise": 0.6, **more}
-    edges = Guide((images.mean(1, keepdim=True) > 0.5).float()) if sampler == "lcm" else None
+    edges = ControlImage((images.mean(1, keepdim=True) > 0.5).float()) if sampler == "lcm" else None
 
     def draw(rows: slice, batch: int) -> Images:
-        guide = None if edges is None else Guide(edges.edges[rows])
+        control = None if edges is None else ControlImage(edges.edges[rows])
         return pipe([BLUE, RED, BLUE][rows], seed=3 + rows.start, batch=batch, image=images[rows], mask=masks[rows],
-                    guide=guide, **base)
+                    control=control, **base)
     together, parts, alone = draw(slice(0, 3), 3).pixels, draw(slice(0, 3), 2).pixels, draw(slice(2, 3), 1).pixels
     assert together.shape == (3, 3, 50, 91) and torch.equal(together[0, :, :, 45:], images[0, :, :, 45:])
     torch.testing.assert_close(parts, together, rtol=1e-3, atol=1e-3)

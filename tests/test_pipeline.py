@@ -15,12 +15,14 @@ from torch._dynamo.testing import CompileCounter
 from pixart import __main__ as command_line
 from pixart.checkpoint import load, read_config, save_checkpoint
 from pixart.checkpoint.save_diffusers import save_diffusers
-from pixart.commands.generate import read_guide
+from pixart.commands.generate import chosen_control
 from pixart.config import VARIANTS, PixArtConfig
-from pixart.drawing import Guide, Request, sample
+from pixart.control.control_image import ControlImage
+from pixart.generation import sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Pipeline
+from pixart.request import Request
 from pixart.result import Images
 from pixart.sampling.preset import preset
 from pixart.text.encoded import Encoded, load_embeddings, save_embeddings
@@ -169,7 +171,8 @@ def test_a_prompt_alone_is_a_prompt_in_a_list(pipe):
 def test_batches_of_any_size_draw_the_same_images(pipe, control):
     """Prompts, seeds and edge maps stay with their image."""
     prompts, edges = ("a red circle", "", "the blue square", "a", "on"), torch.rand(5, 1, 64, 64)
-    for base in ({}, {"guide": Guide(edges)}, {"guide": Guide(edges[:1])}, {"sampler": "dpm", "negative": "left"}):
+    for base in ({}, {"control": ControlImage(edges)}, {"control": ControlImage(edges[:1])},
+                 {"sampler": "dpm", "negative": "left"}):
         whole, parts = (pipe(prompts, height=64, width=64, steps=2, seed=3, batch=batch, **base) for batch in (5, 2))
         torch.testing.assert_close(whole.pixels, parts.pixels, rtol=1e-4, atol=1e-4)
         assert whole.seeds == parts.seeds == [3, 4, 5, 6, 7] and len(parts) == 5
@@ -190,13 +193,13 @@ def test_networks_in_memory_draw_what_their_files_draw(pipe, parts):
     caption, null, edges = pipe.encode(list(request.prompts)), pipe.encode(""), torch.rand(3, 1, 64, 64)
     hints = encode_images(pipe.vae, edges.expand(-1, 3, -1, -1), CONFIG.latent_scale)[0]
     mine = Pipeline.of(pipe.transformer, lambda latents: latents[:, :3].sigmoid(), pipe.controlnet)
-    for guide, known in ((None, None), (Guide(edges), Guide(edges, latent=hints))):
-        latents = pipe.sample(request, caption, null, guide)
+    for control, known in ((None, None), (ControlImage(edges), ControlImage(edges, latent=hints))):
+        latents = pipe.sample(request, caption, null, control)
         assert torch.equal(mine.sample(request, caption, null, known), latents)
         assert torch.equal(mine.decode(latents), latents[:, :3].sigmoid())
         parted = mine.sample(request, caption, null, known, batch=2)
         torch.testing.assert_close(parted, latents, rtol=1e-4, atol=1e-4)
-        whole = pipe(caption, null, height=64, width=64, sampler="dpm", steps=2, seed=3, guide=guide)
+        whole = pipe(caption, null, height=64, width=64, sampler="dpm", steps=2, seed=3, control=control)
         assert torch.equal(whole.pixels, pipe.decode(latents))
 
 
@@ -207,7 +210,7 @@ def test_what_networks_in_memory_lack_is_said(pipe):
                        (lambda: bare.decode(torch.zeros(1, 4, 8, 8)), "no autoencoder"),
                        (lambda: bare(caption, sampler="lcm", image=torch.zeros(1, 3, 64, 64), denoise=0.5),
                         "to `sample`, as an Origin"),
-                       (lambda: bare.sample(request, caption, caption, Guide(edge_image())), "a ControlNet")):
+                       (lambda: bare.sample(request, caption, caption, ControlImage(edge_image())), "a ControlNet")):
         with pytest.raises(ValueError, match=lack):
             call()
 
@@ -229,7 +232,7 @@ def test_compiled_blocks_draw_the_same_and_are_compiled_once(parts, control, pip
         torch.testing.assert_close(got, draw(pipe, seed=seed, policies=again, steps=4), rtol=0, atol=1e-5)
         assert counter.frame_count == frames, (seed, frames)
     assert policy.computed < 4
-    guided = {"guide": Guide(edge_image()), "seed": 4}
+    guided = {"control": ControlImage(edge_image()), "seed": 4}
     torch.testing.assert_close(draw(compiled, **guided), draw(pipe, **guided), rtol=0, atol=1e-5)
     assert counter.frame_count == 4                             # the copies are blocks of the same kind
     torch._dynamo.reset()
@@ -259,7 +262,7 @@ def test_every_file_is_opened_once_however_often_is_drawn(parts, control, monkey
     pipe = Pipeline.open(parts / "model.safetensors", parts / "vae.safetensors", parts / "t5", "cpu", torch.float32,
                          bits=16, controlnet=control, keep_t5=True)
     for prompt in ("a red circle", "the blue square"):
-        draw(pipe, prompt, sampler="dpm", guide=Guide(edge_image()))
+        draw(pipe, prompt, sampler="dpm", control=ControlImage(edge_image()))
     assert sorted(opened) == ["T5Encoder", "configure", "load_control", "load_vae", "open_network"]
 
 
@@ -646,9 +649,9 @@ def test_the_edges_of_pixart_mini_are_those_of_its_controlnet_however_it_is_name
     args = command_line.parser("generate").parse_args(words)
     named = command_line.parser("generate").parse_args([*words, "--model", "teacher.safetensors"])
     config = read_config(SHIPPED.teacher)
-    maps = [read_guide(each, config, 128, 128).edges for each in (args, named)]
+    maps = [chosen_control(each, config, 128, 128).edges for each in (args, named)]
     assert torch.equal(*maps)
-    assert not torch.equal(maps[0], read_guide(named, VARIANTS["alpha-512"], 128, 128).edges)
+    assert not torch.equal(maps[0], chosen_control(named, VARIANTS["alpha-512"], 128, 128).edges)
 
 
 @pytest.mark.parametrize("name, content, words", [
@@ -713,7 +716,7 @@ def test_sampling_in_bf16_stays_near_fp32(parts):
 
 def guided(pipe: Pipeline, edges: torch.Tensor, strength: float = 1.0, start: float = 0.0, end: float = 1.0,
            **changes: object) -> torch.Tensor:
-    return draw(pipe, guide=Guide(edges, strength, start, end), **changes)
+    return draw(pipe, control=ControlImage(edges, strength, start, end), **changes)
 
 
 def test_control_changes_the_image_and_strength_0_does_not(pipe):
@@ -741,9 +744,9 @@ def test_control_works_with_guidance_batches_and_any_size(pipe, changes):
 
 def test_bad_guides_are_refused():
     with pytest.raises(ValueError, match="start <= end"):
-        Guide(edge_image(), start=0.5, end=0.2)
+        ControlImage(edge_image(), start=0.5, end=0.2)
     with pytest.raises(ValueError, match="1 or 3, height, width"):
-        Guide(edge_image()[0])
+        ControlImage(edge_image()[0])
 
 
 def test_a_teacher_takes_the_guidance_of_its_family(parts):

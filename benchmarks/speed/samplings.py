@@ -3,8 +3,8 @@ from functools import partial
 
 import torch
 
-from pixart.drawing import Request
 from pixart.pipeline import Pipeline
+from pixart.request import Request
 from pixart.vae import decode
 
 from ..instruments.cases import Case

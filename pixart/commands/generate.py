@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..accelerate.choice import CacheChoice
     from ..accelerate.plan import SamplingJob
     from ..config import PixArtConfig
-    from ..drawing import Guide
+    from ..control.control_image import ControlImage
     from ..model.policy import Policy
     from ..pipeline import Pipeline
     from ..text.encoded import Encoded
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace) -> None:
         return
     start, pipe = read_start(args), open_pipeline(args)
     width, height = size_of(args, start, pipe.config.resolution)
-    guide, noise = read_guide(args, pipe.config, width, height), noise_of_one(args)
+    control, noise = chosen_control(args, pipe.config, width, height), noise_of_one(args)
     choice = cache_choice(args)
     wanted = pipe.wanted(args.sampler, args.steps, args.guidance, args.rule)
     refuse_guidance(args, wanted.sampler)
@@ -249,7 +249,7 @@ def run(args: argparse.Namespace) -> None:
         count = min(args.batch, args.count - first)
         with Bars() as bars:
             drawn = pipe(repeated(prompt, count), negative, steps=args.steps, seed=args.seed + first, width=width,
-                         height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, guide=guide,
+                         height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, control=control,
                          batch=count, progress=bars, policies=policies, noise=noise, nag=args.nag,
                          **arguments_of(start))
         if not told:
@@ -327,14 +327,14 @@ def repeated(caption: "Encoded", count: int) -> "Encoded":
     return join_encoded([caption] * count)
 
 
-def read_guide(args: argparse.Namespace, config: "PixArtConfig", width: int, height: int) -> "Guide | None":
+def chosen_control(args: argparse.Namespace, config: "PixArtConfig", width: int, height: int) -> "ControlImage | None":
     """The edge map that the options ask for, found at the size of the new image, as the model's ControlNet knows it."""
     if args.control is None:
         return None
+    from ..control.control_image import ControlImage
     from ..control.edges import edge_maps
     from ..control.hed import hed_edges, load_hed
     from ..control.images import fit
-    from ..drawing import Guide
     from ..images import read_image
     from ..mini import is_mini
     from ..mini.images import CANNY
@@ -343,6 +343,6 @@ def read_guide(args: argparse.Namespace, config: "PixArtConfig", width: int, hei
     if args.edges == "hed":
         if not args.hed:
             raise ValueError("--edges hed needs --hed, the file ControlNetHED.pth")
-        return Guide(hed_edges(load_hed(args.hed), image), args.strength)
+        return ControlImage(hed_edges(load_hed(args.hed), image), args.strength)
     as_trained = CANNY if args.edges == "canny" and is_mini(config) else {}
-    return Guide(edge_maps(image, args.edges, **as_trained), args.strength)
+    return ControlImage(edge_maps(image, args.edges, **as_trained), args.strength)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..checkpoint import load_control
+from ..control.control_image import ControlImage
 from ..control.edges import canny
-from ..drawing import Guide
 from ..model.controlnet import PixArtControlNet
 from . import SHIPPED, Files
 from .evaluate import KEPT, Instrument
@@ -52,10 +52,10 @@ class Steered:
         return f"{self.base.name}, control {self.strength:g}"
 
     def draw(self, bench: Bench) -> BenchImages:
-        def follow(group: PromptGroup) -> Guide:
+        def follow(group: PromptGroup) -> ControlImage:
             maps = self.maps.rows(group.members).to(bench.device).float() / 255
             with torch.inference_mode():
-                return Guide(maps, self.strength, latent=bench.vae.encode(maps))
+                return ControlImage(maps, self.strength, latent=bench.vae.encode(maps))
         return self.base.draw(bench, self.network, follow) if self.strength else self.base.draw(bench)
 
 

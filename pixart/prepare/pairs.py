@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ..claim import claimed
-from ..drawing import stack_captions
 from ..model.transformer import PixArtTransformer
 from ..progress import CountProgress
 from ..sampling.dpm_solver import dpm_solver_pp
 from ..sampling.guidance import guided
-from ..text.encoded import Encoded
+from ..text.encoded import Encoded, stack_captions
 from ..weights.fingerprint import weights_fingerprint
 from ..weights.safetensors_file import write_tensors
 from .captions import half

@@ -2,13 +2,12 @@
 import torch
 from torch import Tensor
 
-from ..drawing import stack_captions
 from ..resolution import latent_sides
 from ..sampling.flow import FLOW_GUIDANCE, FLOW_STEPS, euler_flow, flow_shares
 from ..sampling.guidance import guided
 from ..sampling.noise import ImageNoise
 from ..sampling.schedule import Callback
-from ..text.encoded import Encoded
+from ..text.encoded import Encoded, stack_captions
 from .transformer import PTDiT
 
 

@@ -59,6 +59,17 @@ def join_encoded(parts: Sequence[Encoded]) -> Encoded:
     return Encoded(context, mask, [report for part in parts for report in part.reports], parts[0].encoder)
 
 
+def stack_captions(null: Encoded, caption: Encoded) -> tuple[Tensor, Tensor]:
+    """Null rows, then caption rows, padded to one length: context (2B, L, C) and mask (2B, L)."""
+    count, length = len(caption.mask), max(null.mask.shape[1], caption.mask.shape[1])
+    context = caption.context.new_zeros(2 * count, length, caption.context.shape[2])
+    mask = torch.zeros(2 * count, length, dtype=torch.bool)
+    for part, at in ((null, 0), (caption, count)):
+        context[at:at + count, :part.mask.shape[1]] = part.context
+        mask[at:at + count, :part.mask.shape[1]] = part.mask
+    return context, mask
+
+
 def save_embeddings(path: str | Path, encoded: Encoded) -> None:
     """Write `encoded` with its prompts and reports as safetensors; an existing file is replaced atomically."""
     path = Path(path)

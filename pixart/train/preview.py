@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ..atomic import replacing
 from ..config import PixArtConfig
+from ..control.control_image import ControlImage
 from ..control.images import fit, opaque
-from ..drawing import Guide, Request, check_captions
 from ..images import read_image, to_image
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
 from ..pipeline import Pipeline
+from ..request import Request, check_captions
 from ..text.encoded import Encoded
 from ..text.quantized import Bits
 from ..text.t5 import T5Encoder
@@ -114,12 +115,12 @@ class Preview:
 
     def draw(self, average: nn.Module) -> Tensor:
         """Images (B, 3, height, width) in 0..1 of all prompts."""
-        subject, guide = self.subject, None
+        subject, control = self.subject, None
         base, network = self.parts(average)
         if network is not None and subject.hints is not None and subject.edges is not None:
-            guide = Guide(subject.edges, latent=subject.hints)
+            control = ControlImage(subject.edges, latent=subject.hints)
         pipe, request = Pipeline.of(base, subject.decode, network), subject.request
-        latents = pipe.sample(request, subject.caption, subject.null, guide, batch=len(request.prompts))
+        latents = pipe.sample(request, subject.caption, subject.null, control, batch=len(request.prompts))
         return pipe.decode(latents)[:, :, :request.height, :request.width]
 
 

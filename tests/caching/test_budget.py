@@ -27,9 +27,10 @@ from pixart.accelerate.schedule import steps_within
 from pixart.checkpoint import read_config
 from pixart.commands import generate
 from pixart.config import VARIANTS, KVCompression
-from pixart.drawing import Request, sample
+from pixart.generation import sample
 from pixart.mini import SHIPPED
 from pixart.mini.measure.cost import counted_flops
+from pixart.request import Request
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport
 

@@ -74,9 +74,9 @@ def test_packing_on_the_device_packs_the_same(gpu: Cuda, target):
 
 
 def test_rounding_is_adapted_to_calibration_data(gpu: Cuda):
-    from on_cuda.test_drawing import encoded
+    from on_cuda.test_generation import encoded
 
-    from pixart.drawing import Request
+    from pixart.request import Request
     model = random_model().to(GPU)
     request = Request(("a", "b"), height=64, width=64, sampler="dpm", steps=2, guidance=3.0)
     captions = encoded(5, 3, width=model.config.caption_width)

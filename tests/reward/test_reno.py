@@ -9,10 +9,11 @@ from PIL import Image
 
 from pixart import __main__ as command_line
 from pixart.config import PixArtConfig
-from pixart.drawing import Request, sample
+from pixart.generation import sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.pipeline import Pipeline
+from pixart.request import Request
 from pixart.reward.generator import Generator, Recomputed, recomputed
 from pixart.reward.optimise import NoiseRecipe
 from pixart.reward.record import load_noise, save_noise

@@ -11,9 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pixart.config import PixArtConfig
-from pixart.drawing import Control, Guide, Request, sample
+from pixart.control.control_image import ControlImage
+from pixart.generation import AppliedControl, sample
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.transformer import PixArtTransformer
+from pixart.request import Request
 from pixart.sampling import schedule
 from pixart.sampling.noise import ImageNoise
 from pixart.sampling.samplers import SAMPLERS
@@ -48,7 +50,7 @@ def features(rows: int, length: int) -> Encoded:
     return Encoded(torch.zeros(rows, length, CONFIG.caption_width), torch.ones(rows, length, dtype=torch.bool), [])
 
 
-def crossings(sampler: str, steps: int, control: Control | None) -> Device:
+def crossings(sampler: str, steps: int, control: AppliedControl | None) -> Device:
     model = PixArtTransformer(CONFIG, device=DEVICE)
     request = Request(("a", "b"), height=64, width=32, sampler=sampler, steps=steps)
     with Device() as seen:
@@ -56,14 +58,14 @@ def crossings(sampler: str, steps: int, control: Control | None) -> Device:
     return seen
 
 
-@pytest.mark.parametrize("guide", [None, (0.0, 1.0), (0.0, 0.5)])
+@pytest.mark.parametrize("control", [None, (0.0, 1.0), (0.0, 0.5)])
 @pytest.mark.parametrize("sampler", ["lcm", "dpm"])
-def test_a_step_neither_copies_to_the_device_nor_asks_it(sampler, guide):
+def test_a_step_neither_copies_to_the_device_nor_asks_it(sampler, control):
     """Ten steps cross the bus as often as two: all that is copied is copied before the first."""
     control = None
-    if guide is not None:
+    if control is not None:
         edges = torch.zeros(1, 3, 64, 32)
-        control = Control(PixArtControlNet(CONFIG, 1, device=DEVICE), Guide(edges, 1.0, *guide),
+        control = AppliedControl(PixArtControlNet(CONFIG, 1, device=DEVICE), ControlImage(edges, 1.0, *control),
                           torch.zeros(1, 4, 8, 4))
     _, few, many = (crossings(sampler, steps, control) for steps in (1, 2, 10))      # the first fills caches
     assert few.copies == many.copies > 0

@@ -68,7 +68,7 @@ def preview_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip:
 def subject_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip: Any, vae: Any,
                model: Any) -> "Subject":
     """What the preview draws; a ControlNet follows the first edge map of the data, at that image's size."""
-    from ....pixart.drawing import Request
+    from ....pixart.request import Request
     from ....pixart.train.preview import Subject
     config, decode, hints, edges = job.config, vae_decoder(vae, model), None, None
     height = width = config.resolution if wish.resolution == "auto" else int(wish.resolution)

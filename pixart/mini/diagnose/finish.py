@@ -4,12 +4,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from ...drawing import stack_captions
 from ...model.transformer import PixArtTransformer
 from ...sampling.guidance import guided
 from ...sampling.noise import ImageNoise
 from ...sampling.schedule import ALPHAS_CUMPROD, Model, add_noise, batch_of, predicted_x0
-from ...text.encoded import Encoded
+from ...text.encoded import Encoded, stack_captions
 from ..measure.batches import BenchImages
 from ..measure.bench import Bench
 from ..measure.prompts import PromptGroup

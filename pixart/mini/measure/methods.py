@@ -16,7 +16,7 @@ from ...checkpoint import load, read_config
 from ...checkpoint.feedback import load_feedback
 from ...checkpoint.lora.read import read_lora
 from ...checkpoint.merged import with_loras
-from ...drawing import Guide
+from ...control.control_image import ControlImage
 from ...model.controlnet import PixArtControlNet
 from ...model.feedback import PlacedInnerLoop
 from ...model.policy import Policy
@@ -30,7 +30,7 @@ from .prompts import PromptGroup
 
 logger = logging.getLogger(__name__)
 
-Follow = Callable[[PromptGroup], Guide]  # edge maps for a group of prompts
+Follow = Callable[[PromptGroup], ControlImage]  # edge maps for a group of prompts
 
 
 class DrawingMethod(Protocol):

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from pixart.config import PixArtConfig
-from pixart.drawing import Control, Guide, Request, sample
+from pixart.control.control_image import ControlImage
+from pixart.generation import AppliedControl, sample
 from pixart.model.attention import sdpa
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.policy import Policy
 from pixart.model.transformer import PixArtTransformer
+from pixart.request import Request
 from pixart.sampling.lcm import lcm, lcm_timesteps
 from pixart.sampling.noise import ImageNoise
 from pixart.text.encoded import Encoded
@@ -88,7 +90,7 @@ def test_control_goes_on_with_its_images_where_guidance_ends():
     torch.manual_seed(1)
     network, hint = PixArtControlNet(CONFIG, 1).eval(), torch.randn(2, 4, 4, 4)
     request = Request(("a", "b"), height=32, width=32, sampler="dpm", steps=3)
-    model, caption, control = transformer(), features(2, 5), Control(network, Guide(EDGES), hint)
+    model, caption, control = transformer(), features(2, 5), AppliedControl(network, ControlImage(EDGES), hint)
     got = sample(model, request, caption, features(1, 3, seed=1), control=control, policies=[Unguided()])
     want = sample(model, replace(request, guidance=1.0), caption, caption, control=control)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
@@ -101,8 +103,8 @@ def test_control_goes_on_with_its_images_where_guidance_ends():
     (0.2, 0.6, 900, False), (0.2, 0.6, 700, True), (0.2, 0.6, 300, False),
 ])
 def test_control_is_in_force_from_start_to_end_both_included(start, end, timestep, in_force):
-    assert Guide(EDGES, 1.0, start, end).in_force(timestep) is in_force
-    assert Guide(EDGES, 0.0, start, end).in_force(timestep) is False
+    assert ControlImage(EDGES, 1.0, start, end).in_force(timestep) is in_force
+    assert ControlImage(EDGES, 0.0, start, end).in_force(timestep) is False
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -135,4 +137,4 @@ def test_noise_to_begin_with_takes_the_place_of_the_first_draw_alone():
 @pytest.mark.parametrize("strength", [math.nan, math.inf])
 def test_a_guide_needs_a_finite_strength(strength):
     with pytest.raises(ValueError, match="strength"):
-        Guide(EDGES, strength)
+        ControlImage(EDGES, strength)

@@ -17,8 +17,10 @@ from pixart.accelerate import (
     t_gate_schedule,
 )
 from pixart.config import KVCompression
-from pixart.drawing import Control, Guide, Request, sample
+from pixart.control.control_image import ControlImage
+from pixart.generation import AppliedControl, sample
 from pixart.model.policy import Policy
+from pixart.request import Request
 from pixart.sampling.samplers import SAMPLERS
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport
@@ -51,7 +53,7 @@ def encoded(*lengths: int, width: int = CONFIG.caption_width) -> Encoded:
 
 
 def drawn(model: nn.Module, sampler: str = "dpm", steps: int = STEPS, size: tuple[int, int] = SIZES[0],
-          policies: list[Policy] | None = None, control: Control | None = None, **more: object) -> Tensor:
+          policies: list[Policy] | None = None, control: AppliedControl | None = None, **more: object) -> Tensor:
     request = Request(("a", "b"), height=size[0], width=size[1], sampler=sampler, steps=steps, guidance=3.0)
     return sample(model, request, encoded(5, 3), encoded(2), policies=policies or [], control=control, **more)
 
@@ -93,9 +95,9 @@ def test_every_cache_draws_the_same_and_waits_for_nothing(gpu: Cuda, name, with_
     def run(device: torch.device | str) -> Tensor:
         model, control = tiny.transformer().to(device), None
         if with_control:
-            guide = Guide(torch.zeros(1, 3, 64, 96))
+            control = ControlImage(torch.zeros(1, 3, 64, 96))
             hint = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(5))
-            control = Control(tiny.controlnet().to(device), guide, hint)
+            control = AppliedControl(tiny.controlnet().to(device), control, hint)
         policies = POLICIES[name](model)
         drawn(model, policies=policies, control=control)           # the first time, feedback is brought to the device
         gpu.forget()
