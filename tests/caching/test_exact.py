@@ -88,7 +88,7 @@ def test_rows_do_not_depend_on_how_they_come_together(model, control, name, spli
 def test_a_second_sampling_is_like_the_first_and_keeps_no_more(model, name):
     policy = REUSING[name]()
     want, sizes = sampled(model, [policy], drift=0.3), []
-    for _ in range(50):
+    for _ in range(6):
         got = sampled(model, [policy], drift=0.3)
         gc.collect()
         sizes.append(policy.memory.bytes)
