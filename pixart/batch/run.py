@@ -1,4 +1,4 @@
-"""A list of prompts from beginning to end: what is there is kept, the rest is drawn, and a record is written."""
+"""A list of prompts from beginning to end: what is there is kept, the rest is generated, and a record is written."""
 import hashlib
 import json
 import logging
@@ -14,7 +14,7 @@ from ..progress import Progress
 from ..weights import CheckpointError, checked_entries, read_json
 from ..weights.fingerprint import weights_fingerprint
 from ..weights.settings import Check, optional, table, text, whole
-from .draw import DrawnTask, DrawSettings
+from .generate import GeneratedTask, GenerationSettings
 from .store import ImageFiles, Shards, Store, remove_leftovers, task_facts
 from .tasks import Task, groups_of, tasks_digest
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 RECORD, RESULTS, FAILURES = "batch.json", "results.jsonl", "failures.jsonl"
 BATCH_FIELDS: dict[str, Check] = {"settings": table, "weights": table, "batch": whole(1, 1 << 30),
                                   "shard": optional(whole(1, 1 << 30)), "tasks": whole(0, 1 << 40), "digest": text}
-Workers = Callable[[Sequence[Sequence[Task]]], Iterator[list[DrawnTask]]]
+Workers = Callable[[Sequence[Sequence[Task]]], Iterator[list[GeneratedTask]]]
 
 
 @dataclass
@@ -32,23 +32,23 @@ class Summary:
 
     total: int
     there: int                  # before it began
-    drawn: int = 0
+    generated: int = 0
     failed: dict[str, str] = field(default_factory=dict)        # name of the task -> problem
     seconds: float = 0.0
 
     @property
     def line(self) -> str:
-        rate = f", {60 * self.drawn / self.seconds:.1f} a minute" if self.drawn else ""
+        rate = f", {60 * self.generated / self.seconds:.1f} a minute" if self.generated else ""
         there = f"; {self.there} were there" if self.there else ""
         failed = f"; {len(self.failed)} failed, see {FAILURES}" if self.failed else ""
-        return f"{self.drawn} images in {self.seconds:.1f} s{rate}{there}{failed}"
+        return f"{self.generated} images in {self.seconds:.1f} s{rate}{there}{failed}"
 
 
-def run_batch(tasks: Sequence[Task], settings: DrawSettings, out: str | Path, workers: Workers, batch: int = 4,
+def run_batch(tasks: Sequence[Task], settings: GenerationSettings, out: str | Path, workers: Workers, batch: int = 4,
               shard: int | None = None, progress: Progress | None = None) -> Summary:
-    """Draw what is missing in the folder `out`, each task once; may be killed and called again at any time.
+    """Generate what is missing in the folder `out`, each task once; may be killed and called again at any time.
 
-    workers: given groups of tasks, yields their results in any order. batch: images drawn at once. shard: images a
+    workers: given groups of tasks, yields their results in any order. batch: images generated at once. shard: images a
     tar file; None for PNG files. Only this process writes. At the end results.jsonl holds a line for every image and
     failures.jsonl one for every failure, which the next call tries again. Raises ValueError where the folder holds
     results of something else.
@@ -63,7 +63,7 @@ def run_batch(tasks: Sequence[Task], settings: DrawSettings, out: str | Path, wo
         groups = [group for group in groups_of(tasks, batch) if not all(map(store.has, group))]
         summary = Summary(len(tasks), sum(map(store.has, tasks)))
         try:
-            draw_all(groups, workers, store, summary, progress)
+            generate_all(groups, workers, store, summary, progress)
         finally:
             summary.seconds = time.monotonic() - began
             write_lines(out / FAILURES, [{"name": name, "problem": why} for name, why in summary.failed.items()])
@@ -71,33 +71,33 @@ def run_batch(tasks: Sequence[Task], settings: DrawSettings, out: str | Path, wo
     return summary
 
 
-def draw_all(groups: Sequence[Sequence[Task]], workers: Workers, store: Store, summary: Summary,
+def generate_all(groups: Sequence[Sequence[Task]], workers: Workers, store: Store, summary: Summary,
              progress: Progress | None) -> None:
     if not groups:
         return
     said: set[str] = set()
     for group in workers(groups):
-        for drawn in group:
-            tell_once(drawn, said)
-            if drawn.png is None:
-                summary.failed[drawn.task.name] = drawn.problem
-            elif not store.has(drawn.task):         # beside others that were missing
-                store.put(drawn.task, drawn.png)
-                summary.drawn += 1
+        for result in group:
+            tell_once(result, said)
+            if result.png is None:
+                summary.failed[result.task.name] = result.problem
+            elif not store.has(result.task):        # beside others that were missing
+                store.put(result.task, result.png)
+                summary.generated += 1
         if progress is not None:
-            progress("images", summary.there + summary.drawn + len(summary.failed), summary.total)
+            progress("images", summary.there + summary.generated + len(summary.failed), summary.total)
 
 
-def tell_once(drawn: DrawnTask, said: set[str]) -> None:
+def tell_once(result: GeneratedTask, said: set[str]) -> None:
     """Log what of a prompt was not encoded; once for all of its seeds."""
-    if drawn.notice and drawn.task.prompt not in said:
-        said.add(drawn.task.prompt)
-        logger.warning("%s: %s", drawn.task.name, drawn.notice)
+    if result.notice and result.task.prompt not in said:
+        said.add(result.task.prompt)
+        logger.warning("%s: %s", result.task.name, result.notice)
 
 
-def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch: int, shard: int | None) -> None:
+def require_same(out: Path, tasks: Sequence[Task], settings: GenerationSettings, batch: int, shard: int | None) -> None:
     """Refuse a folder of other prompts, settings or weights, then record these; a list for single files may have grown
-    at its end. What a first run recorded that drew nothing is replaced."""
+    at its end. What a first run recorded that made no image is replaced."""
     path = out / RECORD
     record = {"settings": asdict(settings), "weights": fingerprints(settings), "batch": batch, "shard": shard}
     begun = any(next(out.glob(pattern), None) for pattern in ("*.png", "*.tar", "unpacked/*.png"))
@@ -105,7 +105,7 @@ def require_same(out: Path, tasks: Sequence[Task], settings: DrawSettings, batch
         raise ValueError(f"this folder holds images of something else; choose an empty one: {out}")
     if begun:
         before = checked_record(path)
-        before["settings"] = asdict(DrawSettings()) | before["settings"]       # written by a version with fewer
+        before["settings"] = asdict(GenerationSettings()) | before["settings"]         # written by a version with fewer
         before["weights"] = record["weights"] | before.get("weights", {})         # by one that did not record them
         changed = [name for name, value in plain_record(record).items() if before.get(name) != value]
         if changed:
@@ -145,7 +145,7 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return f"{name} was {flat[0].get(name)}, is {flat[1][name]}"
 
 
-def fingerprints(settings: DrawSettings) -> dict[str, str | None]:
+def fingerprints(settings: GenerationSettings) -> dict[str, str | None]:
     """Fingerprints of the files that are read, which tell them from others of the same name."""
     return {f"{name} file": weights_fingerprint(path) for name, path in settings.files.items()}
 

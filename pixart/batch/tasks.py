@@ -1,4 +1,4 @@
-"""What there is to draw: a task for each prompt and seed, in groups that are drawn at once."""
+"""What there is to generate: a task for each prompt and seed, in groups that are generated at once."""
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ def tasks_of(lines: Sequence[PromptLine], seeds: Sequence[int] | None, first_see
              ) -> list[Task]:
     """Tasks in the order of the list.
 
-    A line with a seed of its own is drawn with that alone; others with each of `seeds`, or where there are none with
-    seeds that follow `first_seed` from line to line. width and height: for lines that give none.
+    A line with a seed of its own is one task; others are one for each of `seeds`, or without these for one seed, which
+    counts up from `first_seed` line by line. width and height: for lines that give none.
     """
     tasks = []
     for number, line in enumerate(lines):
@@ -40,7 +40,7 @@ def tasks_of(lines: Sequence[PromptLine], seeds: Sequence[int] | None, first_see
 def groups_of(tasks: Sequence[Task], most: int) -> Iterator[tuple[Task, ...]]:
     """Tasks that follow each other with rising seeds and are of one size, up to `most` together.
 
-    Always the same groups for the same list, so that an image is drawn beside the same others when a run is resumed:
+    Always the same groups for the same list, so that a resumed run generates an image beside the same others:
     the last bit of a product of matrices may depend on how many rows it has.
     """
     group: list[Task] = []

@@ -1,4 +1,7 @@
-"""Who draws: this process, one process a device, or actors of a Ray cluster. All of them hand images back to here."""
+"""Where images are generated: in this process, in one process a device, or in actors of a Ray cluster.
+
+All of them hand the images back to the process that called.
+"""
 import logging
 import multiprocessing
 import os
@@ -11,30 +14,31 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from typing import Any
 
-from .draw import DrawnTask, DrawSettings, draw_group
+from .generate import GeneratedTask, GenerationSettings, generate_group
 from .tasks import Task
 
 TaskGroup = Sequence[Task]
-DrawGroup = Callable[[DrawSettings, "str | None", TaskGroup], list[DrawnTask]]
+GenerateGroup = Callable[[GenerationSettings, "str | None", TaskGroup], list[GeneratedTask]]
 TASK_TRIES = 2              # a group whose process dies twice is a failure
-LOST = "the process that drew it died, twice; was it killed, or is there too little memory?"
+LOST = "the process that generated it died, twice; was it killed, or is there too little memory?"
 
 
-def here(settings: DrawSettings, device: str | None, groups: Sequence[TaskGroup], draw: DrawGroup = draw_group
-         ) -> Iterator[list[DrawnTask]]:
+def here(settings: GenerationSettings, device: str | None, groups: Sequence[TaskGroup],
+         generate: GenerateGroup = generate_group) -> Iterator[list[GeneratedTask]]:
     for group in groups:
-        yield draw(settings, device, group)
+        yield generate(settings, device, group)
 
 
-def processes(settings: DrawSettings, devices: Sequence[str], groups: Sequence[TaskGroup], draw: DrawGroup = draw_group
-              ) -> Iterator[list[DrawnTask]]:
+def processes(settings: GenerationSettings, devices: Sequence[str], groups: Sequence[TaskGroup],
+              generate: GenerateGroup = generate_group) -> Iterator[list[GeneratedTask]]:
     """One process a device; each takes the next group when it is done. A process that dies is started again."""
     todo: queue.SimpleQueue[TaskGroup] = queue.SimpleQueue()
-    done: queue.SimpleQueue[list[DrawnTask] | BaseException] = queue.SimpleQueue()
+    done: queue.SimpleQueue[list[GeneratedTask] | BaseException] = queue.SimpleQueue()
     for group in groups:
         todo.put(group)
     stop = threading.Event()
-    threads = [threading.Thread(target=_serve, args=(settings, device, draw, todo, done, stop)) for device in devices]
+    threads = [threading.Thread(target=_serve, args=(settings, device, generate, todo, done, stop))
+               for device in devices]
     for thread in threads:
         thread.start()
     try:
@@ -49,8 +53,8 @@ def processes(settings: DrawSettings, devices: Sequence[str], groups: Sequence[T
             thread.join()
 
 
-def _serve(settings: DrawSettings, device: str, draw: DrawGroup, todo: "queue.SimpleQueue[TaskGroup]",
-           done: "queue.SimpleQueue[list[DrawnTask] | BaseException]", stop: threading.Event) -> None:
+def _serve(settings: GenerationSettings, device: str, generate: GenerateGroup, todo: "queue.SimpleQueue[TaskGroup]",
+           done: "queue.SimpleQueue[list[GeneratedTask] | BaseException]", stop: threading.Event) -> None:
     """Feed the process of one device until nothing is left."""
     executor = _executor()
     try:
@@ -58,13 +62,13 @@ def _serve(settings: DrawSettings, device: str, draw: DrawGroup, todo: "queue.Si
             group = todo.get_nowait()
             for _ in range(TASK_TRIES):
                 try:
-                    done.put(executor.submit(draw, settings, device, group).result())
+                    done.put(executor.submit(generate, settings, device, group).result())
                     break
                 except BrokenProcessPool:
                     executor.shutdown()
                     executor = _executor()
             else:
-                done.put([DrawnTask(task, None, LOST) for task in group])
+                done.put([GeneratedTask(task, None, LOST) for task in group])
     except queue.Empty:
         pass
     except BaseException as error:      # raised where the results are awaited
@@ -89,9 +93,8 @@ def start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def on_ray(settings: DrawSettings, address: str, count: int | None, groups: Sequence[TaskGroup],
-           draw: DrawGroup = draw_group
-           ) -> Iterator[list[DrawnTask]]:
+def on_ray(settings: GenerationSettings, address: str, count: int | None, groups: Sequence[TaskGroup],
+           generate: GenerateGroup = generate_group) -> Iterator[list[GeneratedTask]]:
     """Actors of a Ray cluster, one a GPU, else `count` (or one) on CPUs; Ray starts again what dies.
 
     address: as `ray.init` takes it; "auto" is the cluster of this machine, "local" one just for this run. The library
@@ -106,27 +109,27 @@ def on_ray(settings: DrawSettings, address: str, count: int | None, groups: Sequ
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        actor = ray.remote(RayDrawer).options(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=3, max_task_retries=3)
-        yield from _handed_out([actor.remote(settings, draw) for _ in range(count or gpus or 1)], groups)
+        actor = ray.remote(RayWorker).options(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=3, max_task_retries=3)
+        yield from _handed_out([actor.remote(settings, generate) for _ in range(count or gpus or 1)], groups)
     finally:
         if started:
             ray.shutdown()
 
 
-class RayDrawer:
+class RayWorker:
     """What runs on a worker of Ray."""
 
-    def __init__(self, settings: DrawSettings, draw: DrawGroup) -> None:
-        self.settings, self.draw = settings, draw
+    def __init__(self, settings: GenerationSettings, generate: GenerateGroup) -> None:
+        self.settings, self.generate = settings, generate
 
     def pid(self) -> int:
         return os.getpid()
 
-    def draw_group(self, group: TaskGroup) -> list[DrawnTask]:
-        return self.draw(self.settings, None, group)
+    def generate_group(self, group: TaskGroup) -> list[GeneratedTask]:
+        return self.generate(self.settings, None, group)
 
 
-def _handed_out(actors: Sequence[Any], groups: Sequence[TaskGroup]) -> Iterator[list[DrawnTask]]:
+def _handed_out(actors: Sequence[Any], groups: Sequence[TaskGroup]) -> Iterator[list[GeneratedTask]]:
     """A group to every actor, and the next one to whichever is done."""
     import ray
     from ray.exceptions import RayActorError
@@ -137,13 +140,13 @@ def _handed_out(actors: Sequence[Any], groups: Sequence[TaskGroup]) -> Iterator[
     while left or running:
         while left and free:
             actor, group = free.pop(), left.pop()
-            running[actor.draw_group.remote(group)] = (actor, group)
+            running[actor.generate_group.remote(group)] = (actor, group)
         (ended, *_), _ = ray.wait(list(running), num_returns=1)
         actor, group = running.pop(ended)
         try:
             yield ray.get(ended)
             free.append(actor)
         except RayActorError:               # for good: Ray has tried again
-            yield [DrawnTask(task, None, LOST) for task in group]
+            yield [GeneratedTask(task, None, LOST) for task in group]
         if not free and not running and left:
             raise OSError(f"all workers of the Ray cluster died; {len(left)} groups are left, run the command again")

@@ -13,7 +13,7 @@ from .numbers import finite_number, positive_whole
 from .places import require_folder_place
 
 if TYPE_CHECKING:
-    from ..batch.draw import DrawSettings
+    from ..batch.generate import GenerationSettings
     from ..batch.run import Workers
     from ..pipeline import Pipeline
     from ..prompts import PromptLine
@@ -31,20 +31,20 @@ def add_options(command: argparse.ArgumentParser) -> None:
                        help="seed of the first prompt; the others count up (default: 0)")
     add_no_metadata(command)
     add_files(command, embeddings=False)
-    drawing = command.add_argument_group("drawing")
-    drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="auto",
-                         help="auto: what the checkpoint was made for, by its file or its name, dpm where neither "
-                              "says anything (default: auto)")
-    drawing.add_argument("--steps", type=positive_whole, metavar="N",
-                         help="(default: the sampler's usual number)")
-    drawing.add_argument("--guidance", type=finite_number, metavar="W",
-                         help="scale of guided samplers (default: that of the checkpoint, else 4.5)")
-    drawing.add_argument("--nag", type=finite_number, default=1.0, metavar="S", help="scale of normalized attention "
-                         "guidance, so that negative prompts work with any sampler; 5 is usual (default: 1, off)")
-    drawing.add_argument("--rule", help="rule for the timesteps (default: official)")
-    drawing.add_argument("--size", type=size, metavar="WxH", help="for prompts without a size (default: the training "
-                                                                  "resolution)")
-    drawing.add_argument("--batch", type=positive_whole, default=4, metavar="N", help="images at once (default: 4)")
+    sampling = command.add_argument_group("sampling")
+    sampling.add_argument("--sampler", choices=("auto", *SAMPLERS), default="auto",
+                          help="auto: what the checkpoint was made for, by its file or its name, dpm where neither "
+                               "says anything (default: auto)")
+    sampling.add_argument("--steps", type=positive_whole, metavar="N",
+                          help="(default: the sampler's usual number)")
+    sampling.add_argument("--guidance", type=finite_number, metavar="W",
+                          help="scale of guided samplers (default: that of the checkpoint, else 4.5)")
+    sampling.add_argument("--nag", type=finite_number, default=1.0, metavar="S", help="scale of normalized attention "
+                          "guidance, so that negative prompts work with any sampler; 5 is usual (default: 1, off)")
+    sampling.add_argument("--rule", help="rule for the timesteps (default: official)")
+    sampling.add_argument("--size", type=size, metavar="WxH", help="for prompts without a size (default: the training "
+                                                                   "resolution)")
+    sampling.add_argument("--batch", type=positive_whole, default=4, metavar="N", help="images at once (default: 4)")
     where = command.add_argument_group("where").add_mutually_exclusive_group()
     where.add_argument("--devices", metavar="A,B", help="one process each, such as cuda:0,cuda:1 (default: every GPU)")
     where.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="use a Ray cluster started with "
@@ -55,8 +55,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw what is missing, and print how it went. Raises ValueError where something failed."""
-    from ..batch.draw import opened
+    """Generate what is missing, and print how it went. Raises ValueError where something failed."""
+    from ..batch.generate import opened
     from ..batch.run import run_batch
     from ..batch.tasks import tasks_of
     from ..client.graph import seeds_of
@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> None:
     if args.workers and not args.ray:
         raise ValueError("--workers is for --ray; for one machine name --devices")
     require_folder_place(args.out)
-    lines, settings = read_prompts(args.prompts), draw_settings(args)
+    lines, settings = read_prompts(args.prompts), generation_settings(args)
     devices = None if args.ray else devices_of(args)
     pipe = opened(settings, None if devices is None else devices[0])
-    check_drawing(pipe, settings, lines)
+    check_generation(pipe, settings, lines)
     side = pipe.config.resolution
     width, height = args.size or (side, side)
     tasks = tasks_of(lines, seeds_of(args.seeds) if args.seeds else None, args.seed, width, height)
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
                          "same command tries them again")
 
 
-def draw_settings(args: argparse.Namespace) -> "DrawSettings":
-    from ..batch.draw import DrawSettings
+def generation_settings(args: argparse.Namespace) -> "GenerationSettings":
+    from ..batch.generate import GenerationSettings
     from ..pipeline_files import parts_in
 
     check_mode(args.long, args.inner_ends)
@@ -94,14 +94,14 @@ def draw_settings(args: argparse.Namespace) -> "DrawSettings":
     places = {name: str(Path(path).expanduser().absolute()) if path else None
               for name, path in (("model", args.model), ("vae", vae), ("t5", t5))}
     loras = tuple((str(path.expanduser().absolute()), args.lora_strength) for path in args.lora)
-    return DrawSettings(**places, variant=args.variant, loras=loras, dtype=args.dtype, bits=args.bits,
-                        sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule,
-                        nag=args.nag, long=args.long, inner_ends=args.inner_ends, compile=args.compile,
-                        metadata=args.metadata)
+    return GenerationSettings(**places, variant=args.variant, loras=loras, dtype=args.dtype, bits=args.bits,
+                              sampler=args.sampler, steps=args.steps, guidance=args.guidance, rule=args.rule,
+                              nag=args.nag, long=args.long, inner_ends=args.inner_ends, compile=args.compile,
+                              metadata=args.metadata)
 
 
-def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["PromptLine"]) -> None:
-    """Refuse before anything is drawn what would fail for every image, or for a line of the list. ValueError."""
+def check_generation(pipe: "Pipeline", settings: "GenerationSettings", lines: Sequence["PromptLine"]) -> None:
+    """Refuse before anything is generated what would fail for every image, or for a line of the list. ValueError."""
     wanted = pipe.wanted(settings.sampler, settings.steps, settings.guidance, settings.rule)
     chosen = SAMPLERS[wanted.sampler]
     chosen.times(wanted.steps, wanted.rule)
@@ -115,15 +115,15 @@ def check_drawing(pipe: "Pipeline", settings: "DrawSettings", lines: Sequence["P
 
 
 def devices_of(args: argparse.Namespace) -> list[str]:
-    """Those of this machine that draw. ValueError for one that is not there."""
+    """The devices of this machine to generate on. ValueError for one that is not there."""
     from ..device import checked_device
 
     named = args.devices.split(",") if args.devices else all_devices(args.device)
     return [str(checked_device(name.strip())) for name in named]
 
 
-def workers_of(args: argparse.Namespace, settings: "DrawSettings", devices: list[str] | None) -> "Workers":
-    """Who draws; devices: None for a Ray cluster."""
+def workers_of(args: argparse.Namespace, settings: "GenerationSettings", devices: list[str] | None) -> "Workers":
+    """Where images are generated; devices: None for a Ray cluster."""
     from ..batch import workers
 
     if devices is None:

@@ -21,7 +21,7 @@ from batch import cheap
 from safetensors.torch import save_file
 
 from pixart.__main__ import main
-from pixart.batch.draw import DrawnTask, DrawSettings, draw_group
+from pixart.batch.generate import GeneratedTask, GenerationSettings, generate_group
 from pixart.batch.run import run_batch
 from pixart.batch.tasks import Task, groups_of, tasks_of
 from pixart.batch.workers import here, on_ray, processes
@@ -30,15 +30,15 @@ from pixart.image_facts import ImageFacts
 from pixart.prompts import PromptLine
 from pixart.weights import CheckpointError, CheckpointNotFound
 
-SETTINGS = DrawSettings()
+SETTINGS = GenerationSettings()
 
 
 def tasks(count: int, seeds: tuple[int, ...] = (1, 2, 3)) -> list[Task]:
     return tasks_of([PromptLine(line, f"prompt {line}") for line in range(1, count + 1)], seeds, 0, 64, 32)
 
 
-def run(out: Path, todo: list[Task], shard: int | None = None, draw=cheap.draw, batch: int = 2):
-    return run_batch(todo, SETTINGS, out, partial(here, SETTINGS, None, draw=draw), batch, shard)
+def run(out: Path, todo: list[Task], shard: int | None = None, generate=cheap.generate, batch: int = 2):
+    return run_batch(todo, SETTINGS, out, partial(here, SETTINGS, None, generate=generate), batch, shard)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
             if path.is_file() and path.name != ".lock"}
 
 
-def test_lines_without_seeds_follow_each_other_and_are_drawn_together():
+def test_lines_without_seeds_follow_each_other_and_are_generated_together():
     lines = [PromptLine(1, "a"), PromptLine(2, "b"), PromptLine(4, "c", seed=9), PromptLine(5, "d", width=8, height=16)]
     found = tasks_of(lines, None, 5, 64, 32)
     assert [(task.name, task.seed, task.width) for task in found] == [("000001-5", 5, 64), ("000002-6", 6, 64),
@@ -55,13 +55,13 @@ def test_lines_without_seeds_follow_each_other_and_are_drawn_together():
     assert [len(group) for group in groups_of(tasks(2), 2)] == [2, 1, 2, 1]
 
 
-def test_no_image_is_listed_twice_and_none_is_drawn_with_the_negative_prompt_of_another():
+def test_no_image_is_listed_twice_and_none_gets_the_negative_prompt_of_another():
     assert [task.seed for task in tasks(1, (1, 2, 1))] == [1, 2]
     lines = [PromptLine(1, "a"), PromptLine(2, "b"), PromptLine(3, "c", "dog"), PromptLine(4, "d", "dog")]
     assert [len(group) for group in groups_of(tasks_of(lines, None, 0, 64, 32), 4)] == [2, 2]
 
 
-class Drawer:
+class FakePipeline:
     """A pipeline in place of the real one: a prompt `bad` cannot be encoded, `file` finds a wrong file."""
 
     def __init__(self) -> None:
@@ -81,29 +81,29 @@ class Drawer:
                                facts=[ImageFacts("x")] * count)
 
 
-def test_a_prompt_that_cannot_be_drawn_leaves_those_beside_it_and_a_wrong_file_leaves_none(monkeypatch):
-    pipe = Drawer()
-    monkeypatch.setattr("pixart.batch.draw.opened", lambda settings, device: pipe)
-    drawn = draw_group(SETTINGS, None, tasks_of([PromptLine(line, text) for line, text in enumerate(
+def test_a_prompt_that_cannot_be_encoded_leaves_those_beside_it_and_a_wrong_file_leaves_none(monkeypatch):
+    pipe = FakePipeline()
+    monkeypatch.setattr("pixart.batch.generate.opened", lambda settings, device: pipe)
+    results = generate_group(SETTINGS, None, tasks_of([PromptLine(line, text) for line, text in enumerate(
         ("a", "bad", "c"), 1)], None, 0, 8, 8))
     assert pipe.asked == [["a", "bad", "c"], ["a"], ["bad"], ["c"]]
-    assert [(one.png is None, one.problem, one.notice) for one in drawn] == [
+    assert [(one.png is None, one.problem, one.notice) for one in results] == [
         (False, "", "cut"), (True, "no sentence", ""), (False, "", "cut")]
     with pytest.raises(CheckpointError):
-        draw_group(SETTINGS, None, tasks_of([PromptLine(1, "file"), PromptLine(2, "b")], None, 0, 8, 8))
+        generate_group(SETTINGS, None, tasks_of([PromptLine(1, "file"), PromptLine(2, "b")], None, 0, 8, 8))
     assert pipe.asked[4:] == [["file", "b"]]
 
 
-def test_what_is_missing_of_a_group_is_drawn_beside_the_same_others(tmp_path):
-    """The last bits of an image may depend on how many are drawn at once."""
+def test_what_is_missing_of_a_group_is_generated_beside_the_same_others(tmp_path):
+    """The last bits of an image may depend on how many are generated at once."""
     todo, asked = tasks(1, (1, 2, 3, 4)), []
 
-    def noted(settings: DrawSettings, device: str | None, group: list[Task]) -> list[DrawnTask]:
+    def noted(settings: GenerationSettings, device: str | None, group: list[Task]) -> list[GeneratedTask]:
         asked.append([task.seed for task in group])
-        return cheap.draw(settings, device, group)
+        return cheap.generate(settings, device, group)
     run(tmp_path, todo)
     (tmp_path / "000001-3.png").unlink()
-    assert run(tmp_path, todo, draw=noted).drawn == 1 and asked == [[3, 4]]
+    assert run(tmp_path, todo, generate=noted).generated == 1 and asked == [[3, 4]]
     for line in (tmp_path / "results.jsonl").read_text().splitlines():
         row = json.loads(line)
         assert row["sha256"] == hashlib.sha256((tmp_path / row["file"]).read_bytes()).hexdigest()
@@ -140,9 +140,9 @@ def test_killed_at_20_points_and_resumed_the_files_are_the_same(tmp_path, shard)
         again = tmp_path / f"killed-{change}"
         changes_of(again, change)
         summary = run(again, todo, shard)
-        assert summary.drawn + summary.there == len(todo)
+        assert summary.generated + summary.there == len(todo)
         assert contents(again) == contents(tmp_path / "whole")
-    assert run(again, todo, shard).drawn == 0
+    assert run(again, todo, shard).generated == 0
 
 
 def test_shards_are_what_webdataset_reads(tmp_path):
@@ -161,7 +161,7 @@ def test_shards_are_what_webdataset_reads(tmp_path):
 def test_a_failure_costs_itself_alone_and_is_tried_again(tmp_path):
     todo = [*tasks(2, (1, 2)), Task("bad-3", "bad", "", 3, 64, 32)]
     summary = run(tmp_path, todo)
-    assert summary.drawn == 4 and summary.failed == {"bad-3": "no image of that"}
+    assert summary.generated == 4 and summary.failed == {"bad-3": "no image of that"}
     assert json.loads((tmp_path / "failures.jsonl").read_text()) == {"name": "bad-3", "problem": "no image of that"}
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
     assert run(tmp_path, todo).failed and "1 failed" in run(tmp_path, todo).line
@@ -169,7 +169,7 @@ def test_a_failure_costs_itself_alone_and_is_tried_again(tmp_path):
 
 def test_a_list_may_grow_and_nothing_else_may_change(tmp_path):
     run(tmp_path / "a", tasks(2))
-    assert run(tmp_path / "a", tasks(3)).drawn == 3
+    assert run(tmp_path / "a", tasks(3)).generated == 3
     with pytest.raises(ValueError, match="another list of 9 images"):
         run(tmp_path / "a", tasks(3, (1, 2)))
     with pytest.raises(ValueError, match="batch was 2, is 3"):
@@ -196,10 +196,10 @@ def test_leftovers_of_this_program_are_removed_and_no_others(tmp_path):
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path):
     model, todo = tmp_path / "model.safetensors", tasks(1)
-    settings = DrawSettings(model=str(model), loras=((str(tmp_path / "lora"), 1.0),))
+    settings = GenerationSettings(model=str(model), loras=((str(tmp_path / "lora"), 1.0),))
     for name in ("model.safetensors", "lora"):
         (tmp_path / name).write_bytes(b"first")
-    workers = partial(here, settings, None, draw=cheap.draw)
+    workers = partial(here, settings, None, generate=cheap.generate)
     run_batch(todo, settings, tmp_path / "out", workers)
     model.write_bytes(b"other")
     with pytest.raises(ValueError, match=r"model file was model.safetensors \(\w+\), is model.safetensors"):
@@ -211,12 +211,12 @@ def test_where_there_are_no_locks_it_is_said_and_works(tmp_path, monkeypatch, ca
     def unknown(descriptor: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
     monkeypatch.setattr("pixart.claim._lock", unknown)
-    assert run(tmp_path, tasks(1)).drawn == 3 and "does not support locks (Function not implemented)" in caplog.text
+    assert run(tmp_path, tasks(1)).generated == 3 and "does not support locks (Function not implemented)" in caplog.text
 
 
-def test_a_first_try_that_drew_nothing_binds_nobody(tmp_path):
+def test_a_first_try_that_made_nothing_binds_nobody(tmp_path):
     assert run(tmp_path, [Task("bad-3", "bad", "", 3, 64, 32)]).failed
-    assert run(tmp_path, tasks(1), batch=3).drawn == 3
+    assert run(tmp_path, tasks(1), batch=3).generated == 3
 
 
 def test_two_runs_never_share_a_folder(tmp_path):
@@ -231,25 +231,25 @@ def fatal(tmp_path: Path) -> list[Task]:
 
 def test_a_process_that_dies_is_started_again(tmp_path):
     todo = fatal(tmp_path)
-    run_batch(todo, SETTINGS, tmp_path / "out", partial(processes, SETTINGS, ("a", "b"), draw=cheap.dies_once), 2)
+    run_batch(todo, SETTINGS, tmp_path / "out", partial(processes, SETTINGS, ("a", "b"), generate=cheap.dies_once), 2)
     run(tmp_path / "whole", todo)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     summary = run_batch(todo, SETTINGS, tmp_path / "twice", partial(processes, SETTINGS, ("a",),
-                                                                    draw=cheap.always_dies), 2)
-    assert list(summary.failed) == ["fatal-1"] and summary.drawn == 8
+                                                                    generate=cheap.always_dies), 2)
+    assert list(summary.failed) == ["fatal-1"] and summary.generated == 8
 
 
 def test_a_wrong_file_ends_the_run_with_its_own_message_from_another_process_too(tmp_path):
-    """It was "the process that drew it died, twice" for every image: the error did not survive the way back."""
-    for name, workers in (("there", partial(processes, SETTINGS, ("a",), draw=cheap.wrong_file)),
-                          ("here", partial(here, SETTINGS, None, draw=cheap.wrong_file))):
+    """It was "the process that generated it died, twice" for every image: the error did not survive the way back."""
+    for name, workers in (("there", partial(processes, SETTINGS, ("a",), generate=cheap.wrong_file)),
+                          ("here", partial(here, SETTINGS, None, generate=cheap.wrong_file))):
         with pytest.raises(CheckpointError, match=r"looks like a LoRA. Expected a VAE. Choose .*vae.safetensors"):
             run_batch(tasks(2), SETTINGS, tmp_path / name, workers, 2)
     assert isinstance(pickle.loads(pickle.dumps(CheckpointNotFound("a", "nothing"))), FileNotFoundError)
 
 
 def test_what_was_cut_of_a_prompt_is_said_once_for_all_its_seeds(tmp_path, caplog):
-    run(tmp_path, tasks(2), draw=cheap.cut_prompt)
+    run(tmp_path, tasks(2), generate=cheap.cut_prompt)
     assert [record.getMessage() for record in caplog.records] == ["000001-1: 1 word cut: end",
                                                                   "000002-1: 1 word cut: end"]
 
@@ -271,7 +271,7 @@ def test_a_worker_of_a_ray_cluster_is_killed_and_every_result_is_there_once(tmp_
                             lambda groups: on_ray(SETTINGS, "auto", 2, groups, cheap.dies_once), 2)
     finally:
         ray.shutdown()
-    assert summary.drawn == len(todo) and not summary.failed and (tmp_path / "mark").exists()
+    assert summary.generated == len(todo) and not summary.failed and (tmp_path / "mark").exists()
     run(tmp_path / "whole", todo)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -337,7 +337,7 @@ def test_negative_prompts_work_without_guidance_by_nag(tmp_path, monkeypatch):
     assert main() == 0
 
 
-def test_a_prompt_that_is_too_long_is_said_and_the_last_seed_there_is_is_drawn(tmp_path, monkeypatch, caplog):
+def test_a_prompt_that_is_too_long_is_said_and_the_largest_seed_is_taken(tmp_path, monkeypatch, caplog):
     (tmp_path / "prompts.csv").write_text(f"prompt,seed\n{'a large red circle ' * 80},{2 ** 64 - 1}\n")
     words = command(tmp_path, "out")[4:]
     monkeypatch.setattr(sys, "argv", ["pixart", "batch", str(tmp_path / "prompts.csv"), "--out", str(tmp_path / "out"),
@@ -349,17 +349,17 @@ def test_a_prompt_that_is_too_long_is_said_and_the_last_seed_there_is_is_drawn(t
 def test_a_long_prompt_is_read_whole_where_that_is_asked_for_as_by_generate(tmp_path, monkeypatch, capsys, caplog):
     text = ("a large red circle on the left of a small blue star " * 40).strip()
     (tmp_path / "prompts.txt").write_text(text)
-    drawing = ["--steps", "1", "--size", "32x32", "--device", "cpu", "--long", "whole"]
+    sampling = ["--steps", "1", "--size", "32x32", "--device", "cpu", "--long", "whole"]
     monkeypatch.setattr(sys, "argv", ["pixart", "batch", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out"),
-                                      "--seed", "3", *drawing])
+                                      "--seed", "3", *sampling])
     assert main() == 0 and not any("cut" in record.getMessage() for record in caplog.records)
     monkeypatch.setattr(sys, "argv", ["pixart", "generate", text, "--out", str(tmp_path / "x.png"), "--seed", "3",
-                                      *drawing])
+                                      *sampling])
     assert main() == 0
     assert (tmp_path / "x.png").read_bytes() == (tmp_path / "out" / "000001-3.png").read_bytes()
 
 
-def draw_all(words: list[str]) -> None:
+def run_command(words: list[str]) -> None:
     sys.argv = words
     sys.exit(main())
 
@@ -367,7 +367,7 @@ def draw_all(words: list[str]) -> None:
 def test_images_of_pixart_mini_are_the_same_after_a_kill(tmp_path, monkeypatch, capsys):
     prompts = ["a large red circle", "a small blue square", "a large green star"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
-    child = multiprocessing.get_context("fork").Process(target=draw_all, args=(command(tmp_path, "killed"),))
+    child = multiprocessing.get_context("fork").Process(target=run_command, args=(command(tmp_path, "killed"),))
     child.start()
     until = time.monotonic() + 300
     while not list((tmp_path / "killed").glob("*.png")) and child.is_alive() and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""Drawing a group of tasks with the pipeline: images as bytes of PNG files, or why there is none."""
+"""Images of a group of tasks, made by the pipeline: as bytes of PNG files, or why there is none."""
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from .tasks import Task
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
 
-# Errors of one image, after which the next may still be drawn. Missing files and memory concern all of them.
+# Errors of one image, after which the next may still succeed. Missing files and memory concern all of them.
 OF_ONE = (ValueError, FloatingPointError)
 
 
 @dataclass(frozen=True)
-class DrawSettings:
-    """How everything is drawn; plain values, so that they can be sent to other processes. Paths are absolute."""
+class GenerationSettings:
+    """How all images are generated; plain values, so that they can be sent to other processes. Paths are absolute."""
 
     model: str | None = None
     vae: str | None = None
@@ -48,7 +48,7 @@ class DrawSettings:
 
 
 @dataclass(frozen=True)
-class DrawnTask:
+class GeneratedTask:
     """A task with its image, or its problem. notice: what of the prompt was not encoded, "" for nothing."""
 
     task: Task
@@ -57,24 +57,24 @@ class DrawnTask:
     notice: str = ""
 
 
-def draw_group(settings: DrawSettings, device: str | None, group: Sequence[Task]) -> list[DrawnTask]:
+def generate_group(settings: GenerationSettings, device: str | None, group: Sequence[Task]) -> list[GeneratedTask]:
     """All images at once; one by one where that fails, so that a bad prompt fails alone.
 
     Raises what concerns all tasks: OSError, ImportError, MemoryError, and CheckpointError for a file that is wrong.
     """
     pipe = opened(settings, device)
     try:
-        return draw_together(pipe, settings, group)
+        return generate_together(pipe, settings, group)
     except CheckpointError:
         raise
     except OF_ONE as error:
         if len(group) == 1:
-            return [DrawnTask(group[0], None, str(error))]
-    return [drawn for task in group for drawn in draw_group(settings, device, [task])]
+            return [GeneratedTask(group[0], None, str(error))]
+    return [result for task in group for result in generate_group(settings, device, [task])]
 
 
 @lru_cache(maxsize=1)
-def opened(settings: DrawSettings, device: str | None) -> "Pipeline":
+def opened(settings: GenerationSettings, device: str | None) -> "Pipeline":
     """The pipeline of these settings, opened once a process."""
     from ..pipeline import Pipeline
 
@@ -83,18 +83,18 @@ def opened(settings: DrawSettings, device: str | None) -> "Pipeline":
                          bits=settings.bits, loras=settings.loras, compile=settings.compile)
 
 
-def draw_together(pipe: "Pipeline", settings: DrawSettings, group: Sequence[Task]) -> list[DrawnTask]:
+def generate_together(pipe: "Pipeline", settings: GenerationSettings, group: Sequence[Task]) -> list[GeneratedTask]:
     """Tasks of one size and negative prompt, whose seeds follow each other."""
     from ..images import write_image
 
     first = group[0]
     prompts = pipe.encode([task.prompt for task in group], None, settings.long, settings.inner_ends)
-    drawn = pipe(prompts, first.negative, steps=settings.steps, seed=first.seed, width=first.width, height=first.height,
-                 sampler=settings.sampler, guidance=settings.guidance, rule=settings.rule, batch=len(group),
-                 nag=settings.nag)
+    images = pipe(prompts, first.negative, steps=settings.steps, seed=first.seed, width=first.width,
+                  height=first.height, sampler=settings.sampler, guidance=settings.guidance, rule=settings.rule,
+                  batch=len(group), nag=settings.nag)
     results = []
-    for task, pixels, report, facts in zip(group, drawn.pixels, drawn.reports, drawn.facts):
+    for task, pixels, report, facts in zip(group, images.pixels, images.reports, images.facts):
         file = io.BytesIO()
         write_image(file, pixels, "PNG", facts.parameters if settings.metadata else None)
-        results.append(DrawnTask(task, file.getvalue(), notice="; ".join(report.notices)))
+        results.append(GeneratedTask(task, file.getvalue(), notice="; ".join(report.notices)))
     return results
