@@ -228,7 +228,7 @@ def run(args: argparse.Namespace) -> None:
     require_effects(args)
     args.seed = drawn_seed(args.seed)
     if (opened := pt_dit.pt_dit_in(args)) is not None:
-        pt_dit.draw_with_pt_dit(args, opened)
+        pt_dit.generate_with_pt_dit(args, opened)
         return
     start, pipe = read_start(args), open_pipeline(args)
     width, height = size_of(args, start, pipe.config.resolution)

@@ -31,13 +31,13 @@ def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
     return recognise_pt_dit(weights) if is_pt_dit(weights.tensors) else None
 
 
-def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
-    """Draw and save, a batch at a time; print what became of the prompt and where the images lie."""
+def generate_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
+    """Generate and save images, a batch at a time; print what became of the prompt and where the images lie."""
     from ..device import checked_device
     from ..image_facts import ImageFacts, sampling_facts
     from ..model.cpu_dtype import fitting_dtype
     from ..pipeline import require_finite
-    from ..pt_dit.draw import draw_latents
+    from ..pt_dit.sample import sample_latents
     from ..result import Images
     from ..text.encoded import join_encoded
     from ..vae import decode, load_vae, require_scale, require_vae
@@ -54,8 +54,8 @@ def draw_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     steps, negative = args.steps or FLOW_STEPS, null.reports[0].prompt if guidance_of(args) != 1 else ""
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)
-        latents = draw_latents(model, join_encoded([caption] * count), null, height, width, steps,
-                               guidance_of(args), args.seed + first)
+        latents = sample_latents(model, join_encoded([caption] * count), null, height, width, steps,
+                                 guidance_of(args), args.seed + first)
         require_finite(latents, "the transformer")
         pixels = decode(vae, latents, config.latent_scale)[:, :, :height, :width]
         require_finite(pixels, "the VAE")

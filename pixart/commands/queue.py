@@ -32,7 +32,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Queue everything, print each file, and each problem where it happens. Raises the last problem."""
-    from ..client import Server, draw_workflows
+    from ..client import Server, run_workflows
     from .places import require_folder_place
     from .progress import Bars
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     server = Server(args.server, args.patience)
     graphs, seeds = workflows(args, server)
     problems = []
-    with Bars() as bars, closing(draw_workflows(server, graphs, args.out, bars)) as outcomes:
+    with Bars() as bars, closing(run_workflows(server, graphs, args.out, bars)) as outcomes:
         for outcome in outcomes:
             bars.close()
             report(outcome, seeds)

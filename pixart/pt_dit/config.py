@@ -5,7 +5,7 @@ from ..config import PixArtConfig
 from ..sampling.flow import flow_shift_of
 
 AUTOENCODERS = {"sd": "the VAE of Stable Diffusion (sd-vae-ft-ema)",
-                "open-sora-plan-1.2": "the causal VAE of Open-Sora-Plan 1.2"}     # whose latents it draws; for display
+                "open-sora-plan-1.2": "the causal VAE of Open-Sora-Plan 1.2"}     # whose latents it makes; for display
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PTDiTConfig(PixArtConfig):
     proxy: int = 8                 # tokens on a side of the square that one proxy token stands for
     shifted: bool = True           # blocks attend in shifted windows too
     flow_side: int = 512           # side in pixels of the image whose noise levels are not shifted
-    autoencoder: str = "sd"        # whose latents it draws: sd, or open-sora-plan-1.2 as the published one
+    autoencoder: str = "sd"        # whose latents it makes: sd, or open-sora-plan-1.2 as the published one
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,7 +64,7 @@ def flow_job(settings: Settings, data: PreparedFolder) -> TrainingJob:
     """All weights of a PT-DiT, from a checkpoint or from scratch."""
     model, method = starting_pt_dit(settings.model), settings.method
     if model.config.autoencoder != "sd":
-        logger.warning("this PT-DiT draws latents of %s; images must have been prepared with it",
+        logger.warning("this PT-DiT makes latents of %s; images must have been prepared with it",
                        AUTOENCODERS[model.config.autoencoder])
     assert isinstance(method, PTDiTMethod)
 

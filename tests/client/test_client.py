@@ -13,9 +13,9 @@ import pytest
 from client.fake_server import FakeServer
 
 from pixart.__main__ import main
-from pixart.client import ClientError, Server, draw_workflows, read_workflow, seeds_of, with_seed, with_value
-from pixart.client.draw import save
+from pixart.client import ClientError, Server, read_workflow, run_workflows, seeds_of, with_seed, with_value
 from pixart.client.errors import Unreachable
+from pixart.client.run import save
 
 ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "workflows" / "api"
@@ -52,7 +52,7 @@ def test_every_seed_is_drawn_once_and_fetched(server, tmp_path, monkeypatch, cap
 def test_a_lost_answer_does_not_queue_twice(server, tmp_path, own_ids):
     server.answers_lost, server.own_ids = 1, own_ids
     server.pause = 0.3          # still there when it is looked for
-    (outcome,) = draw_workflows(Server(server.address), [read_workflow(MINI)], tmp_path)
+    (outcome,) = run_workflows(Server(server.address), [read_workflow(MINI)], tmp_path)
     assert len(server.taken) == 1 and outcome.problem is None and len(outcome.files) == 1
 
 
@@ -151,15 +151,15 @@ def test_a_proxy_that_takes_no_workflow_is_asked_with_pauses_and_not_for_ever(ga
 
 def test_a_lost_websocket_changes_nothing(server, tmp_path):
     server.cut_at, server.pause, heard = 2, 0.05, []
-    outcomes = list(draw_workflows(Server(server.address), [read_workflow(MINI)] * 2, tmp_path,
-                                   lambda *told: heard.append(told)))
+    outcomes = list(run_workflows(Server(server.address), [read_workflow(MINI)] * 2, tmp_path,
+                                  lambda *told: heard.append(told)))
     assert [outcome.problem for outcome in outcomes] == [None, None] and len(server.taken) == 2
     assert heard[0] == ('6 "PixArt LCM Sampler" (PixArtLCMSampler)', 1, 4)
 
 
 def test_without_a_websocket_the_end_is_found_all_the_same(server, tmp_path, monkeypatch):
     monkeypatch.setattr("pixart.client.listen.find_spec", lambda name: None)
-    (outcome,) = draw_workflows(Server(server.address), [read_workflow(MINI)], tmp_path)
+    (outcome,) = run_workflows(Server(server.address), [read_workflow(MINI)], tmp_path)
     assert len(outcome.files) == 1 and not server.sockets
 
 
@@ -167,8 +167,8 @@ def test_messages_of_other_packs_in_any_form_are_passed_over(server, tmp_path):
     """Any pack may send anything to all clients: this was an AttributeError, and the prompts were taken back."""
     server.strange, heard = [{"type": "pack.play", "data": "ding"}, {"type": "pack.list", "data": [1]}, ["no", "type"],
                              {"type": "pack.id", "data": {"prompt_id": ["no text"]}}, {"data": {}}, 7], []
-    (outcome,) = draw_workflows(Server(server.address), [read_workflow(MINI)], tmp_path,
-                                lambda *told: heard.append(told))
+    (outcome,) = run_workflows(Server(server.address), [read_workflow(MINI)], tmp_path,
+                               lambda *told: heard.append(told))
     assert len(outcome.files) == 1 and len(heard) == server.steps
 
 
@@ -191,14 +191,14 @@ def test_stopping_while_the_server_is_away_says_that_prompts_may_still_run(serve
         raise KeyboardInterrupt
     here = Server(server.address)
     monkeypatch.setattr(here, "queued", interrupted)
-    outcomes = draw_workflows(here, [read_workflow(MINI)], tmp_path)
+    outcomes = run_workflows(here, [read_workflow(MINI)], tmp_path)
     with pytest.raises(Unreachable, match="stopped, but http.* gives no answer .*may still run"):
         next(outcomes)
 
 
 def test_stopping_takes_everything_back(server, tmp_path, interruptible):
     server.steps, server.pause = 1000, 0.05
-    outcomes = draw_workflows(Server(server.address), [read_workflow(MINI)] * 3, tmp_path)
+    outcomes = run_workflows(Server(server.address), [read_workflow(MINI)] * 3, tmp_path)
 
     def stop() -> None:
         while server.running is None or len(server.taken) < 3:

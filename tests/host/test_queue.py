@@ -8,7 +8,7 @@ import pytest
 from host import harness
 
 from pixart.__main__ import main
-from pixart.client import Server, draw_workflows, read_workflow, with_seed, with_value
+from pixart.client import Server, read_workflow, run_workflows, with_seed, with_value
 
 MINI = harness.ROOT / "workflows" / "api" / "mini-lcm-4-steps.json"
 
@@ -28,8 +28,8 @@ def test_a_workflow_is_queued_refused_and_taken_back(server, tmp_path, monkeypat
 
     heard: list[tuple] = []
     there = Server(f"127.0.0.1:{server.port}")
-    outcomes = draw_workflows(there, [with_seed(with_value(read_workflow(MINI), "batch_size", "64"), seed)
-                                      for seed in (7, 8)],
+    outcomes = run_workflows(there, [with_seed(with_value(read_workflow(MINI), "batch_size", "64"), seed)
+                                     for seed in (7, 8)],
                               tmp_path, lambda *told: heard.append(told))
 
     def stop() -> None:

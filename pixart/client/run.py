@@ -29,8 +29,8 @@ class WorkflowOutcome:
     problem: ClientError | None = None
 
 
-def draw_workflows(server: Server, graphs: Sequence[Graph], out: str | Path, progress: Progress | None = None
-                   ) -> Generator[WorkflowOutcome, None, None]:
+def run_workflows(server: Server, graphs: Sequence[Graph], out: str | Path, progress: Progress | None = None
+                  ) -> Generator[WorkflowOutcome, None, None]:
     """Queue all of them, and yield what became of each as it ends; its files lie in the folder `out` by then.
 
     Each is queued once, also when the connection is lost. progress: told (node at work, done, total). Raises Refused

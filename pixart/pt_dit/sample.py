@@ -12,9 +12,9 @@ from .transformer import PTDiT
 
 
 @torch.inference_mode()
-def draw_latents(model: PTDiT, caption: Encoded, null: Encoded, height: int | None = None, width: int | None = None,
-                 steps: int = FLOW_STEPS, guidance: float = FLOW_GUIDANCE, seed: int = 0,
-                 callback: Callback | None = None) -> Tensor:
+def sample_latents(model: PTDiT, caption: Encoded, null: Encoded, height: int | None = None, width: int | None = None,
+                   steps: int = FLOW_STEPS, guidance: float = FLOW_GUIDANCE, seed: int = 0,
+                   callback: Callback | None = None) -> Tensor:
     """Latents (B, C, height / 8, width / 8), scaled as the network sees them, on its device; sides rounded up.
 
     caption: the prompts, a row each; null: one row, what to avoid, not read where guidance is 1. height and width:

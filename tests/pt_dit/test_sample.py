@@ -1,4 +1,4 @@
-"""Drawing with a PT-DiT: images that do not depend on their batch, guidance, and the command line."""
+"""Sampling with a PT-DiT: images that do not depend on their batch, guidance, and the command line."""
 import sys
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from pixart.__main__ import main
 from pixart.images import read_image
 from pixart.mini import SHIPPED
-from pixart.pt_dit.draw import draw_latents
+from pixart.pt_dit.sample import sample_latents
 from pixart.pt_dit.load import save_pt_dit
 from pixart.sampling.flow import euler_flow, flow_shares
 from pixart.text.encoded import Encoded, save_embeddings
@@ -29,10 +29,10 @@ def captions(lengths: tuple[int, ...], seed: int = 2) -> Encoded:
 
 def test_an_image_does_not_depend_on_its_batch():
     network, both, null = model(), captions((5, 3)), captions((2,), 3)
-    together = draw_latents(network, both, null, 64, 96, steps=3, seed=7)
+    together = sample_latents(network, both, null, 64, 96, steps=3, seed=7)
     assert together.shape == (2, 4, 8, 12)
     for row in range(2):
-        alone = draw_latents(network, both.one(row), null, 64, 96, steps=3, seed=7 + row)
+        alone = sample_latents(network, both.one(row), null, 64, 96, steps=3, seed=7 + row)
         torch.testing.assert_close(together[row:row + 1], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -44,9 +44,9 @@ def test_guidance_mixes_two_velocities_at_shifted_noise_levels():
         cond, uncond = (network(x, t, each.context) for each in (caption, null))
         return uncond + 3 * (cond - uncond)
     want = euler_flow(velocity, noise, flow_shares(4, 128 / TINY.flow_side))
-    found = draw_latents(network, caption, null, steps=4, guidance=3.0, seed=9)      # of its trained size
+    found = sample_latents(network, caption, null, steps=4, guidance=3.0, seed=9)      # of its trained size
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
-    unguided = draw_latents(network, caption, null, steps=4, guidance=1.0, seed=9)
+    unguided = sample_latents(network, caption, null, steps=4, guidance=1.0, seed=9)
     want = euler_flow(lambda x, t: network(x, t, caption.context), noise, flow_shares(4))
     torch.testing.assert_close(unguided, want, rtol=1e-4, atol=1e-4)
 
@@ -59,7 +59,7 @@ def words(tmp_path) -> list[str]:
             "--device", "cpu", "--dtype", "fp32"]
 
 
-def test_generate_draws_with_it(words, tmp_path, monkeypatch, capsys):
+def test_generate_works_with_it(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*words, "--count", "2", "--batch", "1", "--negative", "a blue square"])
     assert main() == 0
     told = capsys.readouterr().out.splitlines()
@@ -84,7 +84,7 @@ def test_options_of_pixart_are_refused(words, more, told, monkeypatch, capsys):
     assert told in capsys.readouterr().err
 
 
-def test_prompts_that_were_encoded_before_draw_the_same_guided_image(words, tmp_path, monkeypatch, capsys):
+def test_prompts_that_were_encoded_before_give_the_same_guided_image(words, tmp_path, monkeypatch, capsys):
     encoder = T5Encoder(SHIPPED.t5, bits=16)
     for name, text in (("p", "a red circle"), ("n", "a blue square")):
         save_embeddings(tmp_path / f"{name}.safetensors", encoder.encode([text], 200, False))
