@@ -12,8 +12,8 @@ from torch import Tensor
 from pixart.__main__ import main
 from pixart.images import read_image
 from pixart.mini import SHIPPED
-from pixart.pt_dit.sample import sample_latents
 from pixart.pt_dit.load import save_pt_dit
+from pixart.pt_dit.sample import sample_latents
 from pixart.sampling.flow import euler_flow, flow_shares
 from pixart.text.encoded import Encoded, save_embeddings
 from pixart.text.t5 import T5Encoder
