@@ -60,7 +60,7 @@ class FlowDrawn:
     steps: int = 20
     guidance: float = 2.5
 
-    def draw(self, bench: Bench) -> BenchImages:
+    def generate(self, bench: Bench) -> BenchImages:
         parts: dict[tuple[int, int], list[Tensor]] = {}
         for group in bench.prompts.groups(bench.batch):
             parts.setdefault((group.height, group.width), []).append(bench.decode(self.latents(bench, group)))

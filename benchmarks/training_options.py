@@ -102,7 +102,7 @@ def run(case: str, seed: int, teacher: Path, data: PreparedFolder, work: Path, s
         folder.mkdir(parents=True, exist_ok=True)
         instrument = instrument_of(count, device)
         method = Sampled(case, teacher if case == BEFORE else file, "dpm", 20, 2.5)
-        row = instrument.row(f"{case}, seed {seed}", method.draw(instrument.bench))
+        row = instrument.row(f"{case}, seed {seed}", method.generate(instrument.bench))
         prompts = instrument.bench.prompts
         about = About(count, prompts.seed, False, prompts.digest, instrument.name, 0.0)
         Measured(about, (row,)).save(answer)

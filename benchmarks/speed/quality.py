@@ -96,7 +96,7 @@ class Quality:
         path = self.folder / "times.json"
         known: dict[str, float] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if not {method.name for method in methods} <= known.keys():
-            found = turns({method.name: partial(method.draw, self.timed) for method in methods}, self.setting)
+            found = turns({method.name: partial(method.generate, self.timed) for method in methods}, self.setting)
             known |= {name: sorted(each)[len(each) // 2] / len(self.timed.prompts) for name, each in found.items()}
             with replacing(path) as beside:
                 beside.write_text(json.dumps(known), encoding="utf-8")
@@ -108,7 +108,7 @@ class Quality:
             if row.name == method.name:
                 return row
         passes, macs = count(method, self.bench)
-        images = self.uncached() if method == FULL else method.draw(self.bench)
+        images = self.uncached() if method == FULL else method.generate(self.bench)
         cost = Cost(passes, macs, milliseconds, f"{machine(self.timed)}, in turns")
         against = None if method == FULL else (FULL.name, self.uncached())
         row = self.instrument.row(method.name, images, None, cost, against)
@@ -120,7 +120,7 @@ class Quality:
         """Images of the run without a cache, drawn once per folder."""
         path = self.folder / "uncached.safetensors"
         if not path.is_file():
-            parts = FULL.draw(self.bench).parts
+            parts = FULL.generate(self.bench).parts
             with replacing(path) as beside:
                 save_file({str(number): part.cpu().contiguous() for number, part in enumerate(parts)}, beside)
         kept = load_file(path)

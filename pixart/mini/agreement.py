@@ -51,12 +51,12 @@ class Steered:
     def name(self) -> str:
         return f"{self.base.name}, control {self.strength:g}"
 
-    def draw(self, bench: Bench) -> BenchImages:
+    def generate(self, bench: Bench) -> BenchImages:
         def follow(group: PromptGroup) -> ControlImage:
             maps = self.maps.rows(group.members).to(bench.device).float() / 255
             with torch.inference_mode():
                 return ControlImage(maps, self.strength, latent=bench.vae.encode(maps))
-        return self.base.draw(bench, self.network, follow) if self.strength else self.base.draw(bench)
+        return self.base.generate(bench, self.network, follow) if self.strength else self.base.generate(bench)
 
 
 def edges(images: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def edge_f1(found: Tensor, wanted: Tensor, within: int = 1) -> Tensor:
 
 def agreement(images: BenchImages, maps: BenchImages, batch: int) -> Tensor:
     """Edge F1 of every prompt, (n,)."""
-    return each_pair(images, maps, batch, "cpu", lambda drawn, wanted: edge_f1(edges(drawn), wanted[:, :1]))
+    return each_pair(images, maps, batch, "cpu", lambda found, wanted: edge_f1(edges(found), wanted[:, :1]))
 
 
 class ControlBench:
@@ -101,10 +101,10 @@ class ControlBench:
     def measure(self, method: Sampled, title: str, network: PixArtControlNet, strength: float,
                 ) -> tuple[Followed, BenchImages]:
         """One row, and its images."""
-        row, drawn = self.instrument.measure(Steered(method, network.to(self.bench.device), self.maps, strength))
-        f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
+        row, images = self.instrument.measure(Steered(method, network.to(self.bench.device), self.maps, strength))
+        f1 = agreement(images, self.maps, self.bench.batch).mean().item()
         logger.info("%s, %s, strength %.2f: edge F1 %.3f", method.name, title, strength, f1)
-        return Followed(method.name, title, strength, f1, row), drawn
+        return Followed(method.name, title, strength, f1, row), images
 
     def ceiling(self) -> Followed:
         """The real images through the autoencoder and back: no ControlNet can be followed more closely."""
@@ -115,9 +115,9 @@ class ControlBench:
             for part in self.instrument.real.parts:
                 some = BenchImages((part,)).batches(self.bench.batch, self.bench.device)
                 parts.append(torch.cat([there_and_back(batch) for batch in some]).cpu())
-        drawn = BenchImages(tuple(parts))
-        f1 = agreement(drawn, self.maps, self.bench.batch).mean().item()
-        return Followed("autoencoder alone", "none", 0.0, f1, self.instrument.row("autoencoder alone", drawn))
+        images = BenchImages(tuple(parts))
+        f1 = agreement(images, self.maps, self.bench.batch).mean().item()
+        return Followed("autoencoder alone", "none", 0.0, f1, self.instrument.row("autoencoder alone", images))
 
 
 def evaluate_control(count: int = 300, seed: int = 7, files: Files = SHIPPED, control: Path | None = None,
@@ -130,9 +130,9 @@ def evaluate_control(count: int = 300, seed: int = 7, files: Files = SHIPPED, co
     images = {"real": bench.instrument.real.first(KEPT), "control": bench.maps.first(KEPT)}
     for method, strengths in ((LCM_METHOD, STRENGTHS), (TEACHER_METHOD, (0.0, 1.0))):
         for strength in strengths:
-            row, drawn = bench.measure(method, "shipped", network, strength)
+            row, generated = bench.measure(method, "shipped", network, strength)
             rows.append(row)
-            images[f"{method.name.split(',')[0]} {strength:g}"] = drawn.first(KEPT)
+            images[f"{method.name.split(',')[0]} {strength:g}"] = generated.first(KEPT)
     return rows, images, bench.bench.prompts
 
 

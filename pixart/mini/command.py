@@ -143,7 +143,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     print(found.table())
     if args.out:
         print("\n".join(map(str, write_results(found.measured, args.out))))
-    draw_sheets(args, found.images, found.prompts)
+    save_sheets(args, found.images, found.prompts)
 
 
 def require_results_place(out: Path | None) -> None:
@@ -171,7 +171,7 @@ def run_control(args: argparse.Namespace) -> None:
     rows, images, prompts = evaluate_control(args.count, args.seed, Files(args.weights), None, *where(args),
                                              args.judge)
     print(agreement_table(rows))
-    draw_sheets(args, images, prompts)
+    save_sheets(args, images, prompts)
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -180,10 +180,10 @@ def run_compare(args: argparse.Namespace) -> None:
     from .measure.tables import differences, results_table
     require_results_place(args.out)
     measured = merged([(str(path), read_measured(path)) for path in args.results])
-    drawn = [row.name for row in measured.rows if row.name != REAL]
-    if not drawn:
+    methods = [row.name for row in measured.rows if row.name != REAL]
+    if not methods:
         raise ValueError(f"no method was evaluated, only real images: {args.results[0]}")
-    base = measured.row(args.base or drawn[0]).name
+    base = measured.row(args.base or methods[0]).name
     print(results_table(measured), differences(measured, base), sep="\n\n")
     if args.out:
         print("\n".join(map(str, write_results(measured, args.out, base))))
@@ -200,7 +200,7 @@ def run_diagnose(args: argparse.Namespace) -> None:
         print("\n".join(map(str, write_diagnosis(found, args.out))))
 
 
-def draw_sheets(args: argparse.Namespace, images: "Mapping[str, BenchImages]", prompts: "Prompts") -> None:
+def save_sheets(args: argparse.Namespace, images: "Mapping[str, BenchImages]", prompts: "Prompts") -> None:
     from .measure.sheets import edge_sheet, method_sheet
     rows = range(min(SHEET_ROWS, args.count))
     for path, sheet in ((args.sheet, method_sheet), (args.edge_sheet, edge_sheet)):

@@ -16,7 +16,7 @@ from .measure.cost import Cost, count, machine, timed
 from .measure.distances import features_of, frechet_distance, kernel_distances
 from .measure.diversity import diversity
 from .measure.judges import ImageJudge
-from .measure.methods import USUAL_METHODS, DrawingMethod
+from .measure.methods import USUAL_METHODS, GenerationMethod
 from .measure.plot import can_plot, quality_speed
 from .measure.prompts import Prompts
 from .measure.results import REAL, About, Measured, Row
@@ -30,7 +30,7 @@ DIVERSE = 50                   # prompts that diversity is measured on
 
 
 class Instrument:
-    """The judge, and what it sees in the real images: everything that drawn images are held against."""
+    """The judge, and what it sees in the real images: everything that generated images are held against."""
 
     def __init__(self, bench: Bench, judge: str = "b") -> None:
         """judge: b only measures; a may have had a part in training."""
@@ -61,9 +61,9 @@ class Instrument:
                    **{what: tuple(values.tolist()) for what, values in alike.items()},
                    diversity=None if diverse is None else tuple(diverse.tolist()), cost=cost)
 
-    def measure(self, method: DrawingMethod, reference: tuple[str, BenchImages] | None = None, diverse: int = 0,
+    def measure(self, method: GenerationMethod, reference: tuple[str, BenchImages] | None = None, diverse: int = 0,
                 probe: int = 1) -> tuple[Row, BenchImages]:
-        """Draws and measures. reference: the row that the images are compared with one by one, and its images.
+        """Generates and measures. reference: the row that the images are compared with one by one, and its images.
 
         diverse: of how many prompts the diversity is measured, which takes three more images each. probe: of how
         many images the work is counted.
@@ -98,9 +98,9 @@ class Evaluation:
         return results_table(self.measured)
 
 
-def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: Sequence[DrawingMethod] = USUAL_METHODS,
-             device: str = "cpu", batch: int = 100, crowded: bool = False, judge: str = "b",
-             reference: DrawingMethod | None = None, diverse: int = DIVERSE,
+def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED,
+             methods: Sequence[GenerationMethod] = USUAL_METHODS, device: str = "cpu", batch: int = 100,
+             crowded: bool = False, judge: str = "b", reference: GenerationMethod | None = None, diverse: int = DIVERSE,
              probe: int = 1) -> Evaluation:
     """Measure all methods on `count` held-out prompts, beside the real images of their scenes.
 
@@ -116,18 +116,18 @@ def evaluate(count: int = 1000, seed: int = 7, files: Files = SHIPPED, methods: 
     rows, images = [instrument.real_row()], {REAL: instrument.real.first(KEPT)}
     against: tuple[str, BenchImages] | None = None
     for method in methods:
-        row, drawn = instrument.measure(method, against, min(diverse, count), min(probe, count))
+        row, generated = instrument.measure(method, against, min(diverse, count), min(probe, count))
         rows.append(row)
-        images[method.name] = drawn.first(KEPT)
+        images[method.name] = generated.first(KEPT)
         if reference is not None and method is methods[0]:
-            against = (method.name, drawn)
+            against = (method.name, generated)
     prompts = instrument.bench.prompts
     about = About(count, seed, crowded, prompts.digest, instrument.name, own_accuracy(instrument.path)["all"])
     return Evaluation(Measured(about, tuple(rows)), prompts, images)
 
 
-def checked_methods(methods: Sequence[DrawingMethod], reference: DrawingMethod | None,
-                    files: Files) -> list[DrawingMethod]:
+def checked_methods(methods: Sequence[GenerationMethod], reference: GenerationMethod | None,
+                    files: Files) -> list[GenerationMethod]:
     """The reference first, then the others; names must differ, and files must be there."""
     ordered = ([reference] if reference is not None else []) + [one for one in methods if one != reference]
     names = [method.name for method in ordered]
@@ -151,14 +151,14 @@ def write_results(measured: Measured, folder: Path, base: str | None = None) -> 
     """results.json, results.md and, where matplotlib is, results.png into `folder`, which is made; returns the files.
 
     The Markdown ends with the differences to `base`; by default to the row that others were compared with, else to the
-    first one drawn.
+    first method.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = [folder / "results.json", folder / "results.md"]
     measured.save(made[0])
     base = base or next((row.reference for row in measured.rows if row.reference), None)
-    drawn = [row.name for row in measured.rows if row.name != REAL]
-    parts = [results_table(measured)] + ([differences(measured, base or drawn[0])] if len(drawn) > 1 else [])
+    methods = [row.name for row in measured.rows if row.name != REAL]
+    parts = [results_table(measured)] + ([differences(measured, base or methods[0])] if len(methods) > 1 else [])
     made[1].write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if not can_plot():
         logger.warning("no plot: matplotlib is missing; install it, then: python -m pixart mini compare %s --out %s",

@@ -38,8 +38,8 @@ class Fitness:
         return self.job.costs().of(schedule, self.job.rows()) / 1e9
 
     def of_run(self, bench: Bench, schedule: BranchSchedule) -> float:
-        drawn = TEACHER_METHOD.draw_with(self.model, [ReuseBranches(schedule)], bench)
-        likelihoods = measure_each(drawn, bench.batch, bench.device, self.read)
+        images = TEACHER_METHOD.generate_with(self.model, [ReuseBranches(schedule)], bench)
+        likelihoods = measure_each(images, bench.batch, bench.device, self.read)
         stated = self.wanted >= 0
         of_each = likelihoods.split([len(answers) for answers in ATTRIBUTES.values()], 1)
         logs = torch.cat([answers.gather(1, wanted[:, None])

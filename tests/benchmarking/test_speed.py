@@ -141,7 +141,7 @@ def test_caches_stand_beside_fewer_steps_and_a_stopped_run_goes_on(tmp_path, mon
             "minus steps of equal time", "minus every-n",
             "minus random"} <= set(found["steps 2x"])
     assert found["20 steps"]["PSNR dB"] is None and 20 < found["steps 2x"]["PSNR dB"] < 58.9
-    monkeypatch.setattr(Sampled, "draw", None)
+    monkeypatch.setattr(Sampled, "generate", None)
     assert rows_of_a_run() == first
     with pytest.raises(ValueError, match="results of other prompts"):
         Quality(tmp_path, 6, 1, 50, Setting("cpu", True, tmp_path, float("inf")))

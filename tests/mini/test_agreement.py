@@ -45,8 +45,8 @@ def test_control_moves_edges_and_strength_zero_draws_as_without():
     from pixart.checkpoint import load_control
     bench, network = Bench.open(SHIPPED, 7, 7, batch=2), load_control(SHIPPED.control, torch.float32)
     maps = bench_edges(bench.prompts.real(), 7)
-    plain = USUAL_METHODS[1].draw(bench)
-    zero, full = (Steered(USUAL_METHODS[1], network, maps, strength).draw(bench) for strength in (0.0, 1.0))
+    plain = USUAL_METHODS[1].generate(bench)
+    zero, full = (Steered(USUAL_METHODS[1], network, maps, strength).generate(bench) for strength in (0.0, 1.0))
     assert all(torch.equal(zero[i], plain[i]) for i in range(7))
     assert agreement(full, maps, 7).mean() > agreement(plain, maps, 7).mean() + 0.1
 

@@ -18,7 +18,7 @@ class Real:
 
     name = "perfect"
 
-    def draw(self, bench) -> BenchImages:
+    def generate(self, bench) -> BenchImages:
         return bench.prompts.real()
 
 

@@ -72,4 +72,4 @@ def finished(model: PixArtTransformer, bench: Bench, real: BenchImages, start: i
             return x0
         noised = add_noise(x0, group_noise(bench, group, x0), torch.full((len(x0),), start, device=x0.device))
         return ddim(network(model, bench, group, bench.text(group), guidance), noised, ddim_times(start))
-    return bench.draw_groups(finish)
+    return bench.generate_groups(finish)

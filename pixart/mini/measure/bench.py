@@ -62,11 +62,11 @@ class Bench:
         longest = int(mask.sum(1).max())
         return Encoded(self.captions.context[rows, :longest], mask[:, :longest], self.captions.reports[rows])
 
-    def draw_groups(self, draw: Callable[[PromptGroup], Tensor]) -> BenchImages:
-        """draw(group) -> scaled latents (B, 4, h, w): the images of all prompts."""
+    def generate_groups(self, sample: Callable[[PromptGroup], Tensor]) -> BenchImages:
+        """The images of all prompts. sample(group) -> scaled latents (B, 4, h, w)."""
         parts: dict[tuple[int, int], list[Tensor]] = {}
         for group in self.prompts.groups(self.batch):
-            parts.setdefault((group.height, group.width), []).append(self.decode(draw(group)))
+            parts.setdefault((group.height, group.width), []).append(self.decode(sample(group)))
         return BenchImages(tuple(torch.cat(part) for part in parts.values()))
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ from ...model.transformer import PixArtTransformer
 from ...pt_dit.transformer import PTDiT
 from .batches import BenchImages
 from .bench import Bench
-from .methods import DrawingMethod
+from .methods import GenerationMethod
 
 
 @dataclass(frozen=True)
@@ -60,24 +60,24 @@ def counted_flops() -> FlopCounterMode:
         ops._scaled_dot_product_flash_attention_for_cpu: _attention, ops._int_mm: mm_flop})
 
 
-def count(method: DrawingMethod, bench: Bench, probe: int = 1) -> tuple[float, float]:
+def count(method: GenerationMethod, bench: Bench, probe: int = 1) -> tuple[float, float]:
     """Passes and multiply-accumulate operations of an image, on average over the first `probe` prompts.
 
     The first image is a square one. More than one are only needed for methods whose work depends on the image, or
-    to count the other sizes too. One is drawn uncounted before: weights are read, and LoRAs merged, only once. Counting
-    takes some 0.1 s a step. Twice the operations are what others call FLOPs.
+    to count the other sizes too. One is generated uncounted before: weights are read, and LoRAs merged, only once.
+    Counting takes some 0.1 s a step. Twice the operations are what others call FLOPs.
     """
-    method.draw(bench.first(1))
+    method.generate(bench.first(1))
     with counted_passes() as passes, counted_flops() as flops:
-        made = len(method.draw(bench.first(probe)))
+        made = len(method.generate(bench.first(probe)))
     return passes.rows / made, flops.get_total_flops() / 2 / made
 
 
-def timed(method: DrawingMethod, bench: Bench) -> tuple[BenchImages, float]:
+def timed(method: GenerationMethod, bench: Bench) -> tuple[BenchImages, float]:
     """The images, and milliseconds per image."""
     wait(bench.device)
     started = time.perf_counter()
-    images = method.draw(bench)
+    images = method.generate(bench)
     wait(bench.device)
     return images, 1000 * (time.perf_counter() - started) / len(images)
 

@@ -29,19 +29,19 @@ def kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def kernel_distances(drawn: Tensor, real: Tensor) -> Tensor:
+def kernel_distances(generated: Tensor, real: Tensor) -> Tensor:
     """Squared maximum mean discrepancy, split over the prompts: (n,), whose mean is the distance.
 
-    drawn, real (n, F) float64, row i of both of the same scene, which may depend on each other. The distance is the
+    generated, real (n, F) float64, row i of both of the same scene, which may depend on each other. The distance is the
     unbiased estimate over all pairs of different prompts (Gretton et al. 2012, lemma 6); entry i is its jackknife
     pseudo-value, n times the estimate minus n - 1 times the estimate without prompt i. So the distance has a
     standard error, an interval and paired differences like any mean over prompts.
     """
-    count = len(drawn)
+    count = len(generated)
     if count < 3:
         raise ValueError(f"{count} images; a kernel distance needs at least 3")
-    cross = kernel(drawn, real)
-    pairs = kernel(drawn, drawn) + kernel(real, real) - cross - cross.T
+    cross = kernel(generated, real)
+    pairs = kernel(generated, generated) + kernel(real, real) - cross - cross.T
     of_one = pairs.sum(1) - pairs.diagonal()                       # sum over all other prompts
     total = of_one.sum()
     without = (total - 2 * of_one) / ((count - 1) * (count - 2))

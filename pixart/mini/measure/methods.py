@@ -1,4 +1,4 @@
-"""Methods: anything with a name that draws the prompts of a bench, and those that the command line can name."""
+"""Methods: anything with a name that generates the images of a bench, and those that the command line can name."""
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 Follow = Callable[[PromptGroup], ControlImage]  # edge maps for a group of prompts
 
 
-class DrawingMethod(Protocol):
+class GenerationMethod(Protocol):
     """What can be evaluated. The images of the first prompts must not depend on how many follow."""
 
     @property
     def name(self) -> str:
         """A short name, the row's title in tables."""
 
-    def draw(self, bench: Bench) -> BenchImages:
+    def generate(self, bench: Bench) -> BenchImages:
         """The images of all prompts of `bench`, from its initial noise."""
 
 
@@ -87,21 +87,21 @@ class Sampled:
         logger.info("%s: %s", self.name, line)
         return plan.make()
 
-    def draw(self, bench: Bench, controlnet: PixArtControlNet | None = None,
-             follow: Follow | None = None) -> BenchImages:
+    def generate(self, bench: Bench, controlnet: PixArtControlNet | None = None,
+                 follow: Follow | None = None) -> BenchImages:
         """follow: gives the edge map of a group, with its latent, for the ControlNet."""
         model = self.model(bench.files, bench.device)
-        return self.draw_with(model, self.policies(bench, model), bench, controlnet, follow)
+        return self.generate_with(model, self.policies(bench, model), bench, controlnet, follow)
 
-    def draw_with(self, model: PixArtTransformer, policies: Sequence[Policy], bench: Bench,
-                  controlnet: PixArtControlNet | None = None, follow: Follow | None = None) -> BenchImages:
-        """`draw` with a model that is loaded already, and other policies than the method's own."""
+    def generate_with(self, model: PixArtTransformer, policies: Sequence[Policy], bench: Bench,
+                      controlnet: PixArtControlNet | None = None, follow: Follow | None = None) -> BenchImages:
+        """`generate` with a model that is loaded already, and other policies than the method's own."""
         pipe = Pipeline.of(model, controlnet=controlnet)
 
         def sampled(group: PromptGroup) -> Tensor:
             request = bench.request(group, self.sampler, self.steps, self.guidance)
             return pipe.sample(request, bench.text(group), bench.null, follow and follow(group), policies, bench.batch)
-        return bench.draw_groups(sampled)
+        return bench.generate_groups(sampled)
 
 
 @lru_cache(maxsize=1)

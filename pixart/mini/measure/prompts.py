@@ -1,4 +1,4 @@
-"""The held-out prompts that every method is evaluated on, and the order in which they are drawn."""
+"""The held-out prompts that every method is evaluated on, and the batches in which their images are generated."""
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ _RUN, _BUCKET = 1_000_000, 100_000        # distances between the seeds of two r
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Prompts that are drawn in one batch: images of one size, with seeds that follow `seed`."""
+    """Prompts of one batch: images of one size, with seeds that follow `seed`."""
 
     height: int
     width: int
@@ -27,7 +27,7 @@ class PromptGroup:
 class Prompts:
     """Held-out prompts; prompt i has the image size BUCKETS[i % len(BUCKETS)].
 
-    run: which noise the prompts are drawn with. The same prompt in another run is another image.
+    run: which noise their images start from. The same prompt in another run is another image.
     """
 
     scenes: list[Scene]
@@ -40,7 +40,7 @@ class Prompts:
     def held_out(cls, count: int, seed: int, crowded: bool = False) -> "Prompts":
         """The first `count` prompts of the endless sequence that `seed` and `crowded` select."""
         if not 1 <= count <= _BUCKET:
-            raise ValueError(f"{count} prompts asked for; between 1 and {_BUCKET} can be drawn")
+            raise ValueError(f"{count} prompts asked for; between 1 and {_BUCKET} are possible")
         examples = held_out(count, seed, crowded)
         return cls([scene for scene, _ in examples], [text for _, text in examples], seed, crowded)
 
@@ -48,7 +48,7 @@ class Prompts:
         return len(self.captions)
 
     def first(self, count: int) -> "Prompts":
-        """The first `count` prompts; what is drawn of them does not change."""
+        """The first `count` prompts; their images do not change."""
         return replace(self, scenes=self.scenes[:count], captions=self.captions[:count])
 
     @property

@@ -45,7 +45,7 @@ def method_sheet(images: Mapping[str, Column], prompts: Prompts, rows: Sequence[
 
 def edge_sheet(images: Mapping[str, Column], prompts: Prompts, rows: Sequence[int]) -> "Image":
     """As `method_sheet`, for the crop of each image with the strongest edges, `ZOOM` times as large."""
-    parts = {name: {number: magnified(drawn[number]) for number in rows} for name, drawn in images.items()}
+    parts = {name: {number: magnified(column[number]) for number in rows} for name, column in images.items()}
     return method_sheet(parts, prompts, rows, CROP * ZOOM + 8)
 
 

@@ -58,10 +58,10 @@ def map_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return torch.stack(maps).mean(0)
 
 
-def similarities(judge: ImageJudge, drawn: BenchImages, reference: BenchImages, batch: int,
+def similarities(judge: ImageJudge, images: BenchImages, reference: BenchImages, batch: int,
                  device: torch.device) -> dict[str, Tensor]:
     """psnr, ssim and lpips of every prompt, (n,) each, float64 on the CPU."""
     def all_three(a: Tensor, b: Tensor) -> Tensor:
         return torch.stack([psnr(a, b), ssim(a, b), judge_lpips(judge, a, b).clone()], 1)
-    values = each_pair(drawn, reference, batch, device, all_three).double()
+    values = each_pair(images, reference, batch, device, all_three).double()
     return dict(zip(("psnr", "ssim", "lpips"), values.unbind(1)))

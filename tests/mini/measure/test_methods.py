@@ -69,7 +69,7 @@ def test_feedback_is_a_way_of_drawing_and_costs_what_its_blocks_cost(bench, tmp_
                     for name, scale in (("silent", 0.0), ("loud", 0.5)))
     assert loud.name == "teacher, 2 steps, guidance 2.5, ddim, feedback loud" and loud.cache is None
     few = bench.first(1)
-    images = {method.name: method.draw(few)[0] for method in (plain, silent, loud)}
+    images = {method.name: method.generate(few)[0] for method in (plain, silent, loud)}
     assert torch.equal(images[plain.name], images[silent.name])
     assert not torch.equal(images[plain.name], images[loud.name])
     assert count(silent, few)[1] > 1.1 * count(plain, few)[1]
@@ -112,14 +112,14 @@ def test_an_image_depends_on_neither_batch_nor_count(bench):
     """One level of 255 at most: another batch size may round the last bit of a product differently."""
     from dataclasses import replace
     method = USUAL_METHODS[2]
-    whole = method.draw(bench)
-    few = method.draw(replace(bench.first(6), batch=50))
+    whole = method.generate(bench)
+    few = method.generate(replace(bench.first(6), batch=50))
     assert len(whole) == 12 and len(few) == 6
     assert max((whole[i] - few[i]).abs().max().item() for i in range(6)) <= 1.01 / 255
 
 
 def test_another_run_draws_other_images(bench):
-    one, other = USUAL_METHODS[3].draw(bench.first(5)), USUAL_METHODS[3].draw(bench.first(5).again(1))
+    one, other = USUAL_METHODS[3].generate(bench.first(5)), USUAL_METHODS[3].generate(bench.first(5).again(1))
     assert all(not torch.equal(one[i], other[i]) for i in range(5))
 
 

@@ -78,7 +78,7 @@ class Repeats:
     def __init__(self, other: bool) -> None:
         self.other, self.runs = other, []
 
-    def draw(self, bench):
+    def generate(self, bench):
         self.runs.append(bench.prompts.run)
         value = 0.2 + 0.2 * bench.prompts.run * self.other
         return BenchImages.of([torch.full((3, 16, 16), value) * torch.tensor([1.0, value, 0.1]).view(3, 1, 1)
@@ -89,6 +89,6 @@ def test_diversity_is_zero_where_all_images_are_alike():
     bench = Bench.open(SHIPPED, 6, 7)
     for other in (False, True):
         method = Repeats(other)
-        found = diversity(Plain(), method, bench, method.draw(bench))
+        found = diversity(Plain(), method, bench, method.generate(bench))
         assert method.runs == [0, 1, 2, 3]          # no run is compared with itself
         assert len(found) == 6 and bool((found > 0.01).all()) == other and bool((found == 0).all()) != other
