@@ -170,7 +170,7 @@ def train_decoder(source: Path, path: Path, scenery: Scenery, steps: int = 1500,
     """Trains the decoder of the file `source` further and writes `path`; its encoder, and so all latents, stay.
 
     So everything that was trained on these latents still fits. The steps are those of `train_autoencoder`, with
-    noise of up to a tenth in the latents, because what is drawn is less exact than what is encoded.
+    noise of up to a tenth in the latents, because generated latents are less exact than encoded ones.
     """
     device = scenery.ordinary.codes.device
     model = load_autoencoder(source).train()
@@ -191,9 +191,9 @@ def train_decoder(source: Path, path: Path, scenery: Scenery, steps: int = 1500,
 def training_images(scenery: Scenery, seed: int, step: int, steps: int, batch: int) -> Tensor:
     """What a step of a training sees: `batch` crops, in the last two fifths a quarter as many whole images."""
     whole = step > 0.6 * steps
-    drawn = scenery.draw(torch.Generator(scenery.ordinary.codes.device).manual_seed(seed * 1_000_003 + step),
-                         batch // 4 if whole else batch).images
-    return (drawn if whole else crops(drawn)).contiguous(memory_format=torch.channels_last)
+    images = scenery.render(torch.Generator(scenery.ordinary.codes.device).manual_seed(seed * 1_000_003 + step),
+                            batch // 4 if whole else batch).images
+    return (images if whole else crops(images)).contiguous(memory_format=torch.channels_last)
 
 
 def crops(images: Tensor, side: int = 64) -> Tensor:

@@ -1,4 +1,4 @@
-"""Very many scenes with their captions, as numbers: what images are drawn from while a training runs."""
+"""Very many scenes with their captions, as numbers: what images are rendered from while a training runs."""
 import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass

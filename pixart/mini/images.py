@@ -1,4 +1,4 @@
-"""Draws the scenes of PixArt-mini as anti-aliased images."""
+"""Renders the scenes of PixArt-mini as anti-aliased images."""
 import math
 import random
 
@@ -27,7 +27,7 @@ HOLE = 0.52                                                  # inner radius of a
 _OVERSAMPLE = 3
 
 
-def draw_scene(scene: Scene, height: int, width: int, rng: random.Random) -> np.ndarray:
+def render_scene(scene: Scene, height: int, width: int, rng: random.Random) -> np.ndarray:
     """The image of a scene, uint8 (height, width, 3). `rng` moves and resizes a little, within what the words say."""
     canvas = np.empty((height, width, 3), np.float32)
     canvas[:] = BACKGROUND_RGB[scene.background]

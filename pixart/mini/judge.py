@@ -1,4 +1,4 @@
-"""Two small networks that read the attributes of an image: judge B measures what models draw, judge A may teach them.
+"""Two small networks that read the attributes of an image: judge B measures what models make, judge A may teach them.
 
 They differ in architecture, seed and training images, so that what is optimised against A can be measured by B.
 """
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..weights.safetensors_file import write_tensors
-from .images import BUCKETS, draw_scene
+from .images import BUCKETS, render_scene
 from .measure.accuracy import Answers, most_likely
 from .resume import ResumableTraining
 from .scenery import Scenery
@@ -125,8 +125,8 @@ def train_judge(path: Path, scenery: Scenery, steps: int = 2000, batch: int = 64
     model = Judge(design).to(device, memory_format=torch.channels_last).train()     # type: ignore[call-overload]
     progress = ResumableTraining(path.stem, model, rate, steps, state, seed)
     for step in progress:
-        drawn, wanted = scenery.draw_mixed(torch.Generator(device).manual_seed(seed * 1_000_003 + step), batch)
-        images = worsen(drawn, random.Random(f"judge {seed} {step}"))
+        clean, wanted = scenery.render_mixed(torch.Generator(device).manual_seed(seed * 1_000_003 + step), batch)
+        images = worsen(clean, random.Random(f"judge {seed} {step}"))
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = model(images.contiguous(memory_format=torch.channels_last))
         progress.advance(_loss(logits, wanted))
@@ -147,13 +147,13 @@ def _loss(logits: tuple[Tensor, ...], wanted: Tensor) -> Tensor:
 
 
 def fresh_batch(step: int, batch: int, seed: str) -> tuple[list[Scene], Tensor]:
-    """Batch number `step` of an endless row, drawn by PIL: scenes, a quarter held out and every third batch crowded,
+    """Batch number `step` of an endless row, rendered by PIL: scenes, a quarter held out and every third batch crowded,
     and images (batch, 3, H, W) in 0..1."""
     rng = random.Random(f"{seed} {step}")
     height, width = BUCKETS[step % len(BUCKETS)]
     scenes = [sample_scene(rng.getrandbits(40), 1, "held-out" if k % 4 == 0 else "train", crowded=step % 3 == 2)
               for k in range(batch)]
-    arrays = [torch.from_numpy(draw_scene(scene, height, width, rng)) for scene in scenes]
+    arrays = [torch.from_numpy(render_scene(scene, height, width, rng)) for scene in scenes]
     return scenes, torch.stack(arrays).permute(0, 3, 1, 2).float() / 255
 
 
@@ -174,7 +174,7 @@ def measure_judge(model: Judge, count: int = 2000, device: torch.device | str = 
     scenes: list[Scene] = []
     choices: list[Tensor] = []
     for step in range(count // 50):
-        drawn, images = fresh_batch(step, 50, "judge measured")
-        scenes += drawn
+        some, images = fresh_batch(step, 50, "judge measured")
+        scenes += some
         choices.append(most_likely(model, images.to(device)).cpu())
     return Answers.of(scenes, torch.cat(choices)).shares()

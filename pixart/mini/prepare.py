@@ -13,7 +13,7 @@ from ..weights.safetensors_file import write_tensors
 from . import SHIPPED, Files
 from .autoencoder import MiniAutoencoder, load_autoencoder
 from .grammar import caption
-from .images import BUCKETS, CANNY, draw_scene
+from .images import BUCKETS, CANNY, render_scene
 from .scenes import Scene, sample_scene
 from .text_encoder import load_text_encoder, text_features
 
@@ -99,13 +99,13 @@ def scene_and_caption(index: int, seed: int, split: str = "train", crowded: bool
 
 
 def image_lot(index: int, seed: int, split: str) -> random.Random:
-    """What an example's scene is drawn with; "picture" since 0.1.0, another word would be another image."""
+    """What an example's scene is rendered with; "picture" since 0.1.0, another word would be another image."""
     return random.Random(f"picture {seed} {split} {index}")
 
 
 def image_of(index: int, seed: int, split: str, size: tuple[int, int], crowded: bool = False) -> Tensor:
     """The image of an example, uint8 (3, H, W), at `size` (height, width)."""
-    array = draw_scene(sample_scene(index, seed, split, crowded), *size, image_lot(index, seed, split))
+    array = render_scene(sample_scene(index, seed, split, crowded), *size, image_lot(index, seed, split))
     return torch.from_numpy(array).permute(2, 0, 1)
 
 

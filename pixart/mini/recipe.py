@@ -1,7 +1,7 @@
 """The recipe of PixArt-mini: one command that rebuilds every weight from scratch, stage by stage, resumable.
 
 The transformer stages use the trainers of `pixart.train` as any user would; only images, judges, autoencoder and
-text encoder are particular to this small world. Every image is drawn afresh while it is trained on.
+text encoder are particular to this small world. Images are rendered afresh while a training runs.
 """
 import json
 import logging
@@ -148,7 +148,7 @@ class Builder:
     # -- small networks ------------------------------------------------------------------------------------------------
 
     def scenery(self, seed: int, held_out: float = 0.0, crowded: float | None = None, part: int = 1) -> Scenery:
-        """Scenes to draw, of the training split but for a share that is held out; every `part`-th of the numbers."""
+        """Scenes to render, of the training split but for a share that is held out; every `part`-th of the numbers."""
         tokenizer = load_text_encoder(self.files.t5)[0] if self.files.t5.exists() else build_tokenizer()
         words, recipe = tokenizer.get_vocab(), self.recipe
         ordinary, crowds = (build_catalogue(wish, count, words).to(self.device) for wish, count in (

@@ -1,7 +1,7 @@
-"""Draws the images of many scenes at once, on any device: the same shapes as `images`, from numbers.
+"""Renders many scenes at once, on any device: the same shapes as `images`, from numbers.
 
-`images` draws a scene with PIL and is what images are compared with; this draws what is trained on, fast enough
-to draw every image afresh. Shapes: B images, K things at most in one, H x W pixels.
+`images` renders a scene with PIL and is what images are compared with; this renders what is trained on, fast enough
+to make every image afresh. Shapes: B images, K things at most in one, H x W pixels.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Training data without end: scenes drawn, encoded and captioned on the training device, every image afresh.
+"""Training data without end: scenes rendered, encoded and captioned on the training device, every image afresh.
 
 It takes the place of a prepared folder. Whatever a batch holds follows from its generator alone.
 """
@@ -10,18 +10,18 @@ from ..train.data import Batch, without_caption
 from ..train.draws import StepGenerator
 from .autoencoder import MiniAutoencoder
 from .images import CANNY
-from .scenery import DrawnBatch, Scenery, Worded
+from .scenery import RenderedBatch, Scenery, Worded
 
 
 class EndlessData:
-    """What the trainers read, drawn and encoded as they go. Attributes and methods as of `PreparedFolder`."""
+    """What the trainers read, rendered and encoded as they go. Attributes and methods as of `PreparedFolder`."""
 
     latent_space, edges = "sd", "canny"
 
     def __init__(self, scenery: Scenery, vae: MiniAutoencoder, encoder: nn.Module, caption_tokens: int,
                  hints: bool = False, autocast: bool = False, reuse: int = 1, images: bool = True) -> None:
         """vae and encoder are on the device of the scenery. hints: edge maps too; autocast: encode in bf16; reuse:
-        steps in a row that see the same images, with other noise, where drawing them takes much of a step. images:
+        steps in a row that see the same images, with other noise, where rendering them takes much of a step. images:
         whether there are any; without, latents have no channels, for trainings that learn from captions alone."""
         self.scenery, self.vae, self.encoder = scenery, vae.eval(), encoder.eval()
         self.hints, self.autocast, self.caption_tokens, self.reuse = hints, autocast, caption_tokens, reuse
@@ -51,10 +51,10 @@ class EndlessData:
                 parts = [self.features(rows.long()).to(torch.bfloat16) for rows in kind.tokens.split(batch)]
                 self.remembered[id(kind)] = torch.cat(parts)
 
-    def context(self, drawn: DrawnBatch | Worded) -> Tensor:
+    def context(self, some: RenderedBatch | Worded) -> Tensor:
         """(B, L, C) float32, zero at padding: the features of the captions."""
-        kept = self.remembered.get(id(drawn.kind))
-        return self.features(drawn.tokens) if kept is None else kept[drawn.rows].float()
+        kept = self.remembered.get(id(some.kind))
+        return self.features(some.tokens) if kept is None else kept[some.rows].float()
 
     @torch.no_grad()
     def batch(self, generator: torch.Generator, size: int) -> Batch:
@@ -72,13 +72,13 @@ class EndlessData:
         return self._kept[part]
 
     def _made(self, generator: torch.Generator, size: int) -> Batch:
-        drawn = self.scenery.draw(generator, size)
-        height, width = drawn.images.shape[-2:]
+        rendered = self.scenery.render(generator, size)
+        height, width = rendered.images.shape[-2:]
         hints = None
         if self.hints:
-            maps = canny(drawn.images, CANNY["low"], CANNY["high"], together=True)
+            maps = canny(rendered.images, CANNY["low"], CANNY["high"], together=True)
             hints = self.latents(maps.expand(-1, 3, -1, -1))
-        return Batch(self.latents(drawn.images), self.context(drawn), drawn.mask,
+        return Batch(self.latents(rendered.images), self.context(rendered), rendered.mask,
                      *self._told((height, width), size), hints)
 
     def _worded(self, generator: torch.Generator, count: int) -> Batch:

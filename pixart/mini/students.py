@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .stream import EndlessData
 
 PAIRS_PER_FILE = 128         # captions a file
-PAIR_STEPS = 20              # of the teacher that draws the pairs
+PAIR_STEPS = 20              # of the teacher that makes the pairs
 
 
 def train_lcm(builder: "Builder") -> None:
@@ -73,7 +73,7 @@ def maker(job: TrainingJob) -> Callable[..., Training]:
 
 
 def pairs(builder: "Builder", captions: "EndlessData", guidance: float) -> PreparedFolder:
-    """Noise and what the teacher draws from it, of captions of the training scenes; made once a work folder."""
+    """Noise and what the teacher makes of it, of captions of the training scenes; made once a work folder."""
     folder = builder.work / "captions"
     write_captions(folder, captions, builder.recipe.pairs, builder.recipe.seed)
     teacher = load(builder.files.teacher, dtype=torch.float32, attend=builder.attend).to(builder.device)

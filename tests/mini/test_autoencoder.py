@@ -25,7 +25,7 @@ from pixart.mini.images import BUCKETS
 from pixart.mini.judge import fresh_batch, load_judge
 from pixart.mini.measure.accuracy import Answers, most_likely
 from pixart.mini.resume import ResumableTraining
-from pixart.mini.scenery import DrawnBatch, Scenery
+from pixart.mini.scenery import RenderedBatch, Scenery
 from pixart.mini.text_encoder import build_tokenizer
 
 SMALL = AutoencoderConfig((4, 6, 8, 8), (0, 1, 2, 3), (1, 1, 2, 3))
@@ -139,13 +139,13 @@ class Stop(Exception):
 class BreaksAt10(Scenery):
     """Ends a training after nine steps."""
 
-    drawn = 0
+    rendered = 0
 
-    def draw(self, generator: torch.Generator, count: int) -> DrawnBatch:
-        self.drawn += 1
-        if self.drawn == 10:
+    def render(self, generator: torch.Generator, count: int) -> RenderedBatch:
+        self.rendered += 1
+        if self.rendered == 10:
             raise Stop
-        return super().draw(generator, count)
+        return super().render(generator, count)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 
-from pixart.mini.images import BACKGROUND_RGB, BUCKETS, COLOUR_RGB, draw_scene
+from pixart.mini.images import BACKGROUND_RGB, BUCKETS, COLOUR_RGB, render_scene
 from pixart.mini.scenes import (
     BACKGROUNDS,
     CELLS,
@@ -20,8 +20,8 @@ from pixart.mini.scenes import (
 )
 
 
-def drawn(scene: Scene, size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    return draw_scene(scene, *size, random.Random(seed))
+def rendered(scene: Scene, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return render_scene(scene, *size, random.Random(seed))
 
 
 def painted(image: np.ndarray, background: str) -> np.ndarray:
@@ -37,10 +37,10 @@ def middle(where: np.ndarray) -> tuple[float, float]:
 @pytest.mark.parametrize("size", BUCKETS)
 def test_an_image_depends_on_scene_and_seed_alone(size: tuple[int, int]) -> None:
     scene = sample_scene(1, 0)
-    first = drawn(scene, size)
+    first = rendered(scene, size)
     assert first.shape == (*size, 3) and first.dtype == np.uint8
-    assert np.array_equal(first, drawn(scene, size))
-    assert not np.array_equal(first, drawn(scene, size, seed=1))
+    assert np.array_equal(first, rendered(scene, size))
+    assert not np.array_equal(first, rendered(scene, size, seed=1))
 
 
 @pytest.mark.parametrize("size", BUCKETS)
@@ -49,7 +49,7 @@ def test_an_image_depends_on_scene_and_seed_alone(size: tuple[int, int]) -> None
 def test_things_lie_where_the_words_say_and_inside(size: tuple[int, int], position: str, extent: str) -> None:
     for seed in range(4):
         scene = Scene("white", (Thing("circle", "red", extent, "plain"),), position=position)
-        where = painted(drawn(scene, size, seed), "white")
+        where = painted(rendered(scene, size, seed), "white")
         assert not (where[0].any() or where[-1].any() or where[:, 0].any() or where[:, -1].any())
         y, x = middle(where)
         assert (y < 0.47) == (position == "top") and (y > 0.53) == (position == "bottom")
@@ -60,7 +60,7 @@ def test_things_lie_where_the_words_say_and_inside(size: tuple[int, int], positi
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_the_first_of_two_things_is_left_or_above(size: tuple[int, int], relation: str) -> None:
     things = (Thing("ring", "red", "medium", "plain"), Thing("square", "blue", "medium", "plain"))
-    image = drawn(Scene("black", things, relation=relation), size).astype(int)
+    image = rendered(Scene("black", things, relation=relation), size).astype(int)
     first, second = (middle(np.abs(image - COLOUR_RGB[name]).max(-1) < 8) for name in ("red", "blue"))
     axis = 1 if relation == "left of" else 0
     assert second[axis] - first[axis] > 0.3
@@ -71,15 +71,15 @@ def test_the_first_of_two_things_is_left_or_above(size: tuple[int, int], relatio
 def test_things_of_crowded_scenes_stay_in_their_cells(size: tuple[int, int]) -> None:
     height, width = size
     for index, cell in enumerate(CELLS):
-        where = painted(drawn(Scene("white", (Thing("circle", "red", "medium", "plain"),) * 3,
-                                    cells=(cell,) * 3), size, seed=index), "white")
+        where = painted(rendered(Scene("white", (Thing("circle", "red", "medium", "plain"),) * 3,
+                                       cells=(cell,) * 3), size, seed=index), "white")
         row, column = divmod(index, 3)
         inside = where[row * height // 3:-(-(row + 1) * height // 3), column * width // 3:-(-(column + 1) * width // 3)]
         assert inside.sum() == where.sum() > 100
 
 
 def test_small_and_large_differ_clearly() -> None:
-    areas = [painted(drawn(Scene("grey", (Thing("square", "cyan", size, "plain"),), position="centre"), (128, 128)),
+    areas = [painted(rendered(Scene("grey", (Thing("square", "cyan", size, "plain"),), position="centre"), (128, 128)),
                      "grey").sum() for size in SIZES]
     assert areas[1] > 2 * areas[0]
 
@@ -88,12 +88,13 @@ def test_small_and_large_differ_clearly() -> None:
 @pytest.mark.parametrize("colour", COLOURS)
 def test_every_colour_and_its_stripes_stand_out_from_every_background(background: str, colour: str) -> None:
     scene = Scene(background, (Thing("square", colour, "large", "striped"),), position="centre")
-    inside = drawn(scene, (128, 128))[44:84, 44:84].astype(int)
+    inside = rendered(scene, (128, 128))[44:84, 44:84].astype(int)
     distance = np.abs(inside - BACKGROUND_RGB[background]).max(-1)
     assert distance.min() > 30
 
 
 def test_shapes_and_textures_all_look_different() -> None:
-    images = {drawn(Scene("black", (Thing(shape, "pink", "small", texture),), position="centre"), (96, 160)).tobytes()
-              for shape in SHAPES for texture in TEXTURES}
+    scenes = [Scene("black", (Thing(shape, "pink", "small", texture),), position="centre")
+              for shape in SHAPES for texture in TEXTURES]
+    images = {rendered(scene, (96, 160)).tobytes() for scene in scenes}
     assert len(images) == len(SHAPES) * len(TEXTURES)

@@ -103,13 +103,13 @@ def test_training_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, monkeypa
         pass
 
     class BreaksAt6(Scenery):
-        drawn = 0
+        rendered = 0
 
-        def draw_mixed(self, generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-            self.drawn += 1
-            if self.drawn == 7:
+        def render_mixed(self, generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+            self.rendered += 1
+            if self.rendered == 7:
                 raise Stop
-            return super().draw_mixed(generator, count)
+            return super().render_mixed(generator, count)
 
     with pytest.raises(Stop):
         train_judge(tmp_path / "b.safetensors", BreaksAt6(scenery.ordinary), steps=7, batch=2,

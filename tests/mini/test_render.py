@@ -1,11 +1,11 @@
-"""What is drawn from numbers on any device is what PIL draws of the scene."""
+"""What is rendered from numbers on any device is what PIL makes of the scene."""
 import random
 from dataclasses import replace
 
 import pytest
 import torch
 
-from pixart.mini.images import BUCKETS, _layout, draw_scene
+from pixart.mini.images import BUCKETS, _layout, render_scene
 from pixart.mini.render import CODE, THINGS, Arrangement, arrange, encode_scene, paint
 from pixart.mini.scenes import Scene, Thing, sample_scene
 from pixart.train.draws import generator_for
@@ -28,7 +28,7 @@ def placed(scene: Scene, size: tuple[int, int], seed: int) -> Arrangement:
 @pytest.mark.parametrize("index", range(40))
 def test_images_are_those_of_pil(index: int) -> None:
     scene, size = sample_scene(index, 5, crowded=index % 4 == 3), BUCKETS[index % len(BUCKETS)]
-    wanted = torch.from_numpy(draw_scene(scene, *size, random.Random(index))).permute(2, 0, 1)
+    wanted = torch.from_numpy(render_scene(scene, *size, random.Random(index))).permute(2, 0, 1)
     found = paint(placed(scene, size, index), *size)[0] * 255
     assert (found - wanted).abs().mean() < 0.8, "grey levels of 255: edges differ by a fraction of a pixel"
     assert ((found - wanted).abs().amax(0) > 64).float().mean() < 0.004

@@ -24,22 +24,22 @@ def data() -> EndlessData:
                        MINI_TOKENS, hints=True)
 
 
-def test_a_step_is_drawn_again_to_the_bit_and_no_two_alike(data: EndlessData) -> None:
+def test_a_step_is_made_again_to_the_bit_and_no_two_alike(data: EndlessData) -> None:
     first, again, other = (data.batch(generator_for(0, step), 4) for step in (5, 5, 6))
-    assert first.noise is again.noise is None        # images drawn here have no noise that a teacher began with
+    assert first.noise is again.noise is None        # rendered images have no noise that a teacher began with
     for name in vars(first).keys() - {"noise"}:
         assert torch.equal(getattr(first, name), getattr(again, name)), name
     assert first.latents.shape != other.latents.shape or not torch.equal(first.latents, other.latents)
 
 
 def test_latents_hints_and_features_are_those_of_the_images(data: EndlessData) -> None:
-    batch, drawn = data.batch(generator_for(0, 3), 4), data.scenery.draw(generator_for(0, 3), 4)
-    torch.testing.assert_close(batch.latents, data.vae.encode(drawn.images))
-    maps = canny(drawn.images, CANNY["low"], CANNY["high"])
+    batch, rendered = data.batch(generator_for(0, 3), 4), data.scenery.render(generator_for(0, 3), 4)
+    torch.testing.assert_close(batch.latents, data.vae.encode(rendered.images))
+    maps = canny(rendered.images, CANNY["low"], CANNY["high"])
     torch.testing.assert_close(batch.hint, data.vae.encode(maps.expand(-1, 3, -1, -1)))
-    height, width = drawn.images.shape[-2:]
+    height, width = rendered.images.shape[-2:]
     assert batch.size.tolist() == [[height, width]] * 4 and batch.aspect.tolist() == pytest.approx([height / width] * 4)
-    assert batch.context.shape == (4, drawn.tokens.shape[1], WIDTH) and not batch.context[~batch.mask].any()
+    assert batch.context.shape == (4, rendered.tokens.shape[1], WIDTH) and not batch.context[~batch.mask].any()
 
 
 def test_reused_images_are_the_same_for_some_steps_and_then_others(data: EndlessData) -> None:
@@ -60,14 +60,14 @@ def test_parts_of_a_step_hold_other_images_also_where_these_are_used_again(data:
 
 
 def test_every_size_and_both_kinds_come_up(data: EndlessData) -> None:
-    drawn = [data.scenery.draw(generator_for(1, step), 1) for step in range(60)]
-    assert {tuple(given.images.shape[-2:]) for given in drawn} == set(BUCKETS)
-    long = sum(given.tokens.shape[1] > 100 for given in drawn) / 60
+    rendered = [data.scenery.render(generator_for(1, step), 1) for step in range(60)]
+    assert {tuple(given.images.shape[-2:]) for given in rendered} == set(BUCKETS)
+    long = sum(given.tokens.shape[1] > 100 for given in rendered) / 60
     assert 0.1 < long < 0.5
 
 
 def test_mixed_batches_are_half_crowded(data: EndlessData) -> None:
-    images, answers = data.scenery.draw_mixed(generator_for(0, 2), 8)
+    images, answers = data.scenery.render_mixed(generator_for(0, 2), 8)
     count = answers[:, list(ATTRIBUTES).index("count")]
     assert len(images) == 8 and (count >= 2).tolist() == [False] * 4 + [True] * 4
 
@@ -80,8 +80,8 @@ def test_remembered_features_are_those_of_the_encoder(data: EndlessData) -> None
 
 
 def test_answers_say_what_the_catalogue_says(data: EndlessData) -> None:
-    drawn = data.scenery.draw(generator_for(0, 0), 8)
-    assert drawn.answers.min() == -100 and (drawn.answers >= 0).sum(1).min() >= 6
+    rendered = data.scenery.render(generator_for(0, 0), 8)
+    assert rendered.answers.min() == -100 and (rendered.answers >= 0).sum(1).min() >= 6
 
 
 def test_without_caption_there_is_the_one_token_of_the_empty_prompt(data: EndlessData) -> None:

@@ -1,4 +1,4 @@
-"""What a small read-out finds in the text features: what they do not tell, no transformer can draw."""
+"""What a small read-out finds in the text features: what they do not tell, no transformer can show."""
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

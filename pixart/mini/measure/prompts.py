@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..images import BUCKETS, draw_scene
+from ..images import BUCKETS, render_scene
 from ..prepare import held_out, image_lot
 from ..scenes import Scene
 from .batches import BenchImages
@@ -64,10 +64,10 @@ class Prompts:
                 yield PromptGroup(height, width, members[at:at + batch], self.run * _RUN + bucket * _BUCKET + at)
 
     def real(self) -> BenchImages:
-        """The image of every scene, drawn by the renderer that drew the training images."""
+        """The rendered image of every scene."""
         parts = []
         for bucket, size in enumerate(BUCKETS):
-            arrays = [draw_scene(self.scenes[i], *size, image_lot(i, self.seed, "held-out"))
+            arrays = [render_scene(self.scenes[i], *size, image_lot(i, self.seed, "held-out"))
                       for i in range(bucket, len(self), len(BUCKETS))]
             parts += [torch.stack([torch.from_numpy(array) for array in arrays]).permute(0, 3, 1, 2)] if arrays else []
         return BenchImages(tuple(parts))
