@@ -71,15 +71,15 @@ def networks(case: Case) -> tuple[PixArtTransformer, Any, list[nn.Module]]:
 
 
 def iterate(case: Case, model: PixArtTransformer, vae: Any, eyes: list[nn.Module]) -> None:
-    """Draw, score, and compute the gradient of the noise."""
+    """Generate, score, and compute the gradient of the noise."""
     request = Request(("x",), "", case.side, case.side, case.sampler, case.steps)
     caption = Encoded(torch.zeros(1, 120, 4096), EVERY_TOKEN,
                       [PromptReport("x", "x", 120, 120, 120)])
     sides = (1, 4, case.side // 8, case.side // 8)
-    draw = Generator(model, decoder(vae, model.config.latent_scale), request, caption, lambda: torch.zeros(sides))
+    generate = Generator(model, decoder(vae, model.config.latent_scale), request, caption, lambda: torch.zeros(sides))
     noise = torch.zeros(sides, requires_grad=True)
     with recomputed(model, vae) if case.recompute else nullcontext():
-        images = draw(noise)
+        images = generate(noise)
         total = torch.stack([score(network, images) for network in eyes]).sum()
         torch.autograd.grad(total, noise)
 

@@ -57,19 +57,19 @@ class Bench:
         texts = tuple(prompts.captions[i] for i in group.members)
         wanted = torch.tensor([labels(prompts.scenes[i]) for i in group.members])
         request = Request(texts, "", group.height, group.width, self.sampler, self.steps, seed=group.seed)
-        draw = Generator(self.model, self.decode, request, self.t5.encode(list(texts), 256))
+        generate = Generator(self.model, self.decode, request, self.t5.encode(list(texts), 256))
         curve: list[list[float]] = []
 
         def watch(done: Iteration, images: Tensor) -> None:
             with torch.no_grad():
                 curve.append(self.likely_b(images, texts).tolist())
-        found = {"optimised": optimise_noise(draw, self.reward, texts, draw.start, self.recipe, watch)}
+        found = {"optimised": optimise_noise(generate, self.reward, texts, generate.start, self.recipe, watch)}
         tries = forwards_of(self.recipe)
         for name, propose in (("best of n", fresh_noise), ("search", near)):
-            found[name] = search_noise(draw, self.reward, texts, draw.start, tries,
+            found[name] = search_noise(generate, self.reward, texts, generate.start, tries,
                                        propose(torch.Generator().manual_seed(group.seed + 1)))
         with torch.no_grad():
-            shown = {"as it is": draw(draw.start), **{name: each.images for name, each in found.items()}}
+            shown = {"as it is": generate(generate.start), **{name: each.images for name, each in found.items()}}
             said = {name: self.scores(images, texts, wanted) for name, images in shown.items()}
         return {"members": list(group.members), "ways": said, "curve b": curve,
                 "curve a": [each.total for each in found["optimised"].history],

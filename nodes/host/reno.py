@@ -135,10 +135,10 @@ def _optimise(model: Any, positive: list, vae: Any, latent: dict, wish: RenoWish
     decode, decoder_copy = differentiable_vae(vae, model, device)
     make_room(device)
     network, reward = network.to(device), reward.to(device)
-    draw = Generator(network, decode, request, caption, sampler_noise(latent, wish, device))
+    generate = Generator(network, decode, request, caption, sampler_noise(latent, wish, device))
     watch = RenoWatch(wish, say)
     with recomputed(network, decoder_copy) if wish.save_memory else nullcontext():
-        return optimise_noise(draw, reward, (wish.prompt,) * images, draw.start, wish.recipe, watch,
+        return optimise_noise(generate, reward, (wish.prompt,) * images, generate.start, wish.recipe, watch,
                               (KeyboardInterrupt, InterruptProcessingException))    # layers of newer hosts raise it
 
 
@@ -185,7 +185,7 @@ def check_told_size(extra: Mapping[str, Any], height: int, width: int) -> None:
 
 
 def sampler_noise(latent: dict, wish: RenoWish, device: torch.device) -> Callable[[], Tensor]:
-    """The draws of PixArt's own sampler nodes for this seed, so that iteration 1 draws what they draw."""
+    """The draws of PixArt's own sampler nodes for this seed, so that iteration 1 gives their image."""
     from comfy import sample
     samples = latent["samples"]
     images = images_of(latent)
@@ -263,8 +263,8 @@ def outputs(model: Any, found: OptimisedNoise, wish: RenoWish) -> tuple:
     RunningText()(text, always=True)
     lines = [text, *(f"{each.number}: " + ", ".join(f"{name} {score[0]:.4g}" for name, score in each.scores.items())
                      + (" dropped, not finite" if each.dropped[0] else "") for each in found.history)]
-    drawn = curve([each.total[0] for each in found.history], wish.recipe.iterations, *CURVE)
-    plot = torch.frombuffer(bytearray(drawn.tobytes()), dtype=torch.uint8).view(1, CURVE[1], CURVE[0], 3).float() / 255
+    shown = curve([each.total[0] for each in found.history], wish.recipe.iterations, *CURVE)
+    plot = torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).view(1, CURVE[1], CURVE[0], 3).float() / 255
     begin = {"samples": started(model, found.noise, wish).to(device)}
     return image, FixedNoise(found.noise.clone(), wish.seed), begin, "\n".join(lines), plot.to(device)
 

@@ -34,7 +34,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_no_metadata(command)
     add_files(command)
     _add_rewards(command)
-    _add_drawing(command)
+    _add_sampling(command)
     _add_recipe(command)
 
 
@@ -58,19 +58,19 @@ def _add_rewards(command: argparse.ArgumentParser) -> None:
                                                                      "have in common")
 
 
-def _add_drawing(command: argparse.ArgumentParser) -> None:
-    drawing = command.add_argument_group("drawing")
-    drawing.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm",
-                         help=f"one that can be differentiated: {', '.join(FEW_STEP_SAMPLERS)} (default: lcm)")
-    drawing.add_argument("--steps", type=positive_whole, metavar="N",
-                         help="sampling steps (default: depends on the sampler)")
-    drawing.add_argument("--rule", choices=FEW_STEP_RULES, default="official",
-                         help="rule for the timesteps; lcm: official or diffusers, tdm: official or tdm-800, dmd: no "
-                              "effect (default: official)")
-    drawing.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the training "
-                                                                  "resolution)")
-    drawing.add_argument("--seed", type=int, default=0, help="seed of the initial noise (default: 0)")
-    drawing.add_argument("--noise", type=Path, metavar="FILE", help="initial noise, saved by an earlier run")
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    sampling = command.add_argument_group("sampling")
+    sampling.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm",
+                          help=f"one that can be differentiated: {', '.join(FEW_STEP_SAMPLERS)} (default: lcm)")
+    sampling.add_argument("--steps", type=positive_whole, metavar="N",
+                          help="sampling steps (default: depends on the sampler)")
+    sampling.add_argument("--rule", choices=FEW_STEP_RULES, default="official",
+                          help="rule for the timesteps; lcm: official or diffusers, tdm: official or tdm-800, dmd: no "
+                               "effect (default: official)")
+    sampling.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the training "
+                                                                   "resolution)")
+    sampling.add_argument("--seed", type=int, default=0, help="seed of the initial noise (default: 0)")
+    sampling.add_argument("--noise", type=Path, metavar="FILE", help="initial noise, saved by an earlier run")
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:

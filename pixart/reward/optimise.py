@@ -15,14 +15,14 @@ from .protocol import WeightedSum
 
 logger = logging.getLogger(__name__)
 
-Draw = Callable[[Tensor], Tensor]       # noise (B, C, h, w) -> images (B, 3, H, W) in 0..1, differentiable
+Generate = Callable[[Tensor], Tensor]   # noise (B, C, h, w) -> images (B, 3, H, W) in 0..1, differentiable
 
 
 @dataclass(frozen=True)
 class NoiseRecipe:
     """How the noise is changed; defaults as published."""
 
-    iterations: int = 50            # images drawn: one update of the noise less
+    iterations: int = 50            # images generated: one update of the noise less
     rate: float = 5.0               # learning rate of gradient descent
     momentum: float = 0.9           # of Nesterov's kind
     clip: float = 0.1               # largest norm of a gradient
@@ -30,7 +30,7 @@ class NoiseRecipe:
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
-            raise ValueError(f"{self.iterations} iterations asked for; at least 1 is needed, which only draws")
+            raise ValueError(f"{self.iterations} iterations asked for; at least 1 is needed, which keeps the noise")
         if self.rate < 0 or self.clip <= 0 or self.regularisation < 0 or not 0 <= self.momentum < 1:
             raise ValueError(f"rate is {self.rate}, clip {self.clip}, regularisation {self.regularisation}, momentum "
                              f"{self.momentum}; expected >= 0, > 0, >= 0, and at least 0 and below 1")
@@ -66,11 +66,11 @@ class OptimisedNoise:
 WatchIteration = Callable[[Iteration, Tensor], None]  # (what was done, its images); KeyboardInterrupt ends the work
 
 
-def optimise_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor,
+def optimise_noise(generate: Generate, reward: WeightedSum, prompts: Sequence[str], noise: Tensor,
                    recipe: NoiseRecipe = PUBLISHED_RECIPE,
                    watch: WatchIteration | None = None,
                    stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> OptimisedNoise:
-    """Raise the reward of the images that `draw` makes of noise; the best of all iterations is returned.
+    """Raise the reward of the images that `generate` makes of noise; the best of all iterations is returned.
 
     noise: float32, not changed. An image whose reward or gradient is not finite drops its iteration: its
     noise goes back by half of its last step and loses its momentum. stops: exceptions, wherever they come from, that
@@ -80,7 +80,7 @@ def optimise_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], nois
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("noise cannot be optimised in inference mode; call this within torch.inference_mode(False)")
-    ascent = Ascent(draw, reward, prompts, noise, recipe)
+    ascent = Ascent(generate, reward, prompts, noise, recipe)
     with torch.enable_grad():
         try:
             for number in range(1, recipe.iterations + 1):
@@ -97,9 +97,9 @@ def optimise_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], nois
 class Ascent:
     """The state of an optimisation."""
 
-    def __init__(self, draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor,
+    def __init__(self, generate: Generate, reward: WeightedSum, prompts: Sequence[str], noise: Tensor,
                  recipe: NoiseRecipe) -> None:
-        self.draw, self.reward, self.prompts, self.recipe = draw, reward, prompts, recipe
+        self.generate, self.reward, self.prompts, self.recipe = generate, reward, prompts, recipe
         self.noise = noise.detach().float().clone()
         self.before, self.velocity = self.noise, torch.zeros_like(self.noise)
         self.best = Best(self.noise)
@@ -107,11 +107,11 @@ class Ascent:
         self.stopped = False
 
     def iterate(self, number: int) -> tuple[Iteration, Tensor]:
-        """Draw, score, remember, and but for the last time change the noise; what was done, and the images."""
+        """Generate, score, remember, and but for the last time change the noise; what was done, and the images."""
         last = number == self.recipe.iterations
         noise = self.noise.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            images = self.draw(noise)
+            images = self.generate(noise)
             scores = self.reward.scores(images, self.prompts)
             total = self.reward.total(scores)
         finite = torch.isfinite(total).detach()

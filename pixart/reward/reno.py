@@ -16,7 +16,7 @@ from .optimise import PUBLISHED_RECIPE, NoiseRecipe, OptimisedNoise, WatchIterat
 from .protocol import WeightedSum
 from .search import SEARCHES, WAYS, search_noise
 
-ADVICE = "draw a smaller image, take fewer rewards, put them into 16 bits, or use fewer steps"
+ADVICE = "generate a smaller image, take fewer rewards, put them into 16 bits, or use fewer steps"
 
 
 def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: WeightedSum,
@@ -24,12 +24,12 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
          steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
          sampler: str = "lcm", rule: str = "official", noise: Tensor | None = None,
          watch: WatchIteration | None = None, by: str = "gradient") -> OptimisedNoise:
-    """Optimise the noise of images that `pipe` would draw with the same arguments; see `optimise_noise`.
+    """Optimise the noise of images that `pipe` would generate with the same arguments; see `optimise_noise`.
 
     by: "gradient", or without gradients and their memory "best-of-n" or "search", of which only `recipe.iterations`
     matters: so many new noises, or neighbours of the best (`pixart.reward.search`), drawn from the generator of `seed`.
     reward: on the pipeline's device. noise: (B, C, height / 8, width / 8) to begin with, by default that of the
-    seeds. `pipe(..., noise=found.noise)` draws the best again. Raises ValueError for a sampler that cannot be
+    seeds. `pipe(..., noise=found.noise)` generates the best again. Raises ValueError for a sampler that cannot be
     differentiated, FloatingPointError where no reward is finite, MemoryError with advice.
     """
     given = prompts if isinstance(prompts, Encoded) else pipe.encode(prompts)
@@ -44,18 +44,18 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
         pipe.t5.make_room(pipe.keep_t5)
     vae: Any = pipe.vae
     with torch.inference_mode(False), recomputed(pipe.transformer.requires_grad_(False), vae):
-        draw = Generator(pipe.transformer, decoder(vae, pipe.config.latent_scale), request, given)
-        begin = draw.start if noise is None else noise.to(pipe.device)
+        generate = Generator(pipe.transformer, decoder(vae, pipe.config.latent_scale), request, given)
+        begin = generate.start if noise is None else noise.to(pipe.device)
         with memory_advice(pipe.device, "optimising noise", ADVICE):
             if by == "gradient":
-                return optimise_noise(draw, reward, texts, begin, recipe, watch)
+                return optimise_noise(generate, reward, texts, begin, recipe, watch)
             propose = SEARCHES[by](torch.Generator().manual_seed(seed))
             propose(begin)          # what the seed gives first may be what the search begins with
-            return search_noise(draw, reward, texts, begin, recipe.iterations, propose, watch)
+            return search_noise(generate, reward, texts, begin, recipe.iterations, propose, watch)
 
 
 def request_of(given: Encoded, steps: int | None, seed: int, width: int, height: int, sampler: str,
                rule: str) -> Request:
-    """What the images of `reno` are drawn by: as those of the pipeline, without guidance."""
+    """The request for the images of `reno`: as those of the pipeline, without guidance."""
     return Request(tuple(report.prompt for report in given.reports), "", height, width, sampler,
                    steps or sampler_of(sampler).steps, 1.0, rule, seed)

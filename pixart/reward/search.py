@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .optimise import Best, Draw, NoiseRecipe, OptimisedNoise, WatchIteration, not_finite, noted, outcome
+from .optimise import Best, Generate, NoiseRecipe, OptimisedNoise, WatchIteration, not_finite, noted, outcome
 from .protocol import WeightedSum
 
 Propose = Callable[[Tensor], Tensor]        # best noise so far -> noise to try, both (B, C, h, w)
@@ -20,7 +20,7 @@ def forwards_of(recipe: NoiseRecipe) -> int:
 
 
 @torch.no_grad()
-def search_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise: Tensor, tries: int,
+def search_noise(generate: Generate, reward: WeightedSum, prompts: Sequence[str], noise: Tensor, tries: int,
                  propose: Propose, watch: WatchIteration | None = None,
                  stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> OptimisedNoise:
     """The best of `noise` and `tries` - 1 proposals, row by row; watch and stops as of `optimise_noise`.
@@ -33,7 +33,7 @@ def search_noise(draw: Draw, reward: WeightedSum, prompts: Sequence[str], noise:
     try:
         for number in range(1, tries + 1):
             tried = best.noise if number == 1 else propose(best.noise)
-            shown = draw(tried)
+            shown = generate(tried)
             scores = reward.scores(shown, prompts)
             total = reward.total(scores)
             finite = torch.isfinite(total)

@@ -1,6 +1,6 @@
-"""Reward fine-tuning: a network learns to draw what rewards score high, by gradients through few-step sampling.
+"""Reward fine-tuning: a network learns to make what rewards score high, by gradients through few-step sampling.
 
-As LongAlign's trainer does it (Liu et al. 2024, section 4 and luping-liu/LongAlign): images are drawn from noise, the
+As LongAlign's trainer does it (Liu et al. 2024, section 4 and luping-liu/LongAlign): images are sampled from noise, the
 input of every pass is cut off from the gradient, and some passes alone, evenly spaced from a random first one, get any.
 """
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .objectives import draw_noise
 
 @dataclass(frozen=True)
 class RewardAscent:
-    """Minus the mean reward of images drawn with the network, without guidance.
+    """Minus the mean reward of images generated with the network, without guidance.
 
     relevance only enters the fingerprint of a training; the caller reweights `reward`.
     """

@@ -29,7 +29,7 @@ def vae_and_t5(method: RewardLoraMethod, config: PixArtConfig) -> tuple[Path, Pa
     shipped = shipped_for(config)
     vae, t5 = method.vae or (shipped.vae if shipped else None), method.t5 or (shipped.t5 if shipped else None)
     if vae is None or t5 is None:
-        raise ValueError("rewards look at images: method.vae and method.t5 are needed, the files to draw with and to "
+        raise ValueError("rewards look at images: method.vae and method.t5 are needed, the files to decode with and to "
                          "encode the captions with")
     return vae, t5
 

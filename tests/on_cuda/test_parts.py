@@ -129,14 +129,14 @@ def test_rewards_score_the_same(gpu: Cuda, tmp_path, relevance):
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])
 def test_noise_climbs_towards_a_reward(gpu: Cuda, where):
-    from reward.test_optimise import draw, noise
+    from reward.test_optimise import generate, noise
 
     class Dark(nn.Module):
         name = "dark"
 
         def forward(self, images: Tensor, prompts: list[str]) -> Tensor:
             return -images.square().sum((1, 2, 3))
-    found = optimise_noise(lambda x: draw(x.to(GPU)), WeightedSum([(Dark(), 1.0)]), ["x", "y"], noise(2).to(where),
+    found = optimise_noise(lambda x: generate(x.to(GPU)), WeightedSum([(Dark(), 1.0)]), ["x", "y"], noise(2).to(where),
                            NoiseRecipe(iterations=4))
     assert found.noise.device.type == found.total.device.type == "cpu"
     assert (found.total > torch.tensor(found.history[0].total)).any()
@@ -160,7 +160,7 @@ def scenery(gpu: Cuda) -> Scenery:
 
 
 def measured(measure: Callable, model: nn.Module, count: int, device: torch.device) -> dict[str, float]:
-    """On fewer images, which take long to draw."""
+    """On fewer images, which take long to generate."""
     return measure(model, 50, device)
 
 

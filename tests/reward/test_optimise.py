@@ -32,7 +32,7 @@ class Nothing(nn.Module):
         return 0 * images.sum((1, 2, 3))
 
 
-def draw(noise):
+def generate(noise):
     """A linear generator."""
     return noise[:, :3] * 0.5 + noise[:, 3:] * 0.1
 
@@ -41,7 +41,7 @@ def noise(count=1, seed=0):
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def run(start, recipe, reward=None, watch=None, image=draw):
+def run(start, recipe, reward=None, watch=None, image=generate):
     return optimise_noise(image, WeightedSum([(reward or Nearness(), 1.0)]), ["x"] * len(start), start, recipe, watch)
 
 
@@ -51,7 +51,8 @@ def test_the_update_is_that_of_the_published_code():
     theirs = start.clone().requires_grad_()
     sgd = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=True)
     for number in range(50):
-        loss = ((draw(theirs) - TARGET) ** 2).sum() + 0.01 * (0.5 * theirs.norm() ** 2 - (D - 1) * theirs.norm().log())
+        held = 0.5 * theirs.norm() ** 2 - (D - 1) * theirs.norm().log()
+        loss = ((generate(theirs) - TARGET) ** 2).sum() + 0.01 * held
         if number < 49:
             sgd.zero_grad()
             loss.backward()
@@ -59,7 +60,7 @@ def test_the_update_is_that_of_the_published_code():
             sgd.step()
     last = []
     found = run(start, recipe, watch=lambda done, images: last.append(images))
-    assert torch.allclose(last[-1], draw(theirs.detach()), atol=1e-5)
+    assert torch.allclose(last[-1], generate(theirs.detach()), atol=1e-5)
     assert len(found.history) == 50 and found.history[-1].gradient == [0.0] and not start.requires_grad
 
 
@@ -70,15 +71,15 @@ def test_small_steps_only_go_up_and_the_best_is_kept_with_its_noise():
     wild = run(noise(), NoiseRecipe(iterations=30, rate=40.0))
     totals, best = ([getattr(each, name)[0] for each in wild.history] for name in ("total", "best"))
     assert totals != sorted(totals) and best == sorted(best) and best[-1] == max(totals) == wild.total.item()
-    assert torch.equal(draw(wild.noise), wild.images)
+    assert torch.equal(generate(wild.noise), wild.images)
     assert Nearness()(wild.images, ["x"]).item() == wild.total.item()
 
 
 @pytest.mark.parametrize("recipe", [NoiseRecipe(iterations=1), NoiseRecipe(iterations=4, rate=0.0)])
-def test_without_updates_it_only_draws(recipe):
+def test_without_updates_the_noise_stays(recipe):
     start = noise()
     found = run(start, recipe)
-    assert torch.equal(found.noise, start) and torch.equal(found.images, draw(start))
+    assert torch.equal(found.noise, start) and torch.equal(found.images, generate(start))
 
 
 def test_the_regulariser_holds_the_length_of_gaussian_noise():
@@ -155,7 +156,7 @@ def test_neither_an_endless_reward_nor_a_broken_gradient_is_followed(reward):
 def test_where_nothing_was_learnt_it_goes_half_the_way_back_and_loses_its_momentum():
     def shown(recipe, start, reward):
         seen = []
-        run(start, recipe, reward, image=lambda given: (seen.append(given.detach().clone()), draw(given))[1])
+        run(start, recipe, reward, image=lambda given: (seen.append(given.detach().clone()), generate(given))[1])
         return seen
     _, second, third, fourth, fifth, sixth = shown(NoiseRecipe(iterations=6, rate=1.0), noise(), Moody({3, 4}))
     assert torch.equal(fourth, (third + second) / 2) and torch.equal(fifth, (fourth + second) / 2)
@@ -183,7 +184,7 @@ def test_stopped_it_returns_the_best_so_far():
         calls.append(given)
         if len(calls) == 3:
             raise TimeoutError
-        return draw(given)
+        return generate(given)
     found = optimise_noise(passing, WeightedSum([(Nearness(), 1.0)]), ["x"], noise(), NoiseRecipe(rate=1.0), None,
                            (TimeoutError,))
     assert found.stopped and len(found.history) == 2
@@ -205,16 +206,16 @@ def test_inference_mode_and_impossible_numbers_are_refused():
 def test_the_searches_keep_the_best_and_stay_gaussian():
     reward, start, generator = WeightedSum([(Nearness(), 1.0)]), noise(3), torch.Generator().manual_seed(5)
     assert forwards_of(NoiseRecipe()) == 148
-    one = search_noise(draw, reward, ["x"] * 3, start, 1, fresh_noise(generator))
-    assert torch.equal(one.noise, start) and torch.equal(one.images, draw(start))
+    one = search_noise(generate, reward, ["x"] * 3, start, 1, fresh_noise(generator))
+    assert torch.equal(one.noise, start) and torch.equal(one.images, generate(start))
     for propose in (fresh_noise(generator), near(generator)):
-        found = search_noise(draw, reward, ["x"] * 3, start, 60, propose)
-        assert torch.equal(draw(found.noise), found.images)
+        found = search_noise(generate, reward, ["x"] * 3, start, 60, propose)
+        assert torch.equal(generate(found.noise), found.images)
         assert all(found.total[row] == max(each.total[row] for each in found.history) for row in range(3))
     steps = [near(generator)(start) for _ in range(50)]
     assert abs(torch.stack(steps).std().item() - start.std().item()) < 0.1
     with pytest.raises(ValueError, match="at least 1"):
-        search_noise(draw, reward, ["x"], noise(), 0, fresh_noise(generator))
+        search_noise(generate, reward, ["x"], noise(), 0, fresh_noise(generator))
 
 
 def test_a_search_stops_with_the_best_so_far_and_passes_over_what_is_no_number():
@@ -223,13 +224,13 @@ def test_a_search_stops_with_the_best_so_far_and_passes_over_what_is_no_number()
     def until_three(done, images):
         if done.number == 3:
             raise KeyboardInterrupt
-    found = search_noise(draw, reward, ["x"], noise(), 60, fresh_noise(generator), until_three)
-    assert found.stopped and len(found.history) == 3 and torch.equal(draw(found.noise), found.images)
+    found = search_noise(generate, reward, ["x"], noise(), 60, fresh_noise(generator), until_three)
+    assert found.stopped and len(found.history) == 3 and torch.equal(generate(found.noise), found.images)
     tries = iter([1.0, float("nan"), 1.0])
-    found = search_noise(lambda given: draw(given) * next(tries), reward, ["x"], noise(), 3, fresh_noise(generator))
+    found = search_noise(lambda given: generate(given) * next(tries), reward, ["x"], noise(), 3, fresh_noise(generator))
     assert [done.dropped for done in found.history] == [[False], [True], [False]] and torch.isfinite(found.total).all()
     with pytest.raises(FloatingPointError, match="nearness is not finite"):
-        search_noise(lambda given: draw(given) * float("nan"), reward, ["x"], noise(), 3, fresh_noise(generator))
+        search_noise(lambda given: generate(given) * float("nan"), reward, ["x"], noise(), 3, fresh_noise(generator))
 
     def at_once(given):
         raise KeyboardInterrupt

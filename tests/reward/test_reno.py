@@ -54,23 +54,23 @@ def vae():
 
 
 @pytest.mark.parametrize("sampler, steps", [("lcm", 1), ("lcm", 3), ("dmd", 1)])
-def test_it_draws_bit_for_bit_what_the_sampler_draws(vae, sampler, steps):
+def test_it_makes_bit_for_bit_what_the_sampler_makes(vae, sampler, steps):
     model, asked = random_transformer(), request(sampler, steps, count=2)
-    draw = Generator(model, decoder(vae, CONFIG.latent_scale), asked, caption(2))
+    generate = Generator(model, decoder(vae, CONFIG.latent_scale), asked, caption(2))
     latents = sample(model, asked, caption(2), caption(1))
-    assert torch.equal(draw.latents(draw.start), latents)
-    assert torch.equal(draw(draw.start), decode(vae, latents, CONFIG.latent_scale).clone())
-    other = draw.start.flip(0)
-    assert torch.equal(draw.latents(other), sample(model, asked, caption(2), caption(1), start=other))
+    assert torch.equal(generate.latents(generate.start), latents)
+    assert torch.equal(generate(generate.start), decode(vae, latents, CONFIG.latent_scale).clone())
+    other = generate.start.flip(0)
+    assert torch.equal(generate.latents(other), sample(model, asked, caption(2), caption(1), start=other))
 
 
 def test_recomputing_changes_nothing_but_memory(vae):
     model = random_transformer()
-    draw = Generator(model, decoder(vae, CONFIG.latent_scale), request(), caption())
+    generate = Generator(model, decoder(vae, CONFIG.latent_scale), request(), caption())
 
     def gradient():
-        start = draw.start.clone().requires_grad_()
-        images = draw(start)
+        start = generate.start.clone().requires_grad_()
+        images = generate(start)
         return images, torch.autograd.grad(images.sum(), start)[0]
     plain = gradient()
     with recomputed(model, vae):
@@ -85,14 +85,14 @@ def test_recomputing_changes_nothing_but_memory(vae):
 @pytest.mark.parametrize("sampler, steps", [("lcm", 2), ("dmd", 1)])
 def test_the_gradient_is_that_of_finite_differences(sampler, steps):
     model = random_transformer(torch.float64)
-    draw = Generator(model, lambda latents: latents[:, :3], request(sampler, steps), caption())
+    generate = Generator(model, lambda latents: latents[:, :3], request(sampler, steps), caption())
     model.forward = lambda x, t, *given, call=model.forward, **named: Wide(call(x.double(), t, *given, **named))
-    draw.later = [each.double() for each in draw.later]
-    start = draw.start.double().requires_grad_()
+    generate.later = [each.double() for each in generate.later]
+    start = generate.start.double().requires_grad_()
     way = torch.randn(start.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    (slope,) = torch.autograd.grad(draw(start).square().sum(), start)
+    (slope,) = torch.autograd.grad(generate(start).square().sum(), start)
     with torch.no_grad():
-        ahead, behind = (draw(start + sign * 1e-5 * way).square().sum() for sign in (1, -1))
+        ahead, behind = (generate(start + sign * 1e-5 * way).square().sum() for sign in (1, -1))
     assert ((slope * way).sum() - (ahead - behind) / 2e-5).abs() < 1e-4 * slope.norm() * way.norm()
 
 
@@ -114,7 +114,7 @@ def test_a_sampler_of_too_many_passes_is_refused_by_name(asked, message):
         Generator(random_transformer(), lambda latents: latents, asked, caption())
 
 
-def test_mini_gains_and_its_best_noise_draws_its_best_image():
+def test_mini_gains_and_its_best_noise_gives_its_best_image():
     pipe = Pipeline.open(device="cpu", dtype=torch.float32)
     reward = open_rewards([RewardChoice("judge")])
     found = reno(pipe, PROMPT, reward, NoiseRecipe(iterations=4), steps=2, seed=3)
@@ -203,7 +203,7 @@ def test_other_files_are_no_noise(tmp_path):
         load_noise(tmp_path / "x.safetensors")
 
 
-def test_noise_of_the_shipped_size_is_what_the_seed_draws():
+def test_noise_of_the_shipped_size_is_what_the_seed_gives():
     vae, config = load_vae(SHIPPED.vae), replace(CONFIG)
-    draw = Generator(random_transformer(), decoder(vae, config.latent_scale), request(), caption())
-    assert torch.equal(draw.start[0], torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(4)))
+    generate = Generator(random_transformer(), decoder(vae, config.latent_scale), request(), caption())
+    assert torch.equal(generate.start[0], torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(4)))
