@@ -1,4 +1,4 @@
-"""The node that draws one image for each pair of settings and puts them on a labelled sheet."""
+"""The node that generates one image for each pair of settings and puts them on a labelled sheet."""
 from typing import Any
 
 from .arguments import checked

@@ -1,4 +1,4 @@
-"""Images of a comparison, drawn one by one in the host; each is saved in the output folder as soon as it is drawn."""
+"""Images of a comparison, generated one by one in the host; each is saved in the output folder at once."""
 import hashlib
 import json
 import logging
@@ -30,7 +30,7 @@ PromptGraph = Mapping[str, Any]
 
 @dataclass
 class CellNetworks:
-    """What every cell is drawn with, and the prompts encoded so far."""
+    """What every cell is generated with, and the prompts encoded so far."""
 
     model: Any
     clip: Any
@@ -43,7 +43,7 @@ class CellNetworks:
             self.encoded[prompt] = encode_prompt(self.clip, prompt, rules_of(self.model), {}, emphasis=True)[0]
         return self.encoded[prompt]
 
-    def draw(self, cell: Cell) -> Tensor:
+    def generate(self, cell: Cell) -> Tensor:
         """(3, H, W) in 0..1. Raises the host's own exception when it is interrupted."""
         parts = make_parts(self.model, cell.method, cell.steps, cell.cfg, cell.denoise)
         positive, latent, cfg = self.conditioning(cell.prompt), self.latent, parts.preset.guidance
@@ -58,7 +58,7 @@ def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name:
     """The sheet IMAGE (1, H, W, 3), the images IMAGE (cells, H, W, 3) row by row, and a report.
 
     Images that an earlier run with the same settings and nodes left in the folder are taken from there. ValueError,
-    before any work, for what some cell cannot be drawn with.
+    before any work, for what some cell cannot be generated with.
     """
     cells = cell_grid(cell, columns, rows)
     check_cells(networks, cells, columns, rows)
@@ -67,18 +67,19 @@ def compare(networks: CellNetworks, cell: Cell, columns: Axis, rows: Axis, name:
     paths = [[folder / f"{cell_key(each, source)}.png" for each in row] for row in cells]
     wanted = {path: each for line, row in zip(paths, cells) for path, each in zip(line, row)}
     missing = {path: each for path, each in wanted.items() if not path.is_file()}
-    draw_missing(networks, missing, len(wanted))
+    generate_missing(networks, missing, len(wanted))
     batch = images_batch([path for line in paths for path in line])
     images = batch.movedim(-1, 1).unflatten(0, (len(paths), -1))
     sheet = labelled_sheet([list(row) for row in images], columns.labels, rows.labels,
                            cell_title(cell, columns, rows))
-    report = f"{len(missing)} drawn, {len(wanted) - len(missing)} kept from before, in output/{COMPARE_FOLDER}/{name}"
+    report = (f"{len(missing)} generated, {len(wanted) - len(missing)} kept from before, in "
+              f"output/{COMPARE_FOLDER}/{name}")
     show_text(report)
     return sheet_image(sheet), batch, report
 
 
 def check_cells(networks: CellNetworks, cells: Sequence[Sequence[Cell]], columns: Axis, rows: Axis) -> None:
-    """Refuse before the first image what the last one could not be drawn with."""
+    """Refuse before the first image what the last one could not be generated with."""
     require_pixart(networks.model)
     check_latent(networks.model, networks.latent)
     if networks.latent["samples"].shape[0] != 1:
@@ -94,7 +95,7 @@ def check_cells(networks: CellNetworks, cells: Sequence[Sequence[Cell]], columns
                 raise ValueError(f"{error} (image {', '.join(filter(None, (column, row)))})") from error
 
 
-def draw_missing(networks: CellNetworks, missing: Mapping[Path, Cell], total: int) -> None:
+def generate_missing(networks: CellNetworks, missing: Mapping[Path, Cell], total: int) -> None:
     """Each file is complete or absent, so that a run goes on where it was stopped."""
     started, kept = time.monotonic(), total - len(missing)
     for number, (path, cell) in enumerate(missing.items()):
@@ -103,7 +104,7 @@ def draw_missing(networks: CellNetworks, missing: Mapping[Path, Cell], total: in
             text += f", about {(time.monotonic() - started) / number * (len(missing) - number):.0f} s left"
         show_text(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(path, networks.draw(cell))
+        save_image(path, networks.generate(cell))
 
 
 def cell_key(cell: Cell, source: str) -> str:

@@ -1,4 +1,4 @@
-"""python -m pixart pairs: draw the pairs of noise and image that one-step distillation learns from."""
+"""python -m pixart pairs: generate the pairs of noise and image that one-step distillation learns from."""
 import argparse
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw what is missing, and say how much that was."""
+    """Generate what is missing, and say how much that was."""
     from ..checkpoint import load
     from ..device import checked_device
     from ..prepare.pairs import make_pairs
@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> None:
     device = checked_device(args.device)
     teacher = load(args.model, args.variant, dtype=dtype_named(args.dtype), device=device)
     with Bars() as bars:
-        drawn = make_pairs(args.data, args.out, teacher, args.steps, args.guidance, args.seed, args.batch,
-                           lambda done, total: bars("drawing", done, total), args.model)
-    print(f"{drawn} pairs were drawn into {args.out}")
+        made = make_pairs(args.data, args.out, teacher, args.steps, args.guidance, args.seed, args.batch,
+                          lambda done, total: bars("generating", done, total), args.model)
+    print(f"{made} pairs were written to {args.out}")

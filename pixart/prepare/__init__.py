@@ -14,7 +14,7 @@ The prepared folder, format "pixart-prepared-1"
 | `aspect`       | (n,) fp32            | height / width that the model is told                                       |
 | `hints`        | (n, C, h, w) fp16    | latent of the edge map like `latents`; only where edges were prepared       |
 | `hints_spread` | (n, C, h, w) fp16    | like `spread`                                                               |
-| `noise`        | (n, C, h, w) fp16    | what a teacher drew the latents from; in pairs only (`pixart pairs`)       |
+| `noise`        | (n, C, h, w) fp16    | what the teacher of a pair started from; in pairs only (`pixart pairs`)     |
 
 An example is drawn as latents + spread * noise. L is that of the longest caption of a file, and batches are as wide as
 their own longest one. Header: `format`, `latent_space` (sd, sdxl), `caption_tokens`, where captions were cut, `edges`

@@ -1,4 +1,4 @@
-"""Pairs of noise and what a teacher draws from it, for one-step distillation: a prepared folder with noise in it.
+"""Pairs of noise and what a teacher makes of it, for one-step distillation: a prepared folder with noise in it.
 
 Captions and image sizes come from a prepared folder, its images are not looked at. Shard by shard, so that a kill
 costs one shard; the noise of a shard follows from the seed and its name, so it does not matter when it was made, nor
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int = 20, guidance: float = 4.5,
                seed: int = 0, batch: int = 8, progress: CountProgress = lambda done, total: None,
                weights: Path | None = None) -> int:
-    """Draw an image for every caption of the folder `captions` that is not in `out` yet; how many were drawn.
+    """Generate latents for every caption of the folder `captions` that is not in `out` yet; how many there were.
 
     teacher: in evaluation mode, where it is to compute. steps and guidance: of DPM-Solver++. weights: the teacher's
     file, to tell it from others. Raises ValueError, naming the folder, for captions of another text encoder, and where
@@ -47,7 +47,7 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
                          f"captions with the text encoder that belongs to it: {captions}")
     out.mkdir(parents=True, exist_ok=True)
     null, total = Encoded(features[None], mask[None], []), sum(len(Shard(path)) for path in paths)
-    drawn = done = 0
+    made = done = 0
     with claimed(out):
         settle(out, {"steps": steps, "guidance": guidance, "seed": seed, "teacher": weights_fingerprint(weights)},
                begun=bool(shard_paths(out)))
@@ -57,13 +57,13 @@ def make_pairs(captions: Path, out: Path, teacher: PixArtTransformer, steps: int
             if (out / path.name).exists():
                 check_captions_of(Shard(out / path.name), shard)
             else:
-                write_shard(out / path.name, _drawn(shard, teacher, null, steps, guidance, seed, batch),
+                write_shard(out / path.name, _generated(shard, teacher, null, steps, guidance, seed, batch),
                             {**{key: value for key, value in shard.metadata.items() if key not in ("keys", "format")},
                              "edges": "none", "latent_space": teacher.config.latent_space}, shard.keys, shard.marks)
-                drawn += len(shard)
+                made += len(shard)
             done += len(shard)
             progress(done, total)
-    return drawn
+    return made
 
 
 def noise_of(shard: Shard, channels: int, seed: int) -> Tensor:
@@ -76,13 +76,13 @@ def noise_of(shard: Shard, channels: int, seed: int) -> Tensor:
 def check_captions_of(pairs: Shard, captions: Shard) -> None:
     """Refuse to keep pairs of other captions than those of the shard of the same name."""
     if pairs.keys != captions.keys or (pairs.marks and pairs.marks != captions.marks):
-        raise ValueError("these pairs were drawn for other captions than those in the folder now; draw into a new "
+        raise ValueError("these pairs were made for other captions than those in the folder now; choose a new "
                          f"folder: {pairs.path}")
 
 
 @torch.inference_mode()
-def _drawn(shard: Shard, teacher: PixArtTransformer, null: Encoded, steps: int, guidance: float,
-           seed: int, batch: int) -> dict[str, Tensor]:
+def _generated(shard: Shard, teacher: PixArtTransformer, null: Encoded, steps: int, guidance: float,
+               seed: int, batch: int) -> dict[str, Tensor]:
     """The tensors of a shard of pairs."""
     noise = noise_of(shard, teacher.config.channels, seed)
     latents = [_sampled(shard, rows, noise[rows], teacher, null, steps, guidance)
@@ -94,7 +94,7 @@ def _drawn(shard: Shard, teacher: PixArtTransformer, null: Encoded, steps: int, 
 
 def _sampled(shard: Shard, rows: Tensor, noise: Tensor, teacher: PixArtTransformer, null: Encoded,
              steps: int, guidance: float) -> Tensor:
-    """What the teacher draws from the noise as it will be stored, in 16 bits; (B, C, h, w) on the CPU."""
+    """What the teacher makes of the noise as it will be stored, in 16 bits; (B, C, h, w) on the CPU."""
     weight = teacher.x_embedder.proj.weight
     captions = Encoded(shard.rows("features", rows).float(), shard.rows("mask", rows).bool(), [])
     both, keep = stack_captions(null, captions)

@@ -36,7 +36,7 @@ CAPTION_LINES, LINE = 3, 12          # under an image; pixels a line
 
 @dataclass(frozen=True)
 class Subject:
-    """What is drawn, encoded once. decode: scaled latents to images (B, 3, H, W) in 0..1.
+    """What the images show, encoded once. decode: scaled latents to images (B, 3, H, W) in 0..1.
 
     edges, for a ControlNet: the images (B, 3, H, W) in 0..1 to follow, a prompt each; hints: their latents, scaled.
     """
@@ -52,7 +52,7 @@ class Subject:
 def subject_from_files(settings: ValidateSettings, config: PixArtConfig, device: torch.device | str) -> Subject:
     """Encodes the prompts and frees T5; keeps the VAE. Raises what loading them raises."""
     if settings.t5 is None or settings.vae is None:
-        raise ValueError("previews need t5 and vae, the files to encode and to draw with")
+        raise ValueError("previews need t5 and vae, the files to encode prompts and decode images with")
     request = Request(settings.prompts, height=settings.height or config.resolution,
                       width=settings.width or config.resolution, sampler=settings.sampler, steps=settings.steps,
                       guidance=settings.guidance, seed=settings.seed)
@@ -80,7 +80,7 @@ def encode_request(t5: Path, request: Request, max_tokens: int, clean: bool, bit
 
 
 class Preview:
-    """Draws the subject every `every` steps and after the last one: {folder}/step-{number}.png.
+    """Generates images of the subject every `every` steps and after the last one: {folder}/step-{number}.png.
 
     The noise comes from generators of its own, so a training with previews takes the same course as one without.
     """
@@ -102,18 +102,18 @@ class Preview:
             return
         with replacing(path) as beside:
             sheet.save(beside, format="PNG")
-        logger.info("drew %s", path)
+        logger.info("wrote %s", path)
         if self.show is not None:
             self.show(record, sheet)
 
     def sheet(self, average: nn.Module) -> "Image":
         """One column a prompt; hints, where there are any, above."""
-        rows = [self.draw(average)]
+        rows = [self.generate(average)]
         if self.subject.edges is not None:
             rows.insert(0, self.subject.edges)
         return preview_sheet(rows, self.subject.request.prompts)
 
-    def draw(self, average: nn.Module) -> Tensor:
+    def generate(self, average: nn.Module) -> Tensor:
         """Images (B, 3, height, width) in 0..1 of all prompts."""
         subject, control = self.subject, None
         base, network = self.parts(average)

@@ -57,7 +57,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ValidateSettings:
-    """Images drawn while the training runs, with the averaged weights."""
+    """Images generated while the training runs, with the averaged weights."""
 
     prompts: tuple[str, ...] = ()     # prompts for validation images; none: no images
     hints: tuple[Path, ...] = ()      # for a ControlNet: one edge map per prompt, white on black
@@ -78,7 +78,7 @@ class ValidateSettings:
         if self.every < 1 or self.steps < 1:
             raise ValueError(f"every is {self.every}, steps {self.steps}; both must be at least 1")
         if self.prompts and (self.vae is None or self.t5 is None):
-            raise ValueError("prompts need vae and t5, the files to encode and to draw with")
+            raise ValueError("prompts need vae and t5, the files to encode them and to decode images with")
         if self.hints and len(self.hints) != len(self.prompts):
             raise ValueError(f"{len(self.hints)} hints for {len(self.prompts)} prompts; there must be one each")
 
@@ -116,7 +116,7 @@ class Settings:
         if isinstance(self.method, ControlMethod) and self.output.file.suffix != ".safetensors":
             raise ValueError(f"output.file is {self.output.file}; the name of a ControlNet must end in .safetensors")
         if isinstance(self.method, IlfMethod) and self.validate.prompts:
-            raise ValueError("validate.prompts have no effect with ilf; draw with generate --feedback")
+            raise ValueError("validate.prompts have no effect with ilf; use generate --feedback")
         if isinstance(self.method, IlfMethod) and self.output.file.suffix != ".safetensors":
             raise ValueError(f"output.file is {self.output.file}; the name of feedback must end in .safetensors")
         if self.validate.prompts and isinstance(self.method, ControlMethod) and not self.validate.hints:
@@ -126,7 +126,7 @@ class Settings:
 def check_pt_dit_settings(settings: Settings) -> None:
     """Refuse what a PT-DiT cannot be trained with."""
     if settings.validate.prompts:
-        raise ValueError("validate.prompts have no effect with pt-dit; draw with generate")
+        raise ValueError("validate.prompts have no effect with pt-dit; use generate")
     if settings.train.mup_base_width:
         raise ValueError("train.mup_base_width has no effect with pt-dit: muP has no rules for it")
     if settings.output.file.suffix != ".safetensors":

@@ -77,12 +77,12 @@ def test_an_interrupted_comparison_goes_on_where_it_was(server, base):
     before = kept(base, "stopped")
     assert 0 < len(before) < 8
     again = run(server, graph(name="stopped", **wanted))
-    assert f"{8 - len(before)} drawn, {len(before)} kept from before" in harness.texts(again, NODE)[-1]
+    assert f"{8 - len(before)} generated, {len(before)} kept from before" in harness.texts(again, NODE)[-1]
     assert np.array_equal(image(server, again), whole)
     after = kept(base, "stopped")
     assert len(after) == 8 and before.items() <= after.items() and after == kept(base, "whole")
     more = run(server, graph(name="stopped", **{**wanted, "row_values": "7..9"}))
-    assert "4 drawn, 8 kept" in harness.texts(more, NODE)[-1]
+    assert "4 generated, 8 kept" in harness.texts(more, NODE)[-1]
 
 
 def test_what_was_deleted_is_made_again(server, base):
@@ -102,12 +102,12 @@ def test_what_was_deleted_is_made_again(server, base):
 
 def test_other_networks_are_drawn_anew(server, base):
     wanted = {"name": "other", "columns": "seed", "column_values": "1", "rows": "none"}
-    assert "1 drawn, 0 kept" in harness.texts(run(server, graph(**wanted)), NODE)[-1]
+    assert "1 generated, 0 kept" in harness.texts(run(server, graph(**wanted)), NODE)[-1]
     changed = graph(**wanted)
     for entry in changed.values():
         if entry["class_type"] == "PixArtLoader":
             entry["inputs"]["weight_dtype"] = "bf16"
-    assert "1 drawn, 0 kept" in harness.texts(run(server, changed), NODE)[-1]
+    assert "1 generated, 0 kept" in harness.texts(run(server, changed), NODE)[-1]
     assert len(kept(base, "other")) == 2
 
 

@@ -130,7 +130,7 @@ def test_pairs_of_other_captions_are_not_kept(pairs, tmp_path):
     shutil.copytree(data, out)
     assert make_pairs(data, out, fresh(), steps=3) == 0
     write_shard(file, tensors, shard.metadata, [str(row) for row in range(len(shard))], ["new"] * len(shard))
-    with pytest.raises(ValueError, match="drawn for other captions than those in the folder now"):
+    with pytest.raises(ValueError, match="made for other captions than those in the folder now"):
         make_pairs(data, out, fresh(), steps=3)
 
 

@@ -50,7 +50,7 @@ class TrainingWatch:
 
 def preview_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip: Any, vae: Any,
                model: Any) -> "Preview | None":
-    """Draws the prompt now and then, onto the node and into a file; None where there is no prompt."""
+    """Images of the prompt now and then, onto the node and into a file; None where there is no prompt."""
     if not wish.preview_prompt.strip() or wish.preview_every < 1:
         return None
     if clip is None or vae is None:
@@ -67,7 +67,7 @@ def preview_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip:
 
 def subject_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip: Any, vae: Any,
                model: Any) -> "Subject":
-    """What the preview draws; a ControlNet follows the first edge map of the data, at that image's size."""
+    """What the preview shows; a ControlNet follows the first edge map of the data, at that image's size."""
     from ....pixart.request import Request
     from ....pixart.train.preview import Subject
     config, decode, hints, edges = job.config, vae_decoder(vae, model), None, None
@@ -90,5 +90,5 @@ def last_sheet(folder: Path) -> tuple[Tensor | None, Path | None]:
     """The newest preview, (H, W, 3) in 0..1, and its file."""
     from ....pixart.control.images import opaque
     from ....pixart.images import read_image
-    drawn = sorted(folder.glob("step-*.png"))
-    return (opaque(read_image(drawn[-1]))[0].permute(1, 2, 0), drawn[-1]) if drawn else (None, None)
+    sheets = sorted(folder.glob("step-*.png"))
+    return (opaque(read_image(sheets[-1]))[0].permute(1, 2, 0), sheets[-1]) if sheets else (None, None)
