@@ -64,27 +64,27 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     keep_packed = packed_bytes is not None and transformer + one_pass > room
     if keep_packed and packed_bytes is not None:
         transformer = packed_bytes
-    drawing = transformer + one_pass
+    needed = transformer + one_pass
 
     def decoded(beside: int) -> Slices:
         return fitting(*latent_sides(height, width), FULL, max(0, free - transformer - beside), max(1, rows // 2))
 
     beside = None if found.device != device or found.size is None else int(found.size)
-    keep = beside is not None and beside + drawing <= room and decoded(beside).tile is None
+    keep = beside is not None and beside + needed <= room and decoded(beside).tile is None
     parts = decoded(beside if keep and beside else 0)
     stays = ("It stays beside the transformer." if keep else "It is freed before the transformer is loaded."
              if found.device == device else "")
-    words = tuple(word for word in (found.words, stays, drawing_words(drawing, room, keep_packed),
+    words = tuple(word for word in (found.words, stays, transformer_words(needed, room, keep_packed),
                                     f"Images are decoded {spoken(parts)}.") if word)
-    return LoadPlan(found.bits, found.device, keep, keep_packed, parts, drawing <= room, words)
+    return LoadPlan(found.bits, found.device, keep, keep_packed, parts, needed <= room, words)
 
 
-def drawing_words(drawing: int, room: int, packed: bool) -> str:
+def transformer_words(needed: int, room: int, packed: bool) -> str:
     how = "packed" if packed else "in 16 bits"
-    if drawing <= room:
-        return f"The transformer {how} needs {drawing / GIB:.1f} GiB."
-    return (f"The transformer {how} needs {drawing / GIB:.1f} GiB, which is too much: draw smaller images, pack it "
-            "(python -m pixart quantize), or let ComfyUI keep a part of it out of the GPU.")
+    if needed <= room:
+        return f"The transformer {how} needs {needed / GIB:.1f} GiB."
+    return (f"The transformer {how} needs {needed / GIB:.1f} GiB, which is too much: generate smaller images, pack "
+            "it (python -m pixart quantize), or let ComfyUI keep a part of it out of the GPU.")
 
 
 def spoken(parts: Slices) -> str:

@@ -94,8 +94,8 @@ def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: E
 
     caption: the request's prompts, a row each; null: its negative prompt, one row, read by guided samplers only.
     policies: caches and the like, see PixArtTransformer.forward. start: initial noise (B, C, H / 8, W / 8) in place of
-    that of the seeds; noise that a sampler adds later comes from the seeds in any case. origin: the image to begin
-    with, needed where the request's denoise is below 1.
+    that of the seeds; noise that a sampler adds later comes from the seeds in any case. origin: of the start
+    image, needed where the request's denoise is below 1.
     """
     check_origin(origin, request, model.config)
     chosen, count = SAMPLERS[request.sampler], len(request.prompts)
@@ -113,8 +113,8 @@ def sample(model: PixArtTransformer, request: Request, caption: Encoded, null: E
         return chosen.run(predict, draws, request.steps, request.rule, callback)
     origin = origin.to(noise.device)
     network_of_rest, draws = origin.begin(predict, draws, request.times, request.denoise)
-    drawn = chosen.run(network_of_rest, draws, request.steps, request.rule, callback, request.denoise)
-    return origin.kept(drawn)
+    sampled = chosen.run(network_of_rest, draws, request.steps, request.rule, callback, request.denoise)
+    return origin.kept(sampled)
 
 
 def starting_with(start: Tensor, noise: Noise) -> Noise:

@@ -1,13 +1,13 @@
-"""Image to image: sampling that begins at a given image, and inpainting, which draws only a part of it anew.
+"""Image to image: sampling that starts from a given image, and inpainting, which regenerates only a part of it.
 
-denoise, above 0 and at most 1, says at how much noise it begins: 1 at pure noise, where nothing of the image is left.
+denoise, above 0 and at most 1, says at how much noise it starts: 1 at pure noise, where nothing of the image is left.
 Below, the latent z0 of the image is noised to the first timestep t that the sampler then visits, alpha_t z0 + sigma_t
 noise. Which timesteps these are, each sampler says (`Sampler.times`): guided ones take the last `steps` of
 int(steps / denoise), as ComfyUI's KSampler does; lcm spreads its steps over that share of its grid; tdm keeps that
 share of its steps.
 
-A mask is 1 where the image is drawn anew and 0 where it is kept. As in ComfyUI (KSamplerX0Inpaint) the model sees the
-kept part noised to the timestep with the noise that the sampling began with, and predicts the original there. In the
+A mask is 1 where the image is regenerated and 0 where it is kept. As in ComfyUI (KSamplerX0Inpaint) the model sees the
+kept part noised to the timestep with the noise that the sampling started from, and predicts the original there. In the
 result the kept pixels are those of the image itself, not decoded ones.
 """
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ FINE = 4096     # steps from 0 to 1 of a mask: ones stay exactly 1 when it is sc
 
 @dataclass(frozen=True)
 class Origin:
-    """What sampling begins with: a scaled latent (1 or B, C, h, w) and what to draw anew of it, (1 or B, 1, h, w).
+    """What sampling starts from: a scaled latent (1 or B, C, h, w), and where it is regenerated, (1 or B, 1, h, w).
 
-    mask: in 0..1, 1 drawn anew; None: everything.
+    mask: in 0..1, 1 regenerated; None: everything.
     """
 
     latent: Tensor
@@ -58,9 +58,9 @@ class Origin:
         inside = model if self.mask is None else Inpainting(model, self.latent, self.mask, drawn, times)
         return inside, lambda: waiting.pop() if waiting else noise()
 
-    def kept(self, drawn: Tensor) -> Tensor:
+    def kept(self, sampled: Tensor) -> Tensor:
         """Sampled latents (B, C, h, w) with the original exactly where the mask is 0."""
-        return drawn if self.mask is None else torch.where(self.mask == 0, self.latent, drawn)
+        return sampled if self.mask is None else torch.where(self.mask == 0, self.latent, sampled)
 
 
 class Inpainting:
@@ -71,7 +71,7 @@ class Inpainting:
     """
 
     def __init__(self, model: Model, latent: Tensor, mask: Tensor, noise: Tensor, times: Sequence[float]) -> None:
-        """latent, mask: those of an Origin; noise (B, C, h, w) that the sampling begins with; times: of the calls."""
+        """latent, mask: those of an Origin; noise (B, C, h, w) that the sampling starts from; times: of the calls."""
         self.model, self.latent, self.mask, self.noise = model, latent, mask, noise
         self.nodes, self.calls = [node_at(time) for time in times], 0
 
@@ -89,11 +89,11 @@ class Inpainting:
 
 @dataclass(frozen=True)
 class StartImage:
-    """An image to begin with (1 or B, 1, 3 or 4, H, W) in 0..1, the share of it to draw anew, and where.
+    """An image to start from (1 or B, 1, 3 or 4, H, W) in 0..1, how much of it is regenerated, and where.
 
     Transparency is blended with white. denoise: above 0 to 1, see the text above. mask: (1 or B, 1, H, W) in 0..1 of
-    the same H and W, 1 drawn anew, 0 kept; None: everything is drawn anew. Both are scaled and cropped to the image
-    that is drawn. Raises ValueError.
+    the same H and W, 1 regenerated, 0 kept; None: everything is regenerated. Both are scaled and cropped to the
+    size of the result. Raises ValueError.
     """
 
     image: Tensor
@@ -102,7 +102,7 @@ class StartImage:
 
     def __post_init__(self) -> None:
         check_denoise(self.denoise)
-        check_pixels("image", self.image, (1, 3, 4))
+        check_pixels("start image", self.image, (1, 3, 4))
         if self.mask is None:
             return
         check_pixels("mask", self.mask, (1,))
@@ -113,13 +113,13 @@ class StartImage:
     def fitted(self, request: "Request") -> "StartImage":
         """With opaque pixels (1 or B, 3, height, width) of the request, and a mask of this size.
 
-        ValueError for another number of images, and for a sampler that cannot begin at an image.
+        ValueError for another number of images, and for a sampler that cannot start from an image.
         """
-        check_begins_at_images(request.sampler)
+        check_takes_start_image(request.sampler)
         count, height, width = len(request.prompts), request.height, request.width
-        for what, given in (("images", self.image), ("masks", self.mask)):
+        for what, given in (("start images", self.image), ("masks", self.mask)):
             if given is not None and len(given) not in (1, count):
-                raise ValueError(f"{len(given)} {what} to begin with for {count} images; give one, or one each")
+                raise ValueError(f"{len(given)} {what} for {count} images; give one, or one each")
         image = fit(opaque(self.image.cpu(), WHITE), width, height).clamp(0, 1).expand(-1, 3, -1, -1)
         if self.mask is None:
             return replace(self, image=image)
@@ -129,14 +129,14 @@ class StartImage:
     def origin(self, vae: Autoencoder, latent_scale: float) -> Origin:
         """Of a fitted one, by the autoencoder; see `encode_images` for the scale.
 
-        Sides off the grid of 8 are padded with their last pixels. A cell of the latent is drawn anew by the share of
-        its pixels that are.
+        Sides off the grid of 8 are padded with their last pixels. A cell of the latent is regenerated by the share
+        of its pixels that are.
         """
         latent = encode_images(vae, whole_cells(self.image), latent_scale, batch=1)[0]
         return Origin(latent, None if self.mask is None else avg_pool2d(whole_cells(self.mask), CELL))
 
     def pasted(self, pixels: Tensor) -> Tensor:
-        """Drawn pixels (B, 3, height, width) with those of the fitted image where the mask is 0, blended in between."""
+        """Pixels of the result (B, 3, height, width): the fitted image's where the mask is 0, blended in between."""
         if self.mask is None:
             return pixels
         return self.mask * pixels + (1 - self.mask) * self.image
@@ -150,16 +150,15 @@ def start_image(image: Tensor | None, denoise: float | None, mask: Tensor | None
     if image is None:
         for name, given in (("denoise", denoise), ("mask", mask)):
             if given is not None:
-                raise ValueError(f"{name} has no effect without image, the image to begin with")
+                raise ValueError(f"{name} has no effect without image, the start image")
         return None
     if denoise is None and mask is None:
-        raise ValueError("an image to begin with needs denoise, how much of it is drawn anew, such as 0.6, or a mask "
-                         "of where")
+        raise ValueError("a start image needs denoise, how much of it is regenerated, such as 0.6, or a mask of where")
     return StartImage(image, 1.0 if denoise is None else denoise, mask)
 
 
-def size_to_draw(start: StartImage | None, height: int | None, width: int | None, side: int) -> tuple[int, int]:
-    """(height, width): as asked for; what is not asked for follows from the image to begin with, else it is `side`."""
+def output_size(start: StartImage | None, height: int | None, width: int | None, side: int) -> tuple[int, int]:
+    """(height, width): as asked for; what is not asked for follows from the start image, else it is `side`."""
     if start is None:
         return side if height is None else height, side if width is None else width
     own_height, own_width = start.image.shape[2:]
@@ -169,19 +168,19 @@ def size_to_draw(start: StartImage | None, height: int | None, width: int | None
             round(own_width * (height or 0) / own_height) if width is None else width)
 
 
-def check_begins_at_images(sampler: str) -> None:
+def check_takes_start_image(sampler: str) -> None:
     """ValueError for a sampler that starts from pure noise alone."""
-    if not SAMPLERS[sampler].begins_at_images:
+    if not SAMPLERS[sampler].takes_start_image:
         raise ValueError(FROM_NOISE_ALONE)
 
 
 def check_pixels(what: str, pixels: Tensor, channels: tuple[int, ...]) -> None:
     """Refuse another shape than (images, one of these numbers of channels, H, W), and values beyond 0..1."""
     if pixels.ndim != 4 or pixels.shape[1] not in channels or 0 in pixels.shape:
-        raise ValueError(f"the {what} to begin with has shape {tuple(pixels.shape)}; expected (images, "
+        raise ValueError(f"the {what} has shape {tuple(pixels.shape)}; expected (images, "
                          f"{' or '.join(map(str, channels))}, height, width)")
     if not pixels.is_floating_point() or not ((pixels >= 0) & (pixels <= 1)).all():
-        raise ValueError(f"the {what} to begin with has values beyond 0..1, or none with a fraction ({pixels.dtype}); "
+        raise ValueError(f"the {what} has values beyond 0..1, or none with a fraction ({pixels.dtype}); "
                          "divide pixels of 8 bits by 255")
 
 

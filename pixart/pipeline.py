@@ -20,7 +20,7 @@ from .control.images import fit
 from .device import checked_device, memory_advice
 from .generation import AppliedControl, sample
 from .image_facts import image_facts_of
-from .image_to_image import Origin, StartImage, size_to_draw, start_image
+from .image_to_image import Origin, StartImage, output_size, start_image
 from .mini import SHIPPED, is_mini
 from .model.compiled import compile_blocks
 from .model.controlnet import PixArtControlNet
@@ -139,8 +139,7 @@ class Pipeline:
         """Read on first use."""
         if self.files is None:
             raise ValueError("this pipeline was made of networks in memory and has no autoencoder: give Pipeline.of a "
-                             "decoder, a control image its latent, and give an image to begin with to `sample`, as an "
-                             "Origin")
+                             "decoder, a control image its latent, and give a start image to `sample`, as an Origin")
         return load_vae(self.files.vae, self.device)
 
     @cached_property
@@ -193,14 +192,14 @@ class Pipeline:
         progress: called with (stage, done, total); may raise to stop.
         noise: (B, C, height / 8, width / 8) initial noise, as saved by `pixart reno`.
         nag: scale of normalized attention guidance, 1 for none, see `NAG`.
-        image, denoise, mask: an image to begin with, (1 or B, 3, H, W) in 0..1; the share of it to draw anew, above 0
-            to 1, all; where to draw, (1 or B, 1, H, W): 1 anew, 0 keeps the pixels as they are. See `StartImage`.
+        image, denoise, mask: a start image, (1 or B, 3, H, W) in 0..1; how much of it is regenerated, above 0 to 1,
+            all; where, (1 or B, 1, H, W): 1 regenerated, 0 keeps the pixels as they are. See `StartImage`.
         Raises ValueError for impossible requests, if possible before anything is read; MemoryError with advice;
         FloatingPointError for an image that is not finite.
         """
         start, wanted = start_image(image, denoise, mask), self.wanted(sampler, steps, guidance, rule)
         sampler, chosen = wanted.sampler, sampler_of(wanted.sampler)
-        height, width = size_to_draw(start, height, width, self.config.resolution)
+        height, width = output_size(start, height, width, self.config.resolution)
         request = Request(texts_of(prompts), texts_of(negative)[0], height, width, sampler, wanted.steps,
                           wanted.guidance, wanted.rule, seed, 1.0 if start is None else start.denoise)
         start = None if start is None else start.fitted(request)
@@ -227,7 +226,7 @@ class Pipeline:
         """Latents (B, C, h, w) of a request, scaled as the transformer sees them, on its device.
 
         caption: encoded prompts of the request; null: its encoded negative prompt, for guided samplers; origin: the
-        latent to begin with. The other arguments are those of a call, which consists of this and `decode`.
+        latent to start from. The other arguments are those of a call, which consists of this and `decode`.
         """
         check_given(control, noise, request, self.config)
         check_origin(origin, request, self.config)
@@ -238,14 +237,15 @@ class Pipeline:
             logger.warning(notice)
         if self.t5 is not None:
             self.t5.make_room(self.keep_t5)
-        with memory_advice(self.device, "drawing", "draw fewer images at once (batch), smaller ones, or in 16 bits"):
+        with memory_advice(self.device, "sampling", "generate fewer images at once (batch), smaller ones, or in "
+                           "16 bits"):
             return torch.cat([self._sample(rows, request, caption, null, control, policies, progress, noise, origin)
                               for rows in torch.arange(len(request.prompts)).split(max(1, batch))])
 
     def decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, 8 h, 8 w) in 0..1; FloatingPointError where not finite."""
         tell(progress, "decoding", 0, len(latents))
-        with memory_advice(self.device, "decoding", "draw a smaller image, or on the CPU"):
+        with memory_advice(self.device, "decoding", "generate a smaller image, or on the CPU"):
             pixels = self.decoder(latents)
         require_finite(pixels, "the VAE")
         tell(progress, "decoding", len(latents), len(latents))
@@ -290,10 +290,10 @@ class Pipeline:
         return latents
 
     def _origin(self, start: StartImage) -> Origin:
-        """A fitted image to begin with, encoded; the text encoder makes room first, as for the transformer."""
+        """A fitted start image, encoded; the text encoder makes room first, as for the transformer."""
         if self.t5 is not None:
             self.t5.make_room(self.keep_t5)
-        with memory_advice(self.device, "encoding the image", "draw a smaller image, or on the CPU"):
+        with memory_advice(self.device, "encoding the image", "generate a smaller image, or on the CPU"):
             origin = start.origin(self.vae, self.config.latent_scale)
         require_finite(origin.latent, "the VAE")
         return origin

@@ -18,7 +18,7 @@ LONGEST_NUMBER = 40                 # characters
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One image to draw; None where the file does not say. line: its number in the file, from 1."""
+    """One image to generate; None where the file does not say. line: its number in the file, from 1."""
 
     line: int
     prompt: str

@@ -1,4 +1,4 @@
-"""A request for images, and what must fit it: text features, noise, control images, an image to begin with."""
+"""A request for images, and what must fit it: text features, noise, control images, a start image."""
 import math
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .config import PixArtConfig
 from .control.control_image import ControlImage
-from .image_to_image import Origin, check_begins_at_images
+from .image_to_image import Origin, check_takes_start_image
 from .resolution import LEAST_SIDE, MOST_SIDE, latent_sides
 from .sampling.noise import check_seeds
 from .sampling.samplers import SAMPLERS, sampler
@@ -16,7 +16,7 @@ from .text.encoded import Encoded
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw. height and width: pixels, 16 to 8192; latents cover sides rounded up to multiples of 8."""
+    """What to generate. height and width: pixels, 16 to 8192; latents cover sides rounded up to multiples of 8."""
 
     prompts: tuple[str, ...]
     negative: str = ""
@@ -27,7 +27,7 @@ class Request:
     guidance: float = 4.5         # classifier-free guidance scale; only guided samplers use it
     rule: str = "official"        # published timestep rule, one of the sampler's `rules`
     seed: int = 0                 # image i of the request uses seed + i
-    denoise: float = 1.0          # above 0 to 1, all; below 1 sampling begins at an image, see image_to_image.py
+    denoise: float = 1.0          # above 0 to 1, all; below 1 sampling starts from an image, see image_to_image.py
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -58,15 +58,15 @@ class Request:
 
 
 def check_origin(origin: Origin | None, request: Request, config: PixArtConfig) -> None:
-    """Refuse an image to begin with that does not fit the request, and a request that lacks one."""
+    """Refuse a start image that does not fit the request, and a request that lacks one."""
     if origin is None:
         if request.denoise != 1:
-            raise ValueError(f"denoise {request.denoise:g} needs an image to begin with; give one, or leave it at 1")
+            raise ValueError(f"denoise {request.denoise:g} needs a start image; give one, or leave it at 1")
         return
-    check_begins_at_images(request.sampler)
+    check_takes_start_image(request.sampler)
     shape, count = (config.channels, *request.latent_shape), len(request.prompts)
     if tuple(origin.latent.shape[1:]) != shape or len(origin.latent) not in (1, count):
-        raise ValueError(f"the latent to begin with has shape {tuple(origin.latent.shape)}; these images need "
+        raise ValueError(f"the latent of the start image has shape {tuple(origin.latent.shape)}; these images need "
                          f"{(count, *shape)}, or one for all")
     if origin.mask is not None and tuple(origin.mask.shape) not in {(n, 1, *request.latent_shape) for n in (1, count)}:
         raise ValueError(f"the mask of the latent has shape {tuple(origin.mask.shape)}; these images need "

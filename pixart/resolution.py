@@ -22,7 +22,7 @@ def _class_of(side: int) -> dict[float, tuple[int, int]]:
     return {ratio: (h * side // 1024, w * side // 1024) for ratio, (h, w) in _RATIOS_1024.items()}
 
 
-LEAST_SIDE, MOST_SIDE = 16, 8192        # pixels that can be drawn; 8192 is four times the largest trained side
+LEAST_SIDE, MOST_SIDE = 16, 8192        # pixels that can be generated; 8192 is four times the largest trained side
 # Side in pixels of the square -> ratio -> (height, width). 128 is PixArt-mini.
 ASPECT_RATIOS: dict[int, dict[float, tuple[int, int]]] = {
     128: {0.6: (96, 160), 0.78: (112, 144), 1.0: (128, 128), 1.29: (144, 112), 1.67: (160, 96)},

@@ -226,8 +226,8 @@ def decode(vae: Autoencoder, latents: Tensor, latent_scale: float, batch: int = 
             if not is_out_of_memory(error):
                 raise
             if smaller is None:
-                raise MemoryError(f"not enough memory on {weight.device} to decode even {parts}; draw a smaller "
-                                  "image, or close what else uses the memory") from error
+                raise MemoryError(f"not enough memory on {weight.device} to decode even {parts}; generate a "
+                                  "smaller image, or close what else uses the memory") from error
         logger.warning("not enough memory to decode %s; going on with %s", parts, smaller)
         release(weight.device)
         parts = smaller

@@ -133,9 +133,9 @@ def test_a_denoise_that_is_no_share_is_refused(denoise):
 
 
 @pytest.mark.parametrize("shape, mask, words", [
-    ((3, 16, 16), None, r"image to begin with has shape \(3, 16, 16\); expected \(images, 1 or 3 or 4, height, width"),
+    ((3, 16, 16), None, r"the start image has shape \(3, 16, 16\); expected \(images, 1 or 3 or 4, height, width"),
     ((1, 16, 16, 3), None, r"has shape \(1, 16, 16, 3\)"),
-    ((1, 3, 16, 16), (1, 16, 16), "mask to begin with has shape"),
+    ((1, 3, 16, 16), (1, 16, 16), "the mask has shape"),
     ((1, 3, 16, 16), (1, 3, 16, 16), r"expected \(images, 1, height, width\)"),
     ((1, 3, 16, 16), (1, 1, 16, 8), "the mask is 8 x 16 pixels and the image 16 x 16"),
 ])
@@ -149,7 +149,7 @@ def test_halves_of_a_request_are_refused():
         start_image(None, 0.5, None)
     with pytest.raises(ValueError, match="mask has no effect without image"):
         start_image(None, None, torch.zeros(1, 1, 16, 16))
-    with pytest.raises(ValueError, match="needs denoise, how much of it is drawn anew, such as 0.6, or a mask"):
+    with pytest.raises(ValueError, match="needs denoise, how much of it is regenerated, such as 0.6, or a mask"):
         start_image(torch.zeros(1, 3, 16, 16), None, None)
     for pixels in (torch.full((1, 3, 16, 16), 255.0), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="divide pixels of 8 bits by 255"):
@@ -160,7 +160,7 @@ def test_latents_that_do_not_fit_are_refused_before_sampling():
     config = PixArtConfig(depth=1, hidden=48, heads=4, caption_width=16, caption_tokens=8, base_size=4)
     text = Encoded(torch.zeros(2, 3, 16), torch.ones(2, 3, dtype=torch.bool), [])
     model, request = PixArtTransformer(config).eval(), Request(("a", "b"), height=32, width=32, denoise=0.5)
-    for origin, words in ((None, "denoise 0.5 needs an image"), (Origin(torch.zeros(1, 4, 4, 5)), "(1, 4, 4, 5)"),
+    for origin, words in ((None, "denoise 0.5 needs a start image"), (Origin(torch.zeros(1, 4, 4, 5)), "(1, 4, 4, 5)"),
                           (Origin(torch.zeros(3, 4, 4, 4)), "(3, 4, 4, 4)"),
                           (Origin(torch.zeros(1, 4, 4, 4), torch.zeros(3, 1, 4, 4)), "mask of the latent")):
         with pytest.raises(ValueError) as raised:
@@ -179,7 +179,7 @@ def circle(pipe) -> Tensor:
 
 
 def half(height: int, width: int) -> Tensor:
-    """The left half is drawn anew."""
+    """The left half is regenerated."""
     mask = torch.zeros(1, 1, height, width)
     mask[..., :width // 2] = 1
     return mask
@@ -250,13 +250,13 @@ def test_an_image_of_another_size_is_scaled_and_sizes_follow_from_it(pipe, circl
 @pytest.mark.parametrize("changes, words", [
     ({"sampler": "dmd", "steps": 1, "denoise": 0.5}, "starts from pure noise and cannot work on an image"),
     ({"sampler": "dmd", "steps": 1, "denoise": 1.0}, "starts from pure noise and cannot work on an image"),
-    ({"image": torch.zeros(2, 3, 64, 64), "denoise": 0.5}, "2 images to begin with for 1 images; give one"),
-    ({"mask": torch.zeros(3, 1, 64, 64)}, "3 masks to begin with for 1 images"),
+    ({"image": torch.zeros(2, 3, 64, 64), "denoise": 0.5}, "2 start images for 1 images; give one"),
+    ({"mask": torch.zeros(3, 1, 64, 64)}, "3 masks for 1 images"),
     ({"image": None, "denoise": 0.5}, "denoise has no effect without image"),
     ({"denoise": 0.5, "image": torch.zeros(1, 3, 8, 8)}, "image size is 8x8"),
 ])
-def test_requests_that_cannot_begin_at_an_image_are_refused_before_anything_is_encoded(pipe, changes, words,
-                                                                                       monkeypatch):
+def test_requests_that_cannot_start_from_an_image_are_refused_before_anything_is_encoded(pipe, changes, words,
+                                                                                         monkeypatch):
     monkeypatch.setattr(Pipeline, "encode", None)
     with pytest.raises(ValueError, match=words):
         pipe(RED, **{"image": torch.zeros(1, 3, 64, 64), **changes})
@@ -267,7 +267,7 @@ def generate(monkeypatch, *words: object) -> int:
     return command_line.main()
 
 
-def test_the_command_draws_from_an_image_and_keeps_what_is_masked(circle, tmp_path, monkeypatch):
+def test_the_command_starts_from_an_image_and_keeps_what_is_masked(circle, tmp_path, monkeypatch):
     picture, mask, out = tmp_path / "in.png", tmp_path / "mask.png", tmp_path / "out.png"
     save_image(picture, circle[0, :, :96])
     save_image(mask, half(96, 128)[0].expand(3, -1, -1))

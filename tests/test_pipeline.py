@@ -362,13 +362,13 @@ def test_a_size_far_from_the_trained_ones_is_noticed(pipe, caplog):
     assert "512 x 512: far from the trained sizes. Use " in caplog.text
 
 
-def test_running_out_of_memory_while_drawing_is_advice(pipe, monkeypatch):
+def test_running_out_of_memory_while_sampling_is_advice(pipe, monkeypatch):
     from pixart import pipeline
 
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
     monkeypatch.setattr(pipeline, "sample", full)
-    with pytest.raises(MemoryError, match="not enough memory on cpu while drawing; draw fewer images at once"):
+    with pytest.raises(MemoryError, match="not enough memory on cpu while sampling; generate fewer images at once"):
         draw(pipe)
 
 
@@ -557,7 +557,7 @@ def test_a_file_of_several_prompts_is_refused(parts, pipe, tmp_path, monkeypatch
     save_embeddings(tmp_path / "p.safetensors", pipe.encode(["a red circle", "the blue square"]))
     assert run(monkeypatch, "generate", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
                "--embeddings", tmp_path / "p.safetensors") == 1
-    assert "--embeddings holds 2 prompts, and one is drawn" in capsys.readouterr().err
+    assert "--embeddings holds 2 prompts, and one is expected" in capsys.readouterr().err
 
 
 def test_a_prompt_beside_a_saved_one_that_is_another_is_refused(parts, tmp_path, monkeypatch, capsys):

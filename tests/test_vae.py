@@ -173,7 +173,7 @@ def test_running_out_of_memory_goes_on_with_smaller_parts_and_says_so(mini, scen
 
 
 def test_no_memory_at_all_is_one_error_with_advice(mini):
-    with pytest.raises(MemoryError, match="tiles of 256 pixels; draw a smaller image"):
+    with pytest.raises(MemoryError, match="tiles of 256 pixels; generate a smaller image"):
         decode(Small(mini, 10), torch.zeros(1, 4, 40, 4), 1.0)
 
 

@@ -33,7 +33,7 @@ def add_prompt(command: argparse.ArgumentParser) -> None:
 
 
 def require_prompt(args: argparse.Namespace) -> None:
-    """ValueError where neither `prompt` nor `embeddings` says what to draw."""
+    """ValueError where neither `prompt` nor `embeddings` says what to generate."""
     if args.prompt is None and args.embeddings is None:
         raise ValueError("the prompt is missing; write it before options that take several values, such as --lora, or "
                          "name a saved one with --embeddings")
@@ -68,7 +68,7 @@ def saved_in(path: Path, option: str) -> "Encoded":
 
     saved = load_embeddings(path)
     if len(saved) != 1:
-        raise ValueError(f"{option} holds {len(saved)} prompts, and one is drawn; save each in a file of its own: "
+        raise ValueError(f"{option} holds {len(saved)} prompts, and one is expected; save each in a file of its own: "
                          f"{path}")
     return saved
 

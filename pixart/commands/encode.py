@@ -12,7 +12,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompt", help="the prompt")
     command.add_argument("--t5", type=Path, required=True, help="T5 encoder, a file or folder")
     command.add_argument("--family", choices=tuple(FAMILIES), default="alpha",
-                         help="family of the model that draws the prompt: how its captions were cleaned and cut in "
+                         help="family of the model the prompt is for: how its captions were cleaned and cut in "
                               "training; alpha: also delta (default: alpha)")
     command.add_argument("--max-tokens", type=positive_whole, metavar="N",
                          help="maximum length (default: of the family, alpha 120, sigma 300, mini 256)")

@@ -1,4 +1,4 @@
-"""python -m pixart generate: draw images from a prompt."""
+"""python -m pixart generate: images from a prompt."""
 import argparse
 import logging
 from pathlib import Path
@@ -60,7 +60,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_files(command: argparse.ArgumentParser, embeddings: bool = True) -> None:
-    """embeddings: whether a prompt that was encoded before can be drawn."""
+    """embeddings: whether a prompt that was encoded before can be used."""
     files = command.add_argument_group("files")
     files.add_argument("--model", type=Path, help="transformer, a file or folder; that of a diffusers "
                                                      "pipeline brings VAE and T5 (default: PixArt-mini)")
@@ -89,38 +89,38 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     steps = ", ".join(f"{name} {sampler.steps}" for name, sampler in SAMPLERS.items())
     guided = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.guided)
     rules = dict.fromkeys(rule for sampler in SAMPLERS.values() for rule in sampler.rules)
-    drawing = command.add_argument_group("drawing")
-    drawing.add_argument("--sampler", choices=("auto", *SAMPLERS), default="auto",
-                         help="auto: what the checkpoint was made for, by its file or its name, dpm where neither "
-                              f"says anything; {names} (default: auto)")
-    drawing.add_argument("--steps", type=positive_whole, metavar="N",
-                         help=f"sampling steps (default: {steps})")
-    drawing.add_argument("--guidance", type=finite_number, metavar="W",
-                         help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
-                              "(default: 4.5; with --sampler auto that of the checkpoint, 2.5 for PixArt-mini)")
-    negative = drawing.add_mutually_exclusive_group()
+    sampling = command.add_argument_group("sampling")
+    sampling.add_argument("--sampler", choices=("auto", *SAMPLERS), default="auto",
+                          help="auto: what the checkpoint was made for, by its file or its name, dpm where neither "
+                               f"says anything; {names} (default: auto)")
+    sampling.add_argument("--steps", type=positive_whole, metavar="N",
+                          help=f"sampling steps (default: {steps})")
+    sampling.add_argument("--guidance", type=finite_number, metavar="W",
+                          help=f"how strictly the prompt is followed, with --sampler {guided}; 1 for none "
+                               "(default: 4.5; with --sampler auto that of the checkpoint, 2.5 for PixArt-mini)")
+    negative = sampling.add_mutually_exclusive_group()
     negative.add_argument("--negative", default="", metavar="TEXT",
                           help=f"what to avoid, with --sampler {guided}; with others it needs --nag")
     negative.add_argument("--negative-embeddings", type=Path, metavar="FILE",
                           help="the same, saved by `encode`; guidance with --embeddings needs it")
-    drawing.add_argument("--nag", type=finite_number, default=1.0, metavar="S",
-                         help="scale of normalized attention guidance (NAG), so that --negative works with any "
-                              "sampler, few-step ones too; 5 is usual (default: 1, off)")
-    drawing.add_argument("--rule", choices=tuple(rules),
-                         help="rule for the timesteps (default: official)")
-    drawing.add_argument("--size", type=size, metavar="WxH",
-                         help="width x height in pixels (default: that of --image, else the training resolution)")
-    drawing.add_argument("--seed", type=seed_or_random, default=0, metavar="N",
-                         help="seed of the noise; the same seed gives the same image, also a negative one such as -1; "
-                              "random: a new one each time, which is printed (default: 0)")
-    drawing.add_argument("--noise", type=Path, metavar="FILE",
-                         help="initial noise saved by `reno`; use its --seed, --size, --sampler and --steps too")
-    drawing.add_argument("--count", type=positive_whole, default=1, metavar="N",
-                         help="number of images; seeds count up from --seed (default: 1)")
-    drawing.add_argument("--input-bits", type=int, choices=(6, 8), help="round activations to 6 or 8 bits, to see "
-                                                                        "the loss of quality; saves nothing")
-    drawing.add_argument("--batch", type=positive_whole, default=4, metavar="N",
-                         help="images at once; more need more memory (default: 4)")
+    sampling.add_argument("--nag", type=finite_number, default=1.0, metavar="S",
+                          help="scale of normalized attention guidance (NAG), so that --negative works with any "
+                               "sampler, few-step ones too; 5 is usual (default: 1, off)")
+    sampling.add_argument("--rule", choices=tuple(rules),
+                          help="rule for the timesteps (default: official)")
+    sampling.add_argument("--size", type=size, metavar="WxH",
+                          help="width x height in pixels (default: that of --image, else the training resolution)")
+    sampling.add_argument("--seed", type=seed_or_random, default=0, metavar="N",
+                          help="seed of the noise; the same seed gives the same image, also a negative one such as -1; "
+                               "random: a new one each time, which is printed (default: 0)")
+    sampling.add_argument("--noise", type=Path, metavar="FILE",
+                          help="initial noise saved by `reno`; use its --seed, --size, --sampler and --steps too")
+    sampling.add_argument("--count", type=positive_whole, default=1, metavar="N",
+                          help="number of images; seeds count up from --seed (default: 1)")
+    sampling.add_argument("--input-bits", type=int, choices=(6, 8), help="round activations to 6 or 8 bits, to see "
+                                                                         "the loss of quality; saves nothing")
+    sampling.add_argument("--batch", type=positive_whole, default=4, metavar="N",
+                          help="images at once; more need more memory (default: 4)")
 
 
 def _add_cache(command: argparse.ArgumentParser) -> None:
@@ -215,7 +215,7 @@ def _add_control(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw and save, a batch at a time; print what became of the prompt and where the images lie."""
+    """Generate and save images, a batch at a time; print what became of the prompt and where the images lie."""
     from ..accelerate.plan import SamplingJob
     from ..images import format_of
     from .progress import Bars
@@ -248,14 +248,14 @@ def run(args: argparse.Namespace) -> None:
     for first in range(0, args.count, args.batch):
         count = min(args.batch, args.count - first)
         with Bars() as bars:
-            drawn = pipe(repeated(prompt, count), negative, steps=args.steps, seed=args.seed + first, width=width,
-                         height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, control=control,
-                         batch=count, progress=bars, policies=policies, noise=noise, nag=args.nag,
-                         **arguments_of(start))
+            images = pipe(repeated(prompt, count), negative, steps=args.steps, seed=args.seed + first, width=width,
+                          height=height, sampler=args.sampler, guidance=args.guidance, rule=args.rule, control=control,
+                          batch=count, progress=bars, policies=policies, noise=noise, nag=args.nag,
+                          **arguments_of(start))
         if not told:
-            print(drawn.reports[0].summary, *drawn.reports[0].notes, sep="\n")
+            print(images.reports[0].summary, *images.reports[0].notes, sep="\n")
             told = True
-        for path in drawn.save(args.out, first, args.metadata):
+        for path in images.save(args.out, first, args.metadata):
             print(path, flush=True)
 
 

@@ -57,7 +57,7 @@ def seed_or_random(text: str) -> int | str:
 
 
 def drawn_seed(chosen: int | str) -> int:
-    """The seed itself; in place of RANDOM_SEED a new one, which is printed so that the image can be drawn again."""
+    """The seed itself; in place of RANDOM_SEED a new one, which is printed so that the image can be generated again."""
     if isinstance(chosen, int):
         return chosen
     seed = secrets.randbelow(MOST_RANDOM_SEED + 1)

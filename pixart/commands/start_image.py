@@ -1,4 +1,4 @@
-"""Options of `generate` for image to image: the image to begin with, how much of it is drawn anew, and where."""
+"""Options of `generate` for image to image: the start image, how much of it is regenerated, and where."""
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def add_image_options(command: argparse.ArgumentParser) -> None:
-    begin = command.add_argument_group("image to image, inpainting")
-    begin.add_argument("--image", type=Path, metavar="FILE", help="image to begin with; the result has its size, or it "
-                                                                  "is scaled and cropped to --size")
-    begin.add_argument("--denoise", type=positive_number, metavar="D",
-                       help="share of --image that is drawn anew, above 0 to 1, where nothing is left of it (default: "
-                            "1 with --mask, else it must be given)")
-    begin.add_argument("--mask", type=Path, metavar="FILE", help="image of the size of --image: white is drawn anew, "
+    start = command.add_argument_group("image to image, inpainting")
+    start.add_argument("--image", type=Path, metavar="FILE", help="start image; the result has its size, or it is "
+                                                                  "scaled and cropped to --size")
+    start.add_argument("--denoise", type=positive_number, metavar="D",
+                       help="how much of --image is regenerated, above 0 to 1, where nothing is left of it (default: 1 "
+                            "with --mask, else it must be given)")
+    start.add_argument("--mask", type=Path, metavar="FILE", help="image of the size of --image: white is regenerated, "
                                                                  "black keeps its pixels, grey blends")
 
 
@@ -24,13 +24,13 @@ def require_image(args: argparse.Namespace) -> None:
     """ValueError for options that would change nothing beside the others."""
     given = [name for name in ("denoise", "mask") if getattr(args, name) is not None]
     if given and args.image is None:
-        raise ValueError(f"--{given[0]} has no effect without --image, the image to begin with")
+        raise ValueError(f"--{given[0]} has no effect without --image, the start image")
     if args.image is not None and not given:
-        raise ValueError("--image needs --denoise, the share of it that is drawn anew, such as 0.6, or --mask, where")
+        raise ValueError("--image needs --denoise, how much of it is regenerated, such as 0.6, or --mask, where")
 
 
 def read_start(args: argparse.Namespace) -> "StartImage | None":
-    """The image to begin with that the options ask for. Raises as `read_image`, and ValueError that names a file."""
+    """The start image that the options ask for. Raises as `read_image`, and ValueError that names a file."""
     if args.image is None:
         return None
     from ..control.images import BLACK, grey, opaque
@@ -46,10 +46,10 @@ def read_start(args: argparse.Namespace) -> "StartImage | None":
 
 
 def size_of(args: argparse.Namespace, start: "StartImage | None", side: int) -> tuple[int, int]:
-    """(width, height) to draw; side: what the model was trained on."""
-    from ..image_to_image import size_to_draw
+    """(width, height) of the result; side: what the model was trained on."""
+    from ..image_to_image import output_size
 
-    height, width = size_to_draw(start, None, None, side)
+    height, width = output_size(start, None, None, side)
     return args.size or (width, height)
 
 

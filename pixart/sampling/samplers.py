@@ -47,7 +47,7 @@ class Sampler:
     run: RunSampler
     noises: Callable[[int], int] = lambda steps: 1
     """noises(steps): how often noise() is called."""
-    begins_at_images: bool = True           # whether image to image and inpainting can use it
+    takes_start_image: bool = True          # whether image to image and inpainting can use it
 
 
 def _lcm_times(steps: int, rule: str, denoise: float = 1.0) -> list[float]:
@@ -102,7 +102,7 @@ SAMPLERS: dict[str, Sampler] = {sampler.name: sampler for sampler in (
     Sampler("dpm", "DPM-Solver++ (2M), about 20 steps", 20, True, DPM_RULES, _dpm_times, _run_dpm),
     Sampler("ddim", "DDIM, first order; for feedback (ILF), 10 steps", 10, True, DPM_RULES, _dpm_times, _run_ddim),
     Sampler("dmd", "distribution matching distillation, one step", 1, False, (), _dmd_times, _run_dmd,
-            begins_at_images=False),
+            takes_start_image=False),
     Sampler("tdm", "trajectory distribution matching, 4 steps", 4, False, TDM_RULES, _tdm_times, _run_tdm),
 )}
 FEW_STEP_SAMPLERS = tuple(each.name for each in SAMPLERS.values() if not each.guided)     # of distilled models

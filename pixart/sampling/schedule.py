@@ -30,7 +30,7 @@ ALPHAS_CUMPROD: tuple[float, ...] = tuple(accumulate((1 - beta for beta in BETAS
 
 
 def check_denoise(denoise: float) -> None:
-    """Raises ValueError for a share of drawing anew (image to image) that is none."""
+    """Raises ValueError for a denoise (image to image) that is not above 0, or above 1."""
     if not 0 < denoise <= 1:
         raise ValueError(f"denoise is {denoise}; it must lie above 0 and at most at 1")
 
