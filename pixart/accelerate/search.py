@@ -105,7 +105,7 @@ def search_schedules(trials: Trials, seeds: Sequence[BranchSchedule], loss: Loss
 
 
 def require_search(population: int, generations: int) -> None:
-    """Refuse, before any image is drawn for it, a search that cannot run. Raises ValueError and ImportError."""
+    """Refuse, before any image is generated for it, a search that cannot run. Raises ValueError and ImportError."""
     if population < 4 or generations < 1:
         raise ValueError(f"a population of {population} for {generations} generations asked for; at least 4 and 1 are "
                          "possible")

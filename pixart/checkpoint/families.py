@@ -19,8 +19,8 @@ class FileFamily:
 # Models whose files hold PixArt's own marker tensors. Allegro is not here: all its names are PixArt's, see `detect`.
 RELATIVES = (
     FileFamily("PT-DiT", ((".pvisual_attn2.",), (".visual_attn.q_linear.", ".proxy_attn.")),
-               todo="Open it with pixart.pt_dit.load_pt_dit, in ComfyUI with Load PixArt; train and draw as "
-                    "docs/pt-dit.md says."),
+               todo="Open it with pixart.pt_dit.load_pt_dit, in ComfyUI with Load PixArt; train and sample "
+                    "as docs/pt-dit.md says."),
     FileFamily("Latte (video)", (("temporal_transformer_blocks.",),)),
     FileFamily("Open-Sora (video)", ((".attn_temp.",), ("temporal_blocks.",), ("temporal_block.",))),
     FileFamily("Sana", ((".mlp.inverted_conv.",), ("attention_y_norm.",))),

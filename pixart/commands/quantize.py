@@ -119,23 +119,23 @@ def fp4_settings(args: argparse.Namespace) -> "LayerOptions | None":
 
 
 def adapt(args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
-    """Learn the rounding, on what the transformer is given while it draws --prompts."""
+    """Learn the rounding, on what the transformer is given while it samples --prompts."""
     from ..device import checked_device
     from ..prompts import read_lines
     from ..quantize.adapted import convert_adapted
     from ..quantize.adaptive import Adaptation
     from ..quantize.calibrate import record
+    from ..quantize.calibration_sampling import Calibration
     from ..quantize.convert import open_plain
-    from ..quantize.drawn import Calibration
     device, usual = checked_device(args.device), Adaptation()
     checkpoint = open_plain(args.model, args.variant)
     prompts = read_lines(args.prompts, "prompts")
-    drawn = Calibration.of(checkpoint, prompts, args.t5, args.bits, args.passes or 256, args.seed or 0)
+    calibration = Calibration.of(checkpoint, prompts, args.t5, args.bits, args.passes or 256, args.seed or 0)
     wanted = Adaptation(args.iterations or usual.iterations,
                         usual.learning_rate if args.rate is None else args.rate, seed=args.seed or 0)
-    return convert_adapted(checkpoint, args.out, lambda model: record(model, *drawn.encoded(device, bars), drawn.passes,
-                                                                      bars),
-                           drawn.about, wanted, fp4_settings(args), device, bars)
+    return convert_adapted(checkpoint, args.out,
+                           lambda model: record(model, *calibration.encoded(device, bars), calibration.passes, bars),
+                           calibration.about, wanted, fp4_settings(args), device, bars)
 
 
 def check_target(args: argparse.Namespace) -> None:

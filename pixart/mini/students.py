@@ -73,7 +73,7 @@ def maker(job: TrainingJob) -> Callable[..., Training]:
 
 
 def pairs(builder: "Builder", captions: "EndlessData", guidance: float) -> PreparedFolder:
-    """Noise and what the teacher makes of it, of captions of the training scenes; made once a work folder."""
+    """Noise and what the teacher makes from it, for captions of the training scenes; made once a work folder."""
     folder = builder.work / "captions"
     write_captions(folder, captions, builder.recipe.pairs, builder.recipe.seed)
     teacher = load(builder.files.teacher, dtype=torch.float32, attend=builder.attend).to(builder.device)

@@ -1,4 +1,4 @@
-"""Pairs of noise and what a teacher makes of it, for one-step distillation: a prepared folder with noise in it.
+"""Pairs of noise and what a teacher makes from it, for one-step distillation: a prepared folder with noise in it.
 
 Captions and image sizes come from a prepared folder, its images are not looked at. Shard by shard, so that a kill
 costs one shard; the noise of a shard follows from the seed and its name, so it does not matter when it was made, nor
@@ -94,7 +94,7 @@ def _generated(shard: Shard, teacher: PixArtTransformer, null: Encoded, steps: i
 
 def _sampled(shard: Shard, rows: Tensor, noise: Tensor, teacher: PixArtTransformer, null: Encoded,
              steps: int, guidance: float) -> Tensor:
-    """What the teacher makes of the noise as it will be stored, in 16 bits; (B, C, h, w) on the CPU."""
+    """What the teacher makes from the noise as it will be stored, in 16 bits; (B, C, h, w) on the CPU."""
     weight = teacher.x_embedder.proj.weight
     captions = Encoded(shard.rows("features", rows).float(), shard.rows("mask", rows).bool(), [])
     both, keep = stack_captions(null, captions)

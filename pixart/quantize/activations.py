@@ -16,7 +16,7 @@ INPUTS = {6: MiniFloat(2, 3), 8: MiniFloat(3, 4)}
 def round_inputs(model: PixArtTransformer, bits: int) -> PixArtTransformer:
     """In place: round what the linears of all blocks read, and what attention reads. bits: 6 or 8; else ValueError.
 
-    For drawing, not for training: rounding has no gradient.
+    For sampling, not for training: rounding has no gradient.
     """
     if bits not in INPUTS:
         raise ValueError(f"inputs can be rounded to {' or '.join(map(str, INPUTS))} bits, not {bits}")

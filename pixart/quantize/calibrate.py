@@ -21,7 +21,7 @@ from ..weights.reader import open_weights
 from ..weights.safetensors_file import write_tensors
 from ..weights.values import check_finite, check_floating
 
-AT_ONCE = 16                # rows that go through a block together, and images that are drawn together
+AT_ONCE = 16                # rows that go through a block together, and images that are sampled together
 CALIBRATION_FILE = Kind("calibration data of this program")
 
 
@@ -101,7 +101,7 @@ def record(model: PixArtTransformer, request: Request, captions: Encoded, null: 
         recorder.offset = first
         pipe.sample(part, join_encoded([captions.one(i) for i in numbers]), null, policies=[recorder], batch=AT_ONCE)
         if told:
-            told("drawing calibration images", numbers.stop, images)
+            told("generating calibration images", numbers.stop, images)
     return together(recorder.found)
 
 

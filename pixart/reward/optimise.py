@@ -70,7 +70,7 @@ def optimise_noise(generate: Generate, reward: WeightedSum, prompts: Sequence[st
                    recipe: NoiseRecipe = PUBLISHED_RECIPE,
                    watch: WatchIteration | None = None,
                    stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,)) -> OptimisedNoise:
-    """Raise the reward of the images that `generate` makes of noise; the best of all iterations is returned.
+    """Raise the reward of the images that `generate` makes from noise; the best of all iterations is returned.
 
     noise: float32, not changed. An image whose reward or gradient is not finite drops its iteration: its
     noise goes back by half of its last step and loses its momentum. stops: exceptions, wherever they come from, that

@@ -21,7 +21,7 @@ from .transfer import send
 class Batch:
     """Images of one size: latents (B, C, h, w), context (B, L, width), mask (B, L) bool, size (B, 2), aspect (B,).
 
-    hint (B, C, h, w) is the latent of the images' edge maps, noise (B, C, h, w) what a teacher drew the latents from;
+    hint (B, C, h, w) is the latent of the images' edge maps, noise (B, C, h, w) what a teacher made the latents from;
     None where the folder has none.
     """
 

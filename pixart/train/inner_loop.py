@@ -26,7 +26,7 @@ class InnerLoopDistillation:
     """The loss of `WithFeedback`: mean squared difference to the mean prediction of the base in `substeps` steps.
 
     steps: those an image is to take with feedback, at the official timesteps of DPM-Solver. guidance: the scale at
-    which the teacher passes from one step to the next, 1 for none; the one that images will be drawn with.
+    which the teacher passes from one step to the next, 1 for none; the one that images will be generated with.
     """
 
     data: TrainingData

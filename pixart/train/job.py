@@ -46,7 +46,7 @@ class TrainingJob:
         return self.write(average, self.file.with_name(f"{stem}-ema-{decay:g}{suffix}"))
 
     def parts(self, average: Any) -> tuple[PixArtTransformer, PixArtControlNet | None]:
-        """What draws images: a transformer, and the ControlNet beside it if that is what is trained."""
+        """What generates images: a transformer, and the ControlNet beside it if that is what is trained."""
         if isinstance(average, Controlled):
             return average.base, average.control
         return (average.network if isinstance(average, Aligned) else average), None

@@ -98,7 +98,7 @@ class LoraMethod(Adapter, NoisePrediction):
 
 @dataclass(frozen=True)
 class Rivalry:
-    """What the methods with two players share: the student, and the fake score that learns what it draws."""
+    """What the methods with two players share: the student, and the fake score that learns what it generates."""
 
     guidance: float = 4.5         # classifier-free guidance scale of the teacher, 1 for none
     fake_learning_rate: float = 2e-5   # learning rate of the fake score, constant
@@ -130,7 +130,7 @@ class TdmMethod(Rivalry):
         require(self.rule, TOTALS, "rule")
         require(self.huber, HUBER, "huber")
         if not 1 <= self.steps <= 8:
-            raise ValueError(f"steps is {self.steps}; a TDM student draws in 1 to 8")
+            raise ValueError(f"steps is {self.steps}; a TDM student takes 1 to 8")
 
 
 @dataclass(frozen=True)

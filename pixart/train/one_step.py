@@ -1,8 +1,8 @@
 """One-step distillation by distribution matching (DMD, Yin et al. 2024, arXiv 2311.18828), as for PixArt-alpha.
 
 The student turns noise into an image in one call at one timestep. Two things move it: the difference between what the
-guided teacher and the fake score see in its noised images, and images that the teacher drew from the same noise
-(regression), which keep it from dropping modes. The fake score learns what the student draws. As in PixArt-Sigma's
+guided teacher and the fake score see in its noised images, and images that the teacher made from the same noise
+(regression), which keep it from dropping modes. The fake score learns what the student generates. As in PixArt-Sigma's
 code (train_scripts/train_pixart_dmd.py), whose regression decodes latents with a tiny VAE and compares them by LPIPS;
 here it may, and by default compares the latents.
 """

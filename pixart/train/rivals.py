@@ -1,4 +1,4 @@
-"""The training loop of two players: a student that draws, and a network that learns what the student draws.
+"""The training loop of two players: a student, and a network that learns what the student generates.
 
 One step of the loop is one step of each, in the order of the objective, on the same batches. What is written, resumed
 and told is that of the ordinary loop, with the second player's weights and moments beside the student's.

@@ -1,10 +1,10 @@
 """Trajectory distribution matching (TDM, Luo et al. 2025, arXiv 2503.06674): a few-step student learned from captions.
 
-The student runs its own deterministic trajectory. On each of its parts the distribution of what it draws, noised
-again, is compared with the teacher's: the guided teacher and a second network, which learns what the student draws (the
-fake score), say in which direction the two differ. As in the published trainer (Luo-Yihong/TDM), with two differences:
-an image's noise always continues its own part of the trajectory (there the student's update takes the part of the
-fake score's), and float32 where that rounds to 16 bits.
+The student runs its own deterministic trajectory. On each of its parts the distribution of its predictions, noised
+again, is compared with the teacher's: the guided teacher and a second network, which learns what the student makes
+(the fake score), say in which direction the two differ. As in the published trainer (Luo-Yihong/TDM), with two
+differences: an image's noise always continues its own part of the trajectory (there the student's update takes the
+part of the fake score's), and float32 where that rounds to 16 bits.
 """
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which VAE draws the latents of a training where something looks at images."""
+"""Which VAE decodes the latents of a training where something looks at images."""
 from pathlib import Path
 
 from ..config import PixArtConfig
@@ -10,6 +10,6 @@ def vae_file(chosen: Path | None, config: PixArtConfig, asked: str, setting: str
     shipped = shipped_for(config)
     file = chosen or (shipped.vae if shipped else None)
     if file is None:
-        raise ValueError(f"{asked}, which looks at images: {setting} is needed, the file to draw the latents with "
+        raise ValueError(f"{asked}, which looks at images: {setting} is needed, the file to decode the latents with "
                          "(published: a tiny VAE, taesd)")
     return file

@@ -130,7 +130,7 @@ def test_the_plan_of_two_players_counts_both(file, capsys):
     assert f"{2 * count:,} of {3 * count:,} parameters with adamw" in capsys.readouterr().out
     with pytest.raises(ValueError, match="fake_learning_rate"):
         run("tdm", "--config", file, "--method.fake_learning_rate", "0")
-    with pytest.raises(ValueError, match="a TDM student draws in 1 to 8"):
+    with pytest.raises(ValueError, match="a TDM student takes 1 to 8"):
         run("tdm", "--config", file, "--method.steps", "20")
 
 

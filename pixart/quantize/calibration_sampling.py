@@ -19,7 +19,7 @@ PASSES_PER_IMAGE = 4          # that are recorded, on average, if there are prom
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is drawn for calibration, with the sampler the checkpoint is for, at the size it was trained on."""
+    """What is sampled for calibration, with the sampler the checkpoint is for, at the size it was trained on."""
 
     checkpoint: OpenCheckpoint
     sampling: Preset
