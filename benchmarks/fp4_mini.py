@@ -70,7 +70,7 @@ def packed(work: Path, name: str) -> Path:
     return path
 
 
-def ways_of_drawing(work: Path) -> list[Sampled]:
+def methods_of(work: Path) -> list[Sampled]:
     files = {UNPACKED: SHIPPED.student, **{name: packed(work, name) for name in FILES}}
     whole = [Sampled(name, file, "lcm", 4) for name, file in files.items()]
     return whole + [RoundedInputs(f"{name}, A{bits}", files[name], "lcm", 4, bits=bits)
@@ -83,7 +83,7 @@ def measured(work: Path, count: int) -> Measured:
     instrument, rows = Instrument(bench), list[Row]()
     against: tuple[str, BenchImages] | None = None
     about = About(count, bench.prompts.seed, False, bench.prompts.digest, instrument.name, 0.0)
-    for method in ways_of_drawing(work):
+    for method in methods_of(work):
         place = work / f"{plain(method.name)}.json"
         if not place.exists() or against is None:
             row, images = instrument.measure(method, against)

@@ -52,7 +52,8 @@ STEPS, KEPT = 4, 50
 
 @dataclass(frozen=True)
 class Case:
-    """A sentence that leaves the attribute `open` open, what it states (and the image must show), and its drawing."""
+    """A sentence that leaves the attribute `open` open, what it states (and the image must show), and the size
+    and seed of its image."""
 
     text: str
     open: str
@@ -118,7 +119,7 @@ def negative_prompt(case: Case, shown: str, way: Way) -> str:
     return sentence(case.known | {case.open: named}) if way.whole else words_for(case.open, named)
 
 
-class Drawer:
+class Networks:
     """The networks, and what judge B reads in one image at a time."""
 
     def __init__(self) -> None:
@@ -155,15 +156,15 @@ def guided_latent(pipe: Pipeline, request: Request, caption: Encoded, negative: 
     return chosen.run(guided(network, scale), ImageNoise([request.seed], shape), request.steps, request.rule, None)
 
 
-def answers(work: Path, way: Way, cases: Sequence[Case], drawer: Drawer) -> list[dict]:
-    """Readings of all cases, kept in a file of the way that is written every `KEPT` cases and not drawn again."""
+def answers(work: Path, way: Way, cases: Sequence[Case], networks: Networks) -> list[dict]:
+    """Readings of all cases, kept in a file of the way that is written every `KEPT` cases and not made again."""
     path, first = work / f"{way.name}.json", work / f"{PLAIN.name}.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     shown = [None] * len(cases) if way == PLAIN else [
         row["read"][case.open] for row, case in zip(json.loads(first.read_text()), cases)]
     while len(rows) < len(cases):
         some = slice(len(rows), min(len(rows) + KEPT, len(cases)))
-        rows += [drawer.read(case, value, way) for case, value in zip(cases[some], shown[some], strict=True)]
+        rows += [networks.read(case, value, way) for case, value in zip(cases[some], shown[some], strict=True)]
         with replacing(path) as beside:
             beside.write_text(json.dumps(rows))
     return rows[:len(cases)]
@@ -217,8 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    cases, drawer = cases_of(args.count), Drawer()
-    rows = {way: answers(args.work, way, cases, drawer) for way in WAYS}
+    cases, networks = cases_of(args.count), Networks()
+    rows = {way: answers(args.work, way, cases, networks) for way in WAYS}
     found = {way: shares(cases, rows[PLAIN], each) for way, each in rows.items()}
     seconds = {way: statistics.median(row["seconds"] for row in each) for way, each in rows.items()}
     drawn = resamples(len(cases))

@@ -52,8 +52,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class FlowDrawn:
-    """A network that predicts velocities, as a way of drawing."""
+class FlowSampled:
+    """A network that predicts velocities, as a method that can be evaluated."""
 
     name: str
     network: nn.Module
@@ -116,7 +116,7 @@ def main() -> None:
     networks = {name: trained(args.work, name, builder, config) for name in NETWORKS}
     told = compared(args.work, args.steps)
     if args.count:
-        methods = [FlowDrawn(name, network) for name, network in networks.items()]
+        methods = [FlowSampled(name, network) for name, network in networks.items()]
         found = evaluate(args.count, methods=methods, batch=50, diverse=0)
         write_results(found.measured, args.work, "PixArt")
         told += "\n\n" + found.table()

@@ -4,10 +4,10 @@
     python benchmarks/training_options.py run --data W/data --work R
     python benchmarks/training_options.py table --work R
 
-Every case goes on from one teacher for as many steps, on the same batches with the same noise, and draws the same
-held-out prompts with the average whose decay is 0.98. A case that is finished is left alone and one that was stopped
-goes on, so `run` may be stopped and started again. The shipped teacher has little left to learn: --teacher takes
-another one for the same text encoder and autoencoder, such as an earlier state of its training.
+Every case goes on from one teacher for as many steps, on the same batches with the same noise, and generates images
+of the same held-out prompts with the average whose decay is 0.98. A case that is finished is left alone and one that
+was stopped goes on, so `run` may be stopped and started again. The shipped teacher has little left to learn: --teacher
+takes another one for the same text encoder and autoencoder, such as an earlier state of its training.
 
     python benchmarks/training_options.py noise --data W/data
 
@@ -191,7 +191,7 @@ def main() -> None:
     running.add_argument("--case", choices=CASES, action="append", help="default: all of them, one after the other")
     running.add_argument("--seeds", type=int, default=2, help="trainings of each case (default: 2)")
     running.add_argument("--steps", type=int, default=400, help="of each training (default: 400)")
-    running.add_argument("--count", type=int, default=500, help="held-out prompts to draw (default: 500)")
+    running.add_argument("--count", type=int, default=500, help="held-out prompts to evaluate on (default: 500)")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     noisy = tasks.add_parser("noise", help="print how noisy the loss of a step is")
     noisy.add_argument("--data", type=Path, required=True, help="prepared folder of PixArt-mini")

@@ -9,12 +9,12 @@ import torch
 from pixart.model.transformer import PixArtTransformer
 
 from ..instruments.cases import Case
-from ..instruments.networks import as_drawn, autoencoder, distance, given, transformer
+from ..instruments.networks import as_passed, autoencoder, distance, given, transformer
 from ..instruments.notes import Notes
 from ..instruments.profile import profiled
 from ..instruments.setting import Absent, Setting
 from ..instruments.timing import medians
-from .latency import FOUR, MAIN, TOKENS, Size, drawing, dtype_of
+from .latency import FOUR, MAIN, TOKENS, Size, dtype_of, sampling
 from .models import backend
 
 Run = Callable[..., torch.Tensor]
@@ -80,7 +80,7 @@ def measure(title: str, make: Make, size: Size, setting: Setting, notes: Notes) 
     torch._dynamo.reset()
     dtype = dtype_of("fp16", setting)
     eager, other = (transformer(size.config(setting), dtype, setting.device) for _ in range(2))
-    inputs = as_drawn(given(eager.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device, dtype))
+    inputs = as_passed(given(eager.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device, dtype))
     started = time.perf_counter()
     run = make(other, inputs, setting)
     found = run().clone()
@@ -100,7 +100,7 @@ def profile_compiled(setting: Setting, notes: Notes) -> None:
     torch._dynamo.reset()
     model = transformer(MAIN.config(setting), dtype_of("fp16", setting), setting.device)
     blocks(model, {}, setting)
-    profiled("1024 px, batch 1, 4 steps, fp16, blocks compiled", drawing(MAIN, model, setting), setting, notes)
+    profiled("1024 px, batch 1, 4 steps, fp16, blocks compiled", sampling(MAIN, model, setting), setting, notes)
 
 
 @torch.inference_mode()

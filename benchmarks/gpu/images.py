@@ -1,4 +1,4 @@
-"""Stage: are images drawn on the device those drawn on the CPU? PixArt-mini through the parts that users run.
+"""Stage: are images generated on the device those generated on the CPU? PixArt-mini through the parts that users run.
 
 Text encoder, samplers, ControlNet and autoencoder, with the weights of the repository; and the edge maps of control.
 """
@@ -32,7 +32,7 @@ PIXEL_LIMITS = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.06}  # mean difference, pi
 
 @dataclass(frozen=True)
 class Way:
-    """A way of drawing."""
+    """A way of sampling."""
 
     title: str
     weights: str            # of PixArt-mini
@@ -134,9 +134,9 @@ def text(setting: Setting, notes: Notes) -> None:
 def edges(setting: Setting, notes: Notes) -> None:
     need("kornia")
     from pixart.control.edges import edge_maps
-    drawing = torch.rand(2, 3, 96, 80, generator=torch.Generator().manual_seed(2))
+    image = torch.rand(2, 3, 96, 80, generator=torch.Generator().manual_seed(2))
     for method in ("canny", "soft"):
-        wanted, found = edge_maps(drawing, method), edge_maps(drawing.to(setting.device), method)
+        wanted, found = edge_maps(image, method), edge_maps(image.to(setting.device), method)
         notes.check("edge maps", f"{method}, share of pixels that differ",
                     ((found.cpu() - wanted).abs() > 1e-2).float().mean().item(), 2e-3)
 
@@ -145,8 +145,8 @@ def edges(setting: Setting, notes: Notes) -> None:
 def soft_edges(setting: Setting, notes: Notes) -> None:
     from pixart.control.hed import HED, hed_edges
 
-    from ..instruments.networks import copied, drawn
-    network = drawn(HED(), 0)
-    drawing = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(2))
-    found = hed_edges(copied(network, HED().to(setting.device)), drawing.to(setting.device))
-    notes.check("soft edge network", "HED, fp32", distance(found, hed_edges(network, drawing)), 1e-4)
+    from ..instruments.networks import copied, with_random_weights
+    network = with_random_weights(HED(), 0)
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    found = hed_edges(copied(network, HED().to(setting.device)), image.to(setting.device))
+    notes.check("soft edge network", "HED, fp32", distance(found, hed_edges(network, image)), 1e-4)

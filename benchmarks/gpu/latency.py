@@ -12,7 +12,7 @@ from pixart.request import Request
 from pixart.vae import decode
 
 from ..instruments.cases import Case
-from ..instruments.networks import as_drawn, autoencoder, distance, encoded, given, transformer
+from ..instruments.networks import as_passed, autoencoder, distance, encoded, given, transformer
 from ..instruments.notes import Cell, Notes
 from ..instruments.peers import Run, implementations
 from ..instruments.profile import profiled
@@ -75,8 +75,8 @@ def ceiling(name: str, setting: Setting, notes: Notes) -> float:
 @torch.inference_mode()
 def one_pass(size: Size, name: str, model: PixArtTransformer, setting: Setting, notes: Notes) -> float:
     """Milliseconds."""
-    inputs = as_drawn(given(model.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device,
-                            dtype_of(name, setting)))
+    inputs = as_passed(given(model.config, [size.latent(setting)] * 2, [TOKENS] * size.batch, setting.device,
+                             dtype_of(name, setting)))
     most = ceiling(name, setting, notes)
     taken = median(lambda: model(**inputs), setting)
     flops = size.batch * pass_flops(model.config, (size.latent(setting) // 2) ** 2, TOKENS)
@@ -85,7 +85,7 @@ def one_pass(size: Size, name: str, model: PixArtTransformer, setting: Setting, 
     return taken
 
 
-def drawing(size: Size, model: PixArtTransformer, setting: Setting) -> Run:
+def sampling(size: Size, model: PixArtTransformer, setting: Setting) -> Run:
     """Noise to latents in four steps, as the library does it."""
     text, side = encoded(model.config, [TOKENS] * size.batch), setting.pixels(size.side)
     request = Request(("",) * size.batch, height=side, width=side)
@@ -96,10 +96,10 @@ def drawing(size: Size, model: PixArtTransformer, setting: Setting) -> Run:
 def image(size: Size, name: str, setting: Setting, notes: Notes) -> None:
     model = transformer(size.config(setting), dtype_of(name, setting), setting.device)
     one_pass(size, name, model, setting, notes)
-    draw = drawing(size, model, setting)
-    steps = median(draw, setting)
+    sample = sampling(size, model, setting)
+    steps = median(sample, setting)
     row: dict[str, Cell] = {"px": size.side, "batch": size.batch, "dtype": name, "4 steps ms": steps}
-    latents, scale = draw(), model.config.latent_scale
+    latents, scale = sample(), model.config.latent_scale
     try:
         for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             vae = autoencoder(setting.tiny, dtype, setting.device)
@@ -118,7 +118,7 @@ def guided_step(setting: Setting, notes: Notes) -> None:
         model = transformer(size.config(setting), dtype_of("fp16", setting), setting.device)
         sides, dtype = [size.latent(setting)] * 2, dtype_of("fp16", setting)
         both = given(model.config, sides, [TOKENS, 1] * size.batch, setting.device, dtype)
-        apart = [as_drawn(given(model.config, sides, [length] * size.batch, setting.device, dtype))
+        apart = [as_passed(given(model.config, sides, [length] * size.batch, setting.device, dtype))
                  for length in (TOKENS, 1)]
         found = medians({"one": partial(run, model, [both]), "two": partial(run, model, apart)}, setting)
         notes.row(PAIRS, px=size.side, batch=size.batch, **{"one pass ms": found["one"], "two passes ms": found["two"],
@@ -159,8 +159,8 @@ def compare(runs: dict[str, Run], size: Size, name: str, setting: Setting, notes
 def profiled_image(size: Size, setting: Setting, notes: Notes) -> None:
     """Where the time of an image goes."""
     model = transformer(size.config(setting), dtype_of("fp16", setting), setting.device)
-    draw = drawing(size, model, setting)
-    busy = profiled(f"{size.side} px, batch {size.batch}, 4 steps, fp16", draw, setting, notes)
+    sample = sampling(size, model, setting)
+    busy = profiled(f"{size.side} px, batch {size.batch}, 4 steps, fp16", sample, setting, notes)
     if size == FOUR and setting.cuda:
         notes.aim("GPU busy, 4 steps at batch 4", busy, BUSY_AIM, "%", at_most=False)
 

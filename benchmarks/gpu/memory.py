@@ -14,7 +14,7 @@ from pixart.train.objectives import Objective
 from pixart.vae import decode
 
 from ..instruments.cases import Case
-from ..instruments.networks import autoencoder, controlnet, drawn, encoded, given, transformer
+from ..instruments.networks import autoencoder, controlnet, encoded, given, transformer, with_random_weights
 from ..instruments.notes import Notes
 from ..instruments.setting import HALF, Absent, Setting, need
 from ..instruments.timing import peak
@@ -73,7 +73,7 @@ def parts(method: str, setting: Setting, data: PreparedFolder) -> tuple[torch.nn
         return student, Consistency(data, frozen)
     if method == "controlnet":
         copies = PixArtControlNet(setting.config(), min(13, frozen.config.depth - 1), device=setting.device)
-        return Controlled(frozen, drawn(copies, 1).requires_grad_(True)), ControlDiffusion(data)
+        return Controlled(frozen, with_random_weights(copies, 1).requires_grad_(True)), ControlDiffusion(data)
     need("peft")
     model = add_lora(frozen, 32, 8.0)
     return model, ConsistencyLora(data) if method == "lcm-lora" else Diffusion(data)

@@ -20,7 +20,7 @@ from pixart.train.loop import Training, place_networks
 from pixart.train.objectives import Consistency, ControlDiffusion, Diffusion
 from pixart.train.rivals import Rival, TwoPlayers
 
-from ..instruments.networks import drawn
+from ..instruments.networks import with_random_weights
 from ..instruments.setting import need
 
 FLEXDIT_DEPTH = 8               # the least that the usual segments take
@@ -71,7 +71,7 @@ def loss_of(objective: Any, networks: list[nn.Module], batch: Batch, generator: 
 
 
 def fresh(config: PixArtConfig, seed: int = 1) -> PixArtTransformer:
-    return drawn(PixArtTransformer(config), seed)
+    return with_random_weights(PixArtTransformer(config), seed)
 
 
 def diffusion(config: PixArtConfig, data: PreparedFolder) -> Trained:
@@ -92,7 +92,7 @@ def lcm(config: PixArtConfig, data: PreparedFolder) -> Trained:
 
 
 def controlnet(config: PixArtConfig, data: PreparedFolder) -> Trained:
-    network = drawn(PixArtControlNet(config, config.depth // 2), 2).requires_grad_(True)
+    network = with_random_weights(PixArtControlNet(config, config.depth // 2), 2).requires_grad_(True)
     return Trained(Controlled(fresh(config), network), ControlDiffusion(data), data)
 
 
@@ -101,23 +101,23 @@ def adapted(config: PixArtConfig, data: PreparedFolder, consistency: bool = Fals
     from pixart.train.lcm_lora import ConsistencyLora
     from pixart.train.lora import add_lora
 
-    from .models import drawn_ups
+    from .models import random_ups
     model = add_lora(fresh(config), 4, 4.0, dora=dora)
-    drawn_ups(model)            # after the first step only; before it half the adapters have no gradient
+    random_ups(model)           # after the first step only; before it half the adapters have no gradient
     return Trained(model, ConsistencyLora(data) if consistency else Diffusion(data), data)
 
 
 def ilf(config: PixArtConfig, data: PreparedFolder) -> Trained:
     from pixart.model.feedback import Feedback, WithFeedback
     from pixart.train.inner_loop import InnerLoopDistillation
-    feedback = drawn(Feedback(config, 0, config.depth - 1), 2).requires_grad_(True)
+    feedback = with_random_weights(Feedback(config, 0, config.depth - 1), 2).requires_grad_(True)
     return Trained(WithFeedback(fresh(config), feedback), InnerLoopDistillation(data), data)
 
 
 def flexdit(config: PixArtConfig, data: PreparedFolder) -> Trained:
     from pixart.model.flexdit import FlexDiT
     model = FlexDiT(FlexDiTConfig.of(replace(config, depth=FLEXDIT_DEPTH)))
-    return Trained(drawn(model, 1).requires_grad_(True), Diffusion(data), data)
+    return Trained(with_random_weights(model, 1).requires_grad_(True), Diffusion(data), data)
 
 
 def pt_dit(config: PixArtConfig, data: PreparedFolder) -> Trained:
@@ -125,7 +125,7 @@ def pt_dit(config: PixArtConfig, data: PreparedFolder) -> Trained:
     from pixart.pt_dit.transformer import PTDiT
     from pixart.train.rectified_flow import RectifiedFlow
     model = PTDiT(PTDiTConfig(**plain(replace(config, micro_conditioning=False)), window=4, proxy=2))
-    return Trained(drawn(model, 1).requires_grad_(True), RectifiedFlow(data), data)
+    return Trained(with_random_weights(model, 1).requires_grad_(True), RectifiedFlow(data), data)
 
 
 def tdm(config: PixArtConfig, data: PreparedFolder) -> Trained:
@@ -152,13 +152,13 @@ def rewarded(config: PixArtConfig, data: PreparedFolder) -> Trained:
     from pixart.train.lora import add_lora
     from pixart.train.method_settings import RewardLoraMethod
 
-    from .models import drawn_ups
+    from .models import random_ups
     captions = data.folder / "captions.txt"
     sentences = "a large red circle in the centre on white", "a small blue star on the left on black"
     captions.write_text("\n".join(sentences))
     student = load(SHIPPED.student, dtype=torch.float32)
     model = add_lora(student, 4, 4.0)
-    drawn_ups(model)
+    random_ups(model)
     objective = ascent_of(RewardLoraMethod(steps=4, gradient_steps=1, relevance=0.5), captions, student.config)
     return Trained(model, objective, objective.data)
 

@@ -199,7 +199,7 @@ def lora(setting: Setting, notes: Notes) -> None:
         with torch.inference_mode():
             error = distance(adapted(**inputs), plain(**inputs))
             notes.check("LoRA", f"{kind}, untrained = none", error, LIMITS["fp32"])
-        drawn_ups(adapted)
+        random_ups(adapted)
         with TemporaryDirectory() as folder, torch.inference_mode():
             file = save_lora(Path(folder) / "lora.safetensors", adapted)
             for device in {setting.device, "cpu"}:
@@ -210,7 +210,7 @@ def lora(setting: Setting, notes: Notes) -> None:
                 notes.check("LoRA", f"{kind}, merged on {device} = beside", distance(found, adapted(**inputs)), 1e-4)
 
 
-def drawn_ups(model: torch.nn.Module) -> None:
+def random_ups(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(6)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

@@ -22,7 +22,7 @@ KL: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "latent_channels": 4,
 TINY_KL = {**KL, "block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1}
 
 
-def drawn(model: Network, seed: int) -> Network:
+def with_random_weights(model: Network, seed: int) -> Network:
     """In place: every weight and bias random, none zero; ready for use."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     with torch.no_grad():
@@ -34,11 +34,11 @@ def drawn(model: Network, seed: int) -> Network:
 
 def transformer(config: PixArtConfig, dtype: torch.dtype, device: str, seed: int = 0, **further: Any
                 ) -> PixArtTransformer:
-    return drawn(PixArtTransformer(config, dtype=dtype, device=device, **further), seed)
+    return with_random_weights(PixArtTransformer(config, dtype=dtype, device=device, **further), seed)
 
 
 def controlnet(config: PixArtConfig, blocks: int, dtype: torch.dtype, device: str, seed: int = 1) -> PixArtControlNet:
-    return drawn(PixArtControlNet(config, blocks, dtype=dtype, device=device), seed)
+    return with_random_weights(PixArtControlNet(config, blocks, dtype=dtype, device=device), seed)
 
 
 def copied(model: nn.Module, like: Network) -> Network:
@@ -71,7 +71,7 @@ def given(config: PixArtConfig, sides: Sequence[int], lengths: Sequence[int], de
             "aspect": torch.full((count,), sides[0] / sides[1]).to(device)}
 
 
-def as_drawn(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_passed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same arguments as the library passes them: no mask where no prompt is padded, for a faster attention."""
     return {name: value for name, value in inputs.items() if name != "mask" or not bool(value.all())}
 

@@ -57,7 +57,7 @@ def shared_inputs(config: PixArtConfig, side: int, batch: int, tokens: int, dtyp
 def native(config: PixArtConfig, state: dict, inputs: dict, side: int, dtype: torch.dtype, setting: Setting) -> Run:
     """The host's positions round latent pixels to multiples of 64: below half of that to 0."""
     if side <= HOST_LEAST:
-        raise Absent(f"the host's own PixArt cannot draw {8 * side} px (positions divided by 0)")
+        raise Absent(f"the host's own PixArt cannot make {8 * side} px (positions divided by 0)")
     return native_run(setting.host(), config, state, inputs, dtype, setting.device)
 
 

@@ -41,10 +41,10 @@ def measure(wish: Wish, setting: Setting, notes: Notes) -> None:
     request = Request(("",), "", here, here, "dpm", steps)
     text, null = encoded(config, [wish.tokens]), encoded(config, [wish.tokens], seed=5)
 
-    def draw(plan: CachePlan) -> object:
+    def sampled(plan: CachePlan) -> object:
         return Pipeline.of(model).sample(request, text, null, policies=plan.make())
     plans = {"": plain_plan(job), **budgeted(wish, job), **scheduled(wish, job)}
-    runs: dict[str, Callable[[], object]] = {title: partial(draw, plan) for title, plan in plans.items()}
+    runs: dict[str, Callable[[], object]] = {title: partial(sampled, plan) for title, plan in plans.items()}
     Pipeline.of(model).sample(replace(request, steps=1), text, null)        # warms up as much as a whole one
     found = turns(runs, setting, warmed=True)
     for title, plan in plans.items():

@@ -26,7 +26,7 @@ from pixart.pt_dit.transformer import PTDiT
 from pixart.train.method_settings import IlfMethod
 
 from ..instruments.cases import Case
-from ..instruments.networks import controlnet, drawn, given, transformer
+from ..instruments.networks import controlnet, given, transformer, with_random_weights
 from ..instruments.notes import Notes
 from ..instruments.setting import DTYPES, Setting
 from ..instruments.timing import paired_ratio, turns
@@ -76,15 +76,16 @@ def control_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: S
 
 
 def feedback_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
-    feedback = drawn(Feedback(plain.config, *IlfMethod().blocks(plain.config.depth), dtype=inputs["latent"].dtype,
-                              device=setting.device), 0)
+    feedback = with_random_weights(Feedback(plain.config, *IlfMethod().blocks(plain.config.depth),
+                                            dtype=inputs["latent"].dtype, device=setting.device), 0)
     return {f"with feedback on blocks {feedback.first} to {feedback.last}": partial(
         plain, **inputs, policies=[InnerLoop(feedback)])}
 
 
 def pt_dit_runs(plain: PixArtTransformer, inputs: dict[str, Tensor], setting: Setting) -> Runs:
     def network(shifted: bool) -> PTDiT:
-        return drawn(PTDiT(pt_dit(plain.config, shifted), dtype=inputs["latent"].dtype, device=setting.device), 0)
+        return with_random_weights(PTDiT(pt_dit(plain.config, shifted), dtype=inputs["latent"].dtype,
+                                         device=setting.device), 0)
     return {title: partial(network(shifted), *inputs.values()) for title, shifted in PT_DITS.items()}
 
 

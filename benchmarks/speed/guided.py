@@ -4,7 +4,7 @@ from functools import partial
 import torch
 
 from ..instruments.cases import Case
-from ..instruments.networks import as_drawn, distance, given, row, transformer
+from ..instruments.networks import as_passed, distance, given, row, transformer
 from ..instruments.notes import Notes
 from ..instruments.setting import DTYPES, Setting
 from ..instruments.timing import paired_ratio, turns
@@ -27,7 +27,7 @@ def measure(side: int, batch: int, name: str, short: int, wish: Wish, setting: S
     model = transformer(config, DTYPES[name], setting.device)
     lengths = [wish.tokens, short] * batch
     both = given(config, [pixels(side, setting) // 8] * 2, lengths, setting.device, DTYPES[name])
-    apart = [as_drawn(joined([row(both, i) for i in range(first, len(lengths), 2)])) for first in (0, 1)]
+    apart = [as_passed(joined([row(both, i) for i in range(first, len(lengths), 2)])) for first in (0, 1)]
 
     def one() -> torch.Tensor:
         return model(**both)

@@ -43,19 +43,19 @@ def measure(side: int, batch: int, wish: Wish, setting: Setting, notes: Notes) -
     config, here = config_for(side, setting), pixels(side, setting)
     beside = text_activations(wish.tokens, setting)
     text = {name: text_peak(bits, beside, setting) for name, bits in BITS.items()}
-    drawing = {f"{'guided' if guided else 'not guided'}": drawing_peak(config, here, batch * (1 + guided), wish.tokens,
-                                                                      setting) for guided in (False, True)}
+    sampling = {name: sampling_peak(config, here, prompts * batch, wish.tokens, setting)
+                for name, prompts in (("not guided", 1), ("guided", 2))}
     decoding = {name: decoding_peak(here, dtype, tile, setting) for name, (dtype, tile) in DECODED.items()}
-    for part, found in (("T5", text), ("transformer, 16 bits", drawing), ("decoding one", decoding)):
+    for part, found in (("T5", text), ("transformer, 16 bits", sampling), ("decoding one", decoding)):
         for name, size in found.items():
             notes.row(PARTS, px=side, batch=batch, part=part, how=name, GiB=size / GIB)
     for name, size in text.items():
         for how in ("whole, fp32", "tiles of 768 px, fp32"):
-            peak = max(size, drawing["guided"], decoding[how])
+            peak = max(size, sampling["guided"], decoding[how])
             notes.row(JOBS, px=side, batch=batch, T5=name, decoding=how, **{"GiB": peak / GIB, "GB": peak / 1e9})
     if side == 1024 and batch == 1 and not setting.tiny:
         for name in ("LLM.int8", "int8", "NF4"):
-            size = max(text[name], drawing["guided"], decoding["whole, fp32"])
+            size = max(text[name], sampling["guided"], decoding["whole, fp32"])
             notes.aim(f"whole 1024 px job, T5 as {name}, decoded whole in fp32", size / 1e9, LIMIT, "GB")
             notes.aim(f"the same, {name}", size / 1e9, AIM, "GB")
 
@@ -101,7 +101,7 @@ def text_peak(bits: Bits, beside: int, setting: Setting) -> int:
     return t5_bytes(dict(t5_shapes(sizes)), bits) + beside + unpacking
 
 
-def drawing_peak(config: PixArtConfig, side: int, rows: int, tokens: int, setting: Setting) -> int:
+def sampling_peak(config: PixArtConfig, side: int, rows: int, tokens: int, setting: Setting) -> int:
     def make() -> tuple[torch.nn.Module, Callable[[], object]]:
         model = PixArtTransformer(config, dtype=torch.bfloat16).eval().requires_grad_(False)
         latent = torch.zeros(rows, 4, side // 8, side // 8, dtype=torch.bfloat16)

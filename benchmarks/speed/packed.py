@@ -10,7 +10,7 @@ from pixart.quantize.formats import TARGETS
 from pixart.quantize.layer import keep_packed
 
 from ..instruments.cases import Case
-from ..instruments.networks import as_drawn, given, transformer
+from ..instruments.networks import as_passed, given, transformer
 from ..instruments.notes import Notes
 from ..instruments.setting import DTYPES, Setting
 from ..instruments.timing import medians
@@ -29,7 +29,7 @@ def measure(target: str, wish: Wish, setting: Setting, notes: Notes) -> None:
     config = packable(config_for(side, setting), setting)
     plain, packed = (transformer(config, DTYPES[name], setting.device) for _ in range(2))
     pack(packed, target, setting)
-    inputs = as_drawn(given(config, [pixels(side, setting) // 8] * 2, [wish.tokens], setting.device, DTYPES[name]))
+    inputs = as_passed(given(config, [pixels(side, setting) // 8] * 2, [wish.tokens], setting.device, DTYPES[name]))
     found = medians({"plain": partial(plain, **inputs), "packed": partial(packed, **inputs)}, setting)
     notes.row(PACKED, px=side, dtype=name, blocks=config.depth, format=target, ms=found["packed"],
               **{"ms unpacked": found["plain"], "slower": found["packed"] / found["plain"],

@@ -1,7 +1,7 @@
 """What reusing work costs in image quality: every cache on PixArt-mini's teacher, beside taking fewer steps.
 
 Rows are kept in the folder as they are measured, with the images of the uncached run, so a stopped run goes on.
-Times are processor times of a few prompts, all ways of drawing in turns.
+Times are processor times of a few prompts, all methods in turns.
 """
 import json
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ FIRST_ORDER = "ddim"        # in few steps it may be better than the usual sampl
 
 @dataclass(frozen=True)
 class Cached:
-    """A cache as a way of drawing, and what is known about it beforehand."""
+    """A cache as a method, and what is known about it beforehand."""
 
     method: Sampled
     budget: float           # of the baselines it stands beside
@@ -74,7 +74,7 @@ def chosen(choice: CacheChoice, budget: float) -> Cached:
 
 
 class Quality:
-    """One run of the command: what it draws with, and what it has measured so far."""
+    """One run of the command: what it measures with, and what it has measured so far."""
 
     def __init__(self, folder: Path, prompts: int, timed: int, batch: int, setting: Setting) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class Quality:
         return known
 
     def row(self, method: Sampled, milliseconds: float) -> Row:
-        """Of one way of drawing: that in the folder, or measured now."""
+        """Of one method: that in the folder, or measured now."""
         for row in self.measured.rows:
             if row.name == method.name:
                 return row
@@ -117,7 +117,7 @@ class Quality:
         return self.measured.rows[-1]
 
     def uncached(self) -> BenchImages:
-        """Images of the run without a cache, drawn once per folder."""
+        """Images of the run without a cache, generated once per folder."""
         path = self.folder / "uncached.safetensors"
         if not path.is_file():
             parts = FULL.generate(self.bench).parts

@@ -39,10 +39,10 @@ def labelled_sheet(images: Sequence[Sequence[Tensor]], columns: Sequence[str], r
     draw_lines(pen, head, (SHEET_GAP, SHEET_GAP), font)
     for column, label in enumerate(above):
         draw_lines(pen, label, (left + column * (width + SHEET_GAP), names), font)
-    for row, (label, drawn) in enumerate(zip(beside, images, strict=True)):
+    for row, (label, cells) in enumerate(zip(beside, images, strict=True)):
         y = top + row * (height + SHEET_GAP)
         draw_lines(pen, label, (SHEET_GAP, y), font)
-        for column, image in enumerate(drawn):
+        for column, image in enumerate(cells):
             shown = to_image(image.clamp(0, 1))
             if shown.size != (width, height):
                 shown = shown.resize((width, height), Image.Resampling.LANCZOS)

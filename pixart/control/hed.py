@@ -84,7 +84,7 @@ def check_hed_tensors(path: str | os.PathLike, found: Mapping[str, Tensor], want
     path = Path(path)
     if any(name.startswith(OTHER_PORT) for name in found):
         raise CheckpointError(path, "another HED network, network-bsds500 of pytorch-hed, which takes BGR images and "
-                              "draws thinner lines", HED_EXPECTED, f"Get {HED_FILE} of lllyasviel/Annotators.")
+                              "finds thinner lines", HED_EXPECTED, f"Get {HED_FILE} of lllyasviel/Annotators.")
     if set(found) != set(wanted):
         strange, lacking = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
         details = "; ".join(f"{len(names)} {what}, the first is {names[0]}"

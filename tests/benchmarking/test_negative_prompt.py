@@ -26,8 +26,8 @@ def bench() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def drawer(bench):
-    return bench.Drawer()
+def networks(bench):
+    return bench.Networks()
 
 
 def test_a_sentence_says_all_but_what_it_leaves_open(bench):
@@ -53,15 +53,15 @@ def test_the_negative_prompt_names_what_the_image_shows_or_the_next(bench):
     assert bench.negative_prompt(there, "sand", way) == "on a sand background"
 
 
-def test_guidance_steers_the_images_that_the_others_start_from(bench, drawer):
+def test_guidance_steers_the_images_that_the_others_start_from(bench, networks):
     case = bench.cases_of(1)[0]
     request = Request((case.text,), height=case.height, width=case.width, steps=2, seed=case.seed)
-    caption, negative = (drawer.t5.encode([text], 256) for text in (case.text, "red"))
-    plain = drawer.latent(request, caption, negative, bench.PLAIN)
-    for nothing in (bench.guided_latent(drawer.pipe, request, caption, negative, 1.0),
-                    bench.guided_latent(drawer.pipe, request, caption, caption, 3.0)):
+    caption, negative = (networks.t5.encode([text], 256) for text in (case.text, "red"))
+    plain = networks.latent(request, caption, negative, bench.PLAIN)
+    for nothing in (bench.guided_latent(networks.pipe, request, caption, negative, 1.0),
+                    bench.guided_latent(networks.pipe, request, caption, caption, 3.0)):
         torch.testing.assert_close(nothing, plain, rtol=1e-3, atol=1e-3)
-    steered = [drawer.latent(request, caption, negative, bench.Way("any", **strength))
+    steered = [networks.latent(request, caption, negative, bench.Way("any", **strength))
                for strength in ({"nag": 5.0}, {"cfg": 2.0})]
     assert all((latent - plain).abs().max() > 0.05 for latent in steered)
 
