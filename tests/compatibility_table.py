@@ -21,7 +21,7 @@ with a small random model on ComfyUI 0.3.64 and 0.33.0.
 | not there | this version of ComfyUI has no such node or option |
 | needs a GPU | the option has no meaning without a GPU and was not tried |
 
-Start options were tested by starting both versions with them and drawing with PixArt-mini over HTTP on a CPU
+Start options were tested by starting both versions with them and generating images with PixArt-mini over HTTP on a CPU
 (`pytest -m slow tests/host/test_starts.py`); *works* there means a slightly different image of the same content.
 
 This page is written by `python tests/compatibility_table.py` from `tests/host/compatibility.json`; the host tests run
