@@ -78,7 +78,7 @@ def test_only_the_hint_about_an_optional_kernel_is_left_out(caplog):
 
 
 def test_letters_that_the_output_cannot_take_cost_nothing(tmp_path):
-    """On Windows a redirected output takes few letters: the image was drawn, and lost for a line about it."""
+    """On Windows a redirected output takes few letters: the image was made, and lost for a line about it."""
     words = ["generate", "a red \U0001f98a", "--steps", "1", "--size", "32x32", "--device", "cpu", "--out",
              str(tmp_path / "x.png")]
     done = subprocess.run([sys.executable, "-m", "pixart", *words], cwd=ROOT, capture_output=True, text=True,
@@ -166,7 +166,7 @@ def test_help_of_training_says_what_every_field_means(method):
     assert len(found) > 20 and not [action.dest for _, action in found if not action.help or len(action.help) < 8]
 
 
-def test_a_random_seed_is_told_and_drawn_again_and_minus_one_is_a_seed_like_others(tmp_path, monkeypatch, capsys):
+def test_a_random_seed_is_told_and_can_be_used_again_and_minus_one_is_a_seed_like_others(tmp_path, monkeypatch, capsys):
     """Elsewhere -1 asks for a random seed; here it is one of the negative seeds, and nothing gave a random one."""
     def generate(name: str, seed: object) -> tuple[bytes, str]:
         out = tmp_path / f"{name}.png"

@@ -23,8 +23,8 @@ def test_no_name_means_the_best_device_and_an_empty_one_none():
 def test_memory_that_ran_out_is_known_by_what_is_said(error):
     assert is_out_of_memory(error)
     if isinstance(error, RuntimeError):
-        with pytest.raises(MemoryError, match="on cpu while drawing; draw less"), \
-                memory_advice(torch.device("cpu"), "drawing", "draw less"):
+        with pytest.raises(MemoryError, match="on cpu while sampling; generate less"), \
+                memory_advice(torch.device("cpu"), "sampling", "generate less"):
             raise error
 
 

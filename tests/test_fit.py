@@ -59,7 +59,7 @@ def test_the_best_precision_that_fits_is_taken(gib, bits, device):
     assert found.fits == (gib > 1.7) and str(found).startswith(f"{gib:.1f} GiB are free on cuda: T5")
 
 
-def test_sides_off_the_grid_count_as_they_are_drawn():
+def test_sides_off_the_grid_count_as_they_are_sampled():
     """They are rounded up inside; here they were rounded down."""
     one = pass_bytes(CONFIG, 1024, 1024, 1)
     assert one / GIB == pytest.approx(0.12, abs=0.005) and pass_bytes(CONFIG, 1024, 1024, 6) == 6 * one

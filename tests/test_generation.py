@@ -35,7 +35,7 @@ def features(rows: int, length: int, seed: int = 0) -> Encoded:
 
 
 def test_the_model_is_told_height_before_width_and_height_over_width():
-    """A flipped aspect ratio draws images too, only worse ones; so the sampling is written out here once more."""
+    """A flipped aspect ratio gives images too, only worse ones; so the sampling is written out here once more."""
     model, caption = transformer(), features(2, 5)
     size, aspect = torch.tensor([[96.0, 40.0]] * 2), torch.tensor([2.4, 2.4])
     noise = ImageNoise([7, 8], (4, 12, 5))

@@ -103,7 +103,7 @@ def test_slow_packages_are_imported_inside_functions(path):
     assert not [module for module, _, inside in imports(path) if module in SLOW and not inside]
 
 
-def test_images_are_drawn_through_the_pipeline():
+def test_images_are_generated_through_the_pipeline():
     """Commands, previews, evaluation and benchmarks are its callers; `sample` stays for people's own loops."""
     free = {"pixart/__init__.py", "pixart/pipeline.py"}
     found = [name_of(path) for path in [*LIBRARY, *(ROOT / "benchmarks").rglob("*.py"), *NODE_FILES, *ADAPTERS]

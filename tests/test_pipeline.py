@@ -119,7 +119,7 @@ def draw(pipe: Pipeline, prompts: str | tuple[str, ...] = "a red circle", **chan
     {"height": 50, "width": 91}, {"prompts": ("a red circle", "", "the blue square on the left")},
     {"prompts": ("",), "sampler": "dpm", "negative": "a blue circle"},
 ])
-def test_every_way_of_drawing_gives_images_of_the_asked_size(pipe, changes):
+def test_every_way_of_sampling_gives_images_of_the_asked_size(pipe, changes):
     images = draw(pipe, **changes)
     shape = (len(changes.get("prompts", "1")), 3, changes.get("height", 64), changes.get("width", 64))
     assert images.shape == shape and images.isfinite().all() and 0 <= images.min() <= images.max() <= 1
@@ -168,7 +168,7 @@ def test_a_prompt_alone_is_a_prompt_in_a_list(pipe):
     assert torch.equal(draw(pipe, "a red circle"), draw(pipe, ("a red circle",)))
 
 
-def test_batches_of_any_size_draw_the_same_images(pipe, control):
+def test_batches_of_any_size_give_the_same_images(pipe, control):
     """Prompts, seeds and edge maps stay with their image."""
     prompts, edges = ("a red circle", "", "the blue square", "a", "on"), torch.rand(5, 1, 64, 64)
     for base in ({}, {"control": ControlImage(edges)}, {"control": ControlImage(edges[:1])},
@@ -187,7 +187,7 @@ def test_features_stand_for_prompts(pipe):
                        draw(pipe, ("a red circle", "the blue square"), negative="left", **guided))
 
 
-def test_networks_in_memory_draw_what_their_files_draw(pipe, parts):
+def test_networks_in_memory_give_what_their_files_give(pipe, parts):
     """Edge maps by their latents, batches in parts; decoding is whatever it is given."""
     request = Request(("a red circle", "a", "on"), height=64, width=64, sampler="dpm", steps=2, seed=3)
     caption, null, edges = pipe.encode(list(request.prompts)), pipe.encode(""), torch.rand(3, 1, 64, 64)
@@ -215,7 +215,7 @@ def test_what_networks_in_memory_lack_is_said(pipe):
             call()
 
 
-def test_compiled_blocks_draw_the_same_and_are_compiled_once(parts, control, pipe, monkeypatch):
+def test_compiled_blocks_give_the_same_and_are_compiled_once(parts, control, pipe, monkeypatch):
     """For all blocks, images and steps; once more for the ControlNet's mask-free pass and for each branch."""
     from pixart import pipeline
     torch._dynamo.reset()
@@ -246,7 +246,7 @@ def test_nothing_is_compiled_where_the_machine_cannot(parts, pipe, monkeypatch, 
     assert torch.equal(draw(other), draw(pipe)) and "no compiler here" in caplog.text
 
 
-def test_every_file_is_opened_once_however_often_is_drawn(parts, control, monkeypatch):
+def test_every_file_is_opened_once_for_any_number_of_images(parts, control, monkeypatch):
     """A job with everything: guidance, control, a second prompt. The transformer's file is recognised once, too."""
     from pixart import pipeline
     from pixart.text import on_demand
@@ -372,7 +372,7 @@ def test_running_out_of_memory_while_sampling_is_advice(pipe, monkeypatch):
         draw(pipe)
 
 
-def test_what_is_drawn_can_be_saved_in_the_format_of_its_name(pipe, tmp_path):
+def test_a_result_can_be_saved_in_the_format_of_its_name(pipe, tmp_path):
     drawn = pipe(("a", "on"), height=32, width=48, steps=1)
     assert drawn.save(tmp_path / "x.png", first=2) == [tmp_path / "x-2.png", tmp_path / "x-3.png"]
     assert Image.open(tmp_path / "x-3.png").size == drawn.images()[1].size == (48, 32)
@@ -440,7 +440,7 @@ def run(monkeypatch, *arguments: object) -> int:
     return command_line.main()
 
 
-def test_command_line_draws_files(parts, tmp_path, monkeypatch, capsys):
+def test_command_line_writes_files(parts, tmp_path, monkeypatch, capsys):
     models = ("--model", parts / "model.safetensors", "--t5", parts / "t5", "--vae", parts / "vae.safetensors")
     code = run(monkeypatch, "generate", "a red circle", *models, "--size", "64x48", "--count", 2, "--steps", 1,
                "--bits", 16, "--dtype", "fp32", "--out", tmp_path / "x.png")
@@ -449,7 +449,7 @@ def test_command_line_draws_files(parts, tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_samples_a_base_model_as_one_and_a_student_as_it_was_trained(parts, tmp_path, monkeypatch, capsys):
-    """Sigma and alpha were drawn in 4 LCM steps without guidance, which is a blur, and nothing was said."""
+    """Sigma and alpha were sampled in 4 LCM steps without guidance, which is a blur, and nothing was said."""
     rest = ("--vae", parts / "vae.safetensors", "--t5", parts / "t5", "--bits", 16, "--size", "32x32",
             "--dtype", "fp32", "--no-metadata")
     images = {}
@@ -505,7 +505,7 @@ def test_loras_change_the_image_by_their_strength_and_never_the_file(parts, lora
 
 
 def test_saved_embeddings_give_the_same_image(parts, tmp_path, monkeypatch):
-    """A machine too small for T5 draws what another one encoded."""
+    """A machine too small for T5 generates from what another one encoded."""
     base = ("generate", "a red circle", "--model", parts / "model.safetensors", "--vae", parts / "vae.safetensors",
             "--size", "32x32", "--sampler", "lcm", "--steps", 1, "--dtype", "fp32")
     assert run(monkeypatch, "encode", "a red circle", "--t5", parts / "t5", "--bits", 16, "--clean", "--max-tokens", 20,
@@ -522,7 +522,7 @@ def test_saved_embeddings_give_the_same_image(parts, tmp_path, monkeypatch):
     (SHIPPED.teacher, ("--guidance", 2.5, "--steps", 2), ("--guidance", 1)),
     (SHIPPED.student, ("--nag", 5, "--steps", 1), ())])
 def test_a_saved_negative_prompt_guides_as_its_text_does(model, more, unread, tmp_path, monkeypatch, capsys):
-    """A machine too small for T5 could not draw with guidance: "--embeddings holds no negative prompt"."""
+    """A machine too small for T5 could not sample with guidance: "--embeddings holds no negative prompt"."""
     prompt, negative, out = tmp_path / "p.safetensors", tmp_path / "n.safetensors", tmp_path / "x.png"
     for place, words in ((prompt, "a large red circle"), (negative, "a blue square")):
         assert run(monkeypatch, "encode", words, "--t5", SHIPPED.t5, "--bits", 16, "--family", "mini",
@@ -561,7 +561,7 @@ def test_a_file_of_several_prompts_is_refused(parts, pipe, tmp_path, monkeypatch
 
 
 def test_a_prompt_beside_a_saved_one_that_is_another_is_refused(parts, tmp_path, monkeypatch, capsys):
-    """The saved one was drawn and the other one passed over."""
+    """The saved one was used and the other one passed over."""
     assert run(monkeypatch, "encode", "a red circle", "--t5", parts / "t5", "--bits", 16,
                "--out", tmp_path / "p.safetensors") == 0
     assert run(monkeypatch, "generate", "a blue square", "--model", parts / "model.safetensors", "--vae",
@@ -594,7 +594,7 @@ def test_opening_refuses_a_wrong_file_of_any_part(parts, part, tmp_path):
     ({"hidden": 96}, "48 wide with 4 heads, beside a model 96 wide with 4"),
 ])
 def test_the_controlnet_of_another_model_is_refused_before_anything_is_read(parts, control, changes, words, tmp_path):
-    """That of alpha has the shapes of Sigma, with which it drew nonsense; other widths were found out after T5."""
+    """That of alpha has the shapes of Sigma, with which it made nonsense; other widths were found out after T5."""
     config = replace(CONFIG, **changes)
     model = save_checkpoint(tmp_path / "other.safetensors", random_(PixArtTransformer(config)), config)
     with pytest.raises(CheckpointError, match=f"{words}.*control.safetensors"):

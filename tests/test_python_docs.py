@@ -33,7 +33,7 @@ def ran(tmp_path_factory) -> tuple[Path, dict]:
     return folder, names
 
 
-def test_every_example_runs_and_draws(ran):
+def test_every_example_runs_and_writes_its_images(ran):
     folder, names = ran
     drawn = {path.name for path in folder.glob("*.png")}
     promised = set(re.findall(r'"([\w-]+\.png)"', "".join(code for _, code in examples())))
@@ -42,7 +42,7 @@ def test_every_example_runs_and_draws(ran):
         assert len(Image.open(path).convert("L").getcolors() or range(300)) > 20, f"{path.name} is empty"
 
 
-def test_the_loop_of_the_page_draws_what_the_pipeline_draws(ran):
+def test_the_loop_of_the_page_gives_what_the_pipeline_gives(ran):
     """With the same seed, in float32."""
     _, names = ran
     pipe = pixart.Pipeline.open(device="cpu", dtype=torch.float32)

@@ -184,7 +184,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(mini):
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_reach_the_vae(mini, scenes, low):
-    """Previews are drawn inside the trainer's autocast; in fp16 the VAE of SDXL gives NaN there."""
+    """Previews are decoded inside the trainer's autocast; in fp16 the VAE of SDXL gives NaN there."""
     image = scenes[..., :64, :64]
     latents = encode_images(mini, image, 1.0)[0]
     want, want_latents = decode(mini, latents, 1.0), encode_images(mini, image, 1.0)[0]

@@ -121,7 +121,7 @@ def test_sizes_that_no_image_can_have_are_refused(text):
 
 @pytest.mark.slow
 def test_caches_stand_beside_fewer_steps_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
-    """Drawing is forbidden in the second run: everything must come out of the folder, and be the same."""
+    """Generating is forbidden in the second run: everything must come out of the folder, and be the same."""
     config = read_config(SHIPPED.teacher)
     third = whole_steps("third", 20, config.depth, range(0, 20, 3))
     file = write_ecad(tmp_path / "third.json", third)

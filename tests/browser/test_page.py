@@ -126,7 +126,7 @@ def test_missing_files_are_offered_from_where_they_are_published(screen, release
 
 
 @pytest.mark.parametrize("name", sorted(BLUEPRINTS_ON_MINI))
-def test_dropped_blueprint_is_one_node_that_draws(screen, name):
+def test_dropped_blueprint_is_one_node_that_works(screen, name):
     before = screen.page.evaluate(HISTORY).keys()
     screen.page.evaluate("() => window.app.graph.clear()")
     drop(screen, name, BLUEPRINTS)

@@ -90,7 +90,7 @@ def test_the_lists_of_compare_are_shown_whole_when_it_has_run(screen):
     assert 0 < inner <= shown
 
 
-def test_the_preview_comes_while_it_draws_and_in_the_colours_of_the_image(screen):
+def test_the_preview_comes_while_it_samples_and_in_the_colours_of_the_image(screen):
     opened(screen, "mini-lcm-4-steps")
     screen.page.evaluate(LISTEN)
     screen.page.evaluate(SET, ["PixArtLCMSampler", "seed", 20_261_127])

@@ -87,7 +87,7 @@ def test_impossible_searches_are_refused(tmp_path):
         search_schedules(Trials(tmp_path / "t.jsonl", STEPS, DEPTH, "x"), [], len, len, 2, 1)
 
 
-def test_the_command_refuses_an_impossible_search_before_it_draws(tmp_path, monkeypatch, capsys):
+def test_the_command_refuses_an_impossible_search_before_it_samples(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pixart", "ecad", "search", "--work", str(tmp_path / "w"), "--population", "0"])
     assert main() == 1 and "population of 0" in capsys.readouterr().err and not (tmp_path / "w").exists()
 

@@ -60,7 +60,7 @@ def off(got: Tensor, want: Tensor) -> float:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_same_update_draws_the_same_image(adapter, layout, drawn, tmp_path):
+def test_the_same_update_gives_the_same_image(adapter, layout, drawn, tmp_path):
     network = model()
     keys = written(adapter, layout, weights(network))
     save_file(keys, tmp_path / "a.safetensors")

@@ -84,7 +84,7 @@ def test_it_is_said_what_it_is(tmp_path, caplog):
         in caplog.text
 
 
-def test_every_converted_model_draws_with_guidance(tmp_path):
+def test_every_converted_model_samples_with_guidance(tmp_path):
     """PixArt-mini's own teacher, through the pipeline; batched as alone."""
     model = to_flexdit(load(SHIPPED.teacher))
     pipe = Pipeline.of(model, decoder=lambda latents: latents[:, :3])
@@ -165,7 +165,7 @@ def run(monkeypatch, *arguments: object) -> int:
     return command_line.main()
 
 
-def test_the_command_converts_and_what_it_wrote_draws(tmp_path, monkeypatch, capsys):
+def test_the_command_converts_and_what_it_wrote_generates(tmp_path, monkeypatch, capsys):
     out = tmp_path / "flex.safetensors"
     assert run(monkeypatch, "flexdit", SHIPPED.teacher, "--out", out, "--r-max", 0.75, "--pieces", 0) == 0
     assert "FlexDiT of 1 pooling" in capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_what_the_command_cannot_do_is_one_line(more, words, tmp_path, monkeypat
     assert words in shown and shown.count("\n") == 1
 
 
-def test_pooled_blocks_are_an_option_of_drawing(tmp_path, monkeypatch):
+def test_pooled_blocks_are_an_option_of_generate(tmp_path, monkeypatch):
     images = {}
     for name, more in (("plain", ()), ("pooled", ("--pooled-blocks", 2)),
                        ("both", ("--pooled-blocks", 2, "--cache", "steps"))):

@@ -38,7 +38,7 @@ def sampler(graph: dict) -> dict:
     return next(node for node in graph.values() if "seed" in node["inputs"])
 
 
-def test_every_seed_is_drawn_once_and_fetched(server, tmp_path, monkeypatch, capsys):
+def test_every_seed_is_run_once_and_fetched(server, tmp_path, monkeypatch, capsys):
     assert queue(server, tmp_path, "--seed", "3..5", "--set", "prompt=a red fox", monkeypatch=monkeypatch) == 0
     graphs = [server.graphs[key]["prompt"] for key in server.taken]
     assert [sampler(graph)["inputs"]["seed"] for graph in graphs] == [3, 4, 5]

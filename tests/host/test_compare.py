@@ -1,4 +1,4 @@
-"""PixArt Compare against a real server: what ordinary nodes draw, kept and gone on with, refused in words."""
+"""PixArt Compare against a real server: what ordinary nodes generate, kept and gone on with, refused in words."""
 import asyncio
 import io
 import json
@@ -41,7 +41,7 @@ def kept(base, name: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (base / "output" / "pixart-compare" / name).glob("*.png")}
 
 
-def test_a_cell_is_what_ordinary_nodes_draw(server, base):
+def test_a_cell_is_what_ordinary_nodes_generate(server, base):
     words = "a large blue star in the centre on a white background"
     made = graph(name="one", prompt=words, columns="steps", column_values="2", rows="none", seed=4)
     sheet = image(server, run(server, made))
@@ -100,7 +100,7 @@ def test_what_was_deleted_is_made_again(server, base):
         file.unlink()
 
 
-def test_other_networks_are_drawn_anew(server, base):
+def test_with_other_networks_images_are_generated_anew(server, base):
     wanted = {"name": "other", "columns": "seed", "column_values": "1", "rows": "none"}
     assert "1 generated, 0 kept" in harness.texts(run(server, graph(**wanted)), NODE)[-1]
     changed = graph(**wanted)
@@ -123,7 +123,7 @@ def test_other_networks_are_drawn_anew(server, base):
     ({"name": "../x"}, "'../x' cannot be the name of a folder"),
     ({"name": ".."}, "'..' cannot be the name of a folder"),
 ])
-def test_what_cannot_be_compared_is_refused_before_anything_is_drawn(server, base, changed, finding):
+def test_what_cannot_be_compared_is_refused_before_anything_is_generated(server, base, changed, finding):
     before = sorted((base / "output").rglob("*"))
     outcome = run(server, graph(**{"name": "refused", **changed}))
     assert outcome.end == "execution_error" and finding in outcome.error

@@ -1,4 +1,4 @@
-"""A FlexDiT over HTTP: PixArt-mini's teacher, converted, draws with guidance, wide and high."""
+"""A FlexDiT over HTTP: PixArt-mini's teacher, converted, samples with guidance, wide and high."""
 from host import harness
 from host.test_server import ksampler, node, png_size, run
 
@@ -19,7 +19,7 @@ def first(server: harness.Server, outcome: harness.Outcome) -> bytes:
     return server.get(f"/view?filename={entry['filename']}&subfolder={entry['subfolder']}&type={entry['type']}")
 
 
-def test_it_is_found_and_draws(server):
+def test_it_is_found_and_generates(server):
     wide, square, again = run(server, drawn(3, 192, 96), drawn(3), drawn(4))
     assert png_size(first(server, wide)) == (192, 96) and png_size(first(server, square)) == (128, 128)
     assert first(server, square) != first(server, again)

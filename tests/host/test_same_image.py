@@ -1,4 +1,4 @@
-"""The same prompt and seed draw the same image, to the bit, at every start and whatever else the machine does."""
+"""The same prompt and seed give the same image, to the bit, at every start and whatever else the machine does."""
 import os
 import signal
 import subprocess
@@ -46,7 +46,7 @@ def fresh(host: harness.Host, folder: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_eight_fresh_starts_on_a_loaded_and_an_idle_machine_draw_one_image(host, tmp_path):
+def test_eight_fresh_starts_on_a_loaded_and_an_idle_machine_give_one_image(host, tmp_path):
     images = []
     for number in range(STARTS):
         with loaded((os.cpu_count() or 1) if number % 2 else 0):

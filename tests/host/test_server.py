@@ -123,7 +123,7 @@ def test_t5_in_auto_says_which_bits_it_took(server):
     assert any("are free on cpu: T5 is loaded in 16 bits" in text for text in harness.texts(outcome, "clip"))
 
 
-def test_a_pt_dit_is_drawn_by_the_stock_sampler_and_refused_by_pixarts(server):
+def test_a_pt_dit_is_sampled_by_the_stock_sampler_and_refused_by_pixarts(server):
     """Over HTTP: Load PixArt, KSampler (euler, simple), VAE Decode; then the LCM sampler of PixArt."""
     graph = {**ksampler(cfg=4.0, scheduler="simple"), "model": start("pt-dit.safetensors")["model"]}
     few = {**lcm(), "model": graph["model"]}
@@ -190,7 +190,7 @@ def test_one_step_dmd(server):
     assert png_size(image(server, outcome)) == (128, 128)
 
 
-def test_a_saved_prompt_draws_the_same_image_without_a_text_encoder(server):
+def test_a_saved_prompt_gives_the_same_image_without_a_text_encoder(server):
     saved = {**lcm(seed=12, positive=["kept", 0]),
              "kept": node("PixArtSavePrompt", conditioning=["positive", 0], name="a cat", text="a cat")}
     saved["positive"]["inputs"] |= {"width": 0, "height": 0}          # a saved prompt keeps no size

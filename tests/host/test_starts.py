@@ -1,4 +1,4 @@
-"""The rows of docs/compatibility.md about start options: the host started with them draws PixArt-mini over HTTP.
+"""The rows of docs/compatibility.md about start options: the host started with them runs PixArt-mini over HTTP.
 
 Options that do not exclude each other share a start, so that a version takes some ten starts and not forty.
 """
@@ -67,7 +67,7 @@ def starts(version: str) -> Iterator[Start]:
 
 
 def drawn(server: harness.Server) -> np.ndarray:
-    """Pixels in 0..1 of the image that the server draws."""
+    """Pixels in 0..1 of the image that the server generates."""
     (outcome,) = run(server, GRAPH)
     assert outcome.end == "execution_success", f"{outcome.messages[-1]}\n{server.log[-3000:]}"
     (entry,) = outcome.images("8")
@@ -93,7 +93,7 @@ def check(host: harness.Host, folder: Path, start: Start, plain: np.ndarray) -> 
     assert difference < FAR or not start.close, f"{start.title}: {difference:.3f}"
 
 
-def test_a_start_with_one_option_of_each_kind_draws_an_image(host, tmp_path, plain):
+def test_a_start_with_one_option_of_each_kind_generates_an_image(host, tmp_path, plain):
     check(host, tmp_path, next(start for start in starts(host.version) if start.close), plain)
 
 

@@ -13,7 +13,7 @@ from pixart.checkpoint.lora.read import read_lora
 
 
 def graph(name: str, steps: int, **changed: object) -> dict:
-    """A LoRA of two coloured images on the tiny model, and an image drawn with it."""
+    """A LoRA of two coloured images on the tiny model, and an image generated with it."""
     wanted = {"model": ["model", 0], "method": "lora", "name": name, "steps": steps, "batch": 1, "learning_rate": 0.01,
               "rank": 2, "blocks": 1, "guidance": 1.5, "edges": "canny", "resolution": "256", "save_memory": True,
               "start_seed": 0, "preview_prompt": "a cat", "preview_every": 4, "images": ["two", 0], "clip": ["clip", 0],
@@ -36,7 +36,7 @@ def state(server, name: str) -> dict:
     return torch.load(folder / "state.pt", weights_only=True)
 
 
-def test_it_trains_with_progress_and_previews_and_draws_with_the_result(ready):
+def test_it_trains_with_progress_and_previews_and_generates_with_the_result(ready):
     (outcome,) = run(ready, graph("over-http", 8))
     assert png_size(image(ready, outcome)) == (128, 128)
     told = [(data["value"], data["max"]) for kind, data in outcome.messages

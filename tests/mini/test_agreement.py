@@ -1,4 +1,4 @@
-"""The measure of edge agreement, on maps whose agreement is known, and drawing along maps."""
+"""The measure of edge agreement, on maps whose agreement is known, and sampling along maps."""
 import pytest
 import torch
 
@@ -41,7 +41,7 @@ def test_real_images_agree_with_their_own_maps_and_not_with_those_of_others():
     assert agreement(real, other, 4).mean() < 0.5
 
 
-def test_control_moves_edges_and_strength_zero_draws_as_without():
+def test_control_moves_edges_and_strength_zero_is_as_without():
     from pixart.checkpoint import load_control
     bench, network = Bench.open(SHIPPED, 7, 7, batch=2), load_control(SHIPPED.control, torch.float32)
     maps = bench_edges(bench.prompts.real(), 7)

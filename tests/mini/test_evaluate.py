@@ -14,7 +14,7 @@ FAST = Sampled("one step", "student", "lcm", 1)
 
 
 class Real:
-    """Draws the real images: the best there can be."""
+    """Gives the real images: the best there can be."""
 
     name = "perfect"
 
@@ -27,7 +27,7 @@ def found():
     return evaluate(10, 7, methods=[USUAL_METHODS[2], Real(), FAST], batch=4, reference=FAST, diverse=5)
 
 
-def test_the_reference_comes_first_and_is_not_drawn_twice(found):
+def test_the_reference_comes_first_and_is_not_generated_twice(found):
     assert [row.name for row in found.rows] == [REAL, "one step", "LCM, 2 steps", "perfect"]
     assert [row.reference for row in found.rows] == [None, None, "one step", "one step"]
 
@@ -40,7 +40,7 @@ def test_merging_a_lora_is_no_work_of_an_image(found):
     assert with_lora == without
 
 
-def test_any_object_with_a_name_that_draws_is_measured(found):
+def test_any_object_with_a_name_that_generates_is_measured(found):
     real, _, two, perfect = found.rows
     assert perfect.answers == real.answers and perfect.accuracy["all"] > 0.97
     assert abs(perfect.fid) < 1e-3 and max(map(abs, perfect.kid)) < 1e-9

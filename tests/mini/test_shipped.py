@@ -1,4 +1,4 @@
-"""The embedded model itself: what is in the repository draws what the sentence says."""
+"""The embedded model itself: what is in the repository shows what the sentence says."""
 import json
 
 import pytest
@@ -52,7 +52,7 @@ def test_null_caption_is_the_encoded_empty_prompt():
         torch.testing.assert_close(row, want, rtol=0.02, atol=0.02)
 
 
-def test_four_steps_draw_held_out_sentences():
+def test_four_steps_show_held_out_sentences():
     """On 60 sentences never seen in training; the README has the figures of the full measurement."""
     found = evaluate.evaluate(60, seed=11, methods=evaluate.USUAL_METHODS[1:2], diverse=0)
     real, student = (row.accuracy for row in found.rows)
@@ -61,7 +61,7 @@ def test_four_steps_draw_held_out_sentences():
 
 
 @pytest.mark.parametrize("name, steps, least", [("tdm", 4, 0.92), ("dmd", 1, 0.88)])
-def test_students_by_distribution_matching_draw_held_out_prompts(name, steps, least):
+def test_students_by_distribution_matching_show_held_out_prompts(name, steps, least):
     """On 60 sentences never seen in training; one step of the LCM student shows 71 % of what they say."""
     method = Sampled(name, "teacher", name, steps, lora=getattr(SHIPPED, name))
     real, student = (row.accuracy for row in evaluate.evaluate(60, seed=11, methods=[method], diverse=0).rows)

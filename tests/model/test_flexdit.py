@@ -114,7 +114,7 @@ def test_without_groups_and_pooling_it_is_the_model_itself_to_the_bit():
     assert torch.equal(to_flexdit(network, Segments(0, 0, 0, 0, 8))(*given(400.0)), network(*given(400.0)))
 
 
-def test_a_converted_model_trains_or_draws_as_the_one_it_was_made_of():
+def test_a_converted_model_trains_or_samples_as_the_one_it_was_made_of():
     assert to_flexdit(model().train()).blocks[1].training and not to_flexdit(model()).blocks[1].training
 
 

@@ -1,4 +1,4 @@
-"""Networks, policies and samplers on a CUDA device: what they draw, and what a step copies there or waits for."""
+"""Networks, policies and samplers on a CUDA device: what they give, and what a step copies there or waits for."""
 from dataclasses import replace
 
 import pytest
@@ -66,7 +66,7 @@ def same(got: Tensor, want: Tensor) -> None:
 
 @pytest.mark.parametrize("kind, size", [*((kind, SIZES[0]) for kind in KINDS), ("alpha", SIZES[1]),
                                         ("compressed by convolution", SIZES[1])])
-def test_every_kind_of_transformer_draws_the_same(gpu: Cuda, kind, size):
+def test_every_kind_of_transformer_gives_the_same(gpu: Cuda, kind, size):
     model = tiny.transformer(KINDS[kind])
     want = drawn(model, steps=2, size=size)
     same(drawn(model.to(GPU), steps=2, size=size), want)
@@ -74,13 +74,13 @@ def test_every_kind_of_transformer_draws_the_same(gpu: Cuda, kind, size):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_draws(gpu: Cuda, kind, dtype):
+def test_half_precision_samples(gpu: Cuda, kind, dtype):
     assert drawn(tiny.transformer(KINDS[kind]).to(GPU, dtype), steps=2).dtype == torch.float32
     assert not gpu.doubles
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_draws_the_same_and_asks_nothing(gpu: Cuda, sampler):
+def test_every_sampler_gives_the_same_and_asks_nothing(gpu: Cuda, sampler):
     model, steps = tiny.transformer(), SAMPLERS[sampler].steps
     want = drawn(model, sampler, steps)
     model.to(GPU)
@@ -91,7 +91,7 @@ def test_every_sampler_draws_the_same_and_asks_nothing(gpu: Cuda, sampler):
 
 @pytest.mark.parametrize("with_control", [False, True])
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_cache_draws_the_same_and_waits_for_nothing(gpu: Cuda, name, with_control):
+def test_every_cache_gives_the_same_and_waits_for_nothing(gpu: Cuda, name, with_control):
     def run(device: torch.device | str) -> Tensor:
         model, control = tiny.transformer().to(device), None
         if with_control:

@@ -214,7 +214,7 @@ def test_the_regulariser_starts_late_and_its_power_falls():
     assert adaptation.power(60) == 11 and 2 < adaptation.power(99) < 2.3
 
 
-def test_recorded_rows_are_what_the_first_block_reads_while_drawing():
+def test_recorded_rows_are_what_the_first_block_reads_while_sampling():
     model, request = random_model(), Request(("a", "b"), height=32, width=32, sampler="dpm", steps=3, seed=5)
     seen = []
     hook = model.blocks[0].register_forward_pre_hook(lambda block, given: seen.append(given))
@@ -228,7 +228,7 @@ def test_recorded_rows_are_what_the_first_block_reads_while_drawing():
         record(model, request, texts(2), texts(1, 2), 13)
 
 
-def test_what_is_recorded_does_not_depend_on_how_many_images_are_drawn_together(monkeypatch):
+def test_what_is_recorded_does_not_depend_on_how_many_images_are_sampled_together(monkeypatch):
     request, found = Request(("a",) * 3, height=32, width=32, sampler="dpm", steps=2, seed=5), []
     for at_once in (16, 2):
         monkeypatch.setattr(calibrate, "AT_ONCE", at_once)

@@ -61,7 +61,7 @@ def test_files_of_a_repository_are_known_by_its_folder(path, method):
 
 @pytest.mark.parametrize("path", ["flash-pixart/adapter_model.safetensors", "flash_pixart.safetensors"])
 def test_the_lora_of_flash_diffusion_takes_the_steps_of_diffusers(path):
-    """As its model card draws: LCMScheduler, 4 steps, no guidance."""
+    """As its model card samples: LCMScheduler, 4 steps, no guidance."""
     found = by_name(Path(path))
     assert (found.sampler, found.steps, found.guidance) == ("lcm", 4, 1.0)
     assert SAMPLERS[found.sampler].times(found.steps, found.rule) == [999, 759, 499, 259]

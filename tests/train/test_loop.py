@@ -115,7 +115,7 @@ def test_only_what_is_trained_is_kept_and_averaged(data, tmp_path):
 
 
 def test_watching_does_not_disturb(data, tmp_path):
-    """Watchers may draw images: whatever they take from torch's own noise, the training stays the same to the bit."""
+    """Watchers may generate images: whatever they take from torch's own noise, the training is the same to the bit."""
     seen = []
 
     def watch(record: Record, average: nn.Module) -> None:

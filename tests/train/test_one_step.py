@@ -1,4 +1,4 @@
-"""One-step distillation: its statements, its pairs, and that it learns to draw what its teacher drew."""
+"""One-step distillation: its statements, its pairs, and that it learns to make what its teacher makes."""
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_the_student_draws_as_it_is_sampled():
+def test_the_student_generates_as_it_is_sampled():
     def network(x: Tensor, t: Tensor) -> Tensor:
         return torch.sin(x) * t.view(-1, 1, 1, 1).to(x) / 500
 
@@ -61,7 +61,7 @@ def test_equal_scores_move_nothing():
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
-def test_a_pair_is_what_the_teacher_draws_from_its_noise(pairs):
+def test_a_pair_is_what_the_teacher_makes_from_its_noise(pairs):
     shard = Shard(shard_paths(pairs)[0])
     context, mask = (shard.tensors[name][4:6] for name in ("features", "mask"))
     null = PreparedFolder(pairs)
@@ -94,7 +94,7 @@ def test_pairs_do_not_depend_on_when_they_are_made(pairs, tmp_path):
 
 
 def test_shards_that_come_later_share_no_noise_with_those_before(pairs, tmp_path):
-    """A second shard of the first bucket comes after pairs of the second bucket were drawn."""
+    """A second shard of the first bucket comes after pairs of the second bucket were made."""
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(pairs.parent / "data", data)
     make_pairs(data, out, fresh(), steps=3, seed=5)

@@ -119,7 +119,7 @@ def test_a_folder_with_a_wrong_tensor_is_refused_by_its_name(tmp_path, made, say
     ({"scaling_factor": 0.13025}, True), ({"scaling_factor": 1}, True), ({"scaling_factor": 0.18215}, False),
     ({"scaling_factor": None}, False), ({"scaling_factor": 0.13025, "_class_name": "AutoencoderTiny"}, False)])
 def test_a_folder_for_latents_of_another_scale_is_refused_when_a_pipeline_is_opened(tmp_path, said, refused):
-    """The VAE of Sigma drew images of alpha in wrong colours, and the other way round, without a word."""
+    """The VAE of Sigma decoded images of alpha in wrong colours, and the other way round, without a word."""
     config = small_vae(tmp_path / "pipeline" / "vae") / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **said}))
     with nullcontext() if not refused else pytest.raises(CheckpointError) as caught:

@@ -13,7 +13,7 @@ TEXT = 66                                   # what a node shows on itself, two l
 TEXT_NODES = {"PixArtLoader", "PixArtT5Loader", "PixArtControlNetLoader", "PixArtDeltaLoraLoader", "PixArtEmptyLatent",
               "PixArtPromptList", "PixArtFeedback", "PixArtCheck", "PixArtSteps", "PixArtLCMSampler", "PixArtCache",
               "PixArtReNO", "PixArtCompare"}
-PREVIEW = 235                               # the image in a sampler while it draws, if the host makes previews
+PREVIEW = 235                               # the image in a sampler while it works, if the host makes previews
 PREVIEW_NODES = {"KSampler", "SamplerCustom", "PixArtLCMSampler", "PixArtDMDSampler", "PixArtReNO", "PixArtCompare"}
 # With many inputs; with the bar that says that a file is missing.
 TALLER_OF = {"PixArtControlNetApply": 46, "PixArtHED": 62}

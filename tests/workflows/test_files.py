@@ -197,7 +197,7 @@ def test_thumbnail_is_a_small_jpeg(name):
     assert len(data) < 100_000
 
 
-def test_the_thumbnail_of_every_workflow_of_mini_can_be_drawn_anew():
+def test_the_thumbnail_of_every_workflow_of_mini_can_be_made_anew():
     assert sorted([*SHOWN, *SIX, LIST]) == [name for name in NAMES if name.startswith("mini-")]
     for name, titles in SHOWN.items():
         assert len({node_titled(api_form(name), title) for title in titles}) == len(titles)
@@ -206,7 +206,7 @@ def test_the_thumbnail_of_every_workflow_of_mini_can_be_drawn_anew():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_thumbnail_shows_what_it_draws_or_says_it_in_words(name):
+def test_thumbnail_shows_what_it_generates_or_says_it_in_words(name):
     """Not the graph: the template browser makes thumbnails too small for it."""
     with Image.open(FOLDER / f"{name}.jpg") as image:
         corner, size = image.convert("RGB").getpixel((2, 2)), image.size

@@ -1,4 +1,4 @@
-"""`python tests/workflows/thumbnails.py [NAME ...]` draws the thumbnails of the PixArt-mini workflows anew.
+"""`python tests/workflows/thumbnails.py [NAME ...]` makes the thumbnails of the PixArt-mini workflows anew.
 
 Each workflow runs in a real ComfyUI, and the images that tell what it does are put side by side. Do it when the
 weights or the workflow changed. The host is found as the tests find it.
@@ -42,7 +42,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "mini-two-controls": ("First map shown", "Second map shown", SAVED),
     "mini-two-pass-upscale": ("First image", SAVED),
 }
-# These draw all prompts of PROMPTS, with one seed.
+# These generate all prompts of PROMPTS, with one seed.
 SIX = ("mini-lcm-4-steps", "mini-tdm-4-steps", "mini-dmd-1-step", "mini-teacher-20-steps-cfg", "mini-cache")
 LIST = "mini-prompt-list"                           # which brings these prompts itself, each in its own size
 SIX_SEED, SIDE, ALONE, CELL, WIDEST, QUALITY = 3, 256, 360, 240, 646, 90

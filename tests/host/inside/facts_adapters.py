@@ -1,4 +1,4 @@
-"""LoRAs of every adapter on a MODEL: ours draws what merged weights draw, the stock loader where the layout is its own.
+"""LoRAs of every adapter on a MODEL: ours gives what merged weights give, the stock loader where the layout is its own.
 
 Also what the host itself trains and extracts.
 """
@@ -61,7 +61,7 @@ def patched(model) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network(model).named_parameters()}
 
 
-def test_every_adapter_in_every_layout_draws_the_same_image():
+def test_every_adapter_in_every_layout_gives_the_same_image():
     wanted = {layout: drawn_with(layout) for layout in ("ComfyUI", "diffusers")}
     plain = image(load("alpha-1024", "fp32"))
     for layout, (_, diffusers, _) in LAYOUTS.items():
@@ -181,7 +181,7 @@ def test_loras_that_the_host_trains_are_used_whole_and_as_by_its_own_loader():
         assert off(got[worst], want[worst]) < 1e-4, (algorithm, worst)
 
 
-def test_loras_beside_the_weights_draw_what_merged_ones_do():
+def test_loras_beside_the_weights_give_what_merged_ones_do():
     """The host's bypass mode, which changes what layers say instead of their weights: the modulation tables too.
 
     Without OFT, which this mode of the host cannot run on any layer.

@@ -47,7 +47,7 @@ def test_every_variant_that_the_host_saves_opens_as_what_it_was():
         assert type(again.model.latent_format) is type(model.model.latent_format)
 
 
-def test_a_saved_model_draws_the_same_image():
+def test_a_saved_model_gives_the_same_image():
     model, prompt = load("sigma-2k", "fp32"), condition(text(3))
     want = sample(model, prompt, prompt, latent(64, 64))
     assert torch.equal(sample(reopened(save(model, "image")), prompt, prompt, latent(64, 64)), want)

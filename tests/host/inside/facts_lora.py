@@ -212,7 +212,7 @@ def test_half_and_eighth_precision_models_take_it():
         assert torch.isfinite(result).all()
 
 
-def test_the_image_changes_and_merged_weights_draw_the_same():
+def test_the_image_changes_and_merged_weights_give_the_same():
     file, prompt = write_ours("ours.safetensors"), condition(text(3))
     model = load("alpha-1024")
     plain = sample(model, prompt, prompt, latent(64, 64))

@@ -1,4 +1,4 @@
-"""A PT-DiT in the host: Load PixArt opens it, the host's samplers draw as the library does, PixArt's nodes refuse."""
+"""A PT-DiT in the host: Load PixArt opens it, the host's samplers give the library's images, PixArt's nodes refuse."""
 import comfy.model_base
 import comfy.sample
 import torch
@@ -40,7 +40,7 @@ def drawn(model, steps: int = 5, cfg: float = 1.0, scheduler: str = "simple") ->
 
 
 def flow(steps: int, guidance: float) -> torch.Tensor:
-    """What the library draws from the noise of the host."""
+    """What the library makes from the noise of the host."""
     sampling, own = pack("pixart.sampling.flow"), library()
     noise = comfy.sample.prepare_noise(latent(128, 192)["samples"], 3)
     shift = own.config.flow_shift(own.config.resolution, own.config.resolution)
@@ -63,7 +63,7 @@ def test_it_is_a_flow_model_of_its_own():
     assert "PT-DiT 128" in model.model.model_config.description
 
 
-def test_the_hosts_sampler_draws_what_the_library_draws():
+def test_the_hosts_sampler_gives_what_the_library_gives():
     """With prompts of different lengths in one pass, at guidance and without."""
     model = load("pt-dit")
     for guidance in (1.0, 4.0):

@@ -46,7 +46,7 @@ def test_one_iteration_is_the_image_of_the_sampler_node():
     assert torch.equal(noise.noise, comfy.sample.prepare_noise(latent(32, 48)["samples"], 3))
 
 
-def test_it_gains_and_its_noise_draws_its_image_in_stock_nodes():
+def test_it_gains_and_its_noise_gives_its_image_in_stock_nodes():
     image, noise, started, log, curve = found(model(), iterations=6, clip=1.0)
     first = found(model(), iterations=1)
     assert log.splitlines()[0].startswith("reward ") and len(log.splitlines()) == 7

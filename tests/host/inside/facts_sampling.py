@@ -186,7 +186,7 @@ def test_nested_latents_are_refused():
     assert "PixArt makes single images" in refused({"samples": Nested()})
 
 
-def test_an_empty_latent_of_another_scale_is_drawn_at_the_size_that_was_asked_for():
+def test_an_empty_latent_of_another_scale_is_sampled_at_the_size_that_was_asked_for():
     """Empty Flux 2 Latent has 16 pixels a cell. Older hosts do not say so."""
     told = {"samples": torch.zeros(1, 128, 4, 4), "downscale_ratio_spacial": 16}
     drawn = node("PixArtLCMSampler")().sample(load("alpha-1024"), condition(text(3)), told, 1, 1, "official", 1.0)[0]

@@ -96,7 +96,7 @@ def test_a_lora_that_says_something_goes_before_its_model():
 
 
 def heard_as_lcm(model) -> list[str]:
-    """What is logged while the LCM sampler draws with a MODEL."""
+    """What is logged while the LCM sampler works with a MODEL."""
     import logging
     records: list[str] = []
 
@@ -118,7 +118,7 @@ def test_a_tdm_file_with_the_lcm_rule_gives_a_notice():
     assert "made for the sampler tdm" in line and "sampled with lcm" in line
 
 
-def test_a_published_base_model_drawn_as_an_lcm_gives_a_notice_unless_a_lora_may_have_made_it_one():
+def test_a_published_base_model_sampled_as_an_lcm_gives_a_notice_unless_a_lora_may_have_made_it_one():
     name = "PixArt-XL-2-1024-MS"
     shutil.copy(MODELS / "diffusion_models" / "alpha-1024.safetensors",
                 MODELS / "diffusion_models" / f"{name}.safetensors")

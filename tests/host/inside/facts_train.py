@@ -155,7 +155,7 @@ def test_a_lora_on_the_model_is_part_of_what_is_trained_on():
     assert not any(parameter.is_inference() for parameter in copy.parameters())
 
 
-def test_previews_are_drawn_on_the_node_and_into_files():
+def test_previews_are_shown_on_the_node_and_written_into_files():
     for method, name in (("lora", "alpha-1024"), ("controlnet", "deep-1024")):
         result = learn(load(name), method=method, preview_prompt=PROMPT)
         folder = OUT / f"fact ({method})" / "previews"

@@ -45,7 +45,7 @@ def test_the_count_does_not_depend_on_the_batch_and_takes_as_many_images_as_aske
     assert count(USUAL_METHODS[3], bench, 6) == count(USUAL_METHODS[3], replace(bench, batch=1), 6)
     with counted_passes() as passes:
         count(USUAL_METHODS[3], bench, 2)
-    assert passes.rows == 1 + 2                         # one is drawn before, uncounted
+    assert passes.rows == 1 + 2                         # one is generated before, uncounted
     with counted_passes() as passes:
         pass
     assert passes.rows == 0

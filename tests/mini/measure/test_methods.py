@@ -1,4 +1,4 @@
-"""Ways of drawing as text, and that an image depends on its sentence and noise alone."""
+"""Methods as text, and that an image depends on its sentence and noise alone."""
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,7 @@ def small_feedback(path: Path, depth: int | None = None, scale: float = 0.0) -> 
     return save_feedback(path, feedback)
 
 
-def test_feedback_is_a_way_of_drawing_and_costs_what_its_blocks_cost(bench, tmp_path):
+def test_feedback_is_a_method_and_costs_what_its_blocks_cost(bench, tmp_path):
     from pixart.mini.measure.cost import count
     plain = method_of("teacher:ddim:2:2.5")
     silent, loud = (method_of(f"teacher:ddim:2:2.5@{small_feedback(tmp_path / f'{name}.safetensors', scale=scale)}")
@@ -118,7 +118,7 @@ def test_an_image_depends_on_neither_batch_nor_count(bench):
     assert max((whole[i] - few[i]).abs().max().item() for i in range(6)) <= 1.01 / 255
 
 
-def test_another_run_draws_other_images(bench):
+def test_another_run_gives_other_images(bench):
     one, other = USUAL_METHODS[3].generate(bench.first(5)), USUAL_METHODS[3].generate(bench.first(5).again(1))
     assert all(not torch.equal(one[i], other[i]) for i in range(5))
 

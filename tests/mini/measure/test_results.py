@@ -64,7 +64,7 @@ def test_results_of_other_sentences_or_judges_are_refused(field, value):
         merged([("a.json", BOTH), ("b.json", other)])
 
 
-def test_tables_have_a_row_per_way_of_drawing():
+def test_tables_have_a_row_per_method():
     text = results_table(BOTH)
     first, second = ([line for line in part.splitlines() if line.startswith("|")]
                      for part in text.split("FID (judge)", 1))

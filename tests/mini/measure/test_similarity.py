@@ -71,7 +71,7 @@ def test_all_three_in_the_order_of_the_sentences():
 
 
 class Repeats:
-    """Draws the same image in every run, or another one."""
+    """Gives the same image in every run, or another one."""
 
     name = "repeats"
 
