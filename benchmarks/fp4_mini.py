@@ -17,8 +17,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load  # noqa: E402
+from pixart.files.atomic import replacing  # noqa: E402
 from pixart.mini import SHIPPED, Files  # noqa: E402
 from pixart.mini.evaluate import Instrument  # noqa: E402
 from pixart.mini.measure.batches import BenchImages  # noqa: E402

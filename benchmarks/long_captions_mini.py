@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pixart.checkpoint import load  # noqa: E402
 from pixart.checkpoint.merged import with_loras  # noqa: E402
+from pixart.generation.pipeline import Pipeline  # noqa: E402
+from pixart.generation.request import Request  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.judge import load_judge  # noqa: E402
 from pixart.mini.measure.bootstrap import estimate, resamples  # noqa: E402
 from pixart.mini.measure.prompts import Prompts  # noqa: E402
 from pixart.mini.scenes import labels  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
-from pixart.pipeline import Pipeline  # noqa: E402
-from pixart.request import Request  # noqa: E402
 from pixart.text.encoded import Encoded, join_encoded  # noqa: E402
 from pixart.text.long import encode_long  # noqa: E402
 from pixart.text.t5 import T5Encoder  # noqa: E402

@@ -20,9 +20,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pixart.atomic import replacing  # noqa: E402
+from pixart.generation.sample.sample import Conditioned  # noqa: E402
+
 from pixart.checkpoint import load  # noqa: E402
-from pixart.generation import Conditioned  # noqa: E402
+from pixart.files.atomic import replacing  # noqa: E402
+from pixart.generation.pipeline import Pipeline  # noqa: E402
+from pixart.generation.request import Request  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.autoencoder import load_autoencoder  # noqa: E402
 from pixart.mini.grammar import PLACE_WORDS  # noqa: E402
@@ -34,8 +37,6 @@ from pixart.mini.measure.prompts import Prompts  # noqa: E402
 from pixart.mini.measure.tables import markdown, signed  # noqa: E402
 from pixart.mini.scenes import ATTRIBUTES, stated_facts  # noqa: E402
 from pixart.model.nag import NAG  # noqa: E402
-from pixart.pipeline import Pipeline  # noqa: E402
-from pixart.request import Request  # noqa: E402
 from pixart.sampling.guidance import guided  # noqa: E402
 from pixart.sampling.noise import ImageNoise  # noqa: E402
 from pixart.sampling.samplers import SAMPLERS  # noqa: E402

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.instruments.held import GIB, Held  # noqa: E402
 from pixart.config import VARIANTS  # noqa: E402
+from pixart.generation.request import Request  # noqa: E402
 from pixart.model.transformer import PixArtTransformer  # noqa: E402
-from pixart.request import Request  # noqa: E402
 from pixart.reward.eyes import clip_normalised, middle_square  # noqa: E402
 from pixart.reward.generator import Generator, recomputed  # noqa: E402
 from pixart.text.encoded import Encoded  # noqa: E402

@@ -16,9 +16,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pixart.atomic import replacing  # noqa: E402
 from pixart.checkpoint import load, read_config  # noqa: E402
 from pixart.checkpoint.merged import with_loras  # noqa: E402
+from pixart.files.atomic import replacing  # noqa: E402
+from pixart.generation.request import Request  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.judge import load_judge  # noqa: E402
 from pixart.mini.measure.bootstrap import estimate, paired_difference, resamples  # noqa: E402
@@ -26,7 +27,6 @@ from pixart.mini.measure.prompts import PromptGroup, Prompts  # noqa: E402
 from pixart.mini.scenes import labels  # noqa: E402
 from pixart.model.attention import matmul_attention  # noqa: E402
 from pixart.model.cpu_dtype import fitting_dtype  # noqa: E402
-from pixart.request import Request  # noqa: E402
 from pixart.reward.generator import Generator  # noqa: E402
 from pixart.reward.judge import JudgeReward  # noqa: E402
 from pixart.reward.optimise import Iteration, NoiseRecipe, optimise_noise  # noqa: E402

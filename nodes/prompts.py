@@ -1,5 +1,5 @@
 """The node that reads many prompts from one file."""
-from ..pixart.prompts import LAST_SEED
+from ..pixart.files.prompts import LAST_SEED
 from .arguments import checked
 from .host import folders, inputs
 from .host.node_text import show_text
@@ -51,7 +51,7 @@ class PixArtPromptList:
     @checked
     def read(self, file: str, start: int, count: int, seed: int, width: int, height: int
              ) -> tuple[list[str], list[int], list[int], list[int], list[str]]:
-        from ..pixart.prompts import read_prompts
+        from ..pixart.files.prompts import read_prompts
         lines = read_prompts(inputs.prompt_path(file))
         if start > len(lines):
             raise ValueError(f"start is {start}, the list has {len(lines)} prompts; choose 1 to {len(lines)}")

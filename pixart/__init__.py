@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from .checkpoint.merged import load_lora as load_lora
     from .control.control_image import ControlImage as ControlImage
     from .control.edges import edge_maps as edge_maps
-    from .generation import sample as sample
-    from .images import read_image as read_image
-    from .images import save_image as save_image
+    from .files.images import read_image as read_image
+    from .files.images import save_image as save_image
+    from .generation.pipeline import Pipeline as Pipeline
+    from .generation.request import Request as Request
+    from .generation.result import Images as Images
+    from .generation.sample import sample as sample
     from .model.controlnet import PixArtControlNet as PixArtControlNet
     from .model.transformer import PixArtTransformer as PixArtTransformer
-    from .pipeline import Pipeline as Pipeline
-    from .request import Request as Request
-    from .result import Images as Images
     from .sampling.dmd import dmd as dmd
     from .sampling.dpm_solver import dpm_solver_pp as dpm_solver_pp
     from .sampling.guidance import guided as guided
@@ -45,13 +45,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "Checkpoint": "checkpoint", "CheckpointError": "checkpoint", "load": "checkpoint", "load_control": "checkpoint",
     "read_checkpoint": "checkpoint", "save_checkpoint": "checkpoint", "load_lora": "checkpoint.merged",
-    "edge_maps": "control.edges", "ControlImage": "control.control_image", "Request": "request", "sample": "generation",
-    "PixArtControlNet": "model.controlnet", "PixArtTransformer": "model.transformer", "read_image": "images",
-    "save_image": "images", "Images": "result", "Pipeline": "pipeline", "dmd": "sampling.dmd",
-    "dpm_solver_pp": "sampling.dpm_solver", "guided": "sampling.guidance", "lcm": "sampling.lcm",
-    "lcm_timesteps": "sampling.lcm", "ImageNoise": "sampling.noise", "SAMPLERS": "sampling.samplers",
-    "Encoded": "text.encoded", "load_embeddings": "text.encoded", "save_embeddings": "text.encoded",
-    "T5Encoder": "text.t5", "decode": "vae", "load_vae": "vae",
+    "edge_maps": "control.edges", "ControlImage": "control.control_image", "Request": "generation.request",
+    "sample": "generation.sample", "PixArtControlNet": "model.controlnet", "PixArtTransformer": "model.transformer",
+    "read_image": "files.images", "save_image": "files.images", "Images": "generation.result",
+    "Pipeline": "generation.pipeline", "dmd": "sampling.dmd", "dpm_solver_pp": "sampling.dpm_solver",
+    "guided": "sampling.guidance", "lcm": "sampling.lcm", "lcm_timesteps": "sampling.lcm",
+    "ImageNoise": "sampling.noise", "SAMPLERS": "sampling.samplers", "Encoded": "text.encoded",
+    "load_embeddings": "text.encoded", "save_embeddings": "text.encoded", "T5Encoder": "text.t5", "decode": "vae",
+    "load_vae": "vae",
 }
 
 __all__ = ["LATENT_SCALE", "VARIANTS", "KVCompression", "PixArtConfig", "__version__",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pixart.checkpoint import load, load_control
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
 from pixart.mini import SHIPPED
 from pixart.mini.prepare import held_out
-from pixart.pipeline import Pipeline
-from pixart.request import Request
 from pixart.sampling.dmd import dmd
 from pixart.sampling.noise import ImageNoise
 from pixart.text.encoded import Encoded

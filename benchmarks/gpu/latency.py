@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from pixart.config import PixArtConfig
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Pipeline
-from pixart.request import Request
 from pixart.vae import decode
 
 from ..instruments.cases import Case

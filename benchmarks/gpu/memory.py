@@ -4,9 +4,9 @@ from functools import partial
 
 import torch
 
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
 from pixart.model.controlnet import Controlled, PixArtControlNet
-from pixart.pipeline import Pipeline
-from pixart.request import Request
 from pixart.train.data import PreparedFolder
 from pixart.train.loop import Training
 from pixart.train.loop_config import LoopConfig

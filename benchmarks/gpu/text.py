@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pixart.pipeline import Pipeline
+from pixart.generation.pipeline import Pipeline
 from pixart.text.t5 import T5Encoder
 
 from ..instruments.cases import Case

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from pixart.atomic import replacing
 from pixart.checkpoint import save_checkpoint
 from pixart.config import PixArtConfig
+from pixart.files.atomic import replacing
 from pixart.mini import SHIPPED
 
 from .networks import autoencoder, transformer

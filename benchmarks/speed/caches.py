@@ -13,8 +13,8 @@ from pixart.accelerate.ecad import read_ecad
 from pixart.accelerate.methods import schedule_plan
 from pixart.accelerate.plan import NOTHING_REUSED, CachePlan, plain_plan
 from pixart.accelerate.schedule import BranchSchedule
-from pixart.pipeline import Pipeline
-from pixart.request import Request
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
 
 from ..instruments.cases import Case
 from ..instruments.networks import encoded, transformer

@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pixart.atomic import replacing
+from pixart.files.atomic import replacing
 
 from .passes import PASSES
 

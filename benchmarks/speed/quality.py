@@ -12,8 +12,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from pixart.accelerate import CacheChoice, SamplingJob
-from pixart.atomic import replacing
 from pixart.checkpoint import read_config
+from pixart.files.atomic import replacing
 from pixart.mini import SHIPPED
 from pixart.mini.evaluate import Instrument, write_results
 from pixart.mini.judge import own_accuracy

@@ -3,8 +3,8 @@ from functools import partial
 
 import torch
 
-from pixart.pipeline import Pipeline
-from pixart.request import Request
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
 from pixart.vae import decode
 
 from ..instruments.cases import Case

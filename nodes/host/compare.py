@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...pixart import __version__
 from ...pixart.compare import Axis, Cell, cell_grid, labelled_sheet
-from ...pixart.images import read_image, save_image
+from ...pixart.files.images import read_image, save_image
 from .node_text import show_text
 from .sampling import check_latent, require_pixart, run
 from .steps import chosen_preset, make_parts

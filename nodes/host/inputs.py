@@ -1,7 +1,7 @@
 """Lists of prompts in the host's input folder and the bundled one: found, and never anything outside of them."""
 from pathlib import Path
 
-from ...pixart.prompts import PROMPT_SUFFIXES
+from ...pixart.files.prompts import PROMPT_SUFFIXES
 from .folders import BUNDLED, NONE_FOUND, MissingFile, hosted
 
 BUNDLED_LISTS = BUNDLED / "prompts"     # named pixart-mini/... as bundled models are

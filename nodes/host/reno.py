@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...pixart.images import save_image
-from ...pixart.request import Request
+from ...pixart.files.images import save_image
+from ...pixart.generation.request import Request
 from ...pixart.reward.generator import Generator, check_differentiable, recomputed
 from ...pixart.reward.optimise import Iteration, NoiseRecipe, OptimisedNoise, optimise_noise
 from ...pixart.reward.protocol import WeightedSum

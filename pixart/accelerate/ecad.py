@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from ..model.policy import Policy
 from ..weights import CheckpointError
 from ..weights.settings import Check, checked_entries, line, optional, read_json, shown, table, text, whole

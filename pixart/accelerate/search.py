@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from ..weights import CheckpointError, checked_entries, parse_json
 from ..weights.settings import number, text
 from .schedule import BRANCHES, BranchSchedule

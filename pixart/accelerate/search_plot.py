@@ -1,7 +1,7 @@
 """All schedules that a search tried, as points of quality over work, with the front that none of them beats."""
 from pathlib import Path
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from .search import Trials
 
 

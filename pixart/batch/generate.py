@@ -12,7 +12,7 @@ from ..weights import CheckpointError
 from .tasks import Task
 
 if TYPE_CHECKING:
-    from ..pipeline import Pipeline
+    from ..generation.pipeline import Pipeline
 
 # Errors of one image, after which the next may still succeed. Missing files and memory concern all of them.
 OF_ONE = (ValueError, FloatingPointError)
@@ -76,7 +76,7 @@ def generate_group(settings: GenerationSettings, device: str | None, group: Sequ
 @lru_cache(maxsize=1)
 def opened(settings: GenerationSettings, device: str | None) -> "Pipeline":
     """The pipeline of these settings, opened once a process."""
-    from ..pipeline import Pipeline
+    from ..generation.pipeline import Pipeline
 
     dtype = dtype_or_auto(settings.dtype)
     return Pipeline.open(settings.model, settings.vae, settings.t5, device, dtype, variant=settings.variant,
@@ -85,7 +85,7 @@ def opened(settings: GenerationSettings, device: str | None) -> "Pipeline":
 
 def generate_together(pipe: "Pipeline", settings: GenerationSettings, group: Sequence[Task]) -> list[GeneratedTask]:
     """Tasks of one size and negative prompt, whose seeds follow each other."""
-    from ..images import write_image
+    from ..files.images import write_image
 
     first = group[0]
     prompts = pipe.encode([task.prompt for task in group], None, settings.long, settings.inner_ends)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import replacing
-from ..claim import claimed
+from ..files.atomic import replacing
+from ..files.claim import claimed
 from ..progress import Progress
 from ..weights import CheckpointError, checked_entries, read_json
 from ..weights.fingerprint import weights_fingerprint

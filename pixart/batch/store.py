@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from .tasks import Task
 
 OWN_PART = re.compile(r"\.(\d{6,}--?\d+\.png|shard-\d+\.tar|(batch\.json|(results|failures)\.jsonl))\.\d+-\d+\.part")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from ..prompts import LAST_SEED, PromptLine
+from ..files.prompts import LAST_SEED, PromptLine
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..atomic import replacing
 from ..config import PixArtConfig
+from ..files.atomic import replacing
 from ..model.flexdit_config import FlexDiTConfig
 from ..weights.safetensors_file import write_tensors
 from .folder import TRANSFORMER_CLASSES, WEIGHTS_NAME

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from ..progress import Progress
 from .errors import ClientError, Failed, Interrupted, Unreachable
 from .graph import Graph, node_label

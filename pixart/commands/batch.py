@@ -15,8 +15,8 @@ from .places import require_folder_place
 if TYPE_CHECKING:
     from ..batch.generate import GenerationSettings
     from ..batch.run import Workers
-    from ..pipeline import Pipeline
-    from ..prompts import PromptLine
+    from ..files.prompts import PromptLine
+    from ..generation.pipeline import Pipeline
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from ..batch.run import run_batch
     from ..batch.tasks import tasks_of
     from ..client.graph import seeds_of
-    from ..prompts import read_prompts
+    from ..files.prompts import read_prompts
     from .progress import Bars
 
     if args.device and (args.devices or args.ray):
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
 def generation_settings(args: argparse.Namespace) -> "GenerationSettings":
     from ..batch.generate import GenerationSettings
-    from ..pipeline_files import parts_in
+    from ..generation.files import parts_in
 
     check_mode(args.long, args.inner_ends)
     require_lora(args)

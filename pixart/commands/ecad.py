@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..claim import claimed
+from ..files.claim import claimed
 from .places import require_folder_place
 
 if TYPE_CHECKING:

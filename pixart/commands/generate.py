@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ..accelerate.plan import SamplingJob
     from ..config import PixArtConfig
     from ..control.control_image import ControlImage
+    from ..generation.pipeline import Pipeline
     from ..model.policy import Policy
-    from ..pipeline import Pipeline
     from ..text.encoded import Encoded
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ def _add_control(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Generate and save images, a batch at a time; print what became of the prompt and where the images lie."""
     from ..accelerate.plan import SamplingJob
-    from ..images import format_of
+    from ..files.images import format_of
     from .progress import Bars
 
     require_prompt(args)
@@ -261,7 +261,7 @@ def run(args: argparse.Namespace) -> None:
 
 def require_parts(args: argparse.Namespace) -> None:
     """Take from a diffusers pipeline's folder what is not named. ValueError for a model without what belongs to it."""
-    from ..pipeline_files import parts_in
+    from ..generation.files import parts_in
 
     args.vae, t5 = parts_in(args.model, args.vae, args.t5)
     args.t5 = t5 if args.embeddings is None else None
@@ -292,7 +292,7 @@ def require_effects(args: argparse.Namespace) -> None:
 
 def open_pipeline(args: argparse.Namespace) -> "Pipeline":
     """The files that the options name, checked."""
-    from ..pipeline import Pipeline
+    from ..generation.pipeline import Pipeline
 
     require_parts(args)
     if args.control and args.model and not args.controlnet:
@@ -335,7 +335,7 @@ def chosen_control(args: argparse.Namespace, config: "PixArtConfig", width: int,
     from ..control.edges import edge_maps
     from ..control.hed import hed_edges, load_hed
     from ..control.images import fit
-    from ..images import read_image
+    from ..files.images import read_image
     from ..mini import is_mini
     from ..mini.images import CANNY
 

@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 
-from ..atomic import mode_of_new, part_name
+from ..files.atomic import mode_of_new, part_name
 
 
 def require_parent(path: Path) -> None:

@@ -34,11 +34,11 @@ def pt_dit_in(args: argparse.Namespace) -> "OpenPTDiT | None":
 def generate_with_pt_dit(args: argparse.Namespace, opened: "OpenPTDiT") -> None:
     """Generate and save images, a batch at a time; print what became of the prompt and where the images lie."""
     from ..device import checked_device
-    from ..image_facts import ImageFacts, sampling_facts
+    from ..generation.facts import ImageFacts, sampling_facts
+    from ..generation.pipeline import require_finite
+    from ..generation.result import Images
     from ..model.cpu_dtype import fitting_dtype
-    from ..pipeline import require_finite
     from ..pt_dit.sample import sample_latents
-    from ..result import Images
     from ..text.encoded import join_encoded
     from ..vae import decode, load_vae, require_scale, require_vae
     check_pt_dit_options(args)

@@ -121,7 +121,7 @@ def fp4_settings(args: argparse.Namespace) -> "LayerOptions | None":
 def adapt(args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
     """Learn the rounding, on what the transformer is given while it samples --prompts."""
     from ..device import checked_device
-    from ..prompts import read_lines
+    from ..files.prompts import read_lines
     from ..quantize.adapted import convert_adapted
     from ..quantize.adaptive import Adaptation
     from ..quantize.calibrate import record

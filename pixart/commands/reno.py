@@ -15,7 +15,7 @@ from .places import require_file_place
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..pipeline import Pipeline
+    from ..generation.pipeline import Pipeline
     from ..reward.optimise import Iteration, NoiseRecipe, OptimisedNoise, WatchIteration
     from ..reward.protocol import WeightedSum
     from .progress import Bars
@@ -88,8 +88,8 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Optimise, save, and say what came of it. Ctrl-C ends it with the best so far."""
-    from ..image_facts import image_facts_of
-    from ..images import format_of
+    from ..files.images import format_of
+    from ..generation.facts import image_facts_of
     from ..reward.record import load_noise
     from ..reward.reno import reno, request_of
     from .progress import Bars
@@ -128,7 +128,7 @@ def recipe_of(args: argparse.Namespace) -> "NoiseRecipe":
 
 def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
     """What --reward names, on the device of the pipeline."""
-    from ..prompts import read_lines
+    from ..files.prompts import read_lines
     from ..reward.embedding import reweight_all
     from ..reward.table import RewardChoice, open_rewards
 
@@ -145,7 +145,7 @@ def open_reward(args: argparse.Namespace, pipe: "Pipeline") -> "WeightedSum":
 
 def progress_watch(bars: "Bars", recipe: "NoiseRecipe", out: Path, parameters: str | None) -> "WatchIteration":
     """A bar, and the image that it began with, saved at once; parameters: how that was made."""
-    from ..images import save_image
+    from ..files.images import save_image
 
     def watch(done: "Iteration", images: "Tensor") -> None:
         bars(f"optimising, reward {done.best[0]:.3g}", done.number, recipe.iterations)
@@ -157,7 +157,7 @@ def progress_watch(bars: "Bars", recipe: "NoiseRecipe", out: Path, parameters: s
 def write_result(args: argparse.Namespace, recipe: "NoiseRecipe", prompt: str, found: "OptimisedNoise",
                  reward: "WeightedSum", parameters: str | None) -> None:
     """All files of the result, each printed; parameters: how its image was made."""
-    from ..images import save_image
+    from ..files.images import save_image
     from ..reward.record import history_summary, plot, save_log, save_noise
 
     about = {"prompt": prompt, "seed": args.seed, "sampler": args.sampler, "weights": reward.weights, "by": args.by,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .numbers import positive_number
 
 if TYPE_CHECKING:
-    from ..image_to_image import StartImage
+    from ..generation.image_to_image import StartImage
 
 
 def add_image_options(command: argparse.ArgumentParser) -> None:
@@ -34,8 +34,8 @@ def read_start(args: argparse.Namespace) -> "StartImage | None":
     if args.image is None:
         return None
     from ..control.images import BLACK, grey, opaque
-    from ..image_to_image import start_image
-    from ..images import read_image
+    from ..files.images import read_image
+    from ..generation.image_to_image import start_image
 
     image = read_image(args.image)
     mask = None if args.mask is None else grey(opaque(read_image(args.mask), BLACK))
@@ -47,7 +47,7 @@ def read_start(args: argparse.Namespace) -> "StartImage | None":
 
 def size_of(args: argparse.Namespace, start: "StartImage | None", side: int) -> tuple[int, int]:
     """(width, height) of the result; side: what the model was trained on."""
-    from ..image_to_image import output_size
+    from ..generation.image_to_image import output_size
 
     height, width = output_size(start, None, None, side)
     return args.size or (width, height)

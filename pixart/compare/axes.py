@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..prompts import LAST_SEED
+from ..files.prompts import LAST_SEED
 from ..sampling.preset import PRESET_METHODS
 
 MOST_CELLS = 256            # cells of one comparison

@@ -6,7 +6,7 @@ from io import BytesIO
 import torch
 from torch import Tensor
 
-from ..images import BrokenImage, open_image, pixels_of
+from ..files.images import BrokenImage, open_image, pixels_of
 from .images import BLACK, fit, grey, opaque
 
 SKETCH_PREFIX = "data:image/png;base64,"

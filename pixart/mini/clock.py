@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from ..train.average import copy_sharing_frozen
 from ..train.loop import Training, cpu_threads
 from ..train.loop_config import LoopConfig

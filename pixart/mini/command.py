@@ -155,7 +155,7 @@ def require_results_place(out: Path | None) -> None:
 
 def require_places(args: argparse.Namespace) -> None:
     """Refuse names of results that could not be written, before anything is measured."""
-    from ..images import format_of
+    from ..files.images import format_of
     require_results_place(args.out)
     for path in filter(None, (args.sheet, args.edge_sheet)):
         require_file_place(path)

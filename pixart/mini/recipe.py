@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..atomic import replacing
 from ..checkpoint import load, save_checkpoint, save_control
 from ..config import PixArtConfig
+from ..files.atomic import replacing
 from ..model.attention import Attend, matmul_attention, sdpa
 from ..model.controlnet import Controlled, PixArtControlNet
 from ..model.transformer import PixArtTransformer

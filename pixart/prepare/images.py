@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..control.images import covering
-from ..images import BrokenImage, open_image, orientation, plain_colours, upright
+from ..files.images import BrokenImage, open_image, orientation, plain_colours, upright
 from .items import Place
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..delimited import numbered_rows
+from ..files.delimited import numbered_rows
 from .items import Item, Place
 
 IMAGE = ("path", "file_name", "image", "file", "filename", "image_path")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..claim import claimed
+from ..files.claim import claimed
 from ..model.transformer import PixArtTransformer
 from ..progress import CountProgress
 from ..sampling.dpm_solver import dpm_solver_pp

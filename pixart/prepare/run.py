@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..claim import claimed
+from ..files.claim import claimed
 from ..progress import Progress
 from ..text.encoded import load_embeddings
 from ..weights.fingerprint import weights_fingerprint

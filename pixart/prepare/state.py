@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from .items import Item
 
 SETTINGS_FILE, SKIPPED_FILE = "prepare.json", "skipped.jsonl"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ..atomic import replacing
 from ..checkpoint.load import OpenCheckpoint
+from ..files.atomic import replacing
 from ..model.block import PixArtBlock
 from ..model.transformer import PixArtTransformer
 from ..progress import Progress

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..generation.pipeline import Pipeline
+from ..generation.request import Request
 from ..model.block import PixArtBlock
 from ..model.policy import Lane, Pass, Policy, Run
 from ..model.transformer import PixArtTransformer
-from ..pipeline import Pipeline
 from ..progress import Progress
-from ..request import Request
 from ..sampling.samplers import SAMPLERS
 from ..text.encoded import Encoded, join_encoded
 from ..weights.errors import CheckpointError

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.load import OpenCheckpoint
+from ..generation.request import Request
 from ..mini import SHIPPED, is_mini
 from ..progress import Progress
-from ..request import Request
 from ..sampling.preset import Preset, found_in
 from ..text.encoded import Encoded
 from ..text.on_demand import T5OnDemand

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from .format import Packed
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..generation import Conditioned
+from ..generation.request import Request, check_captions
+from ..generation.sample import Conditioned
 from ..model.transformer import PixArtTransformer
-from ..request import Request, check_captions
 from ..sampling.noise import ImageNoise
 from ..sampling.samplers import FEW_STEP_SAMPLERS, SAMPLERS
 from ..sampling.schedule import Noise
@@ -25,7 +25,7 @@ class Generator:
     """noise (B, C, h, w) float32, a row a prompt -> images (B, 3, height, width) in 0..1, differentiable.
 
     Later steps of a sampler that adds noise use that of the request's seeds, so only the first noise is free: with it
-    `generation.sample` generates the same image. `start` is the first noise of the seeds.
+    `sample` generates the same image. `start` is the first noise of the seeds.
     """
 
     def __init__(self, model: PixArtTransformer, decode: Callable[[Tensor], Tensor], request: Request,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from ..weights import CheckpointError, Kind, check_finite, check_floating, open_weights
 from ..weights.safetensors_file import write_tensors
 from .optimise import Iteration, OptimisedNoise

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..device import memory_advice
-from ..pipeline import Pipeline
-from ..request import Request, check_noise
+from ..generation.pipeline import Pipeline
+from ..generation.request import Request, check_noise
 from ..sampling.samplers import sampler as sampler_of
 from ..text.encoded import Encoded
 from ..vae import decoder

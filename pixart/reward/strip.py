@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..images import to_image
+from ..files.images import to_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..atomic import replacing
 from ..checkpoint.layouts import NULL_CAPTION, expected_shapes
 from ..config import PixArtConfig
+from ..files.atomic import replacing
 from ..weights.settings import short, shown, whole
 
 BaseShapes = dict[str, list[int | None]]

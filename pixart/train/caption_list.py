@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..prompts import read_lines
+from ..files.prompts import read_lines
 from ..resolution import latent_sides
 from ..text.encoded import Encoded, join_encoded
 from .data import Batch, without_caption

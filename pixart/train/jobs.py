@@ -180,7 +180,7 @@ def lora_job(base: PixArtTransformer, method: LoraMethod | LcmLoraMethod, data: 
 
 def reward_job(settings: Settings) -> TrainingJob:
     """Adapters in a few-step model, which learn to make what rewards score high."""
-    from ..request import Request
+    from ..generation.request import Request
     from ..reward.generator import check_differentiable
     from .ascent_files import ascent_of
     from .lora import add_lora

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..claim import claimed
+from ..files.claim import claimed
 from .loop_config import LoopConfig
 
 if TYPE_CHECKING:

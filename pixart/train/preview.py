@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..atomic import replacing
 from ..config import PixArtConfig
 from ..control.control_image import ControlImage
 from ..control.images import fit, opaque
-from ..images import read_image, to_image
+from ..files.atomic import replacing
+from ..files.images import read_image, to_image
+from ..generation.pipeline import Pipeline
+from ..generation.request import Request, check_captions
 from ..model.controlnet import PixArtControlNet
 from ..model.transformer import PixArtTransformer
-from ..pipeline import Pipeline
-from ..request import Request, check_captions
 from ..text.encoded import Encoded
 from ..text.quantized import Bits
 from ..text.t5 import T5Encoder

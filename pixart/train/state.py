@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 
 # What torch's unpickler raises for files that are no pickles of tensors.
 STATE_DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError, TypeError,

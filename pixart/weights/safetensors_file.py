@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import replacing
+from ..files.atomic import replacing
 from .errors import CheckpointError
 from .settings import LARGEST_JSON, list_of, parse_json, short, whole
 

@@ -25,9 +25,9 @@ from pixart.batch.generate import GeneratedTask, GenerationSettings, generate_gr
 from pixart.batch.run import run_batch
 from pixart.batch.tasks import Task, groups_of, tasks_of
 from pixart.batch.workers import here, on_ray, processes
-from pixart.claim import claimed
-from pixart.image_facts import ImageFacts
-from pixart.prompts import PromptLine
+from pixart.files.claim import claimed
+from pixart.files.prompts import PromptLine
+from pixart.generation.facts import ImageFacts
 from pixart.weights import CheckpointError, CheckpointNotFound
 
 SETTINGS = GenerationSettings()
@@ -210,7 +210,7 @@ def test_where_there_are_no_locks_it_is_said_and_works(tmp_path, monkeypatch, ca
     """It was taken for another process."""
     def unknown(descriptor: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
-    monkeypatch.setattr("pixart.claim._lock", unknown)
+    monkeypatch.setattr("pixart.files.claim._lock", unknown)
     assert run(tmp_path, tasks(1)).generated == 3 and "does not support locks (Function not implemented)" in caplog.text
 
 

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from pixart.generation.request import Request
 from pixart.mini.scenes import ATTRIBUTES
-from pixart.request import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 

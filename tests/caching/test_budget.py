@@ -8,6 +8,7 @@ import pytest
 import torch
 from caching import tiny
 from caching.tiny import CONFIG
+from pixart.generation.sample.sample import sample
 
 from pixart.accelerate import (
     CACHE_METHODS,
@@ -27,10 +28,9 @@ from pixart.accelerate.schedule import steps_within
 from pixart.checkpoint import read_config
 from pixart.commands import generate
 from pixart.config import VARIANTS, KVCompression
-from pixart.generation import sample
+from pixart.generation.request import Request
 from pixart.mini import SHIPPED
 from pixart.mini.measure.cost import counted_flops
-from pixart.request import Request
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport
 

@@ -14,13 +14,13 @@ from pixart import __main__ as command_line
 from pixart.checkpoint import CheckpointError, read_config
 from pixart.checkpoint.header import CONFIG_KEY, to_tensors
 from pixart.config import PixArtConfig
+from pixart.generation.request import Request
 from pixart.mini import SHIPPED
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.flexdit import FlexDiT
 from pixart.model.flexdit_config import Density, FlexDiTConfig, Segments
 from pixart.model.to_flexdit import to_flexdit
 from pixart.model.transformer import PixArtTransformer
-from pixart.request import Request
 from pixart.text.encoded import Encoded
 
 CONFIG = PixArtConfig(depth=8, hidden=48, heads=4, caption_width=16, caption_tokens=8, base_size=4)

@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 
-from pixart.images import save_image
+from pixart.files.images import save_image
 
 GRAPH = {"1": {"class_type": "PixArtLoader", "inputs": {"file": "a"}, "is_changed": ["5-17"]},
          "2": {"class_type": "VAELoader", "inputs": {"vae_name": "v"}},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pixart.control.edges import EDGE_METHODS, edge_maps
 from pixart.control.hed import HED, hed_edges
+from pixart.generation.pipeline import Pipeline
 from pixart.mini import SHIPPED
 from pixart.mini.autoencoder import AutoencoderConfig, MiniAutoencoder
 from pixart.mini.catalogue import SceneWish, build_catalogue
@@ -20,7 +21,6 @@ from pixart.mini.measure.similarity import similarities
 from pixart.mini.scenery import Scenery
 from pixart.mini.stream import EndlessData
 from pixart.mini.text_encoder import MINI_TOKENS, build_encoder, build_tokenizer
-from pixart.pipeline import Pipeline
 from pixart.quantize import TARGETS
 from pixart.quantize.adaptive import Adaptation, adapt_block
 from pixart.quantize.calibrate import record
@@ -74,9 +74,9 @@ def test_packing_on_the_device_packs_the_same(gpu: Cuda, target):
 
 
 def test_rounding_is_adapted_to_calibration_data(gpu: Cuda):
-    from on_cuda.test_generation import encoded
+    from on_cuda.test_sample import encoded
 
-    from pixart.request import Request
+    from pixart.generation.request import Request
     model = random_model().to(GPU)
     request = Request(("a", "b"), height=64, width=64, sampler="dpm", steps=2, guidance=3.0)
     captions = encoded(5, 3, width=model.config.caption_width)

@@ -287,7 +287,7 @@ def test_wrong_options_are_refused(tmp_path):
 
 
 def test_two_processes_do_not_share_a_folder(source, prepared):
-    from pixart.claim import claimed
+    from pixart.files.claim import claimed
     with claimed(prepared), pytest.raises(BlockingIOError, match="another process is at work in this folder"):
         prepare(mini_job(source, prepared, edges="soft"))
 

@@ -10,7 +10,7 @@ from pt_dit.tiny_pt_dit import TINY, model
 from torch import Tensor
 
 from pixart.__main__ import main
-from pixart.images import read_image
+from pixart.files.images import read_image
 from pixart.mini import SHIPPED
 from pixart.pt_dit.load import save_pt_dit
 from pixart.pt_dit.sample import sample_latents

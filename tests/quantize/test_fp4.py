@@ -11,6 +11,7 @@ from torch import Tensor
 from pixart.__main__ import parser, run_of
 from pixart.checkpoint import CheckpointError, load, open_checkpoint, save_checkpoint
 from pixart.config import PixArtConfig
+from pixart.generation.request import Request
 from pixart.model.attention import sdpa
 from pixart.model.transformer import PixArtTransformer
 from pixart.quantize import TARGETS, calibrate
@@ -22,7 +23,6 @@ from pixart.quantize.convert import convert, open_plain
 from pixart.quantize.fp4 import FP4, MINI_FLOATS, grouped
 from pixart.quantize.low_rank import factors, low_rank_branch
 from pixart.quantize.nibbles import split_nibbles
-from pixart.request import Request
 from pixart.text.encoded import Encoded
 
 CONFIG = PixArtConfig(depth=2, hidden=64, heads=4, caption_width=16, caption_tokens=8, base_size=4,

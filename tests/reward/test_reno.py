@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from pixart.generation.sample.sample import sample
 
 from pixart import __main__ as command_line
 from pixart.config import PixArtConfig
-from pixart.generation import sample
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Pipeline
-from pixart.request import Request
 from pixart.reward.generator import Generator, Recomputed, recomputed
 from pixart.reward.optimise import NoiseRecipe
 from pixart.reward.record import load_noise, save_noise

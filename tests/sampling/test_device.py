@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from pixart.generation.sample.sample import AppliedControl, sample
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pixart.config import PixArtConfig
 from pixart.control.control_image import ControlImage
-from pixart.generation import AppliedControl, sample
+from pixart.generation.request import Request
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.transformer import PixArtTransformer
-from pixart.request import Request
 from pixart.sampling import schedule
 from pixart.sampling.noise import ImageNoise
 from pixart.sampling.samplers import SAMPLERS

@@ -16,7 +16,7 @@ from pixart.checkpoint.control import read_control
 from pixart.checkpoint.lora.read import read_lora
 from pixart.commands import pairs
 from pixart.config import VARIANTS
-from pixart.images import read_image
+from pixart.files.images import read_image
 from pixart.mini import SHIPPED, recipe
 from pixart.model.transformer import PixArtTransformer
 from pixart.sampling.preset import preset_from_header

@@ -14,7 +14,7 @@ from forking import start
 from torch import nn
 from train.training_data import SHORT, fresh, noted, write_data
 
-from pixart.claim import LOCK_FILE, claimed
+from pixart.files.claim import LOCK_FILE, claimed
 from pixart.train import loop
 from pixart.train.data import PreparedFolder
 from pixart.train.objectives import Diffusion

@@ -11,7 +11,7 @@ from weights.refusals import DEEP, NAN, refused
 from pixart.accelerate import read_ecad
 from pixart.accelerate.search import Trials
 from pixart.client.graph import read_workflow
-from pixart.prompts import read_prompts
+from pixart.files.prompts import read_prompts
 from pixart.train.base_shapes import read_base_width
 from pixart.train.caption_list import read_captions
 

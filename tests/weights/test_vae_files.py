@@ -8,8 +8,8 @@ import torch
 from host.tiny import write_vae
 from safetensors.torch import load_file, save_file
 
+from pixart.generation.pipeline import Pipeline
 from pixart.mini import SHIPPED
-from pixart.pipeline import Pipeline
 from pixart.prepare.families import FAMILIES
 from pixart.prepare.network_files import from_files
 from pixart.vae import is_tiny, load_vae

@@ -68,7 +68,7 @@ def preview_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip:
 def subject_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip: Any, vae: Any,
                model: Any) -> "Subject":
     """What the preview shows; a ControlNet follows the first edge map of the data, at that image's size."""
-    from ....pixart.request import Request
+    from ....pixart.generation.request import Request
     from ....pixart.train.preview import Subject
     config, decode, hints, edges = job.config, vae_decoder(vae, model), None, None
     height = width = config.resolution if wish.resolution == "auto" else int(wish.resolution)
@@ -89,6 +89,6 @@ def subject_of(wish: TrainingWish, job: TrainingJob, data: PreparedFolder, clip:
 def last_sheet(folder: Path) -> tuple[Tensor | None, Path | None]:
     """The newest preview, (H, W, 3) in 0..1, and its file."""
     from ....pixart.control.images import opaque
-    from ....pixart.images import read_image
+    from ....pixart.files.images import read_image
     sheets = sorted(folder.glob("step-*.png"))
     return (opaque(read_image(sheets[-1]))[0].permute(1, 2, 0), sheets[-1]) if sheets else (None, None)

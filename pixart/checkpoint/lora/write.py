@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...atomic import replacing
+from ...files.atomic import replacing
 from ...weights.safetensors_file import write_tensors
 from ..layouts import diffusers_names
 from .alpha import ADAPTER_METADATA, PEFT_SETTINGS

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...atomic import replacing
+from ...files.atomic import replacing
 from ..measure.bootstrap import estimate, resamples
 from ..measure.plot import can_plot
 from ..measure.results import Row

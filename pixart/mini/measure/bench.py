@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint import read_config
-from ...request import Request
+from ...generation.request import Request
 from ...text.encoded import Encoded
 from ...text.t5 import T5Encoder
 from .. import Files

@@ -17,11 +17,11 @@ from ...checkpoint.feedback import load_feedback
 from ...checkpoint.lora.read import read_lora
 from ...checkpoint.merged import with_loras
 from ...control.control_image import ControlImage
+from ...generation.pipeline import Pipeline
 from ...model.controlnet import PixArtControlNet
 from ...model.feedback import PlacedInnerLoop
 from ...model.policy import Policy
 from ...model.transformer import PixArtTransformer
-from ...pipeline import Pipeline
 from ...sampling.samplers import SAMPLERS
 from .. import Files
 from .batches import BenchImages

@@ -4,7 +4,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...atomic import replacing
+from ...files.atomic import replacing
 from .bootstrap import estimate, resamples
 from .results import Measured
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...atomic import replacing
+from ...files.atomic import replacing
 from .accuracy import Answers
 from .cost import Cost
 

@@ -125,7 +125,7 @@ def test_another_run_gives_other_images(bench):
 
 def test_captions_are_encoded_as_the_pipeline_does(bench):
     """Which cleans them first; and a group gets the features of its own sentences."""
-    from pixart.request import Request
+    from pixart.generation.request import Request
     from pixart.train.preview import encode_request
     group = list(bench.prompts.groups(2))[3]
     request = Request(tuple(bench.prompts.captions[i] for i in group.members), height=128, width=128)

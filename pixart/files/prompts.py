@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..resolution import LEAST_SIDE, MOST_SIDE
+from ..weights.settings import short, shown
 from .delimited import numbered_rows
-from .resolution import LEAST_SIDE, MOST_SIDE
-from .weights.settings import short, shown
 
 PROMPT_SUFFIXES = (".txt", ".csv", ".jsonl")
 MOST_BYTES = 64 * 2 ** 20

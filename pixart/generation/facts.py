@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .mini import SHIPPED
-from .sampling.preset import telling_name
-from .weights.locate import WEIGHT_SUFFIXES
+from ..mini import SHIPPED
+from ..sampling.preset import telling_name
+from ..weights.locate import WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
-    from .control.control_image import ControlImage
+    from ..control.control_image import ControlImage
+    from ..model.policy import Policy
+    from .files import PipelineFiles
     from .image_to_image import StartImage
-    from .model.policy import Policy
-    from .pipeline_files import PipelineFiles
     from .request import Request
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from caching import tiny
 from on_cuda.pretend import GPU, Cuda, CudaTensor, bare
+from pixart.generation.sample.sample import AppliedControl, sample
 from torch import Tensor, nn
 
 from pixart.accelerate import (
@@ -18,9 +19,8 @@ from pixart.accelerate import (
 )
 from pixart.config import KVCompression
 from pixart.control.control_image import ControlImage
-from pixart.generation import AppliedControl, sample
+from pixart.generation.request import Request
 from pixart.model.policy import Policy
-from pixart.request import Request
 from pixart.sampling.samplers import SAMPLERS
 from pixart.text.encoded import Encoded
 from pixart.text.tokens import PromptReport

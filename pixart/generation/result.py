@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .image_facts import ImageFacts
-from .images import save_image, to_image
-from .text.tokens import PromptReport
+from ..files.images import save_image, to_image
+from ..text.tokens import PromptReport
+from .facts import ImageFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

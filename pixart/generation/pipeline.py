@@ -13,33 +13,33 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_control
-from .config import PixArtConfig
-from .control.control_image import ControlImage
-from .control.images import fit
-from .device import checked_device, memory_advice
-from .generation import AppliedControl, sample
-from .image_facts import image_facts_of
+from ..checkpoint import load_control
+from ..config import PixArtConfig
+from ..control.control_image import ControlImage
+from ..control.images import fit
+from ..device import checked_device, memory_advice
+from ..mini import SHIPPED, is_mini
+from ..model.compiled import compile_blocks
+from ..model.controlnet import PixArtControlNet
+from ..model.cpu_dtype import fitting_dtype
+from ..model.nag import NAG
+from ..model.policy import Policy
+from ..model.transformer import PixArtTransformer
+from ..progress import Progress
+from ..resolution import size_notice
+from ..sampling.preset import Preset, found_in
+from ..sampling.samplers import sampler as sampler_of
+from ..text.encoded import Encoded, join_encoded
+from ..text.long import encode_long
+from ..text.on_demand import T5OnDemand
+from ..text.quantized import Bits, usual_bits
+from ..vae import Autoencoder, decode, encode_images, load_vae
+from .facts import image_facts_of
+from .files import AnyPath, PipelineFiles, parts_in, require_files
 from .image_to_image import Origin, StartImage, output_size, start_image
-from .mini import SHIPPED, is_mini
-from .model.compiled import compile_blocks
-from .model.controlnet import PixArtControlNet
-from .model.cpu_dtype import fitting_dtype
-from .model.nag import NAG
-from .model.policy import Policy
-from .model.transformer import PixArtTransformer
-from .pipeline_files import AnyPath, PipelineFiles, parts_in, require_files
-from .progress import Progress
 from .request import Request, check_captions, check_given, check_negative, check_origin
-from .resolution import size_notice
 from .result import Images
-from .sampling.preset import Preset, found_in
-from .sampling.samplers import sampler as sampler_of
-from .text.encoded import Encoded, join_encoded
-from .text.long import encode_long
-from .text.on_demand import T5OnDemand
-from .text.quantized import Bits, usual_bits
-from .vae import Autoencoder, decode, encode_images, load_vae
+from .sample import AppliedControl, sample
 
 logger = logging.getLogger(__name__)
 

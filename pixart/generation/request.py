@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .config import PixArtConfig
-from .control.control_image import ControlImage
+from ..config import PixArtConfig
+from ..control.control_image import ControlImage
+from ..resolution import LEAST_SIDE, MOST_SIDE, latent_sides
+from ..sampling.noise import check_seeds
+from ..sampling.samplers import SAMPLERS, sampler
+from ..sampling.schedule import check_denoise
+from ..text.encoded import Encoded
 from .image_to_image import Origin, check_takes_start_image
-from .resolution import LEAST_SIDE, MOST_SIDE, latent_sides
-from .sampling.noise import check_seeds
-from .sampling.samplers import SAMPLERS, sampler
-from .sampling.schedule import check_denoise
-from .text.encoded import Encoded
 
 
 @dataclass(frozen=True)

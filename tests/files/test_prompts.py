@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pixart.prompts import PromptLine, read_prompts
+from pixart.files.prompts import PromptLine, read_prompts
 
 
 def written(folder: Path, name: str, text: str) -> Path:

@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from pixart.generation.sample.sample import sample
 from torch import Tensor
 
 from pixart import __main__ as command_line
 from pixart.config import PixArtConfig
 from pixart.control.control_image import ControlImage
-from pixart.generation import sample
-from pixart.image_to_image import Origin, StartImage, start_image
-from pixart.images import read_image, save_image
+from pixart.files.images import read_image, save_image
+from pixart.generation.image_to_image import Origin, StartImage, start_image
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
+from pixart.generation.result import Images
 from pixart.model.policy import Policy
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Pipeline
-from pixart.request import Request
-from pixart.result import Images
 from pixart.sampling.consistency import c_out, c_skip
 from pixart.sampling.dpm_solver import Node, dpm_step, nodes
 from pixart.sampling.lcm import lcm_timesteps

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pixart.generation.sample.sample import AppliedControl, sample
 
 from pixart.config import PixArtConfig
 from pixart.control.control_image import ControlImage
-from pixart.generation import AppliedControl, sample
+from pixart.generation.request import Request
 from pixart.model.attention import sdpa
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.policy import Policy
 from pixart.model.transformer import PixArtTransformer
-from pixart.request import Request
 from pixart.sampling.lcm import lcm, lcm_timesteps
 from pixart.sampling.noise import ImageNoise
 from pixart.text.encoded import Encoded

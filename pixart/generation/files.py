@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import OpenCheckpoint, open_checkpoint
-from .checkpoint.control import require_fitting_control
-from .checkpoint.lora.read import lora_header
-from .checkpoint.merged import with_loras
-from .mini import SHIPPED
-from .model.transformer import PixArtTransformer
-from .sampling.preset import Preset, found_in
-from .vae import require_scale, require_vae
-from .weights.locate import WEIGHT_SUFFIXES
+from ..checkpoint import OpenCheckpoint, open_checkpoint
+from ..checkpoint.control import require_fitting_control
+from ..checkpoint.lora.read import lora_header
+from ..checkpoint.merged import with_loras
+from ..mini import SHIPPED
+from ..model.transformer import PixArtTransformer
+from ..sampling.preset import Preset, found_in
+from ..vae import require_scale, require_vae
+from ..weights.locate import WEIGHT_SUFFIXES
 
 AnyPath = str | Path            # a file or a folder
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pixart import atomic
 from pixart.__main__ import main
-from pixart.atomic import replacing
+from pixart.files import atomic
+from pixart.files.atomic import replacing
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from model.reuse import ReuseBlock, ReuseBranches
 from PIL import Image
+from pixart.generation.sample.sample import sample
 from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounter
 
@@ -18,12 +19,11 @@ from pixart.checkpoint.save_diffusers import save_diffusers
 from pixart.commands.generate import chosen_control
 from pixart.config import VARIANTS, PixArtConfig
 from pixart.control.control_image import ControlImage
-from pixart.generation import sample
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
+from pixart.generation.result import Images
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
-from pixart.pipeline import Pipeline
-from pixart.request import Request
-from pixart.result import Images
 from pixart.sampling.preset import preset
 from pixart.text.encoded import Encoded, load_embeddings, save_embeddings
 from pixart.text.quantized import usual_bits
@@ -217,7 +217,7 @@ def test_what_networks_in_memory_lack_is_said(pipe):
 
 def test_compiled_blocks_give_the_same_and_are_compiled_once(parts, control, pipe, monkeypatch):
     """For all blocks, images and steps; once more for the ControlNet's mask-free pass and for each branch."""
-    from pixart import pipeline
+    from pixart.generation import pipeline
     torch._dynamo.reset()
     counter, compile_blocks = CompileCounter(), pipeline.compile_blocks
     monkeypatch.setattr(pipeline, "compile_blocks", lambda found, device: compile_blocks(found, device, counter))
@@ -248,7 +248,7 @@ def test_nothing_is_compiled_where_the_machine_cannot(parts, pipe, monkeypatch, 
 
 def test_every_file_is_opened_once_for_any_number_of_images(parts, control, monkeypatch):
     """A job with everything: guidance, control, a second prompt. The transformer's file is recognised once, too."""
-    from pixart import pipeline
+    from pixart.generation import pipeline
     from pixart.text import on_demand
     reading, opened = sys.modules["pixart.checkpoint.load"], []
 
@@ -363,7 +363,7 @@ def test_a_size_far_from_the_trained_ones_is_noticed(pipe, caplog):
 
 
 def test_running_out_of_memory_while_sampling_is_advice(pipe, monkeypatch):
-    from pixart import pipeline
+    from pixart.generation import pipeline
 
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")

@@ -10,14 +10,14 @@ from PIL import Image
 from pixart import __main__ as command_line
 from pixart.accelerate.pooled_values import PooledValues
 from pixart.control.control_image import ControlImage
-from pixart.image_facts import ImageFacts, image_facts_of, model_name
-from pixart.image_to_image import StartImage
-from pixart.images import PARAMETERS_KEY, save_image
+from pixart.files.images import PARAMETERS_KEY, save_image
+from pixart.generation.facts import ImageFacts, image_facts_of, model_name
+from pixart.generation.files import PipelineFiles
+from pixart.generation.image_to_image import StartImage
+from pixart.generation.pipeline import Pipeline
+from pixart.generation.request import Request
+from pixart.generation.result import Images
 from pixart.mini import SHIPPED
-from pixart.pipeline import Pipeline
-from pixart.pipeline_files import PipelineFiles
-from pixart.request import Request
-from pixart.result import Images
 from pixart.text.encoded import load_embeddings, save_embeddings
 
 PROMPT = "a large red circle\non a white background, é 红色 😀"

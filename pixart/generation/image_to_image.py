@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from .control.images import WHITE, fit, opaque
-from .resolution import latent_sides
-from .sampling.dpm_solver import node_at
-from .sampling.samplers import FROM_NOISE_ALONE, SAMPLERS
-from .sampling.schedule import Model, Noise, check_denoise
-from .vae import Autoencoder, encode_images
+from ..control.images import WHITE, fit, opaque
+from ..resolution import latent_sides
+from ..sampling.dpm_solver import node_at
+from ..sampling.samplers import FROM_NOISE_ALONE, SAMPLERS
+from ..sampling.schedule import Model, Noise, check_denoise
+from ..vae import Autoencoder, encode_images
 
 if TYPE_CHECKING:
     from .request import Request

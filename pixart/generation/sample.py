@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .control.control_image import ControlImage
+from ..control.control_image import ControlImage
+from ..model.controlnet import PixArtControlNet
+from ..model.policy import Lane, Policy, Step
+from ..model.transformer import PixArtTransformer
+from ..sampling.guidance import guided
+from ..sampling.noise import ImageNoise
+from ..sampling.samplers import SAMPLERS
+from ..sampling.schedule import Callback, Noise
+from ..text.encoded import Encoded, stack_captions
 from .image_to_image import Origin
-from .model.controlnet import PixArtControlNet
-from .model.policy import Lane, Policy, Step
-from .model.transformer import PixArtTransformer
 from .request import Request, check_origin
-from .sampling.guidance import guided
-from .sampling.noise import ImageNoise
-from .sampling.samplers import SAMPLERS
-from .sampling.schedule import Callback, Noise
-from .text.encoded import Encoded, stack_captions
 
 
 @dataclass(frozen=True)
