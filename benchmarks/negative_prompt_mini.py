@@ -20,12 +20,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pixart.generation.sample.sample import Conditioned  # noqa: E402
-
 from pixart.checkpoint import load  # noqa: E402
 from pixart.files.atomic import replacing  # noqa: E402
 from pixart.generation.pipeline import Pipeline  # noqa: E402
 from pixart.generation.request import Request  # noqa: E402
+from pixart.generation.sample import Conditioned  # noqa: E402
 from pixart.mini import SHIPPED  # noqa: E402
 from pixart.mini.autoencoder import load_autoencoder  # noqa: E402
 from pixart.mini.grammar import PLACE_WORDS  # noqa: E402

@@ -8,7 +8,6 @@ import pytest
 import torch
 from caching import tiny
 from caching.tiny import CONFIG
-from pixart.generation.sample.sample import sample
 
 from pixart.accelerate import (
     CACHE_METHODS,
@@ -29,6 +28,7 @@ from pixart.checkpoint import read_config
 from pixart.commands import generate
 from pixart.config import VARIANTS, KVCompression
 from pixart.generation.request import Request
+from pixart.generation.sample import sample
 from pixart.mini import SHIPPED
 from pixart.mini.measure.cost import counted_flops
 from pixart.text.encoded import Encoded

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from pixart.generation.sample.sample import sample
 from torch import Tensor
 
 from pixart import __main__ as command_line
@@ -17,6 +16,7 @@ from pixart.generation.image_to_image import Origin, StartImage, start_image
 from pixart.generation.pipeline import Pipeline
 from pixart.generation.request import Request
 from pixart.generation.result import Images
+from pixart.generation.sample import sample
 from pixart.model.policy import Policy
 from pixart.model.transformer import PixArtTransformer
 from pixart.sampling.consistency import c_out, c_skip

@@ -9,7 +9,6 @@ import pytest
 import torch
 from model.reuse import ReuseBlock, ReuseBranches
 from PIL import Image
-from pixart.generation.sample.sample import sample
 from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounter
 
@@ -22,6 +21,7 @@ from pixart.control.control_image import ControlImage
 from pixart.generation.pipeline import Pipeline
 from pixart.generation.request import Request
 from pixart.generation.result import Images
+from pixart.generation.sample import sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.sampling.preset import preset

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pixart.generation.sample.sample import AppliedControl, sample
 
 from pixart.config import PixArtConfig
 from pixart.control.control_image import ControlImage
 from pixart.generation.request import Request
+from pixart.generation.sample import AppliedControl, sample
 from pixart.model.attention import sdpa
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.policy import Policy

@@ -5,7 +5,6 @@ import pytest
 import torch
 from caching import tiny
 from on_cuda.pretend import GPU, Cuda, CudaTensor, bare
-from pixart.generation.sample.sample import AppliedControl, sample
 from torch import Tensor, nn
 
 from pixart.accelerate import (
@@ -20,6 +19,7 @@ from pixart.accelerate import (
 from pixart.config import KVCompression
 from pixart.control.control_image import ControlImage
 from pixart.generation.request import Request
+from pixart.generation.sample import AppliedControl, sample
 from pixart.model.policy import Policy
 from pixart.sampling.samplers import SAMPLERS
 from pixart.text.encoded import Encoded

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from pixart.generation.sample.sample import sample
 
 from pixart import __main__ as command_line
 from pixart.config import PixArtConfig
 from pixart.generation.pipeline import Pipeline
 from pixart.generation.request import Request
+from pixart.generation.sample import sample
 from pixart.mini import SHIPPED
 from pixart.model.transformer import PixArtTransformer
 from pixart.reward.generator import Generator, Recomputed, recomputed

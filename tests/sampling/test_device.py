@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from pixart.generation.sample.sample import AppliedControl, sample
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pixart.config import PixArtConfig
 from pixart.control.control_image import ControlImage
 from pixart.generation.request import Request
+from pixart.generation.sample import AppliedControl, sample
 from pixart.model.controlnet import PixArtControlNet
 from pixart.model.transformer import PixArtTransformer
 from pixart.sampling import schedule
