@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..generation.pipeline import Pipeline
+    from ..generation.request import Request
     from ..reward.optimise import Iteration, NoiseRecipe, OptimisedNoise, WatchIteration
     from ..reward.protocol import WeightedSum
     from .progress import Bars
@@ -60,13 +61,14 @@ def _add_rewards(command: argparse.ArgumentParser) -> None:
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
     sampling = command.add_argument_group("sampling")
-    sampling.add_argument("--sampler", choices=tuple(SAMPLERS), default="lcm",
-                          help=f"one that can be differentiated: {', '.join(FEW_STEP_SAMPLERS)} (default: lcm)")
+    sampling.add_argument("--sampler", choices=("auto", *SAMPLERS), default="auto",
+                          help="auto: what the checkpoint was made for, by its file or its name; one that can be "
+                               f"differentiated: {', '.join(FEW_STEP_SAMPLERS)} (default: auto)")
     sampling.add_argument("--steps", type=positive_whole, metavar="N",
-                          help="sampling steps (default: depends on the sampler)")
-    sampling.add_argument("--rule", choices=FEW_STEP_RULES, default="official",
+                          help="sampling steps (default: those of the checkpoint, else of the sampler)")
+    sampling.add_argument("--rule", choices=FEW_STEP_RULES,
                           help="rule for the timesteps; lcm: official or diffusers, tdm: official or tdm-800, dmd: no "
-                               "effect (default: official)")
+                               "effect (default: that of the checkpoint, else official)")
     sampling.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the training "
                                                                    "resolution)")
     sampling.add_argument("--seed", type=int, default=0, help="seed of the initial noise (default: 0)")
@@ -102,17 +104,17 @@ def run(args: argparse.Namespace) -> None:
     recipe = recipe_of(args)
     begin = None if args.noise is None else load_noise(args.noise)
     pipe = open_pipeline(args)
-    reward = open_reward(args, pipe)
+    wanted, reward = pipe.wanted(args.sampler, args.steps, None, args.rule), open_reward(args, pipe)
     width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
     with Bars() as bars:
         prompt = saved_prompt(args, False) or pipe.encode(args.prompt, bars, args.long, args.inner_ends)
-        request = request_of(prompt, args.steps, args.seed, width, height, args.sampler, args.rule)
+        request = request_of(prompt, wanted, args.seed, width, height)
         first, best = (image_facts_of(request, pipe.files, own_noise=own)[0].parameters if args.metadata else None
                        for own in (begin is not None, True))
         found = reno(pipe, prompt, reward, recipe, steps=args.steps, seed=args.seed,
                      width=width, height=height, sampler=args.sampler, rule=args.rule, noise=begin,
                      watch=progress_watch(bars, recipe, args.out, first), by=args.by)
-    write_result(args, recipe, prompt.reports[0].prompt, found, reward, best)
+    write_result(args, recipe, request, found, reward, best)
 
 
 def recipe_of(args: argparse.Namespace) -> "NoiseRecipe":
@@ -154,14 +156,14 @@ def progress_watch(bars: "Bars", recipe: "NoiseRecipe", out: Path, parameters: s
     return watch
 
 
-def write_result(args: argparse.Namespace, recipe: "NoiseRecipe", prompt: str, found: "OptimisedNoise",
+def write_result(args: argparse.Namespace, recipe: "NoiseRecipe", request: "Request", found: "OptimisedNoise",
                  reward: "WeightedSum", parameters: str | None) -> None:
     """All files of the result, each printed; parameters: how its image was made."""
     from ..files.images import save_image
     from ..reward.record import history_summary, plot, save_log, save_noise
 
-    about = {"prompt": prompt, "seed": args.seed, "sampler": args.sampler, "weights": reward.weights, "by": args.by,
-             "relevance": args.relevance}
+    about = {"prompt": request.prompts[0], "seed": args.seed, "sampler": request.sampler, "weights": reward.weights,
+             "by": args.by, "relevance": args.relevance}
     if args.by == "gradient":
         about |= {"rate": recipe.rate, "clip": recipe.clip, "regularisation": recipe.regularisation}
     print(("stopped; " if found.stopped else "") + history_summary(found.history))

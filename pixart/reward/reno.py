@@ -8,7 +8,7 @@ from torch import Tensor
 from ..device import memory_advice
 from ..generation.pipeline import Pipeline
 from ..generation.request import Request, check_noise
-from ..sampling.samplers import sampler as sampler_of
+from ..sampling.preset import Preset
 from ..text.encoded import Encoded
 from ..vae import decoder
 from .generator import Generator, check_differentiable, recomputed
@@ -22,19 +22,20 @@ ADVICE = "generate a smaller image, take fewer rewards, put them into 16 bits, o
 def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: WeightedSum,
          recipe: NoiseRecipe = PUBLISHED_RECIPE, *,
          steps: int | None = None, seed: int = 0, width: int | None = None, height: int | None = None,
-         sampler: str = "lcm", rule: str = "official", noise: Tensor | None = None,
+         sampler: str = "auto", rule: str | None = None, noise: Tensor | None = None,
          watch: WatchIteration | None = None, by: str = "gradient") -> OptimisedNoise:
     """Optimise the noise of images that `pipe` would generate with the same arguments; see `optimise_noise`.
 
     by: "gradient", or without gradients and their memory "best-of-n" or "search", of which only `recipe.iterations`
     matters: so many new noises, or neighbours of the best (`pixart.reward.search`), drawn from the generator of `seed`.
     reward: on the pipeline's device. noise: (B, C, height / 8, width / 8) to begin with, by default that of the
-    seeds. `pipe(..., noise=found.noise)` generates the best again. Raises ValueError for a sampler that cannot be
-    differentiated, FloatingPointError where no reward is finite, MemoryError with advice.
+    seeds. sampler, steps, rule: as in a call of the pipeline. `pipe(..., noise=found.noise)` generates the best again.
+    Raises ValueError for a sampler that cannot be differentiated, such as that of a base model; FloatingPointError
+    where no reward is finite, MemoryError with advice.
     """
     given = prompts if isinstance(prompts, Encoded) else pipe.encode(prompts)
     side = pipe.config.resolution
-    request = request_of(given, steps, seed, width or side, height or side, sampler, rule)
+    request = request_of(given, pipe.wanted(sampler, steps, None, rule), seed, width or side, height or side)
     texts = request.prompts
     if by not in WAYS:
         raise ValueError(f"by is {by!r}; use {', '.join(WAYS)}")
@@ -54,8 +55,7 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
             return search_noise(generate, reward, texts, begin, recipe.iterations, propose, watch)
 
 
-def request_of(given: Encoded, steps: int | None, seed: int, width: int, height: int, sampler: str,
-               rule: str) -> Request:
+def request_of(given: Encoded, wanted: Preset, seed: int, width: int, height: int) -> Request:
     """The request for the images of `reno`: as those of the pipeline, without guidance."""
-    return Request(tuple(report.prompt for report in given.reports), "", height, width, sampler,
-                   steps or sampler_of(sampler).steps, 1.0, rule, seed)
+    return Request(tuple(report.prompt for report in given.reports), "", height, width, wanted.sampler, wanted.steps,
+                   1.0, wanted.rule, seed)

@@ -140,6 +140,19 @@ def test_without_gradients_the_best_of_the_tries_is_kept(by):
         reno(pipe, PROMPT, reward, by="luck")
 
 
+def test_a_checkpoint_is_sampled_as_it_was_made_for():
+    """The TDM LoRA says so in its header; the base model under it cannot be differentiated."""
+    def opened(*loras):
+        return Pipeline.open(SHIPPED.teacher, SHIPPED.vae, SHIPPED.t5, "cpu", torch.float32, loras=loras)
+
+    pipe, reward, one = opened((SHIPPED.tdm, 1.0)), open_rewards([RewardChoice("judge")]), NoiseRecipe(iterations=1)
+    found = reno(pipe, PROMPT, reward, one, seed=3, by="best-of-n")
+    assert torch.equal(found.images, pipe(PROMPT, sampler="tdm", steps=4, seed=3).pixels)
+    assert not torch.equal(found.images, reno(pipe, PROMPT, reward, one, seed=3, sampler="lcm", by="search").images)
+    with pytest.raises(ValueError, match="sampler dpm cannot be optimised through"):
+        reno(opened(), PROMPT, reward, one)
+
+
 def command(*words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pixart", *map(str, words)])
     return command_line.main()
@@ -153,6 +166,7 @@ def test_the_command_saves_image_noise_log_and_curve(tmp_path, monkeypatch, caps
     assert said.startswith("reward ") and str(out) in said
     log = json.loads((tmp_path / "star.json").read_text())
     assert len(log["iterations"]) == 3 and log["weights"] == {"judge": 1.0} and not log["stopped"]
+    assert log["sampler"] == "lcm"
     assert load_noise(tmp_path / "star-noise.safetensors").shape == (1, 4, 16, 16)
     assert Image.open(tmp_path / "star-rewards.png").width > 400
     assert Image.open(tmp_path / "star-start.png").size == (128, 128)
