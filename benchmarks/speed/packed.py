@@ -7,7 +7,7 @@ from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 from pixart.quantize.convert import MATRICES
 from pixart.quantize.formats import TARGETS
-from pixart.quantize.layer import keep_packed
+from pixart.quantize.layer import keep_quantized
 
 from ..instruments.cases import Case
 from ..instruments.networks import as_passed, given, transformer
@@ -47,8 +47,8 @@ def pack(model: PixArtTransformer, target: str, setting: Setting) -> None:
     weights = {key.removesuffix(".weight"): value.float().cpu() for key, value in model.state_dict().items()
                if MATRICES.fullmatch(key)}
     chosen = TARGETS[target]
-    keep_packed(model, {layer: chosen.pack(weight, chosen.settings(layer, model.config))
-                        for layer, weight in weights.items()}, setting.device)
+    keep_quantized(model, {layer: chosen.quantize(weight, chosen.settings(layer, model.config))
+                           for layer, weight in weights.items()}, setting.device)
 
 
 def held(model: PixArtTransformer) -> int:

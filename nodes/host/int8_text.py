@@ -120,7 +120,7 @@ def install(network: nn.Module, name: str, weight: Tensor) -> None:
     """Put one weight into its place: packed in linear layers, bfloat16 in all others."""
     layer: Any = network.get_submodule(name.removesuffix(".weight"))
     if isinstance(layer, _Int8Linear):
-        packed = PACKING.pack(weight).tensors
+        packed = PACKING.quantize(weight).tensors
         layer.weight, layer.weight_scale = frozen(packed["weight"]), frozen(packed["weight_scale"])
     else:
         layer.weight = frozen(weight.to(torch.bfloat16))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PixArtConfig
-from ..quantize.read import with_unpacked
+from ..quantize.read import with_dequantized
 from ..weights.errors import CheckpointError
 from ..weights.reader import Weights
 from ..weights.safetensors_file import write_tensors
@@ -135,7 +135,7 @@ def save_control(path: str | os.PathLike, control: "PixArtControlNet", dtype: to
 
 def open_control(path: str | os.PathLike) -> tuple[Weights, str, Plan]:
     """The opened file with what `find_control` finds in it; no tensor is read. Raises CheckpointError."""
-    weights = with_unpacked(open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE), CONTROL_FILE)
+    weights = with_dequantized(open_network(path, classes=CONTROL_CLASSES, expected=CONTROL_FILE), CONTROL_FILE)
     return weights, *find_control(weights)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..config import VARIANTS, PixArtConfig
 from ..model.flexdit_config import FlexDiTConfig
-from ..quantize.format import Format, Packed
-from ..quantize.layer import keep_packed
-from ..quantize.read import PackedWeights, with_unpacked
+from ..quantize.format import Format, Quantized
+from ..quantize.layer import keep_quantized
+from ..quantize.read import QuantizedWeights, with_dequantized
 from ..weights.errors import PIXART_FILE, CheckpointError
 from ..weights.reader import ShortLived, Weights
 from ..weights.values import EIGHT_BITS, check_finite, check_floating
@@ -82,7 +82,7 @@ class OpenCheckpoint:
     @property
     def packed_formats(self) -> tuple[Format, ...]:
         """Formats of the packed layers of this network; a text encoder in the same file may have others."""
-        layers = self.weights.layers if isinstance(self.weights, PackedWeights) else {}
+        layers = self.weights.layers if isinstance(self.weights, QuantizedWeights) else {}
         names = (part.removesuffix(".weight") for parts in self.layout.plan.values() for part in parts)
         return tuple(layers[name].format for name in names if name in layers)
 
@@ -96,9 +96,9 @@ class OpenCheckpoint:
         """Whether ComfyUI may compute with all packed layers as they are; else they are to be unpacked for it."""
         return all(form.runs_in_host for form in self.packed_formats)
 
-    def packed(self) -> dict[str, Packed]:
+    def packed(self) -> dict[str, Quantized]:
         """Packed layers by their reference names. CheckpointError where the file has them in parts (diffusers)."""
-        if not isinstance(self.weights, PackedWeights):
+        if not isinstance(self.weights, QuantizedWeights):
             return {}
         found = {}
         for name, parts in self.layout.plan.items():
@@ -108,7 +108,7 @@ class OpenCheckpoint:
                     raise CheckpointError(self.weights.path, f"{layer} is packed, and only a part of {name}",
                                           "packed layers under the names of the official files",
                                           "Unpack it: python -m pixart quantize FILE --to fp16 --out NEW.")
-                found[name.removesuffix(".weight")] = self.weights.packed(layer)
+                found[name.removesuffix(".weight")] = self.weights.quantized(layer)
         return found
 
     def read(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
@@ -147,7 +147,7 @@ class OpenCheckpoint:
         model = transformer_class(checkpoint.config)(checkpoint.config, ops=ops or nn, attend=attend or sdpa,
                                             dtype=checkpoint.dtype, device="meta")
         if packed:
-            keep_packed(model, self.packed(), device)
+            keep_quantized(model, self.packed(), device)
         model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
         return model.eval()
 
@@ -157,7 +157,7 @@ def open_checkpoint(path: str | os.PathLike, variant: str | PixArtConfig = "auto
 
     Arguments and errors as in `read_checkpoint`.
     """
-    weights = with_unpacked(open_network(path, ema), beside=COMPANIONS)
+    weights = with_dequantized(open_network(path, ema), beside=COMPANIONS)
     layout = find_layout(weights.tensors, weights.path)
     own = _own_config(weights, layout)
     choice = _recognise(weights, layout, variant, own)

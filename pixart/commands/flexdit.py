@@ -16,7 +16,7 @@ SEGMENTS = {"pooling": "first blocks, which only pool (default: 2, or 1 if there
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", type=Path, help="transformer, a file or folder; not packed")
+    command.add_argument("model", type=Path, help="transformer, a file or folder; not quantised")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     command.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
                          help="variant of the model, if its weights do not determine it (default: auto)")

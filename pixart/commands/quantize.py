@@ -23,14 +23,14 @@ CALIBRATION = ("prompts", "t5", "bits", "passes", "iterations", "rate", "seed", 
 def add_options(command: argparse.ArgumentParser) -> None:
     names = "; ".join(f"{name}: {target.about}" for name, target in TARGETS.items())
     command.add_argument("model", type=Path, help="transformer, ControlNet or T5 encoder, a file or folder")
-    command.add_argument("--part", choices=PARTS, help="part to pack, if the file has a transformer and its "
+    command.add_argument("--part", choices=PARTS, help="part to quantise, if the file has a transformer and its "
                                                        "ControlNet; a ControlNet is then written alone")
     command.add_argument("--to", required=True, choices=(*TARGETS, "fp16", "bf16", "fp32"), metavar="FORMAT",
-                         help=f"{names}; fp16, bf16, fp32: unpack a packed file")
+                         help=f"{names}; fp16, bf16, fp32: dequantise a quantised file")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors file to write")
     command.add_argument("--variant", choices=("auto", *VARIANTS), default="auto",
                          help="variant of the model, if its weights do not determine it (default: auto)")
-    command.add_argument("--weights-only", action="store_true", help="for float8, nvfp4, mxfp8: ComfyUI unpacks "
+    command.add_argument("--weights-only", action="store_true", help="for float8, nvfp4, mxfp8: ComfyUI dequantises "
                                                                      "weights before multiplying: slower, but layer "
                                                                      "inputs are not rounded")
     command.add_argument("--report", type=Path, metavar="FILE", help="write the error of every layer, as .json or .md")
@@ -62,7 +62,7 @@ def _add_fp4(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert, and print what each kind of layer lost."""
     from ..quantize.companions import part_in
-    from ..quantize.convert import UNPACKED, convert
+    from ..quantize.convert import PLAIN_TARGETS, convert
     from ..quantize.report import error_table, write_errors
     from .progress import Bars
     for path, option in ((args.out, "--out"), (args.report, "--report")):
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
             require_file_place(path)
             require_other_place(path, args.model, args.t5, args.prompts, option=option)
     check_target(args)
-    if args.report and args.to in UNPACKED:
+    if args.report and args.to in PLAIN_TARGETS:
         raise ValueError(f"--report has no effect with --to {args.to}; leave it out")
     part = args.part or part_in(args.model)
     with Bars() as bars:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             errors = adapt(args, bars)
         else:
             errors = convert(args.model, args.to, args.out, args.variant, args.weights_only,
-                             lambda done, total: bars("packing", done, total), fp4_settings(args))
+                             lambda done, total: bars("quantising", done, total), fp4_settings(args))
     if errors:
         print(error_table(errors))
     if args.report:
@@ -91,14 +91,15 @@ def run(args: argparse.Namespace) -> None:
 def convert_beside(part: str, args: argparse.Namespace, bars: "Bars") -> "list[LayerError]":
     """A ControlNet or T5. ValueError for what only a transformer can be converted to."""
     from ..quantize.companions import convert_control, convert_t5
-    from ..quantize.convert import UNPACKED
-    if args.to in UNPACKED:
-        raise ValueError(f"--to {args.to} unpacks transformers; a packed ControlNet or T5 opens as it is: {args.model}")
+    from ..quantize.convert import PLAIN_TARGETS
+    if args.to in PLAIN_TARGETS:
+        raise ValueError(f"--to {args.to} dequantises transformers; a quantised ControlNet or T5 opens as it is: "
+                         f"{args.model}")
     if args.variant != "auto":
         raise ValueError("--variant has no effect on a ControlNet or T5; leave it out")
     make = convert_control if part == "controlnet" else convert_t5
     return make(args.model, args.to, args.out, args.weights_only,
-                lambda done, total: bars("packing", done, total))
+                lambda done, total: bars("quantising", done, total))
 
 
 def fp4_settings(args: argparse.Namespace) -> "LayerOptions | None":
@@ -143,7 +144,7 @@ def check_target(args: argparse.Namespace) -> None:
     target."""
     from ..quantize.convert import no_effect
     if args.out.suffix != ".safetensors":
-        raise ValueError(f"packed weights are written as .safetensors; name the file so: {args.out}")
+        raise ValueError(f"quantised weights are written as .safetensors; name the file so: {args.out}")
     if args.to != "fp4" and (given := [name for name in ("floats", "rank", *CALIBRATION)
                                        if getattr(args, name) is not None]):
         raise ValueError(f"--{given[0]} has no effect with --to {args.to}; leave it out, or choose fp4")

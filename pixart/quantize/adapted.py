@@ -21,9 +21,9 @@ from ..weights.safetensors_file import write_tensors
 from .adaptive import Adaptation, adapt_block
 from .calibrate import Inputs, load_inputs, save_inputs
 from .convert import MATRICES, LayerOptions, convert_by
-from .format import FormatOptions, Packed
+from .format import FormatOptions, Quantized
 from .formats import TARGETS
-from .read import PackedWeights, with_unpacked
+from .read import QuantizedWeights, with_dequantized
 from .report import LayerError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: 
                        "settings": chosen(checkpoint, settings)})
     model = checkpoint.load(torch.float32, device).requires_grad_(False)
     inputs = recorded(parts / "calibration.safetensors", lambda: record(model))
-    done: dict[str, Packed] = {}
+    done: dict[str, Quantized] = {}
     exact = rounded = inputs.tokens
     for index, block in enumerate(model.blocks):
         assert isinstance(block, PixArtBlock)
@@ -65,11 +65,11 @@ def convert_adapted(checkpoint: OpenCheckpoint, out: str | os.PathLike, record: 
             save_block(path, adapt_block(block, own, given, wanted, adaptation,
                                          lambda step, total, stage=stage: told(stage, step, total)))    # type: ignore
         layers = load_block(path)
-        for layer, packed in layers.items():
-            block.get_parameter(f"{layer}.weight").copy_(packed.unpacked())
+        for layer, quantized in layers.items():
+            block.get_parameter(f"{layer}.weight").copy_(quantized.dequantized())
         exact, rounded = wanted, given.through(block)
         logger.info("block %d: its output is %.2f %% off", index, 100 * float((rounded - exact).norm() / exact.norm()))
-        done |= {f"blocks.{index}.{layer}": packed for layer, packed in layers.items()}
+        done |= {f"blocks.{index}.{layer}": quantized for layer, quantized in layers.items()}
     errors = convert_by(lambda layer, weight: done[layer], checkpoint, "fp4", out)
     shutil.rmtree(parts)
     return errors
@@ -100,7 +100,7 @@ def weights_digest(checkpoint: OpenCheckpoint) -> str:
 
 
 def chosen(checkpoint: OpenCheckpoint, settings: LayerOptions | None) -> list[object]:
-    """What the layers of a block are to be packed with, as plain values."""
+    """What the layers of a block are to be quantised with, as plain values."""
     options = settings or TARGETS["fp4"].settings
     return [sorted(options(layer, checkpoint.config).items()) for layer in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
 
@@ -121,13 +121,13 @@ def block_options(block: PixArtBlock, name: str, checkpoint: OpenCheckpoint,
             for key, weight in block.named_parameters() if MATRICES.fullmatch(f"{name}.{key}")}
 
 
-def save_block(path: Path, layers: Mapping[str, Packed]) -> None:
-    write_tensors(path, {f"{layer}.{own}": tensor.cpu() for layer, packed in layers.items()
-                         for own, tensor in packed.entries().items()})
+def save_block(path: Path, layers: Mapping[str, Quantized]) -> None:
+    write_tensors(path, {f"{layer}.{own}": tensor.cpu() for layer, quantized in layers.items()
+                         for own, tensor in quantized.entries().items()})
 
 
-def load_block(path: Path) -> dict[str, Packed]:
+def load_block(path: Path) -> dict[str, Quantized]:
     """The layers that `save_block` wrote. CheckpointError for a damaged file."""
-    weights = with_unpacked(open_weights(path, ROUNDED_BLOCK), ROUNDED_BLOCK.expected)
-    assert isinstance(weights, PackedWeights)
-    return {layer: weights.packed(layer) for layer in weights.layers}
+    weights = with_dequantized(open_weights(path, ROUNDED_BLOCK), ROUNDED_BLOCK.expected)
+    assert isinstance(weights, QuantizedWeights)
+    return {layer: weights.quantized(layer) for layer in weights.layers}

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from ..model.block import PixArtBlock
 from .calibrate import AT_ONCE, Inputs
-from .format import FormatOptions, Packed
+from .format import FormatOptions, Quantized
 from .fp4 import FP4, grouped, rest_of
 
 LOW, HIGH = -0.1, 1.1           # what the sigmoid is stretched to before it is clamped to 0..1
@@ -83,16 +83,16 @@ class SoftWeight(nn.Module):
         """magnitudes of groups -> (N, K), none above its group's largest, the low-rank branch added."""
         return (self.sign * torch.minimum(magnitudes, self.groups.scale.float()[..., None])).flatten(1) + self.branch
 
-    def hard(self) -> Packed:
+    def hard(self) -> Quantized:
         """Every weight at the nearer of its two levels; in the middle, at the upper one."""
         up = (self.variable.detach() >= 0).long()
         codes = (self.codes + up).clamp(max=self.groups.kind.levels - 1)
-        return Packed(FP4(), {**self.groups.packed(codes), **self.tensors}, self.options)
+        return Quantized(FP4(), {**self.groups.packed(codes), **self.tensors}, self.options)
 
 
 def adapt_block(block: PixArtBlock, options: Mapping[str, FormatOptions], inputs: Inputs, target: Tensor,
-                adaptation: Adaptation, told: Callable[[int, int], None] | None = None) -> dict[str, Packed]:
-    """The linears of a float32 block that `options` names, packed so that `inputs` still give `target` (R, N, D).
+                adaptation: Adaptation, told: Callable[[int, int], None] | None = None) -> dict[str, Quantized]:
+    """The linears of a float32 block that `options` names, quantised so that `inputs` still give `target` (R, N, D).
 
     The block is left as it was. told(done, total), in iterations, may raise to stop.
     """

@@ -43,7 +43,7 @@ class AsymW4A8(Format):
                     "a multiple of it")
         return group_problem(options, shape[1])
 
-    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         size = positive_option(options, "group_size", ASYM_GROUP)
         groups = rotate(weight, rotation_group(options)).unflatten(1, (-1, size))
         scale = groups.abs().amax(2, keepdim=True).clamp(min=1e-8)                      # (N, groups, 1)
@@ -60,7 +60,7 @@ class AsymW4A8(Format):
         return {"weight": join_nibbles(codes).view(torch.int8), "weight_s_rel": relative, "weight_s_channel": row,
                 "weight_codebook": table}
 
-    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+    def dequantize(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         relative = tensors["weight_s_rel"]
         relative = (relative.view(torch.float8_e4m3fn) if relative.dtype == torch.uint8 else relative).float()
         codes = split_nibbles(tensors["weight"]).long().unflatten(1, (relative.shape[1], -1))

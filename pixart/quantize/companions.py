@@ -1,6 +1,6 @@
-"""Packing what goes with a transformer: the copies of a ControlNet, and the layers of a T5 encoder.
+"""Quantising what goes with a transformer: the copies of a ControlNet, and the layers of a T5 encoder.
 
-Both are unpacked as they are opened: files become smaller, memory does not. (T5 loaded as int8 packs them again.)
+Both are dequantised as they are opened: files become smaller, memory does not. (T5 loaded as int8 is quantised again.)
 """
 import os
 import re
@@ -20,8 +20,8 @@ from ..text.files import T5_FILE, T5Files
 from ..weights.errors import CheckpointError
 from ..weights.safetensors_file import write_tensors
 from ..weights.values import check_finite
-from .convert import BLOCK_MATRIX, TOLD, host_options, pack, packed_layer
-from .format import QUANTIZATION_MARK, Packed
+from .convert import BLOCK_MATRIX, TOLD, host_options, quantize_matrices, quantized_layer
+from .format import QUANTIZATION_MARK, Quantized
 from .formats import TARGETS
 from .report import LayerError
 
@@ -46,8 +46,8 @@ def part_in(path: str | os.PathLike) -> str:
             return "t5"
         raise error
     if holds_control(path):
-        raise ValueError("a transformer and its ControlNet in one file; say which to pack with --part transformer or "
-                         f"--part controlnet: {path}")
+        raise ValueError("a transformer and its ControlNet in one file; say which to quantise with --part transformer "
+                         f"or --part controlnet: {path}")
     return "transformer"
 
 
@@ -73,14 +73,14 @@ def convert_control(source: str | os.PathLike, target: str, out: str | os.PathLi
 
     The projections around the copies stay in 16 bits. target: a key of TARGETS. weights_only: as `convert`. The file
     is complete or absent. Raises CheckpointError for other files, ValueError for a width that the
-    format does not allow and for a file that is packed already.
+    format does not allow and for a file that is quantised already.
     """
-    refuse_packed(open_network(source, expected=CONTROL_FILE).tensors, source)
+    refuse_quantizing_twice(open_network(source, expected=CONTROL_FILE).tensors, source)
     found = read_control(source, torch.float32)
     stored = read_control(source).dtype
     state = {file_name(name): tensor for name, tensor in found.state_dict.items()}
-    errors = pack(state, packer_for(target, weights_only), stored if stored in SIXTEEN else torch.float16, found.path,
-                  progress, CONTROL_MATRICES)
+    rest = stored if stored in SIXTEEN else torch.float16
+    errors = quantize_matrices(state, quantizer_for(target, weights_only), rest, found.path, progress, CONTROL_MATRICES)
     base = to_header(found.config) if found.knows_base else {}
     write(Path(out), state, {TOLD: target, "kind": CONTROL_FORMAT, **base})
     return errors
@@ -93,9 +93,9 @@ def convert_t5(source: str | os.PathLike, target: str, out: str | os.PathLike, w
     Read matrix by matrix, so that it takes the size of the result. The rest stays in 16 bits: as in the source, else
     bfloat16. Arguments and errors as `convert_control`. The tokenizer of a folder is not in the file.
     """
-    files, packer = T5Files(Path(source)), packer_for(target, weights_only)
+    files, quantizer = T5Files(Path(source)), quantizer_for(target, weights_only)
     if files.packed:
-        raise ValueError(f"its layers are packed already; use the original weights: {source}")
+        raise ValueError(f"its layers are quantised already; use the original weights: {source}")
     names = [name for name in files.shapes if name.endswith(".weight")]
     matrices = [name for name in names if T5_MATRICES.fullmatch(name)]
     state: dict[str, Tensor] = {}
@@ -104,9 +104,9 @@ def convert_t5(source: str | os.PathLike, target: str, out: str | os.PathLike, w
         tensor = files.read(name)
         if name in matrices:
             layer = name.removesuffix(".weight")
-            packed, error = packed_layer(layer, tensor.float(), packer, files.path)
+            quantized, error = quantized_layer(layer, tensor.float(), quantizer, files.path)
             errors.append(error)
-            state.update({f"{layer}.{own}": each for own, each in packed.entries().items()})
+            state.update({f"{layer}.{own}": each for own, each in quantized.entries().items()})
             if progress:
                 progress(len(errors), len(matrices))
         else:
@@ -117,19 +117,19 @@ def convert_t5(source: str | os.PathLike, target: str, out: str | os.PathLike, w
     return errors
 
 
-def packer_for(target: str, weights_only: bool) -> Callable[[str, Tensor], Packed]:
-    """(layer, weight) -> Packed. ValueError for fp4, whose settings are those of a transformer's layers, and where
+def quantizer_for(target: str, weights_only: bool) -> Callable[[str, Tensor], Quantized]:
+    """(layer, weight) -> Quantized. ValueError for fp4, whose settings are those of a transformer's layers, and where
     `weights_only` has no effect."""
     if target == "fp4" or target not in TARGETS:
         known = ", ".join(name for name in TARGETS if name != "fp4")
-        raise ValueError(f"{target} is for transformers; pack a ControlNet or T5 as one of {known}")
+        raise ValueError(f"{target} is for transformers; quantise a ControlNet or T5 as one of {known}")
     further = host_options(target, weights_only)
-    return lambda layer, weight: TARGETS[target].pack(weight, further)
+    return lambda layer, weight: TARGETS[target].quantize(weight, further)
 
 
-def refuse_packed(names: Iterable[str], path: str | os.PathLike) -> None:
+def refuse_quantizing_twice(names: Iterable[str], path: str | os.PathLike) -> None:
     if any(name.endswith(f".{QUANTIZATION_MARK}") for name in names):
-        raise ValueError("its layers are packed already; use the original weights, packing twice would add both "
+        raise ValueError("its layers are quantised already; use the original weights, quantising twice would add both "
                          f"errors: {path}")
 
 

@@ -1,4 +1,4 @@
-"""A PixArt transformer with the matrices of its blocks packed; everything else stays in 16 bits."""
+"""A PixArt transformer with the matrices of its blocks quantised; everything else stays in 16 bits."""
 import logging
 import os
 import re
@@ -17,7 +17,7 @@ from ..progress import CountProgress
 from ..weights.errors import PIXART_FILE
 from ..weights.safetensors_file import write_tensors
 from ..weights.values import check_finite
-from .format import FULL_PRECISION, FormatOptions, Packed
+from .format import FULL_PRECISION, FormatOptions, Quantized
 from .formats import TARGETS
 from .report import LayerError, error_of
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK_MATRIX = r"(attn\.(qkv|q|kv|v|proj)|cross_attn\.(q_linear|kv_linear|proj)|mlp\.fc[12])\.weight"
 MATRICES = re.compile(rf"blocks\.\d+\.{BLOCK_MATRIX}")
-UNPACKED = {name: dtype_named(name) for name in COMPUTE_DTYPES}
+PLAIN_TARGETS = {name: dtype_named(name) for name in COMPUTE_DTYPES}
 TOLD = "pixart_packed"                  # header entry: the target that a file was made for
 LayerOptions = Callable[[str, PixArtConfig], FormatOptions]  # (layer, model) -> settings of its format
 
@@ -35,26 +35,26 @@ def convert(source: str | os.PathLike, target: str, out: str | os.PathLike, vari
             settings: LayerOptions | None = None) -> list[LayerError]:
     """Write `source`, a PixArt transformer in any layout, in the format `target`; returns what each layer lost.
 
-    target: a key of TARGETS, or fp16, bf16, fp32, which unpack a packed file and only round to that type.
-    weights_only: tell the host to unpack weights before it multiplies, so that its kernels do not round their
+    target: a key of TARGETS, or fp16, bf16, fp32, which dequantise a quantised file and only round to that type.
+    weights_only: tell the host to dequantise weights before it multiplies, so that its kernels do not round their
     inputs too; for float8, nvfp4 and mxfp8. progress(done, total), counted in layers, may raise to stop. settings: in
     place of the target's own; for fp4. The file is complete or absent.
     Raises CheckpointError for a file that is no PixArt, ValueError for an unknown target, for one that the width of
-    the model does not allow, and for a file that is packed already.
+    the model does not allow, and for a file that is quantised already.
     """
-    if target not in TARGETS and target not in UNPACKED:
-        raise ValueError(f"there is no format {target!r}; use {', '.join((*TARGETS, *UNPACKED))}")
+    if target not in TARGETS and target not in PLAIN_TARGETS:
+        raise ValueError(f"there is no format {target!r}; use {', '.join((*TARGETS, *PLAIN_TARGETS))}")
     further = host_options(target, weights_only)
-    if target in UNPACKED:
+    if target in PLAIN_TARGETS:
         checkpoint = open_checkpoint(source, variant)
-        write_packed(Path(out), tensors_of(checkpoint, UNPACKED[target]), checkpoint.config, {})
+        write_converted(Path(out), tensors_of(checkpoint, PLAIN_TARGETS[target]), checkpoint.config, {})
         return []
     checkpoint, chosen = open_plain(source, variant), TARGETS[target]
     options_of = settings or chosen.settings
 
-    def packed(layer: str, weight: Tensor) -> Packed:
-        return chosen.pack(weight, {**options_of(layer, checkpoint.config), **further})
-    return convert_by(packed, checkpoint, target, out, progress)
+    def quantizer(layer: str, weight: Tensor) -> Quantized:
+        return chosen.quantize(weight, {**options_of(layer, checkpoint.config), **further})
+    return convert_by(quantizer, checkpoint, target, out, progress)
 
 
 def host_options(target: str, weights_only: bool) -> FormatOptions:
@@ -68,28 +68,28 @@ def host_options(target: str, weights_only: bool) -> FormatOptions:
 
 def no_effect(target: str) -> str:
     """Why `weights_only` has no effect with a target; "" where it has."""
-    if target in UNPACKED:
-        return "nothing is packed"
+    if target in PLAIN_TARGETS:
+        return "nothing is quantised"
     if not TARGETS[target].format.runs_in_host:
-        return "the host unpacks it as it loads"
+        return "the host dequantises it as it loads"
     return "the host rounds the inputs of its layers in any case" if TARGETS[target].format.rounds_inputs else ""
 
 
 def open_plain(source: str | os.PathLike, variant: str | PixArtConfig) -> OpenCheckpoint:
-    """A checkpoint that is not packed yet; ValueError for one that is."""
+    """A checkpoint that is not quantised yet; ValueError for one that is."""
     checkpoint = open_checkpoint(source, variant)
     if checkpoint.packed_as:
-        raise ValueError(f"its layers are packed as {' and '.join(checkpoint.packed_as)} already; use the original "
-                         f"weights, packing twice would add both errors. File: {source}")
+        raise ValueError(f"its layers are quantised as {' and '.join(checkpoint.packed_as)} already; use the original "
+                         f"weights, quantising twice would add both errors. File: {source}")
     return checkpoint
 
 
-def convert_by(packed: Callable[[str, Tensor], Packed], checkpoint: OpenCheckpoint, target: str, out: str | os.PathLike,
-               progress: CountProgress | None = None) -> list[LayerError]:
-    """Write a checkpoint with its matrices packed by `packed`(layer, weight (N, K) float32), as `target`."""
+def convert_by(quantizer: Callable[[str, Tensor], Quantized], checkpoint: OpenCheckpoint, target: str,
+               out: str | os.PathLike, progress: CountProgress | None = None) -> list[LayerError]:
+    """Write a checkpoint with its matrices quantised by `quantizer`(layer, weight (N, K) float32), as `target`."""
     state = tensors_of(checkpoint, torch.float32)
-    errors = pack(state, packed, kept_dtype(checkpoint), checkpoint.weights.path, progress)
-    write_packed(Path(out), state, checkpoint.config, {TOLD: target})
+    errors = quantize_matrices(state, quantizer, kept_dtype(checkpoint), checkpoint.weights.path, progress)
+    write_converted(Path(out), state, checkpoint.config, {TOLD: target})
     return errors
 
 
@@ -100,11 +100,12 @@ def tensors_of(checkpoint: OpenCheckpoint, dtype: torch.dtype) -> dict[str, Tens
             if name != NULL_CAPTION or found.has_null_caption}
 
 
-def pack(state: dict[str, Tensor], packer: Callable[[str, Tensor], Packed], rest: torch.dtype, path: Path,
-         progress: CountProgress | None, which: re.Pattern[str] = MATRICES) -> list[LayerError]:
-    """In place: float32 tensors to those of the packed file. rest: type of what is not packed, tables excepted.
+def quantize_matrices(state: dict[str, Tensor], quantizer: Callable[[str, Tensor], Quantized], rest: torch.dtype,
+                      path: Path, progress: CountProgress | None, which: re.Pattern[str] = MATRICES
+                      ) -> list[LayerError]:
+    """In place: float32 tensors to those of the quantised file. rest: type of what is not quantised, tables excepted.
 
-    which: names of the matrices to pack.
+    which: names of the matrices to quantise.
     """
     matrices = [name for name in state if which.fullmatch(name)]
     for name in state.keys() - set(matrices):
@@ -114,34 +115,34 @@ def pack(state: dict[str, Tensor], packer: Callable[[str, Tensor], Packed], rest
     errors = []
     for done, name in enumerate(matrices, 1):
         layer, weight = name.removesuffix(".weight"), state.pop(name)
-        packed, error = packed_layer(layer, weight, packer, path)
+        quantized, error = quantized_layer(layer, weight, quantizer, path)
         errors.append(error)
-        state.update({f"{layer}.{own}": tensor for own, tensor in packed.entries().items()})
+        state.update({f"{layer}.{own}": tensor for own, tensor in quantized.entries().items()})
         if progress:
             progress(done, len(matrices))
     return errors
 
 
-def packed_layer(layer: str, weight: Tensor, packer: Callable[[str, Tensor], Packed],
-                 path: Path) -> tuple[Packed, LayerError]:
-    """weight (N, K) float32, packed, and what it lost. ValueError, with layer and file, where that is too much."""
+def quantized_layer(layer: str, weight: Tensor, quantizer: Callable[[str, Tensor], Quantized],
+                    path: Path) -> tuple[Quantized, LayerError]:
+    """weight (N, K) float32, quantised, and what it lost. ValueError, with layer and file, where that is too much."""
     try:
-        packed = packer(layer, weight)
+        quantized = quantizer(layer, weight)
     except ValueError as error:
         raise ValueError(f"{layer}: {error}. Choose another format. File: {path}") from error
-    found = error_of(layer, weight, packed)
+    found = error_of(layer, weight, quantized)
     if not found.worst < 1:                     # rounding alone never comes near; NaN is not below 1 either
-        raise ValueError(f"{layer} holds numbers too large for {packed.format.name}. Choose another format. File: "
+        raise ValueError(f"{layer} holds numbers too large for {quantized.format.name}. Choose another format. File: "
                          f"{path}")
-    return packed, found
+    return quantized, found
 
 
 def kept_dtype(checkpoint: OpenCheckpoint) -> torch.dtype:
-    """Data type of what is not packed: as in the file where that has 16 bits, else float16, which keeps more digits."""
+    """Data type of what is not quantised: as in the file where that has 16 bits, else float16, for more digits."""
     return checkpoint.dtype if checkpoint.dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def write_packed(path: Path, tensors: dict[str, Tensor], config: PixArtConfig, told: dict[str, str]) -> None:
+def write_converted(path: Path, tensors: dict[str, Tensor], config: PixArtConfig, told: dict[str, str]) -> None:
     """Write a file with its configuration, and the position table, by which other loaders know the trained size."""
     tensors = {**tensors, POSITION_TABLE: to_tensors(config)[POSITION_TABLE]}
     path.parent.mkdir(parents=True, exist_ok=True)

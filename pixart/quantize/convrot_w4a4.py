@@ -28,13 +28,13 @@ class ConvRotW4A4(Format):
     def options_problem(self, options: FormatOptions, shape: tuple[int, int]) -> str:
         return group_problem(options, shape[1])
 
-    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         rotated = rotate(weight, rotation_group(options))
         scale = row_scale(rotated, INT4_MAX)
         codes = (rotated / scale).round().clamp(-INT4_MAX, INT4_MAX).to(torch.int8)
         return {"weight": join_nibbles(codes.view(torch.uint8)).view(torch.int8), "weight_scale": scale[:, 0]}
 
-    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+    def dequantize(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         codes = split_nibbles(tensors["weight"]).to(torch.int8)
         signed = torch.where(codes > INT4_MAX, codes - 16, codes)
         return rotate(signed.float() * tensors["weight_scale"].float()[:, None], rotation_group(options))

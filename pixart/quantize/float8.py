@@ -15,12 +15,12 @@ class Float8(Format):
     scales: ClassVar = {"weight_scale": FLOATS}
     extras: ClassVar = {"input_scale": FLOATS}
 
-    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         largest = torch.finfo(self.storage).max
         scale = (weight.abs().amax() / largest).clamp(min=torch.finfo(torch.float32).tiny)
         return {"weight": (weight / scale).clamp(-largest, largest).to(self.storage), "weight_scale": scale}
 
-    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+    def dequantize(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         return tensors["weight"].float() * tensors["weight_scale"].float()
 
     def scale_shapes(self, shape: tuple[int, int], options: FormatOptions) -> dict[str, tuple[tuple[int, ...], ...]]:

@@ -1,4 +1,4 @@
-"""What a format of packed weights is: a matrix (N, K) as several tensors, and the way back.
+"""What a format of quantised weights is: a matrix (N, K) as several tensors, and the way back.
 
 Shapes: N rows (outputs of the layer), K columns (inputs).
 """
@@ -11,17 +11,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-QUANTIZATION_MARK = "comfy_quant"  # the tensor beside a packed weight that tells its format, as JSON
+QUANTIZATION_MARK = "comfy_quant"  # the tensor beside a quantised weight that tells its format, as JSON
 SMOOTHING = "pre_quant_scale"   # (K,): what the layer's input is multiplied by first
-FULL_PRECISION = "full_precision_matrix_mult"       # in the mark: the host unpacks weights before it multiplies
+FULL_PRECISION = "full_precision_matrix_mult"       # in the mark: the host dequantises weights before it multiplies
 
 FormatOptions = Mapping[str, object]
 Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The weight of one linear layer. `tensors` by their names in the layer: "weight", "weight_scale" ..."""
+class Quantized:
+    """The quantised weight of one linear layer. `tensors` by their names in the layer: "weight", "weight_scale" ..."""
 
     format: "Format"
     tensors: dict[str, Tensor]
@@ -36,9 +36,9 @@ class Packed:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def unpacked(self) -> Tensor:
+    def dequantized(self) -> Tensor:
         """The weight (N, K) as float32."""
-        weight = self.format.unpack(self.tensors, self.options)
+        weight = self.format.dequantize(self.tensors, self.options)
         smoothing = self.tensors.get(SMOOTHING)
         return weight if smoothing is None else weight * smoothing.to(weight)
 
@@ -49,7 +49,7 @@ class Packed:
 
 
 class Format(ABC):
-    """How weights are packed. Class attributes tell what a file must hold."""
+    """How weights are quantised. Class attributes tell what a file must hold."""
 
     name: ClassVar[str]                             # what the mark calls it
     storage: ClassVar[torch.dtype]                  # of the tensor "weight"
@@ -61,11 +61,11 @@ class Format(ABC):
     runs_in_host: ClassVar[bool] = True             # ComfyUI may have layers that compute with it
 
     @abstractmethod
-    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         """weight (N, K) float32, finite -> the tensors of the layer."""
 
     @abstractmethod
-    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+    def dequantize(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         """The tensors of a layer -> weight (N, K) float32."""
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Format(ABC):
         return rows, columns * self.columns_per_value
 
     def options_for(self, shape: tuple[int, int]) -> FormatOptions:
-        """The settings with which a weight (N, K) is packed."""
+        """The settings with which a weight (N, K) is quantised."""
         return {}
 
     def options_problem(self, options: FormatOptions, shape: tuple[int, int]) -> str:
@@ -86,7 +86,7 @@ class Format(ABC):
         return ""
 
     def why_not(self, shape: tuple[int, int]) -> str:
-        """Why a weight (N, K) cannot be packed; "" if it can."""
+        """Why a weight (N, K) cannot be quantised; "" if it can."""
         wrong = [f"{side} is {size}, not a multiple of {of}"
                  for side, size, of in zip(("rows", "columns"), shape, self.multiple) if size % of]
         return ", ".join(wrong)

@@ -8,7 +8,7 @@ from ..config import PixArtConfig
 from .asym_w4a8 import AsymW4A8
 from .convrot_w4a4 import ConvRotW4A4
 from .float8 import Float8E4M3, Float8E5M2
-from .format import Format, FormatOptions, Packed
+from .format import Format, FormatOptions, Quantized
 from .fp4 import FLOAT, FP4
 from .int8 import Int8, RotatedInt8
 from .mxfp8 import MXFP8
@@ -42,16 +42,16 @@ class ConversionTarget:
     def options(self, shape: tuple[int, int], further: FormatOptions | None = None) -> FormatOptions:
         """All settings for a weight (N, K). ValueError where they, or its sizes, do not fit."""
         if (reason := self.format.why_not(shape)):
-            raise ValueError(f"a weight of shape {shape} cannot be packed as {self.format.name}: {reason}")
+            raise ValueError(f"a weight of shape {shape} cannot be quantised as {self.format.name}: {reason}")
         options = {**self.format.options_for(shape), **(further or {})}
         if (reason := self.format.options_problem(options, shape)):
-            raise ValueError(f"a weight of shape {shape} cannot be packed as {self.format.name}: {reason}")
+            raise ValueError(f"a weight of shape {shape} cannot be quantised as {self.format.name}: {reason}")
         return options
 
-    def pack(self, weight: Tensor, further: FormatOptions | None = None) -> Packed:
+    def quantize(self, weight: Tensor, further: FormatOptions | None = None) -> Quantized:
         """weight (N, K) float, finite; further: settings of the format or for the host. ValueError as `options`."""
         options = self.options((weight.shape[0], weight.shape[1]), further)
-        return Packed(self.format, self.format.pack(weight.float(), options), options)
+        return Quantized(self.format, self.format.quantize(weight.float(), options), options)
 
 
 TARGETS: dict[str, ConversionTarget] = {
@@ -66,6 +66,6 @@ TARGETS: dict[str, ConversionTarget] = {
     "convrot_w4a4": ConversionTarget(FORMATS["convrot_w4a4"], "4 bits, rotated; ComfyUI rounds inputs to 4 bits too"),
     "asym_w4a8_int8": ConversionTarget(FORMATS["asym_w4a8_int8"], "4.5 bits, rotated, a table of 16 values a layer"),
     "fp4": ConversionTarget(FORMATS["pixart_fp4"],
-                            "4.13 bits, mixed floats of 4 bits (FP4DiT); a small file, ComfyUI unpacks it "
+                            "4.13 bits, mixed floats of 4 bits (FP4DiT); a small file, ComfyUI dequantises it "
                             "as it loads", mixed),
 }

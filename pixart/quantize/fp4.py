@@ -2,7 +2,7 @@
 
 Which split of the bits serves a layer best depends on what follows it: FP4DiT (arXiv 2503.15465) takes E3M0 for the
 first linear of the MLP, before GELU, and for all others E2M1 in PixArt-alpha, E1M2 in PixArt-Sigma. No host has kernels
-for it: it is unpacked when it is loaded, or layer by layer as it runs.
+for it: it is dequantised when it is loaded, or layer by layer as it runs.
 """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -86,7 +86,7 @@ class FP4(Format):
         lacking = [name for name in (LOW_RANK_UP, LOW_RANK_DOWN) if (name in tensors) != (RANK in options)]
         return f"{lacking[0]} is {'missing' if RANK in options else 'there without a rank'}" if lacking else ""
 
-    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         branch = self.branch(weight, options)
         groups = grouped(rest_of(weight, branch), options)
         return {**groups.packed(groups.kind.nearest(groups.magnitudes)), **branch}
@@ -109,7 +109,7 @@ class FP4(Format):
         values = (kind.signed_values(codes.device) / kind.largest)[codes].unflatten(1, (scale.shape[1], -1))
         return (values * scale[..., None]).flatten(1)
 
-    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+    def dequantize(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         rest = self.rest(tensors, options)
         if LOW_RANK_UP not in tensors:
             return rest

@@ -19,13 +19,13 @@ class Int8(Format):
     rounds_inputs = True
     scales: ClassVar = {"weight_scale": (torch.float32,)}
 
-    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         if is_rotated(options):
             weight = rotate(weight, rotation_group(options))
         scale = row_scale(weight, INT8_MAX)
         return {"weight": (weight / scale).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), "weight_scale": scale}
 
-    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+    def dequantize(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         weight = tensors["weight"].float() * tensors["weight_scale"].float()
         return rotate(weight, rotation_group(options)) if is_rotated(options) else weight
 

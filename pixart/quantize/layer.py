@@ -1,4 +1,4 @@
-"""A linear layer that keeps its weight packed and unpacks it whenever it runs."""
+"""A linear layer that keeps its weight quantised and dequantises it whenever it runs."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .format import Packed
+from .format import Quantized
 
 
-class PackedLinear(nn.Module):
-    """As nn.Linear with the unpacked weight, in the dtype of its input, with the memory of the packed one."""
+class QuantizedLinear(nn.Module):
+    """As nn.Linear with the dequantised weight, in the dtype of its input, with the memory of the quantised one."""
 
     bias: Tensor | None
 
-    def __init__(self, packed: Packed, bias: Tensor | None) -> None:
+    def __init__(self, quantized: Quantized, bias: Tensor | None) -> None:
         super().__init__()
-        self.format, self.options = packed.format, packed.options
-        self.out_features, self.in_features = packed.shape
-        for name, tensor in packed.tensors.items():
+        self.format, self.options = quantized.format, quantized.options
+        self.out_features, self.in_features = quantized.shape
+        for name, tensor in quantized.tensors.items():
             self.register_buffer(name, tensor, persistent=False)         # state dicts have plain weights
-        self.names = tuple(packed.tensors)
+        self.names = tuple(quantized.tensors)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -32,20 +32,20 @@ class PackedLinear(nn.Module):
                 setattr(self, name, tensor.to(moved.device))
         return self
 
-    def unpacked(self) -> Tensor:
+    def dequantized(self) -> Tensor:
         """The weight (out, in) float32, new at every call."""
-        return Packed(self.format, {name: getattr(self, name) for name in self.names}, self.options).unpacked()
+        return Quantized(self.format, {name: getattr(self, name) for name in self.names}, self.options).dequantized()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        return F.linear(x, self.unpacked().to(x.dtype), self.bias)
+        return F.linear(x, self.dequantized().to(x.dtype), self.bias)
 
 
-def keep_packed(model: nn.Module, layers: Mapping[str, Packed], device: torch.device | str = "cpu") -> None:
-    """In place: replace the model's linear layers of these names by packed ones, with the same biases."""
-    for name, packed in layers.items():
+def keep_quantized(model: nn.Module, layers: Mapping[str, Quantized], device: torch.device | str = "cpu") -> None:
+    """In place: replace the model's linear layers of these names by quantised ones, with the same biases."""
+    for name, quantized in layers.items():
         parent, _, leaf = name.rpartition(".")
         bias = getattr(model.get_submodule(name), "bias", None)
-        moved = Packed(packed.format, {own: tensor.to(device) for own, tensor in packed.tensors.items()},
-                       packed.options)
-        setattr(model.get_submodule(parent), leaf, PackedLinear(moved, bias))
+        moved = Quantized(quantized.format, {own: tensor.to(device) for own, tensor in quantized.tensors.items()},
+                          quantized.options)
+        setattr(model.get_submodule(parent), leaf, QuantizedLinear(moved, bias))

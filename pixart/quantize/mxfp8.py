@@ -26,14 +26,14 @@ class MXFP8(Format):
     extras: ClassVar = {"input_scale": FLOATS}
     multiple = (32, MXFP8_BLOCK)
 
-    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         blocks = weight.unflatten(1, (-1, MXFP8_BLOCK))                                 # (N, K / 32, 32)
         exponent = torch.log2(blocks.abs().amax(2) / E4M3_MAX).ceil().clamp(-BIAS, BIAS)     # of 0: the lowest
         values = blocks / exp2(exponent)[..., None]
-        packed = values.clamp(-E4M3_MAX, E4M3_MAX).to(self.storage).flatten(1)
-        return {"weight": packed, "weight_scale": to_tiles((exponent + BIAS).to(torch.uint8))}
+        rounded = values.clamp(-E4M3_MAX, E4M3_MAX).to(self.storage).flatten(1)
+        return {"weight": rounded, "weight_scale": to_tiles((exponent + BIAS).to(torch.uint8))}
 
-    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+    def dequantize(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         values = tensors["weight"].float().unflatten(1, (-1, MXFP8_BLOCK))
         exponent = from_tiles(tensors["weight_scale"].view(torch.uint8), *values.shape[:2]).float() - BIAS
         return (values * exp2(exponent)[..., None]).flatten(1)

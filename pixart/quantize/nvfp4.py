@@ -39,7 +39,7 @@ class NVFP4(Format):
     multiple = (16, NVFP4_BLOCK)
     columns_per_value = 2
 
-    def pack(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, options: FormatOptions) -> dict[str, Tensor]:
         blocks = weight.unflatten(1, (-1, NVFP4_BLOCK))                                 # (N, K / 16, 16)
         whole = (weight.abs().amax() / (FP4_MAX * E4M3_MAX)).clamp(min=torch.finfo(torch.float32).tiny)
         scale = (blocks.abs().amax(2) / FP4_MAX / whole).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
@@ -48,7 +48,7 @@ class NVFP4(Format):
         return {"weight": join_nibbles(to_codes(values.flatten(1)), high_first=True),
                 "weight_scale": to_tiles(scale), "weight_scale_2": whole}
 
-    def unpack(self, tensors: Tensors, options: FormatOptions) -> Tensor:
+    def dequantize(self, tensors: Tensors, options: FormatOptions) -> Tensor:
         values = from_codes(split_nibbles(tensors["weight"], high_first=True)).unflatten(1, (-1, NVFP4_BLOCK))
         tiled = tensors["weight_scale"].view(torch.float8_e4m3fn)
         scale = from_tiles(tiled, values.shape[0], values.shape[1]).float()             # (N, K / 16)

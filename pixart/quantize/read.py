@@ -1,4 +1,4 @@
-"""Packed layers in a file: found by their marks, checked, and unpacked one at a time, whenever a tensor is read.
+"""Quantised layers in a file: found by their marks, checked, and dequantised one at a time, as tensors are read.
 
 A mark is the tensor `comfy_quant` beside a weight, or an entry of `_quantization_metadata` in the safetensors header;
 older files have one tensor `scaled_fp8` and scales by other names. Source: ComfyUI, comfy/utils.py.
@@ -14,7 +14,7 @@ from ..weights.errors import PIXART_FILE, CheckpointError
 from ..weights.reader import Weights
 from ..weights.settings import parse_json
 from ..weights.values import check_finite
-from .format import FLOATS, FULL_PRECISION, QUANTIZATION_MARK, SMOOTHING, Format, Packed, Tensors
+from .format import FLOATS, FULL_PRECISION, QUANTIZATION_MARK, SMOOTHING, Format, Quantized, Tensors
 from .formats import FORMATS
 
 QUANTIZATION_HEADER = "_quantization_metadata"
@@ -24,46 +24,46 @@ LONGEST_MARK = 1 << 12          # bytes of a mark
 
 
 @dataclass(frozen=True)
-class PackedLayer:
-    """Where a layer's tensors lie in a file, and how they are packed."""
+class QuantizedLayer:
+    """Where a layer's tensors lie in a file, and how they are quantised."""
 
     format: Format
     options: dict[str, Any]
     names: dict[str, str]               # name in the layer, such as "weight_scale" -> name in the file
 
-    def of(self, tensors: Tensors) -> Packed:
+    def of(self, tensors: Tensors) -> Quantized:
         """The layer, out of all tensors of the file."""
-        return Packed(self.format, {own: tensors[name] for own, name in self.names.items()}, self.options)
+        return Quantized(self.format, {own: tensors[name] for own, name in self.names.items()}, self.options)
 
 
 @dataclass(frozen=True)
-class PackedWeights(Weights):
-    """Weights of which some are packed: in `tensors` these have their shape but no numbers (device "meta").
+class QuantizedWeights(Weights):
+    """Weights of which some are quantised: in `tensors` these have their shape but no numbers (device "meta").
 
-    `remap` gives their numbers, unpacked one by one; `layers` tells where they are, by the name of the layer.
+    `remap` gives their numbers, dequantised one by one; `layers` tells where they are, by the name of the layer.
     """
 
-    layers: dict[str, PackedLayer] = field(default_factory=dict)
+    layers: dict[str, QuantizedLayer] = field(default_factory=dict)
     raw: Mapping[str, Tensor] = field(default_factory=dict)         # everything as it lies in the file
 
-    def packed(self, layer: str) -> Packed:
+    def quantized(self, layer: str) -> Quantized:
         """A layer as it lies in the file. CheckpointError where its tensors or its weight hold NaN or infinity."""
         found = self.layers[layer].of(self.raw)
         for own, tensor in found.tensors.items():
             check_finite(f"{layer}.{own}", tensor, self.path, PIXART_FILE)
-        check_finite(f"{layer}.weight, unpacked,", found.unpacked(), self.path, PIXART_FILE)
+        check_finite(f"{layer}.weight, dequantised,", found.dequantized(), self.path, PIXART_FILE)
         return found
 
 
-class Unpacked(Mapping[str, Tensor]):
-    """Tensors of a file by name, packed ones unpacked as they are asked for, as float32."""
+class Dequantized(Mapping[str, Tensor]):
+    """Tensors of a file by name, quantised ones dequantised as they are asked for, as float32."""
 
-    def __init__(self, raw: Tensors, layers: Mapping[str, PackedLayer], names: tuple[str, ...]) -> None:
+    def __init__(self, raw: Tensors, layers: Mapping[str, QuantizedLayer], names: tuple[str, ...]) -> None:
         self.raw, self.layers, self.names = raw, layers, names
 
     def __getitem__(self, name: str) -> Tensor:
         layer = self.layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        return self.raw[name] if layer is None else layer.of(self.raw).unpacked()
+        return self.raw[name] if layer is None else layer.of(self.raw).dequantized()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -72,8 +72,8 @@ class Unpacked(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def with_unpacked(weights: Weights, expected: str = PIXART_FILE, beside: tuple[str, ...] = ()) -> Weights:
-    """The same weights with packed layers as plain ones; as they are where nothing is packed.
+def with_dequantized(weights: Weights, expected: str = PIXART_FILE, beside: tuple[str, ...] = ()) -> Weights:
+    """The same weights with quantised layers as plain ones; as they are where nothing is quantised.
 
     beside: prefixes of other models in the file, whose layers stay as they are, in whatever format.
     Raises CheckpointError for an unknown format, a missing or wrong scale, or wrong settings, by layer and file.
@@ -90,12 +90,12 @@ def with_unpacked(weights: Weights, expected: str = PIXART_FILE, beside: tuple[s
         shape = layer.of(weights.tensors).shape
         shown[f"{name}.weight"] = torch.empty(shape, dtype=dtype_of_layer(name, weights.tensors), device="meta")
     names = tuple(shown)
-    return PackedWeights(weights.path, shown, lambda: Unpacked(weights.remap(), layers, names), weights.metadata,
-                         weights.settings, layers, weights.tensors)
+    return QuantizedWeights(weights.path, shown, lambda: Dequantized(weights.remap(), layers, names), weights.metadata,
+                            weights.settings, layers, weights.tensors)
 
 
 def marks(weights: Weights, expected: str) -> dict[str, dict[str, Any]]:
-    """The marks of a file's packed layers, by their names.
+    """The marks of a file's quantised layers, by their names.
 
     One file may hold several models, each with marks of its own kind, such as a T5 encoder beside the transformer.
     """
@@ -139,23 +139,23 @@ def old_marks(mark: str, tensors: Tensors) -> dict[str, dict[str, Any]]:
             if name.startswith(prefix) and name.endswith(".scale_weight")}
 
 
-def placed(layer: str, told: dict[str, Any], weights: Weights, expected: str) -> PackedLayer:
+def placed(layer: str, told: dict[str, Any], weights: Weights, expected: str) -> QuantizedLayer:
     """A layer's tensors, checked against what its mark says."""
     path, tensors = weights.path, weights.tensors
     name = told.get("format")
     if not isinstance(name, str) or name not in FORMATS:
-        raise CheckpointError(path, f"{layer} is packed as {str(name)[:40]}", f"one of {', '.join(FORMATS)}",
+        raise CheckpointError(path, f"{layer} is quantised as {str(name)[:40]}", f"one of {', '.join(FORMATS)}",
                               "Use another file of this model, or a newer version of this extension.")
     form = FORMATS[name]
     wanted = ("weight", *form.scales, *form.extras, SMOOTHING)
     names = {own: f"{layer}.{own}" for own in wanted if f"{layer}.{own}" in tensors}
     names |= {OLD_SCALES[old]: f"{layer}.{old}" for old in OLD_SCALES if f"{layer}.{old}" in tensors}
     if "weight" not in names:
-        raise CheckpointError(path, f"{layer}.weight is missing, which the file says is packed as {name}", expected)
-    found = PackedLayer(form, {key: value for key, value in told.items() if key != "format"}, names)
+        raise CheckpointError(path, f"{layer}.weight is missing, which the file says is quantised as {name}", expected)
+    found = QuantizedLayer(form, {key: value for key, value in told.items() if key != "format"}, names)
     if (problem := form.problem(found.of(tensors).tensors, found.options)):
-        raise CheckpointError(path, f"{layer} is packed as {name}, but {problem}", expected,
-                              "The file is incomplete or damaged; use the original weights, or pack them anew.")
+        raise CheckpointError(path, f"{layer} is quantised as {name}, but {problem}", expected,
+                              "The file is incomplete or damaged; use the original weights, or quantise them anew.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What packing costs each layer: error and size, as tables and JSON."""
+"""What quantisation costs each layer: error and size, as tables and JSON."""
 import json
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..files.atomic import replacing
-from .format import Packed
+from .format import Quantized
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class LayerError:
         return -20 * math.log10(self.relative) if self.relative > 0 else math.inf
 
 
-def error_of(layer: str, weight: Tensor, packed: Packed) -> LayerError:
-    """The error of a packed layer. weight (N, K) float: the original."""
+def error_of(layer: str, weight: Tensor, quantized: Quantized) -> LayerError:
+    """The error of a quantised layer. weight (N, K) float: the original."""
     weight = weight.float()
-    difference = packed.unpacked() - weight
+    difference = quantized.dequantized() - weight
     length, largest = float(weight.norm()), float(weight.abs().amax())
-    return LayerError(layer, packed.shape, float(difference.norm()) / length if length else 0.0,
+    return LayerError(layer, quantized.shape, float(difference.norm()) / length if length else 0.0,
                       float(difference.abs().amax()) / largest if largest else 0.0,
-                      8 * packed.nbytes / weight.numel())
+                      8 * quantized.nbytes / weight.numel())
 
 
 def error_table(errors: Sequence[LayerError], every: bool = False) -> str:

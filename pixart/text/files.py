@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..quantize.format import QUANTIZATION_MARK
-from ..quantize.read import PackedWeights, with_unpacked
+from ..quantize.read import QuantizedWeights, with_dequantized
 from ..weights.errors import CheckpointError
 from ..weights.locate import Kind, find_files
 from ..weights.reader import Weights, open_files
@@ -46,8 +46,8 @@ class T5Files:
             self.config = {}                        # a folder of many models, and the config of another one
         weights = open_files(self.files, self.path, T5_FILE)
         check_t5_family(weights.tensors, self.config, self.path)
-        weights = with_text_unpacked(weights)
-        self.packed = isinstance(weights, PackedWeights)
+        weights = with_text_dequantized(weights)
+        self.packed = isinstance(weights, QuantizedWeights)
         self._remap = weights.remap
         self._mapped: Mapping[str, Tensor] = {}
         self._places = hugging_face_names(weights.tensors, self.path)
@@ -92,7 +92,7 @@ class T5Files:
         self._mapped = {}
 
 
-def with_text_unpacked(weights: Weights) -> Weights:
+def with_text_dequantized(weights: Weights) -> Weights:
     """The encoder's own tensors, packed layers (those with a mark beside them) as plain ones.
 
     Other models in the same file are left out, however they are packed.
@@ -101,7 +101,7 @@ def with_text_unpacked(weights: Weights) -> Weights:
     if prefix is None or not any(key.endswith(f".{QUANTIZATION_MARK}") for key in weights.tensors):
         return weights
     own = {key: tensor for key, tensor in weights.tensors.items() if key.startswith(prefix)}
-    return with_unpacked(replace(weights, tensors=own, metadata={}), T5_FILE)
+    return with_dequantized(replace(weights, tensors=own, metadata={}), T5_FILE)
 
 
 def files_identity(files: Iterable[Path]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..quantize.formats import TARGETS
-from ..quantize.layer import PackedLinear
+from ..quantize.layer import QuantizedLinear
 
 OUTLIER_THRESHOLD = 6.0        # LLM.int8(): columns of the input with a larger value are multiplied in 16 bits
 _CAST_MESSAGE = "MatMul8bitLt: inputs will be cast"
@@ -50,7 +50,7 @@ def quantized_linear(weight: Tensor, bits: Bits, device: torch.device, computed:
     its input. computed: the dtype in which NF4 is dequantised and multiplied; LLM.int8 chooses its own.
     """
     if bits == INT8:
-        return PackedLinear(TARGETS["int8_tensorwise"].pack(weight), None).to(device)
+        return QuantizedLinear(TARGETS["int8_tensorwise"].quantize(weight), None).to(device)
     layer = _int8(weight, device) if bits == 8 else _nf4(weight, device, computed)
     if cast(Tensor, layer.weight).is_floating_point():
         raise ValueError(f"this version of bitsandbytes does not quantise on {device.type}; update it with "

@@ -24,7 +24,7 @@ from pixart.mini.text_encoder import MINI_TOKENS, build_encoder, build_tokenizer
 from pixart.quantize import TARGETS
 from pixart.quantize.adaptive import Adaptation, adapt_block
 from pixart.quantize.calibrate import record
-from pixart.quantize.layer import PackedLinear
+from pixart.quantize.layer import QuantizedLinear
 from pixart.reward.clip import ClipReward
 from pixart.reward.judge import JudgeReward
 from pixart.reward.optimise import NoiseRecipe, optimise_noise
@@ -53,8 +53,8 @@ def same(got: Tensor, want: Tensor, **tolerance: float) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_packed_layers_run_and_copy_nothing_after_the_first_time(gpu: Cuda, target):
-    packed = TARGETS[target].pack(random(64, 256))
-    layer, x = PackedLinear(packed, random(64)), random(2, 3, 256, seed=2)
+    packed = TARGETS[target].quantize(random(64, 256))
+    layer, x = QuantizedLinear(packed, random(64)), random(2, 3, 256, seed=2)
     want = layer(x)
     layer.to(GPU)
     layer(x.to(GPU))
@@ -68,7 +68,7 @@ def test_packed_layers_run_and_copy_nothing_after_the_first_time(gpu: Cuda, targ
 @pytest.mark.parametrize("target", TARGETS)
 def test_packing_on_the_device_packs_the_same(gpu: Cuda, target):
     weight = random(128, 256)
-    want, got = (TARGETS[target].pack(each).tensors for each in (weight, weight.to(GPU)))
+    want, got = (TARGETS[target].quantize(each).tensors for each in (weight, weight.to(GPU)))
     for name, tensor in want.items():
         assert torch.equal(bare(got[name]).float(), tensor.float()), name
 
@@ -84,7 +84,7 @@ def test_rounding_is_adapted_to_calibration_data(gpu: Cuda):
     block = model.blocks[0].float()
     made = adapt_block(block, {"mlp.fc1": TARGETS["fp4"].options((768, 192), {"float": "e2m1"})}, inputs,
                        inputs.through(block), Adaptation(iterations=3, batch=2))
-    assert torch.isfinite(bare(made["mlp.fc1"].unpacked())).all()
+    assert torch.isfinite(bare(made["mlp.fc1"].dequantized())).all()
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

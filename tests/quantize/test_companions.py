@@ -1,4 +1,4 @@
-"""ControlNets and T5 encoders, packed: they open as before, nearly as they were; what cannot be packed is refused."""
+"""ControlNets and T5 encoders, quantised: they open as before, nearly as they were; what cannot be is refused."""
 import json
 import shutil
 from pathlib import Path
@@ -43,28 +43,28 @@ def quantize(*words: object) -> None:
 
 
 @pytest.mark.parametrize("target", LIMIT)
-def test_a_packed_controlnet_opens_as_one_that_was_rounded(control, tmp_path, target):
-    out = tmp_path / "packed.safetensors"
+def test_a_quantised_controlnet_opens_as_one_that_was_rounded(control, tmp_path, target):
+    out = tmp_path / "quantised.safetensors"
     errors = convert_control(control, target, out)
     before, after = load_control(control, torch.float32), load_control(out, torch.float32)
-    packed = [name for name, _ in before.named_parameters() if CONTROL_MATRICES.fullmatch(name)]
-    assert len(errors) == len(packed) == 14 and after.config == before.config
+    quantized = [name for name, _ in before.named_parameters() if CONTROL_MATRICES.fullmatch(name)]
+    assert len(errors) == len(quantized) == 14 and after.config == before.config
     for name, weight in before.named_parameters():
         other = after.get_parameter(name)
-        limit = LIMIT[target] if name in packed else 1e-3
+        limit = LIMIT[target] if name in quantized else 1e-3
         assert (other - weight).norm() <= limit * weight.norm()
-        assert name not in packed or not torch.equal(other, weight)
+        assert name not in quantized or not torch.equal(other, weight)
     assert out.stat().st_size < 0.5 * control.stat().st_size
 
 
-def test_the_command_tells_by_itself_what_it_packs(control, model, tmp_path, capsys):
+def test_the_command_tells_by_itself_what_it_quantises(control, model, tmp_path, capsys):
     assert [part_in(control), part_in(model), part_in(SHIPPED.t5)] == ["controlnet", "transformer", "t5"]
     quantize(control, "--to", "int8_tensorwise", "--out", tmp_path / "c.safetensors", "--report", tmp_path / "c.json")
     assert "14" in capsys.readouterr().out and len(json.loads((tmp_path / "c.json").read_text())) == 14
     load_control(tmp_path / "c.safetensors")
 
 
-def test_a_bundle_asks_which_part_and_packs_the_one_that_is_named(control, model, tmp_path):
+def test_a_bundle_asks_which_part_and_quantises_the_one_that_is_named(control, model, tmp_path):
     bundle = tmp_path / "bundle.safetensors"
     with safe_open(model, "pt") as file:
         save_file({**load_file(model), **load_file(control)}, bundle, dict(file.metadata()))
@@ -93,17 +93,17 @@ def test_weights_only_is_refused_where_it_means_nothing(control, tmp_path, make)
         make(source, "int8_tensorwise", tmp_path / "x.safetensors", weights_only=True)
 
 
-def test_packing_twice_is_refused(control, tmp_path):
+def test_quantising_twice_is_refused(control, tmp_path):
     convert_control(control, "int8_tensorwise", tmp_path / "c.safetensors")
-    with pytest.raises(ValueError, match="packed already"):
+    with pytest.raises(ValueError, match="quantised already"):
         convert_control(tmp_path / "c.safetensors", "nvfp4", tmp_path / "again.safetensors")
-    t5 = packed_t5(tmp_path, "int8_tensorwise")
-    with pytest.raises(ValueError, match="packed already"):
+    t5 = quantized_t5(tmp_path, "int8_tensorwise")
+    with pytest.raises(ValueError, match="quantised already"):
         convert_t5(t5, "nvfp4", tmp_path / "again.safetensors")
 
 
-def packed_t5(folder: Path, target: str) -> Path:
-    """PixArt-mini's text encoder, packed, in a folder with its tokenizer."""
+def quantized_t5(folder: Path, target: str) -> Path:
+    """PixArt-mini's text encoder, quantised, in a folder with its tokenizer."""
     made = folder / target
     shutil.copytree(SHIPPED.t5, made)
     (made / "model.safetensors").unlink()
@@ -112,8 +112,8 @@ def packed_t5(folder: Path, target: str) -> Path:
 
 
 @pytest.mark.parametrize("target, limit", [("int8_tensorwise", 0.02), ("float8_e4m3fn", 0.08), ("nvfp4", 0.3)])
-def test_a_packed_t5_gives_nearly_the_same_features(tmp_path, target, limit):
-    made = packed_t5(tmp_path, target)
+def test_a_quantised_t5_gives_nearly_the_same_features(tmp_path, target, limit):
+    made = quantized_t5(tmp_path, target)
     captions = ["a large red star on the left", "a small blue circle"]
     wanted = T5Encoder(SHIPPED.t5, bits=16).encode(captions, 64).context
     found = T5Encoder(made, bits=16).encode(captions, 64).context
@@ -123,8 +123,8 @@ def test_a_packed_t5_gives_nearly_the_same_features(tmp_path, target, limit):
         bool(T5_MATRICES.fullmatch(name)) for name in load_file(SHIPPED.t5 / "model.safetensors"))
 
 
-def test_a_packed_t5_as_int8_is_packed_again_without_loss(tmp_path):
-    made = packed_t5(tmp_path, "int8_tensorwise")
+def test_a_quantised_t5_as_int8_is_quantised_again_without_loss(tmp_path):
+    made = quantized_t5(tmp_path, "int8_tensorwise")
     captions = ["a large red star on the left"]
     wanted = T5Encoder(SHIPPED.t5, bits="int8").encode(captions, 64).context
     assert (T5Encoder(made, bits="int8").encode(captions, 64).context - wanted).norm() < 1e-2 * wanted.norm()

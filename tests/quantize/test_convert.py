@@ -1,4 +1,4 @@
-"""Packed files: made, opened as if they were plain, kept packed, refused where they are wrong."""
+"""Quantised files: made, opened as if they were plain, kept quantised, refused where they are wrong."""
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from pixart.config import PixArtConfig
 from pixart.model.transformer import PixArtTransformer
 from pixart.quantize import TARGETS
 from pixart.quantize.convert import MATRICES, convert
-from pixart.quantize.layer import PackedLinear
+from pixart.quantize.layer import QuantizedLinear
 from pixart.quantize.report import average_bits, error_table, rms, write_errors
 
 CONFIG = PixArtConfig(depth=2, hidden=192, heads=4, caption_width=16, caption_tokens=20)
@@ -41,7 +41,7 @@ def plain(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def packed(plain, tmp_path):
+def quantized(plain, tmp_path):
     def make(target: str, **options: object) -> Path:
         out = tmp_path / f"{target}.safetensors"
         convert(plain, target, out, **options)
@@ -60,7 +60,7 @@ def changed(path: Path, change) -> Path:
 
 
 def computed(path: Path) -> Tensor:
-    """What the model answers, unpacked."""
+    """What the model answers, dequantised."""
     with torch.no_grad():
         return load(path, dtype=torch.float32)(*GIVEN)
 
@@ -70,8 +70,8 @@ def off(got: Tensor, want: Tensor) -> float:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_packed_file_opens_like_any_other(target, plain, packed):
-    path = packed(target)
+def test_a_quantised_file_opens_like_any_other(target, plain, quantized):
+    path = quantized(target)
     opened = open_checkpoint(path)
     assert opened.config == CONFIG
     assert opened.packed_as == (TARGETS[target].format.name,)
@@ -80,11 +80,11 @@ def test_a_packed_file_opens_like_any_other(target, plain, packed):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_kept_packed_it_computes_the_same_in_less_memory(target, packed):
-    path = packed(target)
+def test_kept_quantised_it_computes_the_same_in_less_memory(target, quantized):
+    path = quantized(target)
     whole, kept = load(path, dtype=torch.float32), load(path, dtype=torch.float32, packed=True)
     assert off(kept(*GIVEN), whole(*GIVEN)) < 1e-6
-    layers = [layer for layer in kept.modules() if isinstance(layer, PackedLinear)]
+    layers = [layer for layer in kept.modules() if isinstance(layer, QuantizedLinear)]
     assert len(layers) == 14
     assert all(sum(buffer.nbytes for buffer in layer.buffers()) < 0.4 * 4 * layer.in_features * layer.out_features
                for layer in layers)
@@ -96,13 +96,13 @@ def marks(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("weights_only", [False, True])
-def test_weights_only_is_told_to_the_host_in_every_mark(weights_only, packed):
-    told = marks(packed("float8_e4m3fn", weights_only=weights_only))
+def test_weights_only_is_told_to_the_host_in_every_mark(weights_only, quantized):
+    told = marks(quantized("float8_e4m3fn", weights_only=weights_only))
     assert told == [{"format": "float8_e4m3fn"} | ({"full_precision_matrix_mult": True} if weights_only else {})] * 14
 
 
-def test_what_is_not_a_matrix_of_a_block_stays_in_16_bits(plain, packed):
-    tensors, originals = load_file(packed("nvfp4")), load_file(plain)
+def test_what_is_not_a_matrix_of_a_block_stays_in_16_bits(plain, quantized):
+    tensors, originals = load_file(quantized("nvfp4")), load_file(plain)
     rest = {name for name in originals if not MATRICES.fullmatch(name)}
     for name in rest:
         exact = "table" in name
@@ -112,8 +112,8 @@ def test_what_is_not_a_matrix_of_a_block_stays_in_16_bits(plain, packed):
         name.replace(".weight", ".comfy_quant") for name in originals.keys() - rest}
 
 
-def test_a_packed_file_is_opened_in_the_type_of_what_is_not_packed(packed, caplog):
-    found = {parameter.dtype for name, parameter in load(packed("nvfp4")).named_parameters() if "table" not in name}
+def test_a_quantised_file_is_opened_in_the_type_of_what_is_not_quantised(quantized, caplog):
+    found = {parameter.dtype for name, parameter in load(quantized("nvfp4")).named_parameters() if "table" not in name}
     assert found == {torch.float16} and "mixes" not in caplog.text
 
 
@@ -123,8 +123,8 @@ def test_files_in_16_bits_keep_their_type(plain, tmp_path):
     assert load_file(tmp_path / "out.safetensors")["t_block.1.weight"].dtype == torch.bfloat16
 
 
-def test_unpacking_gives_a_plain_file_of_the_same_numbers(packed, tmp_path):
-    path = packed("mxfp8")
+def test_dequantising_gives_a_plain_file_of_the_same_numbers(quantized, tmp_path):
+    path = quantized("mxfp8")
     convert(path, "fp32", tmp_path / "back.safetensors")
     assert open_checkpoint(tmp_path / "back.safetensors").packed_as == ()
     assert torch.equal(load(tmp_path / "back.safetensors")(*GIVEN), load(path, dtype=torch.float32)(*GIVEN))
@@ -159,7 +159,7 @@ def test_the_command_writes_file_and_report(plain, tmp_path, capsys):
 @pytest.mark.parametrize("words, message", [
     (["--to", "fp16", "--report", "r.json"], "--report has no effect"),
     (["--to", "int8_convrot", "--weights-only"], "rounds the inputs"),
-    (["--to", "fp16", "--weights-only"], "nothing is packed"),
+    (["--to", "fp16", "--weights-only"], "nothing is quantised"),
     (["--to", "nvfp4", "--out", "x.pth"], "written as .safetensors"),
     (["--to", "nvfp4", "--out", "SOURCE"], "is what is read")])
 def test_options_that_cannot_be_meant_are_refused(words, message, plain, tmp_path, monkeypatch):
@@ -181,9 +181,9 @@ def test_a_run_that_stops_leaves_nothing(plain, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_packing_twice_is_refused(packed, tmp_path):
-    path = packed("int8_tensorwise")
-    with pytest.raises(ValueError, match="packed as int8_tensorwise already"):
+def test_quantising_twice_is_refused(quantized, tmp_path):
+    path = quantized("int8_tensorwise")
+    with pytest.raises(ValueError, match="quantised as int8_tensorwise already"):
         convert(path, "nvfp4", tmp_path / "twice.safetensors")
 
 
@@ -213,7 +213,7 @@ DAMAGES = {
     "weight of another type": (lambda t, m: t.update({f"{LAYER}.weight": torch.ones(576, 192)}), "float32"),
     "infinite scale": (lambda t, m: t[f"{LAYER}.weight_scale"].fill_(torch.inf), "not finite"),
     "format of the future": (set_mark({"format": "awq_w4a16"}), "awq_w4a16.*one of float8_e4m3fn"),
-    "no format": (set_mark({}), "packed as None"),
+    "no format": (set_mark({}), "quantised as None"),
     "mark that is a list": (set_mark([1]), "comfy_quant"),
     "wrong group": (set_mark({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 48}),
                     "convrot_groupsize is 48"),
@@ -227,48 +227,48 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_refused_with_layer_and_file(damage, packed):
+def test_a_damaged_file_is_refused_with_layer_and_file(damage, quantized):
     change, message = DAMAGES[damage]
-    path = changed(packed("int8_tensorwise"), change)
+    path = changed(quantized("int8_tensorwise"), change)
     with pytest.raises(CheckpointError, match=f"{message}.*{path.name}"):
         load(path)
 
 
-def test_marks_in_the_header_are_read_like_those_in_tensors(packed):
+def test_marks_in_the_header_are_read_like_those_in_tensors(quantized):
     def move(tensors: dict, metadata: dict) -> None:
         marks = {name: tensors.pop(name) for name in list(tensors) if name.endswith(".comfy_quant")}
         layers = {name.removesuffix(".comfy_quant"): json.loads(bytes(mark.tolist())) for name, mark in marks.items()}
         metadata["_quantization_metadata"] = json.dumps({"layers": layers})
 
-    path = packed("float8_e4m3fn")
+    path = quantized("float8_e4m3fn")
     assert torch.equal(computed(changed(path, move)), computed(path))
 
 
-def test_settings_that_a_writer_keeps_one_level_lower_are_read(packed):
+def test_settings_that_a_writer_keeps_one_level_lower_are_read(quantized):
     def lower(tensors: dict, metadata: dict) -> None:
         for name in [name for name in tensors if name.endswith(".comfy_quant")]:
             told = json.loads(bytes(tensors[name].tolist()))
             told = {"format": told.pop("format"), "params": told}
             tensors[name] = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
 
-    path = packed("int8_convrot")
+    path = quantized("int8_convrot")
     assert torch.equal(computed(changed(path, lower)), computed(path))
 
 
-def test_a_packed_part_of_a_fused_layer_is_unpacked_and_cannot_be_kept(plain, tmp_path):
+def test_a_quantised_part_of_a_fused_layer_is_dequantised_and_cannot_be_kept(plain, tmp_path):
     """In the layout of diffusers queries are a layer of their own."""
     tensors = {name: tensor.contiguous() for name, tensor in to_diffusers(load_file(plain)).items()}
     layer = "transformer_blocks.0.attn1.to_q"
-    want = TARGETS["float8_e4m3fn"].pack(tensors.pop(f"{layer}.weight"))
+    want = TARGETS["float8_e4m3fn"].quantize(tensors.pop(f"{layer}.weight"))
     save_file(tensors | {f"{layer}.{own}": each for own, each in want.entries().items()}, tmp_path / "part.safetensors")
     opened = open_checkpoint(tmp_path / "part.safetensors", CONFIG)
-    assert torch.equal(opened.load(torch.float32).blocks[0].attn.qkv.weight[:192], want.unpacked())
+    assert torch.equal(opened.load(torch.float32).blocks[0].attn.qkv.weight[:192], want.dequantized())
     with pytest.raises(CheckpointError, match=r"to_q is packed, and only a part of blocks\.0\.attn\.qkv.*--to fp16"):
         opened.load(packed=True)
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_scaled_fp8_files_of_the_time_before_are_read(kind, packed):
+def test_scaled_fp8_files_of_the_time_before_are_read(kind, quantized):
     def rename(tensors: dict, metadata: dict) -> None:
         for name in list(tensors):
             if name.endswith(".comfy_quant"):
@@ -277,7 +277,7 @@ def test_scaled_fp8_files_of_the_time_before_are_read(kind, packed):
                 tensors[name.replace("weight_scale", "scale_weight")] = tensors.pop(name)
         tensors["scaled_fp8"] = torch.zeros(2, dtype=kind)
 
-    path = packed(f"float8_{'e4m3fn' if kind == torch.float8_e4m3fn else 'e5m2'}")
+    path = quantized(f"float8_{'e4m3fn' if kind == torch.float8_e4m3fn else 'e5m2'}")
     old = changed(path, rename)
     assert torch.equal(computed(old), computed(path))
     told = {"full_precision_matrix_mult": True}         # what two numbers in the mark mean
@@ -285,28 +285,28 @@ def test_scaled_fp8_files_of_the_time_before_are_read(kind, packed):
 
 
 @pytest.mark.parametrize("target", ["float8_e4m3fn", "nvfp4", "mxfp8", "asym_w4a8_int8"])
-def test_packed_layers_keep_their_numbers_in_another_data_type(target, packed):
+def test_quantised_layers_keep_their_numbers_in_another_data_type(target, quantized):
     """model.to(bfloat16) is for what computes; a scale of 8 bits in 16 would be read as two others."""
-    model = load(packed(target), dtype=torch.float32, packed=True)
+    model = load(quantized(target), dtype=torch.float32, packed=True)
     layer = model.blocks[0].attn.qkv
-    want = layer.unpacked()
+    want = layer.dequantized()
     for change in (torch.bfloat16, torch.float64, torch.float32):
-        assert torch.equal(model.to(change).blocks[0].attn.qkv.unpacked(), want)
+        assert torch.equal(model.to(change).blocks[0].attn.qkv.dequantized(), want)
         assert layer(torch.ones(2, 192, dtype=change)).dtype == change
     assert layer.bias.dtype == torch.float32
     assert layer.to("meta").weight.device.type == "meta"
 
 
-def test_a_lora_on_a_packed_layer_is_refused_with_what_to_do(packed):
+def test_a_lora_on_a_quantised_layer_is_refused_with_what_to_do(quantized):
     part = LoraPart("blocks.0.attn.proj", 0, 1, torch.ones(1, 192), torch.ones(192, 1), 1.0)
-    model = load(packed("nvfp4"), dtype=torch.float32, packed=True)
+    model = load(quantized("nvfp4"), dtype=torch.float32, packed=True)
     with pytest.raises(ValueError, match="blocks.0.attn.proj, which is kept packed; load the model with packed=False"):
         merge_lora(model, Lora((part,)))
-    merge_lora(load(packed("nvfp4"), dtype=torch.float32), Lora((part,)))
+    merge_lora(load(quantized("nvfp4"), dtype=torch.float32), Lora((part,)))
 
 
 @pytest.mark.parametrize("beside", ["text_encoders.t5xxl", "zz"])
-def test_a_scaled_text_encoder_in_the_same_file_changes_nothing(packed, beside):
+def test_a_scaled_text_encoder_in_the_same_file_changes_nothing(quantized, beside):
     """Each model has its own mark, of another type here, and whichever is first in the file."""
     def join(tensors: dict, metadata: dict) -> None:
         for name in list(tensors):
@@ -318,16 +318,16 @@ def test_a_scaled_text_encoder_in_the_same_file_changes_nothing(packed, beside):
         tensors[f"{beside}.q.weight"] = torch.zeros(4, 4, dtype=torch.float8_e5m2)
         tensors[f"{beside}.q.scale_weight"] = torch.ones(())
 
-    path = packed("float8_e4m3fn")
+    path = quantized("float8_e4m3fn")
     assert torch.equal(computed(changed(path, join)), computed(path))
 
 
-def test_a_plain_model_beside_a_packed_text_encoder_is_plain(plain, packed, tmp_path):
-    """As ComfyUI saves all in one file: the model keeps its data type, and can be packed. The encoder's format may be
-    one that only the host knows."""
+def test_a_plain_model_beside_a_quantised_text_encoder_is_plain(plain, quantized, tmp_path):
+    """As ComfyUI saves all in one file: the model keeps its data type, and can be quantised. The encoder's format may
+    be one that only the host knows."""
     tensors = {f"model.diffusion_model.{name}": tensor.half() for name, tensor in load_file(plain).items()}
     beside = {name.replace("blocks.0", "text_encoders.t5xxl"): tensor
-              for name, tensor in load_file(packed("float8_e4m3fn")).items() if name.startswith("blocks.0.mlp.fc1")}
+              for name, tensor in load_file(quantized("float8_e4m3fn")).items() if name.startswith("blocks.0.mlp.fc1")}
     assert len(beside) == 4
     beside["text_encoders.t5xxl.mlp.fc1.comfy_quant"] = torch.frombuffer(bytearray(b'{"format": "awq_w4a16"}'),
                                                                          dtype=torch.uint8)
@@ -339,24 +339,24 @@ def test_a_plain_model_beside_a_packed_text_encoder_is_plain(plain, packed, tmp_
     assert open_checkpoint(tmp_path / "out.safetensors").packed_as == ("nvfp4",)
 
 
-def test_a_prefix_changes_nothing(packed):
+def test_a_prefix_changes_nothing(quantized):
     def prefix(tensors: dict, metadata: dict) -> None:
         for name in list(tensors):
             tensors[f"model.diffusion_model.{name}"] = tensors.pop(name)
 
-    path = packed("nvfp4")
+    path = quantized("nvfp4")
     again = changed(path, prefix)
     assert torch.equal(computed(again), computed(path))
     assert set(open_checkpoint(again).packed()) == set(open_checkpoint(path).packed())
 
 
-def test_smoothing_of_inputs_becomes_part_of_the_weight(packed):
+def test_smoothing_of_inputs_becomes_part_of_the_weight(quantized):
     smooth = torch.linspace(0.5, 2, 192)
 
     def add(tensors: dict, metadata: dict) -> None:
         tensors[f"{LAYER}.pre_quant_scale"] = smooth
 
-    path = packed("nvfp4")
+    path = quantized("nvfp4")
     got, want = (load(each, dtype=torch.float32).blocks[0].attn.qkv.weight for each in (changed(path, add), path))
     assert torch.equal(got, want * smooth)
 

@@ -27,31 +27,31 @@ def weight(rows: int = 160, columns: int = 192, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_unpacking_gives_the_weight_up_to_rounding(target):
+def test_dequantising_gives_the_weight_up_to_rounding(target):
     original = weight()
-    packed = TARGETS[target].pack(original)
-    assert packed.shape == original.shape
-    back = packed.unpacked()
+    quantized = TARGETS[target].quantize(original)
+    assert quantized.shape == original.shape
+    back = quantized.dequantized()
     assert back.dtype == torch.float32
     assert 0 < (back - original).norm() / original.norm() < LIMITS[target]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_packed_is_what_files_must_hold(target):
-    packed = TARGETS[target].pack(weight())
-    assert packed.format.problem(packed.tensors, packed.options) == ""
-    assert packed.format is FORMATS[packed.format.name] or target == "int8_convrot"
+def test_what_is_quantised_is_what_files_must_hold(target):
+    quantized = TARGETS[target].quantize(weight())
+    assert quantized.format.problem(quantized.tensors, quantized.options) == ""
+    assert quantized.format is FORMATS[quantized.format.name] or target == "int8_convrot"
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_zeros_stay_zeros(target):
-    assert TARGETS[target].pack(torch.zeros(32, 64)).unpacked().abs().max() < 1e-6
+    assert TARGETS[target].quantize(torch.zeros(32, 64)).dequantized().abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name not in ("asym_w4a8_int8", "nvfp4")])
-def test_packing_what_was_packed_changes_nothing(target):
-    once = TARGETS[target].pack(weight()).unpacked()
-    torch.testing.assert_close(TARGETS[target].pack(once).unpacked(), once, rtol=1e-5, atol=1e-7)
+def test_quantising_what_was_quantised_changes_nothing(target):
+    once = TARGETS[target].quantize(weight()).dequantized()
+    torch.testing.assert_close(TARGETS[target].quantize(once).dequantized(), once, rtol=1e-5, atol=1e-7)
 
 
 def test_codes_of_four_bits_are_sign_exponent_and_fraction():
@@ -118,22 +118,22 @@ def test_the_matrix_of_a_rotation_is_copied_to_a_device_once(monkeypatch):
 def test_a_rotation_spreads_one_large_value():
     made = 0.01 * torch.randn(8, 256)
     made[:, 0] = 1.0
-    plain, rotated = (TARGETS[name].pack(made).unpacked() for name in ("int8_tensorwise", "int8_convrot"))
+    plain, rotated = (TARGETS[name].quantize(made).dequantized() for name in ("int8_tensorwise", "int8_convrot"))
     assert (rotated - made).norm() < 0.5 * (plain - made).norm()
 
 
 def test_scales_of_mxfp8_are_the_smallest_powers_of_two_that_hold_the_block():
     given = weight()
-    tensors = MXFP8().pack(given, {})
+    tensors = MXFP8().quantize(given, {})
     exponents = from_tiles(tensors["weight_scale"], 160, 6).float() - 127
     largest = given.unflatten(1, (-1, 32)).abs().amax(2)
     assert (largest <= 448 * 2.0 ** exponents).all() and (largest > 448 * 2.0 ** (exponents - 1)).all()
 
 
-def test_nvfp4_is_unpacked_by_its_definition():
-    tensors = NVFP4().pack(weight(), {})
+def test_nvfp4_is_dequantised_by_its_definition():
+    tensors = NVFP4().quantize(weight(), {})
     scales = from_tiles(tensors["weight_scale"], 160, 12).float()
-    back = NVFP4().unpack(tensors, {})
+    back = NVFP4().dequantize(tensors, {})
     for row, column in ((0, 0), (3, 17), (159, 190)):
         byte = int(tensors["weight"][row, column // 2])
         code = torch.tensor([byte & 15 if column % 2 else byte >> 4], dtype=torch.uint8)
@@ -145,25 +145,26 @@ def test_codes_of_w4a8_are_the_best_ones_for_what_the_host_makes_of_them():
     """No other code of the table is nearer to the rotated weight once the host has rounded it to 8 bits."""
     form, given = AsymW4A8(), weight(8, 64)
     options = form.options_for((8, 64))
-    tensors = form.pack(given, options)
+    tensors = form.quantize(given, options)
     rotated, rows = rotate(given, 64), tensors["weight_s_channel"]
     relative = tensors["weight_s_rel"].float().repeat_interleave(16, dim=1)
     each = (tensors["weight_codebook"] * relative[..., None]).round().clamp(-127, 127) * rows[:, None, None]
     best = (each - rotated[..., None]).abs().amin(2)
-    torch.testing.assert_close((rotate(form.unpack(tensors, options), 64) - rotated).abs(), best, rtol=1e-3, atol=1e-6)
+    again = rotate(form.dequantize(tensors, options), 64)
+    torch.testing.assert_close((again - rotated).abs(), best, rtol=1e-3, atol=1e-6)
 
 
 def test_without_a_table_codes_are_whole_numbers():
     tensors = {"weight": torch.tensor([[-128, 127] * 4], dtype=torch.int8),          # bytes 0x80 and 0x7f
                "weight_s_rel": torch.ones(1, 1, dtype=torch.float8_e4m3fn), "weight_s_channel": torch.ones(1)}
-    back = AsymW4A8().unpack(tensors, {"group_size": 16, "convrot_groupsize": 16})
+    back = AsymW4A8().dequantize(tensors, {"group_size": 16, "convrot_groupsize": 16})
     assert rotate(back, 16).round().tolist() == [[-8.0, 0.0, 7.0, -1.0] * 4]
 
 
 @pytest.mark.parametrize("target, columns", [("nvfp4", 40), ("mxfp8", 48), ("convrot_w4a4", 48), ("int8_convrot", 40)])
 def test_a_width_that_does_not_fit_is_refused_by_its_number(target, columns):
     with pytest.raises(ValueError, match=f"columns is {columns}"):
-        TARGETS[target].pack(torch.ones(32, columns))
+        TARGETS[target].quantize(torch.ones(32, columns))
 
 
 LAYOUTS = {"int8_convrot": ("TensorWiseINT8Layout", {"per_channel": True, "convrot": True, "convrot_groupsize": 64}),
@@ -175,22 +176,22 @@ LAYOUTS = {"int8_convrot": ("TensorWiseINT8Layout", {"per_channel": True, "convr
 
 
 @pytest.mark.parametrize("target", LAYOUTS)
-def test_the_hosts_library_packs_the_same_and_unpacks_ours(target):
+def test_the_hosts_library_quantises_the_same_and_dequantises_ours(target):
     """comfy_kitchen is the host's own code of these formats."""
     tensor = pytest.importorskip("comfy_kitchen.tensor", reason="comfy-kitchen is not installed; it is an oracle only")
     layout, settings = getattr(tensor, LAYOUTS[target][0]), LAYOUTS[target][1]
     original = weight()
     theirs, params = layout.quantize(original, **settings)
-    packed = TARGETS[target].pack(original)
-    ours = packed.tensors["weight"]
-    unpacked = layout.dequantize(theirs, params)
+    quantized = TARGETS[target].quantize(original)
+    ours = quantized.tensors["weight"]
+    dequantized = layout.dequantize(theirs, params)
     if target == "asym_w4a8_int8":         # each fits a table of its own
-        assert (packed.unpacked() - original).norm() <= 1.02 * (unpacked - original).norm()
-        params = layout.Params(scale=packed.tensors["weight_s_rel"], s_channel=packed.tensors["weight_s_channel"],
-                               codebook=packed.tensors["weight_codebook"], orig_dtype=torch.float32,
+        assert (quantized.dequantized() - original).norm() <= 1.02 * (dequantized - original).norm()
+        params = layout.Params(scale=quantized.tensors["weight_s_rel"], s_channel=quantized.tensors["weight_s_channel"],
+                               codebook=quantized.tensors["weight_codebook"], orig_dtype=torch.float32,
                                orig_shape=tuple(original.shape), convrot_groupsize=64)
-        torch.testing.assert_close(packed.unpacked(), layout.dequantize(ours, params), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(quantized.dequantized(), layout.dequantize(ours, params), rtol=1e-4, atol=1e-6)
     else:
         same = (theirs.view(torch.uint8) == ours.view(torch.uint8)).float().mean()
         assert same > 0.999
-        torch.testing.assert_close(packed.unpacked(), unpacked, rtol=0.15, atol=1e-4)
+        torch.testing.assert_close(quantized.dequantized(), dequantized, rtol=0.15, atol=1e-4)

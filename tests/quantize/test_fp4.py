@@ -90,24 +90,24 @@ def test_e1m2_is_seven_even_steps_on_each_side():
     weight = noise(8, 128)
     step = weight.abs().amax(1, keepdim=True).half().float() / 7
     want = (weight / step).clamp(-7, 7).round() * step
-    torch.testing.assert_close(FP4_TARGET.pack(weight, {"float": "e1m2"}).unpacked(), want)
+    torch.testing.assert_close(FP4_TARGET.quantize(weight, {"float": "e1m2"}).dequantized(), want)
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_code_survives_packing(name):
+def test_every_code_survives_quantising(name):
     kind = MINI_FLOATS[name]
     levels = kind.value(torch.arange(8)) / kind.largest
     weight = torch.cat([levels, -levels]).repeat(4, 2)
-    packed = FP4_TARGET.pack(weight, {"float": name})
-    assert torch.equal(packed.unpacked(), weight)
-    assert set(split_nibbles(packed.tensors["weight"])[0].tolist()) >= set(range(16)) - {8}
+    quantized = FP4_TARGET.quantize(weight, {"float": name})
+    assert torch.equal(quantized.dequantized(), weight)
+    assert set(split_nibbles(quantized.tensors["weight"])[0].tolist()) >= set(range(16)) - {8}
 
 
 def test_each_group_of_columns_has_its_own_scale():
     weight = noise(2, 256)
     weight[:, 128:] *= 1000
-    first = FP4_TARGET.pack(weight).unpacked()[:, :128]
-    assert torch.equal(first, FP4_TARGET.pack(weight[:, :128]).unpacked())
+    first = FP4_TARGET.quantize(weight).dequantized()[:, :128]
+    assert torch.equal(first, FP4_TARGET.quantize(weight[:, :128]).dequantized())
 
 
 def test_a_layer_takes_the_type_of_its_place():
@@ -119,9 +119,9 @@ def test_a_layer_takes_the_type_of_its_place():
 
 def test_a_branch_of_low_rank_lessens_the_error_and_is_the_same_each_time():
     weight = noise(64, 128) + 3 * noise(64, 2, seed=1) @ noise(2, 128, seed=2)
-    packed, again, alone = (FP4_TARGET.pack(weight, {"rank": rank} if rank else {}) for rank in (4, 4, 0))
-    assert (packed.unpacked() - weight).norm() < 0.6 * (alone.unpacked() - weight).norm()
-    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in packed.tensors.items())
+    quantized, again, alone = (FP4_TARGET.quantize(weight, {"rank": rank} if rank else {}) for rank in (4, 4, 0))
+    assert (quantized.dequantized() - weight).norm() < 0.6 * (alone.dequantized() - weight).norm()
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in quantized.tensors.items())
 
 
 def test_of_the_rounds_of_a_branch_the_best_is_kept():
@@ -147,14 +147,14 @@ def test_soft_weights_start_as_the_weights(name):
 
 def test_a_group_of_zeros_is_learned_as_zeros():
     soft = SoftWeight(torch.zeros(2, 128), FP4_TARGET.options((2, 128)))
-    assert soft.variable.isfinite().all() and soft().abs().max() < 1e-9 and not soft.hard().unpacked().any()
+    assert soft.variable.isfinite().all() and soft().abs().max() < 1e-9 and not soft.hard().dequantized().any()
 
 
 def test_a_weight_that_learns_nothing_is_rounded_to_the_nearest():
     weight = noise(16, 128)
     options = FP4_TARGET.options((16, 128))
     codes = SoftWeight(weight, options).hard().tensors["weight"]
-    assert torch.equal(codes, FP4_TARGET.pack(weight).tensors["weight"])
+    assert torch.equal(codes, FP4_TARGET.quantize(weight).tensors["weight"])
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -164,7 +164,7 @@ def test_no_weight_is_learned_beyond_the_largest_of_its_group(name):
     options = FP4_TARGET.options((16, 128), {"float": name})
     soft, largest = SoftWeight(weight, options), grouped(weight, options).scale.float()
     soft.variable.data.fill_(1e3)               # all go up
-    for made in (soft().detach(), soft.hard().unpacked()):
+    for made in (soft().detach(), soft.hard().dequantized()):
         assert (made.abs() <= largest).all() and torch.equal(made.signbit(), weight.signbit())
 
 
@@ -196,12 +196,12 @@ def test_learned_rounding_is_nearer_to_the_block_than_the_nearest_levels():
     learned = adapt_block(block, options, given, want, QUICK)
     assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
 
-    def off(packed) -> float:
+    def off(quantized) -> float:
         for name in layers:
-            block.get_submodule(name).weight.copy_(packed(name))
+            block.get_submodule(name).weight.copy_(quantized(name))
         return float((given.through(block) - want).norm())
-    nearest = off(lambda name: FP4_TARGET.pack(before[f"{name}.weight"], options[name]).unpacked())
-    assert off(lambda name: learned[name].unpacked()) < 0.8 * nearest
+    nearest = off(lambda name: FP4_TARGET.quantize(before[f"{name}.weight"], options[name]).dequantized())
+    assert off(lambda name: learned[name].dequantized()) < 0.8 * nearest
     for name in layers:         # and every weight went to one of its two neighbours
         soft = SoftWeight(before[f"{name}.weight"], options[name])
         up = split_nibbles(learned[name].tensors["weight"]).long() % 8 - soft.codes.flatten(1)
@@ -338,14 +338,14 @@ def test_rounded_inputs_change_the_model_a_little_and_8_bits_less_than_6():
 
 # -- files and the command ---------------------------------------------------------------------------------------------
 
-def test_the_command_packs_mixed_types_with_a_branch(plain, tmp_path):
+def test_the_command_quantises_mixed_types_with_a_branch(plain, tmp_path):
     out = tmp_path / "out.safetensors"
     words = ["quantize", str(plain), "--to", "fp4", "--out", str(out), "--floats", "e2m1,e1m2", "--rank", "2"]
     run_of("quantize")(parser("quantize").parse_args(words))
-    packed = open_checkpoint(out).packed()
-    assert packed["blocks.1.mlp.fc1"].options["float"] == "e2m1"
-    assert packed["blocks.1.mlp.fc2"].options["float"] == "e1m2"
-    assert packed["blocks.0.attn.qkv"].tensors["low_rank_up"].shape == (192, 2)
+    quantized = open_checkpoint(out).packed()
+    assert quantized["blocks.1.mlp.fc1"].options["float"] == "e2m1"
+    assert quantized["blocks.1.mlp.fc2"].options["float"] == "e1m2"
+    assert quantized["blocks.0.attn.qkv"].tensors["low_rank_up"].shape == (192, 2)
     given = (noise(1, 4, 8, 8), torch.tensor([500.0]), noise(1, 5, 16))
     off = (load(out, dtype=torch.float32)(*given) - load(plain)(*given)).norm() / load(plain)(*given).norm()
     assert 0 < off < 0.3
@@ -354,7 +354,7 @@ def test_the_command_packs_mixed_types_with_a_branch(plain, tmp_path):
 @pytest.mark.parametrize("words, message", [
     (["--to", "nvfp4", "--rank", "4"], "--rank has no effect with --to nvfp4"),
     (["--to", "fp4", "--passes", "4"], "--passes has no effect without --prompts"),
-    (["--to", "fp4", "--weights-only"], "unpacks it as it loads"),
+    (["--to", "fp4", "--weights-only"], "dequantises it as it loads"),
     (["--to", "fp4", "--floats", "e2m1"], "not two of e3m0, e2m1, e1m2"),
     (["--to", "fp4", "--rank", "65"], "rank is 65, not a number of 1 to 64"),
     (["--to", "fp4", "--prompts", "none.txt"], "no text file with prompts"),

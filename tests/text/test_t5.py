@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixart.quantize.layer import PackedLinear
+from pixart.quantize.layer import QuantizedLinear
 from pixart.text import T5Encoder, encoder_identity, t5
 from pixart.text.quantized import quantized_linear
 
@@ -271,7 +271,7 @@ def test_a_load_says_its_precision(t5_folder: Path, caplog: pytest.LogCaptureFix
 def test_int8_takes_a_byte_a_weight(t5_folder: Path) -> None:
     encoder = T5Encoder(t5_folder, bits="int8")
     assert encoder.model is not None
-    rounded = [layer for layer in encoder.model.modules() if isinstance(layer, PackedLinear)]
+    rounded = [layer for layer in encoder.model.modules() if isinstance(layer, QuantizedLinear)]
     assert len(rounded) == 3 * 7                                # wo included
     assert all(layer.weight.dtype == torch.int8 for layer in rounded)
     with pytest.raises(ValueError, match="T5 in 8 bits cannot be saved"):

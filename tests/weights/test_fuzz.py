@@ -20,7 +20,7 @@ from pixart.accelerate import read_ecad
 from pixart.checkpoint import load, load_control
 from pixart.checkpoint.feedback import load_feedback
 from pixart.checkpoint.lora import merge_lora, read_lora
-from pixart.quantize.layer import PackedLinear
+from pixart.quantize.layer import QuantizedLinear
 from pixart.text.files import T5Files
 from pixart.text.t5 import _config, _load
 from pixart.weights.values import is_finite
@@ -35,7 +35,7 @@ def opened(kind: str, path: Path) -> object:
     if kind in PACKED:
         kept = load(path, packed=True)
         for name, module in kept.named_modules():
-            assert not isinstance(module, PackedLinear) or is_finite(module.unpacked()), f"{name} is not finite"
+            assert not isinstance(module, QuantizedLinear) or is_finite(module.dequantized()), f"{name} is not finite"
         return load(path)
     if kind == "feedback":
         return load_feedback(path)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...quantize.layer import PackedLinear
+from ...quantize.layer import QuantizedLinear
 from ...weights.values import is_finite
 from ..flexdit import FLEXDIT_MARK
 from .changes import TABLE, Change, Scaled
@@ -155,7 +155,7 @@ def depths(parts: tuple[Change, ...], shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def refuse_packed_layers(model: nn.Module, lora: Lora) -> None:
     """ValueError where the LoRA changes a layer that is kept packed, to whose weights nothing can be added."""
-    packed = {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    packed = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     changed = next((part.module for part in lora.parts if part.module in packed), None)
     if changed is not None:
         raise ValueError(f"the LoRA changes {changed}, which is kept packed; load the model with packed=False, which "
