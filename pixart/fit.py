@@ -28,7 +28,7 @@ class LoadPlan:
     bits: Bits
     t5_device: torch.device
     keep_t5: bool                   # beside the transformer
-    keep_packed: bool               # layers of a packed file stay packed, unpacked whenever they run
+    keep_quantized: bool            # layers of a quantised file stay so, dequantised whenever they run
     parts: Slices                   # of images, for decoding
     fits: bool
     words: tuple[str, ...]
@@ -50,20 +50,20 @@ def pass_bytes(config: PixArtConfig, height: int, width: int, rows: int) -> int:
 
 
 def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtConfig, device: torch.device,
-                 height: int | None = None, width: int | None = None, rows: int = 2, packed_bytes: int | None = None,
+                 height: int | None = None, width: int | None = None, rows: int = 2, quantized_bytes: int | None = None,
                  precisions: tuple[Bits, ...] = ORDER) -> LoadPlan:
     """The best that `free` bytes of a device allow for images of height x width pixels (by default the trained size).
 
-    t5: shapes of its weights. rows: images in a pass, doubled by guidance. packed_bytes: size of a packed file of
+    t5: shapes of its weights. rows: images in a pass, doubled by guidance. quantized_bytes: size of a quantised file of
     the transformer, None for a plain one. precisions: those available there, best first.
     """
     room, side = int(PLANNED_SHARE * free), config.resolution
     height, width = height or side, width or side
     found = best_t5(free, t5, device, precisions)
     transformer, one_pass = transformer_bytes(config), pass_bytes(config, height, width, rows)
-    keep_packed = packed_bytes is not None and transformer + one_pass > room
-    if keep_packed and packed_bytes is not None:
-        transformer = packed_bytes
+    keep_quantized = quantized_bytes is not None and transformer + one_pass > room
+    if keep_quantized and quantized_bytes is not None:
+        transformer = quantized_bytes
     needed = transformer + one_pass
 
     def decoded(beside: int) -> Slices:
@@ -74,16 +74,16 @@ def plan_loading(free: int, t5: Mapping[str, tuple[int, ...]], config: PixArtCon
     parts = decoded(beside if keep and beside else 0)
     stays = ("It stays beside the transformer." if keep else "It is freed before the transformer is loaded."
              if found.device == device else "")
-    words = tuple(word for word in (found.words, stays, transformer_words(needed, room, keep_packed),
+    words = tuple(word for word in (found.words, stays, transformer_words(needed, room, keep_quantized),
                                     f"Images are decoded {spoken(parts)}.") if word)
-    return LoadPlan(found.bits, found.device, keep, keep_packed, parts, needed <= room, words)
+    return LoadPlan(found.bits, found.device, keep, keep_quantized, parts, needed <= room, words)
 
 
-def transformer_words(needed: int, room: int, packed: bool) -> str:
-    how = "packed" if packed else "in 16 bits"
+def transformer_words(needed: int, room: int, quantized: bool) -> str:
+    how = "quantised" if quantized else "in 16 bits"
     if needed <= room:
         return f"The transformer {how} needs {needed / GIB:.1f} GiB."
-    return (f"The transformer {how} needs {needed / GIB:.1f} GiB, which is too much: generate smaller images, pack "
+    return (f"The transformer {how} needs {needed / GIB:.1f} GiB, which is too much: generate smaller images, quantise "
             "it (python -m pixart quantize), or let ComfyUI keep a part of it out of the GPU.")
 
 
@@ -92,8 +92,8 @@ def spoken(parts: Slices) -> str:
 
 
 def plan_for(t5: str | Path, config: PixArtConfig, device: torch.device, height: int | None = None,
-             width: int | None = None, rows: int = 2, packed_bytes: int | None = None) -> LoadPlan:
+             width: int | None = None, rows: int = 2, quantized_bytes: int | None = None) -> LoadPlan:
     """`plan_loading` for a T5 file and what is free on a device now. Raises as opening the file does."""
     free = free_bytes(device)
     return plan_loading(USUAL_FREE if free is None else free, T5Files(t5).shapes, config, device, height, width, rows,
-                        packed_bytes, precisions_on(device))
+                        quantized_bytes, precisions_on(device))

@@ -90,11 +90,11 @@ def test_an_image_is_decoded_as_a_whole_rather_than_t5_kept_beside_it():
     assert of(16).keep_t5 and of(16).parts.tile is None
 
 
-def test_a_packed_file_stays_packed_only_where_it_must():
-    assert not of(4, packed_bytes=int(0.45 * GIB)).keep_packed
-    assert of(1.4, packed_bytes=int(0.45 * GIB)).keep_packed           # the weights fit, and a pass no more
-    tight = of(1.2, packed_bytes=int(0.45 * GIB))
-    assert tight.keep_packed and tight.fits and "packed" in str(tight)
+def test_a_quantised_file_stays_quantised_only_where_it_must():
+    assert not of(4, quantized_bytes=int(0.45 * GIB)).keep_quantized
+    assert of(1.4, quantized_bytes=int(0.45 * GIB)).keep_quantized           # the weights fit, and a pass no more
+    tight = of(1.2, quantized_bytes=int(0.45 * GIB))
+    assert tight.keep_quantized and tight.fits and "quantised" in str(tight)
     assert not of(1.2).fits and "too much" in str(of(1.2))
 
 

@@ -173,9 +173,9 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
     opened = open_checkpoint(path, variant)
     packed = packed_entries(opened, weight_dtype)
     unpacked = None
-    if opened.packed_as and not packed:
+    if opened.quantized_as and not packed:
         unpacked = dtype_named(weight_dtype) if weight_dtype in WEIGHT_DTYPES[1:] else torch.bfloat16
-    checkpoint = opened.read(torch.bfloat16 if unpacked in EIGHT_BITS else unpacked, leave_packed=bool(packed))
+    checkpoint = opened.read(torch.bfloat16 if unpacked in EIGHT_BITS else unpacked, leave_quantized=bool(packed))
     model = build_model(checkpoint, weight_dtype, device, bool(packed))
     if packed:
         patcher_class = packed_patcher(patcher_class)

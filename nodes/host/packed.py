@@ -28,15 +28,15 @@ def packed_entries(opened: OpenCheckpoint, weight_dtype: str) -> dict[str, Tenso
     weight_dtype: "auto" leaves them packed where any host computes with their format, any other unpacks. Raises
     CheckpointError for a format that this host does not know.
     """
-    if not opened.packed_as or weight_dtype != "auto" or not opened.runs_in_host:
+    if not opened.quantized_as or weight_dtype != "auto" or not opened.runs_in_host:
         return {}
     known = host_formats()
-    strange = [name for name in opened.packed_as if name not in known]
+    strange = [name for name in opened.quantized_as if name not in known]
     if strange:
         raise CheckpointError(opened.weights.path, f"layers packed as {strange[0]}, which this ComfyUI cannot run",
                               f"one of {', '.join(known)}" if known else "weights that are not packed",
                               "Choose weight_dtype bf16 to unpack them, or update ComfyUI and comfy-kitchen.")
-    return {f"{layer}.{own}": tensor for layer, packed in opened.packed().items()
+    return {f"{layer}.{own}": tensor for layer, packed in opened.quantized().items()
             for own, tensor in packed.entries().items()}
 
 

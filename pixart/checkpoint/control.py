@@ -62,7 +62,7 @@ class ControlCheckpoint:
 
 def read_control(path: str | os.PathLike, dtype: torch.dtype | None = None,
                  device: torch.device | str = "cpu") -> ControlCheckpoint:
-    """Read a ControlNet in any layout; dtype and device as in `read_checkpoint`. Packed layers are unpacked.
+    """Read a ControlNet in any layout; dtype and device as in `read_checkpoint`. Quantised layers are dequantised.
 
     Raises CheckpointError for another model, missing parts and wrong shapes; it is a FileNotFoundError too where
     there is no file.

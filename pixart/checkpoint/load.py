@@ -56,7 +56,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the large matrices; where these were left packed, of the others."""
+        """Data type of the large matrices; where these were left quantised, of the others."""
         return self.state_dict.get(SAMPLE_TENSOR, self.state_dict["t_block.1.weight"]).dtype
 
 
@@ -76,28 +76,28 @@ class OpenCheckpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the large matrices in the file; of their biases where they are packed."""
+        """Data type of the large matrices in the file; of their biases where they are quantised."""
         return self.weights.tensors[self.layout.plan[SAMPLE_TENSOR][0]].dtype
 
     @property
-    def packed_formats(self) -> tuple[Format, ...]:
-        """Formats of the packed layers of this network; a text encoder in the same file may have others."""
+    def quantized_formats(self) -> tuple[Format, ...]:
+        """Formats of the quantised layers of this network; a text encoder in the same file may have others."""
         layers = self.weights.layers if isinstance(self.weights, QuantizedWeights) else {}
         names = (part.removesuffix(".weight") for parts in self.layout.plan.values() for part in parts)
         return tuple(layers[name].format for name in names if name in layers)
 
     @property
-    def packed_as(self) -> tuple[str, ...]:
-        """The formats of packed layers, in alphabetical order; empty for plain weights."""
-        return tuple(sorted({form.name for form in self.packed_formats}))
+    def quantized_as(self) -> tuple[str, ...]:
+        """The formats of quantised layers, in alphabetical order; empty for plain weights."""
+        return tuple(sorted({form.name for form in self.quantized_formats}))
 
     @property
     def runs_in_host(self) -> bool:
-        """Whether ComfyUI may compute with all packed layers as they are; else they are to be unpacked for it."""
-        return all(form.runs_in_host for form in self.packed_formats)
+        """Whether ComfyUI may compute with all quantised layers as they are; else they are dequantised for it."""
+        return all(form.runs_in_host for form in self.quantized_formats)
 
-    def packed(self) -> dict[str, Quantized]:
-        """Packed layers by their reference names. CheckpointError where the file has them in parts (diffusers)."""
+    def quantized(self) -> dict[str, Quantized]:
+        """Quantised layers by their reference names. CheckpointError where the file has them in parts (diffusers)."""
         if not isinstance(self.weights, QuantizedWeights):
             return {}
         found = {}
@@ -105,22 +105,22 @@ class OpenCheckpoint:
             layer = parts[0].removesuffix(".weight")
             if layer in self.weights.layers and name.endswith(".weight"):
                 if len(parts) > 1:
-                    raise CheckpointError(self.weights.path, f"{layer} is packed, and only a part of {name}",
-                                          "packed layers under the names of the official files",
-                                          "Unpack it: python -m pixart quantize FILE --to fp16 --out NEW.")
+                    raise CheckpointError(self.weights.path, f"{layer} is quantised, and only a part of {name}",
+                                          "quantised layers under the names of the official files",
+                                          "Dequantise it: python -m pixart quantize FILE --to fp16 --out NEW.")
                 found[name.removesuffix(".weight")] = self.weights.quantized(layer)
         return found
 
     def read(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
-             leave_packed: bool = False) -> Checkpoint:
+             leave_quantized: bool = False) -> Checkpoint:
         """The weights; arguments as in `read_checkpoint`. Logs one line about what was found.
 
-        leave_packed: without the weights of the layers that `packed` gives.
+        leave_quantized: without the weights of the layers that `quantized` gives.
         """
         weights, plan = self.weights, self.layout.plan
-        if leave_packed:
-            packed = self.packed()
-            plan = {name: parts for name, parts in plan.items() if name.removesuffix(".weight") not in packed
+        if leave_quantized:
+            quantized = self.quantized()
+            plan = {name: parts for name, parts in plan.items() if name.removesuffix(".weight") not in quantized
                     or not name.endswith(".weight")}
         state_dict = gather_tensors(weights, plan, dtype or common_dtype(weights, plan), torch.device(device))
         has_null_caption = NULL_CAPTION in state_dict
@@ -129,7 +129,7 @@ class OpenCheckpoint:
             state_dict[NULL_CAPTION] = like.new_zeros(self.config.caption_tokens, self.config.caption_width)
         if self.divisor != 1:
             state_dict = fold_readout(state_dict, self.divisor)
-        kept = " and ".join(self.packed_as) or dtype_name(weights.tensors[plan[SAMPLE_TENSOR][0]])
+        kept = " and ".join(self.quantized_as) or dtype_name(weights.tensors[plan[SAMPLE_TENSOR][0]])
         description = describe_checkpoint(self.config, self.guessed, kept, self.layout.name, self.divisor)
         if self.choice.against:
             description = f"chosen although {self.choice.against}: {description}"
@@ -139,15 +139,16 @@ class OpenCheckpoint:
                           weights.metadata)
 
     def load(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", ops: "Ops | None" = None,
-             attend: "Attend | None" = None, packed: bool = False) -> "PixArtTransformer":
+             attend: "Attend | None" = None, quantized: bool = False) -> "PixArtTransformer":
         """The weights as a model; arguments as for the function `load`."""
         from ..model.attention import sdpa
         from ..model.flexdit import transformer_class
-        checkpoint = self.read(dtype or widened_dtype(self.weights, self.layout.plan), device, leave_packed=packed)
+        computed = dtype or widened_dtype(self.weights, self.layout.plan)
+        checkpoint = self.read(computed, device, leave_quantized=quantized)
         model = transformer_class(checkpoint.config)(checkpoint.config, ops=ops or nn, attend=attend or sdpa,
                                             dtype=checkpoint.dtype, device="meta")
-        if packed:
-            keep_quantized(model, self.packed(), device)
+        if quantized:
+            keep_quantized(model, self.quantized(), device)
         model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
         return model.eval()
 
@@ -185,15 +186,15 @@ def read_config(path: str | os.PathLike, variant: str | PixArtConfig = "auto") -
 
 def load(path: str | os.PathLike, variant: str | PixArtConfig = "auto", dtype: torch.dtype | None = None,
          device: torch.device | str = "cpu", ops: "Ops | None" = None, attend: "Attend | None" = None,
-         packed: bool = False) -> "PixArtTransformer":
+         quantized: bool = False) -> "PixArtTransformer":
     """Open a checkpoint as a model, in evaluation mode; arguments as in `read_checkpoint`.
 
     Peak memory is the size of the file: the model is created without memory and takes over the tensors that were read.
-    Plain 8-bit weights become bfloat16. `ops` supplies the layers (default torch.nn), `attend` the attention. packed:
-    packed layers stay packed in memory and are unpacked whenever they run, which is slower; otherwise they are unpacked
-    once. LoRAs cannot be merged into packed layers.
+    Plain 8-bit weights become bfloat16. `ops` supplies the layers (default torch.nn), `attend` the attention.
+    quantized: quantised layers stay so in memory and are dequantised whenever they run, which is slower; otherwise they
+    are dequantised once. LoRAs cannot be merged into layers that stay quantised.
     """
-    return open_checkpoint(path, variant).load(dtype, device, ops, attend, packed)
+    return open_checkpoint(path, variant).load(dtype, device, ops, attend, quantized)
 
 
 def _own_config(weights: Weights, layout: Layout) -> PixArtConfig | None:
@@ -259,7 +260,7 @@ def gather_tensors(weights: Weights, plan: Plan, dtype: torch.dtype | None,
                                 for part in parts]).to(device)
         else:
             found = sound(weights, source, parts[0], expected, target)
-            if target != tensor.dtype or device.type != "cpu" or tensor.is_meta:        # meta: packed in the file
+            if target != tensor.dtype or device.type != "cpu" or tensor.is_meta:        # meta: quantised in the file
                 tensor = found.to(device=device, dtype=target)
         result[name] = tensor
     return result

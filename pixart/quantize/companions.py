@@ -94,7 +94,7 @@ def convert_t5(source: str | os.PathLike, target: str, out: str | os.PathLike, w
     bfloat16. Arguments and errors as `convert_control`. The tokenizer of a folder is not in the file.
     """
     files, quantizer = T5Files(Path(source)), quantizer_for(target, weights_only)
-    if files.packed:
+    if files.quantized:
         raise ValueError(f"its layers are quantised already; use the original weights: {source}")
     names = [name for name in files.shapes if name.endswith(".weight")]
     matrices = [name for name in names if T5_MATRICES.fullmatch(name)]

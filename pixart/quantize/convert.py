@@ -78,9 +78,9 @@ def no_effect(target: str) -> str:
 def open_plain(source: str | os.PathLike, variant: str | PixArtConfig) -> OpenCheckpoint:
     """A checkpoint that is not quantised yet; ValueError for one that is."""
     checkpoint = open_checkpoint(source, variant)
-    if checkpoint.packed_as:
-        raise ValueError(f"its layers are quantised as {' and '.join(checkpoint.packed_as)} already; use the original "
-                         f"weights, quantising twice would add both errors. File: {source}")
+    if checkpoint.quantized_as:
+        raise ValueError(f"its layers are quantised as {' and '.join(checkpoint.quantized_as)} already; use the "
+                         f"original weights, quantising twice would add both errors. File: {source}")
     return checkpoint
 
 

@@ -24,7 +24,7 @@ class QuantizedLinear(nn.Module):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Packed tensors follow the model to a device but are never cast, which would change their meaning."""
+        """Quantised tensors follow the model to a device but are never cast, which would change their meaning."""
         kept = {name: getattr(self, name) for name in self.names}
         super()._apply(fn, recurse)
         for name, tensor in kept.items():

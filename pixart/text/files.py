@@ -47,7 +47,7 @@ class T5Files:
         weights = open_files(self.files, self.path, T5_FILE)
         check_t5_family(weights.tensors, self.config, self.path)
         weights = with_text_dequantized(weights)
-        self.packed = isinstance(weights, QuantizedWeights)
+        self.quantized = isinstance(weights, QuantizedWeights)
         self._remap = weights.remap
         self._mapped: Mapping[str, Tensor] = {}
         self._places = hugging_face_names(weights.tensors, self.path)
@@ -57,7 +57,7 @@ class T5Files:
             name: tuple(weights.tensors[key].shape) for name, key in self._places.items()}
 
     def read(self, name: str) -> Tensor:
-        """The tensor as stored, memory-mapped where the file allows; scaled float8 and packed layers come as float32.
+        """The tensor as stored, memory-mapped where the file allows; scaled float8 and quantised layers as float32.
 
         Raises CheckpointError where a number is not finite.
         """
@@ -93,9 +93,9 @@ class T5Files:
 
 
 def with_text_dequantized(weights: Weights) -> Weights:
-    """The encoder's own tensors, packed layers (those with a mark beside them) as plain ones.
+    """The encoder's own tensors, quantised layers (those with a mark beside them) as plain ones.
 
-    Other models in the same file are left out, however they are packed.
+    Other models in the same file are left out, however they are quantised.
     """
     prefix = next((key[:-len(FIRST_QUERY)] for key in weights.tensors if key.endswith(FIRST_QUERY)), None)
     if prefix is None or not any(key.endswith(f".{QUANTIZATION_MARK}") for key in weights.tensors):

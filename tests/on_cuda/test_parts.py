@@ -1,4 +1,4 @@
-"""Everything around the transformer on a CUDA device: text, packed weights, images, edges, rewards, PixArt-mini."""
+"""Everything around the transformer on a CUDA device: text, quantised weights, images, edges, rewards, PixArt-mini."""
 from collections.abc import Callable
 
 import pytest
@@ -52,9 +52,9 @@ def same(got: Tensor, want: Tensor, **tolerance: float) -> None:
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_packed_layers_run_and_copy_nothing_after_the_first_time(gpu: Cuda, target):
-    packed = TARGETS[target].quantize(random(64, 256))
-    layer, x = QuantizedLinear(packed, random(64)), random(2, 3, 256, seed=2)
+def test_quantised_layers_run_and_copy_nothing_after_the_first_time(gpu: Cuda, target):
+    quantized = TARGETS[target].quantize(random(64, 256))
+    layer, x = QuantizedLinear(quantized, random(64)), random(2, 3, 256, seed=2)
     want = layer(x)
     layer.to(GPU)
     layer(x.to(GPU))
@@ -66,7 +66,7 @@ def test_packed_layers_run_and_copy_nothing_after_the_first_time(gpu: Cuda, targ
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_packing_on_the_device_packs_the_same(gpu: Cuda, target):
+def test_quantising_on_the_device_quantises_the_same(gpu: Cuda, target):
     weight = random(128, 256)
     want, got = (TARGETS[target].quantize(each).tensors for each in (weight, weight.to(GPU)))
     for name, tensor in want.items():

@@ -74,7 +74,7 @@ def test_a_quantised_file_opens_like_any_other(target, plain, quantized):
     path = quantized(target)
     opened = open_checkpoint(path)
     assert opened.config == CONFIG
-    assert opened.packed_as == (TARGETS[target].format.name,)
+    assert opened.quantized_as == (TARGETS[target].format.name,)
     want = load(plain)(*GIVEN)
     assert 0 < off(load(path, dtype=torch.float32)(*GIVEN), want) < LIMIT[target]
 
@@ -82,7 +82,7 @@ def test_a_quantised_file_opens_like_any_other(target, plain, quantized):
 @pytest.mark.parametrize("target", TARGETS)
 def test_kept_quantised_it_computes_the_same_in_less_memory(target, quantized):
     path = quantized(target)
-    whole, kept = load(path, dtype=torch.float32), load(path, dtype=torch.float32, packed=True)
+    whole, kept = load(path, dtype=torch.float32), load(path, dtype=torch.float32, quantized=True)
     assert off(kept(*GIVEN), whole(*GIVEN)) < 1e-6
     layers = [layer for layer in kept.modules() if isinstance(layer, QuantizedLinear)]
     assert len(layers) == 14
@@ -126,7 +126,7 @@ def test_files_in_16_bits_keep_their_type(plain, tmp_path):
 def test_dequantising_gives_a_plain_file_of_the_same_numbers(quantized, tmp_path):
     path = quantized("mxfp8")
     convert(path, "fp32", tmp_path / "back.safetensors")
-    assert open_checkpoint(tmp_path / "back.safetensors").packed_as == ()
+    assert open_checkpoint(tmp_path / "back.safetensors").quantized_as == ()
     assert torch.equal(load(tmp_path / "back.safetensors")(*GIVEN), load(path, dtype=torch.float32)(*GIVEN))
 
 
@@ -152,7 +152,7 @@ def test_the_command_writes_file_and_report(plain, tmp_path, capsys):
     out, report = tmp_path / "out.safetensors", tmp_path / "report.json"
     words = ["quantize", str(plain), "--to", "convrot_w4a4", "--out", str(out), "--report", str(report)]
     run_of("quantize")(parser("quantize").parse_args(words))
-    assert open_checkpoint(out).packed_as == ("convrot_w4a4",) and report.is_file()
+    assert open_checkpoint(out).quantized_as == ("convrot_w4a4",) and report.is_file()
     assert "all 14" in capsys.readouterr().out
 
 
@@ -263,8 +263,8 @@ def test_a_quantised_part_of_a_fused_layer_is_dequantised_and_cannot_be_kept(pla
     save_file(tensors | {f"{layer}.{own}": each for own, each in want.entries().items()}, tmp_path / "part.safetensors")
     opened = open_checkpoint(tmp_path / "part.safetensors", CONFIG)
     assert torch.equal(opened.load(torch.float32).blocks[0].attn.qkv.weight[:192], want.dequantized())
-    with pytest.raises(CheckpointError, match=r"to_q is packed, and only a part of blocks\.0\.attn\.qkv.*--to fp16"):
-        opened.load(packed=True)
+    with pytest.raises(CheckpointError, match=r"to_q is quantised, and only a part of blocks\.0\.attn\.qkv.*--to fp16"):
+        opened.load(quantized=True)
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -281,13 +281,13 @@ def test_scaled_fp8_files_of_the_time_before_are_read(kind, quantized):
     old = changed(path, rename)
     assert torch.equal(computed(old), computed(path))
     told = {"full_precision_matrix_mult": True}         # what two numbers in the mark mean
-    assert [each.options for each in open_checkpoint(old).packed().values()] == [told] * 14
+    assert [each.options for each in open_checkpoint(old).quantized().values()] == [told] * 14
 
 
 @pytest.mark.parametrize("target", ["float8_e4m3fn", "nvfp4", "mxfp8", "asym_w4a8_int8"])
 def test_quantised_layers_keep_their_numbers_in_another_data_type(target, quantized):
     """model.to(bfloat16) is for what computes; a scale of 8 bits in 16 would be read as two others."""
-    model = load(quantized(target), dtype=torch.float32, packed=True)
+    model = load(quantized(target), dtype=torch.float32, quantized=True)
     layer = model.blocks[0].attn.qkv
     want = layer.dequantized()
     for change in (torch.bfloat16, torch.float64, torch.float32):
@@ -299,8 +299,8 @@ def test_quantised_layers_keep_their_numbers_in_another_data_type(target, quanti
 
 def test_a_lora_on_a_quantised_layer_is_refused_with_what_to_do(quantized):
     part = LoraPart("blocks.0.attn.proj", 0, 1, torch.ones(1, 192), torch.ones(192, 1), 1.0)
-    model = load(quantized("nvfp4"), dtype=torch.float32, packed=True)
-    with pytest.raises(ValueError, match="blocks.0.attn.proj, which is kept packed; load the model with packed=False"):
+    model = load(quantized("nvfp4"), dtype=torch.float32, quantized=True)
+    with pytest.raises(ValueError, match="blocks.0.attn.proj, which is kept quantised; load .*quantized=False"):
         merge_lora(model, Lora((part,)))
     merge_lora(load(quantized("nvfp4"), dtype=torch.float32), Lora((part,)))
 
@@ -333,10 +333,10 @@ def test_a_plain_model_beside_a_quantised_text_encoder_is_plain(plain, quantized
                                                                          dtype=torch.uint8)
     save_file(tensors | beside, tmp_path / "all.safetensors")
     opened = open_checkpoint(tmp_path / "all.safetensors", CONFIG)
-    assert opened.packed_as == () and opened.packed() == {} and opened.runs_in_host
+    assert opened.quantized_as == () and opened.quantized() == {} and opened.runs_in_host
     assert "fp16" in opened.read().description
     convert(tmp_path / "all.safetensors", "nvfp4", tmp_path / "out.safetensors", CONFIG)
-    assert open_checkpoint(tmp_path / "out.safetensors").packed_as == ("nvfp4",)
+    assert open_checkpoint(tmp_path / "out.safetensors").quantized_as == ("nvfp4",)
 
 
 def test_a_prefix_changes_nothing(quantized):
@@ -347,7 +347,7 @@ def test_a_prefix_changes_nothing(quantized):
     path = quantized("nvfp4")
     again = changed(path, prefix)
     assert torch.equal(computed(again), computed(path))
-    assert set(open_checkpoint(again).packed()) == set(open_checkpoint(path).packed())
+    assert set(open_checkpoint(again).quantized()) == set(open_checkpoint(path).quantized())
 
 
 def test_smoothing_of_inputs_becomes_part_of_the_weight(quantized):
@@ -362,6 +362,6 @@ def test_smoothing_of_inputs_becomes_part_of_the_weight(quantized):
 
 
 def test_a_plain_file_is_read_as_before(plain):
-    assert open_checkpoint(plain).packed_as == () and open_checkpoint(plain).packed() == {}
-    kept = load(plain, packed=True)
+    assert open_checkpoint(plain).quantized_as == () and open_checkpoint(plain).quantized() == {}
+    kept = load(plain, quantized=True)
     assert torch.equal(kept(*GIVEN), load(plain)(*GIVEN))

@@ -1,4 +1,4 @@
-"""Packed formats against their definitions, computed number by number, and against the library of the host."""
+"""Quantised formats against their definitions, computed number by number, and against the library of the host."""
 import itertools
 
 import pytest

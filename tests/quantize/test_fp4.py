@@ -272,7 +272,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_uninterrupted_one(plain, tmp_path)
     resumed, uninterrupted = load_file(parts), load_file(whole)
     assert resumed.keys() == uninterrupted.keys() and not parts_folder(parts).exists()
     assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
-    assert open_checkpoint(whole).packed_as == ("pixart_fp4",)
+    assert open_checkpoint(whole).quantized_as == ("pixart_fp4",)
 
 
 def test_the_next_block_learns_from_what_the_rounded_ones_give(plain, tmp_path, monkeypatch):
@@ -342,7 +342,7 @@ def test_the_command_quantises_mixed_types_with_a_branch(plain, tmp_path):
     out = tmp_path / "out.safetensors"
     words = ["quantize", str(plain), "--to", "fp4", "--out", str(out), "--floats", "e2m1,e1m2", "--rank", "2"]
     run_of("quantize")(parser("quantize").parse_args(words))
-    quantized = open_checkpoint(out).packed()
+    quantized = open_checkpoint(out).quantized()
     assert quantized["blocks.1.mlp.fc1"].options["float"] == "e2m1"
     assert quantized["blocks.1.mlp.fc2"].options["float"] == "e1m2"
     assert quantized["blocks.0.attn.qkv"].tensors["low_rank_up"].shape == (192, 2)

@@ -118,13 +118,13 @@ def t5(folder: Path) -> Path:
     return folder
 
 
-PACKED_CONFIG = replace(CONFIG, hidden=96, heads=4)         # widths that every format but convrot can have
+QUANTIZED_CONFIG = replace(CONFIG, hidden=96, heads=4)         # widths that every format but convrot can have
 
 
-def packed(target: str) -> Callable[[Path], Path]:
+def quantized(target: str) -> Callable[[Path], Path]:
     """As `python -m pixart quantize` writes it."""
     def write(folder: Path) -> Path:
-        plain = save_checkpoint(folder / "plain.safetensors", random_model(PACKED_CONFIG))
+        plain = save_checkpoint(folder / "plain.safetensors", random_model(QUANTIZED_CONFIG))
         convert(plain, target, folder / "model.safetensors")
         plain.unlink()
         return folder / "model.safetensors"
@@ -133,7 +133,7 @@ def packed(target: str) -> Callable[[Path], Path]:
 
 def low_rank(folder: Path) -> Path:
     """fp4 with a branch of low rank, as FP4DiT's files have it."""
-    plain = save_checkpoint(folder / "plain.safetensors", random_model(PACKED_CONFIG))
+    plain = save_checkpoint(folder / "plain.safetensors", random_model(QUANTIZED_CONFIG))
     convert(plain, "fp4", folder / "model.safetensors",
             settings=lambda layer, config: {**mixed(layer, config), RANK: 4})
     plain.unlink()
@@ -150,9 +150,10 @@ def schedule(folder: Path) -> Path:
     return write_ecad(folder / "schedule.json", BranchSchedule.of("damaged", bits), gate=3, macs=7)
 
 
-PACKED = {f"packed {target}": packed(target) for target in ("fp4", "nvfp4", "mxfp8", "int8_tensorwise", "float8_e4m3fn",
-                                                            "float8_e5m2", "asym_w4a8_int8")} | {"low rank": low_rank}
-NEWER: dict[str, Callable[[Path], Path]] = {**PACKED, "feedback": feedback, "schedule": schedule}
+QUANTIZED_KINDS = {f"quantised {target}": quantized(target) for target in (
+    "fp4", "nvfp4", "mxfp8", "int8_tensorwise", "float8_e4m3fn", "float8_e5m2", "asym_w4a8_int8")}
+QUANTIZED_KINDS["low rank"] = low_rank
+NEWER: dict[str, Callable[[Path], Path]] = {**QUANTIZED_KINDS, "feedback": feedback, "schedule": schedule}
 TRANSFORMERS = {"own file": own_file, "zip": zipped, "stream": stream, "diffusers folder": diffusers, "shards": sharded}
 LORAS = {"peft": peft_lora, **{name: other_lora(name) for name in ("DoRA", "LoHa", "LoKr", "GLoRA", "OFT", "BOFT")}}
 KINDS: dict[str, Callable[[Path], Path]] = {**TRANSFORMERS, "control": control, **LORAS, "t5": t5, **NEWER}
@@ -284,7 +285,7 @@ def _tensors(file: Path, chance: random.Random) -> str:
 
 
 def _mark(file: Path, chance: random.Random) -> str:
-    """What a packed layer says of itself, JSON in a tensor of bytes."""
+    """What a quantised layer says of itself, JSON in a tensor of bytes."""
     tensors = load_file(file)
     with safe_open(file, "pt") as source:
         metadata = source.metadata()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from weights.mutations import CONFIG, KINDS, LORAS, NEWER, PACKED, TRANSFORMERS, mutate, random_model
+from weights.mutations import CONFIG, KINDS, LORAS, NEWER, QUANTIZED_KINDS, TRANSFORMERS, mutate, random_model
 
 from pixart.accelerate import read_ecad
 from pixart.checkpoint import load, load_control
@@ -32,8 +32,8 @@ LONGEST = 1200               # characters of a message, its path included
 
 def opened(kind: str, path: Path) -> object:
     """What a user of such a file does."""
-    if kind in PACKED:
-        kept = load(path, packed=True)
+    if kind in QUANTIZED_KINDS:
+        kept = load(path, quantized=True)
         for name, module in kept.named_modules():
             assert not isinstance(module, QuantizedLinear) or is_finite(module.dequantized()), f"{name} is not finite"
         return load(path)

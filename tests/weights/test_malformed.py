@@ -30,7 +30,7 @@ from pixart.train.data import PreparedFolder
 from pixart.train.state import read_state, write_state
 from pixart.weights.safetensors_file import write_tensors
 
-# --- packed weights ---------------------------------------------------------------------------------------------------
+# --- quantised weights ------------------------------------------------------------------------------------------------
 
 LAYER, FP4 = "blocks.0.attn.qkv", b'{"format": "pixart_fp4", "version": 1, '
 
@@ -41,12 +41,12 @@ def marked(text: bytes) -> Callable[[Tensors], object]:
 
 
 @pytest.fixture(scope="module")
-def packed_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+def quantized_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
     made: dict[str, bytes] = {}
 
     def of(target: str) -> bytes:
         if target not in made:
-            made[target] = mutations.packed(target)(tmp_path_factory.mktemp(target)).read_bytes()
+            made[target] = mutations.quantized(target)(tmp_path_factory.mktemp(target)).read_bytes()
         return made[target]
     return of
 
@@ -62,17 +62,17 @@ def packed_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], byt
     ("float8_e4m3fn", filled(f"{LAYER}.weight_scale", 3e38), "not finite"),
     ("int8_tensorwise", lambda t: t.__setitem__(f"{LAYER}.weight_scale", torch.ones(7)), "instead of float32 of shape"),
 ])
-def test_packed_weights(packed_file, tmp_path, target, change, says):
-    (tmp_path / "model.safetensors").write_bytes(packed_file(target))
+def test_quantised_weights(quantized_file, tmp_path, target, change, says):
+    (tmp_path / "model.safetensors").write_bytes(quantized_file(target))
     path = edited(tmp_path / "model.safetensors", change)
     refused(load, path, says)
-    refused(lambda path: load(path, packed=True), path, says)
+    refused(lambda path: load(path, quantized=True), path, says)
 
 
 @pytest.mark.parametrize("target", ["fp4", "nvfp4", "float8_e4m3fn", "asym_w4a8_int8"])
 def test_what_a_format_cannot_hold_is_not_written(tmp_path, target):
-    model = mutations.random_model(mutations.PACKED_CONFIG)
-    model.blocks[0].attn.qkv.bias[0] = 1e6                         # what is not packed is kept in float16
+    model = mutations.random_model(mutations.QUANTIZED_CONFIG)
+    model.blocks[0].attn.qkv.bias[0] = 1e6                         # what is not quantised is kept in float16
     plain = mutations.save_checkpoint(tmp_path / "plain.safetensors", model)
     refused(lambda path: mutations.convert(path, target, tmp_path / "new.safetensors"), plain, "too large for float16")
     model.blocks[0].attn.qkv.bias[0] = 0

@@ -281,12 +281,12 @@ def test_quantised_files_are_named(program, diffusers, tmp_path):
     first, second = QUANTIZED[program]
     result = {}
     for name, tensor in weights.items():
-        packed = name.endswith(".weight") and tensor.ndim == 2
-        keep = program == "bitsandbytes" or not packed
-        result |= {name: torch.zeros(tensor.numel() // 2, 1, dtype=torch.uint8) if packed else tensor.contiguous()
+        quantized = name.endswith(".weight") and tensor.ndim == 2
+        keep = program == "bitsandbytes" or not quantized
+        result |= {name: torch.zeros(tensor.numel() // 2, 1, dtype=torch.uint8) if quantized else tensor.contiguous()
                    } if keep else {}
         stem = name if program != "GPTQ" else name.removesuffix(".weight")
-        result |= {f"{stem}{first}": torch.zeros(4), f"{stem}{second}": torch.zeros(4)} if packed else {}
+        result |= {f"{stem}{first}": torch.zeros(4), f"{stem}{second}": torch.zeros(4)} if quantized else {}
     save_file(result, tmp_path / "a.safetensors")
     assert f"quantised by {program}" in refusal(read_checkpoint, tmp_path / "a.safetensors")
 

@@ -153,13 +153,13 @@ def depths(parts: tuple[Change, ...], shapes: Mapping[str, tuple[int, ...]]) -> 
     return f" ({theirs} blocks instead of {ours})" if theirs > ours else ""
 
 
-def refuse_packed_layers(model: nn.Module, lora: Lora) -> None:
-    """ValueError where the LoRA changes a layer that is kept packed, to whose weights nothing can be added."""
-    packed = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
-    changed = next((part.module for part in lora.parts if part.module in packed), None)
+def refuse_quantized_layers(model: nn.Module, lora: Lora) -> None:
+    """ValueError where the LoRA changes a layer that is kept quantised, to whose weights nothing can be added."""
+    quantized = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    changed = next((part.module for part in lora.parts if part.module in quantized), None)
     if changed is not None:
-        raise ValueError(f"the LoRA changes {changed}, which is kept packed; load the model with packed=False, which "
-                         f"unpacks it. File: {lora.path}")
+        raise ValueError(f"the LoRA changes {changed}, which is kept quantised; load the model with quantized=False, "
+                         f"which dequantises it. File: {lora.path}")
 
 
 @torch.no_grad()
@@ -168,10 +168,10 @@ def merge_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> Lora:
 
     Computed in float32, or in float64 for a float64 model, then rounded to the weight's dtype. Strength 0 touches
     nothing. Returns the LoRA as it was used, whose `description` tells the number of keys. Raises ValueError if it
-    does not fit, or a layer is packed; then nothing was changed. Raises it too where a sum is not finite; the
+    does not fit, or a layer is quantised; then nothing was changed. Raises it too where a sum is not finite; the
     model is then changed in part and must be discarded.
     """
-    refuse_packed_layers(model, lora)
+    refuse_quantized_layers(model, lora)
     weights = dict(model.named_parameters())
     lora = lora.fitted({name: tuple(weight.shape) for name, weight in weights.items()})
     if strength == 0:

@@ -136,7 +136,7 @@ def test_the_stock_loader_opens_every_format():
         native = network(stock_model(path))
         if target in ("float8_e4m3fn", "int8_convrot"):         # it takes no smaller latent than this one
             assert torch.isfinite(native(*given, transformer_options={})).all()
-        ours = {layer: each.dequantized() for layer, each in open_checkpoint(path).packed().items()}
+        ours = {layer: each.dequantized() for layer, each in open_checkpoint(path).quantized().items()}
         assert len(ours) == 7
         for layer, want in ours.items():
             got = native.get_submodule(layer).weight.dequantize().float()
