@@ -35,7 +35,7 @@ class PixArtLoader:
                              "Storage type of the weights. auto: ComfyUI's choice on a GPU; on a CPU bf16 if the "
                              "processor is faster with it (AMX), else fp32. fp8: half the memory of bf16, less "
                              "precise. Quantised files (float8, int8, nvfp4): auto keeps them quantised, any other "
-                             "choice unpacks them; fp4 files are always unpacked when loaded."}),
+                             "choice dequantises them; fp4 files are always dequantised when loaded."}),
         }}
 
     @classmethod

@@ -8,7 +8,7 @@ from ...pixart.checkpoint.layouts import parameter_name
 from ...pixart.model.attention import matmul_attention, sdpa
 from ...pixart.model.flexdit_config import FlexDiTConfig
 from ...pixart.model.transformer import PixArtTransformer
-from .packed import is_packed
+from .quantized import is_quantized
 
 COMBINED_PREFIX = "model.diffusion_model."
 SHORT = 1024            # tokens up to which plain matrix attention is the faster one to train on a CPU
@@ -19,8 +19,8 @@ def bare_transformer(model: Any, dtype: torch.dtype, side: int) -> PixArtTransfo
 
     Call it outside of inference mode: the host's weights are inference tensors, copies made there are too.
     """
-    if is_packed(model):
-        raise ValueError("this MODEL has packed layers, which cannot be trained; load it with weight_dtype bf16 or "
+    if is_quantized(model):
+        raise ValueError("this MODEL has quantised layers, which cannot be trained; load it with weight_dtype bf16 or "
                          "fp32, or from its original weights")
     config = model.model.model_config.pixart
     if isinstance(config, FlexDiTConfig):

@@ -1,8 +1,8 @@
-"""LoRAs beside packed weights: what they add is computed from the layer's input, the packed weight stays as it is.
+"""LoRAs beside quantised weights: what they add is computed from the layer's input, the weight stays as it is.
 
-Patches would be added to the unpacked weight and rounded again when it is packed, which loses most of a small change.
-These are attached to layers only while the host has the model loaded (its injections), so clones without them are not
-touched. The host's own bypass of LoRAs has one adapter a layer and one LoRA a model.
+Patches would be added to the dequantised weight and rounded when it is quantised again, which loses most of a small
+change. These are attached to layers only while the host has the model loaded (its injections), so clones without them
+are not touched. The host's own bypass of LoRAs has one adapter a layer and one LoRA a model.
 """
 import uuid
 from collections.abc import Callable, Sequence
@@ -108,7 +108,7 @@ def has_branches(network: nn.Module) -> bool:
 
 
 def add_branches(model: Any, parts: Sequence[Change], strength: float) -> None:
-    """In place: changes of packed layers on a MODEL that was just cloned, beside those that it has."""
+    """In place: changes of quantised layers on a MODEL that was just cloned, beside those that it has."""
     layers: dict[str, tuple[Branch, ...]] = {}
     for key in [key for key in model.injections if key.startswith(BRANCHES_KEY)]:
         (old,) = model.get_injections(key)

@@ -18,7 +18,7 @@ from ...pixart.text.files import T5Files
 from ...pixart.text.t5 import read_weights
 from .mixin import Mixin
 
-PACKING = TARGETS["int8_tensorwise"]
+INT8_TARGET = TARGETS["int8_tensorwise"]
 
 
 class _Int8Linear(Mixin):
@@ -47,7 +47,7 @@ class _Int8Linear(Mixin):
         return F.linear(x, weight)
 
     def convert_weight(self, weight: Tensor, inplace: bool = False, **_: object) -> Tensor:
-        """The unpacked weight, to which the host adds patches."""
+        """The dequantised weight, to which the host adds patches."""
         return weight.float() * self.weight_scale.to(weight.device)
 
     def set_weight(self, weight: Tensor, inplace_update: bool = False, seed: int | None = None,
@@ -117,10 +117,10 @@ def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def install(network: nn.Module, name: str, weight: Tensor) -> None:
-    """Put one weight into its place: packed in linear layers, bfloat16 in all others."""
+    """Put one weight into its place: quantised in linear layers, bfloat16 in all others."""
     layer: Any = network.get_submodule(name.removesuffix(".weight"))
     if isinstance(layer, _Int8Linear):
-        packed = PACKING.quantize(weight).tensors
-        layer.weight, layer.weight_scale = frozen(packed["weight"]), frozen(packed["weight_scale"])
+        quantized = INT8_TARGET.quantize(weight).tensors
+        layer.weight, layer.weight_scale = frozen(quantized["weight"]), frozen(quantized["weight_scale"])
     else:
         layer.weight = frozen(weight.to(torch.bfloat16))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...pixart.checkpoint.lora import Change, LoraPart, read_lora
 from ...pixart.checkpoint.lora.read import lora_header
 from .branches import add_branches
-from .packed import packed_weights
+from .quantized import quantized_weights
 from .steps import attach
 
 HOST_PREFIX = "diffusion_model."
@@ -28,15 +28,15 @@ def apply_lora(model: Any, path: Path, strength: float, alpha: float | None = No
                          "LoRA loader for it.")
     shapes = {name.removeprefix(HOST_PREFIX): tuple(tensor.shape) for name, tensor in model.model.state_dict().items()
               if name.startswith(HOST_PREFIX)}
-    packed = {name: tuple(weight.shape) for name, weight in packed_weights(model.model.diffusion_model)}
-    shapes.update(packed)                   # their tensors have other shapes
+    quantized = {name: tuple(weight.shape) for name, weight in quantized_weights(model.model.diffusion_model)}
+    shapes.update(quantized)                # their tensors have other shapes
     lora = read_lora(path, alpha).fitted(shapes)
     if strength == 0:
         return model, lora.description
     patched = model.clone()
-    beside = [part for part in lora.parts if part.target in packed]
+    beside = [part for part in lora.parts if part.target in quantized]
     patched.add_patches({host_key(part, shapes[part.target]): adapter(part) for part in lora.parts
-                         if part.target not in packed}, strength)
+                         if part.target not in quantized}, strength)
     if beside:
         add_branches(patched, beside, strength)
     return attach(patched, *lora_header(path)), lora.description

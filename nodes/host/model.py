@@ -21,8 +21,8 @@ from .conditioning import text_conds
 from .foreign import refuse_conditions
 from .mixin import Mixin
 from .notices import notice_size
-from .packed import packed_entries, packed_patcher
 from .pt_dit import load_pt_dit_model
+from .quantized import quantized_entries, quantized_patcher
 from .steps import attach
 from .transformer import builder
 from .weights import TABLE, fill, is_dynamic
@@ -42,8 +42,9 @@ class _PixArt(Mixin):
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """What the host's nodes save. ValueError where the file would not hold all that the MODEL does."""
         if has_branches(self.diffusion_model):
-            raise ValueError("a file cannot hold the LoRA of this MODEL: its packed weights stay as they are beneath "
-                             "it. Load the model with weight_dtype bf16 to save it with its LoRAs, or save it without.")
+            raise ValueError("a file cannot hold the LoRA of this MODEL: its quantised weights stay as they are "
+                             "beneath it. Load the model with weight_dtype bf16 to save it with its LoRAs, or save it "
+                             "without.")
         return super().state_dict_for_saving(*args, **kwargs)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, object]:
@@ -146,7 +147,7 @@ def choose_dtypes(weight_dtype: str, stored: torch.dtype, config: PixArtConfig, 
 
 
 def computing_dtype(config: PixArtConfig, device: torch.device) -> torch.dtype:
-    """What packed weights are unpacked to, and what all others are kept in."""
+    """What quantised weights are dequantised to, and what all others are kept in."""
     from comfy import model_management as host
     from comfy.cli_args import args
     if device.type != "cpu":
@@ -159,8 +160,9 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
                disable_dynamic: bool = False) -> Any:
     """Read a checkpoint, or a PT-DiT, and hand it to the host's memory management; returns a ModelPatcher.
 
-    weight_dtype: "auto" leaves packed layers packed, any other unpacks them. Raises what `open_checkpoint` and reading
-    raise for files that are not PixArt, or packed as this host cannot run them, and ValueError for an unknown option.
+    weight_dtype: "auto" keeps quantised layers as they are, any other dequantises them. Raises what `open_checkpoint`
+    and reading raise for files that are not PixArt, or quantised as this host cannot run them, and ValueError for an
+    unknown option.
     """
     from comfy import model_management, model_patcher
     device, offload = model_management.get_torch_device(), model_management.unet_offload_device()
@@ -171,16 +173,16 @@ def load_model(path: str, variant: str = "auto", weight_dtype: str = "auto",
         patcher = load_pt_dit_model(weights, variant, weight_dtype, device, offload, patcher_class)
         return reloadable(patcher, path, variant, weight_dtype)
     opened = open_checkpoint(path, variant)
-    packed = packed_entries(opened, weight_dtype)
-    unpacked = None
-    if opened.quantized_as and not packed:
-        unpacked = dtype_named(weight_dtype) if weight_dtype in WEIGHT_DTYPES[1:] else torch.bfloat16
-    checkpoint = opened.read(torch.bfloat16 if unpacked in EIGHT_BITS else unpacked, leave_quantized=bool(packed))
-    model = build_model(checkpoint, weight_dtype, device, bool(packed))
-    if packed:
-        patcher_class = packed_patcher(patcher_class)
+    quantized = quantized_entries(opened, weight_dtype)
+    chosen = None
+    if opened.quantized_as and not quantized:
+        chosen = dtype_named(weight_dtype) if weight_dtype in WEIGHT_DTYPES[1:] else torch.bfloat16
+    checkpoint = opened.read(torch.bfloat16 if chosen in EIGHT_BITS else chosen, leave_quantized=bool(quantized))
+    model = build_model(checkpoint, weight_dtype, device, bool(quantized))
+    if quantized:
+        patcher_class = quantized_patcher(patcher_class)
     patcher = patcher_class(model, load_device=device, offload_device=offload)
-    fill(model.diffusion_model, {**checkpoint.state_dict, **packed}, is_dynamic(patcher))
+    fill(model.diffusion_model, {**checkpoint.state_dict, **quantized}, is_dynamic(patcher))
     model.to(offload)       # not before: the layers of some hosts have no memory until they are filled
     return attach(reloadable(patcher, path, variant, weight_dtype), checkpoint.path, checkpoint.metadata)
 
@@ -192,13 +194,13 @@ def reloadable(patcher: Any, path: str, variant: str, weight_dtype: str) -> Any:
     return patcher
 
 
-def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device, packed: bool = False) -> Any:
-    """The host's model object for a checkpoint, weights not filled in yet. packed: some layers will be."""
+def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device, quantized: bool = False) -> Any:
+    """The host's model object for a checkpoint, weights not filled in yet. quantized: some layers will be."""
     config, state = checkpoint.config, checkpoint.state_dict
     parameters = sum(tensor.numel() for tensor in state.values())
     kept: torch.dtype
     cast: torch.dtype | None
-    if packed:
+    if quantized:
         kept = cast = computing_dtype(config, device)
     else:
         kept, cast = choose_dtypes(weight_dtype, checkpoint.dtype, config, parameters, device)
@@ -206,7 +208,7 @@ def build_model(checkpoint: Checkpoint, weight_dtype: str, device: torch.device,
     host_config.has_null_caption = checkpoint.has_null_caption
     host_config.description = checkpoint.description
     host_config.set_inference_dtype(kept, cast)
-    if packed:
-        host_config.quant_config = {"mixed_ops": True}      # what the host notes where it finds a packed layer
+    if quantized:
+        host_config.quant_config = {"mixed_ops": True}      # what the host notes where it finds a quantised layer
     logger.info("%s: weights kept in %s, computing in %s", checkpoint.path.name, kept, cast or kept)
     return host_config.get_model({})

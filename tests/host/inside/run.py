@@ -18,8 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-ALSO_DYNAMIC = ("facts_cache", "facts_control", "facts_feedback", "facts_flexdit", "facts_nag", "facts_packed",
-                "facts_policies", "facts_pt_dit", "facts_reno", "facts_sampling", "facts_steps", "facts_train")
+ALSO_DYNAMIC = ("facts_cache", "facts_control", "facts_feedback", "facts_flexdit", "facts_nag", "facts_policies",
+                "facts_pt_dit", "facts_quantized", "facts_reno", "facts_sampling", "facts_steps", "facts_train")
 HEAVY = ("transformers", "diffusers", "bitsandbytes", "accelerate", "ftfy", "bs4", "kornia", "peft")
 
 

@@ -167,11 +167,11 @@ def test_t5_loads_and_encodes():
     assert not clip.clone().patcher.is_dynamic()
 
 
-def test_a_packed_model_loads_samples_and_takes_a_lora():
+def test_a_quantised_model_loads_samples_and_takes_a_lora():
     from pixart.checkpoint.lora import LoraPart
     from pixart.checkpoint.lora.write import write_lora
     from pixart.quantize.convert import convert
-    source, path = (MODELS / "diffusion_models" / f"{name}.safetensors" for name in ("alpha-1024", "dynamic-packed"))
+    source, path = (MODELS / "diffusion_models" / f"{name}.safetensors" for name in ("alpha-1024", "dynamic-quantised"))
     convert(source, "int8_tensorwise", path)
     model = pack("nodes.host.model").load_model(str(path))
     assert model.is_dynamic()
@@ -181,8 +181,8 @@ def test_a_packed_model_loads_samples_and_takes_a_lora():
     given = (x.to(compute), t, context.to(compute))
     assert off(network(model)(*given), want(*GIVEN)) < 0.05
     part = LoraPart("blocks.0.attn.proj", 0, 1, torch.randn(4, 48), torch.randn(48, 4), 1.0)
-    write_lora(MODELS / "loras" / "dynamic-packed.safetensors", (part,))
-    patched = pack("nodes.host.lora").apply_lora(model, MODELS / "loras" / "dynamic-packed.safetensors", 1.0)[0]
+    write_lora(MODELS / "loras" / "dynamic-quantised.safetensors", (part,))
+    patched = pack("nodes.host.lora").apply_lora(model, MODELS / "loras" / "dynamic-quantised.safetensors", 1.0)[0]
     want.blocks[0].attn.proj.weight.data += part.delta()
     assert off(network(patched)(*given), want(*GIVEN)) < 0.05
     result = sample(model, condition(text(3)), condition(text(2)), latent(64, 64), cfg=3.0)

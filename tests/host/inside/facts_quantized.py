@@ -1,4 +1,4 @@
-"""Packed files in the host: ours in its stock loader and in ours, its own in ours, LoRAs beside packed weights."""
+"""Quantised files in the host: ours in its stock loader and in ours, its own in ours, LoRAs beside them."""
 import contextlib
 import functools
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from pixart.quantize import TARGETS
 from pixart.quantize.convert import MATRICES, convert
 
 NOT_DYNAMIC = ("test_what_the_host_saves_opens_again",
-               "test_a_lora_beside_packed_weights_is_exact",
-               "test_loras_beside_packed_weights_add_up_and_come_off")
+               "test_a_lora_beside_quantised_weights_is_exact",
+               "test_loras_beside_quantised_weights_add_up_and_come_off")
 
 FOLDER = MODELS / "diffusion_models"
 CONFIG = tiny.tiny("alpha-512", hidden=192, depth=2)
@@ -34,7 +34,7 @@ LIMITS = {"float8_e4m3fn": 0.08, "float8_e5m2": 0.15, "int8_tensorwise": 0.04, "
 
 
 def known(target: str) -> bool:
-    return TARGETS[target].format.name in pack("nodes.host.packed").host_formats()
+    return TARGETS[target].format.name in pack("nodes.host.quantized").host_formats()
 
 
 def targets() -> list[str]:
@@ -53,13 +53,13 @@ def in_float32() -> Iterator[None]:
 
 @functools.cache
 def plain(config: PixArtConfig = CONFIG) -> Path:
-    return save_checkpoint(FOLDER / f"packed-source-{config.hidden}.safetensors", tiny.random_model(config))
+    return save_checkpoint(FOLDER / f"quantised-source-{config.hidden}.safetensors", tiny.random_model(config))
 
 
 @functools.cache
-def packed(target: str, config: PixArtConfig = CONFIG, by_kernel: bool = False) -> Path:
+def quantized(target: str, config: PixArtConfig = CONFIG, by_kernel: bool = False) -> Path:
     """Where the format allows, the host is told not to round inputs, unless its kernels are to be used."""
-    path = FOLDER / f"packed-{target}-{config.hidden}-{by_kernel}.safetensors"
+    path = FOLDER / f"quantised-{target}-{config.hidden}-{by_kernel}.safetensors"
     convert(plain(config), target, path, weights_only=exact(target) and not by_kernel)
     return path
 
@@ -77,46 +77,46 @@ def distance(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want.double()).norm() / want.double().norm()).item()
 
 
-def test_every_format_of_the_host_runs_packed():
+def test_every_format_of_the_host_runs_quantised():
     want = load(plain())(*GIVEN)
     for target in targets():
-        model = model_of(packed(target, by_kernel=True))
-        assert len(list(pack("nodes.host.packed").packed_weights(model.model.diffusion_model))) == 14, target
+        model = model_of(quantized(target, by_kernel=True))
+        assert len(list(pack("nodes.host.quantized").quantized_weights(model.model.diffusion_model))) == 14, target
         assert 0 < distance(network(model)(*GIVEN), want) < LIMITS[target], target
         assert torch.isfinite(sample(model, condition(text(3)), condition(text(2)), latent(64, 64), cfg=3.0)).all()
 
 
-def test_with_weights_only_the_host_computes_what_we_unpack():
+def test_with_weights_only_the_host_computes_what_we_dequantise():
     for target in filter(exact, targets()):
-        want = load(packed(target), dtype=torch.float32)(*GIVEN)
-        assert off(network(model_of(packed(target)))(*GIVEN), want) < 1e-4, target
+        want = load(quantized(target), dtype=torch.float32)(*GIVEN)
+        assert off(network(model_of(quantized(target)))(*GIVEN), want) < 1e-4, target
 
 
-def test_a_format_of_no_host_is_unpacked_as_it_loads():
-    path = packed("fp4", by_kernel=True)
+def test_a_format_of_no_host_is_dequantised_as_it_loads():
+    path = quantized("fp4", by_kernel=True)
     model = model_of(path)
-    assert not pack("nodes.host.packed").is_packed(model)
+    assert not pack("nodes.host.quantized").is_quantized(model)
     assert off(network(model)(*GIVEN), load(path, dtype=torch.float32)(*GIVEN)) < 2e-2      # kept in bfloat16
 
 
-def test_a_packed_model_takes_less_memory():
+def test_a_quantised_model_takes_less_memory():
     if not targets():
         return
     whole = model_of(plain(), "fp32").model_size()
-    assert model_of(packed("int8_tensorwise")).model_size() < 0.6 * whole
+    assert model_of(quantized("int8_tensorwise")).model_size() < 0.6 * whole
 
 
-def test_what_this_host_cannot_run_is_refused_by_name_and_opens_unpacked():
+def test_what_this_host_cannot_run_is_refused_by_name_and_opens_dequantised():
     for target in TARGETS:
         if known(target) or not TARGETS[target].format.runs_in_host:
             continue
-        path = packed(target)
+        path = quantized(target)
         message = refusal(model_of, path)
-        assert f"packed as {TARGETS[target].format.name}" in message and "weight_dtype bf16" in message
+        assert f"quantised as {TARGETS[target].format.name}" in message and "weight_dtype bf16" in message
         assert str(path) in message
     for target in ("float8_e4m3fn", "asym_w4a8_int8"):
-        want = load(packed(target), dtype=torch.float32)(*GIVEN)
-        assert off(network(model_of(packed(target), "fp32"))(*GIVEN), want) < 1e-5, target
+        want = load(quantized(target), dtype=torch.float32)(*GIVEN)
+        assert off(network(model_of(quantized(target), "fp32"))(*GIVEN), want) < 1e-5, target
 
 
 def stock_config() -> PixArtConfig:
@@ -132,7 +132,7 @@ def stock_model(path: Path):
 def test_the_stock_loader_opens_every_format():
     given = (torch.randn(1, 4, 64, 64), torch.tensor([500.0]), text(5, width=4096))
     for target in targets():
-        path = packed(target, stock_config())
+        path = quantized(target, stock_config())
         native = network(stock_model(path))
         if target in ("float8_e4m3fn", "int8_convrot"):         # it takes no smaller latent than this one
             assert torch.isfinite(native(*given, transformer_options={})).all()
@@ -142,10 +142,10 @@ def test_the_stock_loader_opens_every_format():
             got = native.get_submodule(layer).weight.dequantize().float()
             torch.testing.assert_close(got, want, rtol=0.01, atol=1e-4, msg=f"{target} {layer}")
         path.unlink()
-        packed.cache_clear()
+        quantized.cache_clear()
 
 
-def test_files_packed_by_the_hosts_own_code_open():
+def test_files_quantised_by_the_hosts_own_code_open():
     if not targets():
         return
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
@@ -178,38 +178,38 @@ def header() -> dict[str, str]:
 def test_what_the_host_saves_opens_again():
     import comfy.sd
     for target in targets():
-        model, path = model_of(packed(target)), FOLDER / f"saved-{target}.safetensors"
+        model, path = model_of(quantized(target)), FOLDER / f"saved-{target}.safetensors"
         comfy.sd.save_checkpoint(str(path), model)
-        assert off(load(path, dtype=torch.float32)(*GIVEN), load(packed(target), dtype=torch.float32)(*GIVEN)) < 1e-6
+        assert off(load(path, dtype=torch.float32)(*GIVEN), load(quantized(target), dtype=torch.float32)(*GIVEN)) < 1e-6
 
 
-def test_merging_packed_weights_into_a_model_is_refused_and_into_them_works():
+def test_merging_quantised_weights_into_a_model_is_refused_and_into_them_works():
     """The host said that a Linear has no weight_scale."""
     from comfy_extras.nodes_model_merging import ModelAdd, ModelMergeSimple, ModelSubtract
-    other = save_checkpoint(FOLDER / "packed-merged.safetensors", tiny.random_model(CONFIG, seed=9))
+    other = save_checkpoint(FOLDER / "quantised-merged.safetensors", tiny.random_model(CONFIG, seed=9))
     want = network(ModelMergeSimple().merge(model_of(plain(), "fp32"), model_of(other, "fp32"), 0.25)[0])(*GIVEN)
     for target in targets():
-        whole, small = model_of(other, "fp32"), model_of(packed(target))
+        whole, small = model_of(other, "fp32"), model_of(quantized(target))
         for message in (refusal(ModelMergeSimple().merge, whole, small, 0.5), refusal(ModelAdd().merge, small, small),
                         refusal(ModelSubtract().merge, whole, small.clone(), 1.0)):
-            assert "packed: they can neither be merged" in message and "weight_dtype bf16" in message
+            assert "quantised: they can neither be merged" in message and "weight_dtype bf16" in message
         merged_into = ModelMergeSimple().merge(small, whole, 0.25)[0]
         assert 0 < distance(network(merged_into)(*GIVEN), want) < LIMITS[target], target
         beside = with_lora(small, 1)
         assert "would keep its strength in a merge" in refusal(ModelMergeSimple().merge, beside, whole, 0.25)
 
 
-def test_hooks_that_would_change_packed_weights_are_refused():
+def test_hooks_that_would_change_quantised_weights_are_refused():
     hooks = comfy.hooks.create_hook_lora(load_file(MODELS / "loras" / lora_file(1)), 1.0, 0.0)
     positive = comfy.hooks.set_hooks_for_conditioning(condition(text(3)), hooks)
     for target in targets()[:1]:
-        model = model_of(packed(target))
+        model = model_of(quantized(target))
         assert "nor be changed by hooks" in refusal(sample, model, positive, condition(text(2)), latent(64, 64))
         assert torch.isfinite(sample(model, condition(text(3)), condition(text(2)), latent(64, 64))).all()
 
 
 def lora(seed: int, dora: bool = False) -> Lora:
-    """A change of parts of fused weights, of a whole one, and of one that is not packed."""
+    """A change of parts of fused weights, of a whole one, and of one that is not quantised."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"blocks.0.attn.qkv": (192, 192, 1, 3), "blocks.1.cross_attn.kv_linear": (192, 192, 0, 2),
               "blocks.1.mlp.fc1": (768, 192, 0, 1), "t_block.1": (1152, 192, 0, 1)}
@@ -223,7 +223,7 @@ def lora(seed: int, dora: bool = False) -> Lora:
 
 @functools.cache
 def lora_file(seed: int, dora: bool = False) -> str:
-    path = MODELS / "loras" / f"packed-{seed}-{dora}.safetensors"
+    path = MODELS / "loras" / f"quantised-{seed}-{dora}.safetensors"
     write_lora(path, lora(seed, dora).parts)
     return path.name
 
@@ -239,10 +239,10 @@ def merged(path: Path, *loras: tuple[int, float, bool]) -> Tensor:
     return model(*GIVEN)
 
 
-def test_a_lora_beside_packed_weights_is_exact():
-    """Equal to merging it into the unpacked weights, which the host's patches of packed weights are far from."""
+def test_a_lora_beside_quantised_weights_is_exact():
+    """Equal to merging it into the dequantised weights, which the host's patches of quantised weights are far from."""
     for target in filter(exact, targets()):
-        path = packed(target)
+        path = quantized(target)
         model = model_of(path)
         bare = network(model)(*GIVEN).clone()
         want = merged(path, (1, 0.8, False))
@@ -255,7 +255,7 @@ def test_a_lora_beside_packed_weights_is_exact():
 def test_a_lora_adds_its_product_to_what_the_layer_says():
     x = torch.randn(2, 7, 192)
     for target in targets():
-        model = model_of(packed(target))
+        model = model_of(quantized(target))
         patched = with_lora(model, 1, 0.8)
         for part in lora(1).parts[:3]:
             bare, changed = (network(each).get_submodule(part.module)(x) for each in (model, patched))
@@ -265,10 +265,10 @@ def test_a_lora_adds_its_product_to_what_the_layer_says():
             assert off(changed - bare, want) < 1e-4, (target, part.module)
 
 
-def test_loras_beside_packed_weights_add_up_and_come_off():
+def test_loras_beside_quantised_weights_add_up_and_come_off():
     if not targets():
         return
-    path = packed("float8_e4m3fn")
+    path = quantized("float8_e4m3fn")
     model = model_of(path)
     bare = network(model)(*GIVEN).clone()
     one, dora = with_lora(model, 1), with_lora(model, 2, 0.5, dora=True)
@@ -289,7 +289,7 @@ def test_the_hosts_bypass_of_a_lora_around_ours_comes_off_whole():
     import comfy.utils
     if not targets() or not hasattr(comfy.sd, "load_bypass_lora_for_models"):
         return
-    model = model_of(packed("float8_e4m3fn"))
+    model = model_of(quantized("float8_e4m3fn"))
     bare = network(model)(*GIVEN).clone()
     ours = with_lora(model, 1)
     want = network(ours)(*GIVEN).clone()
@@ -307,7 +307,7 @@ def test_a_file_that_would_lack_the_lora_is_not_saved():
     import comfy.sd
     if not targets():
         return
-    model = model_of(packed("float8_e4m3fn"))
+    model = model_of(quantized("float8_e4m3fn"))
     patched, path = with_lora(model, 1), FOLDER / "saved-without-lora.safetensors"
     assert "cannot hold the LoRA" in refusal(comfy.sd.save_checkpoint, str(path), patched)
     assert not path.exists()
@@ -315,7 +315,7 @@ def test_a_file_that_would_lack_the_lora_is_not_saved():
     path.unlink()
 
 
-def test_training_on_packed_weights_is_refused():
+def test_training_on_quantised_weights_is_refused():
     if targets():
-        message = refusal(pack("nodes.host.bare").bare_transformer, model_of(packed("nvfp4")), torch.float32, 64)
+        message = refusal(pack("nodes.host.bare").bare_transformer, model_of(quantized("nvfp4")), torch.float32, 64)
         assert "cannot be trained" in message
