@@ -44,8 +44,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "e2m1 nearest, rank 8": (*E2M1, "--rank", "8"),
     "e2m1 learned, rank 8": (*E2M1, "--rank", "8", *LEARNED),
 }
-UNPACKED = "unpacked"
-ROUNDED = (UNPACKED, "e2m1 nearest", "e2m1 learned", "e2m1 nearest, rank 8")      # measured with fewer input bits too
+ORIGINAL = "original"
+ROUNDED = (ORIGINAL, "e2m1 nearest", "e2m1 learned", "e2m1 nearest, rank 8")      # measured with fewer input bits too
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RoundedInputs(Sampled):
         return round_inputs(model, self.bits)
 
 
-def packed(work: Path, name: str) -> Path:
+def quantized(work: Path, name: str) -> Path:
     """The file of this name, made unless it is there."""
     path, prompts = work / f"{plain(name)}.safetensors", work / "prompts.txt"
     if not path.exists():
@@ -71,14 +71,14 @@ def packed(work: Path, name: str) -> Path:
 
 
 def methods_of(work: Path) -> list[Sampled]:
-    files = {UNPACKED: SHIPPED.student, **{name: packed(work, name) for name in FILES}}
+    files = {ORIGINAL: SHIPPED.student, **{name: quantized(work, name) for name in FILES}}
     whole = [Sampled(name, file, "lcm", 4) for name, file in files.items()]
     return whole + [RoundedInputs(f"{name}, A{bits}", files[name], "lcm", 4, bits=bits)
                     for name in ROUNDED for bits in (8, 6)]
 
 
 def measured(work: Path, count: int) -> Measured:
-    """A row a method, each kept in a file; the unpacked student comes first, and images are compared with its."""
+    """A row a method, each kept in a file; the original student comes first, and images are compared with its."""
     bench = Bench.open(SHIPPED, count, batch=50)
     instrument, rows = Instrument(bench), list[Row]()
     against: tuple[str, BenchImages] | None = None
@@ -95,12 +95,12 @@ def measured(work: Path, count: int) -> Measured:
 
 def sizes(work: Path) -> dict[str, float]:
     """MB of every file."""
-    files = {UNPACKED: SHIPPED.student, **{name: work / f"{plain(name)}.safetensors" for name in FILES}}
+    files = {ORIGINAL: SHIPPED.student, **{name: work / f"{plain(name)}.safetensors" for name in FILES}}
     return {name: file.stat().st_size / 1e6 for name, file in files.items()}
 
 
 def plot(found: Measured, megabytes: dict[str, float], path: Path) -> None:
-    """PNG: whole images minus those of the unpacked weights, with the paired interval, over the size of the file."""
+    """PNG: whole images minus those of the original weights, with the paired interval, over the size of the file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(9, 4.5), layout="constrained")
@@ -114,7 +114,7 @@ def plot(found: Measured, megabytes: dict[str, float], path: Path) -> None:
         axes.errorbar(megabytes[name] * (1 + 0.012 * (number % 5 - 2)), 100 * less.value, yerr=reach, capsize=3,
                       fmt="D" if "learned" in name else "o", label=f"{name}, {megabytes[name]:.1f} MB")
     axes.axhline(0, color="grey", linestyle=":")
-    axes.set(xlabel="file, MB (points of equal size drawn apart)", ylabel="whole images minus unpacked, %")
+    axes.set(xlabel="file, MB (points of equal size drawn apart)", ylabel="whole images minus original, %")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     axes.grid(alpha=0.3)
     with replacing(path) as beside:
@@ -136,7 +136,7 @@ def main() -> None:
     found = measured(args.work, args.count)
     megabytes = sizes(args.work)
     table = markdown(["weights", "MB"], [[name, f"{size:.2f}"] for name, size in megabytes.items()])
-    print(results_table(found), differences(found, UNPACKED), table, sep="\n\n")
+    print(results_table(found), differences(found, ORIGINAL), table, sep="\n\n")
     if can_plot():
         plot(found, megabytes, args.work / "results.png")
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TOPICS = {"passes": "one pass beside other implementations", "guided": "unequal prompts in one pass",
           "samplings": "whole samplings by number of steps", "caches": "work reused from step to step",
-          "packed": "packed weights", "text": "a prompt through T5 in every precision",
+          "quantized": "quantised weights", "text": "a prompt through T5 in every precision",
           "family": "ControlNet, feedback, PT-DiT, FlexDiT", "memory": "peak memory, computed"}
 HEAD = 72
 

@@ -1,7 +1,7 @@
 """Topic: the peak memory of the whole job, prompt to image, computed: every allocation traced, none made.
 
 Tensors without data go through the library's own networks. T5 has the layers of transformers, whose weights count in
-the precision that they would have; what unpacking one int8 layer takes is counted beside it. Not included: what CUDA
+the precision that they would have; what dequantising one int8 layer takes is counted beside it. Not included: what CUDA
 itself and its libraries take, usually 1 to 2 GiB, and scratch space inside kernels.
 """
 from collections.abc import Callable
@@ -94,11 +94,11 @@ def text_activations(tokens: int, setting: Setting) -> int:
 
 
 def text_peak(bits: Bits, beside: int, setting: Setting) -> int:
-    """Weights in their precision; int8 unpacks a layer to fp32 as it runs, twice for a moment, NF4 to 16 bits."""
+    """Weights in their precision; int8 dequantises a layer to fp32 as it runs, twice for a moment, NF4 to 16 bits."""
     sizes = TINY_T5 if setting.tiny else XXL
     largest = sizes["d_model"] * sizes["d_ff"]
-    unpacking = largest * (4 + 4) if bits == INT8 else largest * 2 if bits == 4 else 0
-    return t5_bytes(dict(t5_shapes(sizes)), bits) + beside + unpacking
+    dequantized = largest * (4 + 4) if bits == INT8 else largest * 2 if bits == 4 else 0
+    return t5_bytes(dict(t5_shapes(sizes)), bits) + beside + dequantized
 
 
 def sampling_peak(config: PixArtConfig, side: int, rows: int, tokens: int, setting: Setting) -> int:

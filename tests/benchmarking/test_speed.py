@@ -23,7 +23,7 @@ from pixart.mini.measure.methods import Sampled
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("The ceiling of the machine", "One pass, implementations in turns", "A guided step", "Sampling, prompts",
-          "Decoding", "Samplings with work reused", "One pass with weights kept packed", "A prompt through T5",
+          "Decoding", "Samplings with work reused", "One pass with weights kept quantised", "A prompt through T5",
           "Other networks of the family",
           "Their work, counted", "Memory of one pass", "Peak memory of each part", "Peak memory of the whole job")
 

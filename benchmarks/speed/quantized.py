@@ -1,4 +1,4 @@
-"""Topic: passes with packed weights, which the library unpacks whenever a layer runs, beside 16 bits, in turns."""
+"""Topic: passes with quantised weights, dequantised whenever a layer runs, beside 16 bits, in turns."""
 from functools import partial
 
 import torch
@@ -16,33 +16,33 @@ from ..instruments.setting import DTYPES, Setting
 from ..instruments.timing import medians
 from .wish import Wish, config_for, pixels
 
-PACKED = "One pass with weights kept packed, in turns with 16 bits"
+KEPT_QUANTIZED = "One pass with weights kept quantised, in turns with 16 bits"
 
 
 def cases(setting: Setting, wish: Wish) -> dict[str, Case]:
-    return {f"packed, {target}": partial(measure, target, wish) for target in TARGETS}
+    return {f"quantised, {target}": partial(measure, target, wish) for target in TARGETS}
 
 
 @torch.inference_mode()
 def measure(target: str, wish: Wish, setting: Setting, notes: Notes) -> None:
     side, name = wish.main
-    config = packable(config_for(side, setting), setting)
-    plain, packed = (transformer(config, DTYPES[name], setting.device) for _ in range(2))
-    pack(packed, target, setting)
+    config = quantizable(config_for(side, setting), setting)
+    plain, quantized = (transformer(config, DTYPES[name], setting.device) for _ in range(2))
+    quantize(quantized, target, setting)
     inputs = as_passed(given(config, [pixels(side, setting) // 8] * 2, [wish.tokens], setting.device, DTYPES[name]))
-    found = medians({"plain": partial(plain, **inputs), "packed": partial(packed, **inputs)}, setting)
-    notes.row(PACKED, px=side, dtype=name, blocks=config.depth, format=target, ms=found["packed"],
-              **{"ms unpacked": found["plain"], "slower": found["packed"] / found["plain"],
-                 "MiB": held(packed) / 2 ** 20, "MiB unpacked": held(plain) / 2 ** 20})
+    found = medians({"plain": partial(plain, **inputs), "quantised": partial(quantized, **inputs)}, setting)
+    notes.row(KEPT_QUANTIZED, px=side, dtype=name, blocks=config.depth, format=target, ms=found["quantised"],
+              **{"ms original": found["plain"], "slower": found["quantised"] / found["plain"],
+                 "MiB": held(quantized) / 2 ** 20, "MiB original": held(plain) / 2 ** 20})
 
 
-def packable(config: PixArtConfig, setting: Setting) -> PixArtConfig:
+def quantizable(config: PixArtConfig, setting: Setting) -> PixArtConfig:
     """A rehearsal's width must suit every format."""
     from dataclasses import replace
     return replace(config, hidden=256, heads=4, depth=1) if setting.tiny else config
 
 
-def pack(model: PixArtTransformer, target: str, setting: Setting) -> None:
+def quantize(model: PixArtTransformer, target: str, setting: Setting) -> None:
     """In place: all matrices of the blocks."""
     weights = {key.removesuffix(".weight"): value.float().cpu() for key, value in model.state_dict().items()
                if MATRICES.fullmatch(key)}
