@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from .mixin import Mixin
 
 
-def pack_text(context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, bool]:
+def compact_text(context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, bool]:
     """Move the real tokens of every row to the front and drop what no row needs.
 
-    context (B, L, C); mask (B or 1, L), nonzero = a real token, or None for all. Returns the packed context
+    context (B, L, C); mask (B or 1, L), nonzero = a real token, or None for all. Returns the shorter context
     (B, longest, C), zero behind the end of shorter rows, its mask (B, longest) int32, and whether any row is padded.
     Raises ValueError for a mask of another shape, or one that leaves nothing of a row.
     """
@@ -97,6 +97,6 @@ def cond_types() -> tuple[type, type]:
 def text_conds(context: Tensor, mask: Tensor | None, device: Any = None) -> dict[str, object]:
     """What `extra_conds` of a model returns for its text, on the device of the sampling: moved there once, not in
     every pass."""
-    packed, real, padded = pack_text(context, mask)
+    compact, real, padded = compact_text(context, mask)
     text, text_mask = cond_types()
-    return {"c_crossattn": text(packed.to(device=device)), "text_mask": text_mask(real.to(device=device), padded)}
+    return {"c_crossattn": text(compact.to(device=device)), "text_mask": text_mask(real.to(device=device), padded)}

@@ -48,8 +48,8 @@ class _PixArt(Mixin):
         return super().state_dict_for_saving(*args, **kwargs)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, object]:
-        """Conditioning -> inputs of the transformer, on its device. Text is packed so that all conditions fit one
-        pass. A side of 0 pixels, which the stock encode node takes, stands for that of the latent."""
+        """Conditioning -> inputs of the transformer, on its device. Text is made compact so that all conditions
+        fit one pass. A side of 0 pixels, which the stock encode node takes, stands for that of the latent."""
         from comfy.conds import CONDRegular
         refuse_conditions(kwargs)
         noise = kwargs.get("noise")

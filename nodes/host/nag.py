@@ -4,7 +4,7 @@ from typing import Any
 from torch import Tensor
 
 from ...pixart.model.nag import NAG
-from .conditioning import pack_text
+from .conditioning import compact_text
 from .policies import with_policies
 from .transformer import network_in
 
@@ -27,4 +27,4 @@ def avoided_text(negative: list) -> Tensor:
         raise ValueError(f"negative holds {sum(len(entry[0]) for entry in negative)} prompts; NAG avoids one. Write "
                          "everything that is to be avoided into one text.")
     context, told = negative[0]
-    return pack_text(context, told.get("attention_mask"))[0]
+    return compact_text(context, told.get("attention_mask"))[0]

@@ -71,7 +71,7 @@ class _PTDiTModel(Mixin):
     """What differs from the host's BaseModel."""
 
     def extra_conds(self, **kwargs: Any) -> dict[str, object]:
-        """Conditioning -> inputs of the network; text is packed so that all conditions fit one pass."""
+        """Conditioning -> inputs of the network; text is made compact so that all conditions fit one pass."""
         refuse_conditions(kwargs)
         config = self.model_config.pixart
         if kwargs.get("prompt_type") == "positive" and (noise := kwargs.get("noise")) is not None:

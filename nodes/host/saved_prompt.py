@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...pixart.text import Encoded, PromptReport, load_embeddings, save_embeddings
 from . import folders
-from .conditioning import pack_text
+from .conditioning import compact_text
 from .file_names import checked_name
 
 # What a file of encoded prompts keeps; `pooled_output` is always empty for T5.
@@ -50,8 +50,8 @@ def text_of(conditioning: list) -> Tensor:
                          "Prompt.")
     if extra.get("pooled_output") is not None:
         raise ValueError("this CONDITIONING is of another text encoder, it has a pooled_output; expected one of T5")
-    packed, _, _ = pack_text(context, extra.get("attention_mask"))
-    return packed.float().cpu()
+    compact, _, _ = compact_text(context, extra.get("attention_mask"))
+    return compact.float().cpu()
 
 
 def same(kept: Tensor, context: Tensor) -> bool:

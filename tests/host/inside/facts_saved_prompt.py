@@ -24,8 +24,8 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit():
         assert passed is conditioning and report == f"a cat {number}.safetensors"
         assert report in node("PixArtLoadPrompt").INPUT_TYPES()["required"]["file"][0]
         ((context, extra),), line = load(report)
-        real, _, _ = pack("nodes.host.conditioning").pack_text(conditioning[0][0],
-                                                               conditioning[0][1].get("attention_mask"))
+        real, _, _ = pack("nodes.host.conditioning").compact_text(conditioning[0][0],
+                                                                  conditioning[0][1].get("attention_mask"))
         assert torch.equal(context, real) and extra == {"pooled_output": None}
         assert line == f"{context.shape[1]} tokens, {context.shape[2]} numbers each: a cat on a mat"
 
