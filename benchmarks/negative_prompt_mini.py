@@ -39,10 +39,7 @@ from pixart.model.nag import NAG  # noqa: E402
 from pixart.sampling.guidance import guided  # noqa: E402
 from pixart.sampling.noise import ImageNoise  # noqa: E402
 from pixart.sampling.samplers import SAMPLERS  # noqa: E402
-from pixart.text.encoded import (
-    Encoded,  # noqa: E402
-    stack_captions,  # noqa: E402
-)
+from pixart.text.encoded import Encoded, stack_captions  # noqa: E402
 from pixart.text.t5 import T5Encoder  # noqa: E402
 
 # What a sentence may leave open. Not texture: captions state all of these, but call a thing without words plain.

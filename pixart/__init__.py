@@ -56,7 +56,7 @@ _LAZY = {
 }
 
 __all__ = ["LATENT_SCALE", "VARIANTS", "KVCompression", "PixArtConfig", "__version__",
-           "Checkpoint", "CheckpointError", "Encoded", "ControlImage", "Images", "ImageNoise", "Pipeline",
+           "Checkpoint", "CheckpointError", "ControlImage", "Encoded", "Images", "ImageNoise", "Pipeline",
            "PixArtControlNet", "PixArtTransformer", "Request", "SAMPLERS", "T5Encoder", "decode", "dmd",
            "dpm_solver_pp", "edge_maps", "guided", "lcm", "lcm_timesteps", "load", "load_control", "load_embeddings",
            "load_lora", "load_vae", "read_checkpoint", "read_image", "sample", "save_checkpoint", "save_embeddings",

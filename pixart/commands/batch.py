@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
 def generation_settings(args: argparse.Namespace) -> "GenerationSettings":
     from ..batch.generate import GenerationSettings
-    from ..generation.files import parts_in
+    from ..generation.pipeline_files import parts_in
 
     check_mode(args.long, args.inner_ends)
     require_lora(args)

@@ -261,7 +261,7 @@ def run(args: argparse.Namespace) -> None:
 
 def require_parts(args: argparse.Namespace) -> None:
     """Take from a diffusers pipeline's folder what is not named. ValueError for a model without what belongs to it."""
-    from ..generation.files import parts_in
+    from ..generation.pipeline_files import parts_in
 
     args.vae, t5 = parts_in(args.model, args.vae, args.t5)
     args.t5 = t5 if args.embeddings is None else None

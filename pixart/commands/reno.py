@@ -104,11 +104,13 @@ def run(args: argparse.Namespace) -> None:
     recipe = recipe_of(args)
     begin = None if args.noise is None else load_noise(args.noise)
     pipe = open_pipeline(args)
-    wanted, reward = pipe.wanted(args.sampler, args.steps, None, args.rule), open_reward(args, pipe)
-    width, height = args.size or (pipe.config.resolution, pipe.config.resolution)
+    width, height = args.size or (None, None)
+    saved = saved_prompt(args, False)
+    request = request_of(pipe, saved or args.prompt, begin, steps=args.steps, seed=args.seed, width=width,
+                         height=height, sampler=args.sampler, rule=args.rule)
+    reward = open_reward(args, pipe)
     with Bars() as bars:
-        prompt = saved_prompt(args, False) or pipe.encode(args.prompt, bars, args.long, args.inner_ends)
-        request = request_of(prompt, wanted, args.seed, width, height)
+        prompt = saved or pipe.encode(args.prompt, bars, args.long, args.inner_ends)
         first, best = (image_facts_of(request, pipe.files, own_noise=own)[0].parameters if args.metadata else None
                        for own in (begin is not None, True))
         found = reno(pipe, prompt, reward, recipe, steps=args.steps, seed=args.seed,

@@ -20,8 +20,8 @@ from ..weights.locate import WEIGHT_SUFFIXES
 if TYPE_CHECKING:
     from ..control.control_image import ControlImage
     from ..model.policy import Policy
-    from .files import PipelineFiles
     from .image_to_image import StartImage
+    from .pipeline_files import PipelineFiles
     from .request import Request
 
 

@@ -35,8 +35,8 @@ from ..text.on_demand import T5OnDemand
 from ..text.quantized import Bits, usual_bits
 from ..vae import Autoencoder, decode, encode_images, load_vae
 from .facts import image_facts_of
-from .files import AnyPath, PipelineFiles, parts_in, require_files
 from .image_to_image import Origin, StartImage, output_size, start_image
+from .pipeline_files import AnyPath, PipelineFiles, parts_in, require_files
 from .request import Request, check_captions, check_given, check_negative, check_origin
 from .result import Images
 from .sample import AppliedControl, sample

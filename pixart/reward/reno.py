@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ..device import memory_advice
-from ..generation.pipeline import Pipeline
+from ..generation.pipeline import Pipeline, texts_of
 from ..generation.request import Request, check_noise
-from ..sampling.preset import Preset
 from ..text.encoded import Encoded
 from ..vae import decoder
 from .generator import Generator, check_differentiable, recomputed
@@ -33,14 +32,12 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
     Raises ValueError for a sampler that cannot be differentiated, such as that of a base model; FloatingPointError
     where no reward is finite, MemoryError with advice.
     """
-    given = prompts if isinstance(prompts, Encoded) else pipe.encode(prompts)
-    side = pipe.config.resolution
-    request = request_of(given, pipe.wanted(sampler, steps, None, rule), seed, width or side, height or side)
-    texts = request.prompts
     if by not in WAYS:
         raise ValueError(f"by is {by!r}; use {', '.join(WAYS)}")
-    check_differentiable(request)
-    check_noise(noise, request, pipe.config)
+    request = request_of(pipe, prompts, noise, steps=steps, seed=seed, width=width, height=height, sampler=sampler,
+                         rule=rule)
+    texts = request.prompts
+    given = prompts if isinstance(prompts, Encoded) else pipe.encode(prompts)
     if pipe.t5 is not None:
         pipe.t5.make_room(pipe.keep_t5)
     vae: Any = pipe.vae
@@ -55,7 +52,15 @@ def reno(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, reward: Weighte
             return search_noise(generate, reward, texts, begin, recipe.iterations, propose, watch)
 
 
-def request_of(given: Encoded, wanted: Preset, seed: int, width: int, height: int) -> Request:
-    """The request for the images of `reno`: as those of the pipeline, without guidance."""
-    return Request(tuple(report.prompt for report in given.reports), "", height, width, wanted.sampler, wanted.steps,
-                   1.0, wanted.rule, seed)
+def request_of(pipe: Pipeline, prompts: str | Sequence[str] | Encoded, noise: Tensor | None, *, steps: int | None,
+               seed: int, width: int | None, height: int | None, sampler: str, rule: str | None) -> Request:
+    """The request for the images of `reno`, whose arguments these are: as those of the pipeline, without guidance.
+
+    Reads no weights. ValueError for a sampler that cannot be differentiated, and for noise of another shape.
+    """
+    wanted, side = pipe.wanted(sampler, steps, None, rule), pipe.config.resolution
+    request = Request(texts_of(prompts), "", height or side, width or side, wanted.sampler, wanted.steps, 1.0,
+                      wanted.rule, seed)
+    check_differentiable(request)
+    check_noise(noise, request, pipe.config)
+    return request

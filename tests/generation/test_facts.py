@@ -12,9 +12,9 @@ from pixart.accelerate.pooled_values import PooledValues
 from pixart.control.control_image import ControlImage
 from pixart.files.images import PARAMETERS_KEY, save_image
 from pixart.generation.facts import ImageFacts, image_facts_of, model_name
-from pixart.generation.files import PipelineFiles
 from pixart.generation.image_to_image import StartImage
 from pixart.generation.pipeline import Pipeline
+from pixart.generation.pipeline_files import PipelineFiles
 from pixart.generation.request import Request
 from pixart.generation.result import Images
 from pixart.mini import SHIPPED

@@ -149,8 +149,10 @@ def test_a_checkpoint_is_sampled_as_it_was_made_for():
     found = reno(pipe, PROMPT, reward, one, seed=3, by="best-of-n")
     assert torch.equal(found.images, pipe(PROMPT, sampler="tdm", steps=4, seed=3).pixels)
     assert not torch.equal(found.images, reno(pipe, PROMPT, reward, one, seed=3, sampler="lcm", by="search").images)
+    base = opened()
     with pytest.raises(ValueError, match="sampler dpm cannot be optimised through"):
-        reno(opened(), PROMPT, reward, one)
+        reno(base, PROMPT, reward, one)
+    assert not {"transformer", "vae"} & vars(base).keys() and base.t5.encoder is None
 
 
 def command(*words, monkeypatch):
